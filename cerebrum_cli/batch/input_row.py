@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.errors import PromptTooLong
+from cerebrum_cli.core.errors import NoAnswer, PromptTooLong
 from cerebrum_cli.core.events import TRUNCATED as TRUNCATED_REASONS
 from cerebrum_cli.core.events import Origin, RefusedEvent
 from cerebrum_cli.core.frozen import frozen
@@ -142,6 +142,8 @@ def row_flags(object: JsonObject) -> int:
     flags = RowFlag.FINISHED
     if object["finish_reason"] in TRUNCATED_REASONS:
         flags |= RowFlag.TRUNCATED
+    if not (object["text"].strip() or object.get("calls")):
+        flags |= RowFlag.EMPTY
     votes = object["votes"]
     if votes is not None and (votes["winner"] is None or votes["tie"]):
         flags |= RowFlag.UNDECIDED
@@ -197,9 +199,9 @@ def row_object(event: Outcome, larger_context: str) -> JsonDict:
 
 def refused_object(row: InputRow, refused: RefusedEvent) -> JsonDict:
     error = refused.error
-    kind = TOO_LONG if isinstance(error, PromptTooLong) else REFUSED
+    kind = TOO_LONG if isinstance(error, PromptTooLong) else INCOMPLETE if isinstance(error, NoAnswer) else REFUSED
     message = f"{error.message}: {error.hint}" if error.hint else error.message
-    return output_object(row, refused.origin, error=asdict(row.error or RowError(kind, message)))
+    return output_object(row, refused.origin, text=refused.text, error=asdict(row.error or RowError(kind, message)))
 
 
 def reply_values(reply: Reply, request: Ask) -> JsonDict:

@@ -138,11 +138,12 @@ class AlternativesEvent(NamedTuple):
 
 
 class RefusedEvent(NamedTuple):
-    """The last event of a sequence that failed while others continue."""
+    """The last event of a sequence that failed while others continue, with the `text` of an answer that is refused."""
 
     sequence: SequenceId
     error: CerebrumError
     origin: Origin | None = None
+    text: str | None = None
 
 
 class TallyEvent(NamedTuple):

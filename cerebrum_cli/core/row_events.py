@@ -12,11 +12,12 @@ SHOWN_ERRORS = 3
 
 @frozen
 class RowCounts:
-    """Finished rows of a batch: failed (with the first `errors`), truncated, and undecided by a vote."""
+    """Finished rows of a batch: failed (with the first `errors`), truncated, undecided by a vote, and without text."""
 
     failed: int = 0
     truncated: int = 0
     undecided: int = 0
+    empty: int = 0
     errors: Texts = ()
 
 
@@ -63,5 +64,5 @@ class RowEvent(RowProgress):
     @property
     def clauses(self) -> list[str]:
         counts = self.counts
-        named = {"failed": counts.failed, "truncated": counts.truncated, "undecided": counts.undecided}
-        return [f"{count} {name}" for name, count in named.items() if count]
+        names = ("failed", "truncated", "undecided", "empty")
+        return [f"{count} {name}" for name in names if (count := getattr(counts, name))]

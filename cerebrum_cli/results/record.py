@@ -75,13 +75,14 @@ class Record:
     failed: int | None = None
     truncated: int | None = None
     undecided: int | None = None
+    empty: int | None = None
     result: str | None = None
     extent: Mapping[str, int] = field(default_factory=dict)
     notes: JsonObject = field(default_factory=dict)
 
     @property
     def counts(self) -> RowCounts:
-        return RowCounts(self.failed or 0, self.truncated or 0, self.undecided or 0)
+        return RowCounts(self.failed or 0, self.truncated or 0, self.undecided or 0, self.empty or 0)
 
     @property
     def identity(self) -> JsonDict:

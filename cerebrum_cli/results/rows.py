@@ -31,7 +31,7 @@ Table = Callable[[Iterable[JsonObject]], Iterator[bytes]]
 class RowFlag:
     """Bits of a row's flags; an unfinished row has none."""
 
-    FINISHED, FAILED, TRUNCATED, UNDECIDED = 1, 2, 4, 8
+    FINISHED, FAILED, TRUNCATED, UNDECIDED, EMPTY = 1, 2, 4, 8, 16
 
 
 @frozen
@@ -84,8 +84,9 @@ class FinishedRows(Collection[int]):
 
     @property
     def counts(self) -> RowCounts:
-        failed, truncated = self._count(RowFlag.FAILED), self._count(RowFlag.TRUNCATED)
-        return RowCounts(failed, truncated, self._count(RowFlag.UNDECIDED), self.errors)
+        flags = RowFlag.FAILED, RowFlag.TRUNCATED, RowFlag.UNDECIDED, RowFlag.EMPTY
+        failed, truncated, undecided, empty = map(self._count, flags)
+        return RowCounts(failed, truncated, undecided, empty, self.errors)
 
     def forget_failed(self) -> None:
         """Forget the rows without an answer, which are to be answered again."""

@@ -82,6 +82,7 @@ class StoredResults(Results):
                 failed=counts.failed,
                 truncated=counts.truncated,
                 undecided=counts.undecided,
+                empty=counts.empty,
             )
             write_record(paths, record, then)
             if file_sha256(paths.output) != record.replaces:

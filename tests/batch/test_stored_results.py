@@ -93,6 +93,7 @@ def test_result_is_in_input_order_with_a_record_beside_it(output: Path) -> None:
         "failed": 1,
         "truncated": 0,
         "undecided": 0,
+        "empty": 0,
         "result": hashlib.sha256(complete_result()).hexdigest(),
     }
 
