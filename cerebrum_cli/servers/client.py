@@ -12,19 +12,30 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from cerebrum_cli.core.environment import environment, named_proxy
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import foreign_line
+from cerebrum_cli.servers.bodies import (
+    QUESTION_BYTES,
+    REPLY_BYTES,
+    SAMPLES_BYTES,
+    error_body,
+    parse_json,
+    read_body,
+    read_events,
+    unpacked,
+)
 from cerebrum_cli.servers.endpoint import KEY_VARIABLE, Endpoint
 from cerebrum_cli.servers.faults import (
+    ExchangeError,
     LostServerError,
     RequestError,
     connection_problem,
@@ -36,17 +47,13 @@ if TYPE_CHECKING:
     import aiohttp
 
 MESSAGE_S = 5.0  # in which the message of an error must arrive
-QUESTION_BYTES = 2**20  # about a server, its load or the tokens of a text, and of an error
-REPLY_BYTES = 2**28  # of all samples; with log probabilities, a token takes about 200
-EVENT_BYTES = 2**23  # of a line of a stream: llama-server's last event may repeat a long prompt
-TOO_LARGE = "the reply is too large"
 CONNECT_S = 5.0
 IDLE_S = 2.0  # of a connection before it is closed: llama-server closes it after 5, perhaps while a request is sent
 # A peer that has vanished is noticed within a minute. TCP_KEEPALIVE is TCP_KEEPIDLE on macOS; the last is for a request
 # that is never acknowledged, in ms.
 KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
+SECRET = 8  # characters; a shorter key, or value of a query, is a word that messages may have
 RESEND_S = 1.0  # in which a kept connection breaks that the server had closed
-DONE: JsonDict = {}  # instead of [DONE], the last event of a stream
 _opened = ContextVar[list[socket.socket]]("sockets that the running request has opened")
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 
@@ -70,6 +77,8 @@ class Client:
             raise EndpointError(problem, hint) from error
         self._base_url, mark, query = endpoint.url.partition("?")
         self._query = mark + query
+        secrets = (endpoint.key or "", *(value for _, value in parse_qsl(query)), query)
+        self._secrets = [secret.strip() for secret in secrets if len(secret) >= SECRET]
         self._headers = {"User-Agent": "cerebrum-cli", "Accept-Encoding": "identity"}
         if endpoint.key:
             self._headers["Authorization"] = f"Bearer {endpoint.key.strip()}"  # those of a session also go to a proxy
@@ -84,29 +93,22 @@ class Client:
 
     async def get(self, path: str, timeout_s: float, **query: str) -> Any:
         async with self._exchange("GET", path, timeout_s, params=query) as response:
-            return json.loads(await _content(response, QUESTION_BYTES))
+            return parse_json(await read_body(_body(response), QUESTION_BYTES))
 
-    async def post(self, path: str, body: JsonObject, timeout_s: float | None = None) -> Any:
+    async def post(self, path: str, body: JsonObject, timeout_s: float | None = None, samples: int = 1) -> Any:
         """The JSON reply to a JSON body. Without a timeout, the caller must end the request in time."""
-        limit = QUESTION_BYTES if timeout_s else REPLY_BYTES
+        limit = QUESTION_BYTES if timeout_s else min(samples * REPLY_BYTES, SAMPLES_BYTES)
         async with self._exchange("POST", path, timeout_s, json=body) as response:
-            content = await _content(response, limit)
-            return require_success(json.loads(content))
+            return require_success(parse_json(await read_body(_body(response), limit)))
 
     async def stream(self, path: str, body: JsonObject) -> AsyncGenerator[JsonDict, None]:
-        """Yield the JSON objects of server-sent events, each in a line; closing the iterator closes the connection."""
-        async with self._exchange("POST", path, None, json=body, read_bufsize=EVENT_BYTES // 2) as response:
-            limit = REPLY_BYTES
-            async for line in response.content:
-                if (limit := limit - len(line)) < 0:
-                    raise LostServerError(TOO_LARGE)
-                field, _, data = line.partition(b":")
-                data = data.strip()
-                if field != b"data" or not data or data.startswith(b":"):  # such as `data: : PING`
-                    continue
-                event = DONE if data == b"[DONE]" else json.loads(data)
-                if event is not None:  # null keeps the connection open
-                    yield require_success(event)
+        """Yield the values of events, or a reply that does not stream; closing the iterator closes the connection."""
+        async with (
+            self._exchange("POST", path, None, json=body) as response,
+            aclosing(read_events(_body(response))) as events,
+        ):
+            async for event in events:
+                yield event
 
     def fault(self, error: RequestError, hint: str, where: str = "") -> EndpointError:
         if error.status in (401, 403):
@@ -134,6 +136,9 @@ class Client:
                 if response.status >= 300:
                     raise await self._error(response)
                 yield response
+        except ExchangeError as error:
+            error.reason = foreign_line(self._without_secrets(error.reason))
+            raise
         except aiohttp.InvalidURL as error:
             raise EndpointError(f"{self.endpoint.name}: not the URL of a server", "check the URL") from error
         except aiohttp.ClientConnectorCertificateError as error:
@@ -148,8 +153,6 @@ class Client:
             raise LostServerError("no reply in time") from error
         except (OSError, aiohttp.ClientError) as error:
             raise LostServerError("connection lost") from error
-        except aiohttp.http_exceptions.LineTooLong as error:
-            raise LostServerError(TOO_LARGE) from error
         except (ValueError, RecursionError) as error:
             raise LostServerError("damaged reply") from error
 
@@ -176,23 +179,24 @@ class Client:
         import aiohttp
 
         if 300 <= response.status < 400:
-            problem = f"{self.endpoint.name} redirects to {foreign_line(response.headers.get('Location', 'nowhere'))}"
+            location = self._without_secrets(response.headers.get("Location", "nowhere"))
+            problem = f"{self.endpoint.name} redirects to {foreign_line(location)}"
             return EndpointError(problem, "if you trust it, use that URL as --endpoint")
-        body = None
-        with suppress(TimeoutError, LostServerError, aiohttp.ClientError, ValueError, RecursionError):
+        body: Any = None
+        with suppress(TimeoutError, LostServerError, aiohttp.ClientError):
             async with asyncio.timeout(MESSAGE_S):
-                body = json.loads(await _content(response, QUESTION_BYTES))
+                body = error_body(await read_body(_body(response), QUESTION_BYTES))
         return failure(response.status, body, _delay(response.headers.get("Retry-After", "")))
 
+    def _without_secrets(self, text: str) -> str:
+        """A text of the server, which may repeat what it was sent."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
 
-async def _content(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The content of a response. Raises LostServerError for more bytes than the limit."""
-    content = bytearray()
-    async for part in response.content.iter_any():
-        content += part
-        if len(content) > limit:
-            raise LostServerError(TOO_LARGE)
-    return bytes(content)
+
+def _body(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+    return unpacked(response.content.iter_any(), response.headers.get("Content-Encoding", "").lower())
 
 
 def _delay(retry_after: str) -> float | None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.core.errors import DAMAGE, UnknownToken
 from cerebrum_cli.core.events import FinishEvent, PromptEvent
+from cerebrum_cli.core.text import foreign_line
 from cerebrum_cli.servers.chat_completions import chat_messages
 from cerebrum_cli.servers.faults import LostServerError, RequestError
 from cerebrum_cli.servers.kind import ReplyChunk
@@ -72,7 +73,8 @@ class Exchange(NamedTuple):
         server = self.server
         turns = [sample.take_turn() for sample in samples]
         body = server.kind.completion_body(turns[0], server.info, samples[0].seed, len(samples))
-        replies = server.kind.read_replies(await server.client.post(server.kind.completion_path, body))
+        answer = await server.client.post(server.kind.completion_path, body, samples=len(samples))
+        replies = server.kind.read_replies(answer)
         if len(replies) != len(samples) or not all(reply.end for reply in replies):
             raise LostServerError(f"{len(replies)} replies instead of {len(samples)}")
         for reply in replies:
@@ -103,8 +105,14 @@ class Exchange(NamedTuple):
             deadline.reschedule(asyncio.get_running_loop().time() + limit)
 
     def _note_end(self, chunk: ReplyChunk) -> None:
-        if chunk.end == "unstated":
+        conversation = self.job.request.ask.conversation
+        if chunk.end == "unstated" and not chunk.withheld:
             self.server.notice(self.job, "gave no known reason for ending a reply", UNSTATED_HINT)
+        if chunk.left_out:
+            self.server.notice(self.job, "sent more than the text of a reply", f"left out: {chunk.left_out}")
+        if chunk.calls and not (conversation and conversation.tools):
+            called = foreign_line(", ".join(call.name for call in chunk.calls))
+            self.server.notice(self.job, "called functions, though none was offered", f"ignored: {called}")
 
     def _report(self, event: SampleEvent) -> None:
         if isinstance(event, FinishEvent):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from dataclasses import dataclass
 from typing import Any
 
 from cerebrum_cli.core.errors import CerebrumError
-from cerebrum_cli.core.text import foreign_line
 
 RETRY_LATER = (408, 429, 503)
 # Parts of messages that concern the request, though the status is 500, or missing within a stream.
 REFUSALS = ("validation error", "context length", "context window", "tools param requires")
+# Keys of an error's body for what went wrong: OpenAI's, FastAPI's (`detail`, a list of `msg`), and others.
+PROBLEMS = ("error", "message", "detail", "msg", "errors", "error_message", "error_msg")
 
 
 @dataclass(eq=False)
@@ -56,9 +58,7 @@ class RefusedRequestError(Exception):
 
 def failure(status: int, body: Any, retry_after: float | None = None) -> Exception:
     """Error for an HTTP status and the JSON of a response, or of an event in the middle of a stream."""
-    message = f"status {status}"
-    if stated := _stated_problem(body):
-        message = foreign_line(str(stated))
+    message = stated_problem(body) or f"status {status}"
     if status in RETRY_LATER:
         return BusyServerError(message, retry_after)
     if status == 500 and any(sign in message.lower() for sign in REFUSALS):
@@ -68,24 +68,37 @@ def failure(status: int, body: Any, retry_after: float | None = None) -> Excepti
     return LostServerError(message)
 
 
-def _stated_problem(body: Any) -> Any:
-    """What the body of an error says, in one of the usual places."""
-    if isinstance(body, dict):
-        body = body.get("error", body)
-    if isinstance(body, dict):
-        return body.get("message") or body.get("detail")
-    return body
+def stated_problem(body: Any) -> str:
+    """What the body of an error says, in one of the usual places; empty if in none of them."""
+    if isinstance(body, str):
+        return body.strip()
+    if isinstance(body, list):
+        return "; ".join(filter(None, map(stated_problem, body)))
+    if not isinstance(body, dict):
+        return ""
+    places = (stated_problem(body.get(key)) for key in PROBLEMS)
+    return next(filter(None, places), "")
+
+
+def stated_failure(body: Any) -> Exception:
+    """The error that a body states although its status is 200; some give the status there."""
+    status = 500
+    for place in (body, body.get("error") if isinstance(body, dict) else None):
+        code = place.get("code") if isinstance(place, dict) else None
+        if re.fullmatch(r"[1-5]\d\d", str(code), re.ASCII):
+            status = int(str(code))
+    return failure(status, body)
 
 
 def require_success(reply: Any) -> Any:
-    """A reply or an event, unless it states an error although its status is 200."""
-    if not isinstance(reply, dict) or reply.get("error") is None:
-        return reply
-    error = reply["error"]
-    status = 500
-    if isinstance(error, dict) and isinstance(error.get("code"), int):
-        status = error["code"]
-    raise failure(status, reply)
+    """A reply or an event, unless it, or a choice in it, states an error although the status is 200."""
+    if isinstance(reply, dict):
+        choices = reply.get("choices")
+        parts = [reply, *choices] if isinstance(choices, list) else [reply]
+        for part in parts:
+            if isinstance(part, dict) and (part.get("error") or part.get("object") == "error"):
+                raise stated_failure(part)
+    return reply
 
 
 def connection_problem(error: Exception) -> str:

@@ -32,7 +32,8 @@ class ReplyChunk:
     the prompt: tokens evaluated, and all. The last part has an `end`, where a "limit" is that of tokens or of the
     context, the `calls` of functions, the number of tokens in the prompt, and times, if the server states them. One
     that is "unstated" counts as "eos" below the limit. With `progress` or an `end`, `cached` prompt tokens came from
-    the server's cache.
+    the server's cache. With an `end`, the server may have `withheld` the rest, for this reason, or sent what is no text
+    of this reply: `left_out`.
     """
 
     tokens: Sequence[int] = ()
@@ -46,6 +47,8 @@ class ReplyChunk:
     prompt_tokens: int | None = None
     cached: int = 0
     timings: Timings = field(default_factory=Timings)
+    withheld: str = ""
+    left_out: str = ""
 
 
 class ServerKind(ABC):

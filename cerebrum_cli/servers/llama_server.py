@@ -122,6 +122,9 @@ class LlamaServer(ServerKind):
             if progress := event.get("prompt_progress"):
                 evaluated = int(progress["processed"]), int(progress["total"])
                 yield ReplyChunk(progress=evaluated, cached=int(progress.get("cache", 0)))
+            elif event.get("stop") and (event.get("tokens") or event.get("content")):  # it does not stream
+                yield _whole(event)
+                return
             elif event.get("stop"):
                 end = _end(event)
                 yield replace(end, total=int(event["tokens_predicted"]) - (end.end == "eos"))

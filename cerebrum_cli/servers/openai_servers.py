@@ -12,7 +12,7 @@ from typing import Any
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import foreign_line
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.servers.client import DONE
+from cerebrum_cli.servers.bodies import DONE
 from cerebrum_cli.servers.endpoint import ServerInfo, Servers
 from cerebrum_cli.servers.faults import LostServerError, failure
 from cerebrum_cli.servers.kind import (

@@ -216,7 +216,9 @@ class Pool:
             server.lose(error)
         others = [other for other in self._servers if other is not server and other.is_reached and not other.failures]
         if job.has_output or (job.request.ask.stream and not others):
-            job.pooled.emit(EndpointError(f"{server.name}: {lost}", "check the server, then ask again"))
+            is_named = isinstance(error, EndpointError) and server.name in error.message
+            named = error if is_named else EndpointError(f"{server.name}: {lost}", "check the server, then ask again")
+            job.pooled.emit(named)
             return
         together = 1 if lost.server_works else server.lost_together
         job.losses += lost.was_sent

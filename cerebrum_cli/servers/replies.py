@@ -10,6 +10,7 @@ from itertools import chain
 from time import perf_counter
 from typing import TypeAlias
 
+from cerebrum_cli.core.errors import CerebrumError, EndpointError
 from cerebrum_cli.core.events import (
     Channel,
     FinishEvent,
@@ -31,6 +32,7 @@ SampleEvent: TypeAlias = PromptEvent | TokenEvent | FinishEvent | RefusedEvent
 SampleEvents: TypeAlias = Iterator[SampleEvent]
 
 IGNORED_HINT = "ask again, or update the server"
+WITHHELD_HINT = "rephrase the question, or check the server's log"
 
 
 @dataclass(eq=False)
@@ -65,7 +67,8 @@ class RemoteSample(ReplySample):
     def add(self, chunk: ReplyChunk) -> SampleEvents:
         """Yield the events of a part of the reply; no more is read of a turn once it `needs_turn` or has ended.
 
-        Raises EndpointError if it belongs to another prompt, and RefusedRequestError if it does not fit the grammar.
+        The last is a RefusedEvent if the server withheld the rest, or ignored the grammar. Raises EndpointError if it
+        belongs to another prompt.
         """
 
     def _emit(self, pieces: list[SplitText], tokens: Sequence[int] = (), logprobs: Logprobs = ()) -> SampleEvents:
@@ -77,7 +80,9 @@ class RemoteSample(ReplySample):
         if self.request.ask.stream:
             yield from self.token_events(pieces, tokens, logprobs)
 
-    def _finish_reply(self, end: StopReason, reason: FinishReason | None = None) -> SampleEvents:
+    def _finish_reply(
+        self, end: StopReason, reason: FinishReason | None = None, refusal: CerebrumError | None = None
+    ) -> SampleEvents:
         is_stopped = end in ("eos", "stop string") or (end == "unstated" and not self._is_at_limit)
         last = self.text.finish(is_truncated=not is_stopped)
         if last or self.text.was_reasoning:
@@ -85,6 +90,9 @@ class RemoteSample(ReplySample):
         if not self.request.ask.stream:
             pieces = [(channel, "".join(texts)) for channel, texts in self._texts.items()]
             yield from self.token_events(pieces, self._ids, self._logprobs)
+        if refusal:
+            yield RefusedEvent(self.id, refusal, self.origin, "".join(self._texts.get("answer", ())) or None)
+            return
         by_stop_string = self.text.is_stopped or end == "stop string"
         if reason is None:
             reason = "stop" if is_stopped or by_stop_string else self._truncation
@@ -157,7 +165,10 @@ class MessageSample(RemoteSample):
         if repeats:
             yield from self._finish_reply("limit", "repetition")
         elif chunk.end:
-            yield from self._finish_reply(chunk.end)
+            refusal = None
+            if chunk.withheld:
+                refusal = EndpointError(f"the server ended the reply: {chunk.withheld}", WITHHELD_HINT)
+            yield from self._finish_reply(chunk.end, refusal=refusal)
 
     def _up_to_repetition(self, chunk: ReplyChunk) -> tuple[ReplyChunk, bool]:
         """A part of the reply up to the place where the reply repeats itself, and whether it does.

@@ -207,13 +207,15 @@ class TokenSample(RemoteSample):
     def _end(self, chunk: ReplyChunk) -> SampleEvents:
         """End the running turn with its last part, or the one after which the rest is left."""
         self._check_prompt(chunk.prompt_tokens)
-        self._require_grammar()
         if self._turn_start:
             self._timings = Timings()
         else:
             self._cached = chunk.cached or self._cached
             self._timings = chunk.timings
         end: StopReason = chunk.end or "limit"
+        if breach := self._breach():
+            yield from self._finish_reply(end, refusal=breach)
+            return
         if end == "eos":
             self._starts_answer(None)
         elif end == "stop string" and self.awaits_answer:
@@ -275,14 +277,14 @@ class TokenSample(RemoteSample):
     def _is_full(self) -> bool:
         return self._is_at_limit or self.prompt_tokens + self.tokens >= self.context_size
 
-    def _require_grammar(self) -> None:
-        """Raise RefusedRequestError if the grammar rejects the text of this turn: some servers ignore it."""
+    def _breach(self) -> NoAnswer | None:
+        """The error if the grammar rejects the text of this turn: some servers ignore it."""
         grammar = self._turn.ask.grammar
         if grammar is None or grammar.is_schema:
-            return
+            return None
         from cerebrum_cli.grammars.guidance import is_allowed
 
         text = self._bytes_of(self._ids[self._turn_start :])
-        if not is_allowed(grammar, text, is_whole=self._has_end_token):
-            problem = "the reply does not match the grammar: the server did not enforce it"
-            raise RefusedRequestError(NoAnswer(problem, IGNORED_HINT))
+        if is_allowed(grammar, text, is_whole=self._has_end_token):
+            return None
+        return NoAnswer("the reply does not match the grammar: the server did not enforce it", IGNORED_HINT)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from model_servers import Armed, ModelServer
 from remote_engines import QUICK, connected, local_replies, remote_engine, request_of, serving_kind
-from scripted_backend import endless, random_model
+from scripted_backend import END, endless, random_model
 from server_kinds import KINDS, LlamaServer, SglangServer, VllmServer
 from waiting import wait_until
 
@@ -27,6 +27,7 @@ FEW = ROWS[:12]
 STORY = endless({"Q": "once upon a time "})
 STREAM = request_of("Q", stream=True, grammar="root ::= .*")
 LOST, DAMAGED, SILENT = (f"first is unavailable: {why}" for why in ("connection lost", "damaged reply", "silence"))
+NO_JSON = "first is unavailable: the server sent no JSON"
 ALL = "12 replies"
 
 
@@ -99,9 +100,12 @@ FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "no connection": (Killed(), ["first is unavailable: Connection refused", ALL]),
     "reset before the reply": ({"reset_after": 0}, [LOST, ALL]),
     "reset within the reply": ({"is_truncated": True}, [LOST, ALL]),
-    "not JSON": ({"body": b"not JSON"}, [DAMAGED, ALL]),
-    "truncated JSON": ({"body": b'{"index":0,'}, [DAMAGED, ALL]),
-    "another type": ({"body": b"<html>", "headers": {"Content-Type": "text/html"}}, [DAMAGED, ALL]),
+    "not JSON": ({"body": b"not JSON"}, [f"{NO_JSON}: not JSON", ALL]),
+    "truncated JSON": ({"body": b'{"index":0,'}, [f'{NO_JSON}: {{"index":0,', ALL]),
+    "another type": (
+        {"body": b"<html><title>Bad Gateway</title>", "headers": {"Content-Type": "text/html"}},
+        [f"{NO_JSON}: Bad Gateway", ALL],
+    ),
     "another shape": ({"body": b"3"}, [DAMAGED, ALL]),
     "401": ({"status": 401}, ["first requires an API key", ALL]),
     "403": ({"status": 403}, ["first requires an API key", ALL]),
@@ -289,11 +293,11 @@ NO_TOKEN = {"tokens": [None], "choices": [{"index": 0, "token_ids": [None]}], "o
 STREAM_FAULTS: dict[str, tuple[Any, list[str]]] = {
     "reset of a kept connection": ({"reset_after": 0}, ["1 replies"]),
     "reset before the first token": ({"is_truncated": True}, [LOST, "1 replies"]),
-    "no event": ({"body": b"<html>"}, ["first is unavailable: the reply is incomplete", "1 replies"]),
+    "no event": ({"body": b"<html>"}, ["first is unavailable: the server sent no events: <html>", "1 replies"]),
     "429 before the first token": (429, ["1 replies"]),
     "500 before the first token": (500, ["first is unavailable: scripted", "1 replies"]),
     "reset": ({"hang_after": WITHIN, "reset_after": WITHIN}, ["text, then error: first: connection lost"]),
-    "damaged event": (at_token(WITHIN, b"data: {\n\n"), ["text, then error: first: damaged reply"]),
+    "damaged event": (at_token(WITHIN, b"data: {\n\n"), ["text, then error: first: the server sent no JSON: {"]),
     "damaged token": (
         {"edit": lambda at, chunk: {**chunk, **NO_TOKEN} if at == WITHIN else chunk},
         ["text, then error: first: damaged reply"],
@@ -321,6 +325,30 @@ def test_server_fault_in_a_stream(kind: type[ModelServer], name: str) -> None:
         asked = sum(len(server.completions()) for server in servers)
         assert (armed.struck, asked) == (1, 2 if expected[-1] == "1 replies" else 1)
         assert transcript(engine, servers, [STREAM])[-1] == "1 replies"
+
+
+@each_kind
+def test_server_that_does_not_stream_is_read(kind: type[ModelServer]) -> None:
+    with serving_kind(kind, STORY) as servers, connected(*servers) as engine:
+        whole = servers[0].complete
+        servers[0].complete = lambda body: whole({**body, "stream": False})  # type: ignore[method-assign]
+        assert transcript(engine, servers, [STREAM]) == ["1 replies"]
+        answers = [*whole({**servers[0].completions()[-1].body, "stream": False})]
+        servers[0].arm(body=json.dumps(answers[-1]).encode())
+        assert transcript(engine, servers, [STREAM]) == ["1 replies"]
+
+
+def test_sample_that_does_not_match_the_grammar_costs_no_other() -> None:
+    def by_seed(held: tuple[int, ...], seed: int) -> int:
+        return END if len(held) > 1 else (b"a" if seed % 2 else b"b")[0]
+
+    request = request_of("Q", n=3, grammar='root ::= "a"')
+    with serving_kind(LlamaServer, by_seed) as servers, connected(*servers) as engine:
+        events = list(engine.complete([request]))
+    ends = {event.sequence.sample: event for event in events if isinstance(event, FinishEvent | RefusedEvent)}
+    assert [type(ends[sample]) for sample in range(3)] == [FinishEvent, RefusedEvent, FinishEvent]
+    assert isinstance(ends[1], RefusedEvent) and ends[1].text == "b"
+    assert ends[1].error.message == "the reply does not match the grammar: the server did not enforce it"
 
 
 @each_kind
@@ -443,7 +471,7 @@ START_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({**MODELS, "body": b"[]"}, "first: not a language model server"),
     ({**MODELS, "body": b'{"object":"list","data":[]}'}, "first has no model"),
     ({**MODELS, "body": OTHER_OWNER}, "first takes messages, not token ids"),
-    ({**MODELS, "body": b"<html>"}, "no server answers (first: damaged reply)"),
+    ({**MODELS, "body": b"<html>"}, "no server answers (first: the server sent no JSON: <html>)"),
     ({**MODELS, "status": 404}, "no server answers (first: /v1/models: scripted)"),
     ({"path": "description", "body": b"[]"}, "first: unexpected response to /v1/models or description"),
     ({"path": "description", "body": b"{}"}, "first: unexpected response to /v1/models or description"),
