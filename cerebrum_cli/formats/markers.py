@@ -261,3 +261,25 @@ def closing_sentence(architecture: str) -> str:
 def mentions_markup(template: str, markup: ReasoningMarkup) -> bool:
     """Whether a chat template has the markup; the end alone suffices for tags: others may also end turns."""
     return markup.open in template or (markup.own_lines and markup.close in template)
+
+
+class SpelledReasoning(NamedTuple):
+    """A reply's text that begins with reasoning in markup: the parts of the text, with all white space."""
+
+    opening: str
+    reasoning: str
+    closing: str
+    answer: str
+
+    def around(self, reasoning: str) -> str:
+        """Other reasoning in this markup."""
+        return self.opening + reasoning + self.closing
+
+
+def split_reasoning(text: str, markups: Iterable[ReasoningMarkup]) -> SpelledReasoning | None:
+    """Split a reply that begins with reasoning in one of the markups, which may be unfinished; None for any other."""
+    for markup in markups:
+        before, opening, rest = text.partition(markup.open)
+        if opening and not before.strip() and not MENTION.match(rest):
+            return SpelledReasoning(before + opening, *rest.partition(markup.close))
+    return None

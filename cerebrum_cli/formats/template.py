@@ -29,7 +29,7 @@ from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import Tokenize
 from cerebrum_cli.core.tools import Round, ToolCall
-from cerebrum_cli.formats.markers import REASONING_MARKUPS
+from cerebrum_cli.formats.markers import REASONING_MARKUPS, SpelledReasoning, split_reasoning
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
 from cerebrum_cli.formats.pieces import (
     CHANGED,
@@ -49,7 +49,7 @@ from cerebrum_cli.formats.template_sandbox import (
     Variables,
     find_content_format,
     find_efforts,
-    find_markup_read,
+    find_own_markups,
     find_reasoning_history,
     find_switch,
     run_template,
@@ -107,7 +107,12 @@ class EmbeddedFormat(PromptFormat):
         """
         if conversation.uses_functions:
             conversation = self._with_functions(conversation)
-        return self._rendered(conversation)
+        begun = conversation.prefill
+        spelled = begun and self.reasoning_in(begun)
+        if not begun or not spelled or spelled.answer.strip():
+            return self._rendered(conversation)
+        called = replace(begun, content="") if begun.rounds else None
+        return _with_begun_reasoning(self._rendered(replace(conversation, prefill=called)), spelled)
 
     def _rendered(self, conversation: Conversation) -> PromptParts:
         try:
@@ -160,6 +165,12 @@ class EmbeddedFormat(PromptFormat):
         """Whether a text has markup of reasoning."""
         return any(marker in text for markup in self.markups for marker in markup.texts)
 
+    def reasoning_in(self, reply: Message | Round) -> SpelledReasoning | None:
+        """The reasoning that a reply's text begins with, in markup of the template."""
+        if reply.tokens or reply.reasoning:
+            return None
+        return split_reasoning(reply.content, find_own_markups(self.source))
+
     def closed(self, prompt_end: str) -> str:
         markup = self.open_markup(prompt_end)
         return prompt_end + markup.ending(prompt_end) if markup else prompt_end
@@ -209,6 +220,7 @@ class Draft:
     - `markup`: of reasoning; None if it has fields of its own
     - `special`: names and descriptions in functions and calls that spell out special tokens, so that only the prompt
       may have them
+    - `spelled`: reasoning that was in the text of a reply, by the index of its turn
     """
 
     conversation: Conversation
@@ -221,6 +233,7 @@ class Draft:
     moved: Mapping[int, str]
     markup: ReasoningMarkup | None
     special: Collection[str]
+    spelled: Mapping[int, SpelledReasoning]
 
     @property
     def placed(self) -> Sequence[str]:
@@ -236,9 +249,9 @@ class Draft:
 
     def without_dropped_reasoning(self, placed: Pieces) -> Draft:
         """The draft without the reasoning that the template has dropped: it could leave what was around it."""
-        shown = {piece.number for piece in placed}
-        reasoning = range(len(self.turns), 2 * len(self.turns))
-        texts = ["" if number in reasoning and number not in shown else text for number, text in enumerate(self.texts)]
+        reasoning = filter(self.is_shown, range(len(self.turns), 2 * len(self.turns)))
+        dropped = {*reasoning} - {piece.number for piece in placed}
+        texts = ["" if number in dropped else text for number, text in enumerate(self.texts)]
         return replace(self, texts=texts)
 
     def role_before(self, count: int) -> str:
@@ -259,8 +272,17 @@ def draft_messages(chat: EmbeddedFormat, conversation: Conversation) -> Draft:
     turns = find_content_format(chat.source).fold(conversation).turns
     if prefill and not continues:
         turns.pop()
-    if markup := find_markup_read(chat.source):
-        turns = [_with_reasoning_apart(turn, markup) for turn in turns]
+    spelled = {}
+    for index, turn in enumerate(turns):
+        reply = turn.value
+        if not isinstance(reply, Message | Round) or turn.role != "assistant":
+            continue
+        if found := chat.reasoning_in(reply):
+            spelled[index] = found
+            reply = replace(reply, content=found.answer, reasoning=found.reasoning)
+            turns[index] = turn._replace(content=found.answer, value=reply)
+    if conversation.keeps_reasoning is False:
+        spelled = {}
     fixed = _fixed_replies(chat, turns, history)
     texts = [turn.content for turn in turns] + [""] * len(turns)
     special = {text for text in _names(conversation) if chat.special_tokens(text)}
@@ -277,7 +299,7 @@ def draft_messages(chat: EmbeddedFormat, conversation: Conversation) -> Draft:
             texts[index] = placeholder(index)
             continue
         reply = turn.value
-        if isinstance(reply, Message | Round) and reply.reasoning and history.takes:
+        if isinstance(reply, Message | Round) and reply.reasoning and (history.takes or index in spelled):
             texts[index + len(turns)] = reply.reasoning
         if isinstance(reply, Round):
             texts[index] = _round_text(chat.tool_format, reply)
@@ -288,7 +310,7 @@ def draft_messages(chat: EmbeddedFormat, conversation: Conversation) -> Draft:
                 _map_texts(texts.append, add_special, [[call.name, call.arguments] for call in reply.calls])
         if isinstance(reply, ToolCall):
             add_special(reply.name)
-    return Draft(conversation, values, continues, turns, texts, fixed, written, moved, history.markup, special)
+    return Draft(conversation, values, continues, turns, texts, fixed, written, moved, history.markup, special, spelled)
 
 
 def _names(conversation: Conversation) -> Sequence[str]:
@@ -300,17 +322,14 @@ def _names(conversation: Conversation) -> Sequence[str]:
     return names
 
 
-def _with_reasoning_apart(turn: Turn, markup: ReasoningMarkup) -> Turn:
-    """A turn with the reasoning that its text begins with in a field of its own, as a template reads it."""
-    reply = turn.value
-    if turn.role != "assistant" or not isinstance(reply, Message | Round) or reply.tokens or reply.reasoning:
-        return turn
-    before, _, text = turn.content.partition(markup.open)
-    reasoning, close, answer = text.partition(markup.close)
-    if before.strip() or not close:
-        return turn
-    reply = replace(reply, content=answer.lstrip(), reasoning=reasoning.strip())
-    return turn._replace(content=reply.content, value=reply)
+def _with_begun_reasoning(parts: PromptParts, spelled: SpelledReasoning) -> PromptParts:
+    """A prompt with the reasoning that a reply has begun with, and nothing else; the prompt may open it already."""
+    *before, last = parts
+    opening, reasoning, closing, blank = spelled
+    if isinstance(last, Text) and last.trusted and last.value.rstrip().endswith(opening.strip()):
+        last = Text(last.value.rstrip().removesuffix(opening.strip()), trusted=True)
+    begun = Text(opening, trusted=True), Text(reasoning), Text(closing, trusted=True), Text(blank)
+    return join_parts((*before, last, *begun))
 
 
 def _fixed_replies(chat: EmbeddedFormat, turns: Sequence[Turn], history: ReasoningHistory) -> Mapping[int, PromptPart]:
@@ -353,8 +372,10 @@ def fill(chat: EmbeddedFormat, draft: Draft, texts: Sequence[str], values: Varia
             call["function"] = _map_texts(lambda _: next(others), fill_special, call["function"])
             if chat.tool_format.text_arguments:
                 call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-        reasoning = texts[index + len(draft.turns)]
-        messages.append({**fields, **write_turn(turn.role, texts[index], reasoning, draft.markup)})
+        reasoning, text = texts[index + len(draft.turns)], texts[index]
+        if index in draft.spelled:
+            reasoning, text = "", draft.spelled[index].around(reasoning) + text
+        messages.append({**fields, **write_turn(turn.role, text, reasoning, draft.markup)})
     values = {**values, **tool_variables(tools), **chat.variables}
     return run_template(chat.source, {**values, "messages": find_content_format(chat.source).messages(messages)})
 
@@ -413,8 +434,7 @@ def _left_out(draft: Draft, shown: Collection[int]) -> Sequence[Turn]:
 def _rewritten(chat: EmbeddedFormat, draft: Draft, placed: Pieces, prompt: str) -> Iterator[int]:
     """Yield the number of each text that the prompt has where the other render has its placeholder.
 
-    Of a reply, a template may leave out reasoning and what precedes its markup, and a system prompt may be nothing but
-    a switch.
+    A template may leave out reasoning, and a system prompt may be nothing but a switch.
     """
     changed = SWITCH_REMOVED if "/no_think" in chat.source else CHANGED
     rest = unchanged(prompt, changed)
@@ -425,8 +445,7 @@ def _rewritten(chat: EmbeddedFormat, draft: Draft, placed: Pieces, prompt: str) 
         if found:
             rest = after
         is_reasoning = number >= len(draft.turns)
-        is_optional = role == "assistant" and (is_reasoning or chat.is_quoted_in(draft.texts[number]))
-        if is_optional or (found and (text or role != "user")):
+        if is_reasoning or (found and (text or role != "user")):
             yield number
 
 

@@ -57,11 +57,13 @@ SWITCHES = (
 Variables = Mapping[str, Any]  # what a template gets, by name
 Turn = Mapping[str, str]  # a message as templates with text get it: `role`, `content`, and its reasoning
 ASKED: Turn = {"role": "user", "content": QUESTION}
-SMALL_CONVERSATIONS = {  # by the role that they add
-    "user": Conversation().user(QUESTION),
-    "system": Conversation(system_prompt=SYSTEM).user(QUESTION),
-    "assistant": Conversation().user(QUESTION).assistant(ANSWER).user(NEXT_QUESTION),
-}
+REPLIED = Conversation().user(QUESTION).assistant(ANSWER).user(NEXT_QUESTION)
+SMALL_CONVERSATIONS = (  # with the role that each adds; replies may be empty
+    ("user", Conversation().user(QUESTION)),
+    ("system", Conversation(system_prompt=SYSTEM).user(QUESTION)),
+    ("assistant", REPLIED),
+    ("assistant", REPLIED.assistant("").user(QUESTION)),
+)
 
 
 class ContentFormat(NamedTuple):
@@ -172,7 +174,7 @@ def try_render(source: str, messages: Sequence[JsonObject], **values: Any) -> st
 def find_content_format(source: str) -> ContentFormat:
     """Find a format with which a template shows every message of small conversations; strings are preferred."""
     found = ContentFormat()
-    for role, conversation in SMALL_CONVERSATIONS.items():
+    for role, conversation in SMALL_CONVERSATIONS:
         candidates = (
             found,
             ContentFormat((*found.parts, role), found.has_system),
@@ -250,9 +252,8 @@ class ReasoningHistory(NamedTuple):
 
 def find_reasoning_history(source: str, values: Variables) -> ReasoningHistory:
     """Find out what a template does with reasoning: that in fields of its own, or in markup that it has."""
-    own = [markup for markup in REASONING_MARKUPS if mentions_markup(source, markup)]
     found = ReasoningHistory()
-    for markup in [None] if shows_fields(source) else own:
+    for markup in [None] if shows_fields(source) else find_own_markups(source):
         with suppress(FormatError):  # GPT-OSS rejects markup in the content
             history = _history_with(source, values, markup)
             if history.drops:
@@ -290,16 +291,9 @@ def shows_fields(source: str) -> bool:
 
 
 @cache
-def find_markup_read(source: str) -> ReasoningMarkup | None:
-    """The markup that a template reads in the text of a reply, as if the reasoning were in a field of its own."""
-
-    def prompt_with(markup: ReasoningMarkup | None) -> str | None:
-        return try_render(source, _conversation(markup)[:-1], **thinking(source))
-
-    in_field = prompt_with(None)
-    if in_field is None or REASONING not in in_field:
-        return None
-    return next((markup for markup in REASONING_MARKUPS if prompt_with(markup) == in_field), None)
+def find_own_markups(source: str) -> Sequence[ReasoningMarkup]:
+    """The markups of reasoning that a template has."""
+    return [markup for markup in REASONING_MARKUPS if mentions_markup(source, markup)]
 
 
 def _conversation(markup: ReasoningMarkup | None) -> list[Turn]:

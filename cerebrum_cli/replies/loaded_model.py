@@ -127,7 +127,8 @@ class LoadedModel:
         prompt = self._render(conversation)
         tokens = (*self.engine.vocabulary.tokenize(prompt), *asked.prefix_tokens)
         prompt_end = final_markup(prompt)
-        if conversation.prefill and not prompt_end:
+        begun = conversation.prefill
+        if begun and not self.format.verbatim and (begun.content.strip() or not prompt_end):
             asked, prompt_end = self._continuing(asked, tokens)
         self._make_room(len(tokens), settings)
         prefix = asked.prefix_tokens

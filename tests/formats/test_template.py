@@ -622,6 +622,56 @@ def test_reasoning_is_written_only_in_markup_that_the_template_leaves_to_it(
     assert f"2+2?<|end|><|assistant|>{reply}<|end|>" in text_of(embedded(chatml, source).render(SAID))
 
 
+MARKING = (  # replies without reasoning, as Nemotron 3 does
+    "{% for message in messages %}<|{{ message.role }}|>{% if message.role == 'assistant' and '<think>' not in"
+    " message.content %}<think></think>{% endif %}{{ message.content | trim }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
+)
+INLINE = (  # replies that begin with reasoning
+    *("<think>\nTwo.\n</think>\n\n4", "<think></think>4", "<think>\n\n</think>\n\n4", "\n<think>Two.</think>"),
+    *("<think>\nTwo and", "<think>", "<think>\nTwo.\n</think>\n4 <think>"),
+)
+
+
+@pytest.mark.parametrize("text", INLINE)
+@pytest.mark.parametrize("template", [MARKING, "qwen3", "qwen3.8", "lfm2.5", "smollm3", "deepseek-r1"])
+def test_reasoning_in_the_text_of_a_reply_is_seen_by_the_template(
+    template: str, text: str, chatml: LlamaBackend
+) -> None:
+    parts = embedded(chatml, template).render(Conversation().user("2+2?").assistant(text).user("3+3?"))
+    messages = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": text}]
+    expected = render_plain(TEMPLATES.get(template, template), chatml, [*messages, {"role": "user", "content": "3+3?"}])
+    assert text_of(parts) == expected
+    assert not any(part.startswith("<think>") for part in untrusted(parts))
+
+
+@pytest.mark.parametrize("text", INLINE)
+@pytest.mark.parametrize("template", [MARKING, "chatml"])
+def test_reply_that_has_begun_with_reasoning_is_continued(template: str, text: str, chatml: LlamaBackend) -> None:
+    source = TEMPLATES.get(template, template) + "{# <think> #}"
+    asked = Conversation().user("2+2?")
+    begun = replace(asked, prefill=asked.assistant(text).messages[1])
+    shown = text_of(embedded(chatml, source).render(begun))
+    before = text_of(embedded(chatml, source).render(asked)).removesuffix("<think>\n")
+    assert shown.rstrip() == f"{before}{text}".rstrip() or shown == before + text.lstrip()
+
+
+def test_text_about_markup_is_not_reasoning(chatml: LlamaBackend) -> None:
+    text = "<think> is a tag, and </think> ends it."
+    parts = embedded(chatml, "qwen3").render(Conversation().user("What?").assistant(text).user("Why?"))
+    assert untrusted(parts) == ["What?", text, "Why?"]
+
+
+def test_empty_reply_is_given_as_a_list_where_only_that_is_taken(chatml: LlamaBackend) -> None:
+    source = (
+        "{% for message in messages %}{% if message.content is string %}"
+        "{% if not message.content %}{{ raise_exception('empty') }}{% endif %}[{{ message.content }}]"
+        "{% else %}[{% for part in message.content %}{{ part.text }}{% endfor %}]{% endif %}{% endfor %}"
+    )
+    replies = Conversation().user("One?").assistant("1.").user("Two?").assistant("").user("Three?")
+    assert text_of(embedded(chatml, source).render(replies)) == "[One?][1.][Two?][][Three?]"
+
+
 def test_continued_reply_keeps_the_reasoning_that_a_template_shows_last(chatml: LlamaBackend) -> None:
     prefill = replace(SAID.messages[1], content="It is ")
     prompt = text_of(embedded(chatml, "gpt-oss").render(replace(Conversation().user("2+2?"), prefill=prefill)))

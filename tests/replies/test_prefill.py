@@ -84,6 +84,27 @@ def test_beginning_of_a_reply_may_be_reasoning_alone() -> None:
         assert loaded.render(asked).endswith("assistant\n<think>\nTwo and two.")
 
 
+@pytest.mark.parametrize(
+    ("text", "reasoning", "answer"),
+    [
+        ("<think>\nTwo and", "Two and 4.", ""),
+        ("<think>\nTwo.</think>", "Two.", "4."),
+        ("<think>Two.</think>It is", "Two.", "It is 4."),
+    ],
+)
+def test_beginning_of_a_reply_may_have_reasoning_in_its_text(text: str, reasoning: str, answer: str) -> None:
+    def spoken(held: tuple[int, ...], seed: int) -> int:
+        _, _, rest = bytes(held).rpartition(text.encode())
+        return REST[len(rest)] if len(rest) < len(REST) else END
+
+    asked = Ask(conversation_from_messages([MESSAGES[0], {"role": "assistant", "content": text}], "m"), Settings())
+    with running_engine(ScriptedBackend(spoken, context_size=1000)) as engine:
+        loaded = model_on(engine, chosen_format("embedded", TEMPLATES["qwen3.8"]))
+        reply = loaded.respond(asked)
+        assert "".join(reply) == answer
+        assert (reply.text, reply.reasoning) == (answer, reasoning)
+
+
 def test_system_prompt_that_only_a_last_question_shows_precedes_a_reply_that_has_begun() -> None:
     template = (
         "{% if messages[0].role == 'system' %}{% set system, messages = messages[0].content, messages[1:] %}{% endif %}"
