@@ -109,10 +109,10 @@ class EmbeddedFormat(PromptFormat):
             conversation = self._with_functions(conversation)
         begun = conversation.prefill
         spelled = begun and self.reasoning_in(begun)
-        if not begun or not spelled or spelled.answer.strip():
+        if not begun or not spelled or (spelled.reasoning + spelled.answer).strip():
             return self._rendered(conversation)
         called = replace(begun, content="") if begun.rounds else None
-        return _with_begun_reasoning(self._rendered(replace(conversation, prefill=called)), spelled)
+        return _with_begun_markup(self._rendered(replace(conversation, prefill=called)), spelled)
 
     def _rendered(self, conversation: Conversation) -> PromptParts:
         try:
@@ -240,6 +240,12 @@ class Draft:
         """Placeholders of the texts."""
         return [placeholder(number, text) if self.is_shown(number) else text for number, text in enumerate(self.texts)]
 
+    @property
+    def after_reasoning(self) -> str:
+        """What follows the reasoning of a reply that has begun with reasoning in its text, and has no answer yet."""
+        spelled = self.spelled.get(len(self.turns) - 1)
+        return spelled.closing + spelled.answer if spelled else ""
+
     def is_shown(self, number: int) -> bool:
         """Whether a text is to be shown: a system prompt may be nothing but a switch."""
         text = self.texts[number]
@@ -322,8 +328,8 @@ def _names(conversation: Conversation) -> Sequence[str]:
     return names
 
 
-def _with_begun_reasoning(parts: PromptParts, spelled: SpelledReasoning) -> PromptParts:
-    """A prompt with the reasoning that a reply has begun with, and nothing else; the prompt may open it already."""
+def _with_begun_markup(parts: PromptParts, spelled: SpelledReasoning) -> PromptParts:
+    """A prompt with nothing but the markup of reasoning that a reply has begun with; the prompt may open it already."""
     *before, last = parts
     opening, reasoning, closing, blank = spelled
     if isinstance(last, Text) and last.trusted and last.value.rstrip().endswith(opening.strip()):
@@ -466,7 +472,7 @@ def with_headers(chat: EmbeddedFormat, draft: Draft, pieces: Pieces) -> Pieces:
     if draft.continues:
         if final.number not in (last, last + len(draft.turns)):
             raise FormatError("alters the last reply, so it cannot be continued", "omit the beginning of the reply")
-        header = ""
+        header = draft.after_reasoning if final.number > last else ""
     changed[-1] = final._replace(literal=header)
     return changed
 
