@@ -77,6 +77,13 @@ class ToolFormat:
             pieces = [piece.replace(marker, "") for piece in pieces]
         return "\n".join(filter(None, (piece.strip(" \t\n;,") for piece in pieces)))
 
+    def split_at_calls(self, reasoning: str, tools: ToolSpecs) -> tuple[str, ToolCalls]:
+        """Reasoning without the calls in the model's own syntax that it ends with, and these; none if text follows."""
+        found = list(self.find(reasoning, tools))
+        if not found or self.text_beside(reasoning, found[0].start, tools):
+            return reasoning, ()
+        return reasoning[: found[0].start].rstrip(), self.read(reasoning, tools)[0]
+
     def failed(self, text: str, answer: str, tools: ToolSpecs) -> Found | None:
         """Calls in a text without calls that were meant as such; places are those in its answer."""
         header = failed_header(text, answer, tools) if self.in_headers else None

@@ -39,11 +39,12 @@ REPLY = SequenceId(0)
 class WrittenCalls:
     """What a round has: the text that was `shown`, the text `beside` the calls after it, and the calls.
 
-    If they `are_own`, they are given back to the model as it wrote them.
+    If they `are_own`, they are given back to the model as it wrote them. `reasoning` is what precedes all of that.
     """
 
     shown: str
     beside: str
+    reasoning: str | None = None
     calls: ToolCalls = ()
     are_own: bool = False
 
@@ -113,7 +114,7 @@ class ToolLoop:
             self.asked = replace(self.asked, conversation=replace(self.asked.conversation, tools=()))
             return
         calls = yield from self.run(written.calls, reply.finish)
-        part = Round(calls, written.text, reply.reasoning, reply.tokens if written.are_own else None)
+        part = Round(calls, written.text, written.reasoning, reply.tokens if written.are_own else None)
         self.add(part)
         yield RoundEvent(REPLY, part)
 
@@ -153,7 +154,7 @@ class ToolLoop:
         tool_format, answer = self._model.format.tool_format, reply.text
         passed = tool_format.filter(self._known)
         passed.feed(answer)
-        written = WrittenCalls(passed.shown.strip(), answer[len(passed.shown) :].strip())
+        written = WrittenCalls(passed.shown.strip(), answer[len(passed.shown) :].strip(), reply.reasoning)
         if reply.finish.calls:
             return replace(written, calls=reply.finish.calls)
         text = self._model.detokenize(reply.sampled) if tool_format.in_headers else answer
@@ -163,6 +164,10 @@ class ToolLoop:
         if calls:
             beside = tool_format.text_beside(text, len(passed.shown), self._known)
             return replace(written, beside=beside, calls=calls, are_own=are_own)
+        if not answer.strip():  # a model may call functions without ending its reasoning
+            reasoning, calls = tool_format.split_at_calls(reply.reasoning or "", self._known)
+            if calls:
+                return replace(written, reasoning=reasoning or None, calls=calls, are_own=True)
         if failed := tool_format.failed(text, answer, self._known):
             beside = answer[len(passed.shown) : failed.start] + answer[failed.end :]
             return replace(written, beside=beside.strip(), calls=failed.calls, are_own=True)

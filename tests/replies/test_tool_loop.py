@@ -475,6 +475,22 @@ def test_reasoning_before_calls_is_of_their_round() -> None:
 # Interruptions.
 
 
+@pytest.mark.parametrize("end", ["", "</think>", "\n"])
+def test_calls_that_end_reasoning_which_never_ends_are_run(end: str) -> None:
+    text = f"<think>\nA coat?\n{tagged(OSLO, ROME)}{end}"
+    with opened(text, "No.") as (model, _):
+        reply = model.reply(QUESTION, tools=[weather])
+        assert "".join(reply) == "No."
+    assert [call.arguments for call in reply.calls] == [{"city": "Oslo"}, {"city": "Rome"}]
+    assert reply.message.rounds[0].reasoning == "A coat?"
+
+
+def test_call_that_reasoning_goes_on_after_is_not_run() -> None:
+    with opened(f"<think>\nI could write {tagged(OSLO)} but need not.") as (model, _):
+        reply = model.reply(QUESTION, tools=[weather])
+        assert "".join(reply) == "" and reply.calls == ()
+
+
 def test_ctrl_c_ends_a_function_that_sleeps() -> None:
     def wait() -> str:
         """Wait for long."""
