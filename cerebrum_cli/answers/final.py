@@ -82,6 +82,8 @@ def _wants_set(question: str) -> bool:
 
 def _as_set(answer: str | None) -> str | None:
     """A list in braces, so that its order does not matter: {5, 3, 2} of "5, 3, and 2"."""
+    if answer is not None:
+        answer = re.sub(r"\b[a-z]_\w+\s?=\s?", "", answer)  # x_1 = 4, x_2 = -4
     if answer is None or not _PLAIN_LIST.fullmatch(answer):
         return answer
     return "{" + re.sub(r",?\sand\s", ", ", answer) + "}"

@@ -79,11 +79,10 @@ _NOT_IT = re.compile(rf"(?ix)(?:{NOT_IT})\s?(?=\d)")
 AS_IS = re.compile(r"(?i)\(?[A-H]\)|[A-H](?:[.:]\s|\Z)|(?:yes|no)\b")  # not an amount
 _WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
 _CLAUSE = 120  # characters before a statement that may leave it open
-# "72; she earns 10 per day", "72, in total"; not "72, 73", "2 or 3", "12, or 15"
-_WITH_REMARK = re.compile(
-    rf"({VALUE.pattern}(?:\s[^\W\d_]++){{0,3}}+)(?:[,;]\s|\s[-–—]\s)(?!(?:and|or)\b|[^\W\d_]\w*\s?[=:])"
-    r"(?:[^\W\d_]{2}|i\.e\.|e\.g\.).*"
-)
+# "72; she earns 10 per day", "72, in total", "54 dollars: 6 tickets"; not "72, 73", "2 or 3", "12, or 15", "3: 4"
+_REMARK_IN_WORDS = r"(?:\s?[,;]\s|\s[-–—]\s)(?!(?:and|or)\b|[^\W\d_]\w*\s?[=:])(?:[^\W\d_]{2}|i\.e\.|e\.g\.)"
+_REMARK_BEHIND_COLON = r":\s(?:\d+\s)?[^\W\d_]{2}"
+_WITH_REMARK = re.compile(rf"({VALUE.pattern}(?:\s[^\W\d_]++){{0,3}}+)(?:{_REMARK_IN_WORDS}|{_REMARK_BEHIND_COLON}).*")
 
 
 def markers_in(text: str) -> Pattern:

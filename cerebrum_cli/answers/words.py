@@ -62,9 +62,9 @@ def added_words(question: str, text: str) -> str | None:
             return re.sub(r".*\b(?:are|include|is|were)\s", "", listed[0])
         if names and (found := re.findall(names, _OTHER_DAY.sub("", ", ".join(_clauses(sentence))))):
             return str(found[-1])
-        for clause in _clauses(sentence):
-            if added := _added(asked, clause):
-                return added
+        added = [run for clause in _clauses(sentence) if (run := _added(asked, clause))]
+        if added:
+            return next((run for run in added if not run.isdigit()), added[0])  # not the year of a work
     return None
 
 

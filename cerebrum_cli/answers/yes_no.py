@@ -25,7 +25,7 @@ _ANSWER = re.compile(
 _IT_IS = r"(?:it|this|that|which)(?:\ is|['’]s)"
 _HEDGED = re.compile(
     rf"""(?ix)(?:\w+,\s)?(?:
-      (?P<no> (?:of\ course|absolutely|certainly|clearly|definitely|(?:most\ )?likely|perhaps|probably|surely)\ not
+      (?P<no> (?:of\ course|(?:most\ )?likely|perhaps|\w{{4,}}ly)\ not
         | not\ (?:at\ all|really|likely|possible|necessarily|true|correct) | impossible
         | (?:i\ )?(?:do\ not|don['’]t)\ (?:think|believe)\ so
         | {_IT_IS}\ (?:not\ possible|impossible|not\ the\ case|not\ true|false)
