@@ -20,9 +20,10 @@ MAX_PROMPT_BYTES = 64_000_000  # of a file or of standard input: more than any c
 TIMEOUT_S = 120.0  # of a command; markitdown takes a second to start, and up to a second for a page of a PDF
 BEGINNING_BYTES = 64  # of a file that show what it is
 PLACE = "$1"  # of the document in a command
-# Shell scripts that run their arguments. A command writes files, and so output, of at most 128 MiB, or 64 MiB where
-# blocks have 512 bytes; documents may unpack to gigabytes, so markitdown has 4 GiB of memory.
-LIMITED = ("sh", "-c", 'ulimit -f 131072 2> /dev/null; exec "$@"', "sh")
+# Shell scripts that run their arguments. Each process of a command has 240 s of CPU time, and writes files, and so
+# output, of at most 128 MiB, or 64 MiB where blocks have 512 bytes; documents may unpack to gigabytes, so markitdown
+# has 4 GiB of memory.
+LIMITED = ("sh", "-c", 'ulimit -t 240 2> /dev/null; ulimit -f 131072 2> /dev/null; exec "$@"', "sh")
 IN_MEMORY = ("sh", "-c", 'ulimit -v 4194304 2> /dev/null; exec "$@"', "sh")
 # -P: do not import modules from the current directory, nor from that of the program.
 PROGRAM = str(Path(__file__).with_name("print_document.py"))
@@ -125,19 +126,15 @@ def ending_of(path: Path) -> str:
 
 def output_of(command: Sequence[str], name: str) -> bytes:
     """What a command prints, or slightly more than a prompt can hold of it. Raises UsageError if it fails."""
-    from subprocess import DEVNULL, TimeoutExpired, run
+    from subprocess import TimeoutExpired
     from tempfile import TemporaryFile
 
+    from cerebrum_cli.core.child_process import ChildProcess
+
     with TemporaryFile() as output, TemporaryFile() as messages:
-        try:  # in a session of its own: Ctrl-C interrupts only this process, which then kills the command
-            done = run(
-                [*LIMITED, *command],
-                stdin=DEVNULL,
-                stdout=output,
-                stderr=messages,
-                timeout=TIMEOUT_S,
-                start_new_session=True,
-            )
+        try:
+            with ChildProcess([*LIMITED, *command], stdout=output, stderr=messages) as child:
+                code = child.wait(TIMEOUT_S)
         except TimeoutExpired as error:
             hint = "split it, or set a faster command in config.toml, below [documents]"
             raise UsageError(f"{name}: not converted within {TIMEOUT_S:g} s", hint) from error
@@ -146,7 +143,7 @@ def output_of(command: Sequence[str], name: str) -> bytes:
         messages.seek(0)
         message = messages.read().decode(errors="replace").rstrip().rpartition("\n")[2]
         message = re.sub(r"^ - \w+ threw | with message", "", message)  # markitdown's
-    if done.returncode and len(data) <= MAX_PROMPT_BYTES:
+    if code and len(data) <= MAX_PROMPT_BYTES:
         reason = truncate(message.strip(" :"), 300) or f"{command[0]} failed"
         raise UsageError(f"{name} cannot be converted: {reason}", "check the file, or convert it to text")
     return data

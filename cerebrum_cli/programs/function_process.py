@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from multiprocessing.connection import Pipe
 from pathlib import Path
 from weakref import finalize
 
+from cerebrum_cli.core.child_process import ChildProcess
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
@@ -118,30 +118,15 @@ class FunctionFile:
 
 
 class FunctionWorker:
-    """A process that runs functions, and the connections to it. It has a session of its own, so no terminal.
-
-    A shell, the `guard`, ends it with all that it started if the command is killed, whatever it is doing.
-    """
+    """A process that runs functions, and the connections to it. Ctrl-C interrupts the command, which interrupts it."""
 
     def __init__(self) -> None:
         requests, self._requests = Pipe(duplex=False)
         self._replies, replies = Pipe(duplex=False)
         with requests, replies:
             numbers = requests.fileno(), replies.fileno()
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", WORKER, *map(str, numbers)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=numbers,
-                start_new_session=True,  # Ctrl-C interrupts only the command, which then interrupts the function
-            )
-        self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", f"read _; sleep {END_S}; kill -s KILL -- -{self._process.pid}"],
-            stdin=subprocess.PIPE,  # closed at the end of the command
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+            command = [sys.executable, "-P", "-m", WORKER, *map(str, numbers)]
+            self._process = ChildProcess(command, pass_fds=numbers, grace_s=END_S)
         self._is_receiving = False  # a reply: an interruption then leaves a part of it unread
 
     def ask(self, request: bytes) -> JsonDict:
@@ -185,11 +170,7 @@ class FunctionWorker:
     def kill(self) -> None:
         self._requests.close()
         self._replies.close()
-        with suppress(ProcessLookupError, PermissionError):  # macOS does not permit it for a group that has ended
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._guard.kill()
-        self._guard.communicate()
+        self._process.close()
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):

@@ -82,24 +82,13 @@ def file_key(path: Path) -> str:
 
 
 def _run_child(command: list[str], stop: StopFlag) -> tuple[int, list[str]]:
-    import subprocess
+    from cerebrum_cli.core.child_process import ChildProcess
 
-    with TemporaryFile() as log:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # Ctrl-C interrupts only the parent, which then kills the child
-        )
-        try:
-            while (code := child.poll()) is None:
-                if stop:
-                    raise EngineError("loading interrupted")
-                time.sleep(POLL_S)
-        finally:
-            child.kill()
-            child.wait()
+    with TemporaryFile() as log, ChildProcess(command, stdout=log, stderr=log) as child:
+        while (code := child.poll()) is None:
+            if stop:
+                raise EngineError("loading interrupted")
+            time.sleep(POLL_S)
         log.seek(0)
         return code, log.read().decode(errors="replace").splitlines()
 

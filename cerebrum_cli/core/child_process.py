@@ -1,0 +1,58 @@
+"""Processes that end with this one, whatever ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import IO, Any, Self
+
+Stream = int | IO[Any] | None
+
+
+class ChildProcess(subprocess.Popen[bytes]):
+    """A process with a session of its own, so that Ctrl-C interrupts only this one. Close it.
+
+    It ends with all that it started, unless that has a session of its own: when it is closed, and `grace_s` seconds
+    after the end of this process, even by SIGKILL. A shell, the guard, waits for the end of a pipe that only this
+    process holds open.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: Stream = subprocess.DEVNULL,
+        stdout: Stream = subprocess.DEVNULL,
+        stderr: Stream = None,
+        pass_fds: Sequence[int] = (),
+        grace_s: float = 0.0,
+    ) -> None:
+        super().__init__(command, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds, start_new_session=True)
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", f"read _; sleep {grace_s:g}; kill -s KILL -- -{self.pid}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def close(self) -> None:
+        """Kill the process and all that is left of what it started, and wait for its end."""
+        with suppress(ProcessLookupError, PermissionError):  # macOS does not permit it for a group that has ended
+            os.killpg(self.pid, signal.SIGKILL)
+        self.wait()
+        for stream in (self.stdin, self.stdout, self.stderr):
+            if stream:
+                with suppress(BrokenPipeError):  # of what was not written yet
+                    stream.close()
+        self._guard.kill()
+        self._guard.communicate()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

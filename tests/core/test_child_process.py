@@ -1,0 +1,66 @@
+"""Child processes end with the process that started them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cerebrum_cli.core.child_process import ChildProcess
+
+# The child writes its number and that of a process it has started.
+CHILD = 'sleep 60 & echo "$$ $!" > "$0"; wait'
+PARENT = """
+import sys, time
+from cerebrum_cli.core.child_process import ChildProcess
+child = ChildProcess(["sh", "-c", sys.argv[1], sys.argv[2]])
+time.sleep(60)
+"""
+
+
+def started(path: Path) -> list[int]:
+    """Numbers of the child and of what it has started, once they run."""
+    while not path.exists() or not path.read_text().endswith("\n"):
+        time.sleep(0.01)
+    return [int(number) for number in path.read_text().split()]
+
+
+def assert_ended(numbers: list[int]) -> None:
+    """All processes end soon, also on a busy machine."""
+    deadline = time.monotonic() + 10
+    for number in numbers:
+        while is_running(number):
+            assert time.monotonic() < deadline, f"process {number} runs"
+            time.sleep(0.01)
+
+
+def is_running(number: int) -> bool:
+    status = subprocess.run(["ps", "-o", "stat=", "-p", str(number)], capture_output=True, text=True).stdout
+    return bool(status.strip()) and not status.startswith("Z")
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_child_ends_with_its_parent(ending: signal.Signals, tmp_path: Path) -> None:
+    numbers = tmp_path / "numbers"
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, CHILD, numbers], stderr=subprocess.DEVNULL)
+    children = started(numbers)
+    os.kill(parent.pid, ending)
+    parent.wait()
+    assert_ended(children)
+
+
+def test_closed_child_ends_with_all_that_it_started(tmp_path: Path) -> None:
+    numbers = tmp_path / "numbers"
+    with ChildProcess(["sh", "-c", CHILD, str(numbers)]) as child:
+        children = started(numbers)
+        assert children[0] == child.pid
+    assert_ended(children)
+
+
+def test_child_that_has_ended_keeps_its_exit_code() -> None:
+    with ChildProcess(["sh", "-c", "exit 3"]) as child:
+        assert child.wait() == 3
+    assert child.returncode == 3
