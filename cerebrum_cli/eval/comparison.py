@@ -13,10 +13,10 @@ from cerebrum_cli.eval.estimates import (
     Clusters,
     Interval,
     Z,
+    cluster_quantile,
     degrees_of_freedom,
     mean,
     standard_error,
-    student_t,
     wilson,
 )
 from cerebrum_cli.eval.questions import QuestionId
@@ -140,7 +140,7 @@ def sequential_confidence(n: int) -> float:
 
 
 def paired_interval(differences: Sequence[float], clusters: Clusters, confidence: float = CONFIDENCE) -> Interval:
-    """Student's t interval of the mean of paired differences, with the clusters' standard error and degrees of freedom.
+    """Interval of the mean of paired differences, with the clusters' standard error and quantile.
 
     Where they do not vary, as with all zeros, questions that were not asked
     may still differ: their share is below Wilson's upper bound of none among these questions (or clusters), which is
@@ -150,7 +150,7 @@ def paired_interval(differences: Sequence[float], clusters: Clusters, confidence
     center, error = mean(differences), standard_error(differences, clusters)
     reach = wilson(0.0, units).high
     if error >= ROUNDING:
-        reach = student_t(degrees_of_freedom(clusters), confidence) * error
+        reach = cluster_quantile(clusters, confidence) * error
     return Interval(max(-1.0, center - reach), min(1.0, center + reach))
 
 
@@ -171,8 +171,7 @@ def smallest_difference(n: float, disagreement: float, quantile: float = Z) -> f
 def _smallest_difference_of(differences: Sequence[float], clusters: Clusters, is_binary: bool) -> float | None:
     """Smallest difference given how much the questions differed, and how much less clusters tell than questions."""
     n: float = len(set(clusters))
-    freedom = degrees_of_freedom(clusters)
-    if freedom + 1 < MIN_CLUSTERS:
+    if degrees_of_freedom(clusters) + 1 < MIN_CLUSTERS:
         return None
     clustered = standard_error(differences, clusters)
     if clustered >= ROUNDING:
@@ -181,7 +180,7 @@ def _smallest_difference_of(differences: Sequence[float], clusters: Clusters, is
     disagreement = mean([difference**2 for difference in differences])
     if is_binary or disagreement < ROUNDING:
         disagreement = max(disagreement, min(1.0, MIN_DISCORDANT / n))
-    return smallest_difference(n, disagreement, student_t(freedom, CONFIDENCE))
+    return smallest_difference(n, disagreement, cluster_quantile(clusters))
 
 
 def conclusion(comparison: Comparison, a: str, b: str) -> str:

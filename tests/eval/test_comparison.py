@@ -20,7 +20,14 @@ from cerebrum_cli.eval.comparison import (
     question_results,
     smallest_difference,
 )
-from cerebrum_cli.eval.estimates import Interval, degrees_of_freedom, standard_error, student_t, wilson
+from cerebrum_cli.eval.estimates import (
+    Interval,
+    cluster_quantile,
+    degrees_of_freedom,
+    standard_error,
+    student_t,
+    wilson,
+)
 from cerebrum_cli.eval.questions import Sample
 from cerebrum_cli.eval.report import group_by_question
 
@@ -103,7 +110,7 @@ def test_clusters_have_the_error_and_freedom_of_bell_and_mccaffrey(sizes: tuple[
     assert standard_error(scores.tolist(), named(*sizes)) == pytest.approx(sqrt(scores @ form @ scores) / n)
 
 
-@pytest.mark.parametrize("sizes", [(60, *[4] * 29), (30, *[1] * 60), (10,) * 5])
+@pytest.mark.parametrize("sizes", [(60, *[4] * 29), (30, *[1] * 60), (10,) * 5, (*[40] * 5, *[1] * 100)])
 def test_equal_runs_of_unequal_clusters_differ_in_about_5_percent(sizes: tuple[int, ...]) -> None:
     generator, excluded, clusters = numpy.random.default_rng(3), 0, numpy.array(named(*sizes))
     for _ in range(1000):
@@ -111,6 +118,22 @@ def test_equal_runs_of_unequal_clusters_differ_in_about_5_percent(sizes: tuple[i
         low, high = paired_interval(differences.tolist(), clusters.tolist())
         excluded += not low <= 0 <= high
     assert 30 <= excluded <= 70
+
+
+@pytest.mark.parametrize("correlation", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize(
+    "sizes", [(*[40] * 5, *[1] * 100), (109, 44, 29, *[5] * 40), (60, *[4] * 20), (2, 2, 1, 1, 1, 1)]
+)
+def test_difference_in_unequal_clusters_is_significant_in_at_most_6_percent(
+    sizes: tuple[int, ...], correlation: float
+) -> None:
+    """However much the questions of a cluster have in common; with the error of CR2, of normal differences."""
+    random, size, n = numpy.random.default_rng(5), numpy.array(sizes), sum(sizes)
+    variance = size * (1 - correlation + size * correlation)
+    totals = random.normal(0, numpy.sqrt(variance), (20_000, len(sizes)))
+    sums = totals.sum(axis=1)
+    errors = numpy.sqrt(((totals - size * sums[:, None] / n) ** 2 / (1 - size / n)).sum(axis=1))
+    assert (abs(sums) > cluster_quantile(named(*sizes)) * errors).mean() < 0.055
 
 
 @pytest.mark.parametrize(("sizes", "worth"), [((60, 4, 4, 4), "2.27"), ((60, *[4] * 14), "4.29"), ((30,) * 4, "4")])
