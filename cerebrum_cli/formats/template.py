@@ -107,12 +107,15 @@ class EmbeddedFormat(PromptFormat):
         """
         if conversation.uses_functions:
             conversation = self._with_functions(conversation)
-        begun = conversation.prefill
-        spelled = begun and self.reasoning_in(begun)
-        if not begun or not spelled or (spelled.reasoning + spelled.answer).strip():
+        try:
             return self._rendered(conversation)
-        called = replace(begun, content="") if begun.rounds else None
-        return _with_begun_markup(self._rendered(replace(conversation, prefill=called)), spelled)
+        except FormatError:
+            begun = conversation.prefill
+            spelled = begun and self.reasoning_in(begun)
+            if not begun or not spelled or (spelled.reasoning + spelled.answer).strip():
+                raise
+            called = replace(begun, content="") if begun.rounds else None
+            return _with_begun_markup(self._rendered(replace(conversation, prefill=called, thinks=True)), spelled)
 
     def _rendered(self, conversation: Conversation) -> PromptParts:
         try:
