@@ -256,7 +256,7 @@ def refrain(model: Model) -> str:
 
 
 def answer(model: Model) -> str:
-    called = right = needless = 0
+    called = right = needless = failed = 0
     for question, name, arguments, expected in ANSWERS:
         reply = model.reply(question, tools=LOOKUPS).wait()
         if not (reply.calls and is_right(reply.calls[0], name, arguments)):
@@ -269,13 +269,19 @@ def answer(model: Model) -> str:
             print(f"  {question} -> {reply.calls} {reply.text[:300]!r}", flush=True)
     for question in NO_LOOKUP:
         calls = model.reply(question, tools=LOOKUPS, max_tokens=100).wait().calls
-        needless += bool(calls)
+        needless += any(map(has_run, calls))
+        failed += bool(calls) and not any(map(has_run, calls))
         if calls:
-            print(f"  {question} -> {calls[0]}", flush=True)
+            print(f"  {question} -> {calls[0]}: {calls[0].result}", flush=True)
     return (
         f"{called} of {len(ANSWERS)} lookups called right, {right} of these answered right; "
-        f"{needless} needless calls for {len(NO_LOOKUP)} questions"
+        f"needless calls for {needless} of {len(NO_LOOKUP)} questions, and for {failed} calls that could not be run"
     )
+
+
+def has_run(call: ToolCall) -> bool:
+    """Whether a function was run: calls of unknown functions, and with invalid arguments, are not."""
+    return not call.result.startswith(("there is no function", "invalid arguments"))
 
 
 def solve(model: Model, tools: Sequence[str]) -> str:

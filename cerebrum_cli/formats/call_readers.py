@@ -24,6 +24,7 @@ JSON_WORDS = {"true": True, "false": False, "null": None}
 NAME = r"(?P<name>[\w.:/-]+?)"  # of a function
 BARE_START = re.compile(r"(?m)^[ \t]*(?P<fence>```[\w-]*\s*)?(?=[\[{])")  # of a call without markup
 PYTHON_START = re.compile(r"\s*(?P<list>\[)?\s*(?P<call>[A-Za-z_][\w.]*)\(")
+WHOLE_PYTHON = re.compile(r"\s*(?:```[\w-]*\s+)?(?P<name>[A-Za-z_][\w.]*)\(")  # of a reply that is only calls
 BETWEEN_CALLS = re.compile(r"[\s;,]*")
 QUOTED = r'"""(?:[^\\]|\\.)*?"""|"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\''  # strings in Python
 UNESCAPED = r'"(?:[^\\]|\\.)*?"(?=\s*[,:)\]}])|\'(?:[^\\]|\\.)*?\'(?=\s*[,:)\]}])'  # ... with quotes inside

@@ -4,6 +4,7 @@ A user may ask for JSON, so only what can hardly be anything else is a failed ca
 
 - The model's own markup at the beginning of a line, outside of fences.
 - At the beginning of a line or a fence, a Python list, or JSON with the keys of a call, that names a known function.
+- A known function with arguments in parentheses that is the whole reply.
 - JSON with the keys of a call and no others, which names an unknown function or none, and ends the reply. In a fence,
   it must be the whole reply: after an explanation, it may be an example.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -22,8 +24,11 @@ from cerebrum_cli.formats.call_readers import (
     ARGUMENT_KEYS,
     BARE_START,
     NAME_KEYS,
+    QUOTED,
+    WHOLE_PYTHON,
     Found,
     after_separator,
+    bracket_end,
     decode,
     first_value,
 )
@@ -50,7 +55,7 @@ def failed_calls(text: str, openings: Texts, tools: ToolSpecs, is_whole_reply: b
     fit. The text is the rest of a reply, unless it `is_whole_reply`.
     """
     names = [tool.name for tool in tools]
-    found = chain(_in_markup(text, openings, names), _in_text(text, names, is_whole_reply))
+    found = chain(_in_markup(text, openings, names), _in_text(text, names, is_whole_reply), _only_python(text, names))
     return min(found, key=lambda calls: calls.start, default=None)
 
 
@@ -128,6 +133,17 @@ def _unread_at(text: str, start: int, names: Collection[str], may_be_example: bo
     if listed and listed["name"] in names and not LINK.match(text, start):
         return _unread(listed["name"], "it is no list of calls with named arguments", text[start:])
     return None
+
+
+def _only_python(text: str, names: Collection[str]) -> Iterator[Found]:
+    """A reply that is a known function with arguments in parentheses, which are no call with named arguments."""
+    begun = WHOLE_PYTHON.match(text)
+    if begun is None or begun["name"] not in names:
+        return
+    with suppress(ValueError):
+        end = bracket_end(text, begun.end() - 1, QUOTED)
+        if FENCE_END.match(text, end):
+            yield Found((_unread(begun["name"], "it is no call with named arguments", text),), 0, len(text))
 
 
 def _values_at(text: str, start: int) -> tuple[list[Any], int]:

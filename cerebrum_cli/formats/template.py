@@ -64,7 +64,7 @@ PRESERVE = "preserve_thinking"  # variable by which templates keep earlier reaso
 # With it, Qwen2.5-Coder 1.5B calls a function for 3 of 30 questions that need none, instead of 14. Of 24 questions that
 # need one, its first call is correct for 22, instead of 21 (benchmarks/tool_calls.py).
 WHEN_TO_CALL = (
-    "You are a helpful assistant. Use a function if the request is about what it does. Answer general knowledge,"
+    "You are a helpful assistant. Use a function only if the request is about what it does. Answer general knowledge,"
     " explanations, writing and small talk in plain text, without functions."
 )
 LEFT_OUT = {

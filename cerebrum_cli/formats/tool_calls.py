@@ -1,14 +1,15 @@
 """How a prompt format supports functions, and the reader of the calls in replies. Pure.
 
 A call in the model's own syntax counts anywhere in an answer. If there is none, JSON or a Python list of calls
-counts if it begins a line or a fence, names a known function, and its arguments fit.
+counts if it begins a line or a fence, names a known function, and its arguments fit. Calls as Python without a list
+count if they are the whole reply.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from string import ascii_letters, digits
 
 from cerebrum_cli.core.frozen import frozen
@@ -18,6 +19,7 @@ from cerebrum_cli.core.tools import ToolCalls, ToolSpec, ToolSpecs, read_call
 from cerebrum_cli.formats.call_readers import (
     BARE_START,
     QUOTED,
+    WHOLE_PYTHON,
     Finder,
     Found,
     after_separator,
@@ -104,6 +106,9 @@ PLAIN_TOOLS = ToolFormat()  # of formats that do not support functions
 def bare_calls(text: str, tools: ToolSpecs) -> Iterator[Found]:
     """Calls of known functions without markup."""
     known = {tool.name: tool for tool in tools}
+    if whole := whole_python(text, known):
+        yield whole
+        return
     at = 0
     while begun := BARE_START.search(text, at):
         start, place = begun.span()
@@ -116,6 +121,19 @@ def bare_calls(text: str, tools: ToolSpecs) -> Iterator[Found]:
             start = after_separator(text, at)
             calls, end = _calls_or_python(text, start, tools)
             at = end if calls else at
+
+
+def whole_python(text: str, names: Collection[str]) -> Found | None:
+    """The calls of known functions in a text that is nothing but calls as Python."""
+    found: ToolCalls = ()
+    at = 0
+    while begun := WHOLE_PYTHON.match(text, at):
+        calls, at = python_calls_at(text, begun.start("name"))
+        if not calls or begun["name"] not in names:
+            return None
+        found += calls
+        at = after_separator(text, at)
+    return Found(found, 0, len(text)) if found and text[at:].strip() in ("", "```") else None
 
 
 def _calls_or_python(text: str, start: int, tools: ToolSpecs) -> tuple[ToolCalls, int]:
@@ -164,6 +182,8 @@ class CallFilter:
         if "```".startswith(line) or FENCE_START.fullmatch(line):
             return True
         body = FENCE_START.sub("", line, 1) if line.startswith("```") else line
+        if is_whole_reply and self._may_be_only_python(body):
+            return True
         if begun := PYTHON_BEGUN.match(body):
             return self._may_be_python(begun, is_whole_reply)
         if not body.startswith(("[", "{")):
@@ -179,6 +199,19 @@ class CallFilter:
 
     def _is_call(self, line: str, is_whole_reply: bool) -> bool:
         return any(bare_calls(line, self._tools)) or bool(failed_calls(line, (), self._tools, is_whole_reply))
+
+    def _may_be_only_python(self, text: str) -> bool:
+        """Whether a text is nothing but calls of known functions as Python, or may become that."""
+        begun = WHOLE_PYTHON.match(text)
+        if begun is None:
+            return any(tool.name.startswith(text) for tool in self._tools)
+        if begun["name"] not in [tool.name for tool in self._tools]:
+            return False
+        try:
+            end = after_separator(text, bracket_end(text, begun.end() - 1, QUOTED))
+        except ValueError:
+            return True
+        return "```".startswith(text[end:].rstrip()) or self._may_be_only_python(text[end:])
 
     def _may_be_python(self, begun: Match, is_whole_reply: bool) -> bool:
         """Whether a Python list that has begun may be one of calls."""

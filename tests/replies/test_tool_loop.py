@@ -147,6 +147,24 @@ def test_calls_in_a_row_of_several_kinds_are_run_in_order() -> None:
     assert reply.text == "Then:\n\nDry."
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "weather(city='Oslo')",
+        'weather(city="Oslo")\n',
+        "```python\nweather(city='Oslo')\n```",
+        "```tool_code\nweather(city='Oslo', days=1)\n```\n",
+        "weather(city='Oslo')\nweather(city='Rome')",
+        "weather(city='Oslo'); weather(city='Rome')",
+    ],
+)
+def test_reply_that_is_nothing_but_calls_as_python_is_run(text: str) -> None:
+    with opened(text, "Dry.") as (model, _):
+        reply = model.reply(QUESTION, tools=[weather]).wait()
+    assert [call.arguments["city"] for call in reply.calls] == re.findall("Oslo|Rome", text)
+    assert reply.text == "Dry."
+
+
 def test_reply_without_a_call_is_passed_on_whole() -> None:
     text = f'See:\n```json\n{{"name": "Ann"}}\n```\n{OSLO.replace("weather", "forecast")}\n[1] <tool'
     with opened(text) as (model, _):
@@ -276,6 +294,9 @@ FAILED = {
     "{'name': 'forecast', 'arguments': {'city': 'Oslo'}}": ("forecast", UNREAD),
     '{{"name": "weather", "arguments": {"city": "Oslo"}}}': ("weather", UNREAD),
     '[weather("Oslo")]': ("weather", f"{UNREAD}it is no list of calls with named arguments:"),
+    'weather("Oslo")': ("weather", f"{UNREAD}it is no call with named arguments:"),
+    'weather(town="Oslo")': ("weather", "invalid arguments: "),
+    "```python\nweather(city)\n```": ("weather", f"{UNREAD}it is no call with named arguments:"),
     tagged(FORECAST): ("forecast", "there is no function forecast; known: weather"),
     tagged('{"name": "weather", "arguments": {"city": "Oslo"}'): ("weather", UNREAD),
     tagged('{"arguments": {"city": "Oslo"}}'): ("unknown", f"{UNREAD}it has no name:"),
@@ -296,6 +317,12 @@ NO_CALLS = (
     "<tool_call> begins a call, and </tool_call> ends it.",
     "```\n<tool_call>\n...\n</tool_call>\n```",
     "[weather(map)](https://example.org)",
+    'weather(city="Oslo") is a call.',
+    'Write:\nweather(city="Oslo")',
+    'forecast(city="Oslo")',
+    "weather",
+    "weather(s) change",
+    "```python\nweather(city='Oslo')\nprint(1)\n```",
     "[1, 2]",
 )
 
@@ -406,6 +433,8 @@ pieces_of_replies = st.one_of(
     st.builds('\n<tool_call>\n{{"name": "weather", "arguments": {{"city": "C{}"\n'.format, numbers),
     st.builds('{{"name": "weather", "arguments": {{"city": C{}}}}}\n'.format, numbers),
     st.builds("[weather(C{})]\n".format, numbers),
+    st.builds('weather(city="C{}")\n'.format, numbers),
+    st.builds("weather(C{}".format, numbers),
     st.sampled_from(["\n", " ", "```\n", "<tool_", "{", "["]),
 )
 
