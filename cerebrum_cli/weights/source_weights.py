@@ -173,7 +173,7 @@ def _pull_one(path: Path, names: Sequence[str]) -> str:
 def names_in(folder: Path) -> list[str]:
     """Names of the files in a folder; without weights, also of the models below it, as in a cache of the Hub."""
     with reading_model(folder):
-        names = [path.name for path in folder.iterdir()]
+        names = [path.name for path in folder.iterdir() if path.is_file()]
         if CONFIG not in names or not any(map(is_shard, names)):
             found = (path for pattern in _BELOW for path in folder.glob(pattern))
             names += [path.relative_to(folder).as_posix() for path in islice(found, _MOST_BELOW)]

@@ -178,3 +178,36 @@ def test_index_that_names_files_outside_the_folder_is_refused(tmp_path: Path) ->
         index.write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
         with pytest.raises(ModelFileError, match=r"does not name the \.safetensors file"):
             read_checkpoint(folder, "tiny")
+
+
+@pytest.mark.parametrize("key", ["shape", "data_offsets"])
+@pytest.mark.parametrize("change", [float, lambda number: float("inf"), str, lambda number: number > 0])
+def test_shapes_and_offsets_that_are_not_whole_numbers_are_refused(
+    key: str, change: Callable[[int], object], tmp_path: Path
+) -> None:
+    folder = write_checkpoint(tmp_path, read_model("llama2"))
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header["lm_head.weight"][key] = [change(number) for number in header["lm_head.weight"][key]]
+    changed = json.dumps(header).encode()
+    path.write_bytes(len(changed).to_bytes(8, "little") + changed + data[start:])
+    with pytest.raises(ModelFileError, match="damaged, or not a"):
+        read_checkpoint(folder, "tiny")
+
+
+def test_recommended_settings_that_no_sampler_has_are_left_out(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, read_model("llama2"))
+    for number in ("1e300", "9" * 401, "NaN", "-Infinity"):
+        (folder / "generation_config.json").write_text(f'{{"temperature": {number}, "top_p": 0.5, "top_k": {number}}}')
+        metadata = read_checkpoint(folder, "tiny").metadata
+        assert [key for key in metadata if key.startswith("general.sampling.")] == ["general.sampling.top_p"]
+
+
+def test_pipe_is_no_shard(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, read_model("llama2"))
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+    with pytest.raises(ModelFileError):
+        read_checkpoint(folder, "tiny")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.core.json_types import JsonObject
+from cerebrum_cli.core.json_types import MAX_NUMBER, JsonObject
 from cerebrum_cli.gguf.contents import EMBEDDING, HEAD, TYPE_NUMBERS, Tensor, Value, Values, quoted
 from cerebrum_cli.weights.checkpoints.assembly import Assembly, Constant, Converted
 from cerebrum_cli.weights.checkpoints.configuration import OWN_CONFIGURATION, USE_GGUF, Configuration, configuration
@@ -198,10 +198,11 @@ def _require_fit(name: str, parts: StoredTensors, config: Configuration) -> None
 
 
 def _sampling(content: JsonObject) -> Values:
-    """Settings that the model's makers recommend, in generation_config.json."""
+    """Settings that the model's makers recommend, in generation_config.json; without those that no sampler has."""
     values = {}
     for key, name in _SAMPLING.items():
-        if isinstance(content.get(name), int | float):
+        number = content.get(name)
+        if isinstance(number, int | float) and abs(number) < MAX_NUMBER:  # which NaN is not
             values[f"general.sampling.{key}"] = Value("FLOAT32", float(content[name]))
     top_k = content.get("top_k")
     if isinstance(top_k, int) and 0 <= top_k < 1 << 31:

@@ -55,7 +55,7 @@ def read_json(path: Path) -> JsonObject:
 def read_shards(folder: Path) -> dict[str, StoredTensor]:
     """The tensors in all shards of a checkpoint by name. Raises ModelFileError."""
     tensors = dict[str, StoredTensor]()
-    files = [path.name for path in folder.iterdir()]
+    files = [path.name for path in folder.iterdir() if path.is_file()]
     for name in shards_among(folder, files):
         if name not in files:
             raise ModelFileError(folder, f"lacks {name}, a part of the weights", "download this file, too")
@@ -120,8 +120,10 @@ def header_end(beginning: bytes) -> int:
 def _stored(path: Path, start: int, entry: JsonObject) -> StoredTensor:
     """Parse the entry of a tensor in a header. Raises ValueError, LookupError or TypeError if it is invalid."""
     begin, end = entry["data_offsets"]
-    shape = tuple(map(int, entry["shape"]))
+    shape = tuple(entry["shape"])
     kind = str(entry["dtype"])
+    if not all(type(number) is int for number in (begin, end, *shape)):
+        raise TypeError("offsets or shape that are not whole numbers")
     if begin < 0 or end < begin or any(length < 0 for length in shape):
         raise ValueError("invalid offsets or shape")
     if kind in FLOATS and end - begin != TENSOR_TYPES[TYPE_NUMBERS[kind]].bytes_of(prod(shape)):
