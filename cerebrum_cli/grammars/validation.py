@@ -95,8 +95,9 @@ def schema_validator(schema: str) -> Any:
     try:
         kind.check_schema(value, format_checker=None)
     except SchemaError as error:
-        path = ".".join(map(str, error.path))
-        raise unusable(shorten(f"{path}: {error.message}", MAX_PROBLEM, placeholder=" ..."), "correct it") from error
+        path = ".".join(map(str, error.absolute_path))
+        message = error.context[0].message if error.context else error.message  # of the first of several alternatives
+        raise unusable(shorten(f"{path}: {message}", MAX_PROBLEM, placeholder=" ..."), "correct it") from error
     except RecursionError as error:
         raise unusable("it is nested too deeply", "flatten it") from error
     require_usable(value)
