@@ -117,7 +117,7 @@ def _last_computed(values: Values) -> str:
 
 
 def is_in_doubt(before: str) -> bool:
-    """Whether what precedes an answer leaves open if it is one, and no later clause takes that back."""
+    """Whether the text before an answer leaves open whether it is one, and no later clause takes that back."""
     return _IN_DOUBT.search(before) is not None
 
 

@@ -101,8 +101,10 @@ def repeats(question: str, sentence: str) -> bool:
 
 
 def asserted(sentence: str) -> str:
-    """A sentence without the clauses that deny or only mention something: "it is Canberra" of "many people think it is
-    Sydney, but it is Canberra"."""
+    """A sentence without the clauses that deny or only mention something.
+
+    "It is Canberra" remains of "Many people think it is Sydney, but it is Canberra".
+    """
     kept = sentence
     for clause in _CLAUSES.split(sentence):
         if clause.strip() and not _counts(clause):
@@ -136,7 +138,7 @@ def _counts(clause: str) -> bool:
 
 
 def _added(asked: set[str], clause: str) -> str | None:
-    """The first run of words in a clause that are new: neither in the question nor function words. A name precedes."""
+    """The first run of words in a clause that are new: not in the question, nor function words. Names are preferred."""
     runs = list[str]()
     words = [(word, _is_new(word[0], asked)) for word in _WORD.finditer(clause)]
     for is_new, run in groupby(words, key=itemgetter(1)):

@@ -15,9 +15,9 @@ Stream = int | IO[Any] | None
 class ChildProcess(subprocess.Popen[bytes]):
     """A process with a session of its own, so that Ctrl-C interrupts only this one. Close it.
 
-    It ends with all that it started, unless that has a session of its own: when it is closed, and `grace_s` seconds
-    after the end of this process, even by SIGKILL. A shell, the guard, waits for the end of a pipe that only this
-    process holds open.
+    It is killed when it is closed, or `grace_s` seconds after this process ends, even if SIGKILL ended it. So is
+    all that it started, except what has a session of its own. The guard, a shell, notices the end of this process by
+    reading from a pipe that only this process holds open.
     """
 
     def __init__(

@@ -142,9 +142,8 @@ def sequential_confidence(n: int) -> float:
 def paired_interval(differences: Sequence[float], clusters: Clusters, confidence: float = CONFIDENCE) -> Interval:
     """Interval of the mean of paired differences, with the clusters' standard error and quantile.
 
-    Where they do not vary, as with all zeros, questions that were not asked
-    may still differ: their share is below Wilson's upper bound of none among these questions (or clusters), which is
-    then the reach to both sides.
+    Even if the differences do not vary (all are zero, for example), the runs may differ on questions that were not
+    asked. The interval then reaches to both sides as far as Wilson's upper bound for 0 of these questions or clusters.
     """
     units = len(set(clusters))
     center, error = mean(differences), standard_error(differences, clusters)

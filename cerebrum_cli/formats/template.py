@@ -213,10 +213,10 @@ class EmbeddedFormat(PromptFormat):
 
 @frozen
 class Draft:
-    """The messages that a template gets, for a prompt that ends with the beginning of a reply if it `continues` one.
+    """The messages that a template gets. If the draft `continues` a reply, its prompt ends with the beginning of it.
 
-    - `texts`: the contents of the turns, their reasoning, and texts in functions and calls, of which the pieces have
-      the numbers
+    - `texts`: the contents of the turns, their reasoning, and the texts in functions and calls. Pieces refer to these
+      by number
     - `fixed`: the replies, by the index of their turn, that both renders have as placeholders
     - `written`: the turns whose calls the template writes
     - `moved`: texts before calls, by the number of the text of the call that they precede, if a template moves them

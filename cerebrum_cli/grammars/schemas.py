@@ -166,7 +166,7 @@ RULES = (_with_references, _without_effect, _with_patterns, _with_names, _with_f
 
 
 def _require_end(schema: Any, part: Any, passed: tuple[int, ...], finite: set[int]) -> None:
-    """Raise GrammarError if a value matches a schema only if it matches that schema, on and on."""
+    """Raise GrammarError if a schema refers back to itself for the same value, so that matching never ends."""
     if not isinstance(part, dict) or id(part) in finite:
         return
     if id(part) in passed:

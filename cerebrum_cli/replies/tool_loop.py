@@ -92,8 +92,8 @@ class ToolLoop:
     def follow(self, reply: Reply) -> Events:
         """Run the calls that a round ends with; yield them, and the round. A call that cannot be run has an error.
 
-        If calls are refused, the end of the reply is asked for without functions, and with the question after the
-        results. If the model fails to write a call again, its text is the end, with a notice.
+        If calls are refused, the model is asked to end its reply: without functions, and with the question after the
+        results. If the model fails to write a call a second time, that text ends the reply, with a notice.
         """
         self.completion_tokens += reply.finish.completion_tokens
         written = self.calls_in(reply)

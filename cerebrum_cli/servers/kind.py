@@ -27,13 +27,15 @@ StopReason = Literal["eos", "stop string", "limit", "unstated"]
 class ReplyChunk:
     """A part of one sample's reply, or the whole: token ids, to be decoded here.
 
-    With `total`, the number of tokens so far, ids may be missing: `text` is that of all tokens since the last text.
-    Without it, a `text` has no ids. The server sends `reasoning` apart from the text after it. `progress` is that of
-    the prompt: tokens evaluated, and all. The last part has an `end`, where a "limit" is that of tokens or of the
-    context, the `calls` of functions, the number of tokens in the prompt, and times, if the server states them. One
-    that is "unstated" counts as "eos" below the limit. With `progress` or an `end`, `cached` prompt tokens came from
-    the server's cache. With an `end`, the server may have `withheld` the rest, for this reason, or sent what is no text
-    of this reply: `left_out`.
+    - `total`: number of tokens so far. With it, ids may be missing, and `text` is that of all tokens since the last
+      text; without it, a `text` has no ids
+    - `reasoning`: sent by the server apart from the text after it
+    - `progress`: tokens of the prompt that are evaluated, and all of them
+    - `end`: in the last part only. A "limit" is that of tokens or of the context; "unstated" counts as "eos" below it
+    - `calls`, `prompt_tokens`, `timings`: in the last part, if the server states them
+    - `cached`: with `progress` or an `end`, the prompt tokens that came from the server's cache
+    - `withheld`: with an `end`, why the server withheld the rest
+    - `left_out`: with an `end`, what the server sent that is not text of this reply
     """
 
     tokens: Sequence[int] = ()

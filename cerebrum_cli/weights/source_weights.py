@@ -118,7 +118,7 @@ def repository_weights(puller: Puller, remote: RemoteFiles) -> Weights:
 def require_weights(path: Path, names: Collection[str], is_remote: bool = False) -> None:
     """Raise ModelFileError or ModelNotFound unless files of these names include weights to convert.
 
-    Names may be paths, of which those in other folders are hints. A repository `is_remote`, and its path is its name.
+    Names may be paths; those in subfolders only serve for hints. A repository `is_remote`, and `path` is its name.
     """
     if CONFIG in names and any(map(is_shard, names)):
         _require_tokenizer(path, names)
