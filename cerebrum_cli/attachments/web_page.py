@@ -68,14 +68,16 @@ async def fetch_within_limits(address: str) -> WebPage:
         request = client.build_request("GET", address)
         for _ in range(MAX_REDIRECTS + 1):
             if (request.url.port or 0) > MAX_PORT:
-                raise httpx2.InvalidURL(f"no port above {MAX_PORT} exists")
+                raise httpx2.InvalidURL(f"port numbers end at {MAX_PORT}")
             response = await client.send(request, stream=True)
             async with aclosing(response):
                 if response.next_request is None:
                     return await _page(address, response)
             target = response.next_request  # the content of a redirect is not read: it may be huge
             if target.url.userinfo:
-                raise UsageError(f"{address} redirects to one with a user name or password", "give it without them")
+                raise UsageError(
+                    f"{address} redirects to an address with a user name or password", "give an address without them"
+                )
             if await is_local(target.url.host) and not await is_local(request.url.host):
                 hint = f"to read that page, give its address: {target.url}"
                 raise UsageError(f"{address} redirects into the local network", hint)

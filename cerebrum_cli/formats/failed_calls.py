@@ -143,7 +143,7 @@ def _only_python(text: str, names: Collection[str]) -> Iterator[Found]:
     with suppress(ValueError):
         end = bracket_end(text, begun.end() - 1, QUOTED)
         if FENCE_END.match(text, end):
-            yield Found((_unread(begun["name"], "it is no call with named arguments", text),), 0, len(text))
+            yield Found((_unread(begun["name"], "its arguments have no names, as in f(x=1)", text),), 0, len(text))
 
 
 def _values_at(text: str, start: int) -> tuple[list[Any], int]:

@@ -71,7 +71,7 @@ def _part(part: Match) -> str:
 def _class(negation: str, members: str) -> str:
     if not members:
         if not negation:
-            raise ValueError("an empty class [] matches nothing")
+            raise ValueError("an empty character class [] matches nothing")
         return r"[\x{0}-\x{10ffff}]"
     found = []
     for member in re.finditer(MEMBER, members):
@@ -112,7 +112,7 @@ def _escape(escape: str) -> str:
     if name in CONTROLS:
         return _code(CONTROLS[name])
     if not name or (name.isascii() and name.isalnum()):
-        raise ValueError(f"{escape} is no escape of ECMAScript")
+        raise ValueError(f"{escape} is not an ECMAScript escape")
     return _code(name)
 
 

@@ -28,7 +28,8 @@ MAX_PROBLEM = 200  # characters
 MAX_EXACT = 2**53  # of the integers that floating-point numbers have
 MAX_LOCATABLE = 50_000  # characters of a schema, whose parts are compiled one by one to find the faulty one
 ONE_OF_NOTICE = NoticeEvent(
-    "oneOf is enforced like anyOf; an answer that matches several of its schemas is an error", "make them exclusive"
+    "oneOf is enforced like anyOf; an answer that matches several of its schemas is an error",
+    "make its schemas mutually exclusive",
 )
 
 

@@ -171,7 +171,7 @@ def _require_end(schema: Any, part: Any, passed: tuple[int, ...], finite: set[in
         return
     if id(part) in passed:
         reference = part.get("$ref", "#")
-        raise unusable(f"the $ref {reference!r} leads back to itself", "describe the value, such as by its type")
+        raise unusable(f"the $ref {reference!r} refers to itself", "describe the value, for example with `type`")
     if isinstance(reference := part.get("$ref"), str):
         _require_end(schema, _target(schema, reference), (*passed, id(part)), finite)
     for key in IN_PLACE:

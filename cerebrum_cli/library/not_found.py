@@ -44,7 +44,7 @@ def file_not_found(path: Path) -> ModelNotFound:
     folder = Path(name)
     if colon and is_directory(folder):
         hint = f"cerebrum pull {quote(as_reference(folder))} --type {quote(type)}"
-        return ModelNotFound(f"{path}: file not found; {folder} is a folder, whose type is an option", hint)
+        return ModelNotFound(f"{path}: file not found; {folder} is a folder: give the type with --type", hint)
     return ModelNotFound(f"{path}: file not found", "check the path, or list installed models with cerebrum list")
 
 

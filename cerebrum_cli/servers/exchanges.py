@@ -112,7 +112,7 @@ class Exchange(NamedTuple):
             self.server.notice(self.job, "sent more than the text of a reply", f"left out: {chunk.left_out}")
         if chunk.calls and not (conversation and conversation.tools):
             called = foreign_line(", ".join(call.name for call in chunk.calls))
-            self.server.notice(self.job, "called functions, though none was offered", f"ignored: {called}")
+            self.server.notice(self.job, "called a function that it was not offered", f"ignored: {called}")
 
     def _report(self, event: SampleEvent) -> None:
         if isinstance(event, FinishEvent):

@@ -139,9 +139,9 @@ def require_weights(path: Path, names: Collection[str], is_remote: bool = False)
     if inner and is_remote:
         copy = path.name
         hint = f"hf download {path} --include '{inner[0]}/*' --local-dir {copy}; cerebrum pull ./{copy}/{inner[0]}"
-        raise ModelNotFound(f"{path} has its weights in a folder, {inner[0]}", hint)
+        raise ModelNotFound(f"{path} has its weights in a subfolder, {inner[0]}", hint)
     if inner:
-        raise ModelNotFound(f"{path} has its weights in folders", _pull_one(path, inner))
+        raise ModelNotFound(f"{path} has its weights in subfolders", _pull_one(path, inner))
     if not is_remote and (CONFIG in names or any(map(is_shard, names))):
         here, missing = (CONFIG, "safetensors") if CONFIG in names else ("safetensors", CONFIG)
         found = [name for name in sorted(names) if name.endswith(missing)]

@@ -433,7 +433,7 @@ def test_web_page_that_cannot_be_read_is_one_line(site: str) -> None:
 @pytest.mark.parametrize(
     ("target", "problem"),
     [
-        ("http://me:secret@127.0.0.1/", "redirects to one with a user name or password"),
+        ("http://me:secret@127.0.0.1/", "redirects to an address with a user name or password"),
         ("http://127.0.0.1:99999/", ": "),
         ("http://\xff.example/", ": "),
         ("http://[::1", ": "),

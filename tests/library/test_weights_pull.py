@@ -163,8 +163,8 @@ def test_weights_in_a_folder_are_converted(owner: HubUser, folder: Path) -> None
 SNAPSHOT = f"models--owner--Tiny-C2F/snapshots/{'0' * 40}"
 # Layouts of folders: where the files of a model go, by new names of some, and what the error says.
 LAYOUTS = [
-    ("below", "model", {}, 3, "has its weights in folders", "cerebrum pull {}/model"),
-    ("hub", SNAPSHOT, {}, 3, "has its weights in folders", f"cerebrum pull {{}}/{SNAPSHOT}"),
+    ("below", "model", {}, 3, "has its weights in subfolders", "cerebrum pull {}/model"),
+    ("hub", SNAPSHOT, {}, 3, "has its weights in subfolders", f"cerebrum pull {{}}/{SNAPSHOT}"),
     ("config", "", {"config.json": "a/config.json"}, 3, "no config.json", "copy a/config.json beside it"),
     ("weights", "", {"model.safetensors": "a/model.safetensors"}, 3, "no safetensors", "copy a/model.safetensors"),
     (
@@ -216,7 +216,7 @@ def test_weights_in_a_folder_of_a_repository_are_downloaded_first(hub_user: HubU
     hub_user.hub.repository(REPOSITORY, {f"fp32/{path.name}": path for path in folder.iterdir()})
     done = refused(hub_user, REPOSITORY, "-y")
     download = f"hf download {REPOSITORY} --include 'fp32/*' --local-dir Tiny-C2F; cerebrum pull ./Tiny-C2F/fp32"
-    assert_error(done, 3, f"{REPOSITORY} has its weights in a folder, fp32", download)
+    assert_error(done, 3, f"{REPOSITORY} has its weights in a subfolder, fp32", download)
 
 
 def test_type_behind_a_folder_is_an_option(hub_user: HubUser, folder: Path) -> None:
