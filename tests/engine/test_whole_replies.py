@@ -55,7 +55,9 @@ class Served:
             while not events or sample.needs_turn:
                 turn = sample.take_turn()
                 for chunk in self._answer(turn, request, is_whole):
-                    if not (sample.needs_turn or any(isinstance(event, FinishEvent) for event in events)):
+                    if not (
+                        sample.needs_turn or any(isinstance(event, FinishEvent | RefusedEvent) for event in events)
+                    ):
                         events += sample.add(chunk)
                 assert events or sample.needs_turn
         except RefusedRequestError as refused:
@@ -78,7 +80,8 @@ class Served:
 def outcome(events: Sequence[Event]) -> tuple[Any, ...]:
     reply = Reply()
     for event in events:
-        assert not isinstance(event, RefusedEvent)
+        if isinstance(event, RefusedEvent):
+            return event.error.message, event.text
         reply.emit(event)
     finish = reply.finish
     counts = finish.reason, finish.completion_tokens, finish.by_stop_string, finish.has_all_tokens, finish.forced
