@@ -40,6 +40,9 @@ replies = st.lists(
 ).map(b"".join)
 
 
+LAST = (FinishEvent, RefusedEvent)
+
+
 class Served:
     """A server of a scripted reply, to whose tokens others are added where turns begin after forced ones."""
 
@@ -55,9 +58,7 @@ class Served:
             while not events or sample.needs_turn:
                 turn = sample.take_turn()
                 for chunk in self._answer(turn, request, is_whole):
-                    if not (
-                        sample.needs_turn or any(isinstance(event, FinishEvent | RefusedEvent) for event in events)
-                    ):
+                    if not (sample.needs_turn or any(isinstance(event, LAST) for event in events)):
                         events += sample.add(chunk)
                 assert events or sample.needs_turn
         except RefusedRequestError as refused:
