@@ -25,10 +25,11 @@ from cerebrum_cli.core.conversation import (
 )
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import Tokenize
-from cerebrum_cli.core.tools import Round, ToolCall
+from cerebrum_cli.core.tools import Round
 from cerebrum_cli.formats.markers import REASONING_MARKUPS, SpelledReasoning, split_reasoning
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
 from cerebrum_cli.formats.pieces import (
@@ -281,15 +282,7 @@ def draft_messages(chat: EmbeddedFormat, conversation: Conversation) -> Draft:
     turns = find_content_format(chat.source).fold(conversation).turns
     if prefill and not continues:
         turns.pop()
-    spelled = {}
-    for index, turn in enumerate(turns):
-        reply = turn.value
-        if not isinstance(reply, Message | Round) or turn.role != "assistant":
-            continue
-        if found := chat.reasoning_in(reply):
-            spelled[index] = found
-            reply = replace(reply, content=found.answer, reasoning=found.reasoning)
-            turns[index] = turn._replace(content=found.answer, value=reply)
+    turns, spelled = _with_reasoning_apart(chat, turns)
     if conversation.keeps_reasoning is False:
         spelled = {}
     fixed = _fixed_replies(chat, turns, history)
@@ -316,10 +309,39 @@ def draft_messages(chat: EmbeddedFormat, conversation: Conversation) -> Draft:
                 written.add(index)
                 if chat.tool_format.moves_text and reply.content.strip():
                     moved[len(texts)] = reply.content
-                _map_texts(texts.append, add_special, [[call.name, call.arguments] for call in reply.calls])
-        if isinstance(reply, ToolCall):
-            add_special(reply.name)
+        _fields(turn, index in written, texts.append, add_special)
     return Draft(conversation, values, continues, turns, texts, fixed, written, moved, history.markup, special, spelled)
+
+
+def _with_reasoning_apart(
+    chat: EmbeddedFormat, turns: Iterable[Turn]
+) -> tuple[list[Turn], dict[int, SpelledReasoning]]:
+    """Turns with the reasoning that a reply's text begins with in its field, and how it was spelled, by their index."""
+    apart, spelled = [], {}
+    for index, turn in enumerate(turns):
+        reply = turn.value
+        if isinstance(reply, Message | Round) and turn.role == "assistant" and (found := chat.reasoning_in(reply)):
+            spelled[index] = found
+            reply = replace(reply, content=found.answer, reasoning=found.reasoning)
+            turn = turn._replace(content=found.answer, value=reply)
+        apart.append(turn)
+    return apart, spelled
+
+
+def _fields(turn: Turn, is_written: bool, change: Callable[[str], Any], change_name: Callable[[str], Any]) -> JsonDict:
+    """A turn as one of OpenAI's messages, with its calls if the template writes these.
+
+    Texts of the calls are changed, names only where `change_name` does so: a draft collects both in this order, and
+    `fill` puts them back in the same.
+    """
+    fields = turn.openai
+    if not is_written:
+        fields.pop("tool_calls", None)
+    if "name" in fields:
+        fields["name"] = change_name(fields["name"])
+    for call in fields.get("tool_calls", ()):
+        call["function"] = _map_texts(change, change_name, call["function"])
+    return fields
 
 
 def _names(conversation: Conversation) -> Sequence[str]:
@@ -372,14 +394,9 @@ def fill(chat: EmbeddedFormat, draft: Draft, texts: Sequence[str], values: Varia
     tools = _map_texts(fill_special, fill_special, [tool.openai for tool in draft.conversation.tools])
     messages = []
     for index, turn in enumerate(draft.turns[:count]):
-        fields = turn.openai
-        if index not in draft.written:
-            fields.pop("tool_calls", None)
-        if "name" in fields:
-            fields["name"] = fill_special(fields["name"])
-        for call in fields.get("tool_calls", ()):
-            call["function"] = _map_texts(lambda _: next(others), fill_special, call["function"])
-            if chat.tool_format.text_arguments:
+        fields = _fields(turn, index in draft.written, lambda _: next(others), fill_special)
+        if chat.tool_format.text_arguments:
+            for call in fields.get("tool_calls", ()):
                 call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
         reasoning, text = texts[index + len(draft.turns)], texts[index]
         if index in draft.spelled:
