@@ -7,7 +7,7 @@ import re
 import zlib
 from codecs import getincrementaldecoder
 from collections.abc import AsyncGenerator, AsyncIterable, Iterator, Sequence
-from io import IncrementalNewlineDecoder
+from io import IncrementalNewlineDecoder, StringIO
 from typing import Any
 
 from cerebrum_cli.core.json_types import JsonDict
@@ -124,9 +124,10 @@ class EventReader:
         self._size = 0
         self._has_begun = self._is_json = False
         self._parts: list[str] = []  # of JSON
-        self._line = ""  # which may go on
+        self._line = StringIO()  # which may go on
         self._name = ""  # of the event that has begun, with its data
         self._data: list[str] = []
+        self._data_size = 0
         self._other = ""  # what it says besides events
         self._has_events = False
 
@@ -141,7 +142,7 @@ class EventReader:
         if self._is_json:
             yield require_success(parse_json("".join(self._parts)))
             return
-        yield from self._take_line(self._line)
+        yield from self._take_line(self._line.getvalue())
         yield from self._take_event()
         if self._other and not self._has_events:
             raise LostServerError(f"the server sent no events: {words_of(self._other)}")
@@ -159,8 +160,12 @@ class EventReader:
             require_size(self._size, REPLY_BYTES)
             self._parts.append(text)
             return
-        *lines, self._line = (self._line + text).split("\n")
-        require_size(len(self._line) + sum(map(len, self._data)), EVENT_BYTES)
+        *lines, rest = text.split("\n")
+        if lines:
+            lines[0] = self._line.getvalue() + lines[0]
+            self._line = StringIO()
+        self._line.write(rest)
+        require_size(self._line.tell() + self._data_size, EVENT_BYTES)
         for line in lines:
             yield from self._take_line(line)
 
@@ -170,6 +175,7 @@ class EventReader:
             yield from self._take_event()
         elif field == "data":
             self._data.append(value.strip())
+            self._data_size += len(self._data[-1])
         elif field == "event":
             self._name = value.strip()
         elif field not in ("", "id", "retry"):  # a line without a field is a comment
@@ -178,7 +184,7 @@ class EventReader:
     def _take_event(self) -> Iterator[Any]:
         """Yield what the event is that a blank line ends."""
         name, data = self._name, self._data
-        self._name, self._data = "", []
+        self._name, self._data, self._data_size = "", [], 0
         if name == "error":
             raise stated_failure(error_body("\n".join(data)))
         for value in _values(data):
