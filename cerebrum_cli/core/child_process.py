@@ -31,16 +31,25 @@ class ChildProcess(subprocess.Popen[bytes]):
         grace_s: float = 0.0,
     ) -> None:
         super().__init__(command, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds, start_new_session=True)
-        self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", f"read _; sleep {grace_s:g}; kill -s KILL -- -{self.pid}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        try:
+            self._guard = subprocess.Popen(
+                ["/bin/sh", "-c", f"read _; sleep {grace_s:g}; kill -s KILL -- -{self.pid}"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError:  # such as too many processes
+            self._end()
+            raise
 
     def close(self) -> None:
         """Kill the process and all that is left of what it started, and wait for its end."""
+        self._end()
+        self._guard.kill()
+        self._guard.communicate()
+
+    def _end(self) -> None:
         with suppress(ProcessLookupError, PermissionError):  # macOS does not permit it for a group that has ended
             os.killpg(self.pid, signal.SIGKILL)
         self.wait()
@@ -48,8 +57,6 @@ class ChildProcess(subprocess.Popen[bytes]):
             if stream:
                 with suppress(BrokenPipeError):  # of what was not written yet
                     stream.close()
-        self._guard.kill()
-        self._guard.communicate()
 
     def __enter__(self) -> Self:
         return self

@@ -60,6 +60,20 @@ def test_closed_child_ends_with_all_that_it_started(tmp_path: Path) -> None:
     assert_ended(children)
 
 
+def test_child_does_not_stay_if_its_guard_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = tmp_path / "numbers"
+
+    def fail(*_: object, **__: object) -> None:
+        started(numbers)
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", fail)
+    with pytest.raises(OSError, match="unavailable"):
+        ChildProcess(["sh", "-c", CHILD, str(numbers)])
+    monkeypatch.undo()
+    assert_ended(started(numbers))
+
+
 def test_child_that_has_ended_keeps_its_exit_code() -> None:
     with ChildProcess(["sh", "-c", "exit 3"]) as child:
         assert child.wait() == 3
