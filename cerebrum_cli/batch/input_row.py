@@ -50,9 +50,7 @@ INPUT = "input"  # the key of a row's input in its output object
 _REQUEST_DIGITS = 12
 TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
 REFUSED = "invalid_request"
-INCOMPLETE = (
-    "incomplete_output"  # truncated, blank, reasoning only or against the schema, so that it does not match the grammar
-)
+INCOMPLETE = "incomplete_output"  # it does not match its grammar: truncated, blank, only reasoning, or another value
 
 
 @frozen
@@ -198,8 +196,11 @@ def row_object(event: Outcome, larger_context: str) -> JsonDict:
 
 
 def refused_object(row: InputRow, refused: RefusedEvent) -> JsonDict:
-    error = refused.error
-    kind = TOO_LONG if isinstance(error, PromptTooLong) else INCOMPLETE if isinstance(error, NoAnswer) else REFUSED
+    error, kind = refused.error, REFUSED
+    if isinstance(error, PromptTooLong):
+        kind = TOO_LONG
+    elif isinstance(error, NoAnswer):
+        kind = INCOMPLETE
     message = f"{error.message}: {error.hint}" if error.hint else error.message
     return output_object(row, refused.origin, text=refused.text, error=asdict(row.error or RowError(kind, message)))
 

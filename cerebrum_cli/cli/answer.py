@@ -255,7 +255,7 @@ class AnswerPrinter:
         if grammar and (mismatch := reply.notice(larger_context, grammar)):
             constraint = "schema" if grammar.is_schema else "grammar"
             raise NoAnswer(f"{mismatch.message}, so it does not match the {constraint}", mismatch.hint)
-        if reply.mismatch:
+        if reply.mismatch:  # of the sample that a vote shows; a single reply has raised it
             raise reply.mismatch
         notice = reply.notice(larger_context)
         if notice and reply.finish.reason == "length" and self.saved_as and not self.options.votes:

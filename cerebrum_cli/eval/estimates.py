@@ -94,11 +94,12 @@ def cluster_quantile(clusters: Clusters, confidence: float = CONFIDENCE) -> floa
     of freedom. The factor is that of the 95% quantile, for the correlation that needs the largest.
     """
     sizes = Counter(Counter(clusters).values())
-    quantile = student_t(degrees_of_freedom(clusters), confidence)
+    freedom = degrees_of_freedom(clusters)
+    quantile = student_t(freedom, confidence)
     if len(sizes) == 1:
         return quantile
     needed = _simulated_quantile(tuple(sorted(sizes.items())))
-    return quantile * max(1.0, needed / student_t(degrees_of_freedom(clusters), CONFIDENCE))
+    return quantile * max(1.0, needed / student_t(freedom, CONFIDENCE))
 
 
 @lru_cache(maxsize=64)

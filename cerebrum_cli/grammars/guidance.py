@@ -53,19 +53,21 @@ def translate(grammar: Grammar) -> tuple[str, NoticeEvent | None]:
 
 def compile_grammar(grammar: Grammar, tokenizer: LLTokenizer | None = None) -> LLMatcher:
     """A matcher of a grammar for a tokenizer; without one, of single bytes. Raises GrammarError."""
-    if tokenizer is None:
-        return byte_matcher(grammar).deep_copy()
+    return byte_matcher(grammar).deep_copy() if tokenizer is None else _matcher(grammar, tokenizer)
+
+
+@lru_cache(64)
+def byte_matcher(grammar: Grammar) -> LLMatcher:
+    return _matcher(grammar, BYTES)
+
+
+def _matcher(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:
     text, _ = translate(grammar)
     matcher = LLMatcher(tokenizer, text, log_level=0)
     if matcher.is_error():
         reason = matcher.get_error().partition("\n")[0].removeprefix("panic: assertion failed: ")
         raise GrammarError(f"the schema or grammar is too large: {reason}", "simplify it")
     return matcher
-
-
-@lru_cache(64)
-def byte_matcher(grammar: Grammar) -> LLMatcher:
-    return compile_grammar(grammar, BYTES)
 
 
 def check_grammar(grammar: Grammar, is_local: bool = True) -> NoticeEvent | None:
@@ -83,13 +85,11 @@ def check_grammar(grammar: Grammar, is_local: bool = True) -> NoticeEvent | None
     return translate(grammar)[1]
 
 
-def schema_problem(grammar: Grammar, answer: str) -> str | None:
-    """Why a whole answer does not match a JSON Schema; None if it does, and for other grammars."""
-    if not grammar.is_schema:
-        return None
-    from cerebrum_cli.grammars import validation
+def schema_problem(schema: Grammar, answer: str) -> str | None:
+    """Why a whole answer does not match a JSON Schema; None if it does."""
+    from cerebrum_cli.grammars.validation import problem_of
 
-    return validation.schema_problem(grammar.text, answer)
+    return problem_of(schema.text, answer)
 
 
 def is_allowed(grammar: Grammar, text: bytes, is_whole: bool) -> bool:

@@ -104,7 +104,7 @@ def schema_validator(schema: str) -> Any:
     return extend(kind, CHECKS)(value, registry=Registry())
 
 
-def schema_problem(schema: str, text: str) -> str | None:
+def problem_of(schema: str, text: str) -> str | None:
     """Why a text does not match a schema; None if it does."""
     try:
         value = json.loads(text, parse_float=parse_number, parse_constant=refuse_constant)

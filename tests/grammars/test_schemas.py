@@ -25,7 +25,7 @@ from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 from cerebrum_cli.grammars.guidance import ONE_OF_NOTICE, check_grammar, compile_grammar, is_allowed, translate
-from cerebrum_cli.grammars.validation import schema_problem
+from cerebrum_cli.grammars.validation import problem_of
 
 T = TypeVar("T")
 KINDS = ["fox", 'wolf "grey"', "back\\slash\n", "größe", "猫", None]
@@ -180,7 +180,7 @@ def test_pattern_is_one_of_ecmascript(pattern: str, valid: list[str], invalid: l
     for text in (*valid, *invalid):
         answer = json.dumps(text, ensure_ascii=False)
         expected = text in valid
-        assert is_allowed(grammar, answer.encode(), is_whole=True) == (schema_problem(grammar.text, answer) is None)
+        assert is_allowed(grammar, answer.encode(), is_whole=True) == (problem_of(grammar.text, answer) is None)
         assert is_allowed(grammar, answer.encode(), is_whole=True) == expected, text
 
 
@@ -292,5 +292,5 @@ def test_pydantic_models_are_schemas(field: Any) -> None:
 )
 def test_reply_of_a_server_is_checked_against_its_schema(schema: Any, valid: list[str], invalid: list[str]) -> None:
     text = json.dumps(schema)
-    assert [(reply, problem) for reply in valid if (problem := schema_problem(text, reply))] == []
-    assert [reply for reply in invalid if not schema_problem(text, reply)] == []
+    assert [(reply, problem) for reply in valid if (problem := problem_of(text, reply))] == []
+    assert [reply for reply in invalid if not problem_of(text, reply)] == []
