@@ -70,7 +70,7 @@ def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> Ans
         return doubtful or _last_words(text), None
     if whole := _parts(text) or _short_line(text):
         return whole, whole
-    value = _last_value(text) or _last_value(with_digits(text)) or doubtful or _law(text)
+    value = _last_value(text) or _last_value_in_words(text) or doubtful or _law(text)
     return value, value if _alone(text) else None
 
 
@@ -117,6 +117,12 @@ def _alone(text: str) -> str:
     if _ALONE.fullmatch(text):
         return text
     return values_alone(text)
+
+
+def _last_value_in_words(text: str) -> str | None:
+    """The last value of a text whose numbers are words; None if it has no such words."""
+    digits = with_digits(text)
+    return _last_value(digits) if digits != text else None
 
 
 def _last_value(text: str) -> str | None:
