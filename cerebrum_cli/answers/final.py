@@ -21,7 +21,7 @@ _WORDS = re.compile(r"(?!(?:yes|no)\Z)[^\W\d_]{2}[^\\=^{}$<>|+*/]*+")  # normal 
 _OPEN = re.compile(r"(?i)\b(?:or|either|whether|opposite of|(?:day|month|year) (?:after|before))\b")
 # The order of what is asked for does not matter.
 _WANTS_ORDER = re.compile(r"(?i)\b(?:arrange|ascending|descending|order|rank|sort|smallest|largest|next)\b")
-_PLAIN_LIST = re.compile(r"[^(\[{=]+(?:,| and )[^(\[{=]+")
+_LISTED = re.compile(r"[^(\[{=]+(?:,| and )[^(\[{=]+")
 _WANTS_SET = re.compile(r"(?i)\b(?:all|solutions|roots|zeros|divisors|factors|primes)\b")
 
 
@@ -84,7 +84,7 @@ def _as_set(answer: str | None) -> str | None:
     """A list in braces, so that its order does not matter: {5, 3, 2} of "5, 3, and 2"."""
     if answer is not None:
         answer = re.sub(r"\b[a-z]_\w+\s?=\s?", "", answer)  # x_1 = 4, x_2 = -4
-    if answer is None or not _PLAIN_LIST.fullmatch(answer):
+    if answer is None or not _LISTED.fullmatch(answer):
         return answer
     return "{" + re.sub(r",?\sand\s", ", ", answer) + "}"
 

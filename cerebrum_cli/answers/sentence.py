@@ -19,7 +19,7 @@ _DOUBT = re.compile(rf"(?ix){DOUBT}")
 _NO_LONGER = r"but|however|i\ think|so|still|then|therefore|yet|aber|jedoch|mais|pero"
 _IN_DOUBT = re.compile(rf"(?ix)(?:{DOUBT})(?:(?!\b(?:{_NO_LONGER})\b)[^.!?;\n])*\Z")
 _POSSIBLE = re.compile(rf"(?ix){POSSIBLE}")
-_SUPPOSED = re.compile(r"(?i)\s(?:would|could|might)\s(?:only\s)?be\s(?:the\s(?:answer|case)|correct|right|true)\b")
+_SUPPOSING = re.compile(r"(?i)\s(?:would|could|might)\s(?:only\s)?be\s(?:the\s(?:answer|case)|correct|right|true)\b")
 _THAN = re.compile(r"(?: \w+){1,3} than\b")
 _MORE = re.compile(r"以上|以下|\+(?!\S)| or (?:more|less|fewer)\b| less than\b")
 _FROM, _TO = re.compile(r"(?i)(?<!range )(?<!number )\bfrom\s\Z"), re.compile(r"(?i)(?:\s\w+)?\sto\s")
@@ -82,7 +82,7 @@ def result(text: str) -> str | None:
     """
     found = values_in(text)
     if _DOUBT.search(text):
-        found = [value for value in found if not is_in_doubt(text[max(0, value.start - _CLAUSE) : value.start])]
+        found = [value for value in found if not is_in_doubt(text, value.start, value.start)]
     for possible in _POSSIBLE.finditer(text):
         found = [value for value in found if not possible.start() < value.start < possible.end()]
     listed = _list_at_end(found)
@@ -116,9 +116,12 @@ def _last_computed(values: Values) -> str:
     return answer
 
 
-def is_in_doubt(before: str) -> bool:
-    """Whether the text before an answer leaves open whether it is one, and no later clause takes that back."""
-    return _IN_DOUBT.search(before) is not None
+def is_in_doubt(text: str, start: int, end: int) -> bool:
+    """Whether the text around `start` up to `end`, where an answer begins, leaves open whether it is one.
+
+    A later clause may take that back.
+    """
+    return _IN_DOUBT.search(text[max(0, start - _CLAUSE) : end]) is not None
 
 
 def values_alone(text: str) -> str:
@@ -140,7 +143,7 @@ def _list_at_end(values: Values) -> Values:
 def _is_other(value: FoundValue) -> bool:
     """Whether a value is only compared with the answer, counts something else, or is what changes."""
     before, behind = value.before[-_NEAR:], value.behind[:_NEAR]
-    if _NOT_IT.search(before) or _MORE.match(behind) or _SUPPOSED.match(behind):
+    if _NOT_IT.search(before) or _MORE.match(behind) or _SUPPOSING.match(behind):
         return True
     return bool(_FROM.search(before) and _TO.fullmatch(behind))
 

@@ -78,7 +78,6 @@ _CONCLUSION = re.compile(r"[,;]\s(?:so|thus|therefore|hence|which gives|giving)\
 _NOT_IT = re.compile(rf"(?ix)(?:{NOT_IT})\s?(?=\d)")
 AS_IS = re.compile(r"(?i)\(?[A-H]\)|[A-H](?:[.:]\s|\Z)|(?:yes|no)\b")  # not an amount
 _WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
-_CLAUSE = 120  # characters before a statement that may leave it open
 # "72; she earns 10 per day", "72, in total", "54 dollars: 6 tickets"; not "72, 73", "2 or 3", "12, or 15", "3: 4"
 _REMARK_IN_WORDS = r"(?:\s?[,;]\s|\s[-–—]\s)(?!(?:and|or)\b|[^\W\d_]\w*\s?[=:])(?:[^\W\d_]{2}|i\.e\.|e\.g\.)"
 _REMARK_BEHIND_COLON = r":\s(?:\d+\s)?[^\W\d_]{2}"
@@ -122,7 +121,7 @@ def statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool]
         # A Markdown heading has text below it, unlike GSM8K's last line.
         is_heading = marker.lastgroup == "hashes" and (not starts_with_value(answer) or has_content(remainder))
         has_text_below = end < len(text) or has_content(remainder + below)
-        is_open = is_in_doubt(text[max(0, marker.start() - _CLAUSE) : marker.end()])
+        is_open = is_in_doubt(text, marker.start(), marker.end())
         if answer and not is_open and not (is_heading and has_text_below):
             yield _statement(answer, line, remainder, marker, in_words)
         end = marker.start()

@@ -16,17 +16,18 @@ from cerebrum_cli.answers.plain_text import plain, sentences
 from cerebrum_cli.core.text import Texts
 
 LONGEST = 6  # words of an answer
+_AND = r"\s(?:and|und|et|y|e)\s"
 _WORD = re.compile(  # or a name such as "Republic of Korea"
     r"[A-Z]\w+(?:\s(?:of|de|da|di|von)(?:\sthe|\sla)?\s[A-Z]\w+)+|[^\W_](?:[\w'’.-]*[^\W_])?"
 )
 _CLAUSES = re.compile(
     r"(?i)[,;:()–—]+\s*|\s-\s|(?:\A|\s)(?:but|sondern|sino|mais|ma|mas|while|whereas)\s"
-    r"|\s(?:and|und|et|y|e)\s(?=(?:not|nicht|kein\w*|non|pas|no)\s)"  # "Bern und nicht Zürich"
+    rf"|{_AND}(?=(?:not|nicht|kein\w*|non|pas|no)\s)"  # "Bern und nicht Zürich"
 )
 # A question for several things, and a sentence's list of them: red, blue and yellow.
 _SEVERAL = re.compile(r"(?i)\b(?:name|list|what\sare|which)\s(?:\w+\s)?(?:two|three|four|five|six|[2-9])\b")
 _ITEM = r"[^\W\d_][^\s,;:.]*(?:\s[^\s,;:.]+){0,2}?"
-_LIST = re.compile(rf"(?:{_ITEM},\s)*{_ITEM},?\s(?:and|und|et|y|e)\s{_ITEM}(?=\W*\Z|\s(?:are|is|were)\b)")
+_LIST = re.compile(rf"(?:{_ITEM},\s)*{_ITEM},?{_AND}{_ITEM}(?=\W*\Z|\s(?:are|is|were)\b)")
 # What a question asks for, where only a few words are answers.
 _CLASSES = (
     (
@@ -36,7 +37,6 @@ _CLASSES = (
     (r"(?i)\bwhich month\b|\bwhat month\b", rf"(?i)\b(?:{'|'.join(MONTHS)})\b"),
 )
 _OTHER_DAY = re.compile(r"(?i)\b(?:after|before|since|from|until|if|because|as|given)\s(?:\w+\s){0,2}?(?=\w+day\b)\w+")
-_AND = re.compile(r"\s(?:and|und|et|y|e)\s")
 _DENIED = re.compile(rf"(?ix){DENIAL}")
 _MENTIONED = re.compile(rf"(?ix){MENTION}")
 # Words that carry no answer, in English, German, French, Spanish and Italian.
@@ -80,7 +80,7 @@ def nearest(question: str, sentence: str) -> str:
     absorb.
     """
     asked = _stems(question)
-    for joint in reversed(list(_AND.finditer(sentence))):
+    for joint in reversed(list(re.finditer(_AND, sentence))):
         before, behind = sentence[: joint.start()], sentence[joint.end() :]
         is_farther = len(asked & _stems(behind)) < len(asked & _stems(before))
         if not is_farther or len(behind.split()) < 2:  # the last name of a list is no part

@@ -38,7 +38,7 @@ _HEDGED = re.compile(
         | (?:very|most|highly|quite)\ likely | sure )
     )(?:\W* | (?::|,|\ because|\ since)\s.*)"""
 )
-_SUPPOSED = re.compile(r"(?i)\b(?:whether|if|check|determine|suppose|assume|depends?|would|could|might|may)\b|\?\W*\Z")
+_OPEN = re.compile(r"(?i)\b(?:whether|if|check|determine|suppose|assume|depends?|would|could|might|may)\b|\?\W*\Z")
 
 
 def hedged(sentence: str) -> str | None:
@@ -53,7 +53,7 @@ def as_statement(question: str, text: str) -> str | None:
         return None
     found = sentences(plain(text.strip().replace("\n", " ")))
     for sentence in (found[-1], found[0]):
-        if repeats(question, sentence) and not _SUPPOSED.search(sentence):
+        if repeats(question, sentence) and not _OPEN.search(sentence):
             return "no" if is_denied(sentence) else "yes"
     return None
 
