@@ -148,7 +148,8 @@ def row_to_ask(position: int, row: InputRow, options: BatchOptions, source: Mode
         if vote:
             settings = settings.for_samples("--votes")
         if row.grammar:
-            grammar = source.checked(row.grammar)
+            grammar = row.grammar
+            source.check(grammar)
     except (UsageError, GrammarError) as problem:
         return Row(key, problem)
     conversation = row.conversation

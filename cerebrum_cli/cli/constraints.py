@@ -31,7 +31,8 @@ def read_grammar(schema: str | None, path: Path | None, source: ModelSource) -> 
             grammar = Grammar(kind, read_text(path, MAX_GRAMMAR_BYTES))
         else:
             return None
-        return source.checked(grammar)
+        source.check(grammar)
+        return grammar
 
 
 def schema_text(schema: str) -> str:

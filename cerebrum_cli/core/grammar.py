@@ -6,17 +6,13 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.files import expand_user
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
-
-if TYPE_CHECKING:
-    from cerebrum_cli.core.events import NoticeEvent
 
 GrammarKind = Literal["schema", "gbnf", "lark", "regex"]
 
@@ -27,11 +23,10 @@ FIELDS_HINT = f'fields are "NAME [TYPE][: DESCRIPTION]", separated by commas; ty
 
 @frozen
 class Grammar:
-    """A grammar; once it is checked, with a `notice` of what an answer will not follow literally."""
+    """A grammar of some kind, as its author wrote it."""
 
     kind: GrammarKind
     text: str
-    notice: NoticeEvent | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.text.strip():  # to llama.cpp and to servers this means no constraint

@@ -1,6 +1,6 @@
 """Regular expressions of JSON Schema, which are ECMAScript's, as llguidance takes them: in the syntax of Rust.
 
-They are read as with the flag `u`, but brackets and braces without a partner are literal, as they are without it.
+They are read as with the flag `u`, but `]` and braces without a partner are literal, as they are without it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ PART = rf"""(?xs)
     | (?P<quantifier> [*+?] | \{{ \d+ (?: ,\d* )? \}} ) \??
     | (?P<group> \( (?: \?(?:: | P?<\w+> | i[:)]) )? )
     | (?P<unknown> \(\? )
+    | (?P<unclosed> \[ )
     | (?P<mark> [)|^$] )
     | (?P<any> \. )
     | (?P<literal> . )
@@ -32,9 +33,13 @@ LINE_ENDS = r"\n\r\x{2028}\x{2029}"
 NAMES = {"(": "look-around", "\\b": r"\b", "\\B": r"\B"}
 
 
+class UnmatchableError(ValueError):
+    """A pattern that is valid, but cannot be matched in linear time."""
+
+
 @lru_cache(256)
 def to_rust(pattern: str) -> str:
-    """Translate a pattern. Raises ValueError for what is invalid in ECMAScript, and for what cannot be matched."""
+    """Translate a pattern. Raises ValueError for what is invalid in ECMAScript, and UnmatchableError."""
     translated = []
     repeatable = False
     for part in re.finditer(PART, pattern):
@@ -50,9 +55,11 @@ def _part(part: Match) -> str:
     match part.lastgroup:
         case "unsupported":
             name = NAMES.get(part[0], NAMES.get(part[0][0], "backreferences"))
-            raise ValueError(f"{name} cannot be matched")
+            raise UnmatchableError(f"{name} cannot be matched")
         case "unknown":
             raise ValueError(f"invalid group at character {part.start() + 1}")
+        case "unclosed":
+            raise ValueError(f"character class without an end at character {part.start() + 1}")
         case "members":
             return _class(part["negation"], part["members"])
         case "escape":

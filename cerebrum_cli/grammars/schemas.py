@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import quote, unquote
 
 from cerebrum_cli.core.grammar import unusable
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.grammars.ecmascript import to_rust
+from cerebrum_cli.grammars.one_of import one_of_as_any_of
+from cerebrum_cli.grammars.strings import needs_control_character
 
 # Keywords whose values are schemas by name, lists of schemas, and schemas.
 BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
@@ -35,6 +38,17 @@ HINT = "fix or remove it, and state the rule in the prompt"
 def with_known_keywords(schema: Any) -> Any:
     """A schema that accepts the same values, or a few less: some formats are replaced by stricter ones."""
     return _changed(schema, _known)
+
+
+def with_any_of(schema: Any) -> Any:
+    """A schema that accepts the same values, with `anyOf` for each `oneOf` of which no value matches two branches."""
+    find_target = partial(_target, schema)
+    return _changed(schema, lambda part: one_of_as_any_of(part, find_target))
+
+
+def without_dialects(schema: Any) -> Any:
+    """A schema without `$schema`: jsonschema would check a part that has it without our rules."""
+    return _changed(schema, lambda part: _without(part, "$schema"))
 
 
 def require_usable(schema: Any) -> None:
@@ -72,6 +86,13 @@ def _with_references(part: JsonDict) -> JsonDict:
     reference = part.get("$ref")
     if isinstance(reference, str) and reference.startswith("#"):
         part["$ref"] = quote(reference, safe="#/%$:?&=@+,;!*'()~")
+    return part
+
+
+def _with_writable_patterns(part: JsonDict) -> JsonDict:
+    for pattern in (part.get("pattern"), *part.get("patternProperties", ())):
+        if isinstance(pattern, str) and needs_control_character(_translated(pattern)):
+            raise unusable(f"pattern {pattern!r}: it matches no text without control characters", HINT)
     return part
 
 
@@ -159,7 +180,10 @@ def _without(part: JsonDict, *names: str) -> JsonDict:
     return {key: value for key, value in part.items() if key not in names}
 
 
-RULES = (_with_references, _without_effect, _with_patterns, _with_names, _with_formats, _with_dependencies)
+RULES = (
+    *(_with_references, _without_effect, _with_writable_patterns, _with_patterns, _with_names, _with_formats),
+    _with_dependencies,
+)
 
 
 # References without an end.

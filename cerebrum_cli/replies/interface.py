@@ -199,7 +199,9 @@ class Model(LoadedModel):
             grammar = Grammar("gbnf", grammar)
         if grammar is not None and not isinstance(grammar, Grammar):
             raise UsageError.invalid("grammar", grammar, "text, or a Grammar")
-        return Ask(question, settings, grammar and self.source.checked(grammar))
+        if grammar is not None:
+            self.source.check(grammar)
+        return Ask(question, settings, grammar)
 
 
 def open_source(source: ModelSource) -> Model:

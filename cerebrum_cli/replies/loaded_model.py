@@ -122,8 +122,6 @@ class LoadedModel:
         settings = asked.settings
         conversation = asked.conversation
         self.note(self.controls.check(settings, conversation.system_prompt))
-        if asked.grammar:
-            self.note(asked.grammar.notice)
         prompt = self._render(conversation)
         tokens = (*self.engine.vocabulary.tokenize(prompt), *asked.prefix_tokens)
         prompt_end = final_markup(prompt)

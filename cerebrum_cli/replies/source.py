@@ -241,14 +241,14 @@ class ModelSource:
 
         return load_options(self.model, self.settings, self.context, self.vocabulary_only, self.is_chat)
 
-    def checked(self, grammar: Grammar) -> Grammar:
-        """The grammar for what is asked, with its notice. Raises GrammarError for what cannot be enforced."""
+    def check(self, grammar: Grammar) -> None:
+        """Raise GrammarError for what cannot be enforced."""
         if self.servers is None:
             from cerebrum_cli.grammars.guidance import check_grammar
 
-            return replace(grammar, notice=check_grammar(grammar))
-        self.servers.check_grammar(grammar, self.model.is_served)
-        return grammar
+            check_grammar(grammar)
+        else:
+            self.servers.check_grammar(grammar, self.model.is_served)
 
     def require_check(self) -> None:
         """Raise UsageError where programs cannot check answers: behind servers, and without a sandbox."""

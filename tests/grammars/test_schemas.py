@@ -24,7 +24,7 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
-from cerebrum_cli.grammars.guidance import ONE_OF_NOTICE, check_grammar, compile_grammar, is_allowed, translate
+from cerebrum_cli.grammars.guidance import check_grammar, compile_grammar, is_allowed
 from cerebrum_cli.grammars.validation import problem_of
 
 T = TypeVar("T")
@@ -37,6 +37,17 @@ TREE = {
 NULLABLE = {"type": ["array", "null"], "items": {"type": "integer"}, "maxItems": 2}
 INTEGER = {"type": "integer"}
 DYNAMIC = {"any": {"$dynamicAnchor": "n", "type": "integer"}}
+DRAFTS = "https://json-schema.org/draft/"
+OTHERS = {  # properties that no keyword evaluates
+    "patternProperties": {r"^\p{L}$": INTEGER},
+    "allOf": [{"$ref": "#/definitions/B"}, {"anyOf": [{"required": ["x"], "properties": {"zz": True}}, {}]}],
+    "dependentSchemas": {"é": {"properties": {"dd": True}}},
+    "if": {"properties": {"k": {"const": 1}}, "required": ["k"]},
+    "then": {"properties": {"aa": True}},
+    "else": {"properties": {"qq": True}},
+    "definitions": {"B": {"properties": {"bb": True}}},
+    "unevaluatedProperties": False,
+}
 CLOSED = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": False}
 
 
@@ -127,6 +138,7 @@ def test_vocabulary_writes_what_other_grammars_allow(
         ({"type": "string", "pattern": r"^(a)\1$"}, "backreferences"),
         ({"type": "string", "pattern": r"\Aa\Z"}, r"\A is not an ECMAScript escape"),
         ({"type": "string", "pattern": "a++"}, "nothing to repeat before '+'"),
+        ({"type": "string", "pattern": "a[b"}, "character class without an end at character 2"),
         ({"properties": {"n": {"const": 2**53 + 1}}}, "const: the number 9007199254740993 has too many digits"),
         ({"enum": [{"a": [1, 10**30 + 1]}]}, "enum: the number 1000000000000000000000000000001 has too many digits"),
         ({"$ref": "#"}, "the $ref '#' refers to itself"),
@@ -151,10 +163,110 @@ def test_schema_that_cannot_be_used_is_refused_in_one_line(schema: Any, problem:
     assert problem in caught.value.message and "\n" not in caught.value.message and caught.value.hint
 
 
-def test_one_of_is_taken_as_any_of_with_a_notice() -> None:
-    texts = {"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}
-    assert translate(schema_grammar(texts))[1] == ONE_OF_NOTICE
-    assert translate(schema_grammar({"oneOf": [{"type": "string"}, {"type": "integer"}]}))[1] is None
+def tagged(value: Any, **others: Any) -> dict[str, Any]:
+    """The schema of an object with a property that tells it from others."""
+    return {"type": "object", "properties": {"k": {"const": value}, **others}, "required": ["k"]}
+
+
+TAGGED = {"1": tagged(1), "2": {"allOf": [{"$ref": "#/$defs/any"}, tagged(2)]}, "any": {"type": "object"}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "valid", "invalid"),
+    [
+        ({"oneOf": [{"type": "string"}, {"type": "integer"}]}, ['"a"', "1"], ["1.5"]),
+        ({"oneOf": [{"const": 1}, {"enum": [2.5, "a"]}, {"const": True}]}, ["1", "2.5", '"a"', "true"], ["2", "false"]),
+        ({"oneOf": [tagged(1), tagged(2, x=INTEGER)]}, ['{"k":1,"x":null}', '{"k":2,"x":1}'], ['{"k":2,"x":null}']),
+        ({"oneOf": [{"$ref": "#/$defs/1"}, {"$ref": "#/$defs/2"}], "$defs": TAGGED}, ['{"k":2}'], ['{"k":3}']),
+        ({"oneOf": [{"anyOf": [tagged(1), tagged([2])]}, tagged([3])]}, ['{"k":[2]}'], ['{"k":[4]}']),
+        ({"oneOf": [{"required": ["a"]}, {"required": ["b", "c"]}]}, ['{"a":1,"c":2}', '{"b":1,"c":1}'], ["{}", "1"]),
+        ({"oneOf": [{"type": "integer", "maximum": 4}, {"type": "number", "minimum": 5}]}, ["4", "5.5"], ["4.5"]),
+        (
+            {**tagged(1), "oneOf": [{"properties": {"n": {"const": n}}, "required": ["n"]} for n in (1, 2)]},
+            ['{"k":1,"n":2}'],
+            ['{"k":1}', '{"k":1,"n":3}'],
+        ),
+    ],
+)
+def test_one_of_whose_schemas_exclude_each_other_is_exact(schema: Any, valid: list[str], invalid: list[str]) -> None:
+    grammar = schema_grammar(schema)
+    check_grammar(grammar)
+    for text in (*valid, *invalid):
+        assert is_allowed(grammar, text.encode(), is_whole=True) == (text in valid), text
+        assert (problem_of(grammar.text, text) is None) == (text in valid), text
+
+
+@pytest.mark.parametrize(
+    "branches",
+    [
+        [{"type": "integer"}, {"type": "number"}],
+        [{"const": 1}, {"const": 1.0}],
+        [tagged(1), {"type": "object", "properties": {"k": {"type": "integer"}}}],
+        [{"properties": {"k": {"const": n}}, "required": ["k"]} for n in (1, 2)],  # as any string matches
+        [{"type": "array", "items": INTEGER}, {"type": "array", "items": {"type": "string"}}],
+    ],
+)
+def test_one_of_whose_schemas_may_overlap_is_refused(branches: list[Any]) -> None:
+    schema = {"properties": {"a": {"properties": {"b": {"oneOf": branches}}}}}
+    with pytest.raises(GrammarError, match=r"^cannot use the schema: a\.b: several schemas of a oneOf may ") as caught:
+        check_grammar(schema_grammar(schema))
+    assert caught.value.hint.startswith("use anyOf, or ")
+    check_grammar(schema_grammar(schema), is_local=False)
+
+
+VALUES = [1, 2, 1.5, "a", "ab", None, True, [1], {"k": 1}, {"k": 2}, {"a": 1}, {"a": 1, "b": "a"}, {"k": 1, "b": 2}]
+BRANCHES = st.recursive(
+    st.one_of(
+        st.sampled_from(VALUES).map(lambda value: {"const": value}),
+        st.lists(st.sampled_from(VALUES), min_size=1, max_size=2).map(lambda values: {"enum": values}),
+        st.sampled_from(["integer", "number", "string", "object", "null"]).map(lambda name: {"type": name}),
+        st.sampled_from([{"required": ["a"]}, {"required": ["k", "b"], "type": "object"}, {"maximum": 1}]),
+        st.sampled_from([{"minimum": 2, "type": "number"}, {"maxLength": 1, "type": "string"}, {"minLength": 2}]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=1, max_size=2).map(lambda parts: {"allOf": parts}),
+        st.lists(inner, min_size=1, max_size=2).map(lambda parts: {"anyOf": parts}),
+        inner.map(lambda part: {"type": "object", "properties": {"k": part}, "required": ["k"]}),
+        inner.map(lambda part: {"properties": {"b": part}, "additionalProperties": False}),
+    ),
+    max_leaves=4,
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(st.lists(BRANCHES, min_size=2, max_size=3), st.sampled_from([{}, {"type": "object"}, {"required": ["k"]}]))
+def test_one_of_never_allows_what_it_does_not_accept(branches: list[Any], beside: dict[str, Any]) -> None:
+    grammar = schema_grammar({**beside, "oneOf": branches})
+    try:
+        check_grammar(grammar)
+    except GrammarError:
+        return
+    for value in VALUES:
+        text = json.dumps(value, separators=(",", ":"))
+        if is_allowed(grammar, text.encode(), is_whole=True):
+            assert problem_of(grammar.text, text) is None, text
+
+
+@pytest.mark.parametrize("pattern", [r"^\v$", r"\x01", r"^[a-z]{3}\u0000", r"^\x7f+$"])
+def test_pattern_that_needs_a_control_character_is_refused(pattern: str) -> None:
+    """JSON writes them only as `\\u`, which a model must not begin where it means another character."""
+    schemas: list[Any] = [{"pattern": pattern}, {"properties": {"a": {"patternProperties": {pattern: {}}}}}]
+    for schema in schemas:
+        with pytest.raises(GrammarError, match="it matches no text without control characters"):
+            check_grammar(schema_grammar(schema))
+        check_grammar(schema_grammar(schema), is_local=False)
+    check_grammar(schema_grammar({"pattern": r"^[^\x00-\x1f]*\s\t\n$"}))
+
+
+def test_number_of_any_size_is_exact_or_refused() -> None:
+    numbers = [number + 0.1 for number in range(1000)]
+    grammar = schema_grammar({"enum": [*numbers, 10**22, 5e-324]})
+    check_grammar(grammar)
+    assert is_allowed(grammar, b"999.1", is_whole=True) and is_allowed(grammar, b"1" + b"0" * 22, is_whole=True)
+    for huge in (10**400, [0.5, 10**400]):
+        with pytest.raises(GrammarError, match="number out of range"):
+            check_grammar(schema_grammar({"const": huge}))
 
 
 @pytest.mark.parametrize(
@@ -172,6 +284,7 @@ def test_one_of_is_taken_as_any_of_with_a_notice() -> None:
         (r"^(?<year>\d{4})-(?:0?1)??$", ["2026-01", "2026-"], ["2026"]),
         (r"^\p{Lu}$", ["É"], ["é"]),
         (r"^(?i)abc$", ["aBC"], ["abd"]),
+        (r"^[\]a]$", ["]"], ["["]),
     ],
 )
 def test_pattern_is_one_of_ecmascript(pattern: str, valid: list[str], invalid: list[str]) -> None:
@@ -265,8 +378,7 @@ class Page(BaseModel, Generic[T]):
 )
 def test_pydantic_models_are_schemas(field: Any) -> None:
     model = create_model("Model", field=(field, ...))
-    _, notice = translate(schema_grammar(model))
-    assert notice is None
+    check_grammar(schema_grammar(model))
 
 
 @pytest.mark.parametrize(
@@ -278,7 +390,30 @@ def test_pydantic_models_are_schemas(field: Any) -> None:
         ({"type": "string", "format": "path"}, ['"anything"'], ["1"]),
         ({"type": "string", "format": "date"}, ['"2024-02-29"'], ['"2025-02-29"']),
         ({"type": "string", "format": "date-time"}, ['"2024-02-29T00:00:00Z"'], ['"2025-02-29T00:00:00Z"']),
-        ({"type": "string", "format": "regex"}, ['"[a[]"'], ['"["']),
+        (
+            {"type": "string", "format": "regex"},
+            ['"[a[]"', r'"\\p{L}"', '"(?=a)"', r'"(?<x>a)\\k<x>"'],
+            ['"["', '"("', '"a**"', r'"\\A"'],
+        ),
+        ({"pattern": "^[^a]*$"}, [r'"\u0001"', r'"\u000a\u007f"', '"\x7f"', r'"\u0062"'], [r'"\u0061"']),
+        ({"pattern": r"^\v\x7f$"}, [r'"\u000b\u007f"'], ['"v"']),
+        (
+            OTHERS,
+            ['{"é":1,"bb":2,"dd":3,"qq":4}', '{"k":1,"aa":null}', '{"x":1,"zz":null}'],
+            ['{"é":"a"}', '{"zz":1}', '{"k":1,"qq":1}', '{"aa":1}', '{"dd":1}'],
+        ),
+        ({"$schema": DRAFTS + "2019-09/schema", **OTHERS}, ['{"é":1}'], ['{"zz":1}']),
+        ({"$schema": "http://json-schema.org/draft-07/schema#", **OTHERS}, ['{"zz":1}'], ['{"é":"a"}']),
+        ({"items": {"$schema": DRAFTS + "2020-12/schema", "pattern": r"^\p{L}$"}}, ['["é"]'], ['["1"]']),
+        (
+            {
+                "$ref": "#name",
+                "$defs": {"A": {"$anchor": "name", "patternProperties": {r"^\p{L}$": True}}},
+                "unevaluatedProperties": INTEGER,
+            },
+            ['{"é":"x","cc":1}'],
+            ['{"cc":"x"}'],
+        ),
         (
             {"patternProperties": {"^[a&&[b]$": {"type": "null"}}, "additionalProperties": False},
             ['{"[":null}'],
