@@ -80,10 +80,14 @@ _FOR_WORDS = re.compile(
       | (?:which|what)\s(?:\w+\s){{0,2}}?(?:{"|".join(_THINGS.split())})\b
       | what['’]?s?\s(?:is|was|are|were)?\s?(?:the\s)?(?:\w+\s){{0,2}}?(?:{"|".join(_NAMES.split())})\b
       | (?:please\s)?(?:name|classify)\b
-      | wer\b | wen\b | wo\b | wie\sheißt\b | was\sist\sdie\shauptstadt\b
+      | wer\b | wen\b | wo\b | wie\sheißt\b
+      | was\sist\sd(?:as|er|ie)\s(?:\w+ste\s)?(?:berg|fluss|hauptstadt|land|ozean|planet|sprache|stadt|tier|währung)\b
       | welche[rsn]?\s(?:stadt|land|fluss|tag|wochentag|planet)\b
-      | qui\b | où\b | quelle\sest\sla\s(?:capitale|langue|monnaie)\b
-      | quién\b | dónde\b | cuál\ses\s(?:la\scapital|el\snombre)\b
+      | qui\b | où\b
+      | quel(?:le)?\sest\s(?:la\s|le\s|l['’])(?:plus\s\w+\s)?
+        (?:animal|capitale|continent|fleuve|langue|montagne|monnaie|océan|pays|planète|ville)\b
+      | quién\b | dónde\b
+      | cuál\ses\s(?:el|la)\s(?:animal|capital|ciudad|continente|idioma|moneda|montaña|nombre|océano|país|planeta|río)\b
       | chi\b | dove\b | qual\sè\sla\scapitale\b )"""
 )
 _FOR_NUMBERS = re.compile(r"\b(?:how\s(?:many|much|far|long|old|tall)|amount|number|percent\w*|total|sum|integer)\b")

@@ -12,8 +12,9 @@ from cerebrum_cli.answers.expected import Expected, expected_answer
 from cerebrum_cli.answers.extract import Answers, extract_answers
 from cerebrum_cli.answers.own_text import own_text
 from cerebrum_cli.answers.plain_text import has_content, plain, sentences
+from cerebrum_cli.answers.restated import restated
 from cerebrum_cli.answers.words import added_words, asserted, is_about, nearest, wants_names
-from cerebrum_cli.answers.yes_no import as_statement, hedged, yes_or_no
+from cerebrum_cli.answers.yes_no import hedged, yes_or_no
 from cerebrum_cli.core.text import Texts
 
 _WORDS = re.compile(r"(?!(?:yes|no)\Z)[^\W\d_]{2}[^\\=^{}$<>|+*/]*+")  # normal form of an answer in words
@@ -22,7 +23,10 @@ _OPEN = re.compile(r"(?i)\b(?:or|either|whether|opposite of|(?:day|month|year) (
 # The order of what is asked for does not matter.
 _WANTS_ORDER = re.compile(r"(?i)\b(?:arrange|ascending|descending|order|rank|sort|smallest|largest|next)\b")
 _LISTED = re.compile(r"[^(\[{=]+(?:,| and )[^(\[{=]+")
-_WANTS_SET = re.compile(r"(?i)\b(?:all|solutions|roots|zeros|divisors|factors|primes)\b")
+_WANTS_SET = re.compile(
+    r"(?i)\b(?:compute|determine|find|for|give|list|name|state|what\sare|which\sare|write(?:\sdown)?)\s(?:the\s)?all\b"
+    r"|\b(?:solutions|roots|zeros|divisors|factors|primes)\b"
+)
 
 
 class ComparedAnswer(NamedTuple):
@@ -63,7 +67,7 @@ def read_answers(text: str, is_complete: bool, expected: Expected, question: str
         return _asked_side(question, answer), _asked_side(question, stated)
     if not is_complete:  # the rest may answer other questions on the way to this one
         own = sentences(own.partition("\n")[0])[0]
-    meant = yes_or_no(stated or "") or yes_or_no(own) or as_statement(question, own)
+    meant = yes_or_no(stated or "") or yes_or_no(own) or restated(question, own)
     return meant, meant
 
 
@@ -103,7 +107,7 @@ def compare_answer(
 ) -> ComparedAnswer:
     """Find the final answer of a reply, of the kind that a reference answer has, and compare it with that."""
     expected = _expected(reference, choices)
-    if expected.kind == "any" and wants_names(question):
+    if expected.kind == "any" and (wants_names(question) or expected_answer(question).kind == "words"):
         expected = Expected("words")
     answer, stated = read_answers(text, is_complete, expected, question)
     is_correct = equals_reference(answer, reference)

@@ -16,12 +16,13 @@ SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "bil
 PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
 _OTHERS = """null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf
 zéro un deux trois quatre cinq six sept huit neuf dix onze douze
-cero uno dos tres cuatro cinco seis siete ocho nueve diez once doce
-zero uno due tre quattro cinque sei sette otto nove dieci undici dodici
+cero uno dos tres cuatro cinco seis siete ocho nueve diez _ doce
+zero uno _ tre quattro cinque sei sette otto nove dieci undici dodici
 zero um dois três quatro cinco seis sete oito nove dez onze doze
 ноль один два три четыре пять шесть семь восемь девять десять одиннадцать двенадцать
 零 一 二 三 四 五 六 七 八 九 十 十一 十二
 영 하나 둘 셋 넷 다섯 여섯 일곱 여덟 아홉 열 열하나 열둘"""
+# Without "once" and "due", which are English words.
 _ALONE = {word: value for line in _OTHERS.split("\n") for value, word in enumerate(line.split())}
 _NUMBER = rf"(?:(?:{_TENS.replace(' ', '|')})[\s-](?:{'|'.join(VALUES)})|{'|'.join([*VALUES, *SCALES])})"
 _SCALE = "|".join(SCALES)

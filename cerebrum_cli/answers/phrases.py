@@ -67,6 +67,7 @@ DOUBT = rf"""
     \b{_CANNOT} \ (?:be\ )?(?:confirm|conclude|decide|determine|know|mean|prove|say|see|show|tell|verify)\w*
   | \b{_ASKS} \ (?:me\ |us\ )?(?:for|how|if|what|whether|which)
   | \b(?:not|n['’]t|isn['’]t|never) \ (?:certain|clear|entirely|known|necessarily|quite|sure)
+  | \b(?:not\ (?:the\ case|true|correct)|false|untrue|wrong)\ that\b
   | \b(?:doubt\w*|uncertain|unclear|unlikely|unsure|whether)\b | \b(?:even\ )?if \ (?:the\ answer|it|x|we)\b
   | \bi \ (?:(?:at\ )?first\ |initially\ |originally\ )?(?:thought|assumed|guessed)\b
   | \bob\b | \bnicht\ (?:sicher|unbedingt) | \b(?:sais|savoir|demande|dire|sûre?)\ (?:pas\ )?(?:si|que)\b
@@ -74,7 +75,10 @@ DOUBT = rf"""
   | \bno\ (?:estoy\ segur[oa]|necesariamente)\b
 """
 # Values of which none is said to be the answer: "it could be 4 or 6", "it may be 4, but I am not sure".
-POSSIBLE = r"\b(?:could|may|might)\ (?:also\ )?be\ (?:either\ )?\S+(?:\ or\ \S+|(?=\ (?:but|though)\ (?:i|we|it)\b))"
+POSSIBLE = r"""
+    \b(?:could|may|might)\ (?:also\ )?be\ (?:either\ )?\S+
+    (?:\ or\ \S+ | (?=,?\ (?:but|though)\ (?:i|we|it|there|nobody)\b))
+"""
 REFUSAL = r"""
     \b(?:can(?:not|['’]t)|could\ not|(?:im|not\ )possible\ to|unable\ to)\ (?:be\ |we\ )?(?:determin|answer|calculat)
   | \b(?:none\ of\ the\ (?:above|given|options)|(?:not\ enough|insufficient)\ info)
@@ -82,14 +86,19 @@ REFUSAL = r"""
 
 # What denies words behind it in its clause, and what only mentions them, as the answer of others.
 DENIAL = r"""
-    \b(?:not|never|neither|nor|cannot|\w+n['’]t|rather\ than|unlike|instead\ of)\b
-  | \b(?:nicht|kein\w*|pas|jamais|non|nunca)\b | \bno\ (?=\w)
+    \b(?:not(?!\ (?:just|merely|only|simply)\b)|never|neither|nor|cannot|\w+n['’]t|rather\ than|unlike|instead\ of)\b
+  | \b(?:nicht(?!\ nur\b)|kein\w*|pas(?!\ seulement\b)|jamais|non(?!-)|nunca)\b
+  | (?<!\w-)\bno\ (?=\w)(?!(?:doubt|question|sólo|solo|wonder)\b) | :\ (?:no|false|wrong)\W*\Z
 """
 _BELIEVES = r"(?:assum|believ|claim|confus|expect|guess|say|think|thought)\w*"
 _BELIEVED = "(?:assumed|attributed|believed|claimed|confused|credited|mistaken|thought)"
 MENTION = rf"""
     \b(?:people|many|most|some|others|one|students|you)\ (?:\w+\ ){{0,3}}{_BELIEVES}
-  | \b(?:used\ to\ be|formerly|früher|autrefois|antes)\b
+  | \b(?:viele|manche|einige|(?:die\ )?meisten)\ (?:\w+\ ){{0,2}}(?:behaupten|denken|glauben|halten|meinen|sagen)\b
+  | \b(?:beaucoup|certains|plusieurs|on|gens)\ (?:\w+\ ){{0,2}}(?:croi[st]|croient|disent|dit|pensent?)\b
+  | \b(?:muchos|algunos|gente|mayoría)\ (?:\w+\ ){{0,2}}(?:cree|creen|dice|dicen|piensan?)\b
+  | \b(?:common|frequent|popular|typical|widespread)\ (?:answer|belief|error|guess|misconception|mistake|myth)\b
+  | \b(?:before\ (?:that|then)|until\ then|used\ to\ be|previously|formerly|früher|autrefois|antes)\b
   | \b(?:contrary\ to|contrairement\ à|entgegen|contra\ lo\ que)\b
   | \b(?:commonly|falsely|frequently|mistakenly|often|sometimes|wrongly)\ (?:\w+\ )?{_BELIEVED}\b
 """

@@ -28,7 +28,7 @@ _STATED = re.compile(r"(?:\b(?:are|is|either)|[:=])\s\Z")
 # What is beside the point: "240 apples in 30 days", "5 of the 20 students".
 _BESIDE = re.compile(
     r"""(?ix)
-    (?<!total\ )(?<!sum\ )(?<!average\ )\b(?:at|during|every|for|in|of|on|over|per|than|to|within)\s
+    (?<!total\ )(?<!sum\ )(?<!average\ )\b(?:at|during|every|for|from|in|of|on|over|per|than|to|within)\s
     (?:(?:an?|all|the|those|these|\w++'s)\s(?:(?:first|initial|original|other|total)\s)?)?+ \Z"""
 )
 _COMPUTED = re.compile(

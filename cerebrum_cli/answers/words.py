@@ -21,22 +21,35 @@ _WORD = re.compile(  # or a name such as "Republic of Korea"
     r"[A-Z]\w+(?:\s(?:of|de|da|di|von)(?:\sthe|\sla)?\s[A-Z]\w+)+|[^\W_](?:[\w'’.-]*[^\W_])?"
 )
 _CLAUSES = re.compile(
-    r"(?i)[,;:()–—]+\s*|\s-\s|(?:\A|\s)(?:but|sondern|sino|mais|ma|mas|while|whereas)\s"
+    r"(?i)(?!:\s(?:no|false|wrong)\W*\Z)[,;:()–—]+\s*|\s-\s|(?:\A|\s)(?:but|sondern|sino|mais|ma|mas|while|whereas)\s"
     rf"|{_AND}(?=(?:not|nicht|kein\w*|non|pas|no)\s)"  # "Bern und nicht Zürich"
+)
+_EARLIER = re.compile(
+    r"(?i)\b(before (?:that|then)|formerly|originally|previously|until then|früher|davor|autrefois|antes),(\s)"
 )
 # A question for several things, and a sentence's list of them: red, blue and yellow.
 _SEVERAL = re.compile(r"(?i)\b(?:name|list|what\sare|which)\s(?:\w+\s)?(?:two|three|four|five|six|[2-9])\b")
 _ITEM = r"[^\W\d_][^\s,;:.]*(?:\s[^\s,;:.]+){0,2}?"
-_LIST = re.compile(rf"(?:{_ITEM},\s)*{_ITEM},?{_AND}{_ITEM}(?=\W*\Z|\s(?:are|is|were)\b)")
+_LAST_ITEM = re.compile(rf",?{_AND}{_ITEM}(?=\W*\Z|\s(?:are|is|were)\b|(?P<comma>,\s))")
+_ITEM_WORDS = 3
+_VERBS = ("august", "march", "may")  # months that are also other words: in lower case only these if nothing follows
 # What a question asks for, where only a few words are answers.
 _CLASSES = (
     (
         r"(?i)\bweekday\b|\bday of the week\b|\b(?:what|which) day\b(?!\s(?:in|of)\b)",
         r"(?i)\b(?:mon|tues|wednes|thurs|fri|satur|sun)day\b",
     ),
-    (r"(?i)\bwhich month\b|\bwhat month\b", rf"(?i)\b(?:{'|'.join(MONTHS)})\b"),
+    (
+        r"(?i)\b(?:which|what) month\b",
+        rf"\b(?i:{'|'.join(month for month in MONTHS if month not in _VERBS)})\b"
+        rf"|\b(?:{'|'.join([*map(str.capitalize, _VERBS), *map(str.upper, _VERBS)])})\b"
+        rf"|(?:\A|\b(?i:in|is|of)\s)(?:{'|'.join(_VERBS)})(?=\W*\Z)",
+    ),
 )
-_OTHER_DAY = re.compile(r"(?i)\b(?:after|before|since|from|until|if|because|as|given)\s(?:\w+\s){0,2}?(?=\w+day\b)\w+")
+_NEAR = 40  # characters before a name in which something may exclude it
+_OTHER = re.compile(
+    r"(?i)\b(?:after|before|since|from|until|if|because|as|given|follow\w+|precede\w*)\s(?:\w+\s){0,2}?\Z"
+)
 _DENIED = re.compile(rf"(?ix){DENIAL}")
 _MENTIONED = re.compile(rf"(?ix){MENTION}")
 # Words that carry no answer, in English, German, French, Spanish and Italian.
@@ -58,10 +71,10 @@ def added_words(question: str, text: str) -> str | None:
     """What the sentence of a reply that answers a question adds to it; None if that is nothing, or a long text."""
     asked, names = _stems(question), _names_of_class(question)
     for sentence in _about(asked, text):
-        if _SEVERAL.search(question) and (listed := _LIST.search(sentence)):
-            return re.sub(r".*\b(?:are|include|is|were)\s", "", listed[0])
-        if names and (found := re.findall(names, _OTHER_DAY.sub("", ", ".join(_clauses(sentence))))):
-            return str(found[-1])
+        if _SEVERAL.search(question) and (listed := _listed(sentence)):
+            return listed
+        if names and (name := _name_in(names, asked, sentence)):
+            return name
         added = [run for clause in _clauses(sentence) if (run := _added(asked, clause))]
         if added:
             return next((run for run in added if not run.isdigit()), added[0])  # not the year of a work
@@ -94,26 +107,16 @@ def is_about(question: str, sentence: str) -> bool:
     return bool(_stems(question) & _stems(sentence))
 
 
-def repeats(question: str, sentence: str) -> bool:
-    """Whether a sentence has almost all words of a question, as one that answers yes or no by a statement."""
-    asked = _stems(question)
-    return len(asked) > 1 and len(asked & _stems(sentence)) >= max(2, len(asked) - 1)
-
-
 def asserted(sentence: str) -> str:
     """A sentence without the clauses that deny or only mention something.
 
     "It is Canberra" remains of "Many people think it is Sydney, but it is Canberra".
     """
-    kept = sentence
-    for clause in _CLAUSES.split(sentence):
+    kept = _EARLIER.sub(r"\1\2", sentence)
+    for clause in _split(sentence):
         if clause.strip() and not _counts(clause):
             kept = kept.replace(clause, " ", 1)
     return kept
-
-
-def is_denied(sentence: str) -> bool:
-    return _DENIED.search(sentence) is not None
 
 
 def _names_of_class(question: str) -> str | None:
@@ -121,16 +124,51 @@ def _names_of_class(question: str) -> str | None:
     return next((names for asks, names in _CLASSES if re.search(asks, question)), None)
 
 
+def _listed(sentence: str) -> str | None:
+    """The things that a sentence lists: "red, yellow and blue"; None if it has no "and"."""
+    ends = list(_LAST_ITEM.finditer(sentence))
+    if not ends:
+        return None
+    end = next((item for item in ends if not item["comma"]), ends[-1])
+    start = end.start()
+    for part in reversed(sentence[:start].split(", ")):
+        words = part.split()
+        start -= len(part) if len(words) <= _ITEM_WORDS else len(" ".join(words[-_ITEM_WORDS:]))
+        if len(words) > _ITEM_WORDS or start <= 0:
+            break
+        start -= len(", ")
+    return re.sub(r".*\b(?:are|include|is|were)\s", "", sentence[max(start, 0) : end.end()])
+
+
+def _name_in(names: str, asked: set[str], sentence: str) -> str | None:
+    """The last name in the clause that has most words of a question; none if it says before, after or why."""
+    named = list[tuple[int, str]]()
+    for clause in _clauses(sentence):
+        found = [
+            name[0]
+            for name in re.finditer(names, clause)
+            if not _OTHER.search(clause[max(0, name.start() - _NEAR) : name.start()])
+        ]
+        if found:
+            named.insert(0, (len(asked & _stems(clause)), found[-1].split()[-1]))
+    return max(named, key=itemgetter(0))[1] if named else None
+
+
 def _about(asked: set[str], text: str) -> Texts:
     """The sentences of the last and of the first line, those that share a word with the question first."""
-    lines = [line for line in text.split("\n") if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip() and not line.endswith(":")]
     found = [sentence for line in dict.fromkeys([*lines[-1:], *lines[:1]]) for sentence in sentences(plain(line))]
     return tuple(sorted(found, key=lambda sentence: not asked & _stems(sentence)))
 
 
 def _clauses(sentence: str) -> Texts:
     """The clauses of a sentence that neither deny nor only mention."""
-    return tuple(clause for clause in _CLAUSES.split(sentence) if clause.strip() and _counts(clause))
+    return tuple(clause for clause in _split(sentence) if clause.strip() and _counts(clause))
+
+
+def _split(sentence: str) -> list[str]:
+    """The clauses of a sentence; "before that, it was Bonn" is one."""
+    return _CLAUSES.split(_EARLIER.sub(r"\1\2", sentence))
 
 
 def _counts(clause: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 from cerebrum_cli.answers.plain_text import plain, sentences
-from cerebrum_cli.answers.words import is_denied, repeats
 
 _YES = """yes yep yeah yup true correct right indeed absolutely certainly definitely affirmative ja oui sí si sì sim да
 是 是的 对 はい 예 네"""
@@ -15,7 +14,9 @@ _WORDS = "|".join(sorted(f"{_YES} {_NO}".split(), key=len, reverse=True))
 _ANSWER = re.compile(
     rf"""(?ix)
       (?:\A\W*|(?<!\bmay\s)(?<!\bmight\s)(?<!\bcould\s)(?:[:,;]|\b(?:so|thus|hence|therefore|is|be|answer|verdict|that['’]s)\b|\*\*)[\s*_"]*)
-      (?P<not>not\s)?(?P<word>{_WORDS})(?![\w'])(?!\s(?:one|longer|more|number|other|reason|matter|answer|way)\b)
+      (?P<not>not\s)?(?P<word>{_WORDS})(?![\w'])
+      (?!\sthat\b.{{0,200}}(?:\b(?:but|no|not)\b|n't\b))
+      (?!\s(?:one|longer|more|number|other|reason|matter|answer|way)\b)
       (?=\W*(?:\Z|[,.;:!?)—–-]|\*|(?:because|since|as|it|they|this|that|the|und|et|y|e|,)\b))
     """
 )
@@ -38,24 +39,12 @@ _HEDGED = re.compile(
         | (?:very|most|highly|quite)\ likely | sure )
     )(?:\W* | (?::|,|\ because|\ since)\s.*)"""
 )
-_OPEN = re.compile(r"(?i)\b(?:whether|if|check|determine|suppose|assume|depends?|would|could|might|may)\b|\?\W*\Z")
 
 
 def hedged(sentence: str) -> str | None:
     """Yes or no of a sentence that says nothing else, without these words: "Of course not.", "I think so."."""
     found = _HEDGED.fullmatch(sentence.strip())
     return found and found.lastgroup
-
-
-def as_statement(question: str, text: str) -> str | None:
-    """Yes or no of a reply that states what a question asks ("91 is not prime"), in its first or last sentence."""
-    if is_denied(question):
-        return None
-    found = sentences(plain(text.strip().replace("\n", " ")))
-    for sentence in (found[-1], found[0]):
-        if repeats(question, sentence) and not _OPEN.search(sentence):
-            return "no" if is_denied(sentence) else "yes"
-    return None
 
 
 def yes_or_no(text: str) -> str | None:

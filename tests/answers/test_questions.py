@@ -1,10 +1,13 @@
 """Replies to questions: whether a reader would mark them right, near misses among them, as scored and as printed."""
 
 import json
+import time
 from pathlib import Path
 from typing import TypedDict
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cerebrum_cli.answers.canonical import equals_reference
 from cerebrum_cli.answers.final import answers_to, compare_answer
@@ -39,3 +42,43 @@ def test_reply_is_marked_as_a_reader_would(case: Case) -> None:
 )
 def test_choice_that_is_only_supposed_does_not_count(reply: str) -> None:
     assert answers_to(QUESTION, reply, True)[0] == "C"
+
+
+SUBJECTS = ("91", "Rome", "Mount Everest", "the largest lake", "a square of side 2", "the Sun", "Zürich")
+PREDICATES = ("prime", "older than Paris", "the capital of Australia", "a well-known metal", "equal to 7 × 8")
+LEADS = ("", "In fact, ", "No doubt, ", "Therefore ", "Nobody disputes that ", "Since it was checked, ")
+ADDITIONS = ("", ", not a bird", " and not a bird", " because it is not even", ", but this is not all", "; so it is")
+DOUBTS = ("It is widely believed that {}.", "Some say that {}.", "If {}, I lose.", "{}, according to a legend.", "{}?")
+subjects, predicates = st.sampled_from(SUBJECTS), st.sampled_from(PREDICATES)
+
+
+def read(question: str, reply: str) -> str | None:
+    return answers_to(question, reply, True)[0]
+
+
+@given(subjects, predicates, *map(st.sampled_from, (LEADS, ADDITIONS)))
+def test_statement_that_repeats_a_question_answers_it(subject: str, predicate: str, lead: str, addition: str) -> None:
+    question = f"Is {subject} {predicate}?"
+    assert read(question, f"{lead}{subject} is {predicate}{addition}.") == "yes"
+    assert read(question, f"{lead}{subject} is not {predicate}{addition}.") == "no"
+
+
+@given(subjects, subjects, predicates, predicates)
+def test_statement_of_something_else_answers_no_question(subject: str, other: str, predicate: str, wrong: str) -> None:
+    if (subject, predicate) != (other, wrong):
+        assert read(f"Is {subject} {predicate}?", f"{other} is {wrong}.") is None
+        assert read(f"Is {subject} {predicate}?", f"{other} is not {wrong}.") is None
+
+
+@given(subjects, predicates, st.sampled_from(DOUBTS))
+def test_statement_that_is_doubted_answers_no_question(subject: str, predicate: str, doubt: str) -> None:
+    assert read(f"Is {subject} {predicate}?", doubt.format(f"{subject} is {predicate}")) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("question", ["Name three colors.", "Which month is it?", "Is 91 prime?", "Who was it?"])
+def test_answer_to_a_question_is_read_in_linear_time(question: str) -> None:
+    for unit in ("red", "red, ", "red and ", "May ", "is 91 prime so ", "91 is prime, if ", "it is true that ", "but "):
+        start = time.process_time()
+        answers_to(question, unit * (5_000 // len(unit)), True)
+        assert time.process_time() - start < 0.5, unit
