@@ -12,7 +12,7 @@ import typer
 from cerebrum_cli.core.declaration import flag
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError, UsageError
 from cerebrum_cli.core.settings import OPTIONS
-from cerebrum_cli.core.text import did_you_mean
+from cerebrum_cli.core.text import did_you_mean, short_name
 from cerebrum_cli.terminal.streams import discard, standard_streams
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+PATH_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 NO_TEMPORARY_DIRECTORY = (errno.ENOENT, None)  # error number and file name
 OTHER_COMMANDS = {  # of other programs, and what does the same here
     "help": "did you mean cerebrum --help?",
@@ -66,17 +67,19 @@ def report(error: Exception, command: Command | None, app: App | None) -> int | 
 
 
 def file_error(error: OSError) -> CerebrumError | None:
-    """The error for a full or write-protected disk, or a closed standard output; None for any other, which is a bug."""
+    """The error for a disk, a path or a standard output that cannot be used; None for any other, which is a bug."""
     problem, place = str(error.strerror), error.filename
     if error.errno == errno.EBADF and place is None:
         discard(sys.stdout)
         return OutputError.closed()
+    if error.errno in PATH_ERRORS:
+        return UsageError(f"{short_name(place)}: {problem}", "check the path")
     if error.errno not in DISK_ERRORS and (error.errno, place) != NO_TEMPORARY_DIRECTORY:
         return None
     if place is None:
         discard(sys.stdout)  # Typer may not have been able to write help or version
     else:
-        problem = f"{place}: {problem}"
+        problem = f"{short_name(place)}: {problem}"
     return CerebrumError(problem, "free disk space, check permissions, or write elsewhere")
 
 

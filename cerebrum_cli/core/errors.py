@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from cerebrum_cli.core.text import short_name
+
 SOME_FAILED = 6  # exit code of a batch or an evaluation some of whose rows failed
 # Errors raised by reading a value of an unexpected shape.
 DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -87,7 +89,7 @@ class ModelFileError(CerebrumError):
     exit_code = 2
 
     def __init__(self, path: Path, problem: str, hint: str = "") -> None:
-        super().__init__(f"{path}: {problem}", hint or "check the source of the file, or pull it again")
+        super().__init__(f"{short_name(path)}: {problem}", hint or "check the source of the file, or pull it again")
 
 
 class FormatError(CerebrumError):

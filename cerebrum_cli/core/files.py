@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import CerebrumError, ModelFileError, UsageError
-from cerebrum_cli.core.text import format_size
+from cerebrum_cli.core.text import format_size, short_name
 
 MAX_SMALL_BYTES = 16_000_000
 DISK_MARGIN = 64_000_000  # bytes of a disk to leave free for other programs
@@ -117,7 +117,7 @@ def translate_os_errors(
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             fix = "free some disk space"
         hint = elsewhere if error.errno == errno.ENOLCK else f"{fix}{then}"
-        raise error_type(f"{name}: {error.strerror or error}", hint) from error
+        raise error_type(f"{short_name(name)}: {error.strerror or error}", hint) from error
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
+        raise UsageError(f"{short_name(path)}: {error.strerror or error}", "check the path") from error
 
 
 @contextmanager

@@ -7,10 +7,15 @@ import sys
 from collections.abc import Iterable, Sequence
 
 MAX_FOREIGN = 200  # characters of a text of another program
+MAX_NAME = 200  # characters of a name in a message
+MAX_MESSAGE = 5000  # characters of a message
+MAX_COMPARED = 1000  # names with which a misspelled one is compared: each takes up to a millisecond
 
 Texts = tuple[str, ...]
 Match = re.Match[str]
 Pattern = re.Pattern[str]
+
+_LONG_NAME = re.compile(rf"'[^']{{{MAX_NAME - 1},}}'|\"[^\"]{{{MAX_NAME - 1},}}\"|\S{{{MAX_NAME + 1},}}")
 
 
 def partial_marker_length(text: str, markers: Iterable[str]) -> int:
@@ -54,7 +59,7 @@ def did_you_mean(name: str, known: Sequence[str], count: int = 1, cutoff: float 
     """Beginning of a hint with the known names most like a given one: "did you mean a or b? "; empty without any."""
     from difflib import get_close_matches
 
-    near = get_close_matches(name, known, count, cutoff)
+    near = get_close_matches(name[:MAX_FOREIGN], known[:MAX_COMPARED], count, cutoff)
     if near:
         return f"did you mean {' or '.join(near)}? "
     return ""
@@ -70,6 +75,19 @@ def truncate(text: str, length: int) -> str:
     if len(text) <= length:
         return text
     return f"{text[: length - 1]}…"
+
+
+def short_name(name: object) -> str:
+    """The name of a file, a model or a session for a message: the beginning and the end of a long one."""
+    text = str(name)
+    if len(text) <= MAX_NAME:
+        return text
+    return f"{text[: MAX_NAME // 2]}…{text[1 - MAX_NAME // 2 :]}"
+
+
+def with_short_names(text: str) -> str:
+    """A message in which every word or quoted text is short, since it may be a name."""
+    return truncate(_LONG_NAME.sub(lambda match: short_name(match[0]), text), MAX_MESSAGE)
 
 
 def one_line(text: str) -> str:

@@ -25,7 +25,7 @@ MIN_BYTES = 50_000_000  # of weights read for a token; so do models that caches 
 AVX2, AVX512 = (10e9, 35e9), (14e9, 60e9)  # bytes per second of a thread, measured on AMD EPYC
 MEMORY_THREADS = 2  # that read as fast as the memory is on most desktop computers
 SPEED_FILE = "speed.json"
-READ_BYTES, READS = 256 * 2**20, 5  # more bytes than caches hold
+READ_BYTES, READS = 128 * 2**20, 5  # more bytes than caches hold
 
 
 class Speed(NamedTuple):

@@ -101,7 +101,7 @@ class CachePath:
         pointer = self.pointer
         if pointer.exists() and pointer.samefile(self.stored):
             return pointer
-        temporary = pointer.with_name(f".{pointer.name}.{os.getpid()}")
+        temporary = pointer.with_name(f".{os.getpid()}")  # shorter than any name may be
         temporary.unlink(missing_ok=True)
         try:
             temporary.symlink_to(os.path.relpath(self.blob, pointer.parent))

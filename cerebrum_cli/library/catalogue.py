@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from pathlib import Path, PurePosixPath
 
@@ -143,11 +143,13 @@ class Catalogue:
     def in_file(self, path: Path) -> ModelSpec | None:
         return next((spec for spec in self.specs if spec.matches(path.name)), None)
 
-    def in_repository(self, repo_id: str, file: str) -> ModelSpec | None:
-        name = file.rpartition("/")[2]
-        for spec in self.specs:
-            for source in spec.sources:
-                if source.repo_id.lower() == repo_id.lower() and source.matches(name):
+    def in_repository(self, repo_id: str, files: Iterable[str]) -> ModelSpec | None:
+        """The model that the first of these files of a repository that is known belongs to."""
+        sources = [(source, spec) for spec in self.specs for source in spec.sources]
+        sources = [(source, spec) for source, spec in sources if source.repo_id.lower() == repo_id.lower()]
+        for file in files if sources else ():
+            for source, spec in sources:
+                if source.matches(file.rpartition("/")[2]):
                     return spec
         return None
 

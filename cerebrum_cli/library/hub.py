@@ -26,7 +26,7 @@ from cerebrum_cli.library.hub_requests import (
     requested_json,
     translated,
 )
-from cerebrum_cli.library.reference import MAIN, REPO_ID, RepositoryKind, is_safe_path
+from cerebrum_cli.library.reference import MAIN, REPO_ID, RepositoryKind, is_storable
 from cerebrum_cli.library.registry import SHA256
 
 MIN_RATE = 1000  # bytes of a file per second, after as much time as a head may take
@@ -50,13 +50,17 @@ class HubFile(NamedTuple):
 
 @frozen
 class Listing:
-    """Files of a model or a dataset in one commit, by name; `revision` is the requested one."""
+    """Files of a model or a dataset in one commit, by name; `revision` is the requested one.
+
+    `left_out` counts those whose names no file system takes.
+    """
 
     repo_id: str
     revision: str
     commit: str
     files: Mapping[str, HubFile]
     kind: RepositoryKind = "model"
+    left_out: int = 0
 
     def file(self, name: str) -> HubFile:
         if name not in self.files:
@@ -79,7 +83,9 @@ def list_repository(repo_id: str, revision: str | None = None, kind: RepositoryK
     revision = revision or MAIN
     path = f"{kind}s/{repo_id}/revision/{quote(revision, safe='')}?blobs=true"
     with requested_json(path, repo_id, kind) as info:
-        files = [_listed_file(item) for item in info.get("siblings") or () if is_safe_path(item["rfilename"])]
+        items = info.get("siblings") or ()
+        files = [_listed_file(item) for item in items if is_storable(item["rfilename"])]
+        left_out = len(items) - len(files)
         commit = str(info["sha"])
     if not COMMIT.fullmatch(commit):
         raise not_a_hub()
@@ -88,7 +94,7 @@ def list_repository(repo_id: str, revision: str | None = None, kind: RepositoryK
     if matter == {""}:
         problem = f"{endpoint()} lists the files of {repo_id} without sizes and digests, so none can be verified"
         raise HubError(problem, "unset HF_ENDPOINT, or download a file yourself, then: cerebrum pull PATH")
-    return Listing(repo_id, revision, commit, verifiable, kind)
+    return Listing(repo_id, revision, commit, verifiable, kind, left_out)
 
 
 def _listed_file(item: JsonObject) -> HubFile:

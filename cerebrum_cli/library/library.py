@@ -13,6 +13,7 @@ from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.files import Paths, exists, is_file
 from cerebrum_cli.core.paths import absolute_path, as_path, is_missing, looks_like_path
+from cerebrum_cli.core.text import short_name
 from cerebrum_cli.library.installed import NANO_NAME, InstalledModel, bundled_model, model_paths
 from cerebrum_cli.library.not_found import file_not_found, no_default, not_installed, unknown_model
 from cerebrum_cli.library.origins import Bundled, LocalFile, Pulled, Registered
@@ -100,7 +101,7 @@ class Library:
         return pulled
 
     def model_from_cache(self, cached: CachedModel) -> InstalledModel:
-        spec = self.catalogue.in_repository(cached.repo_id, cached.names[0])
+        spec = self.catalogue.in_repository(cached.repo_id, cached.names[:1])
         return InstalledModel(spec.name if spec else cached.repo_id, cached.paths, Pulled(cached), spec)
 
     def resolve(self, text: str | None) -> InstalledModel:
@@ -259,7 +260,7 @@ class Library:
             name, scale = parse_adapter(text)
             path = absolute_path(as_path(name))
             if not exists(path):
-                raise UsageError(f"adapter {path} does not exist", "check the path, or use --lora none")
+                raise UsageError(f"adapter {short_name(path)} does not exist", "check the path, or use --lora none")
             size = adapter_size(path, model.paths)
             adapters.append(Adapter(path, scale, self.registry.digest(path).sha256, size))
         applied = tuple(adapter for adapter in adapters if adapter.scale)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.files import exists, is_directory
 from cerebrum_cli.core.paths import as_reference
-from cerebrum_cli.core.text import did_you_mean
+from cerebrum_cli.core.text import did_you_mean, short_name
 from cerebrum_cli.library.reference import ModelReference
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ def file_not_found(path: Path) -> ModelNotFound:
     if colon and is_directory(folder):
         hint = f"cerebrum pull {quote(as_reference(folder))} --type {quote(type)}"
         return ModelNotFound(f"{path}: file not found; {folder} is a folder: give the type with --type", hint)
-    return ModelNotFound(f"{path}: file not found", "check the path, or list installed models with cerebrum list")
+    return ModelNotFound(
+        f"{short_name(path)}: file not found", "check the path, or list installed models with cerebrum list"
+    )
 
 
 def no_default(installed: str | None) -> ModelNotFound:

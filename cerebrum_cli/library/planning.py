@@ -13,7 +13,7 @@ from cerebrum_cli.core.environment import is_hub_offline
 from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, PullError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import exists, is_directory
-from cerebrum_cli.core.text import did_you_mean, well_formed
+from cerebrum_cli.core.text import did_you_mean, format_count, well_formed
 from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.gguf.contents import HeaderTruncated
 from cerebrum_cli.gguf.header import Header, NoLanguageModel, header_from_tables, parse_tables, require_generative
@@ -35,15 +35,18 @@ from cerebrum_cli.library.reference import (
     ModelReference,
     Reference,
     Variant,
+    complete_variants,
     in_quantization,
     is_labeled,
-    is_model,
+    lacking_part,
     likely_models,
     variant_of,
     variants,
 )
 
 FIRST_BYTES, MOST_BYTES = 1 << 20, 1 << 26  # of a header: vocabularies take up to 20 MB
+MOST_MODELS = 300  # of a repository that are assessed; no model has as many quantizations
+MOST_HEADERS = 20  # of files that a reference may mean
 MOST_FOUND = 10  # repositories of a search
 MOST_OTHERS = 3  # GGUF repositories of a model
 
@@ -106,10 +109,10 @@ class Planner:
         """Plan a repository's download without reading a header, which would take megabytes of each."""
         if listing is None:
             return None
-        models = variants(listing.files)
+        models = considered(variants(listing.files), None)
         request = self.library.plan_request(self.context)
         try:
-            return self._assess(self._spec_of(listing, models), listing, models, request)
+            return self._assess(self._known(listing, models), listing, models, request)
         except (ModelNotFound, PullError):
             return None
 
@@ -134,7 +137,7 @@ class Planner:
         errors = []
         for source in spec.sources:
             try:
-                listing = RetryPolicy(self.progress).run(list_repository, source.repo_id, source.revision)
+                listing = self._listed(source.repo_id, source.revision)
                 models = [model for model in variants(listing.files) if source.matches(Path(model.files[0]).name)]
                 return self._plan_listing(spec, listing, models, request)
             except ModelNotFound as error:
@@ -144,25 +147,33 @@ class Planner:
     def _plan_repository(self, reference: ModelReference, request: PlanRequest, spec: ModelSpec | None) -> DownloadPlan:
         repo_id = reference.name
         self.library.catalogue.require_not_refused(repo_id)
-        listing = RetryPolicy(self.progress).run(list_repository, repo_id, reference.revision)
+        listing = self._listed(repo_id, reference.revision)
         names = [name for name in listing.files if name.lower().endswith(".gguf")]
         if self.from_weights or not (names or reference.file):
             return self._plan_conversion(listing, request, spec)
         models = variants(listing.files)
         if reference.file:
-            models = (variant_of(reference.file),)
             if reference.file not in names:
                 ending = reference.file.lower()
                 alike = [name for name in names if name.lower().endswith(ending)]
                 similar = did_you_mean(reference.file, alike or names, 3, 0 if alike else 0.6)
                 hint = f"{similar}list its models: cerebrum pull --dry-run {repo_id}"
                 raise ModelNotFound(f"{repo_id} has no complete model {reference.file}", hint)
+            models = (variant_of(reference.file),)
         elif not in_quantization(models, reference.quantization):
-            models = tuple(map(variant_of, filter(is_model, names)))
+            if lacking := lacking_part(names, reference.quantization if models else None):
+                listing.file(lacking)  # raises the error for it
             if not models:  # companions alone: the header of one says what it is
-                models = tuple(map(variant_of, names))
+                models = complete_variants(names)
                 request = replace(request, quantization=None)
         return self._plan_listing(None, listing, models, request)
+
+    def _listed(self, repo_id: str, revision: str | None) -> Listing:
+        listing = RetryPolicy(self.progress).run(list_repository, repo_id, revision)
+        if listing.left_out:
+            files = format_count(listing.left_out, "file")
+            self.progress.notice(NoticeEvent(f"{repo_id}: {files} left out", "their names cannot be stored"))
+        return listing
 
     def _plan_listing(
         self, spec: ModelSpec | None, listing: Listing, models: Sequence[Variant], request: PlanRequest
@@ -170,17 +181,18 @@ class Planner:
         """Plan with models of a repository; without a `spec`, the catalog's row is that of one of their files.
 
         The header of the chosen model is read, unless the catalog has its memory. If it is no language model, the next
-        choice is tried.
+        choice is tried, up to MOST_HEADERS.
         """
         if not models:
             raise ModelNotFound(f"{listing.repo_id} has no GGUF model", "see its page on the Hub")
-        spec = spec or self._spec_of(listing, models)
+        spec = spec or self._known(listing, models)
+        models = considered(models, request.quantization)
         candidates = list(models)
         usable = []
         known = None  # the header of one of these
         while True:
             plan = self._assess(spec, listing, candidates, request, known)
-            unread = [model for model in plan.variants if model not in usable]
+            unread = [model for model in plan.variants[:MOST_HEADERS] if model not in usable]
             if not unread or (spec and spec.kv_bytes_per_token):
                 return plan
             for model in unread:
@@ -189,7 +201,8 @@ class Planner:
                     usable.append(model)
                 except NoLanguageModel:
                     candidates.remove(model)
-                    if not in_quantization(candidates, request.quantization):
+                    n_read = len(models) - len(candidates) + len(usable)
+                    if n_read >= MOST_HEADERS or not in_quantization(candidates, request.quantization):
                         raise
 
     def _assess(
@@ -234,14 +247,13 @@ class Planner:
             return ""
         return " or ".join(f"cerebrum pull {each.repo_id} ({each.downloads:,} downloads)" for each in found)
 
-    def _spec_of(self, listing: Listing, models: Sequence[Variant]) -> ModelSpec | None:
-        for model in models:
-            if spec := self.library.catalogue.in_repository(listing.repo_id, model.files[0]):
-                return spec
-        return None
+    def _known(self, listing: Listing, models: Sequence[Variant]) -> ModelSpec | None:
+        return self.library.catalogue.in_repository(listing.repo_id, (model.files[0] for model in models))
 
     def is_stored(self, listing: Listing, names: Sequence[str]) -> bool:
         """Whether the files of these names in a listing are in the cache."""
+        if not exists(self.library.cache.repository_directory(listing.repo_id)):
+            return False
         places = [listing.place(self.library.cache, listing.files[name]) for name in names if name in listing.files]
         return all(exists(place.stored) for place in places)
 
@@ -272,6 +284,13 @@ class Planner:
         except ModelNotFound as error:  # gone, or private
             self.progress.notice(NoticeEvent(error.message, "its models are skipped"))
             return None
+
+
+def considered(models: Sequence[Variant], quantization: str | None) -> Sequence[Variant]:
+    """Models of a repository; of more than MOST_MODELS, the first that are meant, since each takes a millisecond."""
+    if len(models) <= MOST_MODELS:
+        return models
+    return in_quantization(likely_models(models, quantization), quantization)[:MOST_MODELS] or models
 
 
 def _list_repositories(repo_ids: Sequence[str]) -> dict[str, Listing]:

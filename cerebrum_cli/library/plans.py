@@ -33,7 +33,9 @@ class SeveralModels(UsageError):
     def __init__(self, listing: Listing, quantization: str, models: Sequence[Variant]) -> None:
         repo_id = listing.repo_id
         self.choices = [ModelReference(repo_id, None, model.files[0], listing.revision) for model in models]
-        references = " or ".join(map(str, self.choices))
+        references = " or ".join(map(str, self.choices[:MAX_NAMED]))
+        if len(self.choices) > MAX_NAMED:
+            references += ", or one of the others"
         kind = f"{quantization} models" if is_labeled(models[0]) else "models without a quantization in their names"
         super().__init__(f"{repo_id} has several {kind}", f"choose one: {references}")
 
@@ -178,13 +180,14 @@ class PlanRequest:
     ) -> DownloadPlan:
         """Plan with quantizations by the bytes of their files. Raises ModelNotFound without the requested one."""
         context = planned_context(self.context, trained_context)
-        candidates = assess_quantizations(quantizations, installed, sizes, context, self.capacity, spec)
         wanted = self.quantization
-        matching = [fit for fit in candidates if wanted is None or same_quantization(wanted, fit.quantization)]
+        known = list(quantizations)
+        matching = {label for label, _ in known if wanted is None or same_quantization(wanted, label)}
         if not matching:
-            names = sorted({fit.quantization for fit in candidates})
+            names = sorted({label for label, _ in known})
             raise ModelNotFound(f"{name} has no quantization {wanted}", f"available: {format_names(names, MAX_NAMED)}")
-        chosen = max(matching, key=lambda fit: fit.recommended)
+        candidates = assess_quantizations(known, installed, sizes, context, self.capacity, spec)
+        chosen = max((fit for fit in candidates if fit.quantization in matching), key=lambda fit: fit.recommended)
         return DownloadPlan(name, candidates, chosen, context, self.capacity, spec, is_requested=wanted is not None)
 
     def known_plan(self, spec: ModelSpec, models: Iterable[InstalledModel]) -> DownloadPlan | None:

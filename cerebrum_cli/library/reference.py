@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
@@ -27,6 +28,7 @@ from cerebrum_cli.core.text import name_from_stem
 
 HUB = "huggingface.co"
 MAIN = "main"  # the default revision
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 1024  # that file systems take, in UTF-8
 RepositoryKind = Literal["model", "dataset"]
 
 # Also of a quantization. Without `:` and `/`, which separate the parts of a reference.
@@ -112,6 +114,13 @@ def parse_reference(text: str, endpoint: str | None = None) -> Reference:
     return _parse_hub_path(text, re.split("[?#]", path)[0])
 
 
+def is_storable(name: str) -> bool:
+    """Whether a file of a repository can be stored under its path: each name in it may have 255 bytes."""
+    if not is_safe_path(name) or len(name.encode()) > MAX_PATH_BYTES:
+        return False
+    return all(len(part.encode()) <= MAX_NAME_BYTES for part in name.split("/"))
+
+
 def is_safe_path(name: str) -> bool:
     """Whether the name of a file or revision in a repository is safe as a path below a local directory."""
     return name.isprintable() and "\\" not in name and not any(part in ("", ".", "..") for part in name.split("/"))
@@ -174,14 +183,15 @@ def _unquote(text: str, part: str) -> str:
 _SUFFIX = ".gguf"
 # As llama.cpp names parts (llama_split_path): five digits, starting at 1.
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})$")
-# Quantization at the end of a name, as spelled by llama-quantize and by repositories, or else within it.
+# Quantization at the end of a name, as spelled by llama-quantize and by repositories, or else within it. Its length is
+# limited, and nothing of it is tried twice, so that a name of any length is searched in linear time.
 _LABEL = re.compile(
-    r"(?:^|[-._])((?:UD-)?(?:I?Q[1-8](?:_[A-Z0-9]+)*|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32)"
-    r"(?:-[\d.]+bpw)?)"
+    r"(?:^|[-._])((?:UD-)?(?:I?Q[1-8](?:_[A-Z0-9]{1,24}+){0,8}+|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32)"
+    r"(?:-[\d.]{1,16}bpw)?)"
     r"(?:[-._]imat(?:rix)?)?$",
     re.IGNORECASE,
 )
-_INNER_LABEL = re.compile(r"[-._]((?:UD-)?I?Q[1-8]_[A-Z0-9_]+)(?=[-.])", re.IGNORECASE)
+_INNER_LABEL = re.compile(r"[-._]((?:UD-)?I?Q[1-8]_[A-Z0-9_]{1,64}+)(?=[-.])", re.IGNORECASE)
 _PART_OF_OTHERS = re.compile(r"(?:^|[-._])mmproj(?:[-._]|$)|^mtp-", re.IGNORECASE)  # projectors, heads that draft
 # What stands in the names of files that accompany a model, and in those of some models.
 _COMPANION = re.compile(
@@ -201,9 +211,34 @@ class Variant(NamedTuple):
 
 def variants(files: Iterable[str]) -> tuple[Variant, ...]:
     """Group the files of a repository into models; a split file that lacks a part is left out."""
+    return complete_variants(filter(is_model, files))
+
+
+def complete_variants(files: Iterable[str]) -> tuple[Variant, ...]:
+    """Group any files, each a model or a part of one, into models; a split file that lacks a part is left out."""
     names = set(files)
-    models = [variant_of(name) for name in names if is_model(name) and _parse_split(name)[1] == 1]
+    present = Counter(_whole(name) for name in names)
+    firsts = (name for name in names if _parse_split(name)[1] == 1)
+    # Names of parts are compared only if there are enough: a single file may state that it is one of 99,999.
+    models = [variant_of(name) for name in firsts if present[_whole(name)] >= _parse_split(name)[2]]
     return tuple(sorted((model for model in models if names.issuperset(model.files)), key=lambda model: model.files))
+
+
+def lacking_part(files: Iterable[str], quantization: str | None) -> str | None:
+    """A part that the files of a split model in a quantization lack."""
+    names = set(files)
+    for name in sorted(filter(is_model, names)):
+        if quantization is None or same_quantization(quantization_of(name), quantization):
+            for part in parts_of(name):
+                if part not in names:
+                    return part
+    return None
+
+
+def _whole(name: str) -> tuple[str, int, str]:
+    """What the names of the parts of one model have in common."""
+    stem, _, total = _parse_split(name)
+    return stem, total, name[-len(_SUFFIX) :]
 
 
 def variant_of(file: str) -> Variant:

@@ -23,6 +23,7 @@ from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted, Ou
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.text import with_short_names
 
 DEFAULT_EDITORS = ("nano", "vi")
 STDIN_NOTICE_S = 2.0  # a pipe still open after this may never close
@@ -230,7 +231,8 @@ class Streams:
     def write_line(self, head: str, text: str, style: str = "", head_style: str = "") -> None:
         """Write a line to standard error; a terminal's is wrapped at words and indented below `head`."""
         err = self.on_stderr
-        text = err.wrapped(strip_controls(text.replace("\n", " ")), len(head))  # a file name may have line breaks
+        text = with_short_names(strip_controls(text.replace("\n", " ")))  # a file name may have line breaks
+        text = err.wrapped(text, len(head))
         line = err.styled(head, head_style) + text
         self.draw(f"{err.styled(line, style)}\n")
 

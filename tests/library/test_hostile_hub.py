@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 from command_line import CommandLine, Finished, assert_error
+from gguf_files import write_model
 from hostile_hub import DIGEST, LATE, REPLIES, SEARCHES, HostileHub, Pieces, endless, head, http, listing
 
 from cerebrum_cli.library import download, hub_requests
 
+MOST_SECONDS = 10  # for a plan, which takes less than two, on a busy machine
 MOST_MEMORY = 240 << 20  # bytes that a command may add to those of the tests
 
 
@@ -66,7 +68,13 @@ def test_pull_ends_if_a_reply_comes_byte_by_byte(
     [
         ("{}.gguf", "a/b", 2, "a/b/1.gguf: truncated or damaged"),
         ("{}.gguf", "a/b:Q8_0", 3, ", and 13950 more"),
+        ("m-Q4_K_{}.gguf", "a/b:q4_k_9", 2, "a/b/m-Q4_K_9.gguf: truncated or damaged"),
+        ("m{}-" + "Q4_" * 40 + ".gguf", "a/b", 2, "a/b/m1-Q4_"),
         ("m-{:05}-of-14000.gguf", "a/b", 2, "a/b/m-00001-of-14000.gguf: truncated or damaged"),
+        ("m-{:05}-of-99999.gguf", "a/b", 3, "a/b lacks m-14001-of-99999.gguf"),
+        ("m{}-00001-of-99999.gguf", "a/b", 3, "a/b lacks m1-00002-of-99999.gguf"),
+        ("m{}-00001-of-07000.gguf", "a/b:Q4_0", 3, "a/b lacks m1-00002-of-07000.gguf"),
+        ("mmproj-{}-00001-of-99999.gguf", "a/b", 3, "a/b has no GGUF model"),
     ],
 )
 def test_pull_plans_a_repository_of_14000_files_in_seconds(
@@ -75,7 +83,38 @@ def test_pull_plans_a_repository_of_14000_files_in_seconds(
     lfs = {"sha256": DIGEST, "size": 1}
     files = [{"rfilename": name.format(number), "size": number, "lfs": lfs} for number in range(1, 14_001)]
     with HostileHub(http(listing(siblings=files)), http(b"GGUF")) as server:
+        begun = time.monotonic()
         assert_error(run(new_user, server, "pull", reference), code, problem)
+        assert time.monotonic() - begun < MOST_SECONDS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["{}.gguf", "m{}-Q4_K_M.gguf"])
+def test_a_few_of_14000_models_are_read_and_named(new_user: CommandLine, tmp_path: Path, name: str) -> None:
+    model = write_model(tmp_path / "model.gguf", lambda writer: writer.add_context_length(32)).read_bytes()
+    lfs = {"sha256": DIGEST, "size": len(model)}
+    files = [{"rfilename": name.format(number), "size": len(model), "lfs": lfs} for number in range(14_000)]
+    with HostileHub(http(listing(siblings=files)), http(model)) as server:
+        done = run(new_user, server, "pull", "a/b")
+        assert_error(done, 2, "or one of the others")
+        assert len(done.err) < 6000 and len(server.paths) < 30
+
+
+def test_files_whose_names_cannot_be_stored_are_left_out_with_a_notice(new_user: CommandLine) -> None:
+    lfs = {"sha256": DIGEST, "size": 1_000_000}
+    names = ["m-Q4_K_M.gguf", f"{'x' * 250}-Q4_K_M.gguf", f"{'x' * 256}/m-Q4_K_M.gguf", "x/" * 600 + "m-Q4_K_M.gguf"]
+    files = [{"rfilename": name, "size": 1_000_000, "lfs": lfs} for name in names]
+    with HostileHub(http(listing(siblings=files)), http(b"GGUF")) as server:
+        done = run(new_user, server, "pull", "a/b")
+    assert (done.code, done.err.splitlines()[0]) == (2, "note: a/b: 3 files left out: their names cannot be stored")
+    assert "a/b/m-Q4_K_M.gguf: truncated or damaged" in done.err
+
+
+@pytest.mark.parametrize("name", ["Q4_" * 5000, "a/b:" + "x" * 16_000, f"{'x y' * 5000}", f"./{'x y' * 5000}"])
+def test_errors_print_at_most_200_characters_of_a_name(new_user: CommandLine, name: str) -> None:
+    done = new_user.run("ask", "-m", name, "hi")
+    assert_error(done, done.code)
+    assert done.code in (2, 3) and max(map(len, done.err.splitlines())) < 500
 
 
 FILES: dict[str, Pieces] = {

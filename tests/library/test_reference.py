@@ -1,5 +1,6 @@
 """Model references, and the files of a repository as models: what names state, and what is none."""
 
+import timeit
 from pathlib import Path
 
 import pytest
@@ -254,3 +255,12 @@ def test_variants_model_paths_require_the_first_part(tmp_path: Path) -> None:
     assert caught.value.hint == f"use {first}"
     unsplit = tmp_path / "x-00001-of-00000.gguf"
     assert model_paths(unsplit) == (unsplit,)
+
+
+@pytest.mark.parametrize("piece", ["Q4_", "-Q4_K", "-1.", "_imat", "UD-Q4_K_XL-", "mtp-", "00001-of-00002-"])
+def test_names_of_any_length_are_read_in_linear_time(piece: str) -> None:
+    def seconds(n: int) -> float:
+        name = f"{(piece * n)[:n]}!.gguf"
+        return min(timeit.repeat(lambda: (variants([name]), quantization_of(name)), number=1, repeat=3))
+
+    assert seconds(40_000) < 20 * seconds(10_000) + 0.1
