@@ -21,13 +21,16 @@ _PROMPT_COLUMN = Template("{prompt}", ("prompt",))
 class TableRows:
     """The rows of a table with a header: CSV (RFC 4180), or the same with another delimiter.
 
-    The prompt is rendered from the record by `template`. A record with too many or too few fields is an error of its
-    row.
+    `columns` are the positions of the columns in `header`, among `width` of them: those without a name and without
+    values are left out. The prompt is rendered from the record by `template`. A record with too many or too few fields
+    is an error of its row.
     """
 
     shape: str
     delimiter: str
     header: Texts
+    columns: Sequence[int]
+    width: int
     template: Template
 
     unit = "record"
@@ -39,12 +42,14 @@ class TableRows:
 
     def read(self, number: int, lines: Iterable[bytes]) -> InputRow:
         _, record = next(_records(lines, self.delimiter))
-        fields = dict(zip(self.header, record, strict=False))
+        fields = {
+            name: record[column] for name, column in zip(self.header, self.columns, strict=True) if column < len(record)
+        }
         id = own_id(fields, number)
         try:
-            if len(record) != len(self.header):
+            if not self.columns[-1] < len(record) <= self.width:
                 raise InvalidRow(
-                    f"it has {format_count(len(record), 'field')}, but the header has {len(self.header)}",
+                    f"it has {format_count(len(record), 'field')}, but the header has {self.width}",
                     "invalid_record",
                 )
             return prompt_row(number, id, self.template.render(fields), fields)
@@ -58,24 +63,43 @@ def open_table(source: InputFile, shape: str, delimiters: Sequence[str], templat
     problems = []
     for delimiter in sorted(delimiters, key=first_line.count, reverse=True):
         try:
-            return _open_table(source.lines(source.start), shape, delimiter, template)
+            return _open_table(source, shape, delimiter, template)
         except UsageError as problem:
             problems.append(problem)
     raise problems[0]
 
 
-def _open_table(lines: Iterable[bytes], shape: str, delimiter: str, given: Template | None) -> TableRows:
+def _open_table(source: InputFile, shape: str, delimiter: str, given: Template | None) -> TableRows:
     template = given or _PROMPT_COLUMN
-    _, record = next(_records(lines, delimiter), (0, []))
+    _, record = next(_records(source.lines(source.start), delimiter), (0, []))
     header = tuple(name.strip() for name in record)
     for name in template.fields:
         if header and name not in header:
             hint = 'use --template "{NAME}"; ' if given is None else ""
             raise UsageError(f"the input has no column `{name}`", f"{hint}the columns are: {', '.join(header)}")
-    if repeated := [name for name, count in Counter(header).items() if count > 1]:
-        names = ", ".join(f"`{name}`" if name else "without a name" for name in repeated)
+    if repeated := [name for name, count in Counter(header).items() if name and count > 1]:
+        names = ", ".join(f"`{name}`" for name in repeated)
         raise UsageError(f"the input has more than one column {names}", "rename or remove all but one of them")
-    return TableRows(shape, delimiter, header, template)
+    columns: Sequence[int] = range(len(header))
+    if "" in header:
+        records = _records(source.lines(source.start), delimiter)
+        columns = _columns_to_read(header, (record for _, record in records))
+    return TableRows(shape, delimiter, tuple(header[column] for column in columns), columns, len(header), template)
+
+
+def _columns_to_read(header: Texts, records: Iterable[Sequence[str]]) -> Sequence[int]:
+    """The positions of the columns that have a name or values: spreadsheets also write columns that have neither.
+
+    Raises UsageError for several with values, but without names.
+    """
+    nameless = {column for column, name in enumerate(header) if not name}
+    with_values = {
+        column for record in records for column in nameless.intersection(range(len(record))) if record[column].strip()
+    }
+    if len(with_values) > 1:
+        numbers = ", ".join(str(column + 1) for column in sorted(with_values))
+        raise UsageError(f"several columns have values, but no name: {numbers}", "name them in the first line")
+    return [column for column in range(len(header)) if column not in nameless - with_values]
 
 
 def _records(lines: Iterable[bytes], delimiter: str, start: int = 0) -> Iterator[tuple[int, list[str]]]:

@@ -356,7 +356,6 @@ def test_delimiter_that_does_not_fit_is_an_error(shape: Shape, text: str, delimi
         ("csv", "note,prompt,note", "`note`"),
         ("tsv", "note\tprompt\t note \tb\tb", "`note`, `b`"),
         ("csv", "prompt,größe,größe,größe", "`größe`"),
-        ("csv", "prompt;;", "without a name"),
     ],
 )
 def test_columns_of_one_name_are_an_error(shape: Shape, header: str, names: str) -> None:
@@ -365,6 +364,29 @@ def test_columns_of_one_name_are_an_error(shape: Shape, header: str, names: str)
     assert caught.value.message == f"the input has more than one column {names}" and caught.value.hint
     [row] = rows_in("Note,prompt,note\na,b,c\n", "csv")
     assert row.prompt == "b"
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("prompt,note,,\na,b,,\n", [{"prompt": "a", "note": "b"}]),
+        ("prompt;;\na;;\nb; ;\nc\n", [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"}]),
+        ("prompt,,note,\na,,b,\n", [{"prompt": "a", "note": "b"}]),
+        (",prompt,,\n0,a,,\n", [{"": "0", "prompt": "a"}]),  # an index, as pandas writes it
+    ],
+)
+def test_columns_without_names_and_values_are_left_out(text: str, fields: list[dict[str, str]]) -> None:
+    rows = rows_in(text, "csv", include_input=True)
+    assert [row.input for row in rows] == fields and [row.error for row in rows] == [None] * len(fields)
+
+
+def test_columns_with_values_but_without_names_are_an_error() -> None:
+    with pytest.raises(UsageError, match=r"^several columns have values, but no name: 2, 4$") as caught:
+        rows_in(",,prompt,,\n,,a,,\n,x,b,c,\n", "csv")
+    assert caught.value.hint == "name them in the first line"
+    [long, short] = rows_in("prompt,note,\na,b,,c\na\n", "csv")
+    assert problem(long) == ("invalid_record", "it has 4 fields, but the header has 3")
+    assert problem(short) == ("invalid_record", "it has 1 field, but the header has 3")
 
 
 @pytest.mark.parametrize(

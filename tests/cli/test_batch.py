@@ -276,6 +276,14 @@ def test_table_has_the_columns_of_the_input_and_the_answers(runner: BatchRunner)
     assert runner.run(source, "--template", "{text}", "--seed", "1", "-o", runner.home / "both.tsv").code == 0
     expected = "text\ttext_2\terror\ttext_2_2\tfinal_answer\tfinish_reason\terror_2\nWho?\tx,y\tz\tok\tok\tstop\t\n"
     assert (runner.home / "both.tsv").read_text() == expected
+    source, output = runner.write("sheet.csv", "text,note,,\nWho?,x,,\nWhy?,,,\n"), runner.home / "sheet.out.csv"
+    command = (source, "--template", "{text}", "--seed", "1", "-o")
+    assert runner.run(*command, output).code == 0
+    expected = "text,note,text_2,final_answer,finish_reason,error\nWho?,x,ok,ok,stop,\nWhy?,,ok,ok,stop,\n"
+    assert output.read_text() == expected
+    runner.write("sheet.csv", "text,note,,\nWho?,x,,\nWhy?,,,\nHow?,y,,\n")
+    assert runner.run(*command, output).code == 0
+    assert output.read_text() == expected + "How?,y,ok,ok,stop,\n" and len(runner.backends[-1].params) == 1
     lines = runner.write("in.jsonl", [{"prompt": "a", "id": 5}, {"prompt": "b", "n": 1}])
     assert runner.run(lines, "-o", runner.home / "lines.csv").code == 0
     expected = "id,prompt,text,final_answer,finish_reason,error\n5,a,ok,ok,stop,\n2,b,ok,ok,stop,\n"
