@@ -15,10 +15,14 @@ from cerebrum_cli.core.text import format_size
 from cerebrum_cli.servers.faults import LostServerError, require_success, stated_failure
 
 QUESTION_BYTES = 2**20  # about a server, its load or the tokens of a text, and of an error
-# Of a reply that does not stream. With log probabilities, a token takes about 200. Python takes 35 times as much for
-# objects that are nearly empty.
-REPLY_BYTES = 32_000_000
-SAMPLES_BYTES = 4 * REPLY_BYTES  # of the replies of several samples together
+REPLY_BYTES = 32_000_000  # of a reply that does not stream; as text, Python may take 4 times as much
+SAMPLES_BYTES = 48_000_000  # of the replies of several samples together
+VALUES_BYTES = 300_000_000  # of memory for the values of a reply
+SMALL_BYTES = 5_000_000  # of a reply whose values never take more: empty lists take 35 times their text
+# Memory for an object, its keys, a list, each of their values, and text (each has two quotes), as measured.
+VALUE_BYTES = {b"{": 120, b":": 80, b"[": 70, b",": 45, b'"': 28}
+LONG = 40  # bytes of a text whose characters are not taken for those of values
+STRING = re.compile(rb"""(?s)"(?:[^"\\]|\\.)*+(?:"|\\?\Z)""")
 STREAM_BYTES = 256_000_000  # of all events
 EVENT_BYTES = 8_000_000  # llama-server's last event may repeat a long prompt
 SHOWN = 2000  # characters of another body, in which its words are looked for
@@ -36,22 +40,31 @@ async def unpacked(body: AsyncIterable[bytes], encoding: str) -> AsyncGenerator[
             yield part
         return
     if encoding not in WINDOWS:
-        raise LostServerError(f"the reply is compressed with {encoding}")
+        raise LostServerError(f"the reply is compressed with {encoding}, which was not requested")
     unpacker = None
     try:
         async for part in body:
-            if unpacker is None:
-                is_raw = encoding == "deflate" and part[0] % 16 != zlib.DEFLATED  # which some servers send
-                unpacker = zlib.decompressobj(-zlib.MAX_WBITS if is_raw else WINDOWS[encoding])
             data = b""
             while part or len(data) == UNPACKED_BYTES:
+                if unpacker and unpacker.eof:
+                    part = part.lstrip(b"\0") if encoding != "deflate" else b""  # without padding
+                    if not part:
+                        break
+                    unpacker = None
+                unpacker = unpacker or _unpacker(encoding, part[0])
                 data = unpacker.decompress(part, UNPACKED_BYTES)
                 yield data
-                part = unpacker.unconsumed_tail
+                part = unpacker.unused_data if unpacker.eof else unpacker.unconsumed_tail
     except zlib.error as error:
-        raise LostServerError(f"the reply is not compressed with {encoding}, as it says") from error
+        raise LostServerError(f"the reply is not valid {encoding}") from error
     if unpacker and not unpacker.eof:
-        raise LostServerError("the reply is incomplete")
+        raise LostServerError(f"the reply is incomplete: its {encoding} data ends early")
+
+
+def _unpacker(encoding: str, first_byte: int) -> zlib._Decompress:
+    """What unpacks a member, of which gzip may have several."""
+    is_raw = encoding == "deflate" and first_byte % 16 != zlib.DEFLATED  # which some servers send
+    return zlib.decompressobj(-zlib.MAX_WBITS if is_raw else WINDOWS[encoding])
 
 
 async def read_body(body: AsyncIterable[bytes], limit: int) -> bytes:
@@ -70,16 +83,38 @@ def require_size(size: int, limit: int) -> None:
         raise LostServerError(f"the reply is too large: more than {format_size(limit)}")
 
 
+def require_memory(body: bytes | str) -> None:
+    """Raise LostServerError for a body that has very many small values."""
+    if len(body) < SMALL_BYTES:
+        return
+    data = body if isinstance(body, bytes) else body.encode(errors="replace")
+    expected = _values_bytes(data)
+    if expected > VALUES_BYTES:
+        strings = (string[0] for string in STRING.finditer(data))
+        expected -= sum(_values_bytes(string) for string in strings if len(string) > LONG)
+    if expected > VALUES_BYTES:
+        size = format_size(VALUES_BYTES)
+        raise LostServerError(f"the reply is too large: its values would take more than {size} of memory")
+
+
+def _values_bytes(data: bytes) -> int:
+    return sum(size * data.count(mark) for mark, size in VALUE_BYTES.items())
+
+
 def parse_json(body: bytes | str) -> Any:
     """The value of a body. Raises LostServerError with the words of one that is not JSON."""
     if not body.strip():
         raise LostServerError("the server sent an empty reply")
+    require_memory(body)
     try:
-        return json.loads(body, strict=False)  # some servers do not escape control characters
+        text = body if isinstance(body, str) else body.decode(json.detect_encoding(body))
+        beginning = body[:SHOWN]
+        del body  # which may be large
+        return json.loads(text, strict=False)  # some servers do not escape control characters
     except UnicodeDecodeError as error:
         raise LostServerError(NOT_UTF_8) from error
     except (ValueError, RecursionError) as error:
-        raise LostServerError(f"the server sent no JSON: {words_of(body)}") from error
+        raise LostServerError(f"the reply is not JSON: {words_of(beginning)}") from error
 
 
 def words_of(body: bytes | str) -> str:
@@ -145,7 +180,7 @@ class EventReader:
         yield from self._take_line(self._line.getvalue())
         yield from self._take_event()
         if self._other and not self._has_events:
-            raise LostServerError(f"the server sent no events: {words_of(self._other)}")
+            raise LostServerError(f"the reply is not a stream of events: {words_of(self._other)}")
 
     def _read(self, part: bytes, is_last: bool = False) -> Iterator[Any]:
         try:

@@ -169,7 +169,7 @@ class Pool:
         return min(fitting, key=preference, default=None)
 
     def _start(self, job: PoolJob, server: Server) -> None:
-        if rest := job.split(server.info.max_samples):
+        if rest := job.split(server.max_samples(job.request)):
             self._waiting.appendleft(rest)
         job.pooled.server = server
         job.pooled.jobs[job] = server

@@ -17,6 +17,7 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.engine.engine import OnSampleEvent
 from cerebrum_cli.engine.requests import Request
+from cerebrum_cli.servers.bodies import REPLY_BYTES
 from cerebrum_cli.servers.client import Client
 from cerebrum_cli.servers.description import ExpectedModel, describe
 from cerebrum_cli.servers.endpoint import Endpoint, ServerInfo, ServerTimeouts
@@ -36,6 +37,9 @@ MAX_REFUSALS = 5  # rows that a server refuses in turn before it is not used
 LATE = 2  # times the longest reply so far, after which a row is asked elsewhere, too
 OF_THE_ROW = (400, 413)  # statuses that are never the server's fault
 OF_THE_KEY = (401, 403)  # those that are, unless it has answered a row
+EXPECTED_TOKENS = 8192  # of a sample without a limit
+TOKEN_BYTES = 16  # of a reply, with the token's id
+SCORED_TOKEN_BYTES = 200  # with its log probability
 NOT_ASKED = BusyServerError("no answer yet")
 
 AsyncioTask = asyncio.Task[None]
@@ -193,8 +197,14 @@ class Server:
             return True
         if job.group or next(iter(self.running)).group:
             return len(self.running) < min(job.group, *(other.group for other in self.running))
-        samples = min(len(job.samples), self.info.max_samples)
+        samples = min(len(job.samples), self.max_samples(job.request))
         return not self.failures and self.outstanding + samples <= self.window
+
+    def max_samples(self, request: Request) -> int:
+        """Most samples that one request may ask for: the size of all replies to it is limited."""
+        token_bytes = SCORED_TOKEN_BYTES if request.ask.logprobs else TOKEN_BYTES
+        tokens = min(request.params.max_tokens or EXPECTED_TOKENS, self.info.context_size)
+        return max(1, min(self.info.max_samples, REPLY_BYTES // (tokens * token_bytes)))
 
     def start(self, job: PoolJob) -> None:
         """Note that it is asked for a job from now on."""

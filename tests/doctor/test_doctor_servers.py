@@ -112,7 +112,7 @@ FINDINGS: list[tuple[dict[str, Any], dict[str, Any], str, str, str, str]] = [
     ({"n_vocab": 7}, {}, "vocabulary", "failure", "whose vocabulary differs from that of the local model", "-m"),
     ({}, {"status": 500, "message": "boom"}, "reply", "failure", ": boom", "check the server"),
     ({}, {"reset_after": 1}, "reply", "failure", ": connection lost", "check the server"),
-    ({}, {"body": b"<html>"}, "reply", "failure", ": the server sent no events: <html>", "check the server"),
+    ({}, {"body": b"<html>"}, "reply", "failure", ": the reply is not a stream of events: <html>", "check the server"),
     ({}, {"edit": answering_33}, "reply", "warning", "; the answer is not 42", "a small model may be wrong"),
     ({}, NO_IDS, "token_ids", "failure", "does not send token ids", "update it"),
 ]

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import json
 import socket
 import ssl
 import zlib
@@ -143,10 +144,15 @@ def test_client_ends_a_reply_that_is_too_large(ask: Ask, reply: bytes, repeated:
         ("deflate", zlib.compress(b'{"a": 1}'), {"a": 1}),
         ("deflate", zlib.compress(b'{"a": 1}', wbits=-15), {"a": 1}),  # as some servers understand it
         ("identity", b'{"a": 1}', {"a": 1}),
+        ("gzip", gzip.compress(b'{"a"', mtime=0) + gzip.compress(b": 1}", mtime=0) + bytes(5), {"a": 1}),
+        ("gzip", gzip.compress(b'{"a": 1}', mtime=0) + b"<!-- served -->", "the reply is not valid gzip"),
+        ("deflate", zlib.compress(b'{"a": 1}') + b"x", {"a": 1}),
         ("gzip", gzip.compress(bytes(2**24), mtime=0), TOO_LARGE),
-        ("x-gzip", gzip.compress(b'{"a": 1}', mtime=0)[:-1], "the reply is incomplete"),
-        ("gzip", b'{"a": 1}', "the reply is not compressed with gzip, as it says"),
-        ("br", b"x", "the reply is compressed with br"),
+        ("x-gzip", gzip.compress(b'{"a": 1}', mtime=0)[:-1], "the reply is incomplete: its x-gzip data ends early"),
+        ("deflate", zlib.compress(b'{"a": 1}')[:-1], "the reply is incomplete: its deflate data ends early"),
+        ("gzip", b'{"a": 1}', "the reply is not valid gzip"),
+        ("deflate", zlib.compress(b'{"a": 1}')[:-1] + b"x", "the reply is not valid deflate"),
+        ("br", b"x", "the reply is compressed with br, which was not requested"),
     ],
 )
 def test_client_reads_what_a_server_compresses_although_asked_not_to(
@@ -158,6 +164,33 @@ def test_client_reads_what_a_server_compresses_although_asked_not_to(
     else:
         assert asked(server, ask) in (outcome, [outcome])
     assert b"Accept-Encoding: identity\r\n" in server.requests[0]
+
+
+@pytest.mark.parametrize("ask", [ASKS["reply"], ASKS["stream"]], ids=["reply", "stream"])
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("encoding", "content"),
+    [
+        (b"gzip", b"".join(gzip.compress(part, mtime=0) for part in (b'{"a"', b"", b": 1}")) + bytes(3)),
+        (b"deflate", zlib.compress(b'{"a": 1}') + b"padding"),
+    ],
+)
+def test_client_reads_compressed_parts_of_any_size(ask: Ask, size: int, encoding: bytes, content: bytes) -> None:
+    parts = [content[at : at + size] for at in range(0, len(content), size)]
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
+    head = CHUNKED.removesuffix(b"\r\n") + b"Content-Encoding: %b\r\n\r\n" % encoding
+    assert asked(Server(head + chunks + b"0\r\n\r\n"), ask) in ({"a": 1}, [{"a": 1}])
+
+
+@pytest.mark.parametrize("ask", [ASKS["reply"], ASKS["stream"]], ids=["reply", "stream"])
+def test_client_limits_the_memory_of_small_values(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "SMALL_BYTES", 1000)
+    monkeypatch.setattr(bodies, "VALUES_BYTES", 100_000)
+    problem = "the reply is too large: its values would take more than 100 kB of memory"
+    for value in (b"[],", b'{"a":1},', b'"a",', b"[" * 9 + b"]" * 9 + b","):
+        assert lost(Server(json_reply(b'{"a":[' + value * (LIMIT // 20) + b"1]}")), ask) == problem
+    text = {"text": r'[],{"\\",' * 1000}
+    assert asked(Server(json_reply(json.dumps(text).encode())), ask) in (text, [text])
 
 
 @pytest.mark.parametrize(

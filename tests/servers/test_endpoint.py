@@ -194,7 +194,7 @@ def test_endpoint_reply_of_a_lost_server_is_printed_and_can_be_continued(served:
     done = served.run("ask", "--seed", "0", "What is 2 + 2?")
     assert done.out == "The answer is\n"
     saved = f"the answer so far is saved; cerebrum ask -c --endpoint {served.servers[0].url} continues it"
-    assert_error(done, 1, "the server sent no JSON: {", saved)
+    assert_error(done, 1, "the reply is not JSON: {", saved)
     served.servers[0].disarm()
     assert served.run("ask", "-c", "--seed", "0").out == " 4.\n"
     assert CommandLine(served.home).contents("what-is-2-2") == ["What is 2 + 2?", "The answer is 4."]

@@ -28,6 +28,7 @@ from waiting import wait_until
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import NoticeEvent, RefusedEvent
 from cerebrum_cli.core.sampling import TokenBias
+from cerebrum_cli.servers import server as server_module
 from cerebrum_cli.servers.description import KINDS as SERVER_KINDS
 from cerebrum_cli.servers.endpoint import ServerInfo
 from cerebrum_cli.servers.kind import ServerKind
@@ -70,6 +71,16 @@ def test_kinds_generate_samples_of_a_prompt_together(kind: type[ModelServer]) ->
         bodies = [asked.body for server in servers for asked in server.completions()]
     asked = sorted((body["seed"], body.get("n_cmpl") or body["n"]) for body in bodies if "seed" in body)
     assert asked == ([] if kind is SglangServer else [(3, 4), (7, 3)]) and len(bodies) == (len(asked) or 7)
+
+
+def test_kinds_vllm_is_asked_for_samples_whose_reply_is_not_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "REPLY_BYTES", 30 * 200)
+    with serving_kind(VllmServer, unicode_model) as [server], connected(server) as engine:
+        for scored, sizes in ((True, [3, 2]), (False, [5])):
+            request = request_of("Q", n=5, max_n=5, seed=3, temperature=0.7, max_tokens=10, logprobs=scored)
+            before = len(server.completions())
+            assert len(replies_of(engine, request)) == 5
+            assert [asked.body["n"] for asked in server.completions()[before:]] == sizes
 
 
 @every_kind

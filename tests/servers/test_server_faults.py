@@ -27,7 +27,7 @@ FEW = ROWS[:12]
 STORY = endless({"Q": "once upon a time "})
 STREAM = request_of("Q", stream=True, grammar="root ::= .*")
 LOST, DAMAGED, SILENT = (f"first is unavailable: {why}" for why in ("connection lost", "damaged reply", "silence"))
-NO_JSON = "first is unavailable: the server sent no JSON"
+NO_JSON = "first is unavailable: the reply is not JSON"
 ALL = "12 replies"
 
 
@@ -293,11 +293,14 @@ NO_TOKEN = {"tokens": [None], "choices": [{"index": 0, "token_ids": [None]}], "o
 STREAM_FAULTS: dict[str, tuple[Any, list[str]]] = {
     "reset of a kept connection": ({"reset_after": 0}, ["1 replies"]),
     "reset before the first token": ({"is_truncated": True}, [LOST, "1 replies"]),
-    "no event": ({"body": b"<html>"}, ["first is unavailable: the server sent no events: <html>", "1 replies"]),
+    "no event": (
+        {"body": b"<html>"},
+        ["first is unavailable: the reply is not a stream of events: <html>", "1 replies"],
+    ),
     "429 before the first token": (429, ["1 replies"]),
     "500 before the first token": (500, ["first is unavailable: scripted", "1 replies"]),
     "reset": ({"hang_after": WITHIN, "reset_after": WITHIN}, ["text, then error: first: connection lost"]),
-    "damaged event": (at_token(WITHIN, b"data: {\n\n"), ["text, then error: first: the server sent no JSON: {"]),
+    "damaged event": (at_token(WITHIN, b"data: {\n\n"), ["text, then error: first: the reply is not JSON: {"]),
     "damaged token": (
         {"edit": lambda at, chunk: {**chunk, **NO_TOKEN} if at == WITHIN else chunk},
         ["text, then error: first: damaged reply"],
@@ -471,7 +474,7 @@ START_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({**MODELS, "body": b"[]"}, "first: not a language model server"),
     ({**MODELS, "body": b'{"object":"list","data":[]}'}, "first has no model"),
     ({**MODELS, "body": OTHER_OWNER}, "first takes messages, not token ids"),
-    ({**MODELS, "body": b"<html>"}, "no server answers (first: the server sent no JSON: <html>)"),
+    ({**MODELS, "body": b"<html>"}, "no server answers (first: the reply is not JSON: <html>)"),
     ({**MODELS, "status": 404}, "no server answers (first: /v1/models: scripted)"),
     ({"path": "description", "body": b"[]"}, "first: unexpected response to /v1/models or description"),
     ({"path": "description", "body": b"{}"}, "first: unexpected response to /v1/models or description"),
