@@ -72,6 +72,8 @@ _NAMING = re.compile(r"(?:please\s)?(?:classify|name|what\sis\sthe\s(?:capital|n
 _THINGS = """actor animal artist author bird city color colour composer continent country currency day element flower
 fruit gas god instrument keyword lake language metal month mountain ocean organ person planet president river scientist
 sea season sport state town tree weekday word writer"""
+_PLACES_AND_BEINGS = """animal bird city continent country fish fruit island lake mammal mountain ocean planet river sea
+tree"""
 _NAMES = """antonym author capital chemical\\ssymbol currency language name opposite sentiment symbol synonym
 title"""
 _FOR_WORDS = re.compile(
@@ -79,6 +81,7 @@ _FOR_WORDS = re.compile(
     (?: who(?:m|se)?\b | where\b(?!.*[\d=()])
       | (?:which|what)\s(?:\w+\s){{0,2}}?(?:{"|".join(_THINGS.split())})\b
       | what['’]?s?\s(?:is|was|are|were)?\s?(?:the\s)?(?:\w+\s){{0,2}}?(?:{"|".join(_NAMES.split())})\b
+      | what['’]?s?\s(?:is\s|was\s)?the\s(?:\w+est|most\s\w+)\s(?:\w+\s)?(?:{"|".join(_PLACES_AND_BEINGS.split())})\b
       | (?:please\s)?(?:name|classify)\b
       | wer\b | wen\b | wo\b | wie\sheißt\b
       | was\sist\sd(?:as|er|ie)\s(?:\w+ste\s)?(?:berg|fluss|hauptstadt|land|ozean|planet|sprache|stadt|tier|währung)\b

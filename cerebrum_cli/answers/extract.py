@@ -30,7 +30,7 @@ _NO_LABEL = re.compile(
     r"|yes|no|or|(?-i:[A-Z])|is|are|was|it|this|that|i|you)\b|:\Z"
 )
 _FRACTION = re.compile(r"(?i)\b(?:one|two|three|four|five)[\s-](?:third|quarter|fifth|sixth|eighth|tenth)s?\b")
-_LAW = re.compile(r"(?<![\w=+*/-])[A-Za-z]\w*\s=\s[^\W\d]{1,3}[^\w\s.,;]*(?![\w=])")
+_LAW = re.compile(r"(?<![\w=+*/-])[A-Za-z]\w*\s=\s[^\W\d]{1,3}[^\w\s.,;]*+(?![\w=])")
 _LABEL = re.compile(r"\A[^\W\d_]+:\s")  # "Label: joy"
 _PART = r"[ \t*]*\(?{}\)[*]*\s[^\n]{{1,80}}"
 _PARTS = re.compile(rf"(?m)^{_PART.format('a')}\s{_PART.format('b')}(?:\n{_PART.format('[c-h]')})*\s*\Z")

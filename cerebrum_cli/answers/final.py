@@ -96,10 +96,18 @@ def _as_set(answer: str | None) -> str | None:
 def _asked_side(question: str, answer: str | None) -> str | None:
     """The other side of an equation if a question asks for one: 7 of "a + b = 7", if it asks for a + b."""
     sides = re.split(r"(?<![<>!=])=", answer or "")
+    if len(sides) == 2 and _asks_for_product(question, sides[0].strip()):
+        return sides[1].strip()
     if len(sides) != 2 or not re.search(r"\W", sides[0].strip()):
         return answer
     asked, given, equation = (re.sub(r"[\s$*\\{}]", "", text) for text in (question, sides[0], answer or ""))
     return sides[1].strip() if given in asked and equation not in asked else answer
+
+
+def _asks_for_product(question: str, side: str) -> bool:
+    """Whether a question asks for a multiple of a variable: "What is 3a if a = 4?"."""
+    asked = rf"(?i)\b(?:compute|determine|find|is|of)\s\$?{re.escape(side)}\$?(?!\w|\s?[-+*/=^])"
+    return re.fullmatch(r"\d+[a-z]", side) is not None and re.search(asked, question) is not None
 
 
 def compare_answer(

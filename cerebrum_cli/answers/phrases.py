@@ -76,7 +76,7 @@ DOUBT = rf"""
 """
 # Values of which none is said to be the answer: "it could be 4 or 6", "it may be 4, but I am not sure".
 POSSIBLE = r"""
-    \b(?:could|may|might)\ (?:also\ )?be\ (?:either\ )?\S+
+    \bwould\ (?:only\ )?be\ \S+(?=\ (?:only\ )?if\b) | \b(?:could|may|might)\ (?:also\ )?be\ (?:either\ )?\S+
     (?:\ or\ \S+ | (?=,?\ (?:but|though)\ (?:i|we|it|there|nobody)\b))
 """
 REFUSAL = r"""
@@ -98,6 +98,7 @@ MENTION = rf"""
   | \b(?:beaucoup|certains|plusieurs|on|gens)\ (?:\w+\ ){{0,2}}(?:croi[st]|croient|disent|dit|pensent?)\b
   | \b(?:muchos|algunos|gente|mayoría)\ (?:\w+\ ){{0,2}}(?:cree|creen|dice|dicen|piensan?)\b
   | \b(?:common|frequent|popular|typical|widespread)\ (?:answer|belief|error|guess|misconception|mistake|myth)\b
+  | \bfor\ (?:a\ long\ time|centuries|decades|many\ years)\b | \b(?:was|were)\ once\b | \blange\ (?:zeit\ )?war\b
   | \b(?:before\ (?:that|then)|until\ then|used\ to\ be|previously|formerly|früher|autrefois|antes)\b
   | \b(?:contrary\ to|contrairement\ à|entgegen|contra\ lo\ que)\b
   | \b(?:commonly|falsely|frequently|mistakenly|often|sometimes|wrongly)\ (?:\w+\ )?{_BELIEVED}\b
@@ -105,7 +106,8 @@ MENTION = rf"""
 
 # What is only compared with the answer, or counts something else.
 NOT_IT = r"""
-    \b(?:at\ (?:least|most) | (?:fewer|greater|higher|less|lower|more)\ than
+    \A\W*(?:above|below|beyond|over|under|up\ to) | \b(?:at\ (?:least|most)
+  | (?:fewer|greater|higher|less|lower|more)\ than
   | (?:anything\ )?(?:but|except)(?=\s\S+\W*\Z) | multiple\ of | divisor\ of | factor\ of
     | (?:(?:ca|is|are|was)n['’]t|(?:can)?not)(?:\ be|\ equal|\ necessarily)?
   | (?:a\ )?(?:half|third|quarter|square\ root|cube\ root|reciprocal|log\w*)(?:\ of)? | between\ \S+\ and

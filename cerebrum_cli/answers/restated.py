@@ -95,7 +95,7 @@ def _read(asked: _Asked, sentence: str, is_first: bool) -> str | None:
         clause, denials = _without_leads(sentence[begin:])
         is_known = names_subject or (is_first and begin == 0)
         for words in _required(asked, clause, is_known):
-            for statement in (clause, _denied_contrast(asked, clause)):
+            for statement in (clause, *_denied_contrasts(asked, clause)):
                 if meant := _verdict(asked, words, statement, denials):
                     return meant
     return None
@@ -138,14 +138,20 @@ def _required(asked: _Asked, clause: str, is_known: bool) -> Iterator[Texts]:
             yield (pronoun, *asked.words[length:])
 
 
-def _denied_contrast(asked: _Asked, clause: str) -> str:
-    """What a clause denies behind what it asserts: "a dolphin is not a fish" of "a dolphin is a mammal, not a fish"."""
+def _denied_contrasts(asked: _Asked, clause: str) -> Iterator[str]:
+    """What a clause may deny behind what it asserts.
+
+    "A dolphin is not a fish" of "A dolphin is a mammal, not a fish", and the same with more words of what is asserted.
+    """
     contrasted = words_of.CONTRASTED.match(clause)
     if contrasted is None:
-        return ""
+        return
     asserted, denied = contrasted.groups()
-    verb = next((token for token in _TOKEN.finditer(asserted) if token[0].casefold() in asked.verb), None)
-    return f"{asserted[: verb.end()]} not {denied}" if verb else ""
+    is_behind_verb = False
+    for token in _TOKEN.finditer(asserted):
+        is_behind_verb = is_behind_verb or token[0].casefold() in asked.verb
+        if is_behind_verb:
+            yield f"{asserted[: token.end()]} not {denied}"
 
 
 def _verdict(asked: _Asked, words: Texts, clause: str, denials: int) -> str | None:

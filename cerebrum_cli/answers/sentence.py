@@ -14,6 +14,7 @@ from cerebrum_cli.answers.values import VALUE, is_value, solved
 
 _NEAR = 60  # characters of words next to a value that are looked at, so that time is linear
 _NOT_IT = re.compile(rf"(?ix)(?:{NOT_IT})\s?\Z")
+_NAMED = re.compile(r"(?i)\bequation\s\Z")  # "the equation y = 2x", unlike "equation 2"
 _CLAUSE = 120  # characters before a value that may leave it open
 _DOUBT = re.compile(rf"(?ix){DOUBT}")
 _NO_LONGER = r"but|however|i\ think|so|still|then|therefore|yet|aber|jedoch|mais|pero"
@@ -52,6 +53,7 @@ without_asides = rewriting(
 _QUESTION = re.compile(
     r"(?i)\b(?:how|what|when|where|which|who|whose|why)\b|\A\W*(?:are|can|could|did|do|does|has|have|is|may|shall|should|was|were|will|would)\b"
 )
+_EACH = re.compile(r"(?i);\s(?:each|every)\s[^,;=]*\Z")  # "144 tiles; each costs 3 dollars"
 _ITEM = re.compile(r"(?i)^[ \t#*>-]*+(?:\d{1,2}[.)]\s|Step \d++\b)")
 
 
@@ -86,6 +88,8 @@ def result(text: str) -> str | None:
     for possible in _POSSIBLE.finditer(text):
         found = [value for value in found if not possible.start() < value.start < possible.end()]
     listed = _list_at_end(found)
+    if len(listed) > 1 and _solves(listed):
+        return solved(listed[-1].text)
     is_stated = len(listed) > 1 and (_is_computed(listed[0]) or _STATED.search(listed[0].before))
     if is_stated and not re.search(r"\w", listed[-1].behind):
         return text[listed[0].start : listed[-1].end]
@@ -102,7 +106,7 @@ def last_result(line: str) -> str | None:
     for sentence in reversed(sentences(_ITEM.sub("", line))):
         if sentence.rstrip().endswith("?") and _QUESTION.search(sentence):
             continue
-        if value := result(trimmed(without_asides(sentence))):
+        if value := result(_EACH.sub("", trimmed(without_asides(sentence)))):
             return value
     return None
 
@@ -140,9 +144,25 @@ def _list_at_end(values: Values) -> Values:
     return values[max(place, 0) :]
 
 
+def _solves(listed: Values) -> bool:
+    """Whether the last of equations is the solution of those before it: "2n = 14 and n = 7"."""
+    name, is_equation, _ = listed[-1].text.partition("=")
+    name = name.strip()
+    return (
+        bool(is_equation)
+        and name.isalpha()
+        and all(
+            re.search(rf"(?<![^\W\d_]){name}(?![^\W\d_])", value.text) and not re.match(rf"{name}\s?=", value.text)
+            for value in listed[:-1]
+        )
+    )
+
+
 def _is_other(value: FoundValue) -> bool:
     """Whether a value is only compared with the answer, counts something else, or is what changes."""
     before, behind = value.before[-_NEAR:], value.behind[:_NEAR]
+    if EQUAL.search(value.text) and _NAMED.search(before):
+        return False
     if _NOT_IT.search(before) or _MORE.match(behind) or _SUPPOSING.match(behind):
         return True
     return bool(_FROM.search(before) and _TO.fullmatch(behind))

@@ -75,6 +75,7 @@ LEAD = re.compile(
     r"""(?ix)\A\W*(?:
       (?!alleged|former|histor|hypothet|original|possib|previous|purported|reported|suppos|theoretic|tradition)
       [a-z]+ly(?:\ speaking)?,
+    | (?:contrary\ to|contrairement\ à|entgegen|unlike)\ [^,]{1,60},
     | (?:so|thus|hence|therefore|then|and|but|well|yes|also|by\ definition|daher|folglich|donc|por\ lo\ tanto|luego),?
     | it\ is\ (?:true|correct|clear|certain|obvious|a\ fact|(?:well\ )?known)\ that | it\ follows\ that
     | there\ is\ no\ (?:doubt|question)\ (?:about\ it\ )?that

@@ -46,10 +46,10 @@ _CLASSES = (
         rf"|(?:\A|\b(?i:in|is|of)\s)(?:{'|'.join(_VERBS)})(?=\W*\Z)",
     ),
 )
+_REASON = re.compile(r"(?i)(?:because|since|as|given|if|while)\s")
+_IT_IS = re.compile(r"(?i)(?:it|that|this)(?:\s(?:is|was)|['’]s)\s")
 _NEAR = 40  # characters before a name in which something may exclude it
-_OTHER = re.compile(
-    r"(?i)\b(?:after|before|since|from|until|if|because|as|given|follow\w+|precede\w*)\s(?:\w+\s){0,2}?\Z"
-)
+_OTHER = re.compile(r"(?i)\b(?:after|before|since|from|until|if|because|as|given)\s(?:\w+\s){0,2}?\Z")
 _DENIED = re.compile(rf"(?ix){DENIAL}")
 _MENTIONED = re.compile(rf"(?ix){MENTION}")
 # Words that carry no answer, in English, German, French, Spanish and Italian.
@@ -141,16 +141,15 @@ def _listed(sentence: str) -> str | None:
 
 
 def _name_in(names: str, asked: set[str], sentence: str) -> str | None:
-    """The last name in the clause that has most words of a question; none if it says before, after or why."""
-    named = list[tuple[int, str]]()
+    """The last name in the clause that has most words of a question; rather one that is not in the question itself."""
+    named = list[tuple[tuple[bool, bool, int, bool], str]]()
     for clause in _clauses(sentence):
-        found = [
-            name[0]
-            for name in re.finditer(names, clause)
-            if not _OTHER.search(clause[max(0, name.start() - _NEAR) : name.start()])
-        ]
-        if found:
-            named.insert(0, (len(asked & _stems(clause)), found[-1].split()[-1]))
+        is_reason, shared = _REASON.match(clause) is not None, len(asked & _stems(clause))
+        for found in re.finditer(names, clause):
+            if not _OTHER.search(clause[max(0, found.start() - _NEAR) : found.start()]):
+                name = found[0].split()[-1]
+                rank = (_stem(name) not in asked, not is_reason, shared, _IT_IS.match(clause) is not None)
+                named.insert(0, (rank, name))
     return max(named, key=itemgetter(0))[1] if named else None
 
 

@@ -26,11 +26,13 @@ _ANSWER = re.compile(
 _IT_IS = r"(?:it|this|that|which)(?:\ is|['’]s)"
 _HEDGED = re.compile(
     rf"""(?ix)(?:\w+,\s)?(?:
-      (?P<no> (?:of\ course|(?:most\ )?likely|perhaps|\w{{4,}}ly)\ not
+      (?P<no> (?:of\ course|(?:most\ )?likely|perhaps|rather|\w{{4,}}ly)\ not
         | not\ (?:at\ all|really|likely|possible|necessarily|true|correct) | impossible
         | (?:i\ )?(?:do\ not|don['’]t)\ (?:think|believe)\ so
         | {_IT_IS}\ (?:not\ possible|impossible|not\ the\ case|not\ true|false)
-        | (?:by\ no\ means|under\ no\ circumstances|no\ way|never) | auf\ keinen\ fall | pas\ du\ tout | en\ absoluto
+        | (?:by\ no\ means|under\ no\ circumstances|no\ way|never) | hardly | unlikely | (?:no|not\ a)\ chance
+        | i\ doubt\ (?:it|that) | auf\ keinen\ fall | eher\ nicht | (?:wohl\ )?kaum | plutôt\ non
+        | pas\ du\ tout | en\ absoluto
         | (?:sicher|natürlich|bestimmt)\ nicht | bien\ sûr\ que\ non | claro\ que\ no | por\ supuesto\ que\ no )
       | (?P<yes> of\ course | (?:i\ )?(?:think|believe)\ so
         | (?:probably|(?:most\ )?likely|almost\ certainly|perhaps|maybe),?\ (?:yes|so)
