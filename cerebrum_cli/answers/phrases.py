@@ -69,6 +69,8 @@ DOUBT = rf"""
   | \b(?:not|n['’]t|isn['’]t|never) \ (?:certain|clear|entirely|known|necessarily|quite|sure)
   | \b(?:not\ (?:the\ case|true|correct)|false|untrue|wrong)\ that\b
   | \b(?:doubt\w*|uncertain|unclear|unlikely|unsure|whether)\b | \b(?:even\ )?if \ (?:the\ answer|it|x|we)\b
+  | \b(?:some|many|most|others|people|you)\ (?:people\ )?(?:(?:may|might|could|would)\ )?
+    (?:assume|believe|claim|guess|say|think)\b
   | \bi \ (?:(?:at\ )?first\ |initially\ |originally\ )?(?:thought|assumed|guessed)\b
   | \bob\b | \bnicht\ (?:sicher|unbedingt) | \b(?:sais|savoir|demande|dire|sûre?)\ (?:pas\ )?(?:si|que)\b
   | \bpas\ (?:sûre?|forcément|nécessairement)\b | \b(?:sé|sabe|saber|sabemos|pregunta|decir)\ si\b
@@ -76,6 +78,7 @@ DOUBT = rf"""
 """
 # Values of which none is said to be the answer: "it could be 4 or 6", "it may be 4, but I am not sure".
 POSSIBLE = r"""
+    \bif\ (?:\w+\ ){1,3}were\ [^,.;\n]{0,80},(?=[^.;\n]{0,120}\bwould\b) |
     \bwould\ (?:only\ )?be\ \S+(?=\ (?:only\ )?if\b) | \b(?:could|may|might)\ (?:also\ )?be\ (?:either\ )?\S+
     (?:\ or\ \S+ | (?=,?\ (?:but|though)\ (?:i|we|it|there|nobody)\b))
 """
@@ -98,6 +101,7 @@ MENTION = rf"""
   | \b(?:beaucoup|certains|plusieurs|on|gens)\ (?:\w+\ ){{0,2}}(?:croi[st]|croient|disent|dit|pensent?)\b
   | \b(?:muchos|algunos|gente|mayoría)\ (?:\w+\ ){{0,2}}(?:cree|creen|dice|dicen|piensan?)\b
   | \b(?:common|frequent|popular|typical|widespread)\ (?:answer|belief|error|guess|misconception|mistake|myth)\b
+  | \A(?:until|bis|jusqu['’]en|hasta)\ \d{{4}}\b
   | \bfor\ (?:a\ long\ time|centuries|decades|many\ years)\b | \b(?:was|were)\ once\b | \blange\ (?:zeit\ )?war\b
   | \b(?:before\ (?:that|then)|until\ then|used\ to\ be|previously|formerly|früher|autrefois|antes)\b
   | \b(?:contrary\ to|contrairement\ à|entgegen|contra\ lo\ que)\b

@@ -42,6 +42,7 @@ _CONSEQUENCE = re.compile(
 )
 _EXPLANATION = re.compile(
     r"(?ix)\b(?:since|because|while|whereas|after|to\s(?!a|the\b)[a-z]+)\b"
+    r"| ,\ (?:working|using|counting|including|excluding|considering|paying|selling|driving|walking|buying|charging)\b"
     r"| \b(?:i\.e\.|or\s\Z) | ,\ (?:who|of\ which|where)\b"
 )
 EQUAL = re.compile("(?<![<>!])=|≈")
@@ -53,6 +54,7 @@ without_asides = rewriting(
 _QUESTION = re.compile(
     r"(?i)\b(?:how|what|when|where|which|who|whose|why)\b|\A\W*(?:are|can|could|did|do|does|has|have|is|may|shall|should|was|were|will|would)\b"
 )
+_EACH_HAS = re.compile(r"(?: \w+){0,2} each\b")  # "14 rows with 9 chairs each"
 _EACH = re.compile(r"(?i);\s(?:each|every)\s[^,;=]*\Z")  # "144 tiles; each costs 3 dollars"
 _ITEM = re.compile(r"(?i)^[ \t#*>-]*+(?:\d{1,2}[.)]\s|Step \d++\b)")
 
@@ -175,6 +177,8 @@ def _is_computed(value: FoundValue) -> bool:
 def _is_beside(value: FoundValue) -> bool:
     if iso_date(value.text):
         return False
+    if value.before.endswith("with ") and _EACH_HAS.match(value.behind):
+        return True
     return bool(_BESIDE.search(value.before[-_NEAR:]) or _THAN.match(value.behind))
 
 

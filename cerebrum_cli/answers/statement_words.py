@@ -29,7 +29,7 @@ spelled_alike = in_order(
         ),
         (
             r"(?i)(?<!\bnot\s)\b(?:no\sdoubt|without\s(?:a\s)?doubt|undoubtedly|of\scourse|certainly|clearly|definitely"
-            r"|obviously|natürlich|zweifellos|bien\ssûr|por\ssupuesto|sin\sduda)\b,?",
+            r"|(?:biolog|botan|mathemat|scientif|techn)ically(?:\sspeaking)?|obviously|natürlich|zweifellos|bien\ssûr|por\ssupuesto|sin\sduda)\b,?",
             "",
         ),
     ),
@@ -77,6 +77,7 @@ LEAD = re.compile(
       [a-z]+ly(?:\ speaking)?,
     | (?:contrary\ to|contrairement\ à|entgegen|unlike)\ [^,]{1,60},
     | (?:so|thus|hence|therefore|then|and|but|well|yes|also|by\ definition|daher|folglich|donc|por\ lo\ tanto|luego),?
+    | (?:(?:short\ )?answer|conclusion|result|summary|verdict): | in\ (?:conclusion|short|summary),
     | it\ is\ (?:true|correct|clear|certain|obvious|a\ fact|(?:well\ )?known)\ that | it\ follows\ that
     | there\ is\ no\ (?:doubt|question)\ (?:about\ it\ )?that
     | (?:nobody|no\ one)\ (?:doubts|denies|disputes|questions)\ that

@@ -80,8 +80,11 @@ AS_IS = re.compile(r"(?i)\(?[A-H]\)|[A-H](?:[.:]\s|\Z)|(?:yes|no)\b")  # not an 
 _WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
 # "72; she earns 10 per day", "72, in total", "54 dollars: 6 tickets"; not "72, 73", "2 or 3", "12, or 15", "3: 4"
 _REMARK_IN_WORDS = r"(?:\s?[,;]\s|\s[-–—]\s)(?!(?:and|or)\b|[^\W\d_]\w*\s?[=:])(?:[^\W\d_]{2}|i\.e\.|e\.g\.)"
+_COUNT_IN_WORDS = r";\s\d+(?:\s[^\W\d_]+){3}"  # "19; 31 seats are taken"
 _REMARK_BEHIND_COLON = r":\s(?:\d+\s)?[^\W\d_]{2}"
-_WITH_REMARK = re.compile(rf"({VALUE.pattern}(?:\s[^\W\d_]++){{0,3}}+)(?:{_REMARK_IN_WORDS}|{_REMARK_BEHIND_COLON}).*")
+_WITH_REMARK = re.compile(
+    rf"({VALUE.pattern}(?:\s[^\W\d_]++){{0,3}}+)(?:{_REMARK_IN_WORDS}|{_COUNT_IN_WORDS}|{_REMARK_BEHIND_COLON}).*"
+)
 
 
 def markers_in(text: str) -> Pattern:

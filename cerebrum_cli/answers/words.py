@@ -21,9 +21,13 @@ _WORD = re.compile(  # or a name such as "Republic of Korea"
     r"[A-Z]\w+(?:\s(?:of|de|da|di|von)(?:\sthe|\sla)?\s[A-Z]\w+)+|[^\W_](?:[\w'’.-]*[^\W_])?"
 )
 _CLAUSES = re.compile(
-    r"(?i)(?!:\s(?:no|false|wrong)\W*\Z)[,;:()–—]+\s*|\s-\s|(?:\A|\s)(?:but|sondern|sino|mais|ma|mas|while|whereas)\s"
+    r"(?i)(?!:\s(?:no|false|wrong)\W*\Z)[,;:()–—]+\s*|\s-\s|(?:\A|\s)(?:but|sondern|sino|mais|ma|mas)\s|\s(?=(?:while|whereas)\s)"
     rf"|{_AND}(?=(?:not|nicht|kein\w*|non|pas|no)\s)"  # "Bern und nicht Zürich"
 )
+_SUBORDINATE = re.compile(
+    r"(?i)\W*(?:(?:even\s|al)?though|whereas|while|obwohl|während|bien\sque|tandis\sque|aunque|mientras\sque)\b"
+)
+_BUT = re.compile(r"(?i),?\s(?:but|aber|mais|pero)\s")
 _EARLIER = re.compile(
     r"(?i)\b(before (?:that|then)|formerly|originally|previously|until then|früher|davor|autrefois|antes),(\s)"
 )
@@ -73,8 +77,9 @@ def added_words(question: str, text: str) -> str | None:
     for sentence in _about(asked, text):
         if _SEVERAL.search(question) and (listed := _listed(sentence)):
             return listed
-        if names and (name := _name_in(names, asked, sentence)):
+        if names and (name := _name_in(names, asked, nearest(question, sentence))):
             return name
+        sentence = nearest(question, sentence)
         added = [run for clause in _clauses(sentence) if (run := _added(asked, clause))]
         if added:
             return next((run for run in added if not run.isdigit()), added[0])  # not the year of a work
@@ -87,15 +92,19 @@ def wants_names(question: str) -> bool:
 
 
 def nearest(question: str, sentence: str) -> str:
-    """A sentence without the last parts, behind "and", that share less with a question than those before them.
+    """A sentence without the parts behind "and", and before "but", that share less with a question than the other part.
 
     "Plants absorb carbon dioxide" of "Plants absorb carbon dioxide and give off oxygen", if the question is what plants
     absorb.
     """
     asked = _stems(question)
+    if (but := _BUT.search(sentence)) and _shared(asked, sentence[but.end() :]) > _shared(
+        asked, sentence[: but.start()]
+    ):
+        sentence = sentence[but.end() :]
     for joint in reversed(list(re.finditer(_AND, sentence))):
         before, behind = sentence[: joint.start()], sentence[joint.end() :]
-        is_farther = len(asked & _stems(behind)) < len(asked & _stems(before))
+        is_farther = _shared(asked, behind) < _shared(asked, before)
         if not is_farther or len(behind.split()) < 2:  # the last name of a list is no part
             break
         sentence = before
@@ -144,7 +153,7 @@ def _name_in(names: str, asked: set[str], sentence: str) -> str | None:
     """The last name in the clause that has most words of a question; rather one that is not in the question itself."""
     named = list[tuple[tuple[bool, bool, int, bool], str]]()
     for clause in _clauses(sentence):
-        is_reason, shared = _REASON.match(clause) is not None, len(asked & _stems(clause))
+        is_reason, shared = _REASON.match(clause) is not None, _shared(asked, clause)
         for found in re.finditer(names, clause):
             if not _OTHER.search(clause[max(0, found.start() - _NEAR) : found.start()]):
                 name = found[0].split()[-1]
@@ -171,7 +180,7 @@ def _split(sentence: str) -> list[str]:
 
 
 def _counts(clause: str) -> bool:
-    return not (_DENIED.search(clause) or _MENTIONED.search(clause))
+    return not (_DENIED.search(clause) or _MENTIONED.search(clause) or _SUBORDINATE.match(clause))
 
 
 def _added(asked: set[str], clause: str) -> str | None:
@@ -189,6 +198,10 @@ def _added(asked: set[str], clause: str) -> str | None:
 
 def _is_new(word: str, asked: set[str]) -> bool:
     return word.casefold().replace("’", "'") not in _EMPTY and _stem(word) not in asked
+
+
+def _shared(asked: set[str], text: str) -> int:
+    return len(asked & _stems(text))
 
 
 def _stems(text: str) -> set[str]:
