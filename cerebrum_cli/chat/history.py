@@ -285,7 +285,7 @@ class History:
         match = re.fullmatch(r"(\d+)([dw])", age)
         if match is None:
             raise UsageError.invalid("--older-than", age, "days or weeks, such as 30d or 8w")
-        limit = time.time() - int(match[1]) * UNITS_S[match[2]]
+        limit = time.time() - float(match[1]) * UNITS_S[match[2]]  # infinity for a long number
         return [summary.session for summary in self.store.summaries() if summary.session.updated < limit]
 
     def delete(self, sessions: Sequence[Session], states: Path, typed: Path) -> Iterator[tuple[Session, int]]:

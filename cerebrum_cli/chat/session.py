@@ -20,7 +20,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject, from_json
 from cerebrum_cli.core.paths import absolute_reference
 from cerebrum_cli.core.settings import SESSION, Layer, Settings, SourcedLayer
-from cerebrum_cli.core.text import format_utc, well_formed
+from cerebrum_cli.core.text import YEAR_1, YEAR_9999, format_utc, well_formed
 from cerebrum_cli.core.tools import Round, ToolCall
 
 Origin = Literal["chat", "ask", "import"]
@@ -229,7 +229,8 @@ def session_from_row(row: sqlite3.Row) -> Session:
 @contextmanager
 def _reading(kind: str, row: sqlite3.Row) -> Iterator[None]:
     try:
-        format_utc(row["created"])  # raises an error for an invalid time
+        if not YEAR_1 <= row["created"] <= YEAR_9999:
+            raise ValueError("an invalid time")
         yield
     except (*DAMAGE, OSError, struct.error) as error:
         raise sqlite3.DatabaseError(f"malformed {kind} {row[0]}") from error

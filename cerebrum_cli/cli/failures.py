@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 PATH_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 NO_TEMPORARY_DIRECTORY = (errno.ENOENT, None)  # error number and file name
+NO_MEMORY = ("failed to map segment", "Cannot allocate memory", "cannot allocate memory", "can't start new thread")
 OTHER_COMMANDS = {  # of other programs, and what does the same here
     "help": "did you mean cerebrum --help?",
     "version": "did you mean cerebrum --version?",
@@ -55,6 +56,9 @@ def report(error: Exception, command: Command | None, app: App | None) -> int | 
                 return code
             problem = usage_error(error, context, command)
             problem.exit_code = code
+        case _ if is_out_of_memory(error):
+            error.with_traceback(None)  # frees what its frames hold
+            problem = CerebrumError("not enough memory", "close other programs, or raise the limit (ulimit -v)")
         case OSError():
             problem = file_error(error)
         case CerebrumError():
@@ -64,6 +68,16 @@ def report(error: Exception, command: Command | None, app: App | None) -> int | 
     if problem.hint or not isinstance(problem, Interrupted):
         (app.streams if app else standard_streams()).error(problem)
     return problem.exit_code
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether there was no memory for a value, a library, a thread or a process."""
+    match error:
+        case MemoryError() | OSError(errno=errno.ENOMEM):
+            return True
+        case ImportError() | RuntimeError():
+            return any(sign in str(error) for sign in NO_MEMORY)
+    return False
 
 
 def file_error(error: OSError) -> CerebrumError | None:

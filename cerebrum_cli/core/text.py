@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 
 MAX_FOREIGN = 200  # characters of a text of another program
+YEAR_1, YEAR_9999 = -62_135_596_800, 253_402_300_799  # the first and the last second
 MAX_NAME = 200  # characters of a name in a message
 MAX_MESSAGE = 5000  # characters of a message
 MAX_COMPARED = 1000  # names with which a misspelled one is compared: each takes up to a millisecond
@@ -66,9 +67,10 @@ def did_you_mean(name: str, known: Sequence[str], count: int = 1, cutoff: float 
 
 
 def format_utc(seconds: float) -> str:
+    """A time since 1970, such as that of a file, in the years 1 to 9999: those beyond have the first or last second."""
     from datetime import UTC, datetime
 
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    return datetime.fromtimestamp(min(max(seconds, YEAR_1), YEAR_9999), UTC).isoformat(timespec="seconds")
 
 
 def truncate(text: str, length: int) -> str:

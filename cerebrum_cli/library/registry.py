@@ -23,6 +23,7 @@ from cerebrum_cli.core.transfers import OnProgress
 
 Source = Literal["package", "local", "hub", "merge", "converted", "ollama", "lmstudio"]
 
+LATEST_NS = 2**62  # a time in 2116
 SHA256 = re.compile(r"[0-9a-f]{64}")
 FILE = "registry.json"
 USED = "used"  # directory of empty files, which are named by the `usage_key` of a model and changed when it is used
@@ -44,12 +45,12 @@ class RegistryEntry:
     @classmethod
     def of_file(cls, path: Path, sha256: str, name: str = "", source: Source = "local") -> RegistryEntry:
         stat = path.stat()
-        return cls(name, path, stat.st_size, sha256, stat.st_mtime_ns, source)
+        return cls(name, path, stat.st_size, sha256, _mtime_ns(stat), source)
 
     @property
     def is_current(self) -> bool:
         stat = self.path.stat()
-        return (self.size, self.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+        return (self.size, self.mtime_ns) == (stat.st_size, _mtime_ns(stat))
 
 
 Contents = tuple[list[RegistryEntry], str | None]  # all models and digests, and the default model
@@ -195,4 +196,9 @@ def hash_file(path: Path, on_progress: OnProgress | None = None) -> RegistryEntr
         after = path.stat()
     if (before.st_ino, before.st_size, before.st_mtime_ns) != (after.st_ino, after.st_size, after.st_mtime_ns):
         raise ModelFileError(path, "changed while it was read", "run it again when the file is complete")
-    return RegistryEntry("", path, before.st_size, digest.hexdigest(), before.st_mtime_ns)
+    return RegistryEntry("", path, before.st_size, digest.hexdigest(), _mtime_ns(before))
+
+
+def _mtime_ns(status: os.stat_result) -> int:
+    """When a file was changed; a time beyond the years of 64-bit numbers, which some file systems have, is cut."""
+    return int(min(max(status.st_mtime_ns, -LATEST_NS), LATEST_NS))

@@ -1,12 +1,15 @@
 """`cerebrum sessions` and `ask -c`: exchanges are saved, continued, found, exported and deleted."""
 
+import json
+import resource
 import sqlite3
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import COMMAND, CommandLine, assert_error, fixed_reply_grammar
+from command_line import COMMAND, CommandLine, Finished, assert_error, fixed_reply_grammar
 from person import Person
 from prompt_toolkit.history import FileHistory
 
@@ -185,3 +188,23 @@ def test_sessions_rm_forgets_the_questions_typed_at_the_prompt(user: CommandLine
             store.add_message(session, Message("user", question))
     assert user.run("sessions", "rm", "-y", "gone").code == 0
     assert list(history.load_history_strings()) == ["Twice?", "Who are you?", "/help", "/set top_k 2"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the address space")
+def test_an_import_takes_little_memory_or_is_an_error_and_imports_nothing(new_user: CommandLine) -> None:
+    def imported(name: str, size: int, limit: int) -> Finished:
+        file = new_user.home / f"{name}.json"
+        file.write_text(json.dumps({"messages": [{"role": "user", "content": "x" * size}]}))
+        return new_user.run_process(
+            "sessions", "import", file, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        )
+
+    assert imported("small", 10_000, 400_000_000).code == 0
+    assert_error(imported("large", 80_000_000, 150_000_000), 1, "not enough memory")
+    assert [session["name"] for session in listed(new_user)] == ["small"]
+
+
+def test_age_of_any_length_is_understood(user: CommandLine) -> None:
+    for digits in (10, 400, 5000):
+        assert user.run("sessions", "rm", "-y", "--older-than", f"{'9' * digits}d").code == 0

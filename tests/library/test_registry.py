@@ -83,3 +83,15 @@ def test_hash_of_a_file_that_changes_meanwhile_is_an_error(tmp_path: Path, repla
 
     with pytest.raises(ModelFileError, match="changed while it was read"):
         hash_file(path, change)
+
+
+@pytest.mark.parametrize("seconds", [15_000_000_000, 300_000_000_000, -2_000_000_000, -90_000_000_000])
+def test_files_of_any_year_are_registered(tmp_path: Path, seconds: int) -> None:
+    """In nanoseconds, some of these are beyond 64 bits; a file system may store the nearest time that it can."""
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"x")
+    os.utime(file, (seconds, seconds))
+    registry = Registry(tmp_path / "registry")
+    registry.add(RegistryEntry.of_file(file, "ab" * 32, "a"))
+    [entry] = registry.entries()
+    assert entry.is_current and hash_file(file).mtime_ns == entry.mtime_ns
