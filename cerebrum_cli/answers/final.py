@@ -39,7 +39,10 @@ class ComparedAnswer(NamedTuple):
 
 def answers_to(question: str, text: str, is_complete: bool) -> Answers:
     """Find the final answer of a reply to a question, as `read_answers` does."""
-    return read_answers(text, is_complete, expected_answer(question), question)
+    expected = expected_answer(question)
+    if expected.kind == "any" and wants_names(question):
+        expected = Expected("words")
+    return read_answers(text, is_complete, expected, question)
 
 
 def read_answers(text: str, is_complete: bool, expected: Expected, question: str = "") -> Answers:
@@ -115,7 +118,7 @@ def compare_answer(
 ) -> ComparedAnswer:
     """Find the final answer of a reply, of the kind that a reference answer has, and compare it with that."""
     expected = _expected(reference, choices)
-    if expected.kind == "any" and (wants_names(question) or expected_answer(question).kind == "words"):
+    if expected.kind == "any" and (wants_names(question) or _asks_for_name(question)):
         expected = Expected("words")
     answer, stated = read_answers(text, is_complete, expected, question)
     is_correct = equals_reference(answer, reference)
@@ -125,6 +128,12 @@ def compare_answer(
         conclusions = [nearest(question, asserted(sentence)) for sentence in _conclusions(text, answer, question)]
         is_correct = any(names(sentence, reference) for sentence in conclusions)
     return ComparedAnswer(answer, stated, is_correct)
+
+
+def _asks_for_name(question: str) -> bool:
+    """Whether no number is asked for: "who", "which planet"; "what", and "where" without a name, may ask for one."""
+    may_be_number = re.search(r"(?i)\bwhat\b|\bwhere\b(?!.*(?-i:[A-Z])\w\w)", question)
+    return expected_answer(question).kind == "words" and may_be_number is None
 
 
 def _expected(reference: str, choices: Texts) -> Expected:
@@ -143,10 +152,12 @@ def is_in_words(reference: str) -> bool:
 def _conclusions(text: str, answer: str | None, question: str) -> list[str]:
     """Sentences that may hold the answer in words: what is stated, those of the first line and of the last.
 
-    If some of them are about the question, others do not count.
+    If some of them are about the question, others do not count. An answer that is the first sentence stands alone.
     """
     own, _ = own_text(text, is_complete=True)
     lines = [line for line in own.split("\n") if line.strip()]
+    if answer and own.startswith(f"{answer}."):
+        return [answer]
     found = [answer or "", *lines[:1], *lines[-1:]]
     found = [line.partition(";")[0] if answer and answer in line.partition(";")[0] else line for line in found]
     about = [sentence for line in found for sentence in sentences(line) if not _OPEN.search(sentence)]

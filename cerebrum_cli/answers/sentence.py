@@ -21,7 +21,7 @@ _NO_LONGER = r"but|however|i\ think|so|still|then|therefore|yet|aber|jedoch|mais
 _IN_DOUBT = re.compile(rf"(?ix)(?:{DOUBT})(?:(?!\b(?:{_NO_LONGER})\b)[^.!?;\n])*\Z")
 _POSSIBLE = re.compile(rf"(?ix){POSSIBLE}")
 _SUPPOSING = re.compile(r"(?i)\s(?:would|could|might)\s(?:only\s)?be\s(?:the\s(?:answer|case)|correct|right|true)\b")
-_THAN = re.compile(r"(?: \w+){1,3} than\b")
+_PART_OF = re.compile(r"(?: \w+){1,3} than\b| of (?:which|whom|them)\b")
 _MORE = re.compile(r"以上|以下|\+(?!\S)| or (?:more|less|fewer)\b| less than\b")
 _FROM, _TO = re.compile(r"(?i)(?<!range )(?<!number )\bfrom\s\Z"), re.compile(r"(?i)(?:\s\w+)?\sto\s")
 _JOINT = re.compile(r"(?:, ?(?:and |or )?| (?:and|or|to) )")
@@ -179,7 +179,7 @@ def _is_beside(value: FoundValue) -> bool:
         return False
     if value.before.endswith("with ") and _EACH_HAS.match(value.behind):
         return True
-    return bool(_BESIDE.search(value.before[-_NEAR:]) or _THAN.match(value.behind))
+    return bool(_BESIDE.search(value.before[-_NEAR:]) or _PART_OF.match(value.behind))
 
 
 def _without_explanation(values: Values) -> Values:

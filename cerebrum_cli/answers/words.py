@@ -32,7 +32,11 @@ _EARLIER = re.compile(
     r"(?i)\b(before (?:that|then)|formerly|originally|previously|until then|früher|davor|autrefois|antes),(\s)"
 )
 # A question for several things, and a sentence's list of them: red, blue and yellow.
-_SEVERAL = re.compile(r"(?i)\b(?:name|list|what\sare|which)\s(?:\w+\s)?(?:two|three|four|five|six|[2-9])\b")
+_SEVERAL = re.compile(
+    r"(?i)\b(?:name|list|what\sare|which)\s(?:\w+\s)?(?:two|three|four|five|six|[2-9])\b"
+    r"(?!\s(?:\w+\s){0,2}(?:angles|answers|coordinates|digits|divisors|factors|fractions|integers|multiples|numbers|pairs"
+    r"|points|powers|primes|roots|sides|solutions|squares|terms|values|zeros)\b)"
+)
 _ITEM = r"[^\W\d_][^\s,;:.]*(?:\s[^\s,;:.]+){0,2}?"
 _LAST_ITEM = re.compile(rf",?{_AND}{_ITEM}(?=\W*\Z|\s(?:are|is|were)\b|(?P<comma>,\s))")
 _ITEM_WORDS = 3
@@ -67,6 +71,11 @@ est-ce que"""
 # "Alexander Graham Bell patented": the name alone answers.
 _NAME_AND_VERB = re.compile(
     r"\A((?:[A-Z][\w.'’-]*\s)*[A-Z][\w.'’-]*)\s(?:[a-z]+ed|built|drew|led|made|sang|won|wrote)\b.*"
+)
+_BARE_NAME = re.compile(
+    r"(?!(?:absolutely|alright|certainly|correct|exactly|great|hello|hi|no|ok|okay|right|sorry|sure|thanks|true|well|yes)\b)"
+    r"(?:the\s)?(?-i:[A-ZÀ-Þ])\w+(?:\s(?-i:[A-ZÀ-Þ])\w+){0,2}\.",
+    re.IGNORECASE,
 )
 _EMPTY = frozenset(_FUNCTION_WORDS.split())
 
@@ -163,10 +172,11 @@ def _name_in(names: str, asked: set[str], sentence: str) -> str | None:
 
 
 def _about(asked: set[str], text: str) -> Texts:
-    """The sentences of the last and of the first line, those that share a word with the question first."""
+    """The sentences of the last and of the first line: a mere name first, then what has words of the question."""
     lines = [line for line in text.split("\n") if line.strip() and not line.endswith(":")]
     found = [sentence for line in dict.fromkeys([*lines[-1:], *lines[:1]]) for sentence in sentences(plain(line))]
-    return tuple(sorted(found, key=lambda sentence: not asked & _stems(sentence)))
+    bare = [sentence for sentence in found if _BARE_NAME.fullmatch(sentence)] if len(lines) == 1 else []
+    return (*bare, *sorted(found, key=lambda sentence: not asked & _stems(sentence)))
 
 
 def _clauses(sentence: str) -> Texts:
