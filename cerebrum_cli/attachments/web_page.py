@@ -1,6 +1,7 @@
 """The content of a web address: one request without credentials, with limits on time, size and redirects.
 
-A page outside of the local network cannot redirect into it, where a request may do harm or give secrets to a model.
+A page outside of the local network cannot redirect into it, where a request may do harm or give secrets to a model: the
+address of a host is checked, and again once it is connected to, because a name may have another address each time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.core.version import __version__
 
@@ -33,6 +35,7 @@ HEADERS = {
     "Accept-Encoding": "gzip, deflate",  # without those whose libraries may be missing, such as br
 }
 MEDIA_TYPES = {"text/html": ".html", "application/xhtml+xml": ".html", "application/pdf": ".pdf"}
+PROXY_HINT = "check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY"
 DOWNLOAD = "check the address and the network, or download it, and give the file"
 
 
@@ -54,18 +57,20 @@ def fetch(address: str) -> WebPage:
         return asyncio.run(fetch_within_limits(address))
     except TimeoutError as error:
         raise UsageError(f"{address}: not complete within {TIMEOUT_S:g} s", DOWNLOAD) from error
-    # A library for a proxy may be missing; values are of ports, of host names and of the addresses of proxies.
-    except (httpx2.HTTPError, httpx2.InvalidURL, ImportError, OSError, ValueError, OverflowError) as error:
-        raise UsageError(f"{address}: {str(error).partition(chr(10))[0]}", DOWNLOAD) from error
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, UnicodeError) as error:  # the last of a host name
+        raise UsageError(f"{address}: {first_line(error)}", DOWNLOAD) from error
+    except ExceptionGroup as error:  # of the attempts to connect
+        if error.split(OverflowError)[1]:
+            raise
+        raise UsageError(f"cannot use the proxy: port numbers end at {MAX_PORT}", PROXY_HINT) from error
 
 
 async def fetch_within_limits(address: str) -> WebPage:
     import httpx2
 
-    no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
-    client = httpx2.AsyncClient(headers=HEADERS, cookies=no_cookies, timeout=None)
-    async with asyncio.timeout(TIMEOUT_S), client:
-        request = client.build_request("GET", address)
+    guard = LocalNetworkGuard(address, httpx2.URL(address))
+    async with asyncio.timeout(TIMEOUT_S), open_client() as client:
+        request = client.build_request("GET", address, extensions={"trace": guard.trace})
         for _ in range(MAX_REDIRECTS + 1):
             if (request.url.port or 0) > MAX_PORT:
                 raise httpx2.InvalidURL(f"port numbers end at {MAX_PORT}")
@@ -78,11 +83,57 @@ async def fetch_within_limits(address: str) -> WebPage:
                 raise UsageError(
                     f"{address} redirects to an address with a user name or password", "give an address without them"
                 )
-            if await is_local(target.url.host) and not await is_local(request.url.host):
-                hint = f"to read that page, give its address: {target.url}"
-                raise UsageError(f"{address} redirects into the local network", hint)
+            await guard.follow(target.url)
             request = target
     raise httpx2.TooManyRedirects("Exceeded maximum allowed redirects.")
+
+
+def open_client() -> httpx2.AsyncClient:
+    import httpx2
+
+    no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+    try:
+        return httpx2.AsyncClient(headers=HEADERS, cookies=no_cookies, timeout=None)
+    except (ImportError, ValueError) as error:  # of a proxy of another kind, or whose library is missing
+        raise UsageError(f"cannot use the proxy: {first_line(error)}", PROXY_HINT) from error
+
+
+class LocalNetworkGuard:
+    """Refuses a redirect from the internet into the local network; both methods raise UsageError."""
+
+    def __init__(self, address: str, url: httpx2.URL) -> None:
+        self._address = address
+        self._url = url  # of the current request
+        self._is_local: bool | None = None  # unknown until it is connected to, or where a proxy is
+        self._may_be_local = True  # as the user may give any address
+        self._connects_to = ""  # the host, or a proxy
+
+    async def follow(self, target: httpx2.URL) -> None:
+        """Go on to the target of a redirect."""
+        if self._is_local is None:
+            self._is_local = await is_local(self._url.host)
+        self._may_be_local = self._is_local
+        self._url = target
+        self._is_local = await is_local(target.host)
+        self._require_allowed()
+
+    async def trace(self, event: str, info: JsonDict) -> None:
+        """Check where a new connection leads before anything is sent; one to a proxy may lead anywhere."""
+        if event == "connection.connect_tcp.started":
+            self._connects_to = info["host"]
+        elif event == "connection.connect_tcp.complete" and self._connects_to == self._url.raw_host.decode():
+            stream = info["return_value"]
+            self._is_local = is_local_address(stream.get_extra_info("server_addr")[0])
+            try:
+                self._require_allowed()
+            except UsageError:
+                await stream.aclose()
+                raise
+
+    def _require_allowed(self) -> None:
+        if self._is_local and not self._may_be_local:
+            hint = f"to read that page, give its address: {self._url}"
+            raise UsageError(f"{self._address} redirects into the local network", hint)
 
 
 async def is_local(host: str) -> bool:
@@ -91,7 +142,11 @@ async def is_local(host: str) -> bool:
         found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:  # only a proxy may know the name
         return False
-    return any(not _unmapped(ip_address(address[0])).is_global for *_, address in found)
+    return any(is_local_address(str(address[0])) for *_, address in found)
+
+
+def is_local_address(address: str) -> bool:
+    return not _unmapped(ip_address(address)).is_global
 
 
 def _unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
@@ -137,6 +192,10 @@ def inflated(data: bytes) -> bytes:
     if not stream.eof and len(content) <= MAX_PAGE_BYTES:
         raise EOFError
     return content
+
+
+def first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def too_large(address: str) -> UsageError:

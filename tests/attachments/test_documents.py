@@ -3,6 +3,7 @@
 import gzip
 import os
 import shlex
+import socket
 import sys
 import zlib
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from random import Random
 from threading import Event
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from documents import ENCRYPTED, pdf, write_docx
@@ -450,9 +451,22 @@ def test_redirect_to_an_invalid_address_is_one_line(
     assert "secret" not in refused
 
 
-def test_invalid_proxy_is_one_line(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", "gopher://127.0.0.1:1")
-    assert "\n" not in refusal(f"{site}/page/")
+@pytest.mark.parametrize(
+    ("proxy", "problem"),
+    [
+        ("gopher://127.0.0.1:1", "cannot use the proxy: Unknown scheme for proxy URL URL('gopher://127.0.0.1:1')"),
+        ("http://127.0.0.1:99999", "cannot use the proxy: port numbers end at 65535"),
+    ],
+)
+def test_invalid_proxy_is_one_line(proxy: str, problem: str, site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    assert refusal(f"{site}/page/") == problem
+
+
+def test_bug_of_a_web_page_is_not_an_error_of_its_address(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_page, "suffix_of", lambda *_: int("x"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        read(f"{site}/page//a")
 
 
 # Hosts of the internet, reached by a proxy on a loopback port; addresses of the local network, in all spellings.
@@ -470,6 +484,29 @@ def test_page_of_the_internet_does_not_redirect_into_the_local_network(
     assert read("http://1.1.1.1/out") == "A pear."
     assert refusal("http://1.1.1.1/in") == "http://1.1.1.1/in redirects into the local network"
     assert len(Site.seen) == 3
+
+
+@pytest.mark.parametrize("is_local_first", [False, True])
+def test_name_whose_address_changes_does_not_lead_into_the_local_network(
+    is_local_first: bool, site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to the check is an address of the internet, the answer to the connection a local one."""
+    resolve, asked = socket.getaddrinfo, list[str]()
+
+    def resolve_alternately(host: Any, *args: Any, **options: Any) -> Any:
+        if host not in ("rebind.example", b"rebind.example"):
+            return resolve(host, *args, **options)
+        asked.append("rebind.example")
+        addresses = ["8.8.8.8", "127.0.0.1"]
+        return resolve(addresses[(len(asked) + is_local_first + 1) % 2], *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_alternately)
+    monkeypatch.setenv("http_proxy", site)
+    monkeypatch.setenv("no_proxy", "rebind.example")
+    target = f"http://rebind.example:{site.rpartition(':')[2]}/data"
+    monkeypatch.setattr(Site, "redirects", {"http://1.1.1.1/in": target})
+    assert refusal("http://1.1.1.1/in") == "http://1.1.1.1/in redirects into the local network"
+    assert len(Site.seen) == 1 and len(asked) == (1 if is_local_first else 2)
 
 
 def test_content_of_a_redirect_is_not_read(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
