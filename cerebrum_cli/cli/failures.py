@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 import re
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import typer
 
@@ -83,7 +85,7 @@ def is_out_of_memory(error: Exception) -> bool:
 def file_error(error: OSError) -> CerebrumError | None:
     """The error for a disk, a path or a standard output that cannot be used; None for any other, which is a bug."""
     problem, place = str(error.strerror), error.filename
-    if error.errno == errno.EBADF and place is None:
+    if error.errno == errno.EBADF and place is None and not is_writable(sys.stdout):
         discard(sys.stdout)
         return OutputError.closed()
     if error.errno in PATH_ERRORS:
@@ -95,6 +97,13 @@ def file_error(error: OSError) -> CerebrumError | None:
     else:
         problem = f"{short_name(place)}: {problem}"
     return CerebrumError(problem, "free disk space, check permissions, or write elsewhere")
+
+
+def is_writable(stream: TextIO) -> bool:
+    try:
+        return fcntl.fcntl(stream.fileno(), fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+    except OSError:  # it is closed
+        return False
 
 
 def usage_error(error: typer.TyperException, context: typer.Context | None, command: Command | None) -> UsageError:

@@ -1,6 +1,7 @@
 """`cerebrum ask`: its inputs, what it writes to each stream, its exit codes and its settings."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from command_line import COMMAND, CommandLine, Finished, assert_error, endless_r
 from templates import chatml_prompt
 
 from cerebrum_cli.cli.commands import own_commands
+from cerebrum_cli.cli.failures import report
 from cerebrum_cli.core.declaration import variable
 from cerebrum_cli.main import assembled
 
@@ -151,6 +153,14 @@ def test_closed_stdout_is_an_error_for_commands_that_print(user: CommandLine, co
         timeout=60,
     )
     assert_error(Finished(closed.returncode, closed.stdout, closed.stderr), 1, "standard output is closed")
+
+
+def test_bad_file_descriptor_is_a_bug_unless_stdout_is_closed() -> None:
+    descriptor = os.open(os.devnull, os.O_RDONLY)
+    with pytest.raises(OSError, match="Bad file descriptor") as caught:
+        os.write(descriptor, b"a")
+    os.close(descriptor)
+    assert report(caught.value, None, None) is None
 
 
 @pytest.mark.slow
