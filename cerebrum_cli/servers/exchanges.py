@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.core.errors import DAMAGE, UnknownToken
 from cerebrum_cli.core.events import FinishEvent, PromptEvent
-from cerebrum_cli.core.text import foreign_line
+from cerebrum_cli.core.text import foreign_line, format_count
 from cerebrum_cli.servers.chat_completions import chat_messages
 from cerebrum_cli.servers.faults import LostServerError, RequestError
 from cerebrum_cli.servers.kind import ReplyChunk
@@ -76,7 +76,7 @@ class Exchange(NamedTuple):
         answer = await server.client.post(server.kind.completion_path, body, samples=len(samples))
         replies = server.kind.read_replies(answer)
         if len(replies) != len(samples) or not all(reply.end for reply in replies):
-            raise LostServerError(f"{len(replies)} replies instead of {len(samples)}")
+            raise LostServerError(f"the reply has {format_count(len(replies), 'sample')} instead of {len(samples)}")
         for reply in replies:
             self._note_end(reply)
         return [event for sample, reply in zip(samples, replies, strict=True) for event in sample.add(reply)]

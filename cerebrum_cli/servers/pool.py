@@ -261,7 +261,7 @@ class Pool:
             return None
         if None in problems:
             hint = "check their logs; batch and eval wait longer with --set patience=SECONDS"
-            return NoServerError(f"no reply of any server within {self._patience:.3g} s", hint)
+            return NoServerError(f"no reply from any server within {self._patience:.3g} s", hint)
         reasons = "; ".join(f"{server.name}: {server.problem}" for server in self._servers)
         hint = "start one or correct the URL, then run the same command again"
         return NoServerError(f"no server answers ({reasons})", hint)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.text import Texts
+from cerebrum_cli.core.text import Texts, format_count
 from cerebrum_cli.gguf.contents import EMBEDDING, HEAD, TENSOR_TYPES, Shape, Tensors, TensorType, Value, aligned
 from cerebrum_cli.gguf.header import MAX_LAYERS, Header, header_from_tables, parse_tables
 from cerebrum_cli.weights.compatibility import (
@@ -162,12 +162,16 @@ class Plan:
         return len(self.header) + sum(aligned(tensor.size) for tensor in self.tensors)
 
     def unfit_notice(self, type: str | None) -> NoticeEvent | None:
-        """What to say of tensors whose rows are not whole blocks of a requested type; None if all are."""
+        """Which tensors have other types, as their rows are not whole blocks of a requested one; None if all fit."""
         counts = Counter((tensor.unfit, tensor.kind.name) for tensor in self.tensors if tensor.unfit)
         if not counts:
             return None
-        used = [f"{count} are {used} instead of {unfit}" for (unfit, used), count in counts.items()]
-        return NoticeEvent(f"the rows of {counts.total()} tensors do not fit the blocks of {type}", ", ".join(used))
+        tensors = format_count(counts.total(), "tensor")
+        problem = (
+            f"{tensors} cannot be quantized as {type} prescribes: the row length is not divisible by the block size"
+        )
+        used = [f"{used} instead of {unfit} ({count})" for (unfit, used), count in counts.items()]
+        return NoticeEvent(problem, f"other types are used: {', '.join(used)}")
 
     def header_at(self, path: Path) -> Header:
         """The header of the planned file, as it will be read from a path."""

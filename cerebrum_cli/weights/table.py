@@ -133,7 +133,9 @@ class Table:
         if not isinstance(content, tuple):
             return content
         if len(content) != self.n_layers:
-            raise MergeError(f"{self.name} has {len(content)} items in {key} and {self.n_layers} layers", DAMAGED_HINT)
+            raise MergeError(
+                f"{self.name} has {self.n_layers} layers, but {len(content)} values of {key}", DAMAGED_HINT
+            )
         return content[layer]
 
 
@@ -148,7 +150,7 @@ def read_table(name: str, paths: Sequence[Path]) -> Table:
             if entry.name in tensors:
                 raise ModelFileError(path, f"damaged: tensor {entry.name} is also in another part")
             if entry.type not in TENSOR_TYPES:
-                raise ModelFileError(path, f"tensor {entry.name} is of an unknown type, {entry.type}")
+                raise ModelFileError(path, f"tensor {entry.name} has the unknown type {entry.type}")
             tensors[entry.name] = entry._replace(offset=tables.data_start + entry.offset)
     return Table(name, metadata, tensors)
 

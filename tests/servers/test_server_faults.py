@@ -158,7 +158,7 @@ def vllm_choice(**values: Any) -> dict[str, Any]:
 DAMAGE: list[tuple[type[ModelServer], dict[str, Any], str | None]] = [
     (LlamaServer, {"edit": lambda _, reply: {**reply, "tokens": [None] * len(reply["tokens"])}}, "damaged reply"),
     (LlamaServer, {"edit": lambda _, reply: {**reply, "tokens": [10**6] * len(reply["tokens"])}}, "damaged reply"),
-    (VllmServer, {"edit": lambda _, reply: {**reply, "choices": []}}, "0 replies instead of 1"),
+    (VllmServer, {"edit": lambda _, reply: {**reply, "choices": []}}, "the reply has 0 samples instead of 1"),
     (VllmServer, vllm_choice(token_ids=["x"]), "damaged reply"),
     (VllmServer, vllm_choice(finish_reason="abort"), None),  # of one row
     (SglangServer, {"body": b"{}"}, "damaged reply"),
@@ -409,7 +409,7 @@ ONLY = {
         failing(500, 1, message="does not support it", let_through=12),
     ),
     "no first reply": only(
-        ["error: no reply of any server within 0.3 s"], {"hang_after": 0, "times": None}, patience=0.3
+        ["error: no reply from any server within 0.3 s"], {"hang_after": 0, "times": None}, patience=0.3
     ),
     "another prompt": only(
         ["error: the server evaluated 9 prompt tokens instead of 2"],

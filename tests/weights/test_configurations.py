@@ -73,8 +73,8 @@ def test_configuration_that_llama_cpp_cannot_follow_is_refused(
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("llama2", {"intermediate_size": 128}, "ffn_gate.weight has rows and columns"),
-        ("llama2", {"head_dim": 24}, "attn_q.weight has rows and columns"),
+        ("llama2", {"intermediate_size": 128}, "ffn_gate.weight has the shape"),
+        ("llama2", {"head_dim": 24}, "attn_q.weight has the shape"),
         ("llama2", {"rms_norm_eps": "1e-5"}, "layer_norm_rms_epsilon '1e-5'"),
         ("gemma3", {"layer_types": ["sliding_attention"] * 100}, "layer_types ["),
         ("llama2", {"architectures": ["X" * 10_000]}, "cannot convert XXX"),

@@ -91,23 +91,33 @@ def prefixed(prefix: str) -> Change:
 @pytest.mark.parametrize(
     ("name", "change", "problem", "hint"),
     [
-        ("llama2", without(".layers.1."), "has no weights of layer 1", "use all files of the weights"),
-        ("llama2", without(".layers.2."), "has 2 layers, but 3 by num_hidden_layers", "and all of their files"),
-        ("mixtral", without(".experts.1."), "has no weights of expert 1", "use all files of the weights"),
-        ("mixtral", without(".experts.3."), "has 3 experts, but 4 by num_local_experts", "and all of their files"),
+        ("llama2", without(".layers.1."), "has no weights for layer 1", "use all files of the weights"),
+        (
+            "llama2",
+            without(".layers.2."),
+            "has 2 layers, but num_hidden_layers is 3 in config.json",
+            "and all of their files",
+        ),
+        ("mixtral", without(".experts.1."), "has no weights for expert 1", "use all files of the weights"),
+        (
+            "mixtral",
+            without(".experts.3."),
+            "has 3 experts, but num_local_experts is 4 in config.json",
+            "and all of their files",
+        ),
         ("llama2", without("layers.1.self_attn.q_proj"), "no tensor model.layers.1.self_attn.q_proj.weight", "search"),
         ("llama2", without("embed_tokens"), "has no tensor model.embed_tokens.weight", "use all files of the weights"),
         (
             "llama2",
             without("lm_head"),
-            "has no head, which is the tensor lm_head.weight",
+            "has no output head (lm_head.weight)",
             '"tie_word_embeddings": true',
         ),
-        ("llama2", prefixed("base_model.model."), "in place of model.embed_tokens.weight", "save_pretrained"),
+        ("llama2", prefixed("base_model.model."), "instead of model.embed_tokens.weight", "save_pretrained"),
         (
             "llama2",
             lambda tensors: {name.removeprefix("model."): values for name, values in tensors.items()},
-            "has a tensor 'embed_tokens.weight' in place of model.embed_tokens.weight",
+            "has a tensor 'embed_tokens.weight' instead of model.embed_tokens.weight",
             "AutoModelForCausalLM",
         ),
     ],
@@ -131,7 +141,7 @@ def test_norms_and_routers_of_other_sizes_are_refused(tmp_path: Path) -> None:
         weights = {each: values[:-1] if each.endswith(name) else values for each, values in model.weights()}
         folder = write_checkpoint(tmp_path, model)
         write_weights(folder, weights)
-        with pytest.raises(ModelFileError, match=r"has rows and columns \(.*\), but \(.*\) by config\.json"):
+        with pytest.raises(ModelFileError, match=r"has the shape \(.*\), but \(.*\) follows from config\.json"):
             read_checkpoint(folder, "tiny")
 
 
@@ -143,7 +153,7 @@ def test_missing_shard_is_named(has_index: bool, tmp_path: Path) -> None:
         (folder / "model.safetensors.index.json").unlink()
     with pytest.raises(ModelFileError, match=r"lacks model-00002-of-00003\.safetensors") as caught:
         read_checkpoint(folder, "tiny")
-    assert caught.value.hint == "download this file, too"
+    assert caught.value.hint == "download this file as well"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -85,7 +85,7 @@ def test_merge_metadata_refuses_arrays_of_the_wrong_length(
     metadata: dict[str, Any], key: str, items: tuple[Any, ...]
 ) -> None:
     tables = table("a", metadata), table("b", {**metadata, key: items})
-    problem = f"b has {len(items)} items in {key} and 4 layers"
+    problem = f"b has 4 layers, but {len(items)} values of {key}"
     assert refusal(stacked(("a", 0, 2), ("b", 2, 4)), *tables)[0] == problem
 
 

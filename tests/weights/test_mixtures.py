@@ -59,8 +59,11 @@ def test_rows_that_do_not_fit_the_blocks_of_a_type_are_told(tmp_path: Path) -> N
     table = read_table("model", [write_quantized(tmp_path / "model.gguf", shape=shape, encoding="F16")])
     notice = plan_conversion(table, "Q4_K_S", {}).unfit_notice("Q4_K_S")
     assert notice
-    assert notice.message == "the rows of 16 tensors do not fit the blocks of Q4_K_S"
+    assert notice.message == (
+        "16 tensors cannot be quantized as Q4_K_S prescribes: the row length is not divisible by the block size"
+    )
     assert notice.hint == (
-        "11 are Q5_0 instead of Q4_K, 1 are Q8_0 instead of Q6_K, 2 are Q5_1 instead of Q5_K, 2 are F16 instead of Q4_K"
+        "other types are used: Q5_0 instead of Q4_K (11), Q8_0 instead of Q6_K (1), Q5_1 instead of Q5_K (2),"
+        " F16 instead of Q4_K (2)"
     )
     assert plan_conversion(table, "BF16", {}).unfit_notice("BF16") is None

@@ -54,7 +54,7 @@ def test_merge_names_the_weights_below_a_folder_and_the_types_it_uses(merger: Hu
     done = merger.run("merge", recipe, "-o", out, "--source", f"tiny={folder.parent}")
     assert_error(done, 3, "has its weights in subfolders", f"cerebrum pull {folder}")
     done = merger.run("merge", recipe, "-o", out, "--source", f"tiny={folder}", "--type", "Q4_K_M", "--dry-run")
-    assert "note: the rows of 30 tensors do not fit the blocks of Q4_K_M" in done.err
+    assert "note: 30 tensors cannot be quantized as Q4_K_M prescribes" in done.err
     assert not out.exists()
 
 

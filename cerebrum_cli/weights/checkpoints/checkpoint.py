@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.json_types import MAX_NUMBER, JsonObject
+from cerebrum_cli.core.text import format_count
 from cerebrum_cli.gguf.contents import EMBEDDING, HEAD, TYPE_NUMBERS, Tensor, Value, Values, quoted
 from cerebrum_cli.weights.checkpoints.assembly import Assembly, Constant, Converted
 from cerebrum_cli.weights.checkpoints.configuration import OWN_CONFIGURATION, USE_GGUF, Configuration, configuration
@@ -38,7 +39,9 @@ _COUNTED = {
 }
 _USE_ALL = f"use all files of the weights, or {USE_GGUF}"
 _SAVE_AGAIN = "load it with transformers' AutoModelForCausalLM, and save it again with save_pretrained"
-_TIE = 'use the whole model; if its embeddings are also its head, set "tie_word_embeddings": true in config.json'
+_TIE = (
+    'use the whole model; if its output head is tied to its embeddings, set "tie_word_embeddings": true in config.json'
+)
 # Parts of names: tensors of other media, and buffers that follow from the configuration.
 _UNUSED = ("vision_tower.", "multi_modal_projector.", "rotary_emb.inv_freq")
 _SAMPLING = {"temp": "temperature", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"}
@@ -98,11 +101,11 @@ def _require_names(config: Configuration, stored: Stored) -> None:
     folder = config.path.parent
     is_headless = not any(name.endswith(_HEAD) for name in stored)
     if is_headless and not config.is_tied(False):
-        raise ModelFileError(folder, f"has no head, which is the tensor {_HEAD}", _TIE)
+        raise ModelFileError(folder, f"has no output head ({_HEAD})", _TIE)
     if _EMBEDDING not in stored:
         for name in stored:
             if name.endswith(_EMBEDDING.removeprefix("model.")):
-                raise ModelFileError(folder, f"has a tensor {quoted(name)} in place of {_EMBEDDING}", _SAVE_AGAIN)
+                raise ModelFileError(folder, f"has a tensor {quoted(name)} instead of {_EMBEDDING}", _SAVE_AGAIN)
         raise ModelFileError(folder, f"has no tensor {_EMBEDDING}", _USE_ALL)
     for key, (part, pattern) in _COUNTED.items():
         if key == "num_local_experts" and not config.has_experts:
@@ -110,9 +113,9 @@ def _require_names(config: Configuration, stored: Stored) -> None:
         numbers = {int(match[1]) for match in map(pattern.search, stored) if match}
         for number in range(len(numbers)):
             if number not in numbers:
-                raise ModelFileError(folder, f"has no weights of {part} {number}", _USE_ALL)
+                raise ModelFileError(folder, f"has no weights for {part} {number}", _USE_ALL)
         if config.integer(key) != len(numbers):
-            problem = f"has {len(numbers)} {part}s, but {config.integer(key)} by {key} in {CONFIG}"
+            problem = f"has {format_count(len(numbers), part)}, but {key} is {config.integer(key)} in {CONFIG}"
             raise ModelFileError(folder, problem, f"{OWN_CONFIGURATION}, and all of their files")
 
 
@@ -193,7 +196,7 @@ def _require_fit(name: str, parts: StoredTensors, config: Configuration) -> None
     shape = tuple(reversed(first.shape))
     expected = config.shape_of(part) if kind == "weight" else None
     if expected and shape != expected:
-        problem = f"{name} has rows and columns {shape[::-1]}, but {expected[::-1]} by {CONFIG}"
+        problem = f"{name} has the shape {shape[::-1]}, but {expected[::-1]} follows from {CONFIG}"
         raise ModelFileError(first.path, problem, OWN_CONFIGURATION)
 
 

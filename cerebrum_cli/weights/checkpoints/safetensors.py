@@ -58,7 +58,7 @@ def read_shards(folder: Path) -> dict[str, StoredTensor]:
     files = [path.name for path in folder.iterdir() if path.is_file()]
     for name in shards_among(folder, files):
         if name not in files:
-            raise ModelFileError(folder, f"lacks {name}, a part of the weights", "download this file, too")
+            raise ModelFileError(folder, f"lacks {name}, a part of the weights", "download this file as well")
         found = read_header(folder / name)
         for tensor in found.keys() & tensors:
             raise ModelFileError(folder / name, f"the tensor {quoted(tensor)} is also in another file", PULL_AGAIN)
