@@ -14,7 +14,7 @@ from cerebrum_cli.answers.values import VALUE, is_value, solved
 
 _NEAR = 60  # characters of words next to a value that are looked at, so that time is linear
 _NOT_IT = re.compile(rf"(?ix)(?:{NOT_IT})\s?\Z")
-_NAMED = re.compile(r"(?i)\bequation\s\Z")  # "the equation y = 2x", unlike "equation 2"
+_NAMED = re.compile(r"(?i)\b(?:equation|line)\s\Z")  # "the equation y = 2x", unlike "equation 2"
 _CLAUSE = 120  # characters before a value that may leave it open
 _DOUBT = re.compile(rf"(?ix){DOUBT}")
 _NO_LONGER = r"but|however|i\ think|so|still|then|therefore|yet|aber|jedoch|mais|pero"

@@ -67,7 +67,7 @@ hence therefore then indeed fact answer called named known do does did has have 
 simply actually would will but finally correct right option choice definitely certainly clearly yes final most one
 ist sind war der die das ein eine es er sie von im in am zu und also heißt sondern c'est est sont était le la les
 un une de du des en à il elle et donc mais es son era el los las una uno se en y fue sino mas è sono il lo gli ma
-est-ce que"""
+est-ce que l'a l'ont"""
 # "Alexander Graham Bell patented": the name alone answers.
 _NAME_AND_VERB = re.compile(
     r"\A((?:[A-Z][\w.'’-]*\s)*[A-Z][\w.'’-]*)\s(?:[a-z]+ed|built|drew|led|made|sang|won|wrote)\b.*"
