@@ -72,7 +72,7 @@ def _chosen(names: Sequence[str], fields: Collection[str]) -> Sequence[str]:
         columns = [name for name in names if name in KNOWN or name in fields]
     for name, count in Counter(columns).items():
         if count > 1:
-            raise ValueError(f"several columns are named `{name}`")
+            raise ValueError(f"several columns are named `{name}`" if name else "several columns have no name")
     return columns
 
 

@@ -20,6 +20,7 @@ SINGLE = (
     *("items", "additionalItems", "additionalProperties", "propertyNames", "contains", "not", "if", "then", "else"),
     *("unevaluatedItems", "unevaluatedProperties"),
 )
+DATA = ("const", "enum", "default", "examples")  # whose values are no schemas
 IN_PLACE = ("allOf", "anyOf", "oneOf")  # whose schemas apply to the same value
 APPLICATORS = {*IN_PLACE, "$ref", "if", "dependentSchemas"}  # which may evaluate properties of the same value
 FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}  # of llguidance
@@ -47,8 +48,16 @@ def with_any_of(schema: Any) -> Any:
 
 
 def without_dialects(schema: Any) -> Any:
-    """A schema without `$schema`: jsonschema would check a part that has it without our rules."""
-    return _changed(schema, lambda part: _without(part, "$schema"))
+    """A schema without `$schema`, also where references lead: jsonschema would check such a part without our rules."""
+    if isinstance(schema, list):
+        return [without_dialects(inner) for inner in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: inner if key in DATA else without_dialects(inner)
+        for key, inner in schema.items()
+        if key != "$schema" or not isinstance(inner, str)
+    }
 
 
 def require_usable(schema: Any) -> None:

@@ -138,6 +138,13 @@ def test_row_that_is_not_utf_8_is_an_error_of_its_own(tmp_path: Path) -> None:
     assert bad.error and (bad.id, bad.error.type, good.id, good.prompt) == ("a", "invalid_utf8", "b", "b")
 
 
+def test_columns_without_names_are_an_error_if_they_are_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.parquet", (("", ["a", "b"]), ("", ["c", "d"]), ("prompt", PROMPTS)))
+    assert [row.prompt for row in read(path)] == PROMPTS
+    with pytest.raises(UsageError, match="several columns have no name"):
+        read(path, all_columns=True)
+
+
 @pytest.mark.parametrize("name", ["prompt", "id", "text"])
 def test_equal_names_of_columns_are_an_error_if_they_are_read(tmp_path: Path, name: str) -> None:
     twice = ((name, ["a", "b"]), (name, ["c", "d"]))

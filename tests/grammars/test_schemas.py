@@ -407,6 +407,19 @@ def test_pydantic_models_are_schemas(field: Any) -> None:
         ({"items": {"$schema": DRAFTS + "2020-12/schema", "pattern": r"^\p{L}$"}}, ['["é"]'], ['["1"]']),
         (
             {
+                "$ref": "#/components/schemas/A",
+                "components": {"schemas": {"A": {"$schema": DRAFTS + "2020-12/schema", "pattern": r"^\p{L}$"}}},
+            },
+            ['"é"'],
+            ['"1"'],
+        ),
+        (
+            {"properties": {"$schema": {"type": "string"}}, "enum": [{"$schema": "x"}]},
+            ['{"$schema":"x"}'],
+            ['{"$schema":1}', "{}"],
+        ),
+        (
+            {
                 "$ref": "#name",
                 "$defs": {"A": {"$anchor": "name", "patternProperties": {r"^\p{L}$": True}}},
                 "unevaluatedProperties": INTEGER,
