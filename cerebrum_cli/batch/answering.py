@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from cerebrum_cli.batch.input_row import REFUSED, InputRow, Rows, row_object
+from cerebrum_cli.batch.input_row import InputRow, Rows, row_object
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.row_fields import RowError, RowId
+from cerebrum_cli.core.row_fields import REFUSED, RowError, RowId
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import MODES, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.text import Texts, truncate

@@ -20,13 +20,12 @@ from typing import Any, Protocol
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.errors import NoAnswer, PromptTooLong
 from cerebrum_cli.core.events import TRUNCATED as TRUNCATED_REASONS
 from cerebrum_cli.core.events import Origin, RefusedEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict, JsonObject, to_json
-from cerebrum_cli.core.row_fields import InvalidRow, RowError, RowId
+from cerebrum_cli.core.row_fields import INCOMPLETE, InvalidRow, RowError, RowId
 from cerebrum_cli.core.text import Texts, text_digest, well_formed
 from cerebrum_cli.replies.reply import MajorityVote, Outcome, Reply
 from cerebrum_cli.results.rows import ResultRows, RowFlag, Table, votes_object
@@ -48,9 +47,6 @@ REASONING_CLOSED_AT = "reasoning_closed_at"  # a key of replies whose reasoning 
 LINE, REQUEST = "line", "request"  # keys of rows that failed, and of those that ask for more than their prompt
 INPUT = "input"  # the key of a row's input in its output object
 _REQUEST_DIGITS = 12
-TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
-REFUSED = "invalid_request"
-INCOMPLETE = "incomplete_output"  # it does not match its grammar: truncated, blank, only reasoning, or another value
 
 
 @frozen
@@ -196,13 +192,8 @@ def row_object(event: Outcome, larger_context: str) -> JsonDict:
 
 
 def refused_object(row: InputRow, refused: RefusedEvent) -> JsonDict:
-    error, kind = refused.error, REFUSED
-    if isinstance(error, PromptTooLong):
-        kind = TOO_LONG
-    elif isinstance(error, NoAnswer):
-        kind = INCOMPLETE
-    message = f"{error.message}: {error.hint}" if error.hint else error.message
-    return output_object(row, refused.origin, text=refused.text, error=asdict(row.error or RowError(kind, message)))
+    error = row.error or RowError.of(refused.error)
+    return output_object(row, refused.origin, text=refused.text, error=asdict(error))
 
 
 def reply_values(reply: Reply, request: Ask) -> JsonDict:

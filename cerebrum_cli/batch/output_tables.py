@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from cerebrum_cli.batch.input_row import OUTPUT_KEYS
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import Texts
@@ -17,7 +18,7 @@ from cerebrum_cli.results.rows import Table
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}  # of the tables that are read; those written have the first
 PARQUET = "parquet"
 _JSON_SUFFIXES = ("", ".jsonl", ".ndjson", ".json")
-_ANSWER_COLUMNS = ("text", "final_answer", "finish_reason", "error")
+_ANSWER_KEYS = ("text", "final_answer", "finish_reason")
 
 
 def table_type(output: Path) -> str | None:
@@ -30,27 +31,30 @@ def table_type(output: Path) -> str | None:
     raise UsageError(f"{output}: unsupported file type {suffix}", "name it .jsonl, .csv, .tsv or .parquet")
 
 
-def table_for(output: Path, header: Texts | None) -> Table | None:
-    """Encoder of the table that an output is, for an input with this header if it has one; None for JSON Lines."""
+def table_for(output: Path, header: Texts | None, keys: Texts = ()) -> Table | None:
+    """Encoder of the table that an output is, for an input with this header if it has one; None for JSON Lines.
+
+    Its columns for an answer have the values of `keys`, or else those of a reply.
+    """
     name = table_type(output)
     if name == PARQUET:
         from cerebrum_cli.batch.parquet import parquet_table
 
-        return parquet_table()
-    return partial(table_lines, DELIMITERS[name][0], header) if name else None
+        return parquet_table(("id", "prompt", *keys, "error") if keys else OUTPUT_KEYS)
+    return partial(table_lines, DELIMITERS[name][0], header, keys or _ANSWER_KEYS) if name else None
 
 
-def table_lines(delimiter: str, columns: tuple[str, ...] | None, objects: Iterable[JsonObject]) -> Iterator[bytes]:
+def table_lines(delimiter: str, columns: Texts | None, keys: Texts, objects: Iterable[JsonObject]) -> Iterator[bytes]:
     """Encode the objects of rows as a table: the columns of an input that is one, or `id` and `prompt`, and the answer.
 
     The name of an answer's column that the input has ends with _2.
     """
     first = columns or ("id", "prompt")
-    yield _table_line(delimiter, (*first, *(_free_name(key, first) for key in _ANSWER_COLUMNS)))
+    yield _table_line(delimiter, (*first, *(_free_name(key, first) for key in (*keys, "error"))))
     for object in objects:
         fields = object["input"] if columns else object
         error = object["error"] and f"{object['error']['type']}: {object['error']['message']}"
-        yield _table_line(delimiter, [*map(fields.get, first), *map(object.get, _ANSWER_COLUMNS[:-1]), error])
+        yield _table_line(delimiter, [*map(fields.get, first), *map(object.get, keys), error])
 
 
 def _free_name(name: str, taken: tuple[str, ...]) -> str:

@@ -10,7 +10,7 @@ from os import SEEK_END
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
-from cerebrum_cli.batch.input_row import INPUT, OUTPUT_KEYS
+from cerebrum_cli.batch.input_row import INPUT
 from cerebrum_cli.batch.json_rows import KNOWN
 from cerebrum_cli.core.errors import DAMAGE, UsageError
 from cerebrum_cli.core.json_types import JsonObject, to_json
@@ -24,6 +24,7 @@ HUGE = "its rows are too large: more than 64 MB"
 MAX_BYTES = 1_000_000_000  # of the lines of a file; for a large one, EXPANSION times its size
 EXPANSION = 100
 INTEGERS = ("prompt_tokens", "completion_tokens", "seed")
+FRACTIONS = ("probability", "mean")  # and keys that begin like these
 
 
 def _text(value: object) -> str:
@@ -90,17 +91,24 @@ def _line(columns: Sequence[str], cells: Iterable[Any]) -> bytes:
     return f"{_encode(row)}\n".encode(errors="surrogateescape")
 
 
-def parquet_table() -> Table:
-    """Encoder of the objects of rows: numbers of tokens and seeds are integers, all else is text, or JSON as text."""
+def parquet_table(keys: Sequence[str]) -> Table:
+    """Encoder of the values that the objects of rows have under some keys, and of their input.
+
+    Numbers of tokens and seeds are integers, probabilities are floating-point numbers, all else is text or JSON.
+    """
     pyarrow, parquet = _import_pyarrow()
 
     def encode(objects: Iterable[JsonObject]) -> Iterator[bytes]:
-        keys = (*OUTPUT_KEYS, INPUT)
-        types = {key: pyarrow.int64() if key in INTEGERS else pyarrow.string() for key in keys}
+        types = dict.fromkeys((*keys, INPUT), pyarrow.string())
+        for key in types:
+            if key in INTEGERS:
+                types[key] = pyarrow.int64()
+            elif key.startswith(FRACTIONS):
+                types[key] = pyarrow.float64()
         schema, parts, objects = pyarrow.schema(types), list[bytes](), iter(objects)
         sink = SimpleNamespace(write=lambda data: parts.append(bytes(data)), flush=bool, close=bool, closed=False)
         with parquet.ParquetWriter(sink, schema) as writer:
-            while rows := [{key: _cell(key, row.get(key)) for key in keys} for row in islice(objects, ROWS)]:
+            while rows := [{key: _cell(key, row.get(key)) for key in types} for row in islice(objects, ROWS)]:
                 writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema))
                 yield b"".join(parts)
                 parts.clear()
@@ -110,7 +118,9 @@ def parquet_table() -> Table:
 
 
 def _cell(key: str, value: Any) -> Any:
-    return value if value is None or key in INTEGERS or isinstance(value, str) else to_json(value)
+    if value is None or isinstance(value, str) or key in INTEGERS or key.startswith(FRACTIONS):
+        return value
+    return to_json(value)
 
 
 def _import_pyarrow() -> tuple[Any, Any]:

@@ -26,6 +26,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.row_fields import InvalidRow, Template
 from cerebrum_cli.core.saved_prompts import SavedPrompt
+from cerebrum_cli.core.text import Texts
 from cerebrum_cli.results.rows import ResultRows
 
 if TYPE_CHECKING:
@@ -210,9 +211,12 @@ class IndexedRows:
             fingerprint["prompt values"] = dict(options.saved.values)
         return fingerprint
 
-    def for_output(self, output: Path) -> ResultRows:
-        """The rows of a result, which is a table or JSON Lines by the name of its file. Raises UsageError."""
-        return result_rows(self, self.sha256, self.form.unit, table_for(output, self.form.header))
+    def for_output(self, output: Path, keys: Texts = ()) -> ResultRows:
+        """The rows of a result, which is a table or JSON Lines by the name of its file. Raises UsageError.
+
+        A table has columns for the `keys` of an answer, or else for those of a reply.
+        """
+        return result_rows(self, self.sha256, self.form.unit, table_for(output, self.form.header, keys))
 
 
 def open_input(

@@ -7,15 +7,18 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from math import isfinite, isnan
-from typing import Any
+from typing import Any, Self
 
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.errors import CerebrumError, NoAnswer, PromptTooLong, UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject, to_json
 from cerebrum_cli.core.text import Match, Texts, truncate, well_formed
 
 RowId = str | int
 ID_KEYS = ("custom_id", "id")  # the first with a value is the row's id
+TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
+REFUSED = "invalid_request"
+INCOMPLETE = "incomplete_output"  # it does not match its grammar: truncated, blank, only reasoning, or another value
 _MAX_MESSAGE = 400  # characters: the value it quotes may be a megabyte
 _PIECE = re.compile(r"\{\{|\}\}|\{(?P<field>[^{}]*)\}|[{}]")
 
@@ -27,11 +30,21 @@ class RowError:
     type: str
     message: str
 
+    @classmethod
+    def of(cls, error: CerebrumError) -> Self:
+        """The error of a row that is refused."""
+        kind = REFUSED
+        if isinstance(error, PromptTooLong):
+            kind = TOO_LONG
+        elif isinstance(error, NoAnswer):
+            kind = INCOMPLETE
+        return cls(kind, f"{error.message}: {error.hint}" if error.hint else error.message)
+
 
 class InvalidRow(Exception):
     """A row that cannot be answered, with its `id` if that is the reason; caught where its row is created."""
 
-    def __init__(self, message: str, type: str = "invalid_request", id: RowId | None = None) -> None:
+    def __init__(self, message: str, type: str = REFUSED, id: RowId | None = None) -> None:
         super().__init__(message)
         self.id = id
         self.error = RowError(type, truncate(well_formed(message), _MAX_MESSAGE))
