@@ -25,11 +25,13 @@ class Extension(NamedTuple):
 
     `row_options` is a subclass of `cli.row_commands.RowOptions`, as "MODULE:NAME": further options of commands that
     answer rows, and where it answers them. `model_builder` is a `library.pull.ModelBuilder`, as "MODULE:NAME".
+    `run_details` is a function of a run's samples, as "MODULE:NAME": what else the report of a run says, if anything.
     """
 
     commands: tuple[Command, ...] = ()
     row_options: str = ""
     model_builder: str = ""
+    run_details: str = ""
 
 
 COMMANDS = (

@@ -212,7 +212,7 @@ class ToolOptions:
 
 
 @option_group
-class QuestionOptions(ToolOptions, SavedPromptOptions):
+class FileOptions:
     file: tuple[Path | str, ...] = option(
         "Prepend a file, folder, glob or URL (repeatable)",
         "Input",
@@ -222,6 +222,10 @@ class QuestionOptions(ToolOptions, SavedPromptOptions):
         metavar="PATH|URL",
         splits=lambda paths: paths.split(":"),
     )
+
+
+@option_group
+class QuestionOptions(FileOptions, ToolOptions, SavedPromptOptions):
     continue_: bool = switch("Continue the latest session", "Input", short="-c")
     session: str | None = option("Continue this session, or create it", "Input", metavar="NAME")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, dataclass_transform
 
 from cerebrum_cli.cli.commands import loaded, optional_packages
 from cerebrum_cli.cli.constraints import name_grammar_in_errors
-from cerebrum_cli.cli.options import ConstrainedOptions, ToolOptions
+from cerebrum_cli.cli.options import AnswerOptions, ConstrainedOptions, ToolOptions
 from cerebrum_cli.core.declaration import NUMBER, flag, option, option_group, switch
 from cerebrum_cli.core.errors import EndpointError, EngineError, Interrupted, UsageError
 from cerebrum_cli.core.events import Events
@@ -43,7 +43,7 @@ class Work(NamedTuple):
 
 
 @option_group
-class ConcurrencyOptions(ConstrainedOptions):
+class ConcurrencyOptions(AnswerOptions):
     parallel: str | None = option("Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
     allow_different_models: bool = switch("Allow servers with different models", "Server")
     patience: float | None = option(
@@ -84,9 +84,18 @@ class ConcurrencyOptions(ConstrainedOptions):
         may_differ = self.allow_different_models
         return replace(servers, window=self.window or None, timeouts=timeouts, may_differ=may_differ)
 
+    @contextmanager
+    def answering(self, source: ModelSource, results: Results, work: Work) -> Iterator[Answering]:
+        """What answers the rows that are missing in the results: here or on servers."""
+        from cerebrum_cli.replies.interface import open_source
+
+        with open_source(source.for_rows(results.missing_count * work.samples, results.servers)) as loaded:
+            answered = work.answer(loaded, work.rows, results=results)
+            yield results.noting_origins(answered, loaded), loaded.cancel
+
 
 @option_group
-class RowOptions(ToolOptions, ConcurrencyOptions):
+class RowOptions(ToolOptions, ConstrainedOptions, ConcurrencyOptions):
     """Options of a command that answers rows. Those of an optional package may choose another place to answer them."""
 
     @property
@@ -96,13 +105,8 @@ class RowOptions(ToolOptions, ConcurrencyOptions):
 
     @contextmanager
     def answering(self, source: ModelSource, results: Results, work: Work) -> Iterator[Answering]:
-        """What answers the rows that are missing in the results: here or on servers."""
-        from cerebrum_cli.replies.interface import open_source
-
-        loaded = open_source(source.for_rows(results.missing_count * work.samples, results.servers))
-        with loaded, name_grammar_in_errors(self.schema, self.grammar):
-            answered = work.answer(loaded, work.rows, results=results)
-            yield results.noting_origins(answered, loaded), loaded.cancel
+        with name_grammar_in_errors(self.schema, self.grammar), super().answering(source, results, work) as answering:
+            yield answering
 
     def find_tools(self, app: App) -> Tools:
         """The functions that the model may call without confirmation. Raises UsageError."""
@@ -158,7 +162,7 @@ def resumable(results: Results, unit: str, restart: bool) -> Iterator[None]:
         results.close()
 
 
-def answer_missing(app: App, source: ModelSource, options: RowOptions, results: Results, work: Work) -> None:
+def answer_missing(app: App, source: ModelSource, options: ConcurrencyOptions, results: Results, work: Work) -> None:
     """Answer the rows that are missing in the results, with progress; print the summary if none is."""
     from cerebrum_cli.terminal.progress import BatchProgress
     from cerebrum_cli.terminal.sinks import render
