@@ -6,7 +6,7 @@ to import.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
 
 from cerebrum_cli.core.errors import CerebrumError
@@ -137,6 +137,16 @@ class AlternativesEvent(NamedTuple):
     likeliest: tuple[TokenLogprob, ...]
 
 
+class OpeningEvent(NamedTuple):
+    """The likeliest first tokens of a server's reply with their log probabilities.
+
+    They are ids, or texts from a server that sends no ids.
+    """
+
+    sequence: SequenceId
+    logprobs: Mapping[int | str, float]
+
+
 class RefusedEvent(NamedTuple):
     """The last event of a sequence that failed while others continue, with the `text` of an answer that is refused."""
 
@@ -239,6 +249,7 @@ Event: TypeAlias = """(
     | CallEvent
     | RoundEvent
     | AlternativesEvent
+    | OpeningEvent
     | FinishEvent
     | RefusedEvent
     | TallyEvent

@@ -137,7 +137,7 @@ class Request:
     `as_messages`, a server gets the conversation and applies its own chat template: the tokens of the prompt only
     estimate its length, and the grammar is of a JSON Schema. With `inspected` tokens, nothing is generated: each of
     them, which followed the prompt, is reported with the `likeliest` tokens in its place. All but the last end
-    `prompt_tokens`.
+    `prompt_tokens`. Without any, servers report that many of the likeliest first tokens.
     """
 
     prompt_tokens: Tokens

@@ -19,7 +19,7 @@ from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.servers.bodies import DONE
 from cerebrum_cli.servers.endpoint import ServerInfo
 from cerebrum_cli.servers.faults import LostServerError, failure, stated_problem
-from cerebrum_cli.servers.kind import ANY_CONTEXT, ReplyChunk, ServerKind, stated_count
+from cerebrum_cli.servers.kind import ANY_CONTEXT, Likeliest, ReplyChunk, ServerKind, stated_count
 from cerebrum_cli.servers.openai_servers import ENDS, SHARED_PARAMS
 
 MAX_SHOWN = 99  # parts of an unknown event
@@ -68,6 +68,7 @@ class OpenAIServer(ServerKind):
             optional["response_format"] = {"type": "json_schema", "json_schema": schema}
         if request.ask.stream:
             optional["stream_options"] = {"include_usage": True}
+        optional |= {"logprobs": request.likeliest > 0, "top_logprobs": request.likeliest}
         return {
             "model": info.model,
             "messages": chat_messages(conversation),
@@ -82,7 +83,8 @@ class OpenAIServer(ServerKind):
         part = reader.read(answer)
         reader.require_reply()
         end = reader.end()
-        return [replace(end, text=part.text + end.text, reasoning=part.reasoning + end.reasoning)]
+        text, reasoning = part.text + end.text, part.reasoning + end.reasoning
+        return [replace(end, text=text, reasoning=reasoning, likeliest=_likeliest(answer))]
 
     async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
         reader = ChoiceReader()
@@ -173,6 +175,13 @@ class ChoiceReader:
             withheld=foreign_line(finish) if FAILURES.search(reason) else "",
             left_out=", ".join(self._left_out),
         )
+
+
+def _likeliest(answer: JsonObject) -> Likeliest:
+    """Log probabilities of the likeliest first tokens, by their texts."""
+    choice: JsonObject = next(iter(answer.get("choices") or ()), {})
+    first: JsonObject = next(iter((choice.get("logprobs") or {}).get("content") or ()), {})
+    return {str(entry["token"]): float(entry["logprob"]) for entry in first.get("top_logprobs") or ()}
 
 
 def _index(choice: JsonObject) -> int:

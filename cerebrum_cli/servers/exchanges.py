@@ -10,7 +10,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import DAMAGE, UnknownToken
-from cerebrum_cli.core.events import FinishEvent, PromptEvent
+from cerebrum_cli.core.events import FinishEvent, OpeningEvent, PromptEvent
 from cerebrum_cli.core.text import foreign_line, format_count
 from cerebrum_cli.servers.chat_completions import chat_messages
 from cerebrum_cli.servers.faults import LostServerError, RequestError
@@ -79,7 +79,12 @@ class Exchange(NamedTuple):
             raise LostServerError(f"the reply has {format_count(len(replies), 'sample')} instead of {len(samples)}")
         for reply in replies:
             self._note_end(reply)
-        return [event for sample, reply in zip(samples, replies, strict=True) for event in sample.add(reply)]
+        events: list[SampleEvent] = []
+        for sample, reply in zip(samples, replies, strict=True):
+            if reply.likeliest:
+                events.append(OpeningEvent(sample.id, reply.likeliest))
+            events += sample.add(reply)
+        return events
 
     async def _receive_stream(self, deadline: asyncio.Timeout) -> None:
         """Pass on the parts of a reply as they arrive; closing the stream of a turn stops the server."""

@@ -20,6 +20,7 @@ from cerebrum_cli.servers.endpoint import ServerInfo
 ANY_CONTEXT = 2**24  # tokens, of a server that does not state its context
 DEFAULTS = SamplingParams()
 
+Likeliest = Mapping[int | str, float]
 StopReason = Literal["eos", "stop string", "limit", "unstated"]
 
 
@@ -34,6 +35,7 @@ class ReplyChunk:
     - `end`: in the last part only. A "limit" is that of tokens or of the context; "unstated" counts as "eos" below it
     - `calls`, `prompt_tokens`, `timings`: in the last part, if the server states them
     - `cached`: with `progress` or an `end`, the prompt tokens that came from the server's cache
+    - `likeliest`: log probabilities of the likeliest first tokens, by id, or by text from a server that sends no ids
     - `withheld`: with an `end`, why the server withheld the rest
     - `left_out`: with an `end`, what the server sent that is not text of this reply
     """
@@ -49,6 +51,7 @@ class ReplyChunk:
     prompt_tokens: int | None = None
     cached: int = 0
     timings: Timings = field(default_factory=Timings)
+    likeliest: Likeliest = field(default_factory=dict)
     withheld: str = ""
     left_out: str = ""
 

@@ -12,6 +12,7 @@ from cerebrum_cli.core.text import foreign_line, well_formed
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.servers.endpoint import ServerInfo
 from cerebrum_cli.servers.kind import (
+    Likeliest,
     ReplyChunk,
     ServerKind,
     StopReason,
@@ -101,7 +102,7 @@ class LlamaServer(ServerKind):
             **constraint,
             "ignore_eos": request.ask.ignore_eos,
             "cache_prompt": True,
-            "n_probs": int(request.ask.logprobs),
+            "n_probs": request.likeliest or int(request.ask.logprobs),
             "post_sampling_probs": False,
             "return_tokens": True,
             "stream": request.ask.stream,
@@ -153,7 +154,13 @@ def _end(reply: JsonObject) -> ReplyChunk:
 
 def _whole(reply: JsonObject) -> ReplyChunk:
     tokens = require_ids(reply.get("tokens"), int(reply["tokens_predicted"]))
-    return replace(_end(reply), tokens=tokens, logprobs=_logprobs(reply, tokens))
+    return replace(_end(reply), tokens=tokens, logprobs=_logprobs(reply, tokens), likeliest=_likeliest(reply))
+
+
+def _likeliest(reply: JsonObject) -> Likeliest:
+    """Log probabilities of the likeliest first tokens."""
+    first: JsonObject = next(iter(reply.get("completion_probabilities", ())), {})
+    return {int(entry["id"]): float(entry["logprob"]) for entry in first.get("top_logprobs", ())}
 
 
 def _logprobs(reply: JsonObject, tokens: Sequence[int]) -> Logprobs:

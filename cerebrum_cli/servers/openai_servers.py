@@ -16,6 +16,7 @@ from cerebrum_cli.servers.bodies import DONE
 from cerebrum_cli.servers.endpoint import ServerInfo, Servers
 from cerebrum_cli.servers.faults import LostServerError, failure
 from cerebrum_cli.servers.kind import (
+    Likeliest,
     ReplyChunk,
     ServerKind,
     StopReason,
@@ -26,6 +27,7 @@ from cerebrum_cli.servers.kind import (
 )
 
 SEQUENCES = 1024  # vLLM does not report its --max-num-seqs, which is this on large GPUs; what is too much waits there
+TOKEN_ID = "token_id:"  # before an id that stands for the text of a token
 MAX_SAMPLES = 64
 # By the reason to finish in small letters: that of vLLM and SGLang, and of Anthropic, Cohere, Gemini, Mistral and TGI.
 ENDS: Mapping[str, StopReason] = {
@@ -97,7 +99,9 @@ class Vllm(_SharedFields):
         }
         if request.ask.stream:
             body["stream_options"] = {"include_usage": True}
-        if request.ask.logprobs:
+        if request.likeliest:
+            body |= {"logprobs": request.likeliest, "return_tokens_as_token_ids": True}
+        elif request.ask.logprobs:
             body["logprobs"] = 0
         if request.ask.grammar:
             name = "json" if request.ask.grammar.is_schema else "grammar"
@@ -157,7 +161,9 @@ class Sglang(_SharedFields):
         if request.ask.grammar:
             params["json_schema" if request.ask.grammar.is_schema else "ebnf"] = request.ask.grammar.text
         body: JsonDict = {"input_ids": list(request.prompt_tokens), "sampling_params": params}
-        body |= {"stream": request.ask.stream, "return_logprob": request.ask.logprobs}
+        body |= {"stream": request.ask.stream, "return_logprob": request.ask.logprobs or request.likeliest > 0}
+        if request.likeliest:
+            body["top_logprobs_num"] = request.likeliest
         if info.is_adapter:
             body["lora_path"] = info.model
         return body
@@ -191,6 +197,9 @@ def _vllm_chunk(choice: JsonObject, usage: JsonObject | None = None) -> ReplyChu
     """A part of a reply, or with `usage` its last."""
     logprobs = choice.get("logprobs") or {}
     tokens = _scored(require_ids(choice.get("token_ids")), logprobs.get("token_logprobs"))
+    first: JsonObject = (logprobs.get("top_logprobs") or [{}])[0] or {}
+    likeliest: Likeliest = {int(name.removeprefix(TOKEN_ID)): float(first[name]) for name in first if TOKEN_ID in name}
+    tokens = replace(tokens, likeliest=likeliest)
     if usage is None:
         return tokens
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
@@ -208,7 +217,9 @@ def _sglang_chunk(reply: JsonObject, seen: int = 0) -> ReplyChunk:
     first = int(meta["completion_tokens"]) - len(ids)  # number of tokens before
     new = ids[max(0, seen - first) :]
     scores = [score for score, *_ in meta.get("output_token_logprobs") or ()]
-    tokens = _scored(new, scores[-len(new) :])
+    first_likeliest = (meta.get("output_top_logprobs") or [()])[0] or ()
+    likeliest: Likeliest = {int(id): float(logprob) for logprob, id, *_ in first_likeliest}
+    tokens = replace(_scored(new, scores[-len(new) :]), likeliest=likeliest)
     if not finish:
         return tokens
     return _last(tokens, finish["type"], finish.get("matched"), meta.get("prompt_tokens"), meta.get("cached_tokens"))

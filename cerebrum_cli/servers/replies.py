@@ -16,6 +16,7 @@ from cerebrum_cli.core.events import (
     FinishEvent,
     FinishReason,
     Logprobs,
+    OpeningEvent,
     Origin,
     PromptEvent,
     RefusedEvent,
@@ -28,7 +29,7 @@ from cerebrum_cli.formats.reply_text import SplitText
 from cerebrum_cli.servers.estimated_tokens import EstimatedTokens
 from cerebrum_cli.servers.kind import ReplyChunk, StopReason
 
-SampleEvent: TypeAlias = PromptEvent | TokenEvent | FinishEvent | RefusedEvent
+SampleEvent: TypeAlias = PromptEvent | TokenEvent | OpeningEvent | FinishEvent | RefusedEvent
 SampleEvents: TypeAlias = Iterator[SampleEvent]
 
 IGNORED_HINT = "ask again, or update the server"

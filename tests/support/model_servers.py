@@ -117,6 +117,7 @@ class ModelServer(ABC):
         self.vocabulary = vocabulary or ScriptedBackend(model)
         self.models: tuple[str, ...] = ("tiny.gguf",)
         self.key: str | None = None
+        self.openings: dict[str, float] = {}  # the likeliest first tokens, each a byte of text, with log probabilities
         self.is_loading = False  # all answers are 503
         self.asked: list[Asked] = []
         self.changed = Condition()

@@ -53,6 +53,9 @@ class LlamaServer(ModelServer):
             for token, logprob, is_known in zip(sample.tokens, sample.logprobs, sample.ends_characters, strict=True)
             if is_known
         ]
+        if body["n_probs"] > 1 and entries:
+            likeliest = [{"id": ord(text), "token": text, "logprob": each} for text, each in self.openings.items()]
+            entries[0]["top_logprobs"] = likeliest[: body["n_probs"]]
         yield {
             **_part("".join(sample.texts), sample.tokens, len(sample.tokens), index, body),
             **_ending(sample),
@@ -131,6 +134,9 @@ class VllmServer(OtherServer):
     def _choice(self, index: int, sample: Sample, start: int, end: int, body: Mapping[str, Any]) -> dict[str, Any]:
         tokens, is_last = sample.tokens[start:end], end == len(sample.tokens)
         logprobs = {"text_offset": [0] * len(tokens), "token_logprobs": sample.logprobs[start:end], "top_logprobs": []}
+        if body.get("return_tokens_as_token_ids"):
+            likeliest = list(self.openings.items())[: body["logprobs"]]
+            logprobs["top_logprobs"] = [{f"token_id:{ord(text)}": each for text, each in likeliest}]
         return {
             "index": index,
             "text": "".join(sample.texts[start:end]),
@@ -177,6 +183,7 @@ class SglangServer(OtherServer):
     def _output(self, body: Mapping[str, Any], sample: Sample, start: int, end: int) -> dict[str, Any]:
         matched = sample.matched
         finish = {"type": "length", "length": end} if matched is None else {"type": "stop", "matched": matched}
+        likeliest = [[each, ord(text), None] for text, each in self.openings.items()]
         scores = [[*each, None] for each in zip(sample.logprobs, sample.tokens, strict=True)][start:end]
         return {
             "text": "".join(sample.texts[start:end]),
@@ -188,6 +195,7 @@ class SglangServer(OtherServer):
                 "completion_tokens": end,
                 "cached_tokens": 0,
                 **({"output_token_logprobs": scores} if body["return_logprob"] else {}),
+                **({"output_top_logprobs": [likeliest]} if "top_logprobs_num" in body else {}),
             },
         }
 
@@ -228,6 +236,9 @@ class OllamaServer(ModelServer):
         head = {"id": "chatcmpl-1", "created": 1790000000, "model": body["model"], "system_fingerprint": "fp_ollama"}
         if not body["stream"]:
             choice = {"index": 0, "message": {"role": "assistant", "content": "", **texts}, "finish_reason": finish}
+            if body.get("logprobs") and self.openings:
+                likeliest = [{"token": text, "logprob": each} for text, each in self.openings.items()]
+                choice["logprobs"] = {"content": [{"token": "x", "logprob": -1.0, "top_logprobs": likeliest}]}
             yield {**head, "object": "chat.completion", "choices": [choice], **usage}
             return
         head["object"] = "chat.completion.chunk"
