@@ -1,4 +1,4 @@
 """Optional: measure how well a model answers; runs, lm-evaluation-harness, scores and plots.
 
-Public module: `extension`, its commands.
+Public modules: `extension`, its commands, and `recorded`, runs of other packages.
 """

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 BOS = "add_bos_token"
 KEYS = (*LOAD_KEYS, "think", "seed")  # settings that apply
-# Options of servers and grammars.
+# Options of servers.
 NEEDLESS = """
-endpoint served_model_name allow_http_key allow_different_models patience row_timeout schema grammar
+endpoint served_model_name allow_http_key allow_different_models patience row_timeout
 """
 ANSWER_RULES = 1  # by which reasoning is removed from replies: results in the cache depend on them
 

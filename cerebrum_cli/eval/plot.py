@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,14 +25,24 @@ STYLES = {  # label, line and marker, color of the interval
 
 def plot_report(report: Report, path: Path) -> None:
     """Write a PNG or SVG of majority votes with their intervals. Raises UsageError, CerebrumError."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"--plot {path}: unsupported image format", f"end its name in {' or '.join(SUFFIXES)}")
+    require_image(path)
     if not report.maj:
         raise UsageError(
             "this run has no votes to plot", "votes need all samples of a question, and do not apply to code"
         )
+    write_picture(path, partial(draw_report, report))
+
+
+def require_image(path: Path) -> None:
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"--plot {path}: unsupported image format", f"end its name in {' or '.join(SUFFIXES)}")
+
+
+def write_picture(path: Path, draw: Callable[[], Figure]) -> None:
+    """Write what is drawn as a PNG or SVG. Raises UsageError, CerebrumError."""
+    require_image(path)
     try:
-        figure = draw_report(report)
+        figure = draw()
     except ModuleNotFoundError as error:
         raise UsageError("--plot needs matplotlib", pip_install('"cerebrum-cli[eval]"')) from error
     try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, asdict, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, asdict, field, fields
 from typing import Literal, get_args
 
 from cerebrum_cli.core.events import TRUNCATED
@@ -78,7 +78,8 @@ class Sample:
     `sample` counts the samples of a question from 0. `probability` is the geometric mean of its tokens' probabilities,
     `lowest_window` that of the least likely 16 consecutive ones. `basis` says how the
     answer was found, where one is extracted. `program` was written after the reply, in `program_tokens`, and failed if
-    its output is None. `calls` are those of functions, with their results.
+    its output is None. `calls` are those of functions, with their results. `probabilities` are those of all answers
+    that were given to choose from.
     """
 
     id: QuestionId
@@ -102,6 +103,7 @@ class Sample:
     program_output: str | None = None
     program_tokens: int = 0
     calls: Sequence[JsonObject] = ()
+    probabilities: Mapping[str, float] = field(default_factory=dict)
     server: str | None = None
     served_model: str | None = None
 
@@ -134,7 +136,9 @@ class Sample:
         return self.cluster or (self.id,)
 
 
-SAMPLE_KEYS = tuple(field.name for field in fields(Sample) if field.default is MISSING)  # the others may be omitted
+SAMPLE_KEYS = tuple(
+    each.name for each in fields(Sample) if each.default is MISSING and each.default_factory is MISSING
+)  # the others may be omitted
 
 
 def sample_object(sample: Sample) -> JsonDict:
@@ -143,6 +147,6 @@ def sample_object(sample: Sample) -> JsonDict:
 
 def parse_sample(object: JsonObject) -> Sample:
     """Read a sample from JSON. Raises TypeError for another object."""
-    values = {field.name: object[field.name] for field in fields(Sample) if field.name in object}
+    values = {each.name: object[each.name] for each in fields(Sample) if each.name in object}
     values["choices"] = tuple(object.get("choices", ()))
     return from_json(Sample, values)

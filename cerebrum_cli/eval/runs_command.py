@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
+from cerebrum_cli.cli.commands import loaded, optional_packages
 from cerebrum_cli.cli.options import Json, JsonArray, QuietOptions, Yes, json_option, require_agreement
 from cerebrum_cli.cli.signature import Argument, CommandGroup, subcommand
 from cerebrum_cli.core.controls import strip_controls
@@ -25,9 +26,13 @@ from cerebrum_cli.terminal.tables import print_rows
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from matplotlib.figure import Figure
+
     from cerebrum_cli.cli.app import App
+    from cerebrum_cli.core.json_types import JsonDict
     from cerebrum_cli.eval.questions import Sample
     from cerebrum_cli.eval.stored_runs import Run
+    from cerebrum_cli.terminal.streams import Streams
 
 group: CommandGroup = {}
 RUN_HELP = "A name from `cerebrum runs list`, or a path"
@@ -111,10 +116,14 @@ def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, plot: P
         raise UsageError(f"no sample of {run.name} counts: {reason}", "run cerebrum eval again with other settings")
     notes = run.notes
     report = report_of(run, samples)
+    details = details_of(samples)
     if plot:  # first: a report is not followed by an error
-        from cerebrum_cli.eval.plot import plot_report
+        from cerebrum_cli.eval.plot import plot_report, write_picture
 
-        plot_report(report, plot)
+        if details:
+            write_picture(plot, details.draw)
+        else:
+            plot_report(report, plot)
         streams.report(f"wrote {plot}")
     if json:
         more = {
@@ -129,13 +138,39 @@ def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, plot: P
             "fingerprint": run.fingerprint,
             "conditions": run.saved.conditions,
         }
+        if details:
+            more |= details.object
         streams.answer_object({**report_object(report), **more})
         return
     print_report(streams, report, run, skipped)
+    if details:
+        details.print(streams)
     if not streams.is_quiet:
         for remark in run_remarks(run):
             streams.write_line("- ", remark)
         streams.info(f"run {run.name}: {run.path}")
+
+
+class RunDetails(Protocol):
+    """What another package adds to the report of a run."""
+
+    @property
+    def object(self) -> JsonDict:
+        """Further keys of its JSON object."""
+
+    def print(self, streams: Streams) -> None:
+        """Print further tables."""
+
+    def draw(self) -> Figure:
+        """Draw its picture."""
+
+
+def details_of(samples: Sequence[Sample]) -> RunDetails | None:
+    for extension in optional_packages():
+        if extension.run_details:
+            details: RunDetails | None = loaded(extension.run_details)(samples)
+            return details
+    return None
 
 
 def run_remarks(run: Run) -> Iterator[str]:

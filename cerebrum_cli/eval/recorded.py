@@ -1,0 +1,111 @@
+"""A run whose answers another package has compared with labels: its file, its samples, and its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.eval.evaluate import sample_rows
+from cerebrum_cli.eval.plot import require_image
+from cerebrum_cli.eval.questions import QUESTIONS, SAMPLES, SKIPPED, QuestionId, Sample, sample_object
+from cerebrum_cli.eval.rescoring import QUESTION_FILE
+from cerebrum_cli.eval.scorers import SCORING_RULES, rules_of
+from cerebrum_cli.eval.stored_runs import RunStore, provenance, require_run
+
+if TYPE_CHECKING:
+    from cerebrum_cli.cli.app import App
+    from cerebrum_cli.replies.source import ModelSource
+    from cerebrum_cli.results.rows import Results
+
+
+@frozen
+class RecordedRun:
+    """Rows with one answer each, which counts as correct if it is equal to the row's label.
+
+    `ids` identify the rows, `model` is the name that samples carry. Its report may have a `plot`.
+    """
+
+    path: Path
+    fingerprint: JsonObject
+    ids: Sequence[QuestionId]
+    model: str
+    plot: Path | None
+
+    @classmethod
+    def prepare(
+        cls,
+        app: App,
+        output: Path | None,
+        plot: Path | None,
+        task: str,
+        ids: Sequence[QuestionId],
+        digest: str,
+        source: ModelSource,
+        made_by: JsonObject,
+    ) -> RecordedRun:
+        """The run at a path, or else the stored one of a task, whose rows have this digest. Raises UsageError."""
+        if plot:
+            require_image(plot)
+        fingerprint = {
+            "task": task,
+            QUESTION_FILE: digest,
+            "match": "exact",
+            SCORING_RULES: rules_of("exact"),
+            **made_by,
+            **provenance(source),
+        }
+        path, why_new = (output, "") if output else RunStore.of(app).path_for(fingerprint)
+        if why_new:
+            app.streams.note(why_new)
+        if output is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return cls(path, fingerprint, ids, source.model.label, plot)
+
+    def open(self, restart: bool) -> Results:
+        """The results, with the rows that earlier runs answered. Raises UsageError, BatchError."""
+        from cerebrum_cli.results.results import open_results
+
+        size = len(self.ids)
+        rows = sample_rows(size, lambda position: {"id": self.ids[position], "sample": 0})
+        return open_results(self.path, self.fingerprint, rows, restart, extent={QUESTIONS: size, SAMPLES: 1})
+
+    def object(self, position: int, label: str, answer: str, probabilities: Mapping[str, float]) -> JsonDict:
+        """The object of an answered row."""
+        return self._object(
+            position,
+            text=answer,
+            answer=answer,
+            reference=label,
+            correct=answer == label,
+            probability=probabilities[answer],
+            finish_reason="stop",
+            probabilities=probabilities,
+        )
+
+    def skipped(self, position: int, label: str, reason: str) -> JsonDict:
+        """The object of a row that could not be asked, which does not count."""
+        return self._object(position, text=reason, reference=label, finish_reason=SKIPPED)
+
+    def _object(self, position: int, **values: Any) -> JsonDict:
+        known = {
+            "id": self.ids[position],
+            "sample": 0,
+            "model": self.model,
+            "seed": 0,
+            "reasoning": None,
+            "answer": None,
+            "correct": False,
+            "probability": 0.0,
+            "completion_tokens": 0,
+        }
+        return sample_object(Sample(**{**known, **values}))
+
+    def print(self, app: App, json: bool) -> None:
+        """Print the report. Raises UsageError if no row counts."""
+        from cerebrum_cli.eval.runs_command import print_run
+
+        run = require_run(self.path)
+        print_run(app, run, run.samples(), json, self.plot)
