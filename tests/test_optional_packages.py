@@ -58,6 +58,7 @@ class Copy:
         ("weights", ("merge",), ()),
         ("cluster", (), RAY),
         ("doctor", ("doctor",), ()),
+        ("decide", ("decide",), ()),
     ],
 )
 def test_optional_package_can_be_deleted(

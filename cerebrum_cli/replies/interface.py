@@ -21,6 +21,7 @@ from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.source import Installation, ModelSource
 
 if TYPE_CHECKING:
+    from cerebrum_cli.core.decision import Decision
     from cerebrum_cli.engine.engine import CancelScope, Score
     from cerebrum_cli.replies.reply import MajorityVote, Outcome, Row
 
@@ -172,6 +173,29 @@ class Model(LoadedModel):
                 if isinstance(event, LogprobScores):
                     return event.scores
         raise UsageError("scoring was cancelled", "call it again")
+
+    def decide(
+        self,
+        question: Question,
+        choices: Iterable[str] | Mapping[str, str] = ("yes", "no"),
+        *,
+        score: tuple[int, int] | None = None,
+        fast: bool = False,
+        votes: int | None = None,
+    ) -> Decision:
+        """Choose among given answers, and give the probability of each, without generating a reply.
+
+        `choices` are names, or names with descriptions; `score` is the least and the largest number to answer with
+        instead. `fast` lists the choices in one order only. With `votes`, for a model that reasons, the probabilities
+        are shares of as many replies. Raises UsageError, PromptTooLong, EngineError, and
+        EndpointError for a server without log probabilities.
+        """
+        try:
+            from cerebrum_cli.decide.deciding import decide_one
+        except ModuleNotFoundError as error:
+            raise UsageError("this installation has no package `decide`", "install cerebrum-cli again") from error
+        conversation = self._request(question, None, None, {}).conversation
+        return decide_one(self, conversation, choices, score, fast, votes)
 
     def _allowed(self, tools: Iterable[Callable[..., Any] | str]) -> Tools:
         """The tools that a reply may call; without any, what makes them is not imported."""

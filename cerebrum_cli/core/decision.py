@@ -1,0 +1,37 @@
+"""A decision: the probability of each of several given answers."""
+
+from __future__ import annotations
+
+from math import fsum
+
+from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.text import Texts
+
+
+@frozen
+class Decision:
+    """The probabilities of all choices, in the order in which they were given; they add up to 1.
+
+    `method` says how they were found. The names of a score are whole numbers.
+    """
+
+    names: Texts
+    probabilities: tuple[float, ...]
+    method: str
+    is_score: bool = False
+
+    @property
+    def answer(self) -> str:
+        """The likeliest choice; of several, the first."""
+        return self.names[self.probabilities.index(self.probability)]
+
+    @property
+    def probability(self) -> float:
+        return max(self.probabilities)
+
+    @property
+    def mean(self) -> float | None:
+        """The mean of a score, weighted by probability; None for other choices."""
+        if not self.is_score:
+            return None
+        return fsum(int(name) * share for name, share in zip(self.names, self.probabilities, strict=True))

@@ -1,0 +1,81 @@
+"""`cerebrum decide`: choose among given answers, for one text or for many rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cerebrum_cli.cli.options import Names
+from cerebrum_cli.cli.signature import Argument, composed, settings_options
+from cerebrum_cli.core.declaration import PATH, Option, flag
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.settings import LOAD_KEYS, Layer, SourcedLayer
+from cerebrum_cli.decide.decide_options import DecideOptions
+
+if TYPE_CHECKING:
+    from cerebrum_cli.cli.app import App
+
+OF_VOTES = ("temperature", "seed", "max_tokens", "think")
+OF_ROWS = ("input_format", "delimiter", "label", "plot", "probabilities", "include_input", "restart", "retry_failed")
+
+
+@composed
+def decide(
+    app: App,
+    on_command_line: Names,
+    words: Annotated[
+        list[str],
+        Argument("QUESTION [INPUT]", "The question; rows in .txt, .jsonl, .csv, .tsv, .parquet; `-`: standard input"),
+    ],
+    overrides: Annotated[Layer, settings_options((*LOAD_KEYS, *OF_VOTES))],
+    options: DecideOptions,
+    output: Annotated[
+        Path | None,
+        Option(
+            "Decisions: .jsonl, .csv, .tsv, .parquet; `-` streams to standard output",
+            "Output",
+            PATH,
+            short="-o",
+            metavar="OUTPUT",
+        ),
+    ] = None,
+) -> None:
+    """The text comes from standard input or -f. With INPUT, each row is decided; {NAME} in QUESTION is a field of it.
+
+    The answer is the likeliest choice. The choices are listed in several orders, since models prefer some places.
+
+    Examples:
+      cerebrum decide "Is a refund requested?" < ticket.txt
+      cerebrum decide "Which team?" --choices billing,technical,other -f ticket.txt --json
+      cerebrum decide "How urgent is this? {text}" tickets.csv --score 1..5 -o out.csv
+    """
+    if options.votes is None and (needless := [flag(name) for name in OF_VOTES if name in on_command_line]):
+        raise UsageError(f"{needless[0]} applies only to votes", "omit it, or add --votes K")
+    saved, words = options.find_prompt(app, words, has_fields=True)
+    applied, options = options.apply_prompt(saved, on_command_line)
+    overrides = SourcedLayer(overrides, applied)
+    question = "" if saved else take_question(words)
+    inputs = words if saved else words[1:]
+    if len(inputs) > 1:
+        raise UsageError(f"unexpected argument: {' '.join(inputs[1:])}", "quote the question")
+    if inputs:
+        from cerebrum_cli.decide.many_rows import decide_file
+
+        if options.file:
+            raise UsageError("-f and INPUT cannot be used together", "omit one of them")
+        decide_file(app, question, saved, Path(inputs[0]), output, overrides, options)
+        return
+    from cerebrum_cli.decide.one_text import decide_text
+
+    needless = [flag(name) for name in OF_ROWS if getattr(options, name)]
+    if output:
+        needless.insert(0, "-o")
+    if needless:
+        raise UsageError(f"{needless[0]} applies to the rows of a file", "name the file after the question, or omit it")
+    decide_text(app, question, saved, overrides, options)
+
+
+def take_question(words: list[str]) -> str:
+    if not words or not words[0].strip():
+        raise UsageError("no question given", 'give one: cerebrum decide "Is a refund requested?" < ticket.txt')
+    return words[0].strip()

@@ -1,0 +1,69 @@
+"""The options of `cerebrum decide`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.cli.options import FileOptions, SavedPromptOptions, json_option
+from cerebrum_cli.cli.row_commands import ConcurrencyOptions
+from cerebrum_cli.core.declaration import INTEGER, PATH, option, option_group, switch
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.votes import MAX_VOTES
+from cerebrum_cli.decide.given_choices import GivenChoices, parse_choices, parse_score
+
+if TYPE_CHECKING:
+    from cerebrum_cli.cli.app import App
+    from cerebrum_cli.core.settings import Layer
+    from cerebrum_cli.replies.source import ModelSource
+
+SLOTS = 8  # prompts that are evaluated together; with more, attention over the shared cache takes longer
+
+
+@option_group
+class DecideOptions(FileOptions, SavedPromptOptions, ConcurrencyOptions):
+    choices: str | None = option(
+        "Possible answers, or a file with one on each line [default: yes,no]",
+        "Input",
+        metavar="A,B[=MEANING],...|FILE",
+    )
+    score: str | None = option("Answer with a number of this range, such as 1..5", "Input", metavar="A..B")
+    input_format: str | None = option("Format of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv")
+    delimiter: str | None = option("Delimiter of a CSV [default: detected]", "Input", metavar="CHAR")
+    fast: bool = switch("List the choices in one order only: faster, less accurate", "Speed")
+    votes: int | None = option(
+        "Sample K replies, for a model that reasons: a probability is a share of them",
+        "Sampling",
+        INTEGER,
+        metavar="K",
+        least=2,
+        most=MAX_VOTES,
+    )
+    label: str | None = option("Column with the right answers: measure accuracy", "Output", metavar="COLUMN")
+    plot: Path | None = option("With --label: plot errors against the share decided", "Output", PATH, metavar="FILE")
+    probabilities: bool = switch("Write the probability of each choice", "Output")
+    include_input: bool = switch("Copy each input row to the key `input` of its answer", "Output")
+    restart: bool = switch("Start over; replace OUTPUT when done", "Output")
+    retry_failed: bool = switch("Decide rows that failed again", "Output")
+    json: bool = json_option()
+
+    def find_source(self, app: App, overrides: Layer, may_pull: bool = True) -> ModelSource:
+        """The same; without votes, with a context in which prompts share what they have in common."""
+        from cerebrum_cli.engine.requests import ContextOptions
+
+        source = super().find_source(app, overrides, may_pull)
+        if self.votes:
+            return source.for_samples("--votes")
+        context = ContextOptions(slots=self.window or SLOTS, kv_unified=True, swa_full=True)
+        return replace(source, context=context)
+
+    def find_choices(self) -> GivenChoices | None:
+        """The choices that are given; None without any. Raises UsageError."""
+        if self.choices is not None and self.score is not None:
+            raise UsageError.conflict("--choices", "--score")
+        if self.votes and self.fast:
+            raise UsageError.conflict("--votes", "--fast")
+        if self.choices is not None:
+            return parse_choices(self.choices)
+        return parse_score(self.score) if self.score is not None else None

@@ -1,0 +1,166 @@
+"""Decide the rows of a file, and write each to the result as soon as it is decided."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cerebrum_cli.core.decision import Decision
+from cerebrum_cli.core.errors import CerebrumError, UsageError
+from cerebrum_cli.core.events import Events, StageEvent
+from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.row_fields import RowError, field_text
+from cerebrum_cli.core.text import Texts
+from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Decided
+from cerebrum_cli.decide.deciding import decide
+from cerebrum_cli.decide.given_choices import YES_OR_NO, Choice, GivenChoices, choices_of
+from cerebrum_cli.results.rows import ResultRows, RowFlag
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cerebrum_cli.batch.readers import IndexedRows
+    from cerebrum_cli.replies.interface import Model
+    from cerebrum_cli.results.rows import Results
+
+TOGETHER = 100  # rows whose prompts are evaluated together
+LINE, INPUT = "line", "input"  # keys of a row: its number, for errors, and what was read
+CHOICES = "choices"  # key of a row that has its own
+PLACES = 6  # decimals of a probability in a result
+
+
+@frozen
+class RowQuestions:
+    """The rows, and what is asked of each: the question follows the row's prompt, or has `fields` of the row.
+
+    Without `choices`, a row has its own, or is answered by yes or no. `writes_all` probabilities, `copies_input`.
+    """
+
+    rows: IndexedRows
+    question: str
+    fields: Texts
+    choices: GivenChoices | None
+    is_fast: bool = False
+    votes: int | None = None
+    writes_all: bool = False
+    copies_input: bool = False
+
+    @property
+    def keys(self) -> Texts:
+        """The keys of an answer. Raises UsageError if they are those of choices that rows have."""
+        keys = ["answer", "probability"]
+        if self.choices and self.choices.is_score:
+            keys.append("mean")
+        if self.writes_all:
+            keys += map(probability_key, (self.choices or YES_OR_NO).names)
+        return tuple(keys)
+
+    def ask(self, position: int) -> ChoiceQuestion:
+        """The question of a row. Raises UsageError for a row that cannot be asked."""
+        row = self.rows[position]
+        if row.conversation is None:
+            raise UsageError(row.error.message if row.error else "the row is invalid")
+        if self.fields and not any(field_text(row.input[name]).strip() for name in self.fields):
+            raise UsageError("the text is empty")
+        conversation = row.conversation
+        if self.question:
+            conversation = conversation.with_question(f"{conversation.question}\n\n{self.question}")
+        return ChoiceQuestion(conversation, self.choices_for(row.input), self.is_fast)
+
+    def choices_for(self, input: Any) -> GivenChoices:
+        """The choices of a row, by its fields. Raises UsageError."""
+        return self.choices or own_choices(input) or YES_OR_NO
+
+    def for_output(self, output: Path) -> ResultRows:
+        """The rows of a result. Raises UsageError."""
+        return replace(self.rows.for_output(output, self.keys), flags=row_flags)
+
+    def object(self, position: int, result: Decision | CerebrumError) -> JsonDict:
+        """The output object of a row."""
+        row = self.rows[position]
+        object = {key: value for key, value in row.fields.items() if value is not None}
+        if not self.copies_input:
+            del object[INPUT]
+        object = {"id": row.id, "prompt": row.prompt, **dict.fromkeys(self.keys), "error": None, **object}
+        if isinstance(result, CerebrumError):
+            return object | {"error": asdict(row.error or RowError.of(result))}
+        del object[LINE]
+        return object | decision_values(result, self.writes_all)
+
+
+def own_choices(fields: Any) -> GivenChoices | None:
+    """The choices of a row: a list of names, or the JSON of one in a table. Raises UsageError for other values."""
+    value = fields.get(CHOICES) if isinstance(fields, dict) else None
+    if value in (None, ""):
+        return None
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"`{CHOICES}` is not a list of texts", 'write ["A", "B"], or use --choices') from error
+    if not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+        raise UsageError(f"`{CHOICES}` is not a list of texts", 'write ["A", "B"], or use --choices')
+    return choices_of(Choice(name.strip()) for name in value)
+
+
+def probability_key(name: str) -> str:
+    return f"probability of {name}"
+
+
+def decision_values(decision: Decision, writes_all: bool) -> JsonDict:
+    values: JsonDict = {"answer": decision.answer, "probability": round(decision.probability, PLACES)}
+    if decision.mean is not None:
+        values["mean"] = round(decision.mean, PLACES)
+    if writes_all:
+        for name, probability in zip(decision.names, decision.probabilities, strict=True):
+            values[probability_key(name)] = round(probability, PLACES)
+    return values
+
+
+def row_flags(object: JsonObject) -> int:
+    if object["error"] is not None:
+        return RowFlag.FINISHED | RowFlag.FAILED
+    return RowFlag.FINISHED
+
+
+class Asked(Protocol):
+    """What is asked of rows by position, with how many votes, and the objects that results get for them."""
+
+    @property
+    def votes(self) -> int | None: ...
+
+    def ask(self, position: int) -> ChoiceQuestion:
+        """The question of a row. Raises UsageError for a row that cannot be asked."""
+
+    def object(self, position: int, result: Decision | CerebrumError) -> JsonDict:
+        """The object of a row."""
+
+
+def decide_rows(questions: Asked, model: Model, _: Any, results: Results) -> Events:
+    """Decide the rows that the results lack; yield all events, and a RowEvent for each row.
+
+    Rows that cannot be asked get an error. The caller completes the results; after a cancel, rows are missing.
+    """
+    scope = model.engine.cancel_scope
+    yield from model.load()
+    yield results.progress
+    missing = results.missing
+    while not scope.is_set() and (positions := list(islice(missing, TOGETHER))):
+        asked: dict[int, ChoiceQuestion] = {}
+        for position in positions:
+            try:
+                asked[position] = questions.ask(position)
+            except CerebrumError as problem:
+                results.write_row(position, questions.object(position, problem))
+                yield results.progress
+        places = list(asked)
+        for event in decide(model, list(asked.values()), questions.votes):
+            if isinstance(event, Decided):
+                position = places[event.number]
+                results.write_row(position, questions.object(position, event.result))
+                yield results.progress
+            elif not isinstance(event, StageEvent):  # the progress counts rows
+                yield event

@@ -1,0 +1,16 @@
+"""The command that decides, and what it adds to the report of a run."""
+
+from cerebrum_cli.cli import Command, Extension
+
+EXTENSION = Extension(
+    commands=(
+        Command(
+            "decide",
+            "cerebrum_cli.decide.decide_command",
+            "decide",
+            "Choose among given answers, with a probability",
+            {"--schema": "use --choices A,B,C"},
+        ),
+    ),
+    run_details="cerebrum_cli.decide.measures:measures_of",
+)

@@ -1,0 +1,98 @@
+"""Decide labelled rows, as a run: how good is a model at this question?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cerebrum_cli.cli.row_commands import Work, answer_missing, resumable
+from cerebrum_cli.core.decision import Decision
+from cerebrum_cli.core.errors import SOME_FAILED, CerebrumError, UsageError
+from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.json_types import JsonDict, to_json
+from cerebrum_cli.core.row_fields import RowId, field_text
+from cerebrum_cli.core.text import Texts, format_names, text_digest, truncate
+from cerebrum_cli.decide.choice_questions import ChoiceQuestion
+from cerebrum_cli.decide.decided_rows import PLACES, RowQuestions, decide_rows
+from cerebrum_cli.decide.given_choices import SHOWN, GivenChoices
+from cerebrum_cli.eval.recorded import RecordedRun
+
+if TYPE_CHECKING:
+    from cerebrum_cli.cli.app import App
+    from cerebrum_cli.core.json_types import JsonObject
+    from cerebrum_cli.decide.decide_options import DecideOptions
+    from cerebrum_cli.replies.source import ModelSource
+
+
+@frozen
+class LabelledRows:
+    """Rows with the names of the right choices, and the run that gets their decisions."""
+
+    asked: RowQuestions
+    labels: Texts
+    run: RecordedRun
+
+    @property
+    def votes(self) -> int | None:
+        return self.asked.votes
+
+    def ask(self, position: int) -> ChoiceQuestion:
+        return self.asked.ask(position)
+
+    def object(self, position: int, result: Decision | CerebrumError) -> JsonDict:
+        label = self.labels[position]
+        if isinstance(result, CerebrumError):
+            return self.run.skipped(position, label, result.message)
+        pairs = zip(result.names, result.probabilities, strict=True)
+        probabilities = {name: round(probability, PLACES) for name, probability in pairs}
+        return self.run.object(position, label, result.answer, probabilities)
+
+
+def measure(
+    app: App,
+    asked: RowQuestions,
+    task: str,
+    model: ModelSource,
+    fingerprint: JsonObject,
+    output: Path | None,
+    options: DecideOptions,
+) -> None:
+    """Decide the labelled rows that the run lacks, and print its report. Raises Interrupted with how to resume."""
+    column = options.label or ""
+    ids, labels, digests = [], [], []
+    for position in range(len(asked.rows)):
+        row = asked.rows[position]
+        labels.append(read_label(row.input, column, asked.choices_for(row.input), f"row {row.id}"))
+        ids.append(row.id)
+        digests.append([row.id, row.prompt, labels[-1]])
+    digest = text_digest(to_json(digests))
+    run = RecordedRun.prepare(app, output, options.plot, task, distinct(ids), digest, model, fingerprint)
+    labelled = LabelledRows(asked, tuple(labels), run)
+    results = run.open(options.restart)
+    with resumable(results, "rows", options.restart):
+        answer_missing(app, model, options, results, Work(range(len(labels)), 1, partial(decide_rows, labelled)))
+    run.print(app, options.json)
+    if results.counts.failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def read_label(fields: Any, column: str, choices: GivenChoices, name: str) -> str:
+    """The choice that a row's label names, in any case. Raises UsageError for another label, and without one."""
+    if not isinstance(fields, dict) or column not in fields:
+        known = format_names(list(fields)) if isinstance(fields, dict) else "none"
+        raise UsageError(f"{name} has no field {column!r}", f"the fields are: {known}")
+    label = field_text(fields[column])
+    try:
+        return choices.names[choices.find(label)]
+    except KeyError:
+        problem = f"{name}: the label {truncate(label, SHOWN)!r} is not a choice"
+        raise UsageError(problem, f"the choices are: {format_names(choices.names)}") from None
+
+
+def distinct(ids: Sequence[RowId]) -> Sequence[RowId]:
+    """The ids of rows, or the numbers of all rows if an id is repeated."""
+    return ids if len({*map(str, ids)}) == len(ids) else range(1, len(ids) + 1)

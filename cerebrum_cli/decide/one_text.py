@@ -1,0 +1,92 @@
+"""Decide one text, and print the answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.attachments.prompt_sources import AttachmentReader, PromptSources
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import CerebrumError, UsageError
+from cerebrum_cli.core.events import Events
+from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Decided
+from cerebrum_cli.decide.deciding import decide as decide_questions
+from cerebrum_cli.decide.given_choices import YES_OR_NO
+
+if TYPE_CHECKING:
+    from cerebrum_cli.cli.app import App
+    from cerebrum_cli.core.decision import Decision
+    from cerebrum_cli.core.saved_prompts import SavedPrompt
+    from cerebrum_cli.core.settings import Layer
+    from cerebrum_cli.decide.decide_options import DecideOptions
+    from cerebrum_cli.replies.interface import Model
+    from cerebrum_cli.replies.source import ModelSource
+
+
+def decide_text(app: App, question: str, saved: SavedPrompt | None, overrides: Layer, options: DecideOptions) -> None:
+    """Decide the text of files and standard input, or the question alone, and print the answer."""
+    from cerebrum_cli.replies.interface import open_source
+    from cerebrum_cli.terminal.sinks import ReplyDisplay
+
+    choices = options.find_choices() or YES_OR_NO
+    source = options.find_source(app, overrides)
+    conversation = read_conversation(app, question, saved, source, options)
+    asked = ChoiceQuestion(conversation, choices, options.fast)
+    found: list[Decided] = []
+    if options.votes:
+        source = source.for_rows(options.votes)
+    with open_source(source) as model:
+        display = ReplyDisplay(app.streams, options.yes, is_hidden=options.verbose)
+        display.wait(deciding(model, asked, options.votes, found), lambda: model)
+    print_decision(app, found[0].result, source, options)
+
+
+def read_conversation(
+    app: App, question: str, saved: SavedPrompt | None, source: ModelSource, options: DecideOptions
+) -> Conversation:
+    """The text, and the question after it. Raises UsageError for an empty text."""
+    streams = app.streams
+    system = source.settings.system
+    if not options.file and streams.piped is None:
+        return Conversation(system_prompt=system).user(saved.fill("") if saved else question)
+    reader = AttachmentReader(app.config.documents, options.offline)
+    sources = PromptSources(None, options.file, None, False, streams.report, None, reader)
+    try:
+        text = sources.read(streams.piped, source.settings, system).question
+    except UsageError as error:
+        if not options.file:
+            raise UsageError("the text is empty", "pipe it in, or name a file with -f") from error
+        raise
+    return Conversation(system_prompt=system).user(saved.fill(text) if saved else f"{text}\n\n{question}")
+
+
+def deciding(model: Model, question: ChoiceQuestion, votes: int | None, found: list[Decided]) -> Events:
+    """Decide a question: yield the events, and add what is found."""
+    for event in decide_questions(model, [question], votes):
+        if isinstance(event, Decided):
+            found.append(event)
+        else:
+            yield event
+
+
+def print_decision(app: App, result: Decision | CerebrumError, source: ModelSource, options: DecideOptions) -> None:
+    if isinstance(result, CerebrumError):
+        raise result
+    streams = app.streams
+    if options.json:
+        streams.answer_object(decision_object(result, source.model.label))
+    elif options.quiet:
+        streams.answer(f"{result.answer}\n")
+    else:
+        value = f"{result.probability:.2f}" if result.mean is None else f"({result.mean:.1f})"
+        streams.answer(f"{result.answer}  {value}\n")
+
+
+def decision_object(decision: Decision, model: str) -> JsonDict:
+    """The object that `--json` prints: the answer and the probability of each choice."""
+    object: JsonDict = {"answer": decision.answer, "probability": decision.probability}
+    if decision.mean is not None:
+        object["mean"] = decision.mean
+    pairs = zip(decision.names, decision.probabilities, strict=True)
+    choices = [{"name": name, "probability": probability} for name, probability in pairs]
+    return object | {"choices": choices, "method": decision.method, "model": model}

@@ -1,0 +1,120 @@
+"""How likely a reply is to name each choice: the beginnings that name one, and their probabilities."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from math import exp, fsum, log
+from typing import Any
+
+from cerebrum_cli.core.conversation import Text, Tokens
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.vocabulary import Vocabulary
+from cerebrum_cli.decide.given_choices import GivenChoices
+from cerebrum_cli.decide.prompts import spellings
+
+LEAST = 1e-30  # probability of a choice, so that a logarithm exists
+# The position of the choice that each beginning of a reply names: tokens, or on some servers the text of a token.
+Owners = Mapping[Any, int]
+
+
+def log_shares(owners: Owners, logprobs: Mapping[Any, float]) -> list[float]:
+    """Logarithms of the probabilities of the choices, given that the reply names one of them.
+
+    Tokens that begin the name of another choice count without it: "1" is not "10".
+    """
+    totals = [LEAST] * (1 + max(owners.values()))
+    for beginning, logprob in logprobs.items():
+        longer = (exp(logprobs[other]) for other in owners if _extends(owners, other, beginning))
+        totals[owners[beginning]] += max(0.0, exp(logprob) - fsum(longer))
+    whole = fsum(totals)
+    return [log(total / whole) for total in totals]
+
+
+def _extends(owners: Owners, longer: Any, tokens: Any) -> bool:
+    """Whether a token sequence is the next longer one that begins with another."""
+    if not isinstance(tokens, tuple) or len(longer) <= len(tokens) or longer[: len(tokens)] != tokens:
+        return False
+    return not any(longer[:length] in owners for length in range(len(tokens) + 1, len(longer)))
+
+
+def average(readings: Sequence[Sequence[float]]) -> list[float]:
+    """Probabilities of choices, from the logarithms of those of several orders; the same for any order of these."""
+    means = [fsum(shares) / len(shares) for shares in zip(*readings, strict=True)]
+    weights = [exp(mean) for mean in means]
+    whole = fsum(weights)
+    return [weight / whole for weight in weights]
+
+
+class BeginningReader(ABC):
+    """Finds the beginnings of replies that name a choice: they are as long as it takes to tell it from the others."""
+
+    def __init__(self, choices: GivenChoices) -> None:
+        self._names = choices.names
+        self._known: dict[int | None, Owners] = {}
+
+    def owners(self, prompt: Sequence[int]) -> Owners:
+        """The beginnings of a reply to a prompt. Raises UsageError if a choice has no beginning of its own."""
+        last = prompt[-1] if prompt else None
+        if last not in self._known:
+            self._known[last] = self._find(last)
+        return self._known[last]
+
+    def _find(self, last: int | None) -> Owners:
+        replies = [
+            (reply, position)
+            for position, name in enumerate(self._names)
+            for reply in self._replies(last, spellings(name))
+        ]
+        meant: dict[Any, set[int]] = defaultdict(set)  # the choices that a reply may come to name after a beginning
+        for reply, position in replies:
+            for length in range(1, 1 + len(reply)):
+                meant[reply[:length]].add(position)
+        owners = {}
+        for reply, position in replies:
+            own = [reply[:length] for length in range(1, 1 + len(reply)) if meant[reply[:length]] == {position}]
+            owners.update(dict.fromkeys(self._read(reply, own), position))
+        for position in {*range(len(self._names))} - {*owners.values()}:
+            problem = f"the beginning of a reply does not tell {self._names[position]!r} from another choice"
+            raise UsageError(problem, "give the choices names that begin with different words")
+        return owners
+
+    @abstractmethod
+    def _replies(self, last: int | None, texts: Iterable[str]) -> set[Any]:
+        """Replies with some text after the last token of a prompt: its tokens, or itself."""
+
+    @abstractmethod
+    def _read(self, reply: Any, own: Sequence[Any]) -> Sequence[Any]:
+        """The beginnings to read of a reply, of which its `own` lead to no other choice."""
+
+
+class TokenReader(BeginningReader):
+    """Finds token sequences; or first tokens with `first_only`, since servers report no others."""
+
+    def __init__(self, choices: GivenChoices, vocabulary: Vocabulary, first_only: bool) -> None:
+        super().__init__(choices)
+        self._vocabulary = vocabulary
+        self._first_only = first_only
+
+    def _replies(self, last: int | None, texts: Iterable[str]) -> set[Any]:
+        before = Tokens(() if last is None else (last,))
+        skipped = len(self._vocabulary.tokenize((before,)))
+        return {self._vocabulary.tokenize((before, Text(text)))[skipped:] for text in texts}
+
+    def _read(self, reply: Any, own: Sequence[Any]) -> Sequence[Any]:
+        """The shortest of its own; without any, all of it begins another one."""
+        shortest = own[0] if own else reply
+        if self._first_only:
+            return shortest if len(shortest) == 1 else ()
+        return (shortest,)
+
+
+class TextReader(BeginningReader):
+    """Finds texts of first tokens, which are all that servers of chat completions report."""
+
+    def _replies(self, last: int | None, texts: Iterable[str]) -> set[Any]:  # noqa: ARG002
+        return set(texts)
+
+    def _read(self, reply: Any, own: Sequence[Any]) -> Sequence[Any]:
+        return own or (reply,)

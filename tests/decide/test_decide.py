@@ -1,0 +1,239 @@
+"""`cerebrum decide` on the bundled model: one text, rows of files, labelled rows; and the library."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine, Finished, assert_error
+
+from cerebrum_cli import open_model
+from cerebrum_cli.core.errors import PromptTooLong, UsageError
+
+TICKETS = (
+    'id,text,extra\na,"Give me my money back, please.",1\nb,Where is my parcel?,2\nc,,3\nd,The lamp is broken.,4\n'
+)
+REFUND = "Is a refund requested? {text}"
+RIGHT = {"a": "yes", "b": "no", "d": "no"}
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> CommandLine:
+    (tmp_path / "tickets.csv").write_text(TICKETS)
+    return CommandLine(tmp_path)
+
+
+def decide(user: CommandLine, *words: str, stdin: str | None = None) -> Finished:
+    return user.run("decide", *words, "-m", "nano", stdin=stdin, directory=user.home)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# One text.
+
+
+def test_an_answer_and_its_probability(user: CommandLine) -> None:
+    done = decide(user, "Is a refund requested?", stdin="Give me my money back.\n")
+    answer, probability = done.out.split()
+    assert answer in ("yes", "no") and 0.5 <= float(probability) <= 1
+    assert (done.code, done.err) == (0, "")
+    assert decide(user, "Is a refund requested?", "-q", stdin="Give me my money back.\n").out == f"{answer}\n"
+
+
+def test_json_has_the_probability_of_each_choice(user: CommandLine) -> None:
+    (user.home / "ticket.txt").write_text("My invoice is wrong.")
+    done = decide(user, "Which team?", "--choices", "billing=invoices,technical,other", "-f", "ticket.txt", "--json")
+    found = done.object
+    probabilities = {choice["name"]: choice["probability"] for choice in found["choices"]}
+    assert [*probabilities] == ["billing", "technical", "other"]
+    assert sum(probabilities.values()) == pytest.approx(1)
+    assert found["answer"] == max(probabilities, key=probabilities.__getitem__)
+    assert found["probability"] == probabilities[found["answer"]]
+    assert (found["method"], found["model"]) == ("averaged orders", "nano")
+    fast = decide(user, "Which team?", "--choices", "a,b", "-f", "ticket.txt", "--json", "--fast").object
+    assert fast["method"] == "one order"
+
+
+def test_a_score_has_a_mean(user: CommandLine) -> None:
+    found = decide(user, "How urgent is it?", "--score", "1..12", "--json", stdin="Fire!").object
+    assert len(found["choices"]) == 12
+    mean = sum(int(choice["name"]) * choice["probability"] for choice in found["choices"])
+    assert found["mean"] == pytest.approx(mean)
+    answer, shown = decide(user, "How urgent is it?", "--score", "1..12", stdin="Fire!").out.split()
+    assert (answer, shown) == (found["answer"], f"({mean:.1f})")
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 30])
+def test_choices_in_the_reverse_order_have_the_same_probabilities(count: int) -> None:
+    names = [f"choice of many words {number}" if count == 4 else f"n{number}" for number in range(count)]
+    with open_model("nano") as model:
+        forward = model.decide("Which one?", names)
+        backward = model.decide("Which one?", names[::-1])
+    assert dict(zip(forward.names, forward.probabilities, strict=True)) == dict(
+        zip(backward.names, backward.probabilities, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "parts"),
+    [
+        ((), "text", ("missing argument",)),
+        (("",), "text", ("no question given",)),
+        (("Is it?",), " \n", ("the text is empty",)),
+        (("Is it?", "--choices", "a"), "text", ("only one choice, 'a'",)),
+        (("Is it?", "--choices", "a,b,a"), "text", ("'a' is given 2 times",)),
+        (("Is it?", "--choices", "a,b", "--score", "1..5"), "text", ("--choices and --score",)),
+        (("Is it?", "--score", "5..1"), "text", ("invalid --score", "1..5")),
+        (("Is it?", "-o", "out.csv"), "text", ("-o applies to the rows of a file",)),
+        (("Is it?", "--label", "x"), "text", ("--label applies to the rows of a file",)),
+        (("Is it?", "--votes", "4", "--fast"), "text", ("--votes and --fast",)),
+        (("Is it?", "--temperature", "1"), "text", ("--temperature applies only to votes",)),
+        (("Is", "it?", "really"), "text", ("unexpected argument: really", "quote the question")),
+        (("Is it?", "nowhere.csv", "-o", "out.csv"), None, ("nowhere.csv",)),
+        ((REFUND, "tickets.csv"), None, ("missing option '-o'",)),
+        (("Is it? {nothing}", "tickets.csv", "-o", "out.csv"), None, ("no column `nothing`", "id, text, extra")),
+        (("Is it?", "tickets.csv", "-o", "out.csv"), None, ("no column `prompt`", "{NAME}")),
+        ((REFUND, "tickets.csv", "-o", "out.csv", "-f", "tickets.csv"), None, ("-f and INPUT",)),
+        ((REFUND, "tickets.csv", "--label", "nothing"), None, ("row a has no field 'nothing'",)),
+        ((REFUND, "tickets.csv", "--label", "extra"), None, ("row a: the label '1' is not a choice", "yes, no")),
+        ((REFUND, "tickets.csv", "-o", "out.csv", "--plot", "p.png"), None, ("--plot requires --label",)),
+        ((REFUND, "tickets.csv", "--label", "id", "--choices", "a,b,c,d", "--plot", "p.gif"), None, ("image format",)),
+    ],
+)
+def test_bad_input_is_one_line(user: CommandLine, words: tuple[str, ...], stdin: str | None, parts: tuple[str]) -> None:
+    assert_error(decide(user, *words, stdin=stdin), 2, *parts)
+    assert not (user.home / "out.csv").exists()
+
+
+# Rows.
+
+
+def test_rows_of_a_table_get_columns(user: CommandLine) -> None:
+    done = decide(user, REFUND, "tickets.csv", "-o", "out.csv", "--probabilities")
+    assert done.code == 6 and "1 failed" in done.err
+    rows = rows_of(user.home / "out.csv")
+    assert [row["id"] for row in rows] == ["a", "b", "c", "d"]
+    for row in rows[:2]:
+        both = float(row["probability of yes"]), float(row["probability of no"])
+        assert sum(both) == pytest.approx(1, abs=1e-5) and float(row["probability"]) == max(both)
+        assert row["answer"] == ("yes" if both[0] == max(both) else "no") and row["error"] == ""
+    assert rows[2]["answer"] == "" and rows[2]["error"] == "invalid_request: the text is empty"
+
+
+def test_rows_of_json_lines_are_the_same_for_any_number_at_a_time(user: CommandLine) -> None:
+    decide(user, REFUND, "tickets.csv", "-o", "out.jsonl")
+    decide(user, REFUND, "tickets.csv", "-o", "one.jsonl", "--parallel", "1")
+    lines = [json.loads(line) for line in (user.home / "out.jsonl").read_text().splitlines()]
+    assert list(lines[0]) == ["id", "prompt", "answer", "probability", "error"]
+    assert lines[0]["prompt"] == "Is a refund requested? Give me my money back, please."
+    others = [json.loads(line) for line in (user.home / "one.jsonl").read_text().splitlines()]
+    for row, other in zip(lines, others, strict=True):
+        assert row["answer"] == other["answer"] and row["probability"] == pytest.approx(other["probability"], abs=1e-3)
+
+
+def test_rows_may_have_their_own_choices(user: CommandLine) -> None:
+    rows = [
+        {"prompt": "2 + 2?", "choices": ["3", "4"]},
+        {"prompt": "Which?", "choices": ["a", "b", "c"]},
+        {"prompt": "Which?", "choices": ["a"]},
+        {"prompt": "Which?", "choices": "a,b"},
+        {"prompt": "Is it?"},
+    ]
+    (user.home / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    done = decide(user, "Choose.", "in.jsonl", "-o", "-")
+    found = [json.loads(line) for line in done.out.splitlines()]
+    assert done.code == 6
+    assert [row["answer"] in choices for row, choices in zip(found, ("34", "abc"), strict=False)] == [True, True]
+    assert "there is only one choice" in found[2]["error"]["message"]
+    assert "`choices` is not a list" in found[3]["error"]["message"]
+    assert found[4]["answer"] in ("yes", "no")
+
+
+def test_decided_rows_are_kept(user: CommandLine) -> None:
+    decide(user, REFUND, "tickets.csv", "-o", "out.csv")
+    (user.home / "tickets.csv").write_text(TICKETS + "e,Please pay me back.,5\n")
+    (user.home / "out.csv").rename(user.home / "old.csv")
+    decide(user, REFUND, "tickets.csv", "-o", "out.csv")
+    assert rows_of(user.home / "out.csv")[:4] == rows_of(user.home / "old.csv")
+    other = decide(user, "Is it broken? {text}", "tickets.csv", "-o", "out.csv")
+    assert_error(other, 1, "another template")
+
+
+# Labelled rows.
+
+
+def labelled(user: CommandLine) -> None:
+    lines = [f"{id},{text},{RIGHT[id]}" for id, text in (("a", "Money back!"), ("b", "Where is it?"), ("d", "Broken."))]
+    (user.home / "labelled.csv").write_text("\n".join(["id,text,refund", *lines, ""]))
+
+
+def test_labelled_rows_are_a_run(user: CommandLine) -> None:
+    labelled(user)
+    done = decide(user, REFUND, "labelled.csv", "--label", "refund", "--json", "--plot", "p.svg")
+    report = done.object
+    assert report["n"] == 3 and 0 <= report["accuracy"] <= 1
+    assert report["log_loss"] > 0 and report["noise_floor"] > 0 and 0 <= report["calibration_error"] <= 1
+    assert sum(cell["rows"] for cell in report["confusions"]) == 3
+    assert "<svg" in (user.home / "p.svg").read_text()
+    listed = json.loads(user.run("runs", "list", "--json").out)
+    assert [(run["name"], run["n"]) for run in listed] == [("labelled-nano", 3)]
+    shown = user.run("runs", "show", "labelled-nano")
+    assert "calibration error" in shown.out and "label \\ answer" in shown.out
+    again = decide(user, REFUND, "labelled.csv", "--label", "refund", "--json")
+    assert again.object["confusions"] == report["confusions"]
+
+
+def test_runs_of_decisions_are_compared(user: CommandLine) -> None:
+    labelled(user)
+    decide(user, REFUND, "labelled.csv", "--label", "refund", "-o", "orders.jsonl", "-q")
+    decide(user, REFUND, "labelled.csv", "--label", "refund", "-o", "one.jsonl", "--fast", "-q")
+    compared = user.run("runs", "compare", "orders.jsonl", "one.jsonl", "--json", directory=user.home)
+    assert compared.code == 0 and compared.object["n"] == 3
+    assert compared.object["differences"]["one order"] == [False, True]
+
+
+# Votes.
+
+
+def test_votes_are_shares_of_samples(user: CommandLine) -> None:
+    words = "Which?", "--choices", "lamp,chair", "--votes", "8", "--seed", "1", "--json"
+    found = decide(user, *words, stdin="It glows.").object
+    assert found["method"] == "8 votes"
+    shares = [choice["probability"] * 8 for choice in found["choices"]]
+    assert sum(shares) == 8 and all(share == int(share) for share in shares)
+    assert decide(user, *words, stdin="It glows.").object == found
+
+
+def test_rows_are_decided_by_votes(user: CommandLine) -> None:
+    done = decide(user, REFUND, "tickets.csv", "-o", "out.csv", "--votes", "4")
+    assert done.code == 6
+    rows = rows_of(user.home / "out.csv")
+    assert [row["probability"] in ("0.5", "0.75", "1.0") for row in rows if not row["error"]] == [True] * 3
+
+
+def test_a_model_that_always_reasons_needs_votes(user: CommandLine) -> None:
+    template = user.home / "thinker.jinja"
+    template.write_text(
+        "{% for message in messages %}{{ message.role }}: {{ message.content.split('</think>')[-1] }}\n{% endfor %}"
+        "assistant: <think>\n"
+    )
+    done = decide(user, "Is it?", "--chat-template", str(template), stdin="It glows.")
+    assert_error(done, 2, "reasons before each answer", "--votes 8")
+
+
+# The library.
+
+
+def test_a_model_decides() -> None:
+    with open_model("nano") as model:
+        decision = model.decide("Which team?", {"billing": "invoices", "other": ""})
+        assert decision.names == ("billing", "other") and decision.answer in decision.names
+        assert model.decide("Is it?", fast=True).method == "one order"
+        assert 1 <= (model.decide("How urgent?", score=(1, 5)).mean or 0) <= 5
+        with pytest.raises(UsageError):
+            model.decide("Is it?", ["yes"])
+        with pytest.raises(PromptTooLong):
+            model.decide("word " * 20_000)

@@ -1,0 +1,70 @@
+"""Decisions on servers, by the likeliest first tokens of their replies."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import exp
+
+import pytest
+from installations import source_of
+from model_servers import ModelServer
+from remote_engines import remote_engine, serving_kind
+from scripted_backend import END
+from server_kinds import KINDS, LlamaServer, OllamaServer
+from templates import chosen_format
+
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import CerebrumError, EndpointError, UsageError
+from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Decided
+from cerebrum_cli.decide.deciding import decide
+from cerebrum_cli.decide.given_choices import YES_OR_NO, GivenChoices, parse_choices
+from cerebrum_cli.formats.choice import SERVER, ChosenFormat
+from cerebrum_cli.library.installed import NANO
+from cerebrum_cli.replies.interface import Model
+from cerebrum_cli.servers.endpoint import Endpoint, Servers
+
+YES = {"y": -0.2, "n": -2.0, "x": -3.0}  # bytes: the first tokens of "yes", "no" and something else
+
+
+@contextmanager
+def asking(kind: type[ModelServer], openings: dict[str, float]) -> Iterator[tuple[Model, ModelServer]]:
+    is_chat = issubclass(kind, OllamaServer)
+    chosen = ChosenFormat(SERVER) if is_chat else chosen_format("raw")
+    with serving_kind(kind, lambda held, seed: END, context_size=10_000) as [server]:
+        server.openings = openings
+        source = source_of(NANO, servers=Servers((Endpoint(server.url, server.url),)))
+        with Model(source, remote_engine(server, messages=is_chat), chosen) as model:
+            yield model, server
+
+
+def decided(model: Model, choices: GivenChoices = YES_OR_NO, is_fast: bool = False) -> Decided:
+    question = ChoiceQuestion(Conversation().user("Is it?"), choices, is_fast)
+    [found] = [event for event in decide(model, [question]) if isinstance(event, Decided)]
+    return found
+
+
+@pytest.mark.parametrize("kind", [*KINDS, OllamaServer])
+def test_servers_decide_by_the_first_token(kind: type[ModelServer]) -> None:
+    with asking(kind, YES) as (model, server):
+        decision = decided(model).result
+        assert not isinstance(decision, CerebrumError)
+        assert decision.answer == "yes"
+        assert decision.probability == pytest.approx(exp(-0.2) / (exp(-0.2) + exp(-2.0)))
+        assert len(server.completions()) == 2  # one for each order
+        decided(model, is_fast=True)
+        assert len(server.completions()) == 3
+
+
+@pytest.mark.parametrize("kind", [LlamaServer, OllamaServer])
+def test_what_servers_do_not_tell_is_an_error(kind: type[ModelServer]) -> None:
+    with asking(kind, {}) as (model, _):
+        error = decided(model).result
+        assert isinstance(error, EndpointError) and "no log probabilities" in error.message
+    with asking(kind, {"x": -0.1}) as (model, _):
+        error = decided(model).result
+        assert isinstance(error, EndpointError) and "20 likeliest" in error.message
+
+
+def test_choices_that_begin_alike_are_refused_on_servers() -> None:
+    with asking(LlamaServer, YES) as (model, _):
+        error = decided(model, parse_choices("card lost,card stolen")).result
+        assert isinstance(error, UsageError) and "does not tell" in error.message

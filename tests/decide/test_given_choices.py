@@ -1,0 +1,110 @@
+"""Choices from the command line and from files, the orders in which they are listed, and how a reply names one."""
+
+from math import exp
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.decide.given_choices import MOST, Choice, GivenChoices, choices_of, parse_choices, parse_score
+from cerebrum_cli.decide.prompts import question_text
+from cerebrum_cli.decide.readings import average, log_shares
+
+
+def numbered(count: int, name: str = "choice {}") -> GivenChoices:
+    return choices_of(Choice(name.format(number)) for number in range(count))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("yes,no", [("yes", ""), ("no", "")]),
+        (" a , b ", [("a", ""), ("b", "")]),
+        ("billing=invoices and payments,other", [("billing", "invoices and payments"), ("other", "")]),
+        ('billing="invoices, payments",other', [("billing", "invoices, payments"), ("other", "")]),
+        ('"left, then right",b', [("left, then right", ""), ("b", "")]),
+        ("a=b=c,d", [("a", "b=c"), ("d", "")]),
+        ("Zürich,日本", [("Zürich", ""), ("日本", "")]),
+    ],
+)
+def test_choices_of_the_command_line(value: str, expected: list[tuple[str, str]]) -> None:
+    assert parse_choices(value).items == tuple(expected)
+
+
+def test_choices_of_a_file_may_have_commas_and_descriptions(tmp_path: Path) -> None:
+    path = tmp_path / "teams.txt"
+    path.write_text("billing\tinvoices, payments\n\nlost, or stolen\nother=all else\n")
+    assert parse_choices(str(path)).items == (
+        ("billing", "invoices, payments"),
+        ("lost, or stolen", ""),
+        ("other=all else", ""),
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("only", "there is only one choice, 'only'"),
+        ("", "there are 0 choices"),
+        (",".join(map(str, range(MOST + 1))), "there are 101 choices"),
+        ("a,b,A", "the choice 'a' is given 2 times"),
+        ("a,=meaning", "a choice has no name"),
+    ],
+)
+def test_choices_that_cannot_be_told_apart_are_refused(value: str, problem: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_choices(value)
+    assert caught.value.message == problem
+    assert caught.value.hint
+
+
+def test_a_score_is_a_range_of_whole_numbers() -> None:
+    assert parse_score("-1..2").names == ("-1", "0", "1", "2")
+    for wrong in ("5..1", "1..1", "1..101", "1-5", "a..b", "", "1..2..3"):
+        with pytest.raises(UsageError):
+            parse_score(wrong)
+
+
+@pytest.mark.parametrize("count", [*range(2, 12), 26, 99, 100])
+def test_orders_are_the_same_for_choices_in_the_reverse_order(count: int) -> None:
+    orders = numbered(count).orders
+    assert all(sorted(order) == list(range(count)) for order in orders)
+    mirrored = {tuple(count - 1 - position for position in order) for order in orders}
+    assert mirrored == set(orders) and len(mirrored) == len(orders)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_each_choice_is_as_often_at_each_place(count: int) -> None:
+    orders = numbered(count).orders
+    for place in range(count):
+        assert sorted(order[place] for order in orders) == sorted([*range(count)] * (len(orders) // count))
+
+
+def test_a_question_lists_its_choices() -> None:
+    assert question_text("Which?", numbered(2), (1, 0)) == "Which?\n\nAnswer with one of these: choice 1; choice 0."
+
+
+def test_a_description_follows_its_name() -> None:
+    text = question_text("Which?", parse_choices("a=first,b"), (0, 1))
+    assert text == "Which?\n\nAnswer with the name of one of these:\n- a: first\n- b"
+
+
+def test_a_beginning_of_a_longer_name_counts_without_it() -> None:
+    owners = {(1,): 0, (1, 2): 1, (1, 2, 3): 2, (4,): 1}
+    logprobs = {(1,): -0.1, (1, 2): -1.0, (1, 2, 3): -2.0, (4,): -3.0}
+    shares = [exp(share) for share in log_shares(owners, logprobs)]
+    expected = [exp(-0.1) - exp(-1), exp(-1) - exp(-2) + exp(-3), exp(-2)]
+    assert shares == pytest.approx([each / sum(expected) for each in expected])
+
+
+@settings(max_examples=50, derandomize=True)
+@given(st.lists(st.lists(st.floats(-30, 0), min_size=3, max_size=3), min_size=1, max_size=6), st.randoms())
+def test_an_average_does_not_depend_on_the_order_of_what_is_averaged(
+    readings: list[list[float]], random: object
+) -> None:
+    shuffled = list(readings)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert average(shuffled) == average(readings)
+    assert sum(average(readings)) == pytest.approx(1)
