@@ -142,21 +142,18 @@ def row_options(group: type[T]) -> type[T]:
 
 @contextmanager
 def resumable(results: Results, unit: str, restart: bool) -> Iterator[None]:
-    """Complete results at the end, and close them. Raises Interrupted with how to resume.
+    """Complete results at the end, and close them.
 
-    The hint of a server or engine that failed gets the name of the file with the finished rows.
+    The hint of a signal, or of a server or an engine that failed, gets what is saved, and how to resume.
     """
     try:
         yield
         results.complete()
-    except Interrupted as error:
+    except (Interrupted, EndpointError, EngineError) as error:
         again = " without --restart" if restart else ""
         done = results.what_is_saved(unit) or f"0 of {results.rows.size} {unit} done"
-        error.hint = f"{done}; run it again{again} to resume" if results.saved_in else ""
-        raise
-    except (EndpointError, EngineError) as error:
-        hints = error.hint, results.what_is_saved(unit)
-        error.hint = "; ".join(filter(None, hints))
+        resume = f"{done}; run it again{again} to resume" if results.saved_in else ""
+        error.hint = "; ".join(filter(None, (error.hint, resume)))
         raise
     finally:
         results.close()

@@ -11,11 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from itertools import cycle, islice
 from math import inf
 from multiprocessing.connection import Connection, Pipe
+from threading import Event, Thread
 from typing import Any, NamedTuple, NoReturn
 
 from cerebrum_cli.core.environment import set_environment_default
@@ -109,16 +110,16 @@ def receive_message(pipe: Connection) -> Any:
 
 
 def main() -> None:
-    set_environment_default("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
     pipe = Connection(int(sys.argv[1]))
-    directory = None
+    is_local, directory = False, ""
     with suppress(EOFError, OSError):  # the command has ended
         try:
             address, workers, uses_gpus = pipe.recv()
+            is_local = isinstance(address, int)
+            import_ray(is_local)
             if isinstance(address, int):
-                directory = start_node(address)
+                with ending_with_command(pipe):
+                    directory = start_node(address)
                 workers = workers or address
             else:
                 connect(address)
@@ -128,32 +129,83 @@ def main() -> None:
         except CerebrumError as error:
             pipe.send(error)
         finally:
-            if directory:
+            if is_local:
                 stop_node(directory)
             signal.alarm(STOP_S)  # if Ray does not stop
-            ray.shutdown()
+            if ray := sys.modules.get("ray"):
+                ray.shutdown()
+
+
+def import_ray(is_local: bool) -> None:
+    """Import Ray, which reads these variables then. Raises EndpointError if it cannot be imported."""
+    set_environment_default("RAY_USAGE_STATS_ENABLED", "0")
+    if is_local:  # a process of the node that ends does not come back
+        set_environment_default("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
+    try:
+        import ray  # noqa: F401
+    except Exception as error:
+        problem = f"ray cannot be imported: {reason_of(error)}"
+        raise EndpointError(problem, pip_install("--force-reinstall 'cerebrum-cli[ray]'")) from error
+
+
+@contextmanager
+def ending_with_command(pipe: Connection) -> Iterator[None]:
+    """End this process, and those of the node that it starts, if the command ends meanwhile: a start takes seconds."""
+    is_started = Event()
+
+    def watch() -> None:
+        while not is_started.is_set():
+            if pipe.poll(POLL_S):  # it is closed: the command sends nothing meanwhile
+                kill_children()
+                os._exit(1)
+
+    watching = Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        is_started.set()
+        watching.join()
 
 
 def start_node(workers: int) -> str:
-    """Start a node on this machine with room for this many workers; return its session directory."""
+    """Start a node on this machine with room for this many workers; return its session directory.
+
+    Raises EndpointError.
+    """
     import ray
 
     from cerebrum_cli.engine.local import thread_count
 
     options = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False, "log_to_driver": False}
-    context = ray.init("local", num_cpus=max(thread_count(), workers), **options)
+    try:
+        context = ray.init("local", num_cpus=max(thread_count(), workers), **options)
+    except Exception as error:
+        place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        problem = f"Ray cannot start: {place}{reason_of(error)}"
+        raise EndpointError(problem, "correct that, or omit --ray to use this machine alone") from error
     return str(context.address_info["session_dir"])
+
+
+def reason_of(error: Exception) -> str:
+    reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return well_formed(one_line(reason))[:MAX_REASON]
 
 
 def stop_node(directory: str) -> NoReturn:
     """Kill the processes of the node that this one started, then exit: Ray's own shutdown takes over a second."""
+    kill_children()
+    if directory:
+        shutil.rmtree(directory, ignore_errors=True)
+    os._exit(0)
+
+
+def kill_children() -> None:
     import psutil
 
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    shutil.rmtree(directory, ignore_errors=True)
-    os._exit(0)
 
 
 def connect(address: str) -> None:
@@ -168,8 +220,7 @@ def connect(address: str) -> None:
         socket.create_connection((host, int(port)), CONNECT_S).close()  # where nothing listens, Ray tries for minutes
         ray.init(resolved, log_to_driver=False)
     except Exception as error:
-        reason = well_formed(one_line(str((isinstance(error, OSError) and error.strerror) or error)))[:MAX_REASON]
-        problem = f"no Ray cluster at {address}: {reason}"
+        problem = f"no Ray cluster at {address}: {reason_of(error)}"
         raise EndpointError(problem, "run ray start --head, or use --ray local") from error
 
 

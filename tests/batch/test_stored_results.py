@@ -638,7 +638,8 @@ def test_error_of_a_server_names_the_file_with_the_finished_rows(output: Path) -
     with pytest.raises(NoServerError) as caught, resumable(results, "rows", restart=False):
         results.write_row(0, answer(ROWS[0]))
         raise NoServerError("no server answers", "start one")
-    assert caught.value.hint == f"start one; 1 of {len(ROWS)} rows done, saved in {output}.partial"
+    saved = f"1 of {len(ROWS)} rows done, saved in {output}.partial"
+    assert caught.value.hint == f"start one; {saved}; run it again to resume"
 
 
 def test_full_disk_without_room_for_the_record_leaves_no_files(output: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 import ray_machines
 from batch_files import output_object, stored_lines
 from command_line import COMMAND, CommandLine, assert_error
+from waiting import wait_until
 
 from cerebrum_cli.batch.readers import InputOptions
 from cerebrum_cli.cluster import ray_adapter as ray_cluster
@@ -244,14 +245,50 @@ def test_ray_cluster_that_refuses_connections_is_an_error(user: CommandLine, cha
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "directory", "problem"),
+    [
+        ("raise RuntimeError('no wheels')", "/tmp", "ray cannot be imported: no wheels"),
+        (None, "/proc", "Ray cannot start: /proc/"),
+    ],
+)
+def test_ray_that_cannot_start_is_an_error_with_its_reason(
+    user: CommandLine, chatml_model: Path, tmp_path: Path, module: str | None, directory: str, problem: str
+) -> None:
+    if module:
+        (tmp_path / "ray.py").write_text(module)
+    refused = user.run(
+        *arguments(chatml_model, "refused", "--ray", "local"),
+        env={"PYTHONPATH": str(tmp_path), "RAY_TMPDIR": directory},
+    )
+    assert_error(refused, 1, problem, f"0 of {CLUSTER_ROWS} rows done; run it again to resume")
+
+
+@pytest.mark.slow
 def test_ray_local_leaves_no_processes_or_files(user: CommandLine, chatml_model: Path) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:  # Ray's sockets need a short path
         local = user.run(*arguments(chatml_model, "node"), "--ray", "local:2", env={"RAY_TMPDIR": directory})
         assert (local.code, local.out) == (0, "")
         assert len((user.home / "node").read_text().splitlines()) == CLUSTER_ROWS
-        commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
-        assert not [command for command in commands if directory in command]
+        assert not commands_with(directory)
         assert not list(Path(directory, "ray").glob("session_2*"))
+
+
+@pytest.mark.slow
+def test_ray_that_starts_ends_with_a_killed_command(user: CommandLine, chatml_model: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        command = user.start(*arguments(chatml_model, "killed", "--ray", "local:2"), env={"RAY_TMPDIR": directory})
+        wait_until(lambda: bool(commands_with(directory)))
+        command.kill()
+        command.communicate()
+        killed = time.monotonic()
+        wait_until(lambda: not commands_with(directory))
+        assert time.monotonic() - killed < 5
+
+
+def commands_with(text: str) -> list[str]:
+    commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    return [command for command in commands if text in command]
 
 
 def busy_workers() -> list[psutil.Process]:
