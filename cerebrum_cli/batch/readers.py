@@ -78,7 +78,7 @@ class InputOptions:
     `template` renders a prompt from the fields of each row; the field of a txt line is `text` or `prompt`. The result
     is the input of a `saved` prompt; its other placeholders without a value are fields, too. With `include_input`, each
     row has its `input`: text, a JSON value, or fields. A csv has this `delimiter` if given, or else one that its header
-    shows.
+    shows. `template_use` tells how to write a template, for an error.
     """
 
     template: Template | None = None
@@ -86,6 +86,7 @@ class InputOptions:
     delimiter: str | None = None
     include_input: bool = False
     saved: SavedPrompt | None = None
+    template_use: str = 'use --template "{NAME}"'
 
     def open(self, source: Path, piped: SupportsRead[bytes] | None, output: Path) -> IndexedRows:
         """Find the rows of a file, or of what is `piped` in for `-`; at least one. Raises UsageError.
@@ -149,7 +150,8 @@ class InputOptions:
         if shape == "txt" and template and (unknown := [name for name in template.fields if name not in _TEXT_FIELDS]):
             raise UsageError(f"a line of text has no field `{unknown[0]}`", f"use {{{_TEXT_FIELDS[0]}}}")
         if shape in DELIMITERS:
-            return open_table(file, shape, delimiter or DELIMITERS[shape], template)
+            hint = "" if template else f"{self.template_use}; "
+            return open_table(file, shape, delimiter or DELIMITERS[shape], template, hint)
         if delimiter:
             raise UsageError(f"--delimiter does not apply to {shape}", "omit it, or add --input-format csv")
         return LineRows(shape, template)

@@ -57,25 +57,28 @@ class TableRows:
             return invalid_row(number, id, None, invalid, fields)
 
 
-def open_table(source: InputFile, shape: str, delimiters: Sequence[str], template: Template | None) -> TableRows:
-    """Open a table with the delimiter that separates the columns with prompts from others. Raises UsageError."""
+def open_table(
+    source: InputFile, shape: str, delimiters: Sequence[str], template: Template | None, hint: str = ""
+) -> TableRows:
+    """Open a table with the delimiter that separates the columns with prompts from others.
+
+    Raises UsageError, which begins with this hint if one of these columns is missing.
+    """
     first_line = source.head.partition(b"\n")[0].decode(errors="replace")
     problems = []
     for delimiter in sorted(delimiters, key=first_line.count, reverse=True):
         try:
-            return _open_table(source, shape, delimiter, template)
+            return _open_table(source, shape, delimiter, template or _PROMPT_COLUMN, hint)
         except UsageError as problem:
             problems.append(problem)
     raise problems[0]
 
 
-def _open_table(source: InputFile, shape: str, delimiter: str, given: Template | None) -> TableRows:
-    template = given or _PROMPT_COLUMN
+def _open_table(source: InputFile, shape: str, delimiter: str, template: Template, hint: str) -> TableRows:
     _, record = next(_records(source.lines(source.start), delimiter), (0, []))
     header = tuple(name.strip() for name in record)
     for name in template.fields:
         if header and name not in header:
-            hint = 'use --template "{NAME}"; ' if given is None else ""
             raise UsageError(f"the input has no column `{name}`", f"{hint}the columns are: {', '.join(header)}")
     if repeated := [name for name, count in Counter(header).items() if name and count > 1]:
         names = ", ".join(f"`{name}`" for name in repeated)

@@ -63,16 +63,13 @@ def evaluate_model(
     """
     from cerebrum_cli.eval.prepared import prepare
     from cerebrum_cli.eval.runs_command import print_run
-    from cerebrum_cli.eval.stored_runs import RunStore
+    from cerebrum_cli.eval.stored_runs import RunStore, require_run_file
     from cerebrum_cli.eval.tasks import HARNESS_TASKS
     from cerebrum_cli.results.results import output_paths
 
     if output:
-        if output == Path("-"):
-            raise UsageError("a run cannot be written to standard output", "omit -o; use --json to print the report")
+        require_run_file(output)
         output_paths(output, Path(source))
-        if output.suffix.lower() in (".csv", ".tsv"):
-            raise UsageError(f"{output}: a run is not a table, but JSON Lines", "name it .jsonl")
     if source in HARNESS_TASKS:
         run_in_harness(app, source, overrides, options, output)
         return

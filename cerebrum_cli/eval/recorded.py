@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.eval.evaluate import sample_rows
@@ -13,7 +14,7 @@ from cerebrum_cli.eval.plot import require_image
 from cerebrum_cli.eval.questions import QUESTIONS, SAMPLES, SKIPPED, QuestionId, Sample, sample_object
 from cerebrum_cli.eval.rescoring import QUESTION_FILE
 from cerebrum_cli.eval.scorers import SCORING_RULES, rules_of
-from cerebrum_cli.eval.stored_runs import RunStore, provenance, require_run
+from cerebrum_cli.eval.stored_runs import RunStore, provenance, require_run, require_run_file
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -47,6 +48,8 @@ class RecordedRun:
         made_by: JsonObject,
     ) -> RecordedRun:
         """The run at a path, or else the stored one of a task, whose rows have this digest. Raises UsageError."""
+        if output:
+            require_run_file(output)
         if plot:
             require_image(plot)
         fingerprint = {
@@ -104,8 +107,14 @@ class RecordedRun:
         return sample_object(Sample(**{**known, **values}))
 
     def print(self, app: App, json: bool) -> None:
-        """Print the report. Raises UsageError if no row counts."""
+        """Print the report, or why there is none: no row counts."""
         from cerebrum_cli.eval.runs_command import print_run
 
         run = require_run(self.path)
-        print_run(app, run, run.samples(), json, self.plot)
+        samples = run.samples()
+        try:
+            print_run(app, run, samples, json, self.plot)
+        except UsageError as error:
+            if not all(sample.is_skipped for sample in samples):
+                raise
+            app.streams.error(error)

@@ -113,7 +113,7 @@ def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, plot: P
     skipped = sum(sample.is_skipped for sample in samples)
     if skipped == len(samples):
         reason = samples[0].text if samples else "none has finished"
-        raise UsageError(f"no sample of {run.name} counts: {reason}", "run cerebrum eval again with other settings")
+        raise UsageError(f"no sample of {run.name} counts: {reason}", "run it again with other settings")
     notes = run.notes
     report = report_of(run, samples)
     details = details_of(samples)

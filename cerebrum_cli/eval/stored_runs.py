@@ -187,6 +187,14 @@ def require_run(path: Path) -> Run:
     return run
 
 
+def require_run_file(output: Path) -> None:
+    """Raise UsageError for an output that cannot hold a run."""
+    if output == Path("-"):
+        raise UsageError("a run cannot be written to standard output", "omit -o; use --json to print the report")
+    if output.suffix.lower() in (".csv", ".tsv", ".parquet"):
+        raise UsageError(f"{output}: a run is not a table, but JSON Lines", "name it .jsonl")
+
+
 def _not_a_run(path: str | Path) -> UsageError:
     return UsageError(f"{path} is not a run of cerebrum eval", "check the path")
 
