@@ -126,7 +126,7 @@ def evaluate(model: Model, rows: Sequence[Labelled], styles: Sequence[str]) -> t
             text, choices = question_text(question, row.choices, variant.order), row.choices
         prompt = tuple(model.prepare_reply(Ask(Conversation().user(text), model.source.settings)).prompt_tokens)
         reader = readers.setdefault(choices, TokenReader(choices, vocabulary, first_only=False))
-        owners.append(reader.owners(prompt))
+        owners.append(reader.find(prompt).owners)
         requests.append(ScoreRequest(prompt, tuple(owners[-1])))
     found = {}
     with closing(model.engine.score(requests)) as events:

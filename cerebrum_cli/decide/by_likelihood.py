@@ -14,26 +14,25 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.ask import Ask
+from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.decision import Decision
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, OpeningEvent, RefusedEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Decided
 from cerebrum_cli.decide.given_choices import GivenChoices
-from cerebrum_cli.decide.prompts import question_text
-from cerebrum_cli.decide.readings import BeginningReader, Owners, TextReader, TokenReader, average, log_shares
+from cerebrum_cli.decide.readings import BeginningReader, Beginnings, TextReader, TokenReader, average, log_shares
 from cerebrum_cli.engine.engine import LogprobScores
 from cerebrum_cli.engine.requests import Request, ScoreRequest
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
 
+VOTES = "votes: --votes 8"
 ONE_ORDER, ORDERS = "one order", "averaged orders"
 LIKELIEST = 20  # first tokens: the most that the OpenAI API and vLLM give
-NO_LOGPROBS = EndpointError("the server sends no log probabilities", "use llama-server or vLLM, or --votes 8")
-NOT_LIKELY = EndpointError(
-    f"no choice is among the {LIKELIEST} likeliest first tokens of the reply", "use a model on this machine"
-)
+NOT_LIKELY = f"no choice is among the {LIKELIEST} likeliest first tokens of the reply"
+NOT_CLEAR = "several choices begin with the same likely token"
 
 
 @frozen
@@ -42,7 +41,7 @@ class ListingPrompt:
 
     number: int
     request: Request
-    owners: Owners
+    beginnings: Beginnings
 
 
 class Read(NamedTuple):
@@ -60,12 +59,19 @@ def read_decisions(model: Model, questions: Sequence[ChoiceQuestion]) -> Iterato
     for number, question in enumerate(questions):
         reader = readers.setdefault(question.choices, reader_for(model, question.choices))
         try:
-            prompts += prompts_of(model, number, question, reader)
+            prompts += [*prompts_of(model, number, question, reader)]  # all or none
         except CerebrumError as problem:
             yield Decided(number, problem)
     yield from model.take_notices()
     read = read_on_servers if model.is_remote else read_here
     yield from combined(questions, prompts, read(model, prompts))
+
+
+def require_distinct(model: Model, choices: GivenChoices) -> None:
+    """Raise UsageError or PromptTooLong for choices that no question can have."""
+    question = ChoiceQuestion(Conversation().user("?"), choices)
+    for _ in prompts_of(model, 0, question, reader_for(model, choices)):
+        return
 
 
 def reader_for(model: Model, choices: GivenChoices) -> BeginningReader:
@@ -80,29 +86,28 @@ def require_direct_answers(model: Model) -> None:
         return
     if model.controls.mode(model.source.settings, None).own:
         problem = "this model reasons before each answer, so no probability can be read from how its reply begins"
-        raise UsageError(problem, "take votes: --votes 8")
+        raise UsageError(problem, f"take {VOTES}")
 
 
 def prompts_of(model: Model, number: int, question: ChoiceQuestion, reader: BeginningReader) -> Iterator[ListingPrompt]:
     """The prompts of a question. Raises PromptTooLong, FormatError and UsageError."""
-    choices, conversation = question.choices, question.conversation
+    choices = question.choices
     settings = replace(model.source.settings, max_tokens=1)
     if model.format.has_switch or model.format.is_servers:
         settings = replace(settings, think="off")
     orders = choices.orders[:1] if question.is_fast else choices.orders
     for order in orders:
-        text = question_text(conversation.question, choices, order)
-        request = model.prepare_reply(Ask(conversation.with_question(text), settings))
-        yield ListingPrompt(number, request, reader.owners(request.prompt_tokens))
+        request = model.prepare_reply(Ask(question.listed(order, settings.system), settings))
+        yield ListingPrompt(number, request, reader.find(request.prompt_tokens))
 
 
 def read_here(model: Model, prompts: Sequence[ListingPrompt]) -> Iterator[Event | Read]:
     """Evaluate the beginnings of replies that name a choice."""
-    requests = [ScoreRequest(prompt.request.prompt_tokens, tuple(prompt.owners)) for prompt in prompts]
+    requests = [ScoreRequest(prompt.request.prompt_tokens, tuple(prompt.beginnings.owners)) for prompt in prompts]
     with closing(model.engine.score(requests)) as events:
         for event in events:
             if isinstance(event, LogprobScores):
-                owners = prompts[event.request].owners
+                owners = prompts[event.request].beginnings.owners
                 logprobs = [score.logprob_sum for score in event.scores]
                 yield Read(event.request, log_shares(owners, dict(zip(owners, logprobs, strict=True))))
             elif isinstance(event, RefusedEvent):
@@ -112,23 +117,37 @@ def read_here(model: Model, prompts: Sequence[ListingPrompt]) -> Iterator[Event 
 
 
 def read_on_servers(model: Model, prompts: Sequence[ListingPrompt]) -> Iterator[Event | Read]:
-    """Ask for the likeliest first tokens of replies; one that is not among them counts as very unlikely."""
+    """Ask for the likeliest first tokens of replies; one that is not among them counts as very unlikely.
+
+    Raises EndpointError if no reply has any.
+    """
     requests = (replace(prompt.request, likeliest=LIKELIEST) for prompt in prompts)
     found: set[int] = set()
     with closing(model.engine.complete(requests)) as events:
         for event in events:
             if isinstance(event, OpeningEvent):
                 found.add(event.sequence.request)
-                owners = prompts[event.sequence.request].owners
-                known = {key: logprob for key, logprob in event.logprobs.items() if key in owners}
-                yield Read(event.sequence.request, log_shares(owners, known) if known else NOT_LIKELY)
+                yield Read(event.sequence.request, read_opening(prompts[event.sequence.request].beginnings, event))
             elif isinstance(event, FinishEvent):
                 if event.reason != "cancelled" and event.sequence.request not in found:
-                    yield Read(event.sequence.request, NO_LOGPROBS)
+                    problem = EndpointError("the server sends no log probabilities", f"use llama-server, or {VOTES}")
+                    if not found:
+                        raise problem
+                    yield Read(event.sequence.request, problem)
             elif isinstance(event, RefusedEvent):
                 yield Read(event.sequence.request, event.error)
             else:
                 yield event
+
+
+def read_opening(beginnings: Beginnings, event: OpeningEvent) -> Sequence[float] | CerebrumError:
+    """The logarithms of the probabilities of choices by the likeliest first tokens, or why there are none."""
+    known = {key: logprob for key, logprob in event.logprobs.items() if key in beginnings.owners}
+    if not beginnings.is_clear(event.logprobs):
+        return EndpointError(NOT_CLEAR, f"give them other names, or take {VOTES}")
+    if not known:
+        return EndpointError(NOT_LIKELY, f"use a model on this machine, or {VOTES}")
+    return log_shares(beginnings.owners, known)
 
 
 def combined(

@@ -15,7 +15,6 @@ from cerebrum_cli.core.events import Event, RefusedEvent
 from cerebrum_cli.core.grammar import schema_grammar
 from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Decided
-from cerebrum_cli.decide.prompts import question_text
 from cerebrum_cli.replies.reply import MajorityVote, Outcome, Row
 
 if TYPE_CHECKING:
@@ -35,8 +34,7 @@ def vote(model: Model, questions: Sequence[ChoiceQuestion], samples: int) -> Ite
             except CerebrumError as problem:
                 yield Row(number, problem)
                 continue
-            text = question_text(question.conversation.question, question.choices, question.choices.orders[0])
-            asked = Ask(question.conversation.with_question(text), settings, grammar)
+            asked = Ask(question.listed(question.choices.orders[0], settings.system), settings, grammar)
             yield Row(number, asked, MajorityVote(votes))
 
     with closing(model.run_rows(rows())) as events:

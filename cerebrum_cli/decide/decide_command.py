@@ -23,10 +23,6 @@ OF_ROWS = ("input_format", "delimiter", "label", "plot", "probabilities", "inclu
 def decide(
     app: App,
     on_command_line: Names,
-    words: Annotated[
-        list[str],
-        Argument("QUESTION [INPUT]", "The question; rows in .txt, .jsonl, .csv, .tsv, .parquet; `-`: standard input"),
-    ],
     overrides: Annotated[Layer, settings_options((*LOAD_KEYS, *OF_VOTES))],
     options: DecideOptions,
     output: Annotated[
@@ -38,6 +34,10 @@ def decide(
             short="-o",
             metavar="OUTPUT",
         ),
+    ] = None,
+    words: Annotated[
+        list[str] | None,
+        Argument("[QUESTION] [INPUT]", "The question; rows in .txt, .jsonl, .csv, .tsv, .parquet; `-`: standard input"),
     ] = None,
 ) -> None:
     """The text comes from standard input or -f. With INPUT, each row is decided; {NAME} in QUESTION is a field of it.
@@ -54,8 +54,8 @@ def decide(
     saved, words = options.find_prompt(app, words, has_fields=True)
     applied, options = options.apply_prompt(saved, on_command_line)
     overrides = SourcedLayer(overrides, applied)
-    question = "" if saved else take_question(words)
-    inputs = words if saved else words[1:]
+    question = "" if saved and len(words) < 2 else take_question(words)
+    inputs = words[1:] if question else words
     if len(inputs) > 1:
         raise UsageError(f"unexpected argument: {' '.join(inputs[1:])}", "quote the question")
     if inputs:

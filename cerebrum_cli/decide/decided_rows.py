@@ -14,6 +14,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.row_fields import RowError, field_text
 from cerebrum_cli.core.text import Texts
+from cerebrum_cli.decide.by_likelihood import require_distinct
 from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Decided
 from cerebrum_cli.decide.deciding import decide
 from cerebrum_cli.decide.given_choices import YES_OR_NO, Choice, GivenChoices, choices_of
@@ -63,7 +64,7 @@ class RowQuestions:
         row = self.rows[position]
         if row.conversation is None:
             raise UsageError(row.error.message if row.error else "the row is invalid")
-        if self.fields and not any(field_text(row.input[name]).strip() for name in self.fields):
+        if self.fields and all(is_empty(row.input[name]) for name in self.fields):
             raise UsageError("the text is empty")
         conversation = row.conversation
         if self.question:
@@ -83,12 +84,16 @@ class RowQuestions:
         row = self.rows[position]
         object = {key: value for key, value in row.fields.items() if value is not None}
         if not self.copies_input:
-            del object[INPUT]
+            object.pop(INPUT, None)
         object = {"id": row.id, "prompt": row.prompt, **dict.fromkeys(self.keys), "error": None, **object}
         if isinstance(result, CerebrumError):
             return object | {"error": asdict(row.error or RowError.of(result))}
         del object[LINE]
         return object | decision_values(result, self.writes_all)
+
+
+def is_empty(value: Any) -> bool:
+    return value is None or not field_text(value).strip()
 
 
 def own_choices(fields: Any) -> GivenChoices | None:
@@ -103,7 +108,7 @@ def own_choices(fields: Any) -> GivenChoices | None:
             raise UsageError(f"`{CHOICES}` is not a list of texts", 'write ["A", "B"], or use --choices') from error
     if not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
         raise UsageError(f"`{CHOICES}` is not a list of texts", 'write ["A", "B"], or use --choices')
-    return choices_of(Choice(name.strip()) for name in value)
+    return choices_of(map(Choice, value))
 
 
 def probability_key(name: str) -> str:
@@ -127,7 +132,13 @@ def row_flags(object: JsonObject) -> int:
 
 
 class Asked(Protocol):
-    """What is asked of rows by position, with how many votes, and the objects that results get for them."""
+    """What is asked of rows by position, with how many votes, and the objects that results get for them.
+
+    Their `choices` are None if rows have their own.
+    """
+
+    @property
+    def choices(self) -> GivenChoices | None: ...
 
     @property
     def votes(self) -> int | None: ...
@@ -146,6 +157,8 @@ def decide_rows(questions: Asked, model: Model, _: Any, results: Results) -> Eve
     """
     scope = model.engine.cancel_scope
     yield from model.load()
+    if questions.choices and not questions.votes:
+        require_distinct(model, questions.choices)
     yield results.progress
     missing = results.missing
     while not scope.is_set() and (positions := list(islice(missing, TOGETHER))):

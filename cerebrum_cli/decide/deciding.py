@@ -47,7 +47,10 @@ def decide_one(
     elif isinstance(choices, Mapping):
         given = choices_of(Choice(*item) for item in choices.items())
     else:
-        given = choices_of(map(Choice, choices))
+        names = list(choices)
+        if isinstance(choices, str) or not all(isinstance(name, str) for name in names):
+            raise UsageError.invalid("choices", choices, "a list of texts")
+        given = choices_of(map(Choice, names))
     for event in decide(model, [ChoiceQuestion(conversation, given, is_fast)], votes):
         if isinstance(event, Decided):
             if isinstance(event.result, CerebrumError):

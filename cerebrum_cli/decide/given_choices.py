@@ -18,7 +18,9 @@ MOST = 100
 MAX_BYTES = 1_000_000  # of a file with choices
 SHOWN = 60  # characters of a name in an error
 Order: TypeAlias = tuple[int, ...]  # positions of the choices, in the order in which a prompt lists them
-_ITEM = re.compile(r'(?:[^,"]|"[^"]*"?)+')  # up to a comma that is not in quotes
+_QUOTED = r'\s*"[^"]*"\s*'
+# A name, and perhaps its description; either may be in quotes as a whole.
+_ITEM = re.compile(rf"(?P<name>{_QUOTED}(?=[=,]|$)|[^=,]*)(?:=(?P<description>{_QUOTED}(?=,|$)|[^,]*))?(?:,|$)")
 _RANGE = re.compile(r"(-?\d{1,9})\.\.(-?\d{1,9})")
 
 
@@ -72,8 +74,8 @@ YES_OR_NO = GivenChoices((Choice("yes"), Choice("no")))
 
 
 def choices_of(items: Iterable[Choice]) -> GivenChoices:
-    """GivenChoices that can be told apart. Raises UsageError."""
-    found = tuple(items)
+    """GivenChoices that can be told apart, with names without spaces around them. Raises UsageError."""
+    found = tuple(choice._replace(name=well_formed(choice.name).strip()) for choice in items)
     if len(found) == 1:
         problem = f"there is only one choice, {truncate(found[0].name, SHOWN)!r}"
         raise UsageError(problem, "separate choices by commas, or name a file with one on each line")
@@ -91,16 +93,18 @@ def parse_choices(value: str) -> GivenChoices:
     """The value of `--choices`: names, each perhaps with `=description`, or a file. Raises UsageError."""
     path = Path(value)
     if value and exists(path):
-        lines = read_text(path, MAX_BYTES).splitlines()
-        return choices_of(_described(line, "\t") for line in lines if line.strip())
+        lines = (line.strip().partition("\t") for line in read_text(path, MAX_BYTES).split("\n"))
+        return choices_of(Choice(name, description.strip()) for name, _, description in lines if name)
     if well_formed(value) != value:
         raise UsageError("--choices is not UTF-8 text", "convert it to UTF-8")
-    return choices_of(_described(item, "=") for item in _ITEM.findall(value))
+    items = (item for item in _ITEM.finditer(value) if item[0] not in ("", ","))
+    return choices_of(Choice(_unquoted(item["name"]), _unquoted(item["description"] or "")) for item in items)
 
 
-def _described(text: str, separator: str) -> Choice:
-    name, _, description = text.partition(separator)
-    return Choice(name.strip().strip('"'), description.strip().strip('"'))
+def _unquoted(text: str) -> str:
+    text = text.strip()
+    is_quoted = len(text) > 1 and text[0] == text[-1] == '"' and '"' not in text[1:-1]
+    return text[1:-1].strip() if is_quoted else text
 
 
 def parse_score(value: str) -> GivenChoices:

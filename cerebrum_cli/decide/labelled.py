@@ -11,6 +11,7 @@ import typer
 
 from cerebrum_cli.cli.row_commands import Work, answer_missing, resumable
 from cerebrum_cli.core.decision import Decision
+from cerebrum_cli.core.declaration import flag
 from cerebrum_cli.core.errors import SOME_FAILED, CerebrumError, UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, to_json
@@ -35,6 +36,10 @@ class LabelledRows:
     asked: RowQuestions
     labels: Texts
     run: RecordedRun
+
+    @property
+    def choices(self) -> GivenChoices | None:
+        return self.asked.choices
 
     @property
     def votes(self) -> int | None:
@@ -62,6 +67,9 @@ def measure(
     options: DecideOptions,
 ) -> None:
     """Decide the labelled rows that the run lacks, and print its report. Raises Interrupted with how to resume."""
+    for name in ("probabilities", "include_input", "retry_failed"):
+        if getattr(options, name):
+            raise UsageError.conflict("--label", flag(name))
     column = options.label or ""
     ids, labels, digests = [], [], []
     for position in range(len(asked.rows)):

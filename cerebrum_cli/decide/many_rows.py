@@ -43,7 +43,17 @@ def decide_file(
     if output and output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
     template = parse_template(question) if {*question} & {*"{}"} else None
-    reading = InputOptions(template, options.input_format, options.delimiter, include_input=True, saved=saved)
+    if saved and question and not template:
+        hint = 'omit QUESTION, or let it name a column: "{text}"'
+        raise UsageError(f"the saved prompt {saved.name} has its own question", hint)
+    reading = InputOptions(
+        template,
+        options.input_format,
+        options.delimiter,
+        include_input=True,
+        saved=saved,
+        template_use='name a column in QUESTION: "... {NAME}"',
+    )
     with closing(reading.open(source, app.streams.piped, output or STANDARD)) as rows:
         is_table = output is not None and rows.for_output(output).table is not None
         asked = RowQuestions(

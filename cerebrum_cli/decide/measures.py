@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import groupby
 from math import fsum, log
 from typing import TYPE_CHECKING, Protocol
 
@@ -125,8 +125,6 @@ def measures_of(samples: Sequence[Labelled]) -> Measures | None:
         return None
     surest = [max(sample.probabilities.values()) for sample in decided]
     correct = [sample.answer == sample.reference for sample in decided]
-    by_sureness = sorted(zip(surest, correct, strict=True), key=lambda row: -row[0])
-    wrong = accumulate(not is_right for _, is_right in by_sureness)
     losses = [-log(max(LEAST, sample.probabilities.get(sample.reference, 0.0))) for sample in decided]
     confusions = Counter((sample.reference, sample.answer or "") for sample in decided)
     return Measures(
@@ -136,8 +134,20 @@ def measures_of(samples: Sequence[Labelled]) -> Measures | None:
         calibration_error=calibration_error(surest, correct),
         noise_floor=noise_floor(surest),
         confusions=confusions,
-        errors=[count / number for number, count in enumerate(wrong, 1)],
+        errors=errors_by_sureness(surest, correct),
     )
+
+
+def errors_by_sureness(probabilities: Sequence[float], correct: Sequence[bool]) -> list[float]:
+    """The share of wrong answers among the surest 1, 2, ... rows; those as sure as another are taken with it."""
+    rows = sorted(zip(probabilities, correct, strict=True), key=lambda row: -row[0])
+    errors: list[float] = []
+    wrong = 0
+    for _, group in groupby(rows, key=lambda row: row[0]):
+        found = [is_right for _, is_right in group]
+        wrong += found.count(False)
+        errors += [wrong / (len(errors) + len(found))] * len(found)
+    return errors
 
 
 def calibration_error(probabilities: Sequence[float], correct: Sequence[bool]) -> float:

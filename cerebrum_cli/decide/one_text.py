@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.attachments.prompt_sources import AttachmentReader, PromptSources
+from cerebrum_cli.attachments.prompt_sources import AttachmentReader, compose_prompt, read_piped
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import Events
@@ -30,7 +30,7 @@ def decide_text(app: App, question: str, saved: SavedPrompt | None, overrides: L
 
     choices = options.find_choices() or YES_OR_NO
     source = options.find_source(app, overrides)
-    conversation = read_conversation(app, question, saved, source, options)
+    conversation = read_conversation(app, question, saved, options)
     asked = ChoiceQuestion(conversation, choices, options.fast)
     found: list[Decided] = []
     if options.votes:
@@ -41,23 +41,18 @@ def decide_text(app: App, question: str, saved: SavedPrompt | None, overrides: L
     print_decision(app, found[0].result, source, options)
 
 
-def read_conversation(
-    app: App, question: str, saved: SavedPrompt | None, source: ModelSource, options: DecideOptions
-) -> Conversation:
+def read_conversation(app: App, question: str, saved: SavedPrompt | None, options: DecideOptions) -> Conversation:
     """The text, and the question after it. Raises UsageError for an empty text."""
     streams = app.streams
-    system = source.settings.system
     if not options.file and streams.piped is None:
-        return Conversation(system_prompt=system).user(saved.fill("") if saved else question)
+        return Conversation().user(saved.fill("") if saved else question)
     reader = AttachmentReader(app.config.documents, options.offline)
-    sources = PromptSources(None, options.file, None, False, streams.report, None, reader)
-    try:
-        text = sources.read(streams.piped, source.settings, system).question
-    except UsageError as error:
-        if not options.file:
-            raise UsageError("the text is empty", "pipe it in, or name a file with -f") from error
-        raise
-    return Conversation(system_prompt=system).user(saved.fill(text) if saved else f"{text}\n\n{question}")
+    files = reader.read(options.file, streams.report) if options.file else []
+    piped = read_piped(streams.piped) if streams.piped else ""
+    if not any(content.strip() for content in (piped, *(content for _, content in files))):
+        raise UsageError("the text is empty", "pipe it in, or name a file with -f")
+    text = compose_prompt(None, files, piped)
+    return Conversation().user(saved.fill(text) if saved else f"{text}\n\n{question}")
 
 
 def deciding(model: Model, question: ChoiceQuestion, votes: int | None, found: list[Decided]) -> Events:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from math import exp, fsum, log
-from typing import Any
+from typing import Any, NamedTuple
 
 from cerebrum_cli.core.conversation import Text, Tokens
 from cerebrum_cli.core.errors import UsageError
@@ -14,9 +14,31 @@ from cerebrum_cli.core.vocabulary import Vocabulary
 from cerebrum_cli.decide.given_choices import GivenChoices
 from cerebrum_cli.decide.prompts import spellings
 
-LEAST = 1e-30  # probability of a choice, so that a logarithm exists
+LEAST = 1e-30  # share of a choice, so that a logarithm exists
 # The position of the choice that each beginning of a reply names: tokens, or on some servers the text of a token.
 Owners = Mapping[Any, int]
+MOST_UNCLEAR = 0.01  # of the probability of choices, that of first tokens which several of them have
+
+
+class Beginnings(NamedTuple):
+    """The beginnings of replies that name a choice, and the choices of those with which several begin."""
+
+    owners: Owners
+    shared: Mapping[Any, Set[int]]
+
+    def is_clear(self, logprobs: Mapping[Any, float]) -> bool:
+        """Whether first tokens tell the choices apart.
+
+        One that is a name and begins others, such as 1 and 10, is clear if the first tokens of these are there, too.
+        """
+        seen = {self.owners[beginning] for beginning in logprobs if beginning in self.owners}
+        unclear, total = 0.0, 0.0
+        for beginning, logprob in logprobs.items():
+            if beginning in self.owners or beginning in self.shared:
+                total += exp(logprob)
+            if beginning in self.shared and not (beginning in self.owners and self.shared[beginning] <= seen):
+                unclear += exp(logprob)
+        return unclear <= MOST_UNCLEAR * total
 
 
 def log_shares(owners: Owners, logprobs: Mapping[Any, float]) -> list[float]:
@@ -25,9 +47,11 @@ def log_shares(owners: Owners, logprobs: Mapping[Any, float]) -> list[float]:
     Tokens that begin the name of another choice count without it: "1" is not "10".
     """
     totals = [LEAST] * (1 + max(owners.values()))
-    for beginning, logprob in logprobs.items():
-        longer = (exp(logprobs[other]) for other in owners if _extends(owners, other, beginning))
-        totals[owners[beginning]] += max(0.0, exp(logprob) - fsum(longer))
+    likeliest = max(logprobs.values())  # relative to which none is too small for a float
+    shares = {beginning: exp(logprob - likeliest) for beginning, logprob in logprobs.items()}
+    for beginning, share in shares.items():
+        longer = (shares[other] for other in shares if _extends(owners, other, beginning))
+        totals[owners[beginning]] += max(0.0, share - fsum(longer))
     whole = fsum(totals)
     return [log(total / whole) for total in totals]
 
@@ -52,16 +76,16 @@ class BeginningReader(ABC):
 
     def __init__(self, choices: GivenChoices) -> None:
         self._names = choices.names
-        self._known: dict[int | None, Owners] = {}
+        self._known: dict[int | None, Beginnings] = {}
 
-    def owners(self, prompt: Sequence[int]) -> Owners:
+    def find(self, prompt: Sequence[int]) -> Beginnings:
         """The beginnings of a reply to a prompt. Raises UsageError if a choice has no beginning of its own."""
         last = prompt[-1] if prompt else None
         if last not in self._known:
             self._known[last] = self._find(last)
         return self._known[last]
 
-    def _find(self, last: int | None) -> Owners:
+    def _find(self, last: int | None) -> Beginnings:
         replies = [
             (reply, position)
             for position, name in enumerate(self._names)
@@ -78,7 +102,8 @@ class BeginningReader(ABC):
         for position in {*range(len(self._names))} - {*owners.values()}:
             problem = f"the beginning of a reply does not tell {self._names[position]!r} from another choice"
             raise UsageError(problem, "give the choices names that begin with different words")
-        return owners
+        shared = {key: meant[each] for each in meant if len(meant[each]) > 1 for key in self._read(each, ())}
+        return Beginnings(owners, shared)
 
     @abstractmethod
     def _replies(self, last: int | None, texts: Iterable[str]) -> set[Any]:

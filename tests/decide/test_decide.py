@@ -20,10 +20,11 @@ RIGHT = {"a": "yes", "b": "no", "d": "no"}
 @pytest.fixture
 def user(tmp_path: Path) -> CommandLine:
     (tmp_path / "tickets.csv").write_text(TICKETS)
+    (tmp_path / "empty.txt").write_text(" \n")
     return CommandLine(tmp_path)
 
 
-def decide(user: CommandLine, *words: str, stdin: str | None = None) -> Finished:
+def decide(user: CommandLine, *words: str, stdin: str | bytes | None = None) -> Finished:
     return user.run("decide", *words, "-m", "nano", stdin=stdin, directory=user.home)
 
 
@@ -80,7 +81,7 @@ def test_choices_in_the_reverse_order_have_the_same_probabilities(count: int) ->
 @pytest.mark.parametrize(
     ("words", "stdin", "parts"),
     [
-        ((), "text", ("missing argument",)),
+        ((), "text", ("no question given",)),
         (("",), "text", ("no question given",)),
         (("Is it?",), " \n", ("the text is empty",)),
         (("Is it?", "--choices", "a"), "text", ("only one choice, 'a'",)),
@@ -97,6 +98,20 @@ def test_choices_in_the_reverse_order_have_the_same_probabilities(count: int) ->
         (("Is it? {nothing}", "tickets.csv", "-o", "out.csv"), None, ("no column `nothing`", "id, text, extra")),
         (("Is it?", "tickets.csv", "-o", "out.csv"), None, ("no column `prompt`", "{NAME}")),
         ((REFUND, "tickets.csv", "-o", "out.csv", "-f", "tickets.csv"), None, ("-f and INPUT",)),
+        (("Is it?",), b"\x89PNG\r\n\x1a\n", ("standard input",)),
+        (("Is it?", "-f", "empty.txt"), None, ("the text is empty",)),
+        (
+            (REFUND, "tickets.csv", "--label", "id", "--choices", "a,b,c,d", "-o", "-"),
+            None,
+            ("cannot be written to standard output",),
+        ),
+        (
+            (REFUND, "tickets.csv", "--label", "id", "--choices", "a,b,c,d", "-o", "out.csv"),
+            None,
+            ("a run is not a table",),
+        ),
+        ((REFUND, "tickets.csv", "--label", "extra", "--include-input"), None, ("--label and --include-input",)),
+        ((REFUND, "tickets.csv", "--label", "extra", "--retry-failed"), None, ("--label and --retry-failed",)),
         ((REFUND, "tickets.csv", "--label", "nothing"), None, ("row a has no field 'nothing'",)),
         ((REFUND, "tickets.csv", "--label", "extra"), None, ("row a: the label '1' is not a choice", "yes, no")),
         ((REFUND, "tickets.csv", "-o", "out.csv", "--plot", "p.png"), None, ("--plot requires --label",)),
@@ -152,6 +167,54 @@ def test_rows_may_have_their_own_choices(user: CommandLine) -> None:
     assert found[4]["answer"] in ("yes", "no")
 
 
+def test_rows_that_cannot_be_asked_have_errors(user: CommandLine) -> None:
+    (user.home / "in.jsonl").write_text('null\n"text"\n{bad\n{"text": null}\n{"text": " "}\n{"text": "Give it."}\n')
+    for output in ("out.jsonl", "out.csv"):
+        done = decide(user, REFUND, "in.jsonl", "-o", output)
+        assert done.code == 6 and "5 failed" in done.err
+    rows = [json.loads(line) for line in (user.home / "out.jsonl").read_text().splitlines()]
+    messages = [row["error"] and row["error"]["message"] for row in rows]
+    assert messages[3:] == ["the text is empty", "the text is empty", None]
+    messages = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Well,"}]
+    (user.home / "in.jsonl").write_text(json.dumps({"messages": messages}))
+    assert "the last message is not a question" in decide(user, "Is it?", "in.jsonl", "-o", "-").out
+
+
+def test_a_row_that_only_one_order_refuses_has_one_error(user: CommandLine) -> None:
+    template = user.home / "strict.jinja"
+    template.write_text(
+        "{% for message in messages %}{% if 'no; yes' in message.content %}{{ raise_exception('refused') }}{% endif %}"
+        "{{ message.content }}{% endfor %}"
+    )
+    words = "-o", "-", "--chat-template", str(template)
+    done = decide(user, REFUND, "tickets.csv", *words)
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert len(rows) == 4 and done.code == 6
+    assert all("refused" in row["error"]["message"] for row in rows if row["id"] != "c")
+
+
+def test_rows_get_the_system_prompt(user: CommandLine) -> None:
+    words = "How urgent is it?", "--score", "1..12"
+    (user.home / "in.jsonl").write_text('{"prompt": "Fire!"}\n{"prompt": "Fire!", "system": "Be calm."}\n')
+    done = decide(user, *words, "in.jsonl", "-o", "-", "-s", "Answer 3.")
+    means = [json.loads(line)["mean"] for line in done.out.splitlines()]
+    texts = [decide(user, *words, "--json", "-s", system, stdin="Fire!") for system in ("Answer 3.", "Be calm.")]
+    assert means == pytest.approx([text.object["mean"] for text in texts], abs=1e-3)
+    assert means[0] != means[1]
+
+
+def test_a_saved_prompt_has_the_question(user: CommandLine) -> None:
+    user.run("ask", "Is a refund requested? {input}", "--save-prompt", "refund")
+    text = decide(user, "-p", "refund", "--json", stdin="Give it back.").object
+    assert text == decide(user, "Is a refund requested? Give it back.", "--json").object
+    assert decide(user, "-p", "refund", "{text}", "tickets.csv", "-o", "out.csv").code == 6
+    decide(user, REFUND, "tickets.csv", "-o", "other.csv")
+    both = zip(rows_of(user.home / "out.csv"), rows_of(user.home / "other.csv"), strict=True)
+    assert all(row["answer"] == other["answer"] for row, other in both)
+    assert_error(decide(user, "-p", "refund", "tickets.csv", "-o", "out.csv"), 2, "no column `prompt`", "in QUESTION")
+    assert_error(decide(user, "-p", "refund", "Is it?", "tickets.csv", "-o", "out.csv"), 2, "has its own question")
+
+
 def test_decided_rows_are_kept(user: CommandLine) -> None:
     decide(user, REFUND, "tickets.csv", "-o", "out.csv")
     (user.home / "tickets.csv").write_text(TICKETS + "e,Please pay me back.,5\n")
@@ -195,6 +258,12 @@ def test_runs_of_decisions_are_compared(user: CommandLine) -> None:
     assert compared.object["differences"]["one order"] == [False, True]
 
 
+def test_labelled_rows_may_all_fail(user: CommandLine) -> None:
+    (user.home / "empty.csv").write_text("id,text,refund\na,,yes\nb, ,no\n")
+    done = decide(user, REFUND, "empty.csv", "--label", "refund")
+    assert_error(done, 6, "no sample of empty-nano counts", "run it again")
+
+
 # Votes.
 
 
@@ -233,7 +302,8 @@ def test_a_model_decides() -> None:
         assert decision.names == ("billing", "other") and decision.answer in decision.names
         assert model.decide("Is it?", fast=True).method == "one order"
         assert 1 <= (model.decide("How urgent?", score=(1, 5)).mean or 0) <= 5
-        with pytest.raises(UsageError):
-            model.decide("Is it?", ["yes"])
+        for choices in (["yes"], "yes,no", [1, 2], ["a", " A"], ["a", " "]):
+            with pytest.raises(UsageError):
+                model.decide("Is it?", choices)  # type: ignore[arg-type]
         with pytest.raises(PromptTooLong):
             model.decide("word " * 20_000)

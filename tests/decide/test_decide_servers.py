@@ -13,10 +13,11 @@ from server_kinds import KINDS, LlamaServer, OllamaServer
 from templates import chosen_format
 
 from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.decision import Decision
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, UsageError
 from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Decided
 from cerebrum_cli.decide.deciding import decide
-from cerebrum_cli.decide.given_choices import YES_OR_NO, GivenChoices, parse_choices
+from cerebrum_cli.decide.given_choices import YES_OR_NO, GivenChoices, parse_choices, parse_score
 from cerebrum_cli.formats.choice import SERVER, ChosenFormat
 from cerebrum_cli.library.installed import NANO
 from cerebrum_cli.replies.interface import Model
@@ -56,15 +57,29 @@ def test_servers_decide_by_the_first_token(kind: type[ModelServer]) -> None:
 
 @pytest.mark.parametrize("kind", [LlamaServer, OllamaServer])
 def test_what_servers_do_not_tell_is_an_error(kind: type[ModelServer]) -> None:
-    with asking(kind, {}) as (model, _):
-        error = decided(model).result
-        assert isinstance(error, EndpointError) and "no log probabilities" in error.message
+    with asking(kind, {}) as (model, _), pytest.raises(EndpointError, match="no log probabilities"):
+        decided(model)
     with asking(kind, {"x": -0.1}) as (model, _):
         error = decided(model).result
         assert isinstance(error, EndpointError) and "20 likeliest" in error.message
 
 
 def test_choices_that_begin_alike_are_refused_on_servers() -> None:
+    choices = parse_choices("card lost,card stolen,other")
     with asking(LlamaServer, YES) as (model, _):
-        error = decided(model, parse_choices("card lost,card stolen")).result
+        error = decided(model, choices).result
         assert isinstance(error, UsageError) and "does not tell" in error.message
+    with asking(OllamaServer, {"card": -0.7, "other": -0.7}) as (model, server):
+        error = decided(model, choices).result
+        assert isinstance(error, EndpointError) and "begin with the same likely token" in error.message
+        server.openings = {"other": -0.1, "card": -9.0}
+        decision = decided(model, choices).result
+        assert isinstance(decision, Decision) and decision.answer == "other"
+
+
+def test_a_number_that_begins_another_is_clear_if_both_are_tokens() -> None:
+    with asking(OllamaServer, {"1": -0.5, "2": -1.0}) as (model, server):
+        assert isinstance(decided(model, parse_score("1..10")).result, EndpointError)
+        server.openings = {"1": -0.5, "2": -1.0, "10": -2.0}
+        decision = decided(model, parse_score("1..10")).result
+        assert isinstance(decision, Decision) and decision.answer == "1"

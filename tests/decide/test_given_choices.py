@@ -1,6 +1,6 @@
 """Choices from the command line and from files, the orders in which they are listed, and how a reply names one."""
 
-from math import exp
+from math import exp, log
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,9 @@ def numbered(count: int, name: str = "choice {}") -> GivenChoices:
         ('"left, then right",b', [("left, then right", ""), ("b", "")]),
         ("a=b=c,d", [("a", "b=c"), ("d", "")]),
         ("Zürich,日本", [("Zürich", ""), ("日本", "")]),
+        ('say "hi",5" disk,3" disk', [('say "hi"', ""), ('5" disk', ""), ('3" disk', "")]),
+        ('"a=b" = "x, y" ,c', [("a=b", "x, y"), ("c", "")]),
+        ("a,,b,", [("a", ""), ("b", "")]),
     ],
 )
 def test_choices_of_the_command_line(value: str, expected: list[tuple[str, str]]) -> None:
@@ -35,11 +38,12 @@ def test_choices_of_the_command_line(value: str, expected: list[tuple[str, str]]
 
 def test_choices_of_a_file_may_have_commas_and_descriptions(tmp_path: Path) -> None:
     path = tmp_path / "teams.txt"
-    path.write_text("billing\tinvoices, payments\n\nlost, or stolen\nother=all else\n")
+    path.write_text('billing\tinvoices, payments\r\n\nlost, or stolen\nother=all else\n"quoted" \t"by" x\n')
     assert parse_choices(str(path)).items == (
         ("billing", "invoices, payments"),
         ("lost, or stolen", ""),
         ("other=all else", ""),
+        ('"quoted"', '"by" x'),
     )
 
 
@@ -51,6 +55,8 @@ def test_choices_of_a_file_may_have_commas_and_descriptions(tmp_path: Path) -> N
         (",".join(map(str, range(MOST + 1))), "there are 101 choices"),
         ("a,b,A", "the choice 'a' is given 2 times"),
         ("a,=meaning", "a choice has no name"),
+        ("a, ", "a choice has no name"),
+        ('a," a "', "the choice 'a' is given 2 times"),
     ],
 )
 def test_choices_that_cannot_be_told_apart_are_refused(value: str, problem: str) -> None:
@@ -97,6 +103,11 @@ def test_a_beginning_of_a_longer_name_counts_without_it() -> None:
     shares = [exp(share) for share in log_shares(owners, logprobs)]
     expected = [exp(-0.1) - exp(-1), exp(-1) - exp(-2) + exp(-3), exp(-2)]
     assert shares == pytest.approx([each / sum(expected) for each in expected])
+
+
+def test_very_unlikely_beginnings_still_differ() -> None:
+    shares = [exp(share) for share in log_shares({(1, 2): 0, (1, 3): 1}, {(1, 2): -200.0, (1, 3): -200.0 - log(3)})]
+    assert shares == pytest.approx([0.75, 0.25])
 
 
 @settings(max_examples=50, derandomize=True)

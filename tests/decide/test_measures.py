@@ -34,6 +34,12 @@ def test_log_loss_confusions_and_errors_by_sureness() -> None:
     assert (found.share_decided(0.05), found.share_decided(0.25)) == (0.25, 1.0)
 
 
+def test_rows_that_are_equally_sure_are_decided_together() -> None:
+    found = measured(row("yes", 0.9), row("yes", 0.7), row("no", 0.7), row("yes", 0.7), row("no", 0.6))
+    assert found.errors == pytest.approx([0, 1 / 4, 1 / 4, 1 / 4, 2 / 5])
+    assert (found.share_decided(0.1), found.share_decided(0.25)) == (0.2, 0.8)
+
+
 def test_runs_without_probabilities_have_no_measures() -> None:
     assert measures_of([Row("yes", "yes", {})]) is None
 
