@@ -47,6 +47,7 @@ class BatchProgress(Line):
         self._phase = "preparing prompts"
         self._tokens = 0
         self._started = self._latest = 0.0  # when tokens and rows were reported; Ray takes seconds to stop after that
+        self._began = 0.0  # when rows were reported first: some are answered without tokens
 
     def emit(self, event: Event) -> None:
         if isinstance(event, (LoadEvent, StageEvent)):
@@ -78,6 +79,7 @@ class BatchProgress(Line):
             case RowProgress():
                 if self._rows is None:
                     self._before = event.answered
+                    self._began = self._latest
                 self._rows = event
 
     def close(self) -> None:
@@ -106,12 +108,14 @@ class BatchProgress(Line):
         if self._started and self._all_tokens and self._latest > self._started:
             tokens, seconds = self._all_tokens, self._latest - self._started
             parts.append(f"{tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} t/s)")
+        elif not self._started and (speed := self._speed_text(self._latest - self._began)):
+            parts.append(speed)
         return ", ".join(parts)
 
     def render(self, width: int) -> Segments:
         rows = self._rows
         assert rows
-        seconds = time.monotonic() - self._started if self._started else 0.0
+        seconds = time.monotonic() - (self._started or self._began)
         left = self._phase
         if done := rows.answered - self._before:
             running = len({sequence.request for sequence in self._running})
@@ -130,10 +134,12 @@ class BatchProgress(Line):
         yield tail, ""
 
     def _speed_text(self, seconds: float) -> str:
-        """The speed; empty in the first second."""
-        if seconds <= 1 or not self._all_tokens:
+        """The speed, of rows if there are no tokens; empty in the first second."""
+        assert self._rows
+        done = self._rows.answered - self._before
+        if seconds <= 1 or not (self._all_tokens or done):
             return ""
-        return f"{self._all_tokens / seconds:.1f} tokens/s"
+        return f"{self._all_tokens / seconds:.1f} tokens/s" if self._all_tokens else f"{done / seconds:.1f} rows/s"
 
 
 class StageProgress(Line):

@@ -111,6 +111,18 @@ def test_batch_rate_leaves_out_the_time_after_the_last_row(monkeypatch: pytest.M
     assert "40 tokens in 4.0 s (10.0 t/s)" in err.getvalue()
 
 
+def test_rows_without_tokens_have_a_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, err = [10.0], StringIO()
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    progress = BatchProgress(Streams(StringIO(), err, None, False, False, False), draws=False)
+    for seconds, done in ((10.0, 20), (12.0, 25), (14.0, 30)):  # an earlier run has done 20 of them
+        now[0] = seconds
+        progress.emit(RowEvent(done, 100, RowCounts()))
+    assert "".join(text for text, _ in progress.render(80)).endswith("2.5 rows/s 0:28 left")
+    progress.close()
+    assert err.getvalue() == "30 of 100 done, 2.5 rows/s\n"
+
+
 def test_batch_estimates_the_time_left_with_rows_that_run() -> None:
     """The first of 20 rows that began together takes 30 seconds: half of what the others need is done."""
     assert seconds_left(30.0, done=1, running=19, remaining=19) == pytest.approx(27.1, abs=0.1)
