@@ -55,6 +55,8 @@ class DecideOptions(FileOptions, SavedPromptOptions, ConcurrencyOptions):
         source = super().find_source(app, overrides, may_pull)
         if self.votes:
             return source.for_samples("--votes")
+        if self.batch_invariant:
+            raise UsageError("batch_invariant=on applies only to votes", "omit it, or add --votes K")
         context = ContextOptions(slots=self.window or SLOTS, kv_unified=True, swa_full=True)
         return replace(source, context=context)
 

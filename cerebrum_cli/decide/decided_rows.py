@@ -51,7 +51,7 @@ class RowQuestions:
 
     @property
     def keys(self) -> Texts:
-        """The keys of an answer. Raises UsageError if they are those of choices that rows have."""
+        """The keys of an answer, without those of choices that rows have."""
         keys = ["answer", "probability"]
         if self.choices and self.choices.is_score:
             keys.append("mean")
@@ -74,6 +74,15 @@ class RowQuestions:
     def choices_for(self, input: Any) -> GivenChoices:
         """The choices of a row, by its fields. Raises UsageError."""
         return self.choices or own_choices(input) or YES_OR_NO
+
+    def require_columns(self) -> None:
+        """Raise UsageError if a table with these keys would lack the probabilities of choices that rows have."""
+        if not self.writes_all or self.choices:
+            return
+        for row in map(self.rows.__getitem__, range(len(self.rows))):
+            if isinstance(row.input, dict) and row.input.get(CHOICES):
+                problem = f"row {row.id} has its own choices, for which a table has no columns"
+                raise UsageError(problem, "omit --probabilities, or name the output .jsonl")
 
     def for_output(self, output: Path) -> ResultRows:
         """The rows of a result. Raises UsageError."""

@@ -78,6 +78,8 @@ def decide_file(
             raise UsageError("--plot requires --label", "name the column with the right answers: --label COLUMN")
         if output is None:
             raise UsageError("missing option '-o' / '--output'", "see cerebrum decide --help")
+        if is_table:
+            asked.require_columns()
         results = open_decisions(app, asked, model, output, options)
         with resumable(results, "rows", options.restart):
             work = Work(range(len(rows)), 1, partial(decide_rows, asked))

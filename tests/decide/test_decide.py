@@ -92,6 +92,7 @@ def test_choices_in_the_reverse_order_have_the_same_probabilities(count: int) ->
         (("Is it?", "--label", "x"), "text", ("--label applies to the rows of a file",)),
         (("Is it?", "--votes", "4", "--fast"), "text", ("--votes and --fast",)),
         (("Is it?", "--temperature", "1"), "text", ("--temperature applies only to votes",)),
+        (("Is it?", "--set", "batch_invariant=on"), "text", ("batch_invariant=on applies only to votes",)),
         (("Is", "it?", "really"), "text", ("unexpected argument: really", "quote the question")),
         (("Is it?", "nowhere.csv", "-o", "out.csv"), None, ("nowhere.csv",)),
         ((REFUND, "tickets.csv"), None, ("missing option '-o'",)),
@@ -163,6 +164,8 @@ def test_rows_may_have_their_own_choices(user: CommandLine) -> None:
     assert done.code == 6
     assert [row["answer"] in choices for row, choices in zip(found, ("34", "abc"), strict=False)] == [True, True]
     assert "there is only one choice" in found[2]["error"]["message"]
+    table = decide(user, "Choose.", "in.jsonl", "-o", "out.csv", "--probabilities")
+    assert_error(table, 2, "row 1 has its own choices", "name the output .jsonl")
     assert "`choices` is not a list" in found[3]["error"]["message"]
     assert found[4]["answer"] in ("yes", "no")
 
