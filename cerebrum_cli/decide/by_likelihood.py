@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
 
 VOTES = "votes: --votes 8"
+REASONS = "this model reasons before each answer, so no probability can be read from how its reply begins"
 ONE_ORDER, ORDERS = "one order", "averaged orders"
 LIKELIEST = 20  # first tokens: the most that the OpenAI API and vLLM give
 NOT_LIKELY = f"no choice is among the {LIKELIEST} likeliest first tokens of the reply"
@@ -82,11 +83,8 @@ def reader_for(model: Model, choices: GivenChoices) -> BeginningReader:
 
 def require_direct_answers(model: Model) -> None:
     """Raise UsageError for a model whose replies begin with reasoning, which cannot be turned off."""
-    if model.format.is_servers or model.format.has_switch:
-        return
-    if model.controls.mode(model.source.settings, None).own:
-        problem = "this model reasons before each answer, so no probability can be read from how its reply begins"
-        raise UsageError(problem, f"take {VOTES}")
+    if model.format.expects_reasoning and not model.format.has_switch:
+        raise UsageError(REASONS, f"take {VOTES}")
 
 
 def prompts_of(model: Model, number: int, question: ChoiceQuestion, reader: BeginningReader) -> Iterator[ListingPrompt]:
@@ -98,6 +96,8 @@ def prompts_of(model: Model, number: int, question: ChoiceQuestion, reader: Begi
     orders = choices.orders[:1] if question.is_fast else choices.orders
     for order in orders:
         request = model.prepare_reply(Ask(question.listed(order, settings.system), settings))
+        if request.rules and request.rules.opened:
+            raise UsageError(REASONS, f"take {VOTES}")
         yield ListingPrompt(number, request, reader.find(request.prompt_tokens))
 
 

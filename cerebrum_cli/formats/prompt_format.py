@@ -117,6 +117,11 @@ class PromptFormat:
         return False
 
     @property
+    def expects_reasoning(self) -> bool:
+        """Whether replies are written with reasoning; a vocabulary may have its markup without that."""
+        return False
+
+    @property
     def efforts(self) -> Texts:
         return ()
 

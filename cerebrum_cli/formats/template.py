@@ -98,6 +98,10 @@ class EmbeddedFormat(PromptFormat):
         return self.is_fixed or self.switch is not None
 
     @property
+    def expects_reasoning(self) -> bool:
+        return bool(find_own_markups(self.source))
+
+    @property
     def efforts(self) -> Texts:
         return find_efforts(self.source)[1]
 

@@ -296,7 +296,29 @@ def test_a_model_that_always_reasons_needs_votes(user: CommandLine) -> None:
     assert_error(done, 2, "reasons before each answer", "--votes 8")
 
 
+def test_reasoning_is_off_where_a_template_has_a_switch(user: CommandLine) -> None:
+    template = user.home / "switch.jinja"
+    template.write_text(
+        "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant: "
+        "<think>{% if enable_thinking is defined and enable_thinking is false %}\n</think>\n{% endif %}"
+    )
+    words = "Is it?", "--chat-template", str(template)
+    assert decide(user, *words, stdin="It glows.").code == 0
+    opened = decide(user, *words, "--set", "template_arg=enable_thinking=true", stdin="It glows.")
+    assert_error(opened, 2, "reasons before each answer", "--votes 8")
+
+
 # The library.
+
+
+@pytest.mark.parametrize("name", ["mistral_model", "chatml_model", "recurrent_model", "sliding_window_model"])
+def test_models_of_all_kinds_decide(name: str, request: pytest.FixtureRequest) -> None:
+    choices = ["card lost", "card stolen", "card", "other things"]
+    with open_model(str(request.getfixturevalue(name))) as model:
+        forward = model.decide("Is it so? " * 20, choices)
+        backward = model.decide("Is it so? " * 20, choices[::-1])
+        assert forward.probabilities == pytest.approx(backward.probabilities[::-1], abs=1e-3)
+        assert forward.answer == backward.answer
 
 
 def test_a_model_decides() -> None:
