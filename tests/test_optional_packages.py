@@ -77,3 +77,10 @@ def test_optional_package_can_be_deleted(
     (tmp_path / "in.txt").write_text(f"{QUESTION}\n")
     copy.run("batch", "in.txt", "-o", "out.jsonl", "-m", "nano", "-q")
     assert json.loads((tmp_path / "out.jsonl").read_text())["text"] == ANSWER
+    if package == "decide":
+        return
+    decide = "decide", "Is it {text}?", "in.txt", "-m", "nano", "-q"
+    assert json.loads(copy.run(*decide, "-o", "-"))["answer"] in ("yes", "no")
+    if package == "eval":
+        with pytest.raises(AssertionError, match="--label needs the package `eval`"):
+            copy.run(*decide, "--label", "text")

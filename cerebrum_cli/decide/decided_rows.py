@@ -64,7 +64,8 @@ class RowQuestions:
         row = self.rows[position]
         if row.conversation is None:
             raise UsageError(row.error.message if row.error else "the row is invalid")
-        if self.fields and all(is_empty(row.input[name]) for name in self.fields):
+        fields = row.input if isinstance(row.input, dict) else dict.fromkeys(self.fields, row.input)  # a line of text
+        if self.fields and all(name in fields and is_empty(fields[name]) for name in self.fields):
             raise UsageError("the text is empty")
         conversation = row.conversation
         if self.question:

@@ -183,6 +183,21 @@ def test_rows_that_cannot_be_asked_have_errors(user: CommandLine) -> None:
     assert "the last message is not a question" in decide(user, "Is it?", "in.jsonl", "-o", "-").out
 
 
+def test_rows_of_all_forms_have_fields(user: CommandLine) -> None:
+    inputs = {
+        "in.txt": "My money back!\n",
+        "in.tsv": "text\tn\nMy money back!\t1\n",
+        "in.jsonl": '{"body": {"text": "My money back!"}}\n',
+    }
+    texts = []
+    for name, text in inputs.items():
+        (user.home / name).write_text(text)
+        done = decide(user, REFUND, name, "-o", "-", "--include-input")
+        assert (done.code, done.object["prompt"]) == (0, "Is a refund requested? My money back!")
+        texts.append(done.object["input"])
+    assert texts == ["My money back!", {"text": "My money back!", "n": "1"}, {"body": {"text": "My money back!"}}]
+
+
 def test_a_row_that_only_one_order_refuses_has_one_error(user: CommandLine) -> None:
     template = user.home / "strict.jinja"
     template.write_text(
@@ -311,7 +326,7 @@ def test_reasoning_is_off_where_a_template_has_a_switch(user: CommandLine) -> No
 # The library.
 
 
-@pytest.mark.parametrize("name", ["mistral_model", "chatml_model", "recurrent_model", "sliding_window_model"])
+@pytest.mark.parametrize("name", ["chatml_model", "recurrent_model", "sliding_window_model"])
 def test_models_of_all_kinds_decide(name: str, request: pytest.FixtureRequest) -> None:
     choices = ["card lost", "card stolen", "card", "other things"]
     with open_model(str(request.getfixturevalue(name))) as model:
