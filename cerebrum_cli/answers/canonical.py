@@ -37,7 +37,8 @@ _VERBATIM = "\N{REFERENCE MARK} "  # opens a form that is not looked at again
 _LETTER = r"[^\W\d_]"
 _CHOICE = re.compile(r"(?i)\(([A-H]|(?-i:[A-Z]))\)|([A-H])\)|(?:option|choice)\s\(?([A-Z])\)?")
 _CHOICE_AND_TEXT = re.compile(r"(?s)\(?([A-H])(?:\)|[.:]\s)\s?(?=[\w√-])(?!.*[A-Z]\)).*")
-_YES_NO = re.compile(r"(?i)(yes|no|true|false)(?=[,;:.!(]|\s?-\s|\Z)")
+_YES_NO = re.compile(r"(?i)(yes|no|true|false|ja|nein|oui|non|sí|sim|não|да|нет)(?=[,;:.!(]|\s?-\s|\Z)")
+_YES = ("yes", "true", "ja", "oui", "sí", "sim", "да")
 _SEPARATOR = re.compile(r"(?i)[(\[{]|[)\]}]|[,;]|\s(?:and|or)(?=\s)")
 _FUNCTION = r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|mod|det|max|min|lim"
 _PRODUCT = "(?-i:[xyz]{2,3})(?!\\w)"  # of variables: no name
@@ -147,7 +148,7 @@ def _ruled(text: str, depth: int) -> str:
     if exact := iso_date(text) or plain_formula(text):
         return exact
     if yes_no := _YES_NO.match(text):
-        return "yes" if yes_no[1].lower() in ("yes", "true") else "no"
+        return "yes" if yes_no[1].lower() in _YES else "no"
     if (value := amount(text)) is not None:
         return str(value)
     if depth < _DEPTH and (nested := _nested(text, depth + 1)):

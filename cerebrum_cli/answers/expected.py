@@ -85,7 +85,8 @@ _FOR_WORDS = re.compile(
       | (?:please\s)?(?:name|classify)\b
       | wer\b | wen\b | wo\b | wie\sheißt\b
       | was\sist\sd(?:as|er|ie)\s(?:\w+ste\s)?(?:berg|fluss|hauptstadt|land|ozean|planet|sprache|stadt|tier|währung)\b
-      | welche[rsn]?\s(?:stadt|land|fluss|tag|wochentag|planet)\b
+      | welche[mnrs]?\s(?:baum|berg|element|farbe|fluss|gas|insel|kontinent|land|meer|metall|monat|ozean|person|planet
+        |see|sprache|stadt|tag|tier|vogel|wochentag|währung)\b
       | qui\b | où\b
       | quel(?:le)?\sest\s(?:la\s|le\s|l['’])(?:plus\s\w+\s)?
         (?:animal|capitale|continent|fleuve|langue|montagne|monnaie|océan|pays|planète|ville)\b

@@ -24,6 +24,12 @@ _IN_WORDS = re.compile(
     r"(?!(?:yes|no|true|false|.)\Z)[^\W\d_]++(?:[\s-][^\W\d_]++)*+", re.IGNORECASE
 )  # a remark, if a value precedes it
 _ALONE = re.compile(r"(?i)yes|no|[a-z]|\([a-z]\)")
+_LINE_LETTER = re.compile(r"(?m)^[ \t*_]*+\(?([A-H])[).:][)*_]*\s(?!\W*(?:and|or)\b)")
+_CHOICE_HEADLINE = re.compile(r"[*_]+(\(?[A-H][).:]\s[^\n*_]+)[*_]+\s*\n")
+_LETTER_LEFT = re.compile(  # "That leaves us with C."
+    r"(?:\bleav(?:es|ing)\s(?:(?:us|only|just|with|option|choice|answer)\s)*|\bleft\swith\s)\W*([A-H])\W*\Z"
+    r"|\bonly\s(?:option\s|choice\s)?\W*([A-H])\W*\s(?:remains|is\s(?:left|possible)|fits)\W*\Z"
+)
 _SHORT = 4  # words of a reply that is the answer as it stands
 _NO_LABEL = re.compile(
     r"(?i)\b(?:answer|cannot|can['’]t|don['’]t|depends|hello|hi|idea|knows?|nobody|not|question|sorry|sure|unclear|unknown"
@@ -66,11 +72,15 @@ def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> Ans
         return words, words
     if not is_complete or REFUSED.search(_last_sentence(text)):
         return None, None
+    if letter := _LETTER_LEFT.search(_last_sentence(text)):
+        return letter[1] or letter[2], letter[1] or letter[2]
+    if in_words and (headline := _CHOICE_HEADLINE.match(text)):
+        return headline[1], headline[1]
     if in_words:
         return doubtful or _last_words(text), None
     if whole := _parts(text) or _short_line(text):
         return whole, whole
-    value = _last_value(text) or _last_value_in_words(text) or doubtful or _law(text)
+    value = _last_value(text) or _last_value_in_words(text) or doubtful or _law(text) or _opening_letter(text)
     return value, value if _alone(text) else None
 
 
@@ -90,6 +100,12 @@ def _short_line(text: str) -> str | None:
 
 def _with_fractions(line: str) -> str:
     return with_digits(line) if _FRACTION.search(line) else line
+
+
+def _opening_letter(text: str) -> str | None:
+    """The letter of the choice that opens a reply, unless it lists others: C of "**C) It doubles.** ..."."""
+    letters = _LINE_LETTER.findall(text)
+    return letters[0] if len(letters) == 1 and _LINE_LETTER.match(text) else None
 
 
 def _law(text: str) -> str | None:

@@ -8,16 +8,34 @@ from typing import NamedTuple
 from cerebrum_cli.answers.canonical import canonical, equals_reference
 from cerebrum_cli.answers.chemistry import formula_in
 from cerebrum_cli.answers.choices import chosen_letter, names
+from cerebrum_cli.answers.dates import iso_date
 from cerebrum_cli.answers.expected import Expected, expected_answer
 from cerebrum_cli.answers.extract import Answers, extract_answers
 from cerebrum_cli.answers.own_text import own_text
 from cerebrum_cli.answers.plain_text import has_content, plain, sentences
 from cerebrum_cli.answers.restated import restated
-from cerebrum_cli.answers.words import added_words, asserted, is_about, nearest, wants_names
+from cerebrum_cli.answers.subject import value_of_subject
+from cerebrum_cli.answers.units import in_asked_unit
+from cerebrum_cli.answers.words import (
+    GERMAN_SUBJECT,
+    added_words,
+    asserted,
+    is_about,
+    nearest,
+    wants_names,
+    wants_several,
+)
 from cerebrum_cli.answers.yes_no import hedged, yes_or_no
 from cerebrum_cli.core.text import Texts
 
 _WORDS = re.compile(r"(?!(?:yes|no)\Z)[^\W\d_]{2}[^\\=^{}$<>|+*/]*+")  # normal form of an answer in words
+_FORMULA = re.compile(r"=|\b(?:ln|log|exp|sin|cos|tan)(?:\b|_)[\W_]*\d")
+# A relative clause, and what gives an order, a place or a time besides.
+_ASIDE = re.compile(
+    r"""(?x)[*_]*,\s(?:an?\s\w+\sof|(?!(?:king|being)\b)[a-z]{3,}ing|(?:(?:about|approximately|around|nearly|roughly|some)\s)?\d+|after|ahead\sof|and\s(?:later|then)|before
+    |between|close\sto|followed|in\sfront\sof|just|next\sto|not\sfar|on\s\w+\s?\d|preceded|succeeded|unlike|where|which|who|whose)
+    \b[^.;\n]*"""
+)
 # A sentence that leaves open which of several is the answer, or means another.
 _OPEN = re.compile(r"(?i)\b(?:or|either|whether|opposite of|(?:day|month|year) (?:after|before))\b")
 # The order of what is asked for does not matter.
@@ -62,6 +80,10 @@ def read_answers(text: str, is_complete: bool, expected: Expected, question: str
         return meant, meant
     if answer is None and is_complete and re.search(r"(?i)\bformula\b", question):
         answer = formula_in(sentences(own)[-1])
+    if expected.kind == "any" and is_complete and not stated and has_content(question):
+        answer = value_of_subject(question, own) or answer
+    if expected.kind == "any":
+        answer, stated = in_asked_unit(question, answer, own), in_asked_unit(question, stated, own)
     if "%" in (answer or "") and (count := _count(question, own)):
         return count, None
     if expected.kind == "any" and _wants_set(question):
@@ -118,11 +140,12 @@ def compare_answer(
 ) -> ComparedAnswer:
     """Find the final answer of a reply, of the kind that a reference answer has, and compare it with that."""
     expected = _expected(reference, choices)
-    if expected.kind == "any" and (wants_names(question) or _asks_for_name(question)):
+    is_date = iso_date(reference) is not None and re.search(r"(?i)\b(?:where|who)\b", question) is not None
+    if expected.kind == "any" and (is_date or wants_names(question) or _asks_for_name(question)):
         expected = Expected("words")
     answer, stated = read_answers(text, is_complete, expected, question)
     is_correct = equals_reference(answer, reference)
-    if answer and not is_correct and _wants_set(question):
+    if answer and not is_correct and (_wants_set(question) or wants_several(question)):
         is_correct = equals_reference(f"{{{answer}}}", f"{{{reference}}}")
     if expected.kind == "words" and not is_correct and not wants_names(question):
         conclusions = [nearest(question, asserted(sentence)) for sentence in _conclusions(text, answer, question)]
@@ -146,7 +169,14 @@ def _expected(reference: str, choices: Texts) -> Expected:
 
 def is_in_words(reference: str) -> bool:
     """Whether a reference answer is words, rather than a number, a letter, yes or no."""
-    return _WORDS.fullmatch(canonical(reference)) is not None
+    return _WORDS.fullmatch(canonical(reference)) is not None and not _FORMULA.search(reference)
+
+
+def _without_asides(text: str, answer: str) -> str:
+    """A text without what is said beside the answer, behind it: "Canberra", not "Canberra, which lies near Sydney"."""
+    place = text.find(answer)
+    aside = _ASIDE.search(text, place + len(answer)) if place >= 0 else None
+    return text[: aside.start()] + text[aside.end() :] if aside else text
 
 
 def _conclusions(text: str, answer: str | None, question: str) -> list[str]:
@@ -155,10 +185,15 @@ def _conclusions(text: str, answer: str | None, question: str) -> list[str]:
     If some of them are about the question, others do not count. An answer that is the first sentence stands alone.
     """
     own, _ = own_text(text, is_complete=True)
+    if answer:
+        own = _without_asides(own, answer)
     lines = [line for line in own.split("\n") if line.strip()]
     if answer and own.startswith(f"{answer}."):
         return [answer]
     found = [answer or "", *lines[:1], *lines[-1:]]
     found = [line.partition(";")[0] if answer and answer in line.partition(";")[0] else line for line in found]
     about = [sentence for line in found for sentence in sentences(line) if not _OPEN.search(sentence)]
-    return [sentence for sentence in about if is_about(question, sentence)] or about
+    about = [sentence for sentence in about if is_about(question, sentence)] or about
+    return [
+        GERMAN_SUBJECT.sub("", line) if answer and answer in GERMAN_SUBJECT.sub("", line) else line for line in about
+    ]

@@ -21,7 +21,9 @@ _REMARKS = r"""
   | (?:please\ )?(?:note|remember|recall)\b
   | (?:pro\ |fun\ )?(?:tip|fact|hint|check|verification|explanation|reflection|difficulty|confidence)s?(?=\W*(?::
     |\n|\Z))
-  | (?:to\ )?(?:double[-\ ])?check(?:ing)?\b[^\n]*? | a\ common\ (?:mistake|error)
+  | (?:to\ )?(?:double[-\ ])?check(?:ing)?\b[^\n]*?
+  | (?:you|we|one)\ can\ (?:easily\ |also\ )?(?:check|confirm|verify)\b | to\ verify(?=[,:]|\ (?:it|this)\b)
+  | as\ a\ check | a\ common\ (?:mistake|error)
   | if\ (?:instead|you\ (?:have|need|want)) | this\ (?:assumes|took|matches|agrees)
   | if\ any | any\ (?:other|more) | thanks | thank\ you | good\ luck | sorry\ about | we\ (?:translated|used)
   | how\ else | what\ else
@@ -66,6 +68,13 @@ _ASKS = r"(?:ask(?:s|ed|ing)?|wants?\ to\ know|wonder\w*|question\ is|question\ 
 DOUBT = rf"""
     \b{_CANNOT} \ (?:be\ )?(?:confirm|conclude|decide|determine|know|mean|prove|say|see|show|tell|verify)\w*
   | \b{_ASKS} \ (?:me\ |us\ )?(?:for|how|if|what|whether|which)
+  | \b(?:check|decide|determine|figure\ out|find\ out|know|learn|see|show|test|tell|verify)\ if\b
+  | \b(?:assume|suppose|supposing)\ (?:that\ )?(?:it|there|we)\b | \bestimates\ (?:differ|range|vary)\b
+  | \b(?:is|are|remains?)\ (?:not\ known|unknown)\b | \b(?:aim|goal|task)\ is\ to\b
+  | \b(?:nobody|no\ one)\ (?:can\ say|knows)\b
+  | \b(?:several|some|various)\ (?:accounts|authors|books|chronicles|estimates|historians|records|reports|scholars
+    |sources|texts|websites)\b
+  | \b(?:some|manche|einige|certains|algunos)\b[^.;\n]{{0,80}},\ (?:others|andere|d['’]autres|otros)\b
   | \b(?:not|n['’]t|isn['’]t|never) \ (?:certain|clear|entirely|known|necessarily|quite|sure)
   | \b(?:not\ (?:the\ case|true|correct)|false|untrue|wrong)\ that\b
   | \b(?:doubt\w*|uncertain|unclear|unlikely|unsure|whether)\b | \b(?:even\ )?if \ (?:the\ answer|it|x|we)\b
@@ -78,13 +87,17 @@ DOUBT = rf"""
 """
 # Values of which none is said to be the answer: "it could be 4 or 6", "it may be 4, but I am not sure".
 POSSIBLE = r"""
+    \b(?:if|assuming|supposing|suppose)\ [^,.;\n]{1,80},\ [^,.;\n]{0,60}\bwould\ (?:[^.;\n]|\.\d){1,60}?
+      ,?\ (?:but|though|yet)\ (?:i|it|nobody|nothing|that|there|this|we)\b |
     \bif\ (?:\w+\ ){1,3}were\ [^,.;\n]{0,80},(?=[^.;\n]{0,120}\bwould\b) |
     \bwould\ (?:only\ )?be\ \S+(?=\ (?:only\ )?if\b) | \b(?:could|may|might)\ (?:also\ )?be\ (?:either\ )?\S+
-    (?:\ or\ \S+ | (?=,?\ (?:but|though)\ (?:i|we|it|there|nobody)\b))
+    (?:,?\ or\ (?:it\ )?(?:(?:could|may|might)\ (?:also\ )?be\ )?\S+
+      | (?=,?\ (?:but|though)\ (?:i|we|it|nobody|that|there|this)\b))
 """
 REFUSAL = r"""
     \b(?:can(?:not|['’]t)|could\ not|(?:im|not\ )possible\ to|unable\ to)\ (?:be\ |we\ )?(?:determin|answer|calculat)
-  | \b(?:none\ of\ the\ (?:above|given|options)|(?:not\ enough|insufficient)\ info)
+  | \b(?:none\ of\ the\ (?:above|given|options)|(?:not\ enough|insufficient)\ (?:data|info))
+  | \binformation\b(?:\ \w+){0,3}\ is\ (?:incomplete|insufficient|missing|not\ (?:enough|sufficient))\b
 """
 
 # What denies words behind it in its clause, and what only mentions them, as the answer of others.

@@ -14,7 +14,7 @@ _ABBREVIATIONS = "Dr Mr Mrs Ms Prof St Mt vs approx sq cu No"
 _NO_ABBREVIATION = "".join(rf"(?<!\b{title}\.)" for title in _ABBREVIATIONS.split())
 # Where one sentence ends and another begins: not in 3.5, "6 p.m. sharp", "Dr. Lee" or "5! = 120".
 _BOUNDARY = re.compile(
-    rf"""(?x) (?<=[.!?])(?<!\d!)(?<!\b[A-Za-z]\.[A-Za-z]\.)(?<!\.\.){_NO_ABBREVIATION} ["'”’)]{{0,3}}\s++(?=[^\sa-z])
+    rf"""(?x) (?<=[.!?])(?<!\d!)(?<!\b[A-Za-z]\.[A-Za-z]\.)(?<!\.\.){_NO_ABBREVIATION} ["'”’)*_]{{0,3}}\s++(?=[^\sa-z])
       | (?:(?<=\d!)|(?<=[a-z]\.[a-z]\.)|(?<=\.\.))\s++(?=[A-Z]) | (?<=\d\.)(?=[A-Z]) | (?<=。)(?=.)"""
 )
 _OPENING, _CLOSING = r"\s,;:*\"“«「『《〈【_~→⇒←†‡=¡", r"\s.,;:?\"”»」』》〉】_~→⇒←↵†‡=\\/、。…"

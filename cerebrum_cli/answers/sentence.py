@@ -20,6 +20,9 @@ _DOUBT = re.compile(rf"(?ix){DOUBT}")
 _NO_LONGER = r"but|however|i\ think|so|still|then|therefore|yet|aber|jedoch|mais|pero"
 _IN_DOUBT = re.compile(rf"(?ix)(?:{DOUBT})(?:(?!\b(?:{_NO_LONGER})\b)[^.!?;\n])*\Z")
 _POSSIBLE = re.compile(rf"(?ix){POSSIBLE}")
+_SUPPOSED = re.compile(
+    r"(?i)(?:\bif\b[^.!?\n]*\b|(?:\A|[.!?\n])\W*)(?:had|were)\b[^.!?\n]*\b(?:could|might|would)\b[^.!?\n]*\Z"
+)
 _SUPPOSING = re.compile(r"(?i)\s(?:would|could|might)\s(?:only\s)?be\s(?:the\s(?:answer|case)|correct|right|true)\b")
 _PART_OF = re.compile(r"(?: \w+){1,3} than\b| of (?:which|whom)\b")
 _MORE = re.compile(r"以上|以下|\+(?!\S)| or (?:more|less|fewer)\b| less than\b")
@@ -45,14 +48,19 @@ _EXPLANATION = re.compile(
     r"| ,\ (?:working|using|counting|including|excluding|considering|paying|selling|driving|walking|buying|charging)\b"
     r"| \b(?:i\.e\.|or\s\Z) | ,\ (?:who|of\ which|where)\b"
 )
+_REASON = re.compile(r"(?i)\W*(?:as|because|given\sthat|since)\s")
+_CONCESSION = re.compile(r"(?i)\W*(?:although|even\sthough|though|while|obwohl|bien\sque|aunque)\s")
+_VERB = re.compile(r"(?i)\b(?:are|equals?|is)\s")
 EQUAL = re.compile("(?<![<>!])=|≈")
 
 without_asides = rewriting(
-    (r"(?i)(?<=[\w%.!)\]}])\s++\((?!mod\b)(?=[^()]*?(?:[^\W\d_]{2}|\d\s?[-+*/×]))[^()\\]*+\)", ""),
+    (r"(?i)(?<=[\w%.!)\]}])\s++\((?!mod\b)(?=[^()]*?(?:[^\W\d_]{2}|\d\s?[-+*/×]))[^()\\]*+\)(?!\\)", ""),
 )
 # What a sentence states, without decoration, and without a reason: samples that agree should not differ by it.
+_ASKING = r"(?:are|can|could|did|do|does|has|have|is|may|might|shall|should|was|were|will|would)\b"
 _QUESTION = re.compile(
-    r"(?i)\b(?:how|what|when|where|which|who|whose|why)\b|\A\W*(?:are|can|could|did|do|does|has|have|is|may|shall|should|was|were|will|would)\b"
+    rf"(?i)\b(?:how|what|when|where|which|who|whose|why)\b|\A\W*(?:{_ASKING}|(?:or|and)\b|maybe\b|perhaps\b)"
+    rf"|\b(?:{_ASKING})\s(?:he|it|she|that|the|there|they|this|we)\b"
 )
 _EACH_HAS = re.compile(r"(?: \w+){0,2} each\b")  # "14 rows with 9 chairs each"
 _EACH = re.compile(r"(?i);\s(?:each|every)\s[^,;=]*\Z")  # "144 tiles; each costs 3 dollars"
@@ -84,6 +92,7 @@ def result(text: str) -> str | None:
 
     Otherwise it is the last value that is not beside the point.
     """
+    text = _without_reason(text)
     found = values_in(text)
     if _DOUBT.search(text):
         found = [value for value in found if not is_in_doubt(text, value.start, value.start)]
@@ -102,6 +111,15 @@ def result(text: str) -> str | None:
     counted = [value for value in values if not plain_formula(value.text)] or values  # "it has 3 atoms: H2O"
     own = [value for value in counted if not _is_beside(value)] or counted
     return solved(own[-1].text) if own else None
+
+
+def _without_reason(text: str) -> str:
+    """The last clause of a sentence that begins with a reason or a concession: "Since 54 = 27 * 2, the root is ..."."""
+    reason, _, clause = text.rpartition(", ")
+    if _CONCESSION.match(reason) and re.search(r"\d", clause):
+        return clause
+    verb = _VERB.search(clause)
+    return clause if _REASON.match(reason) and verb and re.search(r"\d", clause[verb.end() :]) else text
 
 
 def last_result(line: str) -> str | None:
@@ -128,6 +146,11 @@ def is_in_doubt(text: str, start: int, end: int) -> bool:
     A later clause may take that back.
     """
     return _IN_DOUBT.search(text[max(0, start - _CLAUSE) : end]) is not None
+
+
+def is_supposed(text: str, end: int) -> bool:
+    """Whether the text before `end` supposes what is not so: "If it were halved, the answer would be"."""
+    return _SUPPOSED.search(text[max(0, end - _CLAUSE) : end]) is not None
 
 
 def values_alone(text: str) -> str:

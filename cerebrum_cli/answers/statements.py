@@ -22,6 +22,7 @@ from cerebrum_cli.answers.rewriting import in_order, rewriting
 from cerebrum_cli.answers.sentence import (
     EQUAL,
     is_in_doubt,
+    is_supposed,
     last_result,
     result,
     values_alone,
@@ -124,7 +125,7 @@ def statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool]
         # A Markdown heading has text below it, unlike GSM8K's last line.
         is_heading = marker.lastgroup == "hashes" and (not starts_with_value(answer) or has_content(remainder))
         has_text_below = end < len(text) or has_content(remainder + below)
-        is_open = is_in_doubt(text, marker.start(), marker.end())
+        is_open = is_in_doubt(text, marker.start(), marker.end()) or is_supposed(text, marker.end())
         if answer and not is_open and not (is_heading and has_text_below):
             yield _statement(answer, line, remainder, marker, in_words)
         end = marker.start()

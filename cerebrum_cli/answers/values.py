@@ -10,7 +10,8 @@ import re
 from cerebrum_cli.answers.chemistry import FORMULA
 from cerebrum_cli.answers.dates import DATE
 
-_FUNCTION = r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|sqrt|pi|theta|infty"
+_FUNCTIONS = r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp"
+_FUNCTION = rf"{_FUNCTIONS}|sqrt|pi|theta|infty"
 _LETTER = r"[A-Za-z\u03b1-\u03c9ΔΣΩ]"
 _SIGNS = r"(?:geq?|leq?|neq?|approx|in|cup|cap|times|cdot|pm|div|end|boxed)(?![A-Za-z])"
 _BEGINS = r"(?:(?<![^\W\d_])|(?<=π))"
@@ -36,11 +37,15 @@ BRACKETED = _bracketed(r"[^()\[\]{}]++")
 _GROUP = _bracketed(rf"[^()\[\]{{}}\n?A-Za-z\u00c0-\u00ff]|{_NAME}|(?:and|or)\b")  # mathematics; a longer word is prose
 _ABSOLUTE = rf"\|(?:{_NAME}|[\d .,+*/^-])++\|"
 _MATRIX = r"\\begin\{[a-z]++\}.*?\\end\{[a-z]++\}"
-_FACTOR = rf"(?:{_MATRIX}|{_ABSOLUTE}|(?:√\ ?)?+(?:{_NUMBER}|{_NAME}|{_GROUP}))"
+_APPLIED = (  # a function before its argument: ln 5, \cos 30^\circ, \log_2 3
+    rf"(?:(?<![^\W\d_])(?:ln|sin|cos|tan|exp|log(?=_))|\\(?:{_FUNCTIONS}))(?![A-Za-z])(?:[_^](?:\w|\{{\w+\}}))?\ ?"
+    r"(?=[\d.(\[{√π\\]|[A-Za-z](?![A-Za-z]))"
+)
+_FACTOR = rf"(?:{_MATRIX}|{_ABSOLUTE}|(?:{_APPLIED})?+(?:√\ ?)?+(?:{_NUMBER}|{_NAME}|{_GROUP}))"
 _POST = rf"(?:[!′°]|[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]++|[₀-₉]++|\ ?%|[\^_](?:-?{_UNSIGNED}|[-+]?{_NAME}|{_GROUP}))"
 _TERM = rf"{_FACTOR}{_POST}*+"
 _SIGN = r"(?:\*\*|[-+*/⁄×÷·±∪∩x]|\\(?:cup|cap|times|cdot|pm|div)(?![A-Za-z]))"
-_OPERATOR = rf"(?:\ {_SIGN}\ -?|(?!x){_SIGN}-?|\ (?=[π√\\]|pi\b))"
+_OPERATOR = rf"(?:\ {_SIGN}\ -?|(?!x){_SIGN}-?|\ (?=[π√\\]|pi\b)|(?<=\\pi)\ (?=[A-Za-z](?![A-Za-z])))"
 _PREFIX = r"(?:(?<![\w)\]}%])(?:[-+±]|\\pm|[<>≤≥]\ ?(?=\d))\ ?)?+"
 _RELATION = r"\ ?(?:[<>!]=|[=<>≤≥≠≈∈]{1,3}+|\\(?:geq?|leq?|neq?|approx|in)(?![A-Za-z]))\ ?"
 _LINK = rf"(?:{_RELATION}{_PREFIX}|{_OPERATOR})"
@@ -60,6 +65,7 @@ _EQUAL = re.compile(r"\s?=\s?")
 _VARIABLE = re.compile(  # C(5, 2) is a number, and kg a unit
     rf"(?<![^\W\d_])(?:{_LETTER}|(?<=\d)(?!{_FUNCTION})[a-z]{{2}})(?![^\W\d_])(?!\([\d\s,]*\))"
 )
+_NO_NAMES = re.compile(rf"\\?(?<![A-Za-z])(?:{_FUNCTIONS}|sqrt|pi|circ|cdot|times|div)(?![A-Za-z])")
 _TIMES = re.compile(r"(?<=\d)\s?x\s?(?=\d)")
 _NAME_ALONE = re.compile(rf"\|?(?:\\?[A-Za-z]+|{_LETTER})(?:_\w+)?[′'’]?\|?(?:\([^()=]*\))?")
 
@@ -87,7 +93,8 @@ def solved(value: str) -> str:
     for side in (last, first):
         if _NUMBER_ALONE.match(side):
             return side
-    return value.strip()
+    has_names = re.search("[A-Za-z]", _NO_NAMES.sub(" ", value))
+    return value.strip() if has_names else last
 
 
 def _has_variables(side: str) -> bool:

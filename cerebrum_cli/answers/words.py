@@ -13,6 +13,7 @@ from operator import itemgetter
 from cerebrum_cli.answers.dates import MONTHS
 from cerebrum_cli.answers.phrases import DENIAL, MENTION
 from cerebrum_cli.answers.plain_text import plain, sentences
+from cerebrum_cli.answers.statement_words import PRESENT_OF
 from cerebrum_cli.core.text import Texts
 
 LONGEST = 6  # words of an answer
@@ -40,6 +41,9 @@ _SEVERAL = re.compile(
 _ITEM = r"[^\W\d_][^\s,;:.]*(?:\s[^\s,;:.]+){0,2}?"
 _LAST_ITEM = re.compile(rf",?{_AND}{_ITEM}(?=\W*\Z|\s(?:are|is|were)\b|(?P<comma>,\s))")
 _ITEM_WORDS = 3
+_ITEM_LINE = re.compile(r"(?m)^[ \t]*(?:[-*•+–]|\d{1,2}[.)])[ \t]+(\S[^\n]*)")
+_ITEM_REMARK = re.compile(r"(?:\s?[:;(–—]|\s-\s|,\s).*", re.DOTALL)  # "Red: the longest waves"
+_NAMES_ONLY = re.compile(r"[^\W\d_][^\s,;:.]*(?:\s[^\s,;:.]+){0,2}(?:,\s[^\W\d_][^\s,;:.]*(?:\s[^\s,;:.]+){0,2})+")
 _VERBS = ("august", "march", "may")  # months that are also other words: in lower case only these if nothing follows
 # What a question asks for, where only a few words are answers.
 _CLASSES = (
@@ -54,6 +58,8 @@ _CLASSES = (
         rf"|(?:\A|\b(?i:in|is|of)\s)(?:{'|'.join(_VERBS)})(?=\W*\Z)",
     ),
 )
+# The common nouns of a German sentence are written as names are, so its subject is none if another stands behind.
+GERMAN_SUBJECT = re.compile(r"(?:Der|Die|Das)\s[^,;]*?\s(?:ist|sind|war|waren|heißt|hieß|lautet)\s")
 _REASON = re.compile(r"(?i)(?:because|since|as|given|if|while)\s")
 _IT_IS = re.compile(r"(?i)(?:it|that|this)(?:\s(?:is|was)|['’]s)\s")
 _NEAR = 40  # characters before a name in which something may exclude it
@@ -82,7 +88,9 @@ _EMPTY = frozenset(_FUNCTION_WORDS.split())
 
 def added_words(question: str, text: str) -> str | None:
     """What the sentence of a reply that answers a question adds to it; None if that is nothing, or a long text."""
-    asked, names = _stems(question), _names_of_class(question)
+    asked, names = stems(question), _names_of_class(question)
+    if _SEVERAL.search(question) and (items := _listed_below(text) or _in_one_line(text)):
+        return items
     for sentence in _about(asked, text):
         if _SEVERAL.search(question) and (listed := _listed(sentence)):
             return listed
@@ -97,7 +105,12 @@ def added_words(question: str, text: str) -> str | None:
 
 def wants_names(question: str) -> bool:
     """Whether a question asks for a weekday, a month, or several things: never for a number beside them."""
-    return _SEVERAL.search(question) is not None or _names_of_class(question) is not None
+    return wants_several(question) or _names_of_class(question) is not None
+
+
+def wants_several(question: str) -> bool:
+    """Whether a question asks for several things, in any order: "Name three ...", "What are the two ..."."""
+    return _SEVERAL.search(question) is not None
 
 
 def nearest(question: str, sentence: str) -> str:
@@ -106,7 +119,7 @@ def nearest(question: str, sentence: str) -> str:
     "Plants absorb carbon dioxide" of "Plants absorb carbon dioxide and give off oxygen", if the question is what plants
     absorb.
     """
-    asked = _stems(question)
+    asked = stems(question)
     if (but := _BUT.search(sentence)) and _shared(asked, sentence[but.end() :]) > _shared(
         asked, sentence[: but.start()]
     ):
@@ -122,7 +135,7 @@ def nearest(question: str, sentence: str) -> str:
 
 def is_about(question: str, sentence: str) -> bool:
     """Whether a sentence shares a word with the question that is no function word."""
-    return bool(_stems(question) & _stems(sentence))
+    return bool(stems(question) & stems(sentence))
 
 
 def asserted(sentence: str) -> str:
@@ -158,6 +171,19 @@ def _listed(sentence: str) -> str | None:
     return re.sub(r".*\b(?:are|include|is|were)\s", "", sentence[max(start, 0) : end.end()])
 
 
+def _listed_below(text: str) -> str | None:
+    """The items of a numbered or dashed list, joined by commas; None if they are no names."""
+    items = [_ITEM_REMARK.sub("", plain(item)).strip(" .;,") for item in _ITEM_LINE.findall(text)]
+    is_short = all(0 < len(item.split()) <= _ITEM_WORDS for item in items)
+    return ", ".join(items) if len(items) > 1 and is_short else None
+
+
+def _in_one_line(text: str) -> str | None:
+    """A text that is nothing but names between commas: "Red, green, blue"."""
+    line = plain(text).strip().rstrip(".")
+    return line if _NAMES_ONLY.fullmatch(line) else None
+
+
 def _name_in(names: str, asked: set[str], sentence: str) -> str | None:
     """The last name in the clause that has most words of a question; rather one that is not in the question itself."""
     named = list[tuple[tuple[bool, bool, int, bool], str]]()
@@ -176,7 +202,7 @@ def _about(asked: set[str], text: str) -> Texts:
     lines = [line for line in text.split("\n") if line.strip() and not line.endswith(":")]
     found = [sentence for line in dict.fromkeys([*lines[-1:], *lines[:1]]) for sentence in sentences(plain(line))]
     bare = [sentence for sentence in found if _BARE_NAME.fullmatch(sentence)] if len(lines) == 1 else []
-    return (*bare, *sorted(found, key=lambda sentence: not asked & _stems(sentence)))
+    return (*bare, *sorted(found, key=lambda sentence: not asked & stems(sentence)))
 
 
 def _clauses(sentence: str) -> Texts:
@@ -194,7 +220,20 @@ def _counts(clause: str) -> bool:
 
 
 def _added(asked: set[str], clause: str) -> str | None:
-    """The first run of words in a clause that are new: not in the question, nor function words. Names are preferred."""
+    """The first run of words in a clause that are new. Names are preferred, and in German those behind the verb."""
+    if subject := GERMAN_SUBJECT.match(clause):
+        behind = next(iter(_new_names(asked, clause[subject.end() :])), None)
+        if behind and not _has_head_of(asked, behind):
+            return behind
+    return next(iter(_new_names(asked, clause) + _new_runs(asked, clause)), None)
+
+
+def _new_names(asked: set[str], clause: str) -> list[str]:
+    return [run for run in _new_runs(asked, clause) if run[0].isupper()]
+
+
+def _new_runs(asked: set[str], clause: str) -> list[str]:
+    """The runs of words in a clause that are not in the question, nor function words."""
     runs = list[str]()
     words = [(word, _is_new(word[0], asked)) for word in _WORD.finditer(clause)]
     for is_new, run in groupby(words, key=itemgetter(1)):
@@ -202,8 +241,12 @@ def _added(asked: set[str], clause: str) -> str | None:
             found = [word for word, _ in run]
             if len(found) <= LONGEST:
                 runs.append(_NAME_AND_VERB.sub(r"\1", clause[found[0].start() : found[-1].end()]))
-    names = [run for run in runs if run[0].isupper()]
-    return next(iter(names + runs), None)
+    return runs
+
+
+def _has_head_of(asked: set[str], word: str) -> bool:
+    """Whether a German noun ends as one of a question: "Bundesstadt", if it asks for a "Hauptstadt"."""
+    return any(_stem(word).endswith(other[-5:]) for other in asked if len(other) > 3)
 
 
 def _is_new(word: str, asked: set[str]) -> bool:
@@ -211,13 +254,15 @@ def _is_new(word: str, asked: set[str]) -> bool:
 
 
 def _shared(asked: set[str], text: str) -> int:
-    return len(asked & _stems(text))
+    return len(asked & stems(text))
 
 
-def _stems(text: str) -> set[str]:
+def stems(text: str) -> set[str]:
+    """The words of a text that carry meaning, without their endings."""
     return {_stem(word) for word in _WORD.findall(text) if word.casefold().replace("’", "'") not in _EMPTY}
 
 
 def _stem(word: str) -> str:
     """A word in lower case, without the ending of a plural or a verb."""
-    return re.sub(r"(?<=\w{3})(?:e?s|ed|ing)\Z", "", word.casefold())
+    word = word.casefold()
+    return re.sub(r"(?<=\w{3})(?:e?s|ed|ing)\Z", "", PRESENT_OF.get(word, word))

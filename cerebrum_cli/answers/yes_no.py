@@ -22,6 +22,10 @@ _ANSWER = re.compile(
 )
 
 
+_OPENING = re.compile(
+    r"(?i)\W*(yes|no|ja|nein|oui|non|sí|sim|não|да|нет|はい|いいえ)(?![\w'])(?=[*_]*(?:[.!。！*]|\Z))(?!\.\s?\d)"
+)
+_CORRECTED = re.compile(r"(?i)\b(?:answer|correction|hmm|mistake|so|sorry|therefore|thus|wait)\b")
 # Sentences that answer without yes or no.
 _IT_IS = r"(?:it|this|that|which)(?:\ is|['’]s)"
 _HEDGED = re.compile(
@@ -50,7 +54,9 @@ def hedged(sentence: str) -> str | None:
 
 
 def yes_or_no(text: str) -> str | None:
-    """The last "yes" or "no" with which a sentence answers; None if there is none."""
+    """The "yes" or "no" that opens a text, else the last with which a sentence answers; None if there is none."""
+    if (opening := _OPENING.match(text)) and not _CORRECTED.search(text):
+        return "yes" if opening[1].casefold() in _YES.split() else "no"
     for line in reversed(text.split("\n")):
         for sentence in reversed(sentences(plain(line))):
             if meant := hedged(sentence):

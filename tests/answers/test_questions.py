@@ -38,10 +38,23 @@ def test_reply_is_marked_as_a_reader_would(case: Case) -> None:
         "C) It doubles. If the force were halved, the answer would be A.",
         "The answer is C. (It would be A if it were halved.)",
         "If the force were halved, the answer would be A. So here it is C.",
+        "**C) It doubles.** If the mass were doubled as well, the answer would be A.",
+        "A is wrong, B is wrong, and D needs 4 times the force.\n\nThat leaves C.",
     ],
 )
 def test_choice_that_is_only_supposed_does_not_count(reply: str) -> None:
     assert answers_to(QUESTION, reply, True)[0] == "C"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "**C) It doubles.** If the mass were doubled as well, the answer would be A.",
+        "A is wrong, B is wrong, and D needs 4 times the force.\n\nThat leaves C.",
+    ],
+)
+def test_letter_answers_a_question_whose_choices_are_not_known(reply: str) -> None:
+    assert answers_to("What happens to it?", reply, True)[0] == "C"
 
 
 SUBJECTS = ("91", "Rome", "Mount Everest", "the largest lake", "a square of side 2", "the Sun", "Zürich")
@@ -78,7 +91,18 @@ def test_statement_that_is_doubted_answers_no_question(subject: str, predicate: 
 @pytest.mark.slow
 @pytest.mark.parametrize("question", ["Name three colors.", "Which month is it?", "Is 91 prime?", "Who was it?"])
 def test_answer_to_a_question_is_read_in_linear_time(question: str) -> None:
-    for unit in ("red", "red, ", "red and ", "May ", "is 91 prime so ", "91 is prime, if ", "it is true that ", "but "):
+    for unit in (
+        "red",
+        "red, ",
+        "red and ",
+        "May ",
+        "is 91 prime so ",
+        "91 is prime, if ",
+        "it is true that ",
+        "but ",
+        "Die A ist ",
+        "if 1, 2 would ",
+    ):
         start = time.process_time()
         answers_to(question, unit * (5_000 // len(unit)), True)
         assert time.process_time() - start < 0.5, unit
