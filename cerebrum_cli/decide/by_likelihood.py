@@ -17,7 +17,7 @@ from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.decision import Decision
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, UsageError
-from cerebrum_cli.core.events import Event, FinishEvent, OpeningEvent, RefusedEvent
+from cerebrum_cli.core.events import Event, FinishEvent, OpeningEvent, PromptEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Decided
 from cerebrum_cli.decide.given_choices import GivenChoices
@@ -136,7 +136,7 @@ def read_on_servers(model: Model, prompts: Sequence[ListingPrompt]) -> Iterator[
                     yield Read(event.sequence.request, problem)
             elif isinstance(event, RefusedEvent):
                 yield Read(event.sequence.request, event.error)
-            else:
+            elif not isinstance(event, (PromptEvent, TokenEvent)):  # a token is no progress
                 yield event
 
 

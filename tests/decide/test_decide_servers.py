@@ -64,6 +64,25 @@ def test_what_servers_do_not_tell_is_an_error(kind: type[ModelServer]) -> None:
         assert isinstance(error, EndpointError) and "20 likeliest" in error.message
 
 
+def test_a_server_that_ends_is_replaced_by_another() -> None:
+    chosen = chosen_format("raw")
+    with serving_kind(LlamaServer, lambda held, seed: END, 2, context_size=10_000) as servers:
+        for server in servers:
+            server.openings = YES
+        servers[0].arm(status=503, count=2)
+        source = source_of(NANO, servers=Servers(tuple(Endpoint(server.url, server.url) for server in servers)))
+        with Model(source, remote_engine(*servers), chosen) as model:
+            questions = [ChoiceQuestion(Conversation().user(f"Is it {number}?"), YES_OR_NO) for number in range(30)]
+            found: list[Decided] = []
+            for event in decide(model, questions):
+                if isinstance(event, Decided):
+                    found.append(event)
+                    if len(found) == 5:
+                        servers[1].kill()
+    assert sorted(each.number for each in found) == list(range(30))
+    assert all(isinstance(each.result, Decision) for each in found)
+
+
 def test_choices_that_begin_alike_are_refused_on_servers() -> None:
     choices = parse_choices("card lost,card stolen,other")
     with asking(LlamaServer, YES) as (model, _):
