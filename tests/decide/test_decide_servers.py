@@ -69,7 +69,7 @@ def test_a_server_that_ends_is_replaced_by_another() -> None:
     with serving_kind(LlamaServer, lambda held, seed: END, 2, context_size=10_000) as servers:
         for server in servers:
             server.openings = YES
-        servers[0].arm(status=503, count=2)
+        servers[0].arm(status=503, times=2)
         source = source_of(NANO, servers=Servers(tuple(Endpoint(server.url, server.url) for server in servers)))
         with Model(source, remote_engine(*servers), chosen) as model:
             questions = [ChoiceQuestion(Conversation().user(f"Is it {number}?"), YES_OR_NO) for number in range(30)]
