@@ -80,7 +80,7 @@ _LINE = (
 )
 _NAMED = (
     r"(?:\b(?i:option|choice|letter|answer)\s[*(\"']*+|\()(<letter>)"
-    r"|(?:\A|\b(?i:is|be|but|so|thus|hence|therefore|leaves|with|it's|es|est|ist)\b|[:,是为])\W{0,4}(<upper>)(?=\W*\Z)"
+    r"|(?:\A|\b(?i:is|be|but|so|thus|hence|therefore|leaves|with|only|just|it's|es|est|ist)\b|[:,是为])\W{0,4}(<upper>)(?=\W*\Z)"
 )
 _SEVERAL = r"<upper>(?:(?:\W{0,2},<other>)*+(?:<joint><other>)+|(?:\W{0,2},<other>){2,}|<joint>\W*+\Z)"
 _TICK = r"(?m)^[^\w\n]*+(<letter>)[.):]?\s[^\n✓✔✅✗✘❌]*+[✓✔✅]"

@@ -74,6 +74,8 @@ DOUBT = rf"""
   | \b(?:nobody|no\ one)\ (?:can\ say|knows)\b
   | \b(?:several|some|various)\ (?:accounts|authors|books|chronicles|estimates|historians|records|reports|scholars
     |sources|texts|websites)\b
+  | \b(?:some|several|various)\ \w+\ (?:claim|mention|report|say|state)\b | \b(?:einige|manche)\ \w+\ (?:nennen|sagen)\b
+  | \b(?:certains|plusieurs)\ (?:\w+\ )?(?:disent|citent|indiquent)\b | \balgun[ao]s\ (?:\w+\ )?(?:dicen|mencionan)\b
   | \b(?:some|manche|einige|certains|algunos)\b[^.;\n]{{0,80}},\ (?:others|andere|d['’]autres|otros)\b
   | \b(?:not|n['’]t|isn['’]t|never) \ (?:certain|clear|entirely|known|necessarily|quite|sure)
   | \b(?:not\ (?:the\ case|true|correct)|false|untrue|wrong)\ that\b
@@ -89,6 +91,8 @@ DOUBT = rf"""
 POSSIBLE = r"""
     \b(?:if|assuming|supposing|suppose)\ [^,.;\n]{1,80},\ [^,.;\n]{0,60}\bwould\ (?:[^.;\n]|\.\d){1,60}?
       ,?\ (?:but|though|yet)\ (?:i|it|nobody|nothing|that|there|this|we)\b |
+    \b(?:maybe|perhaps|possibly|vielleicht)\b[^.;\n]{1,60},?\ (?:or\ |oder\ )?
+      (?:maybe|perhaps|possibly|vielleicht)\ \S+ |
     \bif\ (?:\w+\ ){1,3}were\ [^,.;\n]{0,80},(?=[^.;\n]{0,120}\bwould\b) |
     \bwould\ (?:only\ )?be\ \S+(?=\ (?:only\ )?if\b) | \b(?:could|may|might)\ (?:also\ )?be\ (?:either\ )?\S+
     (?:,?\ or\ (?:it\ )?(?:(?:could|may|might)\ (?:also\ )?be\ )?\S+
@@ -97,6 +101,7 @@ POSSIBLE = r"""
 REFUSAL = r"""
     \b(?:can(?:not|['’]t)|could\ not|(?:im|not\ )possible\ to|unable\ to)\ (?:be\ |we\ )?(?:determin|answer|calculat)
   | \b(?:none\ of\ the\ (?:above|given|options)|(?:not\ enough|insufficient)\ (?:data|info))
+  | \b(?:can(?:not|['’]t)|impossible\ to)\ (?:be\ sure|know|say|tell)(?:\ (?:exactly|for\ (?:certain|sure)))?[.!]*\Z
   | \binformation\b(?:\ \w+){0,3}\ is\ (?:incomplete|insufficient|missing|not\ (?:enough|sufficient))\b
 """
 

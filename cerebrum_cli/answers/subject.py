@@ -14,7 +14,7 @@ from cerebrum_cli.answers.sentence import result, values_in
 from cerebrum_cli.answers.words import stems
 
 _EXPLAINS = (
-    r"as|because|including|of\swh(?:ich|om)|since|(?:even\s|al)?though|weil|obwohl|denn|darunter|dont|parce\sque|porque"
+    r"that\sis|i\.e\.,?|in\sother\swords,?|das\sheißt|as|because|including|of\swh(?:ich|om)|since|(?:even\s|al)?though|weil|obwohl|denn|darunter|dont|parce\sque|porque"
     r"|aunque"
 )
 _CLAUSE = re.compile(
@@ -31,7 +31,8 @@ _NOT_REPEATED = re.compile(
     r"(?i)\b(?:combien|cuánt\w+|fast|far|find|give|heavy|high|how|long|many|much|old|tall|viele|when|why|wie|in\s[a-z]+(?:/[a-z]+)?(?=\W*\Z))\b"
 )
 _TIMES = re.compile(r"(?i)\b(?:after|end|finally|left|now|over|remain\w*|still)\b")  # of several, which amount counts
-_HEADLINE = re.compile(r"\s*\*\*([^*\n]+)\*\*[.:!]?\s*(?:\n|\Z)")
+_HEADLINE = re.compile(r"\s*(?:\*\*(?P<bold>[^*\n]+)\*\*[.:!]?\s*\n|(?P<plain>[^\n]{1,60})\n\s*\n)")
+_ADDS_UP = re.compile(r"(?i)[=≈]|\b(?:altogether|hence|therefore|thus|total)\b")
 _NUMBER = re.compile(r"\d[\d.,]*(?<![.,])")
 _HEADLINE_WORDS = 4
 
@@ -51,22 +52,27 @@ def asked_in(question: str) -> str:
 
 
 def _headline(question: str, text: str) -> str | None:
-    """The value of a first line that is bold, and has a word of the question besides: "**4 buses**"."""
+    """The value of a first line that is bold, or has a word of the question besides: "4 buses"."""
     headline = _HEADLINE.match(text)
     if headline is None or not text[headline.end() :].strip():
         return None
-    line = trimmed(plain(headline[1]))
+    if headline["plain"] and _ADDS_UP.search(text[headline.end() :]):
+        return None
+    line = trimmed(plain(headline["bold"] or headline["plain"]))
     values = values_in(line)
     if len(values) != 1 or values[0].start or len(line.split()) > _HEADLINE_WORDS:
         return None
-    unit = values[0].behind
-    return values[0].text if not stems(unit) or stems(unit) & stems(question) else None
+    unit = stems(values[0].behind)
+    is_asked = bool(unit & stems(question)) or (not unit and headline["bold"] is not None)
+    return values[0].text if is_asked else None
 
 
 def _in_clause(question: str, asked: set[str], text: str) -> str | None:
     """The value of the last clause that has most words of a question, at least half of them."""
     clauses, reasons = _clauses(text)
-    shared = [len(asked & stems(clause)) for clause in clauses]
+    shared = [
+        0 if is_reason else len(asked & stems(clause)) for clause, is_reason in zip(clauses, reasons, strict=True)
+    ]
     most = max(shared)
     place = len(shared) - 1 - shared[::-1].index(most)
     clause, behind = clauses[place], clauses[place + 1 :]

@@ -34,7 +34,9 @@ _EARLIER = re.compile(
 )
 # A question for several things, and a sentence's list of them: red, blue and yellow.
 _SEVERAL = re.compile(
-    r"(?i)\b(?:name|list|what\sare|which)\s(?:\w+\s)?(?:two|three|four|five|six|[2-9])\b"
+    r"(?i)\b(?:(?:name|list|what\sare|which)\s(?:\w+\s)?(?:two|three|four|five|six|[2-9])"
+    r"|nenne[n]?\s(?:\w+\s)?(?:zwei|drei|vier|fünf|sechs|[2-9])|(?:cite[sz]?|nomme[sz]?)\s(?:\w+\s)?(?:deux|trois|quatre|cinq|six|[2-9])"
+    r"|(?:menciona|nombra)\s(?:dos|tres|cuatro|cinco|seis|[2-9]))\b"
     r"(?!\s(?:\w+\s){0,2}(?:angles|answers|coordinates|digits|divisors|factors|fractions|integers|multiples|numbers|pairs"
     r"|points|powers|primes|roots|sides|solutions|squares|terms|values|zeros)\b)"
 )
