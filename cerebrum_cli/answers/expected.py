@@ -84,7 +84,8 @@ _FOR_WORDS = re.compile(
       | what['’]?s?\s(?:is\s|was\s)?the\s(?:\w+est|most\s\w+)\s(?:\w+\s)?(?:{"|".join(_PLACES_AND_BEINGS.split())})\b
       | (?:please\s)?(?:name|classify)\b
       | wer\b | wen\b | wo\b | wie\sheißt\b
-      | was\sist\sd(?:as|er|ie)\s(?:\w+ste\s)?(?:berg|fluss|hauptstadt|land|ozean|planet|sprache|stadt|tier|währung)\b
+      | was\sist\sd(?:as|er|ie)\s(?:\w+te\s)?(?:berg|fluss|hauptstadt|insel|kontinent|land|metall|meer|ozean
+        |planet|säugetier|see|sprache|stadt|tier|vogel|währung)\b
       | welche[mnrs]?\s(?:baum|berg|element|farbe|fluss|gas|insel|kontinent|land|meer|metall|monat|ozean|person|planet
         |see|sprache|stadt|tag|tier|vogel|wochentag|währung)\b
       | qui\b | où\b

@@ -33,8 +33,8 @@ _FORMULA = re.compile(r"=|\b(?:ln|log|exp|sin|cos|tan)(?:\b|_)[\W_]*\d")
 # A relative clause, and what gives an order, a place or a time besides.
 _ASIDE = re.compile(
     r"""(?x)[*_]*,\s(?:an?\s\w+\sof|(?!(?:king|being)\b)[a-z]{3,}ing|(?:(?:about|approximately|around|nearly|roughly|some)\s)?\d+|after|ahead\sof|and\s(?:later|then)|before
-    |between|close\sto|followed|in\sfront\sof|just|like|next\sto|not\sfar|on\s\w+\s?\d|preceded|succeeded|unlike|where|which|who|whose)
-    \b[^.;\n]*"""
+    |between|close\sto|followed|in\sfront\sof|just|like|next\sto|not\sfar|on\s\w+\s?\d|preceded|succeeded|unlike|where|which|who|whose|with)
+    \b[^.;\n]*|\sagainst\s[^.;\n]*"""
 )
 # A sentence that leaves open which of several is the answer, or means another.
 _OPEN = re.compile(r"(?i)\b(?:or|either|whether|opposite of|(?:day|month|year) (?:after|before))\b")
@@ -150,7 +150,18 @@ def compare_answer(
     if expected.kind == "words" and not is_correct and not wants_names(question):
         conclusions = [nearest(question, asserted(sentence)) for sentence in _conclusions(text, answer, question)]
         is_correct = any(names(sentence, reference) for sentence in conclusions)
-    return ComparedAnswer(answer, stated, is_correct)
+    return ComparedAnswer(answer, stated, is_correct or _is_surname(question, answer, reference))
+
+
+def _is_surname(question: str, answer: str | None, reference: str) -> bool:
+    """Whether an answer to "who" is the last of the names in the reference answer: "Armstrong"."""
+    names = reference.split()
+    return (
+        answer is not None
+        and len(names) > 1
+        and answer == names[-1]
+        and re.search(r"(?i)\bwho\b", question) is not None
+    )
 
 
 def _asks_for_name(question: str) -> bool:

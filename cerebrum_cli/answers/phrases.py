@@ -70,7 +70,7 @@ DOUBT = rf"""
   | \b{_ASKS} \ (?:me\ |us\ )?(?:for|how|if|what|whether|which)
   | \b(?:check|decide|determine|figure\ out|find\ out|know|learn|see|show|test|tell|verify)\ if\b
   | \b(?:assume|suppose|supposing)\ (?:that\ )?(?:it|there|we)\b | \bestimates\ (?:differ|range|vary)\b
-  | \b(?:is|are|remains?)\ (?:not\ known|unknown)\b | \b(?:aim|goal|task)\ is\ to\b
+  | \b(?:is|are|remains?)\ (?:not\ known|unknown)\b | \b(?:aim|challenge|goal|problem|task)\ is\ to\b
   | \b(?:nobody|no\ one)\ (?:can\ say|knows)\b
   | \b(?:several|some|various)\ (?:accounts|authors|books|chronicles|estimates|historians|records|reports|scholars
     |sources|texts|websites)\b
@@ -89,8 +89,8 @@ DOUBT = rf"""
 """
 # Values of which none is said to be the answer: "it could be 4 or 6", "it may be 4, but I am not sure".
 POSSIBLE = r"""
-    \b(?:if|assuming|supposing|suppose)\ [^,.;\n]{1,80},\ [^,.;\n]{0,60}\bwould\ (?:[^.;\n]|\.\d){1,60}?
-      ,?\ (?:but|though|yet)\ (?:i|it|nobody|nothing|that|there|this|we)\b |
+    (?:\b(?:assuming|if|suppose|supposing)|\A(?:had|were))\ [^,.;\n]{1,80},\ [^,.;\n]{0,60}
+      \bwould\ (?:[^.;\n]|\.\d){1,60}?,?\ (?:but|though|yet)\ (?:i|it|nobody|nothing|that|there|this|we)\b |
     \b(?:maybe|perhaps|possibly|vielleicht)\b[^.;\n]{1,60},?\ (?:or\ |oder\ )?
       (?:maybe|perhaps|possibly|vielleicht)\ \S+ |
     \bif\ (?:\w+\ ){1,3}were\ [^,.;\n]{0,80},(?=[^.;\n]{0,120}\bwould\b) |

@@ -18,7 +18,7 @@ _EXPLAINS = (
     r"|aunque"
 )
 _CLAUSE = re.compile(
-    rf"(?i)(?:;\s|\s(?:[–—]|-(?=\s[^\W\d_]{{2}}))\s|\s\((?=[^\W\d_]{{2}})|,?\s(?:({_EXPLAINS})|while|whereas|but|not|rather\sthan"
+    rf"(?i)(?:;\s|:\s(?=\d)|\s(?:[–—]|-(?=\s[^\W\d_]{{2}}))\s|\s\((?=[^\W\d_]{{2}})|,?\s(?:({_EXPLAINS})|while|whereas|but|not|rather\sthan"
     r"|davon|aber|mais|pero)\s)"
 )
 _CONCLUDES = re.compile(
@@ -30,8 +30,14 @@ _CONCLUDES = re.compile(
 _NOT_REPEATED = re.compile(
     r"(?i)\b(?:combien|cuánt\w+|fast|far|find|give|heavy|high|how|long|many|much|old|tall|viele|when|why|wie|in\s[a-z]+(?:/[a-z]+)?(?=\W*\Z))\b"
 )
-_TIMES = re.compile(r"(?i)\b(?:after|end|finally|left|now|over|remain\w*|still)\b")  # of several, which amount counts
-_HEADLINE = re.compile(r"\s*(?:\*\*(?P<bold>[^*\n]+)\*\*[.:!]?\s*\n|(?P<plain>[^\n]{1,60})\n\s*\n)")
+# Of several amounts, these words of a question say which counts.
+_WHICH = (
+    re.compile(r"(?i)\b(?:after|end|finally|left|now|over|remain\w*|still)\b"),
+    re.compile(r"(?i)\b(?:apiece|average|each|every|per)\b"),
+)
+_HEADLINE = re.compile(
+    r"\s*(?:\*\*(?P<bold>[^*\n]+(?<![.:)]))\*\*(?:[.:!]?\s*\n|[.!]\s(?!.*\*\*\d))|(?P<plain>[^\n]{1,60})\n\s*\n)"
+)
 _ADDS_UP = re.compile(r"(?i)[=≈]|\b(?:altogether|hence|therefore|thus|total)\b")
 _NUMBER = re.compile(r"\d[\d.,]*(?<![.,])")
 _HEADLINE_WORDS = 4
@@ -78,7 +84,7 @@ def _in_clause(question: str, asked: set[str], text: str) -> str | None:
     clause, behind = clauses[place], clauses[place + 1 :]
     if (
         most * 2 < len(asked)
-        or (_TIMES.search(question) and not _TIMES.search(clause))
+        or any(words.search(question) and not words.search(clause) for words in _WHICH)
         or clause.rstrip().endswith("?")
     ):
         return None
