@@ -33,7 +33,7 @@ _FORMULA = re.compile(r"=|\b(?:ln|log|exp|sin|cos|tan)(?:\b|_)[\W_]*\d")
 # A relative clause, and what gives an order, a place or a time besides.
 _ASIDE = re.compile(
     r"""(?x)[*_]*,\s(?:an?\s\w+\sof|(?!(?:king|being)\b)[a-z]{3,}ing|(?:(?:about|approximately|around|nearly|roughly|some)\s)?\d+|after|ahead\sof|and\s(?:later|then)|before
-    |between|close\sto|followed|in\sfront\sof|just|like|next\sto|not\sfar|on\s(?:\w+\s)?\d+|preceded|succeeded|unlike|where|which|who|whose|with)
+    |between|close\sto|followed|in\sfront\sof|just|like|next\sto|not\sfar|on\s\w+\s?\d|preceded|succeeded|unlike|where|which|who|whose|with)
     \b[^.;\n]*|\sagainst\s[^.;\n]*"""
 )
 # A sentence that leaves open which of several is the answer, or means another.
