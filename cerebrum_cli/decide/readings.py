@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from math import exp, fsum, log
 from typing import Any, NamedTuple
 
@@ -87,9 +87,7 @@ class BeginningReader(ABC):
 
     def _find(self, last: int | None) -> Beginnings:
         replies = [
-            (reply, position)
-            for position, name in enumerate(self._names)
-            for reply in self._replies(last, spellings(name))
+            (reply, position) for position, name in enumerate(self._names) for reply in self._replies(last, name)
         ]
         meant: dict[Any, set[int]] = defaultdict(set)  # the choices that a reply may come to name after a beginning
         for reply, position in replies:
@@ -106,8 +104,8 @@ class BeginningReader(ABC):
         return Beginnings(owners, shared)
 
     @abstractmethod
-    def _replies(self, last: int | None, texts: Iterable[str]) -> set[Any]:
-        """Replies with some text after the last token of a prompt: its tokens, or itself."""
+    def _replies(self, last: int | None, name: str) -> set[Any]:
+        """Replies with a name, in its spellings, after the last token of a prompt: tokens, or text."""
 
     @abstractmethod
     def _read(self, reply: Any, own: Sequence[Any]) -> Sequence[Any]:
@@ -122,10 +120,17 @@ class TokenReader(BeginningReader):
         self._vocabulary = vocabulary
         self._first_only = first_only
 
-    def _replies(self, last: int | None, texts: Iterable[str]) -> set[Any]:
+    def _replies(self, last: int | None, name: str) -> set[Any]:
         before = Tokens(() if last is None else (last,))
         skipped = len(self._vocabulary.tokenize((before,)))
+        may_have_space = last is None or self._ends_word(last)
+        texts = [text for text in spellings(name) if may_have_space or not text.startswith(" ")]
         return {self._vocabulary.tokenize((before, Text(text)))[skipped:] for text in texts}
+
+    def _ends_word(self, token: int) -> bool:
+        """Whether a space may follow a token: neither a control token nor white space."""
+        piece = self._vocabulary.piece(token)  # empty for a control token
+        return bool(piece) and not piece[-1:].isspace()
 
     def _read(self, reply: Any, own: Sequence[Any]) -> Sequence[Any]:
         """The shortest of its own; without any, all of it begins another one."""
@@ -138,8 +143,8 @@ class TokenReader(BeginningReader):
 class TextReader(BeginningReader):
     """Finds texts of first tokens, which are all that servers of chat completions report."""
 
-    def _replies(self, last: int | None, texts: Iterable[str]) -> set[Any]:  # noqa: ARG002
-        return set(texts)
+    def _replies(self, last: int | None, name: str) -> set[Any]:  # noqa: ARG002
+        return set(spellings(name))
 
     def _read(self, reply: Any, own: Sequence[Any]) -> Sequence[Any]:
         return own or (reply,)
