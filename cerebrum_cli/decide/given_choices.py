@@ -44,10 +44,10 @@ class GivenChoices:
 
     @property
     def orders(self) -> Sequence[Order]:
-        """The orders in which prompts list the choices: a choice is as often at one place as at any other.
+        """The orders in which prompts list the choices, so that no place of a list favours a choice.
 
-        With two or three choices these are all. With more they are four, in which each choice has four places, spread
-        over the list. GivenChoices given in the reverse order are listed in the same orders.
+        With two or three choices these are all. With more they are four, in which the places of a choice are spread
+        over the list. Choices given in the reverse order are listed in the same orders.
         """
         count = len(self.items)
         if self.is_score:
@@ -74,7 +74,7 @@ YES_OR_NO = GivenChoices((Choice("yes"), Choice("no")))
 
 
 def choices_of(items: Iterable[Choice]) -> GivenChoices:
-    """GivenChoices that can be told apart, with names without spaces around them. Raises UsageError."""
+    """Choices that can be told apart, with names without spaces around them. Raises UsageError."""
     found = tuple(choice._replace(name=well_formed(choice.name).strip()) for choice in items)
     if len(found) == 1:
         problem = f"there is only one choice, {truncate(found[0].name, SHOWN)!r}"
