@@ -44,7 +44,7 @@ class GivenChoices:
 
     @property
     def orders(self) -> Sequence[Order]:
-        """The orders in which prompts list the choices, so that no place of a list favours a choice.
+        """The orders in which prompts list the choices, so that no place of a list favors a choice.
 
         With two or three choices these are all. With more they are four, in which the places of a choice are spread
         over the list. Choices given in the reverse order are listed in the same orders.

@@ -12,7 +12,7 @@ def question_text(question: str, choices: GivenChoices, order: Order) -> str:
         least, largest = choices.names[0], choices.names[-1]
         return f"{question}\n\nAnswer with a whole number from {least} to {largest}."
     listed = [choices.items[position] for position in order]
-    if not any(choice.description for choice in listed):
+    if not any(choice.description or ";" in choice.name for choice in listed):
         return f"{question}\n\nAnswer with one of these: {'; '.join(choice.name for choice in listed)}."
     lines = [f"{question}\n", "Answer with the name of one of these:"]
     for choice in listed:

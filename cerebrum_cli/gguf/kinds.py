@@ -25,6 +25,7 @@ class Kind(NamedTuple):
 DRAFT = Kind("a draft head for speculative decoding, not a whole model", "use the model that it was made for")
 EMBEDDING = Kind("an embedding model or reranker, which generates no text")
 NOT_CAUSAL = Kind("an encoder, encoder-decoder or diffusion model, which is not supported")
+DECISIONS = Kind("a decision model, which generates no text", "use a chat model; cerebrum decide takes any")
 # By regular expressions of the type, the architecture, the name of a tensor, or what `kind_of` writes of the metadata.
 _KINDS = {
     "causal False": NOT_CAUSAL,
@@ -82,6 +83,8 @@ def kind_of(metadata: Mapping[str, object], tensors: Iterable[str]) -> Kind | No
 
     What else cannot answer, `load_model` in engine/llama/load.py finds after loading.
     """
+    if any(key.endswith(".decision.type") for key in metadata):  # llama-server's special models
+        return DECISIONS
     architecture = metadata.get("general.architecture")
     causal = metadata.get(f"{architecture}.attention.causal")
     pooling = metadata.get(f"{architecture}.pooling_type")

@@ -226,6 +226,7 @@ BERT_HINT = " hint: use a decoder-only model; cerebrum list --available shows so
         ("qwen2", {"attention__causal": False}, NOT_CAUSAL),
         ("qwen3", {"pooling_type": 3}, EMBEDS),
         ("qwen3", {"pooling_type": 4}, EMBEDS),
+        ("qwen3", {"decision__type": 1}, "a decision model, which generates no text"),
     ],
 )
 def test_generative_kind_is_read_from_the_header(
