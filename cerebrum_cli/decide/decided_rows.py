@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -112,10 +113,8 @@ def own_choices(fields: Any) -> GivenChoices | None:
     if value in (None, ""):
         return None
     if isinstance(value, str):
-        try:
+        with suppress(ValueError, RecursionError):
             value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"`{CHOICES}` is not a list of texts", 'write ["A", "B"], or use --choices') from error
     if not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
         raise UsageError(f"`{CHOICES}` is not a list of texts", 'write ["A", "B"], or use --choices')
     return choices_of(map(Choice, value))

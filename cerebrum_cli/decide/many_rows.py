@@ -68,11 +68,7 @@ def decide_file(
         )
         model = options.find_source(app, overrides)
         if options.label is not None:
-            try:
-                from cerebrum_cli.decide.labelled import measure
-            except ModuleNotFoundError as error:
-                raise UsageError("--label needs the package `eval`", "install cerebrum-cli again") from error
-            measure(app, asked, source.stem, model, fingerprint_of(asked, model), output, options)
+            measure_rows(app, asked, source.stem, model, output, options)
             return
         if options.plot:
             raise UsageError("--plot requires --label", "name the column with the right answers: --label COLUMN")
@@ -80,12 +76,27 @@ def decide_file(
             raise UsageError("missing option '-o' / '--output'", "see cerebrum decide --help")
         if is_table:
             asked.require_columns()
-        results = open_decisions(app, asked, model, output, options)
-        with resumable(results, "rows", options.restart):
-            work = Work(range(len(rows)), 1, partial(decide_rows, asked))
-            answer_missing(app, model, options, results, work)
-        failed = results.counts.failed
-    if failed:
+        write_decisions(app, asked, model, output, options)
+
+
+def measure_rows(
+    app: App, asked: RowQuestions, task: str, model: ModelSource, output: Path | None, options: DecideOptions
+) -> None:
+    """Compare decisions with labels, as a run of the package `eval`. Raises UsageError without it."""
+    try:
+        from cerebrum_cli.decide.labelled import measure
+    except ModuleNotFoundError as error:
+        raise UsageError("--label needs the package `eval`", "install cerebrum-cli again") from error
+    measure(app, asked, task, model, fingerprint_of(asked, model), output, options)
+
+
+def write_decisions(app: App, asked: RowQuestions, model: ModelSource, output: Path, options: DecideOptions) -> None:
+    """Decide the rows that the output lacks. Raises Exit if some failed."""
+    results = open_decisions(app, asked, model, output, options)
+    with resumable(results, "rows", options.restart):
+        work = Work(range(len(asked.rows)), 1, partial(decide_rows, asked))
+        answer_missing(app, model, options, results, work)
+    if results.counts.failed:
         raise typer.Exit(SOME_FAILED)
 
 
