@@ -2,7 +2,8 @@
 
 Unknown keys are ignored: they may be fields for a template, or notes. In the body of a batch request they are meant for
 a server, and a notice names them. Keys that ask for something unsupported are errors. A key that the template uses as a
-field has no other meaning.
+field has no other meaning. In a row without settings, this goes for all keys but those of the conversation, and with a
+template for these, too.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ KNOWN = {
 }
 
 
-def read_json_row(number: int, line: str, template: Template | None) -> InputRow:
+def read_json_row(number: int, line: str, template: Template | None, has_settings: bool = True) -> InputRow:
     id: RowId = number
     prompt = None
     input: Any = line
@@ -126,8 +127,11 @@ def read_json_row(number: int, line: str, template: Template | None) -> InputRow
         id = own_id(item, number)
         request = _request(item)
         fields = template.fields if template else ()
-        rest = _flattened({key: value for key, value in request.items() if key not in fields})
-        conversation = _conversation(rest, template.render(request) if template else None)
+        rest = {}
+        if has_settings:
+            rest = _flattened({key: value for key, value in request.items() if key not in fields})
+        rendered = template.render(request) if template else None
+        conversation = _conversation(rest if has_settings or template else request, rendered)
         prompt = conversation.question
         is_openai = template is None and (request is not item or "messages" in item)
         unused = tuple(filter(rest.get, rest.keys() - item.keys() - KNOWN))

@@ -46,6 +46,7 @@ class LineRows:
 
     shape: Shape
     template: Template | None
+    has_settings: bool = True
 
     unit = "line"
     header = None
@@ -66,7 +67,7 @@ class LineRows:
             id = read_json_row(number, line.decode(errors="replace"), None).id
             return invalid_row(number, id, None, InvalidRow(f"byte {error.start + 1} is not UTF-8", "invalid_utf8"))
         if self.shape == "jsonl":
-            return read_json_row(number, text, self.template)
+            return read_json_row(number, text, self.template, self.has_settings)
         prompt = self.template.render(dict.fromkeys(_TEXT_FIELDS, text)) if self.template else text
         return prompt_row(number, number, prompt, text)
 
@@ -78,7 +79,8 @@ class InputOptions:
     `template` renders a prompt from the fields of each row; the field of a txt line is `text` or `prompt`. The result
     is the input of a `saved` prompt; its other placeholders without a value are fields, too. With `include_input`, each
     row has its `input`: text, a JSON value, or fields. A csv has this `delimiter` if given, or else one that its header
-    shows. `template_use` tells how to write a template, for an error.
+    shows. `template_use` tells how to write a template, for an error. Without `has_settings`, keys of a row that are
+    names of settings are fields like others.
     """
 
     template: Template | None = None
@@ -87,6 +89,7 @@ class InputOptions:
     include_input: bool = False
     saved: SavedPrompt | None = None
     template_use: str = 'use --template "{NAME}"'
+    has_settings: bool = True
 
     def open(self, source: Path, piped: SupportsRead[bytes] | None, output: Path) -> IndexedRows:
         """Find the rows of a file, or of what is `piped` in for `-`; at least one. Raises UsageError.
@@ -154,7 +157,7 @@ class InputOptions:
             return open_table(file, shape, delimiter or DELIMITERS[shape], template, hint)
         if delimiter:
             raise UsageError(f"--delimiter does not apply to {shape}", "omit it, or add --input-format csv")
-        return LineRows(shape, template)
+        return LineRows(shape, template, self.has_settings)
 
 
 class IndexedRows:

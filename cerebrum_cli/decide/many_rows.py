@@ -53,6 +53,7 @@ def decide_file(
         include_input=True,
         saved=saved,
         template_use='name a column in QUESTION: "... {NAME}"',
+        has_settings=False,
     )
     with closing(reading.open(source, app.streams.piped, output or STANDARD)) as rows:
         is_table = output is not None and rows.for_output(output).table is not None

@@ -198,6 +198,39 @@ def test_rows_of_all_forms_have_fields(user: CommandLine) -> None:
     assert texts == ["My money back!", {"text": "My money back!", "n": "1"}, {"body": {"text": "My money back!"}}]
 
 
+SETTINGS = {"n": 5, "seed": "x", "temperature": -1, "system": 3, "tools": ["saw"], "json_schema": "none", "model": "T4"}
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.csv", "in.parquet"])
+def test_fields_with_names_of_settings_are_data(user: CommandLine, name: str) -> None:
+    row = {"id": "a", "text": "Money back!", **SETTINGS}
+    if name == "in.parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist([row]), user.home / name)
+    elif name == "in.csv":
+        (user.home / name).write_text(",".join(row) + "\n" + ",".join(map(str, row.values())) + "\n")
+    else:
+        (user.home / name).write_text(json.dumps(row))
+    plain = decide(user, "Is a refund requested? Money back! 5", "--json").object
+    done = decide(user, "Is a refund requested? {text} {n}", name, "-o", "-", "--include-input")
+    assert (done.code, done.object["prompt"]) == (0, "Is a refund requested? Money back! 5")
+    assert done.object["probability"] == pytest.approx(plain["probability"], abs=1e-3)
+    assert done.object["input"].keys() == row.keys()
+
+
+def test_rows_with_a_prompt_have_no_settings_but_a_system_prompt(user: CommandLine) -> None:
+    row = {"prompt": "Money back!", **SETTINGS, "system": "Be strict."}
+    messages = [{"role": "system", "content": "Be strict."}, {"role": "user", "content": "Money back!"}]
+    rows = row, {"messages": messages, "stop": 1}, {"prompt": "Money back!", "system": 3}
+    (user.home / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    done = decide(user, "Is a refund requested?", "in.jsonl", "-o", "-")
+    first, second, third = (json.loads(line) for line in done.out.splitlines())
+    assert first["probability"] == pytest.approx(second["probability"], abs=1e-3)
+    assert "invalid `system`" in third["error"]["message"]
+
+
 def test_a_row_that_only_one_order_refuses_has_one_error(user: CommandLine) -> None:
     template = user.home / "strict.jinja"
     template.write_text(
