@@ -19,6 +19,7 @@ from cerebrum_cli.core.decision import Decision
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, OpeningEvent, PromptEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings
 from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Decided
 from cerebrum_cli.decide.given_choices import GivenChoices
 from cerebrum_cli.decide.readings import BeginningReader, Beginnings, TextReader, TokenReader, average, log_shares
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 VOTES = "votes: --votes 8"
 REASONS = "this model reasons before each answer, so no probability can be read from how its reply begins"
 ONE_ORDER, ORDERS = "one order", "averaged orders"
+UNUSED = (*SAMPLING_KEYS, "think", "loop_check", "tool_rounds")  # settings of replies that are generated
 LIKELIEST = 20  # first tokens: the most that the OpenAI API and vLLM give
 NOT_LIKELY = f"no choice is among the {LIKELIEST} likeliest first tokens of the reply"
 NOT_CLEAR = "several choices begin with the same likely token"
@@ -90,7 +92,8 @@ def require_direct_answers(model: Model) -> None:
 def prompts_of(model: Model, number: int, question: ChoiceQuestion, reader: BeginningReader) -> Iterator[ListingPrompt]:
     """The prompts of a question. Raises PromptTooLong, FormatError and UsageError."""
     choices = question.choices
-    settings = replace(model.source.settings, max_tokens=1)
+    defaults = Settings(max_tokens=1)
+    settings = replace(model.source.settings, **{key: getattr(defaults, key) for key in UNUSED})
     if model.format.has_switch or model.format.is_servers:
         settings = replace(settings, think="off")
     orders = choices.orders[:1] if question.is_fast else choices.orders

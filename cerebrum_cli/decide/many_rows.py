@@ -14,6 +14,7 @@ from cerebrum_cli.cli.row_commands import Work, answer_missing, resumable
 from cerebrum_cli.core.errors import SOME_FAILED, UsageError
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.row_fields import parse_template
+from cerebrum_cli.decide.by_likelihood import UNUSED
 from cerebrum_cli.decide.decided_rows import RowQuestions, decide_rows
 from cerebrum_cli.results.results import open_results, output_paths
 from cerebrum_cli.results.rows import StreamedResults
@@ -116,9 +117,10 @@ def open_decisions(app: App, asked: RowQuestions, model: ModelSource, output: Pa
 def fingerprint_of(asked: RowQuestions, model: ModelSource) -> JsonDict:
     """Everything that decisions depend on besides the rows, by readable names."""
     choices = asked.choices and [list(choice) for choice in asked.choices.items]
+    unused = () if asked.votes else [key.replace("_", " ") for key in UNUSED]
     return {
         **asked.rows.fingerprint,
-        **model.fingerprint(None),
+        **{key: value for key, value in model.fingerprint(None).items() if key not in unused},
         "include input": asked.copies_input,
         "question": asked.question,
         "choices": choices,

@@ -276,6 +276,32 @@ def test_decided_rows_are_kept(user: CommandLine) -> None:
     assert_error(other, 1, "another template")
 
 
+def test_settings_that_cannot_change_a_decision_do_not_stop_a_resume(user: CommandLine) -> None:
+    decide(user, REFUND, "tickets.csv", "-o", "out.csv")
+    before = (user.home / "out.csv").read_bytes()
+    values = (
+        "temperature = 0.5\nseed = 3\nmax_tokens = 9\ntop_p = 0.5\nstop = ['y']\nthink = 'on'\nloop_check = false\n"
+    )
+    (user.config / "config.toml").write_text(values)
+    (user.home / "tickets.csv").write_text(TICKETS + "e,Give me my money back.,5\n")
+    assert decide(user, REFUND, "tickets.csv", "-o", "out.csv").code == 6
+    assert (user.home / "out.csv").read_bytes().startswith(before)
+    (user.config / "config.toml").write_text("system = 'Be strict.'")
+    assert_error(decide(user, REFUND, "tickets.csv", "-o", "out.csv"), 1, "another system")
+
+
+def test_sampling_settings_change_votes(user: CommandLine) -> None:
+    words = REFUND, "tickets.csv", "-o", "out.csv", "--votes", "2", "--temperature"
+    decide(user, *words, "0.7")
+    assert_error(decide(user, *words, "0.8"), 1, "another temperature")
+
+
+def test_sampling_settings_do_not_change_a_decision(user: CommandLine) -> None:
+    plain = decide(user, "Is it?", "--json", stdin="It glows.")
+    (user.config / "config.toml").write_text("temperature = 2\ntop_k = 1\nstop = ['y', 'n']\nthink = 'on'\n")
+    assert decide(user, "Is it?", "--json", stdin="It glows.") == plain
+
+
 # Labelled rows.
 
 
