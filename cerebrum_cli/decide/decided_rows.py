@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from cerebrum_cli.core.decision import Decision
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import Events, StageEvent
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.json_types import JsonDict, JsonObject, to_json
 from cerebrum_cli.core.row_fields import RowError, field_text
-from cerebrum_cli.core.text import Texts
+from cerebrum_cli.core.text import Texts, text_digest
 from cerebrum_cli.decide.by_likelihood import require_distinct
 from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Decided
 from cerebrum_cli.decide.deciding import decide
@@ -22,16 +23,26 @@ from cerebrum_cli.decide.given_choices import YES_OR_NO, Choice, GivenChoices, c
 from cerebrum_cli.results.rows import ResultRows, RowFlag
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from cerebrum_cli.batch.readers import IndexedRows
+    from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.results.rows import Results
 
 TOGETHER = 100  # rows whose prompts are evaluated together
-LINE, INPUT = "line", "input"  # keys of a row: its number, for errors, and what was read
+LINE, REQUEST, INPUT = "line", "request", "input"  # of a row: its number, for errors, what it asks, what was read
 CHOICES = "choices"  # key of a row that has its own
+DIGITS = 12  # of a digest
 PLACES = 6  # decimals of a probability in a result
+
+
+class AskedRow(NamedTuple):
+    """What is asked of a row, or why nothing is; and the object that results get, by what is found."""
+
+    question: ChoiceQuestion | CerebrumError
+    object: Callable[[Decision | CerebrumError], JsonDict]
 
 
 @frozen
@@ -60,18 +71,27 @@ class RowQuestions:
             keys += map(probability_key, (self.choices or YES_OR_NO).names)
         return tuple(keys)
 
-    def ask(self, position: int) -> ChoiceQuestion:
-        """The question of a row. Raises UsageError for a row that cannot be asked."""
+    def ask(self, position: int) -> AskedRow:
+        """What is asked of a row."""
         row = self.rows[position]
+        asked: ChoiceQuestion | CerebrumError
         if row.conversation is None:
-            raise UsageError(row.error.message if row.error else "the row is invalid")
-        fields = row.input if isinstance(row.input, dict) else dict.fromkeys(self.fields, row.input)  # a line of text
+            asked = UsageError(row.error.message if row.error else "the row is invalid")
+        else:
+            try:
+                asked = self.question_of(row.conversation, row.input)
+            except CerebrumError as problem:
+                asked = problem
+        return AskedRow(asked, partial(self.object, self.known(row.fields), row.error))
+
+    def question_of(self, conversation: Conversation, input: Any) -> ChoiceQuestion:
+        """The question of a row. Raises UsageError for a row that cannot be asked."""
+        fields = input if isinstance(input, dict) else dict.fromkeys(self.fields, input)  # a line of text
         if self.fields and all(name in fields and is_empty(fields[name]) for name in self.fields):
             raise UsageError("the text is empty")
-        conversation = row.conversation
         if self.question:
             conversation = conversation.with_question(f"{conversation.question}\n\n{self.question}")
-        return ChoiceQuestion(conversation, self.choices_for(row.input), self.is_fast)
+        return ChoiceQuestion(conversation, self.choices_for(input), self.is_fast)
 
     def choices_for(self, input: Any) -> GivenChoices:
         """The choices of a row, by its fields. Raises UsageError."""
@@ -88,17 +108,28 @@ class RowQuestions:
 
     def for_output(self, output: Path) -> ResultRows:
         """The rows of a result. Raises UsageError."""
-        return replace(self.rows.for_output(output, self.keys), flags=row_flags)
 
-    def object(self, position: int, result: Decision | CerebrumError) -> JsonDict:
+        def known(position: int) -> JsonDict:
+            return self.known(self.rows[position].fields)
+
+        return replace(self.rows.for_output(output, self.keys), flags=row_flags, fields=known)
+
+    def known(self, fields: JsonDict) -> JsonDict:
+        """What the object of a row takes from the input: choices of its own are part of what it asks."""
+        input = fields[INPUT]
+        own = input.get(CHOICES) if isinstance(input, dict) and not self.choices else None
+        if own not in (None, ""):
+            fields[REQUEST] = text_digest(to_json([fields[REQUEST], own]))[:DIGITS]
+        return fields
+
+    def object(self, known: JsonDict, error: RowError | None, result: Decision | CerebrumError) -> JsonDict:
         """The output object of a row."""
-        row = self.rows[position]
-        object = {key: value for key, value in row.fields.items() if value is not None}
+        object = {"id": None, "prompt": None, **dict.fromkeys(self.keys), "error": None}
+        object |= {key: value for key, value in known.items() if value is not None}
         if not self.copies_input:
             object.pop(INPUT, None)
-        object = {"id": row.id, "prompt": row.prompt, **dict.fromkeys(self.keys), "error": None, **object}
         if isinstance(result, CerebrumError):
-            return object | {"error": asdict(row.error or RowError.of(result))}
+            return object | {"error": asdict(error or RowError.of(result))}
         del object[LINE]
         return object | decision_values(result, self.writes_all)
 
@@ -141,10 +172,7 @@ def row_flags(object: JsonObject) -> int:
 
 
 class Asked(Protocol):
-    """What is asked of rows by position, with how many votes, and the objects that results get for them.
-
-    Their `choices` are None if rows have their own.
-    """
+    """What is asked of rows by position, with how many votes. Their `choices` are None if rows have their own."""
 
     @property
     def choices(self) -> GivenChoices | None: ...
@@ -152,11 +180,8 @@ class Asked(Protocol):
     @property
     def votes(self) -> int | None: ...
 
-    def ask(self, position: int) -> ChoiceQuestion:
-        """The question of a row. Raises UsageError for a row that cannot be asked."""
-
-    def object(self, position: int, result: Decision | CerebrumError) -> JsonDict:
-        """The object of a row."""
+    def ask(self, position: int) -> AskedRow:
+        """What is asked of a row."""
 
 
 def decide_rows(questions: Asked, model: Model, _: Any, results: Results) -> Events:
@@ -171,18 +196,20 @@ def decide_rows(questions: Asked, model: Model, _: Any, results: Results) -> Eve
     yield results.progress
     missing = results.missing
     while not scope.is_set() and (positions := list(islice(missing, TOGETHER))):
-        asked: dict[int, ChoiceQuestion] = {}
+        asked: list[ChoiceQuestion] = []
+        rows: list[tuple[int, AskedRow]] = []  # in the same order, with their positions
         for position in positions:
-            try:
-                asked[position] = questions.ask(position)
-            except CerebrumError as problem:
-                results.write_row(position, questions.object(position, problem))
+            row = questions.ask(position)
+            if isinstance(row.question, CerebrumError):
+                results.write_row(position, row.object(row.question))
                 yield results.progress
-        places = list(asked)
-        for event in decide(model, list(asked.values()), questions.votes):
+            else:
+                asked.append(row.question)
+                rows.append((position, row))
+        for event in decide(model, asked, questions.votes):
             if isinstance(event, Decided):
-                position = places[event.number]
-                results.write_row(position, questions.object(position, event.result))
+                position, row = rows[event.number]
+                results.write_row(position, row.object(event.result))
                 yield results.progress
             elif not isinstance(event, StageEvent):  # the progress counts rows
                 yield event

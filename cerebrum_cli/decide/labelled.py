@@ -17,8 +17,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, to_json
 from cerebrum_cli.core.row_fields import RowId, field_text
 from cerebrum_cli.core.text import Texts, format_names, text_digest, truncate
-from cerebrum_cli.decide.choice_questions import ChoiceQuestion
-from cerebrum_cli.decide.decided_rows import PLACES, RowQuestions, decide_rows
+from cerebrum_cli.decide.decided_rows import PLACES, AskedRow, RowQuestions, decide_rows
 from cerebrum_cli.decide.given_choices import SHOWN, GivenChoices
 from cerebrum_cli.eval.recorded import RecordedRun
 
@@ -45,8 +44,8 @@ class LabelledRows:
     def votes(self) -> int | None:
         return self.asked.votes
 
-    def ask(self, position: int) -> ChoiceQuestion:
-        return self.asked.ask(position)
+    def ask(self, position: int) -> AskedRow:
+        return self.asked.ask(position)._replace(object=partial(self.object, position))
 
     def object(self, position: int, result: Decision | CerebrumError) -> JsonDict:
         label = self.labels[position]

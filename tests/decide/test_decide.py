@@ -2,12 +2,15 @@
 
 import csv
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from command_line import CommandLine, Finished, assert_error
 
 from cerebrum_cli import open_model
+from cerebrum_cli.batch.input_row import InputRow
+from cerebrum_cli.batch.readers import LineRows
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 
 TICKETS = (
@@ -274,6 +277,34 @@ def test_decided_rows_are_kept(user: CommandLine) -> None:
     assert rows_of(user.home / "out.csv")[:4] == rows_of(user.home / "old.csv")
     other = decide(user, "Is it broken? {text}", "tickets.csv", "-o", "out.csv")
     assert_error(other, 1, "another template")
+
+
+def test_a_row_with_other_choices_is_decided_again(user: CommandLine) -> None:
+    def run(*choices: str) -> list[dict[str, str]]:
+        rows = [{"prompt": "Which?", "choices": names.split()} for names in choices]
+        (user.home / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        decide(user, "Choose.", "in.jsonl", "-o", "out.jsonl")
+        return [json.loads(line) for line in (user.home / "out.jsonl").read_text().splitlines()]
+
+    first, second = run("a b", "x y")
+    assert first["answer"] in "ab" and second["answer"] in "xy"
+    again = run("x y", "p q", "a b")
+    assert [row["answer"] for row in again[::2]] == [second["answer"], first["answer"]]
+    assert again[1]["answer"] in "pq"
+
+
+def test_each_row_is_read_once(user: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    reader = LineRows.read
+
+    def noting(self: LineRows, number: int, lines: Iterable[bytes]) -> InputRow:
+        read.append(number)
+        return reader(self, number, lines)
+
+    monkeypatch.setattr(LineRows, "read", noting)
+    (user.home / "in.txt").write_text("Money back!\n" * 5)
+    assert decide(user, "Is a refund requested? {text}", "in.txt", "-o", "out.jsonl").code == 0
+    assert read == [1, 2, 3, 4, 5]
 
 
 def test_settings_that_cannot_change_a_decision_do_not_stop_a_resume(user: CommandLine) -> None:
