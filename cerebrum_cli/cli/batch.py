@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 import typer
 
 from cerebrum_cli.cli.options import GenerationOptions, Names, SavedPromptOptions
-from cerebrum_cli.cli.row_commands import RowOptions, Work, answer_missing, resumable, row_options
+from cerebrum_cli.cli.row_commands import RowFileOptions, RowOptions, Work, answer_missing, resumable, row_options
 from cerebrum_cli.cli.signature import Argument, composed, settings_options
 from cerebrum_cli.core.declaration import PATH, Option, option, switch
 from cerebrum_cli.core.errors import SOME_FAILED, UsageError
@@ -31,13 +31,9 @@ STANDARD = Path("-")  # standard input or output
 
 
 @row_options
-class BatchCommandOptions(SavedPromptOptions, RowOptions, GenerationOptions):
+class BatchCommandOptions(RowFileOptions, SavedPromptOptions, RowOptions, GenerationOptions):
     template: str | None = option("Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT")
-    input_format: str | None = option("Format of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv")
-    delimiter: str | None = option("Delimiter of a CSV [default: detected]", "Input", metavar="CHAR")
     ignore_eos: bool = switch("Ignore end-of-sequence tokens (for benchmarks)", "Length")
-    include_input: bool = switch("Copy each input row to the key `input` of its answer", "Output")
-    restart: bool = switch("Start over; replace OUTPUT when done", "Output")
     retry_failed: bool = switch("Re-answer rows that failed, and undecided votes", "Output")
 
     def with_saved(self, saved: SavedPrompt, on_command_line: Names, /) -> Self:

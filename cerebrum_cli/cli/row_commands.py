@@ -43,6 +43,16 @@ class Work(NamedTuple):
 
 
 @option_group
+class RowFileOptions:
+    """Options of a command that reads rows from a file, and writes one for each of them."""
+
+    input_format: str | None = option("Format of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv")
+    delimiter: str | None = option("Delimiter of a CSV [default: detected]", "Input", metavar="CHAR")
+    include_input: bool = switch("Copy each input row to the key `input` of its answer", "Output")
+    restart: bool = switch("Start over; replace OUTPUT when done", "Output")
+
+
+@option_group
 class ConcurrencyOptions(AnswerOptions):
     parallel: str | None = option("Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
     allow_different_models: bool = switch("Allow servers with different models", "Server")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.cli.options import FileOptions, SavedPromptOptions, json_option
-from cerebrum_cli.cli.row_commands import ConcurrencyOptions
+from cerebrum_cli.cli.row_commands import ConcurrencyOptions, RowFileOptions
 from cerebrum_cli.core.declaration import INTEGER, PATH, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.votes import MAX_VOTES
@@ -22,15 +22,15 @@ SLOTS = 8  # prompts that are evaluated together; with more, attention over the 
 
 
 @option_group
-class DecideOptions(FileOptions, SavedPromptOptions, ConcurrencyOptions):
+class ChoiceOptions:
+    """The possible answers, and how one of them is found."""
+
     choices: str | None = option(
         "Possible answers, or a file with one on each line [default: yes,no]",
         "Input",
         metavar="A,B[=MEANING],...|FILE",
     )
     score: str | None = option("Answer with a number of this range, such as 1..5", "Input", metavar="A..B")
-    input_format: str | None = option("Format of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv")
-    delimiter: str | None = option("Delimiter of a CSV [default: detected]", "Input", metavar="CHAR")
     fast: bool = switch("List the choices in one order only: faster, less accurate", "Speed")
     votes: int | None = option(
         "Sample K replies, for a model that reasons: a probability is a share of them",
@@ -40,11 +40,23 @@ class DecideOptions(FileOptions, SavedPromptOptions, ConcurrencyOptions):
         least=2,
         most=MAX_VOTES,
     )
+
+    def find_choices(self) -> GivenChoices | None:
+        """The choices that are given; None without any. Raises UsageError."""
+        if self.choices is not None and self.score is not None:
+            raise UsageError.conflict("--choices", "--score")
+        if self.votes and self.fast:
+            raise UsageError.conflict("--votes", "--fast")
+        if self.choices is not None:
+            return parse_choices(self.choices)
+        return parse_score(self.score) if self.score is not None else None
+
+
+@option_group
+class DecideOptions(RowFileOptions, ChoiceOptions, FileOptions, SavedPromptOptions, ConcurrencyOptions):
     label: str | None = option("Column with the right answers: measure accuracy", "Output", metavar="COLUMN")
     plot: Path | None = option("With --label: plot errors against the share decided", "Output", PATH, metavar="FILE")
     probabilities: bool = switch("Write the probability of each choice", "Output")
-    include_input: bool = switch("Copy each input row to the key `input` of its answer", "Output")
-    restart: bool = switch("Start over; replace OUTPUT when done", "Output")
     retry_failed: bool = switch("Decide rows that failed again", "Output")
     json: bool = json_option()
 
@@ -59,13 +71,3 @@ class DecideOptions(FileOptions, SavedPromptOptions, ConcurrencyOptions):
             raise UsageError("batch_invariant=on applies only to votes", "omit it, or add --votes K")
         context = ContextOptions(slots=self.window or SLOTS, kv_unified=True, swa_full=True)
         return replace(source, context=context)
-
-    def find_choices(self) -> GivenChoices | None:
-        """The choices that are given; None without any. Raises UsageError."""
-        if self.choices is not None and self.score is not None:
-            raise UsageError.conflict("--choices", "--score")
-        if self.votes and self.fast:
-            raise UsageError.conflict("--votes", "--fast")
-        if self.choices is not None:
-            return parse_choices(self.choices)
-        return parse_score(self.score) if self.score is not None else None
