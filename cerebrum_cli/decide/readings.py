@@ -49,18 +49,19 @@ def log_shares(owners: Owners, logprobs: Mapping[Any, float]) -> list[float]:
     totals = [LEAST] * (1 + max(owners.values()))
     likeliest = max(logprobs.values())  # relative to which none is too small for a float
     shares = {beginning: exp(logprob - likeliest) for beginning, logprob in logprobs.items()}
+    longer: dict[Any, list[float]] = defaultdict(list)  # shares of beginnings, by the shorter one that they extend
     for beginning, share in shares.items():
-        longer = (shares[other] for other in shares if _extends(owners, other, beginning))
-        totals[owners[beginning]] += max(0.0, share - fsum(longer))
+        longer[_extended(owners, beginning)].append(share)
+    for beginning, share in shares.items():
+        totals[owners[beginning]] += max(0.0, share - fsum(longer[beginning]))
     whole = fsum(totals)
     return [log(total / whole) for total in totals]
 
 
-def _extends(owners: Owners, longer: Any, tokens: Any) -> bool:
-    """Whether a token sequence is the next longer one that begins with another."""
-    if not isinstance(tokens, tuple) or len(longer) <= len(tokens) or longer[: len(tokens)] != tokens:
-        return False
-    return not any(longer[:length] in owners for length in range(len(tokens) + 1, len(longer)))
+def _extended(owners: Owners, beginning: Any) -> Any:
+    """The next shorter token sequence that a beginning extends; None if it extends none."""
+    lengths = range(len(beginning) - 1, 0, -1) if isinstance(beginning, tuple) else ()
+    return next((beginning[:length] for length in lengths if beginning[:length] in owners), None)
 
 
 def average(readings: Sequence[Sequence[float]]) -> list[float]:
