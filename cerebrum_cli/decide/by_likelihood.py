@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.decision import Decision
-from cerebrum_cli.core.errors import CerebrumError, EndpointError, UsageError
+from cerebrum_cli.core.errors import CerebrumError, EndpointError, EngineError, Interrupted, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, OpeningEvent, PromptEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings
@@ -63,6 +63,8 @@ def read_decisions(model: Model, questions: Sequence[ChoiceQuestion]) -> Iterato
         reader = readers.setdefault(question.choices, reader_for(model, question.choices))
         try:
             prompts += [*prompts_of(model, number, question, reader)]  # all or none
+        except (EngineError, Interrupted):  # these concern all questions
+            raise
         except CerebrumError as problem:
             yield Decided(number, problem)
     yield from model.take_notices()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.decision import Decision
-from cerebrum_cli.core.errors import CerebrumError, NoAnswer
+from cerebrum_cli.core.errors import CerebrumError, NoAnswer, UsageError
 from cerebrum_cli.core.events import Event, RefusedEvent
 from cerebrum_cli.core.grammar import schema_grammar
 from cerebrum_cli.core.votes import Votes
@@ -31,7 +31,7 @@ def vote(model: Model, questions: Sequence[ChoiceQuestion], samples: int) -> Ite
             try:
                 grammar = schema_grammar({"enum": list(question.choices.names)})
                 model.source.check(grammar)
-            except CerebrumError as problem:
+            except UsageError as problem:
                 yield Row(number, problem)
                 continue
             asked = Ask(question.listed(question.choices.orders[0], settings.system), settings, grammar)

@@ -80,7 +80,7 @@ class RowQuestions:
         else:
             try:
                 asked = self.question_of(row.conversation, row.input)
-            except CerebrumError as problem:
+            except UsageError as problem:
                 asked = problem
         return AskedRow(asked, partial(self.object, self.known(row.fields), row.error))
 

@@ -78,7 +78,7 @@ def choices_of(items: Iterable[Choice]) -> GivenChoices:
     found = tuple(choice._replace(name=well_formed(choice.name).strip()) for choice in items)
     if len(found) == 1:
         problem = f"there is only one choice, {truncate(found[0].name, SHOWN)!r}"
-        raise UsageError(problem, "separate choices by commas, or name a file with one on each line")
+        raise UsageError(problem, "separate choices by commas, or name an existing file with one on each line")
     if not 2 <= len(found) <= MOST:
         raise UsageError(f"there are {len(found)} choices", f"give 2 to {MOST}")
     if not all(choice.name for choice in found):

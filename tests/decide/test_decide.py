@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,7 +12,11 @@ from command_line import CommandLine, Finished, assert_error
 from cerebrum_cli import open_model
 from cerebrum_cli.batch.input_row import InputRow
 from cerebrum_cli.batch.readers import LineRows
-from cerebrum_cli.core.errors import PromptTooLong, UsageError
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import Interrupted, PromptTooLong, UsageError
+from cerebrum_cli.decide.choice_questions import ChoiceQuestion
+from cerebrum_cli.decide.deciding import decide as decide_questions
+from cerebrum_cli.decide.given_choices import YES_OR_NO
 
 TICKETS = (
     'id,text,extra\na,"Give me my money back, please.",1\nb,Where is my parcel?,2\nc,,3\nd,The lamp is broken.,4\n'
@@ -437,3 +442,16 @@ def test_a_model_decides() -> None:
                 model.decide("Is it?", choices)  # type: ignore[arg-type]
         with pytest.raises(PromptTooLong):
             model.decide("word " * 20_000)
+
+
+def test_a_signal_ends_all_questions_and_decides_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    question = ChoiceQuestion(Conversation().user("Is it?"), YES_OR_NO)
+    with open_model("nano") as model:
+        monkeypatch.setattr(model, "prepare_reply", interrupted)
+        with pytest.raises(Interrupted):
+            list(decide_questions(model, [question]))
+        with pytest.raises(Interrupted):
+            list(decide_questions(model, [question], votes=2))
