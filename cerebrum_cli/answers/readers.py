@@ -1,0 +1,130 @@
+"""A reader for each kind of question: of choices, of yes or no, of words, and of any other value."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from cerebrum_cli.answers.chemistry import formula_in
+from cerebrum_cli.answers.choices import chosen_letter
+from cerebrum_cli.answers.extract import Answers, extract_answers
+from cerebrum_cli.answers.plain_text import has_content, plain, sentences
+from cerebrum_cli.answers.restated import restated
+from cerebrum_cli.answers.subject import value_of_subject
+from cerebrum_cli.answers.units import in_asked_unit
+from cerebrum_cli.answers.words import added_words
+from cerebrum_cli.answers.yes_no import hedged, yes_or_no
+from cerebrum_cli.core.text import Texts
+
+# The order of what is asked for does not matter.
+_WANTS_SET = re.compile(
+    r"(?i)\b(?:compute|determine|find|for|give|list|name|state|what\sare|which\sare|write(?:\sdown)?)\s(?:the\s)?all\b"
+    r"|\b(?:solutions|roots|zeros|divisors|factors|primes)\b"
+)
+_WANTS_ORDER = re.compile(r"(?i)\b(?:arrange|ascending|descending|order|rank|sort|smallest|largest|next)\b")
+_LISTED = re.compile(r"[^(\[{=]+(?:,| and )[^(\[{=]+")
+_INDEXED = re.compile(r"\b[a-z]_\w+\s?=\s?")  # x_1 = 4, x_2 = -4
+
+
+class Reply(NamedTuple):
+    """A reply's own text, and its question; "" if that is not known."""
+
+    question: str
+    text: str
+    is_complete: bool
+
+    @property
+    def last_sentence(self) -> str:
+        return sentences(self.text)[-1]
+
+
+def read_choice(reply: Reply, choices: Texts) -> Answers:
+    """The letter of a choice."""
+    letter, is_stated = chosen_letter(reply.text, choices, reply.is_complete)
+    return letter, letter if is_stated else None
+
+
+def read_yes_or_no(reply: Reply) -> Answers:
+    """Yes or no, of the first line if a reply is truncated: the rest may answer other questions on the way."""
+    text = reply.text if reply.is_complete else sentences(reply.text.partition("\n")[0])[0]
+    _, stated = extract_answers(reply.text, reply.is_complete)
+    meant = yes_or_no(stated or "") or yes_or_no(text) or restated(reply.question, text)
+    return meant, meant
+
+
+def read_words(reply: Reply) -> Answers:
+    """What a reply states, in words; else what its sentences add to the question."""
+    answer, stated = extract_answers(reply.text, reply.is_complete, in_words=True)
+    if stated is None and reply.is_complete and has_content(reply.question):
+        answer = added_words(reply.question, reply.text) or answer
+    return answer, stated
+
+
+def read_value(reply: Reply) -> Answers:
+    """What a reply comes to, in the form that its question wants: in its unit, as a set, one side of an equation."""
+    answer, stated = extract_answers(reply.text, reply.is_complete)
+    if stated is None and reply.is_complete:
+        answer = _unstated(reply, answer)
+        if answer and answer == hedged(reply.text):
+            stated = answer
+    if "%" in (answer or "") and (count := _count(reply)):
+        return count, None
+    return _as_asked(reply, answer), _as_asked(reply, stated)
+
+
+def _unstated(reply: Reply, found: str | None) -> str | None:
+    """The answer of a complete reply that states none; `found` is its last value."""
+    if found is None and (meant := hedged(reply.text)):
+        return meant
+    if found is None and re.search(r"(?i)\bformula\b", reply.question):
+        found = formula_in(reply.last_sentence)
+    if not has_content(reply.question):
+        return found
+    return value_of_subject(reply.question, reply.text) or found
+
+
+def _count(reply: Reply) -> str | None:
+    """The number of what a question counts, in the last sentence: 30 of "20 %, i.e. 30 pupils"."""
+    counted = re.search(r"(?i)\bhow many ([^\W\d_]+)", reply.question)
+    if counted is None:
+        return None
+    found = re.findall(rf"(?i)(\d[\d.,]*)\s{re.escape(counted[1])}\b", plain(reply.last_sentence))
+    return found[0] if len(found) == 1 else None
+
+
+def _as_asked(reply: Reply, answer: str | None) -> str | None:
+    if answer is None:
+        return None
+    answer = in_asked_unit(reply.question, answer, reply.text)
+    return _as_set(answer) if wants_set(reply.question) else _asked_side(reply.question, answer)
+
+
+def wants_set(question: str) -> bool:
+    """Whether a question asks for all of something, in any order."""
+    return _WANTS_SET.search(question) is not None and not _WANTS_ORDER.search(question)
+
+
+def _as_set(answer: str) -> str:
+    """A list in braces, so that its order does not matter: {5, 3, 2} of "5, 3, and 2"."""
+    answer = _INDEXED.sub("", answer)
+    if not _LISTED.fullmatch(answer):
+        return answer
+    return "{" + re.sub(r",?\sand\s", ", ", answer) + "}"
+
+
+def _asked_side(question: str, answer: str) -> str:
+    """The other side of an equation if a question asks for one: 7 of "a + b = 7", if it asks for a + b."""
+    sides = [side.strip() for side in re.split(r"(?<![<>!=])=", answer)]
+    if len(sides) != 2:
+        return answer
+    if _asks_for_product(question, sides[0]):
+        return sides[1]
+    asked, given, equation = (re.sub(r"[\s$*\\{}]", "", text) for text in (question, sides[0], answer))
+    is_asked = re.search(r"\W", sides[0]) is not None and given in asked and equation not in asked
+    return sides[1] if is_asked else answer
+
+
+def _asks_for_product(question: str, side: str) -> bool:
+    """Whether a question asks for a multiple of a variable: "What is 3a if a = 4?"."""
+    asked = rf"(?i)\b(?:compute|determine|find|is|of)\s\$?{re.escape(side)}\$?(?!\w|\s?[-+*/=^])"
+    return re.fullmatch(r"\d+[a-z]", side) is not None and re.search(asked, question) is not None
