@@ -54,6 +54,7 @@ _tidy = rewriting(
         rf"(?<![\w)^*/√])\((\d++)/(\d++)\)(?=[√π]|{_LETTER})((?:√\d++)?(?:{_LETTER}(?:\^\d++)?)*+)(?![\w(^/*√!])",
         lambda term: f"{'' if term[1] == '1' else term[1]}{term[3]}/{term[2]}",
     ),
+    (r"(?<![\w)^*/√-])\((-?\d++/\d++)\)(?=&|\Z)", r"\1"),  # in a matrix
     (r"(?<![\w)^*/√])\(([\w√.]++)\)(?=/)|(?<=/)\((\d++|√?\w|√\d++)\)(?![\w(^√!])", r"\1\2"),  # (2π)/3
 )
 _other_spelling = rewriting(
@@ -68,6 +69,15 @@ _PLAIN_LIST = re.compile(r"[^(\[{=]+, [^(\[{=]+")
 _UNION = re.compile(r"[(\[{]|[)\]}]|∪")
 _BEFORE_SIGN = re.compile(r"[(\[{]|[)\]}]|(?<![-+*/^(\[{_])(?<!\A)(?=[-+])")
 _NESTING = dict.fromkeys("([{", 1) | dict.fromkeys(")]}", -1)  # change of the depth of brackets
+_BOUND = r"[^<>≤≥=,;A-Za-z]*\d[^<>≤≥=,;A-Za-z]*|-?[√π∞]"
+_CHAIN = re.compile(rf"({_BOUND})\s?([<≤])\s?{_LETTER}\s?([<≤])\s?({_BOUND})")  # 2 < x ≤ 5
+_HALF_LINE = re.compile(rf"{_LETTER}\s?([<>≤≥])\s?({_BOUND})|({_BOUND})\s?([<>≤≥])\s?{_LETTER}")  # x > 3
+_TURNED = str.maketrans("<>≤≥", "><≥≤")
+_FACTORS = re.compile(r"(-?\d*)((?:\([^()]+\)(?:\^\w+)?){2,})")
+_FACTOR = re.compile(r"\(([^()]+)\)((?:\^\w+)?)")
+_PART = re.compile(r"[,;\n]|\sand\s|\s(?=\([b-h]\))|\s(?:remainder|r|R)\s")
+_LABEL = re.compile(r"\A\s*\(?[a-h]\)")
+_PART_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:/\d+)?(?!\w)")
 _ARTICLE = re.compile(r"\b(?:the|an|a)\s(?=\S)")
 
 
@@ -100,7 +110,10 @@ def equals_reference(answer: str | None, reference: str) -> bool:
         return _is_percentage(answer) == _is_percentage(reference) or not _is_share(form)
     if _is_percentage(answer) and _is_percentage(reference):
         return False
-    return wanted in _implied(answer, form) or form in _implied(reference, wanted)
+    implied, also_right = {*_implied(answer, form)}, {*_implied(reference, wanted)}
+    names_one = (_SOLUTIONS.fullmatch(form) is None) != (_SOLUTIONS.fullmatch(wanted) is None)
+    is_set = names_one or not re.search(r"\d", form + wanted)
+    return wanted in implied or form in also_right or (is_set and bool(implied & also_right))
 
 
 def latex(answer: str) -> str:
@@ -131,6 +144,10 @@ def _implied(text: str, form: str) -> Iterator[str]:
         yield time[1]
     if ratio := re.fullmatch(r"(\d++):(\d++)", form):
         yield canonical(f"{ratio[1]}/{ratio[2]}")
+    if len(form) == 1:
+        yield form.upper()
+    if numbers := _numbers_of_parts(text):
+        yield numbers
     if _SOLUTIONS.fullmatch(form):
         form = re.sub(r"\w_\w+=", "", form)
         yield form
@@ -139,6 +156,15 @@ def _implied(text: str, form: str) -> Iterator[str]:
     value = amount(form) if _is_percentage(text) else None
     if value is not None:
         yield str(value / 100)
+
+
+def _numbers_of_parts(text: str) -> str | None:
+    """The numbers of a list that names each: "18, 36" of "Leo 18, Mia 36" and "7, 5" of "7 remainder 5"."""
+    parts = [_LABEL.sub("", part) for part in _PART.split(text)]
+    found = [_PART_NUMBER.findall(part) for part in parts]
+    if len(parts) < 2 or any(len(numbers) != 1 for numbers in found) or not re.search(_LETTER, text):
+        return None
+    return canonical(", ".join(number for (number,) in found))
 
 
 def _ruled(text: str, depth: int) -> str:
@@ -174,6 +200,8 @@ def _choice(text: str, depth: int) -> str | None:
 
 def _nested(text: str, depth: int) -> str | None:
     """Form of a list, of what is in brackets, of an equation's value, or of a root or π without its unit."""
+    if interval := _interval(text):
+        return _ruled(interval, depth)
     number, space, unit = text.partition(" ")
     if unit and re.search("[√π)]", number) and is_unit(space + unit):
         return _ruled(number, depth)
@@ -212,11 +240,31 @@ def _listed(text: str, depth: int, opening: str = "", closing: str = "") -> str 
     return opening + ", ".join(members) + closing
 
 
+def _interval(text: str) -> str | None:
+    """What an inequality leaves open for its one variable: (2, 5] of 2 < x ≤ 5, (3, ∞) of x > 3."""
+    descending = re.split("([>≥])", text)
+    if len(descending) == 5:  # 5 ≥ x > 2
+        text = "".join(reversed(descending)).translate(_TURNED)
+    if chain := _CHAIN.fullmatch(text.strip()):
+        low, left, right, high = chain.groups()
+        return f"{'[' if left == '≤' else '('}{low}, {high}{']' if right == '≤' else ')'}"
+    half = _HALF_LINE.fullmatch(text.strip())
+    if half is None:
+        return None
+    sign, bound = (half[1], half[2]) if half[1] else (half[4].translate(_TURNED), half[3])
+    if sign in "<≤":
+        return f"(-∞, {bound}{']' if sign == '≤' else ')'}"
+    return f"{'[' if sign == '≥' else '('}{bound}, ∞)"
+
+
 def _algebra(text: str) -> str | None:
     operands = re.sub(_FUNCTION, "·", text, flags=re.IGNORECASE)
     if re.search(_LETTER + "{3}", operands) or not re.search(r"[^\w\s'.,!?]|\d", operands):
         return None
-    return _sum(_tidy(text.casefold()))
+    tidy = _tidy(text.casefold())
+    if factors := _FACTORS.fullmatch(tidy):
+        return factors[1] + "".join(sorted(f"({_sum(sum_)}){power}" for sum_, power in _FACTOR.findall(factors[2])))
+    return _sum(tidy)
 
 
 def _words(text: str) -> str:

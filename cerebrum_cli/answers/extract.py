@@ -41,7 +41,7 @@ _LABEL = re.compile(r"\A[^\W\d_]+:\s")  # "Label: joy"
 _PART = r"[ \t*]*\(?{}\)[*]*\s[^\n]{{1,80}}"
 _PARTS = re.compile(rf"(?m)^{_PART.format('a')}\s{_PART.format('b')}(?:\n{_PART.format('[c-h]')})*\s*\Z")
 _BOLD = re.compile(  # where a sentence comes to it: "The capital of France is **Paris**."
-    r"\b(?:is|are|was|were|be|has|have|had|needs?|equals|makes?|earns?|costs?|of|total)\s\$?\*\*([^*\n:]+)\*\*(?!\s?[:=])"
+    r"\b(?:is|are|was|were|be|has|have|had|needs?|equals|makes?|earns?|costs?|of|total|get|hay|tem|tiene|hat|gibt|sind|ist|est|a|son|são|é|è)\s\$?\*\*([^*\n:]+)\*\*(?!\s?[:=])"
 )
 _BOLD_COUNTS = re.compile(r"\*\*\d++\s[^*\n]+\*\*(?:,?\s(?:and\s)?\*\*\d++\s[^*\n]+\*\*)+")  # **3 cats** and **4 dogs**
 

@@ -66,7 +66,7 @@ _CANNOT = (
 )
 _ASKS = r"(?:ask(?:s|ed|ing)?|wants?\ to\ know|wonder\w*|question\ is|question\ whether)"
 DOUBT = rf"""
-    \b{_CANNOT} \ (?:be\ )?(?:confirm|conclude|decide|determine|know|mean|prove|say|see|show|tell|verify)\w*
+    \b{_CANNOT} \ (?:be\ )?(?:confirm|conclude|decide|find|determine|know|mean|prove|say|see|show|tell|verify)\w*
   | \b{_ASKS} \ (?:me\ |us\ )?(?:for|how|if|what|whether|which)
   | \b(?:check|decide|determine|figure\ out|find\ out|know|learn|see|show|test|tell|verify)\ if\b
   | \b(?:assume|suppose|supposing)\ (?:that\ )?(?:it|there|we)\b | \bestimates\ (?:differ|range|vary)\b
@@ -79,6 +79,7 @@ DOUBT = rf"""
   | \b(?:some|manche|einige|certains|algunos)\b[^.;\n]{{0,80}},\ (?:others|andere|d['’]autres|otros)\b
   | \b(?:not|n['’]t|isn['’]t|never) \ (?:certain|clear|entirely|known|necessarily|quite|sure)
   | \b(?:not\ (?:the\ case|true|correct)|false|untrue|wrong)\ that\b
+  | \b(?:incorrect|wrong|a\ mistake)\ to\ (?:answer|assume|claim|conclude|say|think)\b
   | \b(?:doubt\w*|uncertain|unclear|unlikely|unsure|whether)\b | \b(?:even\ )?if \ (?:the\ answer|it|x|we)\b
   | \b(?:some|many|most|others|people|you)\ (?:people\ )?(?:(?:may|might|could|would)\ )?
     (?:assume|believe|claim|guess|say|think)\b
@@ -101,13 +102,13 @@ POSSIBLE = r"""
 REFUSAL = r"""
     \b(?:can(?:not|['’]t)|could\ not|(?:im|not\ )possible\ to|unable\ to)\ (?:be\ |we\ )?(?:determin|answer|calculat)
   | \b(?:none\ of\ the\ (?:above|given|options)|(?:not\ enough|insufficient)\ (?:data|info))
-  | \b(?:can(?:not|['’]t)|impossible\ to)\ (?:be\ sure|know|say|tell)(?:\ (?:exactly|for\ (?:certain|sure)))?[.!]*\Z
+  | \b(?:can(?:not|['’]t)|impossible\ to)\ (?:be\ sure|know|say|tell)(?:\ (?:exactly|for\ (?:certain|sure)))?(?=[.!]*\Z|[;:])
   | \binformation\b(?:\ \w+){0,3}\ is\ (?:incomplete|insufficient|missing|not\ (?:enough|sufficient))\b
 """
 
 # What denies words behind it in its clause, and what only mentions them, as the answer of others.
 DENIAL = r"""
-    \b(?:not(?!\ (?:just|merely|only|simply)\b)|never|neither|nor|cannot|\w+n['’]t|rather\ than|unlike|instead\ of)\b
+    \b(?:not(?!\ (?:just|merely|only|simply)\b)|never|neither|nor|cannot|hardly|scarcely|few\ people|nobody|no\ one|(?:is|are|was|were)\ (?:ruled\ out|excluded|eliminated)|\w+n['’]t|rather\ than|unlike|instead\ of)\b
   | \b(?:nicht(?!\ nur\b)|kein\w*|pas(?!\ seulement\b)|jamais|non(?!-)|nunca)\b
   | (?<!\w-)\bno\ (?=\w)(?!(?:doubt|question|sólo|solo|wonder)\b) | :\ (?:no|false|wrong)\W*\Z
 """

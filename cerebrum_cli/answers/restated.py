@@ -27,7 +27,7 @@ _IS_IT_TRUE = re.compile(
 _TOKEN = re.compile(r"\d++!(?=\s\w)|[^\W_]+(?:[.'-][^\W_]+)*|[^\w\s]")
 _ENDING = re.compile(r"(?<=\w{3})(?:e?s|e|ing)\Z|(?<=\w{2})(?:ies|y)\Z")
 _WITHOUT_PREDICATE = re.compile(
-    r"(?i)\W*(?:it|they|he|she)\s(?:is|are|was|were|does|do|did|has|have|can|could|will|would)(?P<not>\snot)?\W*"
+    r"(?i)\W*(?:it|they|he|she)\s(?:is|are|was|were|does|do|did|has|have|can|could|will|would)(?P<not>\snot)?(?:\W*|(?:[;:,—–-]\s?|\s|,\s)(?:because|since|as)\b.*|:\s.*)"
 )
 
 

@@ -25,6 +25,7 @@ _SUPPOSED = re.compile(
 )
 _SUPPOSING = re.compile(r"(?i)\s(?:would|could|might)\s(?:only\s)?be\s(?:the\s(?:answer|case)|correct|right|true)\b")
 _PART_OF = re.compile(r"(?: \w+){1,3} than\b| of (?:which|whom)\b")
+_INTERVAL = re.compile(r"[<>≤≥∞]|\\(?:infty|[lg]eq?(?![a-z]))")
 _MORE = re.compile(r"以上|以下|\+(?!\S)| or (?:more|less|fewer)\b| less than\b")
 _FROM, _TO = re.compile(r"(?i)(?<!range )(?<!number )\bfrom\s\Z"), re.compile(r"(?i)(?:\s\w+)?\sto\s")
 _JOINT = re.compile(r"(?:, ?(?:and |or )?| (?:and|or|to) )")
@@ -37,6 +38,7 @@ _BESIDE = re.compile(
 )
 _COMPUTED = re.compile(
     r"""(?ix) (?:(?<!!)= | ≈ | \\approx(?![a-z]) | \b(?:equals?(?:\ to)? | amounts?\ to | adds?\ up\ to | comes?\ to
+  | comes?\ out\ (?:at|to) | works?\ out\ (?:at|to) | rounds?\ (?:(?:down|off|up)\ )?to | gives | yields | to\ get
   | totals | results?\ in))\s*\Z"""
 )
 # "= 90 minutes, which is 1.5 hours"; not "= 8, which is 2 more than 6"
@@ -46,7 +48,7 @@ _CONSEQUENCE = re.compile(
 _EXPLANATION = re.compile(
     r"(?ix)\b(?:since|because|while|whereas|after|to\s(?!a|the\b)[a-z]+)\b"
     r"| ,\ (?:working|using|counting|including|excluding|considering|paying|selling|driving|walking|buying|charging)\b"
-    r"| \b(?:i\.e\.|or\s\Z) | ,\ (?:who|of\ which|where)\b"
+    r"| \b(?:i\.e\.|or\s\Z) | ,\ (?:who|of\ which|where|davon|darunter|von\ denen|dont|d[ao]s\ quais|de\ l[ao]s\ (?:cuales|que)|di\ cui)\b"
 )
 _REASON = re.compile(r"(?i)\W*(?:as|because|given\sthat|since)\s")
 _CONCESSION = re.compile(r"(?i)\W*(?:although|even\sthough|though|while|obwohl|bien\sque|aunque)\s")
@@ -198,7 +200,7 @@ def _is_computed(value: FoundValue) -> bool:
 
 
 def _is_beside(value: FoundValue) -> bool:
-    if iso_date(value.text):
+    if iso_date(value.text) or _INTERVAL.search(value.text):
         return False
     if value.before.endswith("with ") and _EACH_HAS.match(value.behind):
         return True

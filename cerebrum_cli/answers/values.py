@@ -16,7 +16,7 @@ _LETTER = r"[A-Za-z\u03b1-\u03c9ΔΣΩ]"
 _SIGNS = r"(?:geq?|leq?|neq?|approx|in|cup|cap|times|cdot|pm|div|end|boxed)(?![A-Za-z])"
 _BEGINS = r"(?:(?<![^\W\d_])|(?<=π))"
 _ENDS = r"(?!(?![⁰-⁹⁺⁻ⁿ²³¹₀-₉])[^\W\d_'’])"
-_NAME = rf"(?:\\(?!{_SIGNS})[A-Za-z]++|{_BEGINS}(?:{_FUNCTION}|{_LETTER}){_ENDS}|[π∞∅])"
+_NAME = rf"(?:\\(?!{_SIGNS})[A-Za-z]++|{_BEGINS}(?:{_FUNCTION}|{_LETTER}){_ENDS}|{_LETTER}['′](?=\()|[π∞∅])"
 _UNSIGNED = r"(?:0x[0-9A-Fa-f]++\b|\d++(?:[.,]\d++(?!,\d))?+(?:e[-+]?\d++\b)?+[¼-¾⅐-⅞]?+|\.\d++|[¼-¾⅐-⅞])"
 _TIME = r"\d++(?:(?::\d++)++|(?:\ :\ \d++)++)(?:\ ?[AaPp](?:[Mm]\b|\.[Mm]\.))?+"
 _MIXED = r"\d++\ (?:\d++/\d++|[¼-¾⅐-⅞])"
@@ -56,8 +56,11 @@ _UNIT = r"(?:(?:week|day|hour|hr|minute|min|second|sec|dollar|cent|pound|ounce)s
 _COMPOUND = rf"(?=\d)(?:(?:,?\ (?:and\ )?)?+{_NUMBER}\ {_UNIT}){{2,}}+|(?<=between\ )\d[\d.,]*+\ and\ \d(?:[\d.,]*\d)?"
 VALUE = re.compile(rf"({DATE}|{FORMULA}|{_COMPOUND}|{_VECTOR}|{_EXPRESSION}){_UNIT_POWER}")
 MAY_HOLD_VALUE = re.compile(r"[\d₀-₉√π∞∅^(\[{\\¼-¾⅐-⅞]|\w\s?[-+*/×÷=<>≤≥]\s?\w")
-# A lone letter, empty brackets, a lone command.
-_LONE = re.compile(r"[A-Za-z]|[(\[{]\W*+[)\]}]|\\(?!infty|emptyset|varnothing|pi)[A-Za-z]+")
+_SYMBOL = "(?:[kcm]?m|[km]?g|[km]?s|min|h|mol|[kM]?[JWNV]|k?cal|e?V|[kM]?Pa|A|C|F|K|T|L|lb|ft|mi)"
+# A lone letter, empty brackets, a lone command, a unit such as J·s.
+_LONE = re.compile(
+    rf"[A-Za-z]|[(\[{{]\W*+[)\]}}]|\\(?!infty|emptyset|varnothing|pi)[A-Za-z]+|{_SYMBOL}(?:[/·*]{_SYMBOL}(?:\^?-?[\d²³])?)+"
+)
 _NUMBER_ALONE = re.compile(
     rf"[-±]?\ ?{_NUMBER}(?:/{_UNSIGNED})?(?:\ ?[×*]\ ?10\^-?\d++)?(?:\ ?%)?(?=\Z|\s?[^\W\d_]{{2}})"
 )
