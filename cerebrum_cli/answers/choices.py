@@ -25,6 +25,7 @@ from typing import NamedTuple
 from cerebrum_cli.answers.canonical import canonical
 from cerebrum_cli.answers.extract import extract_answers
 from cerebrum_cli.answers.plain_text import plain, sentences, trimmed
+from cerebrum_cli.answers.sentence import is_in_doubt
 from cerebrum_cli.core.text import Match, Pattern, Texts
 
 # In patterns, <upper> is a letter, and <letter> also one in lower case where it cannot be a word. <label> announces a
@@ -38,7 +39,7 @@ _PARTS = {  # those that have others first
     "label": rf"(?:\b(?i:{_LABELS})s?\b|{_UNSPACED_LABELS})",
     "copula": r"(?:\b(?i:is|are|be|ist|lautet|est|es|è|é)\b|[:=(>是为は은는]|\n)",
     "filler": (
-        r"(?i:(?:[\s*_`\"'“‘(\[{$\\<>:=#-]++|\b(?:text(?:bf)?|mathrm|mathbf|boxed|the|most|closest|to|therefore|thus"
+        r"(?i:(?:[\s*_`\"'“‘(\[{$\\<>:=#-]++|\b(?:text(?:bf)?|mathrm|mathbf|boxed|the|la|le|el|il|die|der|das|most|closest|to|therefore|thus"
         r"|best|correct|final|option|choice|letter|answer|number|indeed|still|\w{3,}ly)\b){0,12}+)"
     ),
     "right": (
@@ -108,6 +109,10 @@ _ABOUT_ANSWER = re.compile(r"(?i)\b(?:answer|correct|best|right\s(?:answer|choic
 _SUPPOSED = re.compile(
     r"(?i)\b(?:if|were|had)\b[^.!?\n]*\b(?:would|could|might)\b[^.!?\n]*\Z"
 )  # "if it were halved, ..."
+_ORDINAL = re.compile(r"(?i)\bthe\s(first|second|third|fourth|fifth|last)\s(?:answer|choice|option|statement)\b")
+_ORDINALS = ("first", "second", "third", "fourth", "fifth")
+_CLAUSE_END = re.compile(r"[,;:.!?\n—–]|\b(?:but|so)\b")
+_DECIDES = re.compile(r"(?i)\bbut\s(?=[^,;]*\b(?:is|was)\s(?:\w+\s){0,2}(?:best|better|correct|it|overall|right|the\sone)\W*\Z)")
 _CLAUSE = 120  # characters before a statement that may suppose something else
 _ARTICLE = re.compile(r"\A(?:an?|the)\s")
 _LONGEST_SENTENCE = 2000
@@ -144,6 +149,7 @@ def chosen_letter(text: str, choices: Texts, is_complete: bool) -> tuple[str | N
     Of a truncated reply, only what it states or begins with counts.
     """
     patterns = _patterns(len(choices))
+    text = _with_letters(text, len(choices))
     lines = list(patterns.line.finditer(text))
     items = _items(lines)
     if stated := _stated(text, patterns, items, choices):
@@ -159,6 +165,17 @@ def chosen_letter(text: str, choices: Texts, is_complete: bool) -> tuple[str | N
     for item in reversed(items):
         text = text[: item.start()] + text[item.end() :].partition("\n")[2]
     return _named(text, choices, patterns), False
+
+
+def _with_letters(text: str, count: int) -> str:
+    """A text in which "the second option" is "option B"."""
+
+    def lettered(found: Match) -> str:
+        name = found[1].casefold()
+        place = count - 1 if name == "last" else _ORDINALS.index(name)
+        return f"option {LETTERS[place]}" if place < count else found[0]
+
+    return _ORDINAL.sub(lettered, text)
 
 
 def _items(lines: list[Match]) -> list[Match]:
@@ -186,12 +203,20 @@ def _stated(text: str, patterns: Patterns, items: list[Match], choices: Texts) -
         is_joined = at in joined
         is_refused = is_joined and group not in ("said", "chosen")
         is_supposed = _SUPPOSED.search(text[max(0, match.start() - _CLAUSE) : at])
-        if is_refused or is_supposed or at in listed or _NEGATED.search(match[0]):
+        is_denied = _NEGATED.search(match[0]) or _is_denied(text, match.start())
+        if is_refused or is_supposed or at in listed or is_denied:
             place = match.start() + 1
             continue
         stated.append((match.start(), "" if is_joined else match[group].upper()))
         place = match.end()
     return stated
+
+
+def _is_denied(text: str, start: int) -> bool:
+    """Whether the words before a statement deny or doubt it: "It can't", "I can't tell whether it"."""
+    before = text[max(0, start - _CLAUSE) : start]
+    clause = _CLAUSE_END.split(before)[-1]
+    return _BEFORE.search(clause) is not None or is_in_doubt(text, start, start)
 
 
 def _opening(text: str, letter: str, patterns: Patterns) -> str | None:
@@ -204,7 +229,8 @@ def _equal(text: str, choices: Texts, is_complete: bool) -> tuple[str | None, bo
     """The letter of the choice whose text is a line or the final answer, and whether that is stated, not guessed."""
     final, stated = extract_answers(text, is_complete)
     first_line, last_line = text.partition("\n")[0], text.rpartition("\n")[2]
-    as_stated = [stated, trimmed(plain(first_line).strip()), trimmed(plain(last_line).strip())]
+    first_sentence = sentences(first_line)[0]
+    as_stated = [stated, *(trimmed(plain(line).strip()) for line in (first_line, first_sentence)), trimmed(plain(last_line).strip())]
     values = [*as_stated, final] if is_complete else [stated or final]
     forms = [canonical(choice) for choice in choices]
     for value in filter(None, values):
@@ -238,10 +264,12 @@ def _last_sentences(text: str) -> list[str]:
 def _letters(sentence: str, choices: Texts, patterns: Patterns) -> set[str]:
     """The letters of choices that a sentence names, by letter or by text, and does not rule out."""
     sentence = sentence[:_LONGEST_SENTENCE]
+    if decisive := _DECIDES.search(sentence):
+        sentence = sentence[decisive.end() :]
     phrases = dict(zip(LETTERS, map(_phrase, choices), strict=False))
     letters = set()
     for start, end, names in _mentions(sentence, phrases, patterns):
-        if _BEFORE.search(sentence[max(0, start - 60) : start]):
+        if _BEFORE.search(sentence[max(0, start - 60) : start]) or is_in_doubt(sentence, start, start):
             continue
         for name in re.findall(r"\b[A-Za-z]\b", names):
             letter = name.upper()

@@ -28,6 +28,9 @@ _LINE_LETTER = re.compile(r"(?m)^[ \t*_]*+\(?([A-H])[).:][)*_]*\s(?!\W*(?:and|or
 _CHOICE_HEADLINE = re.compile(r"[*_]+(\(?[A-H][).:]\s[^\n*_]+)[*_]+\s*\n")
 _LETTER_LEFT = re.compile(  # "That leaves us with C."
     r"(?:\bleav(?:es|ing)\s(?:(?:us|only|just|with|option|choice|answer)\s)*|\bleft\swith\s)\W*([A-H])\W*\Z"
+    r"|\b(?:choos(?:e|ing)|go(?:ing)?\swith|pick(?:ing)?|select|opt(?:ing)?\sfor|hence|therefore|thus|so|es\sla|est\sla)"
+    r"\W{1,4}(?:(?:option|choice|answer)\s)?\W*([A-Ha-h])"
+    r"(?=\W*\Z|[*]*[:;)]|[*]*\sis\s(?:the\s)?(?:answer|best|correct|right)).*\Z"
     r"|\bonly\s(?:option\s|choice\s)?\W*([A-H])\W*\s(?:remains|is\s(?:left|possible)|fits)\W*\Z"
 )
 _SHORT = 4  # words of a reply that is the answer as it stands
@@ -73,7 +76,8 @@ def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> Ans
     if not is_complete or REFUSED.search(_last_sentence(text)):
         return None, None
     if letter := _LETTER_LEFT.search(_last_sentence(text)):
-        return letter[1] or letter[2], letter[1] or letter[2]
+        left = next(filter(None, letter.groups())).upper()
+        return left, left
     if in_words and (headline := _CHOICE_HEADLINE.match(text)):
         return headline[1], headline[1]
     if in_words:
