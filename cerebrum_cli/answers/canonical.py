@@ -77,7 +77,7 @@ _FACTORS = re.compile(r"(-?\d*)((?:\([^()]+\)(?:\^\w+)?){2,})")
 _FACTOR = re.compile(r"\(([^()]+)\)((?:\^\w+)?)")
 _PART = re.compile(r"[,;\n]|\sand\s|\s(?=\([b-h]\))|\s(?:remainder|r|R)\s")
 _LABEL = re.compile(r"\A\s*\(?[a-h]\)")
-_PART_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:/\d+)?(?!\w)")
+_PART_NUMBER = re.compile(r"(?<![\^\w.-])-?\d+(?:\.\d+)?(?:/\d+)?(?!\w)")
 _ARTICLE = re.compile(r"\b(?:the|an|a)\s(?=\S)")
 
 

@@ -112,7 +112,9 @@ _SUPPOSED = re.compile(
 _ORDINAL = re.compile(r"(?i)\bthe\s(first|second|third|fourth|fifth|last)\s(?:answer|choice|option|statement)\b")
 _ORDINALS = ("first", "second", "third", "fourth", "fifth")
 _CLAUSE_END = re.compile(r"[,;:.!?\n—–]|\b(?:but|so)\b")
-_DECIDES = re.compile(r"(?i)\bbut\s(?=[^,;]*\b(?:is|was)\s(?:\w+\s){0,2}(?:best|better|correct|it|overall|right|the\sone)\W*\Z)")
+_DECIDES = re.compile(
+    r"(?i)\bbut\s(?=[^,;]*\b(?:is|was)\s(?:\w+\s){0,2}(?:best|better|correct|it|overall|right|the\sone)\W*\Z)"
+)
 _CLAUSE = 120  # characters before a statement that may suppose something else
 _ARTICLE = re.compile(r"\A(?:an?|the)\s")
 _LONGEST_SENTENCE = 2000
@@ -230,7 +232,11 @@ def _equal(text: str, choices: Texts, is_complete: bool) -> tuple[str | None, bo
     final, stated = extract_answers(text, is_complete)
     first_line, last_line = text.partition("\n")[0], text.rpartition("\n")[2]
     first_sentence = sentences(first_line)[0]
-    as_stated = [stated, *(trimmed(plain(line).strip()) for line in (first_line, first_sentence)), trimmed(plain(last_line).strip())]
+    as_stated = [
+        stated,
+        *(trimmed(plain(line).strip()) for line in (first_line, first_sentence)),
+        trimmed(plain(last_line).strip()),
+    ]
     values = [*as_stated, final] if is_complete else [stated or final]
     forms = [canonical(choice) for choice in choices]
     for value in filter(None, values):

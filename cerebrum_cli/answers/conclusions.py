@@ -7,7 +7,7 @@ import re
 from cerebrum_cli.answers.choices import names
 from cerebrum_cli.answers.own_text import own_text
 from cerebrum_cli.answers.plain_text import sentences
-from cerebrum_cli.answers.words import GERMAN_SUBJECT, asserted, is_about, nearest, wants_names
+from cerebrum_cli.answers.words import GERMAN_SUBJECT, asserted, corrected, is_about, nearest, wants_names
 
 # A relative clause, and what gives an order, a place or a time besides.
 _ASIDE = re.compile(
@@ -32,7 +32,7 @@ def _conclusions(question: str, text: str, answer: str | None) -> list[str]:
 
     If some of them are about the question, others do not count. An answer that is the first sentence stands alone.
     """
-    own, _ = own_text(text, is_complete=True)
+    own = corrected(own_text(text, is_complete=True)[0])
     if answer:
         own = _without_asides(own, answer)
     lines = [line for line in own.split("\n") if line.strip()]

@@ -69,7 +69,7 @@ _TASK = re.compile(  # something else to be done, with the text that follows or 
 )
 # A question for a name: of a person, a place, a day, a thing.
 _NAMING = re.compile(r"(?:please\s)?(?:classify|name|what\sis\sthe\s(?:capital|name))\b")
-_THINGS = """actor animal artist author bird city color colour composer continent country currency day element flower
+_THINGS = """actor animal artist author bird city clause command color colour composer continent country currency day element flower
 fruit gas god instrument keyword lake language metal month mountain ocean organ person planet president river scientist
 sea season sport state town tree weekday word writer"""
 _PLACES_AND_BEINGS = """animal bird city continent country fish fruit island lake mammal mountain ocean planet river sea
@@ -78,7 +78,7 @@ _NAMES = """antonym author capital chemical\\ssymbol currency language name oppo
 title"""
 _FOR_WORDS = re.compile(
     rf"""(?x)(?:and\s|so\s|then\s|in\s|on\s|at\s|from\s|to\s|by\s|dans\s|en\s|auf\s|¿\s?)*
-    (?: who(?:m|se)?\b | where\b(?!.*[\d=()])
+    (?: who(?:m|se)?\b | where\b(?!.*[\d=()]|\sis\s(?:[a-z]|the\s(?:curve|function|graph))\s)
       | (?:which|what)\s(?:\w+\s){{0,2}}?(?:{"|".join(_THINGS.split())})\b
       | what['’]?s?\s(?:is|was|are|were)?\s?(?:the\s)?(?:\w+\s){{0,2}}?(?:{"|".join(_NAMES.split())})\b
       | what['’]?s?\s(?:is\s|was\s)?the\s(?:\w+est|most\s\w+)\s(?:\w+\s)?(?:{"|".join(_PLACES_AND_BEINGS.split())})\b

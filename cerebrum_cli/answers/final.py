@@ -11,7 +11,9 @@ from cerebrum_cli.answers.dates import iso_date
 from cerebrum_cli.answers.expected import Expected, expected_answer
 from cerebrum_cli.answers.extract import Answers
 from cerebrum_cli.answers.own_text import own_text
+from cerebrum_cli.answers.parts import asks_for_parts
 from cerebrum_cli.answers.readers import Reply, read_choice, read_value, read_words, read_yes_or_no, wants_set
+from cerebrum_cli.answers.units import in_unit_of
 from cerebrum_cli.answers.words import wants_names, wants_several
 from cerebrum_cli.core.text import Texts
 
@@ -59,7 +61,7 @@ def compare_answer(
     expected = _expected(reference, choices, question)
     answer, stated = read_answers(text, is_complete, expected, question)
     is_correct = (
-        equals_reference(answer, reference)
+        equals_reference(in_unit_of(reference, answer, text), reference)
         or (answer is not None and _is_same_set(question, answer, reference))
         or _is_surname(question, answer, reference)
         or (expected.kind == "words" and concludes(question, text, answer, reference))
@@ -75,7 +77,7 @@ def _expected(reference: str, choices: Texts, question: str) -> Expected:
         return Expected("yes or no")
     is_date = iso_date(reference) is not None and re.search(r"(?i)\b(?:where|who)\b", question) is not None
     asks_for_words = is_date or wants_names(question) or _asks_for_name(question)
-    return Expected("words" if asks_for_words or is_in_words(reference) else "any")
+    return Expected("words" if asks_for_words or (is_in_words(reference) and not asks_for_parts(question)) else "any")
 
 
 def is_in_words(reference: str) -> bool:

@@ -84,7 +84,7 @@ plain = in_order(
         (r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\(?:begin|end)\{(?:align|equation|gather)\w*\*?\}", ""),
         (r"(?<=\d)(?:\{,\}|,\\!\s|,?\\[,!;:])(?=\d{3}(?!\d))", ","),
         (r"(?<!\\)\\!", ""),
-        (r"\\(times|cdot|div|pm)(?=\d)", r"\\\1 "),
+        (r"\s?\\(times|cdot|div|pm)(?=\d)", r" \\\1 "),
         (r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|(?<=\d)~", " "),
         (r"(?<!\\)\\[()\[\]]", ""),
         (r"(?:\bUS)?\\?\$|`", ""),  # a dollar sign opens money or a formula; the answer is what stands behind it

@@ -8,8 +8,10 @@ from typing import NamedTuple
 from cerebrum_cli.answers.chemistry import formula_in
 from cerebrum_cli.answers.choices import chosen_letter
 from cerebrum_cli.answers.extract import Answers, extract_answers
+from cerebrum_cli.answers.parts import values_of_parts
 from cerebrum_cli.answers.plain_text import has_content, plain, sentences
 from cerebrum_cli.answers.restated import restated
+from cerebrum_cli.answers.spelling import spelled
 from cerebrum_cli.answers.subject import value_of_subject
 from cerebrum_cli.answers.units import in_asked_unit
 from cerebrum_cli.answers.words import added_words
@@ -23,6 +25,16 @@ _WANTS_SET = re.compile(
 )
 _WANTS_ORDER = re.compile(r"(?i)\b(?:arrange|ascending|descending|order|rank|sort|smallest|largest|next)\b")
 _LISTED = re.compile(r"[^(\[{=]+(?:,| and )[^(\[{=]+")
+# What a question asks for, how that is written, and an answer of another kind.
+_KINDS = (
+    (re.compile(r"(?i)\bhow many ([^\W\d_]+)"), r"(\d[\d.,]*)\s{}\b", "%"),
+    (
+        re.compile(r"(?i)\b(?:what|which) (?:fraction|proportion)\b|\bas a fraction\b"),
+        r"(?<![\d/.])\d+/\d+(?![\d/])",
+        "^[^/]*$",
+    ),
+    (re.compile(r"(?i)\b(?:what|which) percent\w*|\bas a percent\w*"), r"\d[\d.,]*\s?(?:%|percent\b)", "^[^%]*$"),
+)
 _INDEXED = re.compile(r"\b[a-z]_\w+\s?=\s?")  # x_1 = 4, x_2 = -4
 
 
@@ -67,8 +79,8 @@ def read_value(reply: Reply) -> Answers:
         answer = _unstated(reply, answer)
         if answer and answer == hedged(reply.text):
             stated = answer
-    if "%" in (answer or "") and (count := _count(reply)):
-        return count, None
+    if stated is None and (in_kind := _of_asked_kind(reply, answer)):
+        return in_kind, None
     return _as_asked(reply, answer), _as_asked(reply, stated)
 
 
@@ -80,16 +92,17 @@ def _unstated(reply: Reply, found: str | None) -> str | None:
         found = formula_in(reply.last_sentence)
     if not has_content(reply.question):
         return found
-    return value_of_subject(reply.question, reply.text) or found
+    return values_of_parts(reply.question, reply.text) or value_of_subject(reply.question, reply.text) or found
 
 
-def _count(reply: Reply) -> str | None:
-    """The number of what a question counts, in the last sentence: 30 of "20 %, i.e. 30 pupils"."""
-    counted = re.search(r"(?i)\bhow many ([^\W\d_]+)", reply.question)
-    if counted is None:
-        return None
-    found = re.findall(rf"(?i)(\d[\d.,]*)\s{re.escape(counted[1])}\b", plain(reply.last_sentence))
-    return found[0] if len(found) == 1 else None
+def _of_asked_kind(reply: Reply, answer: str | None) -> str | None:
+    """The count, fraction or percentage that a question asks for, if the last sentence has one: 30 of "20 %, i.e. 30 pupils"."""
+    for asks, kind, other in _KINDS:
+        asked = asks.search(reply.question)
+        if asked and re.search(other, answer or ""):
+            found = re.findall(kind.format(*map(re.escape, asked.groups())), plain(reply.last_sentence), re.IGNORECASE)
+            return found[0] if len(found) == 1 else None
+    return None
 
 
 def _as_asked(reply: Reply, answer: str | None) -> str | None:
@@ -119,7 +132,7 @@ def _asked_side(question: str, answer: str) -> str:
         return answer
     if _asks_for_product(question, sides[0]):
         return sides[1]
-    asked, given, equation = (re.sub(r"[\s$*\\{}]", "", text) for text in (question, sides[0], answer))
+    asked, given, equation = (re.sub(r"[\s$*\\{}]", "", spelled(text)) for text in (question, sides[0], answer))
     is_asked = re.search(r"\W", sides[0]) is not None and given in asked and equation not in asked
     return sides[1] if is_asked else answer
 

@@ -24,6 +24,7 @@ _SUPPOSED = re.compile(
     r"(?i)(?:\bif\b[^.!?\n]*\b|(?:\A|[.!?\n])\W*)(?:had|were)\b[^.!?\n]*\b(?:could|might|would)\b[^.!?\n]*\Z"
 )
 _SUPPOSING = re.compile(r"(?i)\s(?:would|could|might)\s(?:only\s)?be\s(?:the\s(?:answer|case)|correct|right|true)\b")
+_SPAN = re.compile(r"(?i)\b(?:day|hour|minute|month|week|year)s?\s(?:after|before|from)\s(?:the\s)?\Z")
 _PART_OF = re.compile(r"(?: \w+){1,3} than\b| of (?:which|whom)\b")
 _INTERVAL = re.compile(r"[<>≤≥∞]|\\(?:infty|[lg]eq?(?![a-z]))")
 _MORE = re.compile(r"以上|以下|\+(?!\S)| or (?:more|less|fewer)\b| less than\b")
@@ -190,7 +191,7 @@ def _is_other(value: FoundValue) -> bool:
     before, behind = value.before[-_NEAR:], value.behind[:_NEAR]
     if EQUAL.search(value.text) and _NAMED.search(before):
         return False
-    if _NOT_IT.search(before) or _MORE.match(behind) or _SUPPOSING.match(behind):
+    if _NOT_IT.search(before) or _SPAN.search(before) or _MORE.match(behind) or _SUPPOSING.match(behind):
         return True
     return bool(_FROM.search(before) and _TO.fullmatch(behind))
 

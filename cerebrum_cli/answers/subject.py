@@ -18,7 +18,7 @@ _EXPLAINS = (
     r"|aunque"
 )
 _CLAUSE = re.compile(
-    rf"(?i)(?:;\s|:\s(?=\d)|\s(?:[–—]|-(?=\s[^\W\d_]{{2}}))\s|\s\((?=[^\W\d_]{{2}})|,?\s(?:({_EXPLAINS})|while|whereas|but|not|rather\sthan"
+    rf"(?i)(?:;\s|:\s|\s(?:[–—]|-(?=\s[^\W\d_]{{2}}))\s|\s\((?=[^\W\d_]{{2}})|,?\s(?:({_EXPLAINS})|while|whereas|but|not|rather\sthan"
     r"|davon|aber|mais|pero)\s)"
 )
 _CONCLUDES = re.compile(

@@ -47,12 +47,22 @@ _PART = re.compile(rf"(?i)(\d+(?:\.\d+)?(?:/\d+)?)\s?({_ANY}){_END}")
 def in_asked_unit(question: str, answer: str | None, text: str) -> str | None:
     """An answer in the unit that a question fixes, if the text gives it in another of the same kind."""
     asked = _ASKED.findall(asked_in(question))
-    if not answer or len(asked) != 1 or not answer[0].isdigit():
+    return _in_unit(asked[0], answer, text) if answer and len(asked) == 1 else answer
+
+
+def in_unit_of(reference: str, answer: str | None, text: str) -> str | None:
+    """An answer in the unit of a reference answer, if the text gives it in another of the same kind."""
+    unit = _PART.fullmatch(reference.strip())
+    return _in_unit(unit[2], answer, text) if answer and unit else answer
+
+
+def _in_unit(name: str, answer: str, text: str) -> str:
+    if not answer[0].isdigit():
         return answer
     found = re.findall(rf"(?i)(?<![\w.,]){re.escape(answer)}(?![\d.,]\d)\s?(?:{_ANY})?{_END}", text)
     parts = _PART.findall(found[-1]) if found else []
     units = [_unit(name) for _, name in parts]
-    kind, size = _unit(asked[0])
+    kind, size = _unit(name)
     if not parts or any(other != kind for other, _ in units) or all(factor == size for _, factor in units):
         return answer
     total = sum(Fraction(number) * factor for (number, _), (_, factor) in zip(parts, units, strict=True)) / size

@@ -11,7 +11,7 @@ from itertools import groupby
 from operator import itemgetter
 
 from cerebrum_cli.answers.dates import MONTHS
-from cerebrum_cli.answers.phrases import DENIAL, MENTION
+from cerebrum_cli.answers.phrases import CORRECTION, DENIAL, MENTION
 from cerebrum_cli.answers.plain_text import plain, sentences
 from cerebrum_cli.answers.statement_words import PRESENT_OF
 from cerebrum_cli.core.text import Texts
@@ -66,33 +66,45 @@ _REASON = re.compile(r"(?i)(?:because|since|as|given|if|while)\s")
 _IT_IS = re.compile(r"(?i)(?:it|that|this)(?:\s(?:is|was)|['’]s)\s")
 _NEAR = 40  # characters before a name in which something may exclude it
 _OTHER = re.compile(r"(?i)\b(?:after|before|since|from|until|if|because|as|given)\s(?:\w+\s){0,2}?\Z")
+_CORRECTION = re.compile(rf"(?ix)(?!,\ no\s){CORRECTION}[^\w\n]*(?:(?:it|that)\s(?:is|was)\s)?")
 _DENIED = re.compile(rf"(?ix){DENIAL}")
 _MENTIONED = re.compile(rf"(?ix){MENTION}")
 # Words that carry no answer, in English, German, French, Spanish and Italian.
 _FUNCTION_WORDS = """a an the is are was were be been being am it its it's that that's this these those there he
 she they them his her hers their theirs i we you my our of in on at to for from by with as into and or so thus
 hence therefore then indeed fact answer called named known do does did has have had which who what where when also
-simply actually would will but finally correct right option choice definitely certainly clearly yes final most one
+simply actually would will must can may might should use used run type remains remain left leaves but finally correct right option choice definitely certainly clearly yes final most one
 ist sind war der die das ein eine es er sie von im in am zu und also heißt sondern c'est est sont était le la les
 un une de du des en à il elle et donc mais es son era el los las una uno se en y fue sino mas è sono il lo gli ma
 est-ce que l'a l'ont"""
 # "Alexander Graham Bell patented": the name alone answers.
 _NAME_AND_VERB = re.compile(
-    r"\A((?:[A-Z][\w.'’-]*\s)*[A-Z][\w.'’-]*)\s(?:[a-z]+ed|built|drew|led|made|sang|won|wrote)\b.*"
+    r"\A((?:[A-Z][\w.'’-]*\s)*[A-Z][\w.'’-]*)\s(?:[a-z]+ed|[a-z]{3,}s|built|drew|led|made|sang|won|wrote)\b.*"
 )
 _BARE_NAME = re.compile(
     r"(?!(?:absolutely|alright|certainly|correct|exactly|great|hello|hi|no|ok|okay|right|sorry|sure|thanks|true|well|yes)\b)"
     r"(?:the\s)?(?-i:[A-ZÀ-Þ])\w+(?:\s(?-i:[A-ZÀ-Þ])\w+){0,2}\.",
     re.IGNORECASE,
 )
+# A question for something to be typed, and code in a reply.
+_CODE_ASKED = re.compile(
+    r"(?i)\b(?:clause|command|function|keyword|method|module|operator|package|statement|tag|tool)s?\b"
+)
+_CODE = re.compile(r"```\w*\n([^`]+)```|`([^`\n]+)`")
+_EMPHASIZED = re.compile(r"(?<![\w*])(\*{1,3}|_)(?=\S)([^*_\n]+)\1(?![\w*])")
 _EMPTY = frozenset(_FUNCTION_WORDS.split())
 
 
 def added_words(question: str, text: str) -> str | None:
     """What the sentence of a reply that answers a question adds to it; None if that is nothing, or a long text."""
     asked, names = stems(question), _names_of_class(question)
+    text = corrected(text)
     if _SEVERAL.search(question) and (items := _listed_below(text) or _in_one_line(text)):
         return items
+    if code := _CODE_ASKED.search(question) and _code(text):
+        return code
+    if marked := _emphasized(asked, text):
+        return marked
     for sentence in _about(asked, text):
         if _SEVERAL.search(question) and (listed := _listed(sentence)):
             return listed
@@ -103,6 +115,12 @@ def added_words(question: str, text: str) -> str | None:
         if added:
             return next((run for run in added if not run.isdigit()), added[0])  # not the year of a work
     return None
+
+
+def corrected(text: str) -> str:
+    """What follows the last correction in a text: "it was Elgar" of "It was Holst. Sorry, it was Elgar"."""
+    behind = _CORRECTION.split(text)[-1]
+    return behind if stems(behind) else text
 
 
 def wants_names(question: str) -> bool:
@@ -150,6 +168,26 @@ def asserted(sentence: str) -> str:
         if clause.strip() and not _counts(clause):
             kept = kept.replace(clause, " ", 1)
     return kept
+
+
+def _code(text: str) -> str | None:
+    """The only code in a text, or in the first clause of several."""
+    for part in (text, text.partition(";")[0]):
+        found = {(block or span).strip() for block, span in _CODE.findall(part)}
+        if len(found) == 1:
+            return found.pop()
+    return None
+
+
+def _emphasized(asked: set[str], text: str) -> str | None:
+    """The only emphasized words of a text, if a clause asserts them, and a question does not have them."""
+    found = [mark for mark in _EMPHASIZED.finditer(text) if not _DENIED.search(mark[0])]
+    if len(found) != 1:
+        return None
+    words = plain(found[0][2]).strip(" .,;!")
+    clause = next((clause for clause in _split(text) if found[0][0] in clause), "")
+    is_new = _added(asked, words) == words and len(words.split()) <= LONGEST
+    return words if is_new and clause and _counts(clause) else None
 
 
 def _names_of_class(question: str) -> str | None:
@@ -201,7 +239,7 @@ def _name_in(names: str, asked: set[str], sentence: str) -> str | None:
 
 def _about(asked: set[str], text: str) -> Texts:
     """The sentences of the last and of the first line: a mere name first, then what has words of the question."""
-    lines = [line for line in text.split("\n") if line.strip() and not line.endswith(":")]
+    lines = [line for line in text.split("\n") if line.strip() and not line.endswith(":") and " | " not in line]
     found = [sentence for line in dict.fromkeys([*lines[-1:], *lines[:1]]) for sentence in sentences(plain(line))]
     bare = [sentence for sentence in found if _BARE_NAME.fullmatch(sentence)] if len(lines) == 1 else []
     return (*bare, *sorted(found, key=lambda sentence: not asked & stems(sentence)))
@@ -265,6 +303,7 @@ def stems(text: str) -> set[str]:
 
 
 def _stem(word: str) -> str:
-    """A word in lower case, without the ending of a plural or a verb."""
-    word = word.casefold()
-    return re.sub(r"(?<=\w{3})(?:e?s|ed|ing)\Z", "", PRESENT_OF.get(word, word))
+    """A word in lower case, without the ending of a plural, a verb or who does it: "paint" of "painted", "painter"."""
+    word = re.sub(r"['’]s\Z", "", word.casefold())
+    word = re.sub(r"(?<=\w{3})(?:e?s|ed|ing)\Z", "", PRESENT_OF.get(word, word))
+    return re.sub(r"(?<=\w{3})(?:er|or|e)+\Z", "", word)
