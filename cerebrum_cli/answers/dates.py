@@ -1,4 +1,4 @@
-"""Dates with a day and a month, however they are written: "20 July 1969", "July 20th, 1969", "1969-07-20", "14 juillet"."""
+"""Dates with a day and a month: "20 July 1969", "July 20th, 1969", "1969-07-20", "14 juillet"."""
 
 from __future__ import annotations
 

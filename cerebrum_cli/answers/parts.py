@@ -1,4 +1,4 @@
-"""The values of a reply to a question for several: 26 and 40 of "Perimeter: 26, area: 40", p, q and r of "Solve for p, q and r"."""
+"""The values of a reply to a question for several: 26, 40 of "Perimeter: 26. Area: 40."."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def asks_for_parts(question: str) -> bool:
 
 
 def values_of_parts(question: str, text: str) -> str | None:
-    """The values of all parts that a question asks for, in its order; None if it asks for one thing, or one is missing."""
+    """The values of all that a question asks for, in its order; None if it asks for one, or one is missing."""
     names = _parts(question)
     if not names:
         return None

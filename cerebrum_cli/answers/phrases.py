@@ -102,13 +102,15 @@ POSSIBLE = r"""
 REFUSAL = r"""
     \b(?:can(?:not|['’]t)|could\ not|(?:im|not\ )possible\ to|unable\ to)\ (?:be\ |we\ )?(?:determin|answer|calculat)
   | \b(?:none\ of\ the\ (?:above|given|options)|(?:not\ enough|insufficient)\ (?:data|info))
-  | \b(?:can(?:not|['’]t)|impossible\ to)\ (?:be\ sure|know|say|tell)(?:\ (?:exactly|for\ (?:certain|sure)))?(?=[.!]*\Z|[;:])
+  | \b(?:can(?:not|['’]t)|impossible\ to)\ (?:be\ sure|know|say|tell)
+      (?:\ (?:exactly|for\ (?:certain|sure)))?(?=[.!]*\Z|[;:])
   | \binformation\b(?:\ \w+){0,3}\ is\ (?:incomplete|insufficient|missing|not\ (?:enough|sufficient))\b
 """
 
 # What denies words behind it in its clause, and what only mentions them, as the answer of others.
 DENIAL = r"""
-    \b(?:not(?!\ (?:just|merely|only|simply)\b)|never|neither|nor|cannot|hardly|scarcely|few\ people|nobody|no\ one|(?:is|are|was|were)\ (?:ruled\ out|excluded|eliminated)|\w+n['’]t|rather\ than|unlike|instead\ of)\b
+    \b(?:not(?!\ (?:just|merely|only|simply)\b)|never|neither|nor|cannot|hardly|scarcely|few\ people|nobody|no\ one
+      |(?:is|are|was|were)\ (?:ruled\ out|excluded|eliminated)|\w+n['’]t|rather\ than|unlike|instead\ of)\b
   | \b(?:nicht(?!\ nur\b)|kein\w*|pas(?!\ seulement\b)|jamais|non(?!-)|nunca)\b
   | (?<!\w-)\bno\ (?=\w)(?!(?:doubt|question|sólo|solo|wonder)\b) | :\ (?:no|false|wrong)\W*\Z
 """

@@ -96,7 +96,7 @@ def _unstated(reply: Reply, found: str | None) -> str | None:
 
 
 def _of_asked_kind(reply: Reply, answer: str | None) -> str | None:
-    """The count, fraction or percentage that a question asks for, if the last sentence has one: 30 of "20 %, i.e. 30 pupils"."""
+    """The count, fraction or percentage that a question asks for: 30 of "20 %, i.e. 30 pupils"."""
     for asks, kind, other in _KINDS:
         asked = asks.search(reply.question)
         if asked and re.search(other, answer or ""):

@@ -49,7 +49,8 @@ _CONSEQUENCE = re.compile(
 _EXPLANATION = re.compile(
     r"(?ix)\b(?:since|because|while|whereas|after|to\s(?!a|the\b)[a-z]+)\b"
     r"| ,\ (?:working|using|counting|including|excluding|considering|paying|selling|driving|walking|buying|charging)\b"
-    r"| \b(?:i\.e\.|or\s\Z) | ,\ (?:who|of\ which|where|davon|darunter|von\ denen|dont|d[ao]s\ quais|de\ l[ao]s\ (?:cuales|que)|di\ cui)\b"
+    r"| \b(?:i\.e\.|or\s\Z) | ,\ (?:who|of\ which|where|davon|darunter|von\ denen|dont|d[ao]s\ quais"
+    r"|de\ l[ao]s\ (?:cuales|que)|di\ cui)\b"
 )
 _REASON = re.compile(r"(?i)\W*(?:as|because|given\sthat|since)\s")
 _CONCESSION = re.compile(r"(?i)\W*(?:although|even\sthough|though|while|obwohl|bien\sque|aunque)\s")

@@ -44,10 +44,10 @@ _ASKED = re.compile(rf"(?i)\b(?:how\smany|wie\sviele|combien\sde|cuánt[ao]s|in|
 _PART = re.compile(rf"(?i)(\d+(?:\.\d+)?(?:/\d+)?)\s?({_ANY}){_END}")
 
 
-def in_asked_unit(question: str, answer: str | None, text: str) -> str | None:
+def in_asked_unit(question: str, answer: str, text: str) -> str:
     """An answer in the unit that a question fixes, if the text gives it in another of the same kind."""
     asked = _ASKED.findall(asked_in(question))
-    return _in_unit(asked[0], answer, text) if answer and len(asked) == 1 else answer
+    return _in_unit(asked[0], answer, text) if len(asked) == 1 else answer
 
 
 def in_unit_of(reference: str, answer: str | None, text: str) -> str | None:

@@ -70,13 +70,13 @@ _CORRECTION = re.compile(rf"(?ix)(?!,\ no\s){CORRECTION}[^\w\n]*(?:(?:it|that)\s
 _DENIED = re.compile(rf"(?ix){DENIAL}")
 _MENTIONED = re.compile(rf"(?ix){MENTION}")
 # Words that carry no answer, in English, German, French, Spanish and Italian.
-_FUNCTION_WORDS = """a an the is are was were be been being am it its it's that that's this these those there he
-she they them his her hers their theirs i we you my our of in on at to for from by with as into and or so thus
-hence therefore then indeed fact answer called named known do does did has have had which who what where when also
-simply actually would will must can may might should use used run type remains remain left leaves but finally correct right option choice definitely certainly clearly yes final most one
-ist sind war der die das ein eine es er sie von im in am zu und also heißt sondern c'est est sont était le la les
-un une de du des en à il elle et donc mais es son era el los las una uno se en y fue sino mas è sono il lo gli ma
-est-ce que l'a l'ont"""
+_FUNCTION_WORDS = """a an the is are was were be been being am it its it's that that's this these those there he she
+they them his her hers their theirs i we you my our of in on at to for from by with as into and or so thus hence
+therefore then indeed fact answer called named known do does did has have had which who what where when also simply
+actually would will must can may might should use used run type remains remain left leaves but finally correct right
+option choice definitely certainly clearly yes final most one ist sind war der die das ein eine es er sie von im in am
+zu und also heißt sondern c'est est sont était le la les un une de du des en à il elle et donc mais es son era el los
+las una uno se en y fue sino mas è sono il lo gli ma est-ce que l'a l'ont"""
 # "Alexander Graham Bell patented": the name alone answers.
 _NAME_AND_VERB = re.compile(
     r"\A((?:[A-Z][\w.'’-]*\s)*[A-Z][\w.'’-]*)\s(?:[a-z]+ed|[a-z]{3,}s|built|drew|led|made|sang|won|wrote)\b.*"
