@@ -39,8 +39,9 @@ _UNIT = re.compile(
 )
 # Other words of one or two letters are variables; so are most that are joined to a number.
 _SHORT = "cm|ft|hr|in|kg|km|lb|mg|mi|ml|mm|oz"
-_SPACED = re.compile(rf"{_SHORT}|[ACFJKLNVWaghlms]|an|as|at|by|of|.{{3,}}")
-_JOINED = re.compile(rf"(?i){_SHORT}|min|mph|.{{4,}}")
+_EAST_ASIAN = "[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]+"
+_SPACED = re.compile(rf"{_SHORT}|{_EAST_ASIAN}|[ACFJKLNVWaghlms]|an|as|at|by|of|.{{3,}}")
+_JOINED = re.compile(rf"(?i){_SHORT}|{_EAST_ASIAN}|min|mph|.{{4,}}")
 # Words that no unit holds: they change the amount, or make it another one.
 _NO_UNIT = re.compile(
     r"(?i)and|but|except|if|is|minus|mod|nor|not|or|plus|times|to|with|(?:cos|cot|csc|exp|ln|log|sin|tan)[^\Ws]?|sec[^\Ws]"

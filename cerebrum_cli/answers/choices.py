@@ -26,6 +26,8 @@ from cerebrum_cli.answers.canonical import canonical
 from cerebrum_cli.answers.extract import extract_answers
 from cerebrum_cli.answers.plain_text import plain, sentences, trimmed
 from cerebrum_cli.answers.sentence import is_in_doubt
+from cerebrum_cli.answers.subject import asked_in
+from cerebrum_cli.answers.words import stems
 from cerebrum_cli.core.text import Match, Pattern, Texts
 
 # In patterns, <upper> is a letter, and <letter> also one in lower case where it cannot be a word. <label> announces a
@@ -66,6 +68,7 @@ _STATEMENTS = (
         r"(?:\b\w++\W++){0,2}\b(?i:choose|chose|select|selected|pick|give|(?<=d\s)say|go\swith|opt\sfor)\s"
         r"<filler>(?P<chosen><upper>)"
     ),
+    r"\b(?i:hence|leav(?:es|ing)(?:\sus)?|(?:has\sto|must|should)\sbe|so|therefore|thus)\s<filler>(?P<left><upper>)(?=\W*+$)",
     r"\b(?i:but)\s<filler>(?P<instead><upper>)(?=\W*+$)",
     (
         r"\b(?i:only)\s<filler>(?P<only><upper>)"
@@ -145,7 +148,7 @@ def _patterns(count: int) -> Patterns:
     return Patterns(*compiled)
 
 
-def chosen_letter(text: str, choices: Texts, is_complete: bool) -> tuple[str | None, bool]:
+def chosen_letter(question: str, text: str, choices: Texts, is_complete: bool) -> tuple[str | None, bool]:
     """The letter of the choice that a reply's own text means, and whether rules 1 to 3 find it, as a statement.
 
     Of a truncated reply, only what it states or begins with counts.
@@ -166,7 +169,7 @@ def chosen_letter(text: str, choices: Texts, is_complete: bool) -> tuple[str | N
         return choice, is_stated
     for item in reversed(items):
         text = text[: item.start()] + text[item.end() :].partition("\n")[2]
-    return _named(text, choices, patterns), False
+    return _named(question, text, choices, patterns), False
 
 
 def _with_letters(text: str, count: int) -> str:
@@ -191,9 +194,8 @@ def _items(lines: list[Match]) -> list[Match]:
 
 def _stated(text: str, patterns: Patterns, items: list[Match], choices: Texts) -> list[tuple[int, str]]:
     """Places of statements, and their letters; none in a statement that several letters, or no choice, are right."""
-    stated = []
-    if not any(map(_NONE.search, choices)):
-        stated = [(match.start(), "") for match in _NONE.finditer(text)]
+    none = next((letter for letter, choice in zip(LETTERS, choices, strict=False) if _NONE.search(choice)), "")
+    stated = [(match.start(), none) for match in _NONE.finditer(text)]
     listed = {item.start(1) for item in items}
     joined = set[int]()
     for letters in patterns.several.finditer(text):
@@ -246,8 +248,9 @@ def _equal(text: str, choices: Texts, is_complete: bool) -> tuple[str | None, bo
     return None, False
 
 
-def _named(text: str, choices: Texts, patterns: Patterns) -> str | None:
-    for sentence in _last_sentences(text):
+def _named(question: str, text: str, choices: Texts, patterns: Patterns) -> str | None:
+    asked = stems(asked_in(question)) if question else set[str]()
+    for sentence in sorted(_last_sentences(text), key=lambda sentence: asked.isdisjoint(stems(sentence))):
         if letters := _letters(sentence, choices, patterns):
             if len(letters) > 1 or _REFUSAL.search(sentence):
                 return None

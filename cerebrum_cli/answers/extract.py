@@ -28,7 +28,7 @@ _LINE_LETTER = re.compile(r"(?m)^[ \t*_]*+\(?([A-H])[).:][)*_]*\s(?!\W*(?:and|or
 _CHOICE_HEADLINE = re.compile(r"[*_]+(\(?[A-H][).:]\s[^\n*_]+)[*_]+\s*\n")
 _LETTER_LEFT = re.compile(  # "That leaves us with C."
     r"(?:\bleav(?:es|ing)\s(?:(?:us|only|just|with|option|choice|answer)\s)*|\bleft\swith\s)\W*([A-H])\W*\Z"
-    r"|\b(?:choos(?:e|ing)|go(?:ing)?\swith|pick(?:ing)?|select|opt(?:ing)?\sfor|hence|therefore|thus|so|es\sla|est\sla)"
+    r"|\b(?:(?:answer|choice|option)\sis|(?:has\sto|must|should)\sbe|choos(?:e|ing)|go(?:ing)?\swith|pick(?:ing)?|select|opt(?:ing)?\sfor|hence|therefore|thus|so|es\sla|est\sla)"
     r"\W{1,4}(?:(?:option|choice|answer)\s)?\W*([A-Ha-h])"
     r"(?=\W*\Z|[*]*[:;)]|[*]*\sis\s(?:the\s)?(?:answer|best|correct|right)).*\Z"
     r"|\bonly\s(?:option\s|choice\s)?\W*([A-H])\W*\s(?:remains|is\s(?:left|possible)|fits)\W*\Z"
@@ -73,9 +73,9 @@ def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> Ans
         words = words or answer
     if words:
         return words, words
-    if not is_complete or REFUSED.search(_last_sentence(text)):
+    if not is_complete or is_refusal(text):
         return None, None
-    if letter := _LETTER_LEFT.search(_last_sentence(text)):
+    if letter := _LETTER_LEFT.search(plain(_last_sentence(text))):
         left = next(filter(None, letter.groups())).upper()
         return left, left
     if in_words and (headline := _CHOICE_HEADLINE.match(text)):
@@ -86,6 +86,11 @@ def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> Ans
         return whole, whole
     value = _last_value(text) or _last_value_in_words(text) or doubtful or _law(text) or _opening_letter(text)
     return value, value if _alone(text) else None
+
+
+def is_refusal(text: str) -> bool:
+    """Whether the last sentence of a text says that there is no answer."""
+    return REFUSED.search(_last_sentence(text)) is not None
 
 
 def _parts(text: str) -> str | None:

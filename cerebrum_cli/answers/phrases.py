@@ -103,7 +103,7 @@ REFUSAL = r"""
     \b(?:can(?:not|['’]t)|could\ not|(?:im|not\ )possible\ to|unable\ to)\ (?:be\ |we\ )?(?:determin|answer|calculat)
   | \b(?:none\ of\ the\ (?:above|given|options)|(?:not\ enough|insufficient)\ (?:data|info))
   | \b(?:can(?:not|['’]t)|impossible\ to)\ (?:be\ sure|know|say|tell)
-      (?:\ (?:exactly|for\ (?:certain|sure)))?(?=[.!]*\Z|[;:])
+      (?:\ (?:exactly|for\ (?:certain|sure)|which(?:\ one)?))?(?=[.!]*\Z|[;:])
   | \binformation\b(?:\ \w+){0,3}\ is\ (?:incomplete|insufficient|missing|not\ (?:enough|sufficient))\b
 """
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.answers.chemistry import formula_in
 from cerebrum_cli.answers.choices import chosen_letter
-from cerebrum_cli.answers.extract import Answers, extract_answers
+from cerebrum_cli.answers.extract import Answers, extract_answers, is_refusal
 from cerebrum_cli.answers.parts import values_of_parts
 from cerebrum_cli.answers.plain_text import has_content, plain, sentences
 from cerebrum_cli.answers.restated import restated
@@ -52,7 +52,7 @@ class Reply(NamedTuple):
 
 def read_choice(reply: Reply, choices: Texts) -> Answers:
     """The letter of a choice."""
-    letter, is_stated = chosen_letter(reply.text, choices, reply.is_complete)
+    letter, is_stated = chosen_letter(reply.question, reply.text, choices, reply.is_complete)
     return letter, letter if is_stated else None
 
 
@@ -67,7 +67,7 @@ def read_yes_or_no(reply: Reply) -> Answers:
 def read_words(reply: Reply) -> Answers:
     """What a reply states, in words; else what its sentences add to the question."""
     answer, stated = extract_answers(reply.text, reply.is_complete, in_words=True)
-    if stated is None and reply.is_complete and has_content(reply.question):
+    if stated is None and reply.is_complete and has_content(reply.question) and not is_refusal(reply.text):
         answer = added_words(reply.question, reply.text) or answer
     return answer, stated
 

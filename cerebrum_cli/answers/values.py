@@ -17,7 +17,7 @@ _SIGNS = r"(?:geq?|leq?|neq?|approx|in|cup|cap|times|cdot|pm|div|end|boxed)(?![A
 _BEGINS = r"(?:(?<![^\W\d_])|(?<=π))"
 _ENDS = r"(?!(?![⁰-⁹⁺⁻ⁿ²³¹₀-₉])[^\W\d_'’])"
 _NAME = rf"(?:\\(?!{_SIGNS})[A-Za-z]++|{_BEGINS}(?:{_FUNCTION}|{_LETTER}){_ENDS}|{_LETTER}['′](?=\()|[π∞∅])"
-_UNSIGNED = r"(?:0x[0-9A-Fa-f]++\b|\d++(?:[.,]\d++(?!,\d))?+(?:e[-+]?\d++\b)?+[¼-¾⅐-⅞]?+|\.\d++|[¼-¾⅐-⅞])"
+_UNSIGNED = r"(?:0x[0-9A-Fa-f]++\b|\d++(?:[.,]\d++(?!,\d))?+(?:[eE][-+]?\d++\b)?+[¼-¾⅐-⅞]?+|\.\d++|[¼-¾⅐-⅞])"
 _TIME = r"\d++(?:(?::\d++)++|(?:\ :\ \d++)++)(?:\ ?[AaPp](?:[Mm]\b|\.[Mm]\.))?+"
 _MIXED = r"\d++\ (?:\d++/\d++|[¼-¾⅐-⅞])"
 _SCALE = r"(?:\ ?(?:(?i:hundred|thousand|[mb]illion(?:en)?|mio\.|lakhs?|crores?)|万|亿|[kKM](?![^\W\d_])))"

@@ -70,7 +70,7 @@ _CORRECTION = re.compile(rf"(?ix)(?!,\ no\s){CORRECTION}[^\w\n]*(?:(?:it|that)\s
 _DENIED = re.compile(rf"(?ix){DENIAL}")
 _MENTIONED = re.compile(rf"(?ix){MENTION}")
 # Words that carry no answer, in English, German, French, Spanish and Italian.
-_FUNCTION_WORDS = """a an the is are was were be been being am it its it's that that's this these those there he she
+_FUNCTION_WORDS = """because since a an the is are was were be been being am it its it's that that's this these those there he she
 they them his her hers their theirs i we you my our of in on at to for from by with as into and or so thus hence
 therefore then indeed fact answer called named known do does did has have had which who what where when also simply
 actually would will must can may might should use used run type remains remain left leaves but finally correct right
@@ -108,8 +108,10 @@ def added_words(question: str, text: str) -> str | None:
     for sentence in _about(asked, text):
         if _SEVERAL.search(question) and (listed := _listed(sentence)):
             return listed
-        if names and (name := _name_in(names, asked, nearest(question, sentence))):
-            return name
+        if names:
+            if name := _name_in(names, asked, nearest(question, sentence)):
+                return name
+            continue
         sentence = nearest(question, sentence)
         added = [run for clause in _clauses(sentence) if (run := _added(asked, clause))]
         if added:
@@ -175,7 +177,7 @@ def _code(text: str) -> str | None:
     for part in (text, text.partition(";")[0]):
         found = {(block or span).strip() for block, span in _CODE.findall(part)}
         if len(found) == 1:
-            return found.pop()
+            return str(found.pop())
     return None
 
 
