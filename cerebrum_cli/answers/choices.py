@@ -93,7 +93,7 @@ _NEGATED = re.compile(
     r"|\b(?:explanation|reasoning|note|options|choices)\W*:",
 )
 _BEFORE = re.compile(
-    r"(?i)(?:\b(?:not|than|unlike|instead\sof|neither|nor|except|rul\w+\sout|eliminat\w+|exclud\w+|reject\w*"
+    r"(?i)(?:\b(?:cannot|not|than|unlike|instead\sof|neither|nor|except|rul\w+\sout|eliminat\w+|exclud\w+|reject\w*"
     r"|nicht|kein\w*|pas|non|no(?=\s\w))|n['’]t)(?:\W+(?!(?:but|it|so|sondern|mais|sino|ma)\b)\w+){0,3}?\W*\Z",
 )
 _BEHIND = re.compile(

@@ -70,7 +70,8 @@ _TASK = re.compile(  # something else to be done, with the text that follows or 
 # A question for a name: of a person, a place, a day, a thing.
 _NAMING = re.compile(r"(?:please\s)?(?:classify|name|what\sis\sthe\s(?:capital|name))\b")
 _THINGS = """actor animal artist author bird city clause color colour command composer continent country currency day
-element flower fruit gas god instrument keyword lake language metal month mountain ocean organ person planet president river scientist
+element flower fruit gas god instrument keyword lake language metal month mountain ocean organ person planet
+president river scientist
 sea season sport state town tree weekday word writer"""
 _PLACES_AND_BEINGS = """animal bird city continent country fish fruit island lake mammal mountain ocean planet river sea
 tree"""

@@ -12,7 +12,7 @@ from cerebrum_cli.core.text import Texts
 
 _TASK = re.compile(
     r"(?i)\b(?:calculate|compute|determine|find|give|solve\sfor|state|what(?:\sis|\sare|['’]s)|how\s(?:many|much)(?:\s\w+\sd(?:id|oes|o))?)\s"
-    r"(?P<items>.+?)(?=\s(?:are|be|between|by|did|do|does|each|for|from|get|given|has|have|if|in|is|of|that|were|when|which|will|with)\b"
+    r"(?P<items>.{1,200}?)(?=\s(?:are|be|between|by|did|do|does|each|for|from|get|given|has|have|if|in|is|of|that|were|when|which|will|with)\b"
     r"|[.?!;:]|\Z)"
 )
 _TOGETHER = re.compile(

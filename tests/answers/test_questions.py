@@ -57,6 +57,36 @@ def test_letter_answers_a_question_whose_choices_are_not_known(reply: str) -> No
     assert answers_to("What happens to it?", reply, True)[0] == "C"
 
 
+@pytest.mark.parametrize(
+    ("reply", "reference", "is_correct"),
+    [
+        ("The pencil is 14 mm long.", "14 cm", False),
+        ("The pencil is 140 mm long.", "14 cm", True),
+        ("The pencil is 14 cm long.", "14 cm", True),
+        ("It is 14.", "14 cm", True),
+    ],
+)
+def test_answer_is_compared_in_the_unit_of_the_reference(reply: str, reference: str, is_correct: bool) -> None:
+    assert compare_answer(reply, True, reference, (), "How long is the pencil?").is_correct == is_correct
+
+
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [
+        ("It halves without friction (A). Nothing else is asked.", "A"),
+        ("The third option describes what happens.", "C"),
+        ("The force and the mass cancel, and what happens is that it stays. It doubles elsewhere.", "B"),
+        ("La respuesta correcta es la **c)**. Mucha gente cree que se queda.", "C"),
+        ("It halves has its friends, but it doubles is the one.", "C"),
+        ("It can't be A.", None),
+        ("I can't tell whether it is B.", None),
+        ("A is too small, so it cannot be A.", None),
+    ],
+)
+def test_choice_is_read_as_a_reader_would(reply: str, letter: str | None) -> None:
+    assert answers_to(QUESTION, reply, True)[0] == letter
+
+
 SUBJECTS = ("91", "Rome", "Mount Everest", "the largest lake", "a square of side 2", "the Sun", "Zürich")
 PREDICATES = ("prime", "older than Paris", "the capital of Australia", "a well-known metal", "equal to 7 × 8")
 LEADS = ("", "In fact, ", "No doubt, ", "Therefore ", "Nobody disputes that ", "Since it was checked, ")
