@@ -10,11 +10,12 @@ from cerebrum_cli.answers.conclusions import concludes
 from cerebrum_cli.answers.dates import iso_date
 from cerebrum_cli.answers.expected import Expected, expected_answer
 from cerebrum_cli.answers.extract import Answers
+from cerebrum_cli.answers.lists import wants_several
 from cerebrum_cli.answers.own_text import own_text
 from cerebrum_cli.answers.parts import asks_for_parts
 from cerebrum_cli.answers.readers import Reply, read_choice, read_value, read_words, read_yes_or_no, wants_set
 from cerebrum_cli.answers.units import in_unit_of
-from cerebrum_cli.answers.words import wants_names, wants_several
+from cerebrum_cli.answers.words import wants_names
 from cerebrum_cli.core.text import Texts
 
 _WORDS = re.compile(r"(?!(?:yes|no)\Z)[^\W\d_]{2}[^\\=^{}$<>|+*/]*+")  # normal form of an answer in words

@@ -11,19 +11,19 @@ from itertools import groupby
 from operator import itemgetter
 
 from cerebrum_cli.answers.dates import MONTHS
+from cerebrum_cli.answers.lists import AND, listed_in, listed_in_sentence, wants_several
 from cerebrum_cli.answers.phrases import CORRECTION, DENIAL, MENTION
 from cerebrum_cli.answers.plain_text import plain, sentences
 from cerebrum_cli.answers.statement_words import PRESENT_OF
 from cerebrum_cli.core.text import Texts
 
 LONGEST = 6  # words of an answer
-_AND = r"\s(?:and|und|et|y|e)\s"
 _WORD = re.compile(  # or a name such as "Republic of Korea"
     r"[A-Z]\w+(?:\s(?:of|de|da|di|von)(?:\sthe|\sla)?\s[A-Z]\w+)+|[^\W_](?:[\w'’.-]*[^\W_])?"
 )
 _CLAUSES = re.compile(
     r"(?i)(?!:\s(?:no|false|wrong)\W*\Z)[,;:()–—]+\s*|\s-\s|(?:\A|\s)(?:but|sondern|sino|mais|ma|mas)\s|\s(?=(?:while|whereas)\s)"
-    rf"|{_AND}(?=(?:not|nicht|kein\w*|non|pas|no)\s)"  # "Bern und nicht Zürich"
+    rf"|{AND}(?=(?:not|nicht|kein\w*|non|pas|no)\s)"  # "Bern und nicht Zürich"
 )
 _SUBORDINATE = re.compile(
     r"(?i)\W*(?:(?:even\s|al)?though|whereas|while|obwohl|während|bien\sque|tandis\sque|aunque|mientras\sque)\b"
@@ -32,20 +32,6 @@ _BUT = re.compile(r"(?i),?\s(?:but|aber|mais|pero)\s")
 _EARLIER = re.compile(
     r"(?i)\b(before (?:that|then)|formerly|originally|previously|until then|früher|davor|autrefois|antes),(\s)"
 )
-# A question for several things, and a sentence's list of them: red, blue and yellow.
-_SEVERAL = re.compile(
-    r"(?i)\b(?:(?:name|list|what\sare|which)\s(?:\w+\s)?(?:two|three|four|five|six|[2-9])"
-    r"|nenne[n]?\s(?:\w+\s)?(?:zwei|drei|vier|fünf|sechs|[2-9])|(?:cite[sz]?|nomme[sz]?)\s(?:\w+\s)?(?:deux|trois|quatre|cinq|six|[2-9])"
-    r"|(?:menciona|nombra)\s(?:dos|tres|cuatro|cinco|seis|[2-9]))\b"
-    r"(?!\s(?:\w+\s){0,2}(?:angles|answers|coordinates|digits|divisors|factors|fractions|integers|multiples|numbers|pairs"
-    r"|points|powers|primes|roots|sides|solutions|squares|terms|values|zeros)\b)"
-)
-_ITEM = r"[^\W\d_][^\s,;:.]*(?:\s[^\s,;:.]+){0,2}?"
-_LAST_ITEM = re.compile(rf",?{_AND}{_ITEM}(?=\W*\Z|\s(?:are|is|were)\b|(?P<comma>,\s))")
-_ITEM_WORDS = 3
-_ITEM_LINE = re.compile(r"(?m)^[ \t]*(?:[-*•+–]|\d{1,2}[.)])[ \t]+(\S[^\n]*)")
-_ITEM_REMARK = re.compile(r"(?:\s?[:;(–—]|\s-\s|,\s).*", re.DOTALL)  # "Red: the longest waves"
-_NAMES_ONLY = re.compile(r"[^\W\d_][^\s,;:.]*(?:\s[^\s,;:.]+){0,2}(?:,\s[^\W\d_][^\s,;:.]*(?:\s[^\s,;:.]+){0,2})+")
 _VERBS = ("august", "march", "may")  # months that are also other words: in lower case only these if nothing follows
 # What a question asks for, where only a few words are answers.
 _CLASSES = (
@@ -70,13 +56,13 @@ _CORRECTION = re.compile(rf"(?ix)(?!,\ no\s){CORRECTION}[^\w\n]*(?:(?:it|that)\s
 _DENIED = re.compile(rf"(?ix){DENIAL}")
 _MENTIONED = re.compile(rf"(?ix){MENTION}")
 # Words that carry no answer, in English, German, French, Spanish and Italian.
-_FUNCTION_WORDS = """because since a an the is are was were be been being am it its it's that that's this these those there he she
-they them his her hers their theirs i we you my our of in on at to for from by with as into and or so thus hence
-therefore then indeed fact answer called named known do does did has have had which who what where when also simply
-actually would will must can may might should use used run type remains remain left leaves but finally correct right
-option choice definitely certainly clearly yes final most one ist sind war der die das ein eine es er sie von im in am
-zu und also heißt sondern c'est est sont était le la les un une de du des en à il elle et donc mais es son era el los
-las una uno se en y fue sino mas è sono il lo gli ma est-ce que l'a l'ont"""
+_FUNCTION_WORDS = """because since a an the is are was were be been being am it its it's that that's this these
+those there he she they them his her hers their theirs i we you my our of in on at to for from by with as into and
+or so thus hence therefore then indeed fact answer called named known do does did has have had which who what where
+when also simply actually would will must can may might should use used run type remains remain left leaves but
+finally correct right option choice definitely certainly clearly yes final most one ist sind war der die das ein
+eine es er sie von im in am zu und also heißt sondern c'est est sont était le la les un une de du des en à il elle
+et donc mais es son era el los las una uno se en y fue sino mas è sono il lo gli ma est-ce que l'a l'ont"""
 # "Alexander Graham Bell patented": the name alone answers.
 _NAME_AND_VERB = re.compile(
     r"\A((?:[A-Z][\w.'’-]*\s)*[A-Z][\w.'’-]*)\s(?:[a-z]+ed|[a-z]{3,}s|built|drew|led|made|sang|won|wrote)\b.*"
@@ -99,14 +85,14 @@ def added_words(question: str, text: str) -> str | None:
     """What the sentence of a reply that answers a question adds to it; None if that is nothing, or a long text."""
     asked, names = stems(question), _names_of_class(question)
     text = corrected(text)
-    if _SEVERAL.search(question) and (items := _listed_below(text) or _in_one_line(text)):
+    if wants_several(question) and (items := listed_in(text)):
         return items
     if code := _CODE_ASKED.search(question) and _code(text):
         return code
     if marked := _emphasized(asked, text):
         return marked
     for sentence in _about(asked, text):
-        if _SEVERAL.search(question) and (listed := _listed(sentence)):
+        if wants_several(question) and (listed := listed_in_sentence(sentence)):
             return listed
         if names:
             if name := _name_in(names, asked, nearest(question, sentence)):
@@ -130,11 +116,6 @@ def wants_names(question: str) -> bool:
     return wants_several(question) or _names_of_class(question) is not None
 
 
-def wants_several(question: str) -> bool:
-    """Whether a question asks for several things, in any order: "Name three ...", "What are the two ..."."""
-    return _SEVERAL.search(question) is not None
-
-
 def nearest(question: str, sentence: str) -> str:
     """A sentence without the parts behind "and", and before "but", that share less with a question than the other part.
 
@@ -146,7 +127,7 @@ def nearest(question: str, sentence: str) -> str:
         asked, sentence[: but.start()]
     ):
         sentence = sentence[but.end() :]
-    for joint in reversed(list(re.finditer(_AND, sentence))):
+    for joint in reversed(list(re.finditer(AND, sentence))):
         before, behind = sentence[: joint.start()], sentence[joint.end() :]
         is_farther = _shared(asked, behind) < _shared(asked, before)
         if not is_farther or len(behind.split()) < 2:  # the last name of a list is no part
@@ -195,35 +176,6 @@ def _emphasized(asked: set[str], text: str) -> str | None:
 def _names_of_class(question: str) -> str | None:
     """The pattern of the few names that answer a question; None if any may."""
     return next((names for asks, names in _CLASSES if re.search(asks, question)), None)
-
-
-def _listed(sentence: str) -> str | None:
-    """The things that a sentence lists: "red, yellow and blue"; None if it has no "and"."""
-    ends = list(_LAST_ITEM.finditer(sentence))
-    if not ends:
-        return None
-    end = next((item for item in ends if not item["comma"]), ends[-1])
-    start = end.start()
-    for part in reversed(sentence[:start].split(", ")):
-        words = part.split()
-        start -= len(part) if len(words) <= _ITEM_WORDS else len(" ".join(words[-_ITEM_WORDS:]))
-        if len(words) > _ITEM_WORDS or start <= 0:
-            break
-        start -= len(", ")
-    return re.sub(r".*\b(?:are|include|is|were)\s", "", sentence[max(start, 0) : end.end()])
-
-
-def _listed_below(text: str) -> str | None:
-    """The items of a numbered or dashed list, joined by commas; None if they are no names."""
-    items = [_ITEM_REMARK.sub("", plain(item)).strip(" .;,") for item in _ITEM_LINE.findall(text)]
-    is_short = all(0 < len(item.split()) <= _ITEM_WORDS for item in items)
-    return ", ".join(items) if len(items) > 1 and is_short else None
-
-
-def _in_one_line(text: str) -> str | None:
-    """A text that is nothing but names between commas: "Red, green, blue"."""
-    line = plain(text).strip().rstrip(".")
-    return line if _NAMES_ONLY.fullmatch(line) else None
 
 
 def _name_in(names: str, asked: set[str], sentence: str) -> str | None:
