@@ -96,6 +96,9 @@ _BEFORE = re.compile(
     r"(?i)(?:\b(?:cannot|not|than|unlike|instead\sof|neither|nor|except|rul\w+\sout|eliminat\w+|exclud\w+|reject\w*"
     r"|nicht|kein\w*|pas|non|no(?=\s\w))|n['’]t)(?:\W+(?!(?:but|it|so|sondern|mais|sino|ma)\b)\w+){0,3}?\W*\Z",
 )
+_DENIED = re.compile(
+    r"(?i)(?:\b(?:cannot|never|not)|n['’]t)\W+(?:(?:believe|say|think)\s(?:that\s)?(?:(?:an?|my|the)\s)?(?:\w+\s)?)?\Z"
+)
 _BEHIND = re.compile(
     r"(?:(?!\b[A-Z]\b)[^,.;]){0,80}?\b(?:is|are|was|were|can|could|does|do|did|would|will|has)(?:n['’]t\b|\W++(?:\w++\W++){0,2}?"
     r"(?:not|incorrect|wrong|false|eliminated|ruled|excluded|unlikely|irrelevant|impossible)\b)|\W+cannot\b"
@@ -220,7 +223,7 @@ def _is_denied(text: str, start: int) -> bool:
     """Whether the words before a statement deny or doubt it: "It can't", "I can't tell whether it"."""
     before = text[max(0, start - _CLAUSE) : start]
     clause = _CLAUSE_END.split(before)[-1]
-    return _BEFORE.search(clause) is not None or is_in_doubt(text, start, start)
+    return _DENIED.search(clause) is not None or is_in_doubt(text, start, start)
 
 
 def _opening(text: str, letter: str, patterns: Patterns) -> str | None:

@@ -24,7 +24,7 @@ for line in sys.stdin:
 """
 SCORING_RULES = "scoring"  # key of a fingerprint: the rules that scored a run, such as "1 with Math-Verify 0.9.0"
 MATH_VERIFY = "Math-Verify"
-SCORING_VERSION = 3  # of the rules by which replies are scored; raise it when a score may change
+SCORING_VERSION = 4  # of the rules by which replies are scored; raise it when a score may change
 
 
 class ScoredAnswer(NamedTuple):

@@ -31,7 +31,7 @@ IN_WORDS = (  # replies, correct answers, and what is found
     ("The answer is unknown.", "Paris", ""),
     ("Let me think.\nThe capital of France is **Paris**.", "Paris", "Paris"),
 )
-SCORES = (3, "a3b7b4992a08a5c6")
+SCORES = (4, "4eb8dfabc8ee1217")
 DATA = Path(__file__).parents[1] / "data"
 ANSWERS = json.loads((DATA / "answers.json").read_text(encoding="utf-8"))
 CHOICES: list[tuple[str, tuple[str, ...], str | None]] = [
