@@ -13,7 +13,14 @@ from cerebrum_cli.answers.extract import Answers
 from cerebrum_cli.answers.lists import wants_several
 from cerebrum_cli.answers.own_text import own_text
 from cerebrum_cli.answers.parts import asks_for_parts
-from cerebrum_cli.answers.readers import Reply, read_choice, read_value, read_words, read_yes_or_no, wants_set
+from cerebrum_cli.answers.readers import (
+    QuestionAndReply,
+    read_choice,
+    read_value,
+    read_words,
+    read_yes_or_no,
+    wants_set,
+)
 from cerebrum_cli.answers.units import in_unit_of
 from cerebrum_cli.answers.words import wants_names
 from cerebrum_cli.core.text import Texts
@@ -43,7 +50,7 @@ def read_answers(text: str, is_complete: bool, expected: Expected, question: str
 
     To a question of yes or no it is "yes" or "no", and to one with choices a letter; without these, there is none.
     """
-    reply = Reply(question, *own_text(text, is_complete))
+    reply = QuestionAndReply(question, *own_text(text, is_complete))
     match expected.kind:
         case "choice":
             return read_choice(reply, expected.choices)

@@ -38,7 +38,7 @@ _KINDS = (
 _INDEXED = re.compile(r"\b[a-z]_\w+\s?=\s?")  # x_1 = 4, x_2 = -4
 
 
-class Reply(NamedTuple):
+class QuestionAndReply(NamedTuple):
     """A reply's own text, and its question; "" if that is not known."""
 
     question: str
@@ -50,13 +50,13 @@ class Reply(NamedTuple):
         return sentences(self.text)[-1]
 
 
-def read_choice(reply: Reply, choices: Texts) -> Answers:
+def read_choice(reply: QuestionAndReply, choices: Texts) -> Answers:
     """The letter of a choice."""
     letter, is_stated = chosen_letter(reply.question, reply.text, choices, reply.is_complete)
     return letter, letter if is_stated else None
 
 
-def read_yes_or_no(reply: Reply) -> Answers:
+def read_yes_or_no(reply: QuestionAndReply) -> Answers:
     """Yes or no, of the first line if a reply is truncated: the rest may answer other questions on the way."""
     text = reply.text if reply.is_complete else sentences(reply.text.partition("\n")[0])[0]
     _, stated = extract_answers(reply.text, reply.is_complete)
@@ -64,7 +64,7 @@ def read_yes_or_no(reply: Reply) -> Answers:
     return meant, meant
 
 
-def read_words(reply: Reply) -> Answers:
+def read_words(reply: QuestionAndReply) -> Answers:
     """What a reply states, in words; else what its sentences add to the question."""
     answer, stated = extract_answers(reply.text, reply.is_complete, in_words=True)
     if stated is None and reply.is_complete and has_content(reply.question) and not is_refusal(reply.text):
@@ -72,7 +72,7 @@ def read_words(reply: Reply) -> Answers:
     return answer, stated
 
 
-def read_value(reply: Reply) -> Answers:
+def read_value(reply: QuestionAndReply) -> Answers:
     """What a reply comes to, in the form that its question wants: in its unit, as a set, one side of an equation."""
     answer, stated = extract_answers(reply.text, reply.is_complete)
     if stated is None and reply.is_complete:
@@ -84,7 +84,7 @@ def read_value(reply: Reply) -> Answers:
     return _as_asked(reply, answer), _as_asked(reply, stated)
 
 
-def _unstated(reply: Reply, found: str | None) -> str | None:
+def _unstated(reply: QuestionAndReply, found: str | None) -> str | None:
     """The answer of a complete reply that states none; `found` is its last value."""
     if found is None and (meant := hedged(reply.text)):
         return meant
@@ -95,7 +95,7 @@ def _unstated(reply: Reply, found: str | None) -> str | None:
     return values_of_parts(reply.question, reply.text) or value_of_subject(reply.question, reply.text) or found
 
 
-def _of_asked_kind(reply: Reply, answer: str | None) -> str | None:
+def _of_asked_kind(reply: QuestionAndReply, answer: str | None) -> str | None:
     """The count, fraction or percentage that a question asks for: 30 of "20 %, i.e. 30 pupils"."""
     for asks, kind, other in _KINDS:
         asked = asks.search(reply.question)
@@ -105,7 +105,7 @@ def _of_asked_kind(reply: Reply, answer: str | None) -> str | None:
     return None
 
 
-def _as_asked(reply: Reply, answer: str | None) -> str | None:
+def _as_asked(reply: QuestionAndReply, answer: str | None) -> str | None:
     if answer is None:
         return None
     answer = in_asked_unit(reply.question, answer, reply.text)
