@@ -5,6 +5,14 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from cerebrum_cli.answers.by_kind import (
+    QuestionAndReply,
+    read_choice,
+    read_value,
+    read_words,
+    read_yes_or_no,
+    wants_set,
+)
 from cerebrum_cli.answers.canonical import canonical, equals_reference
 from cerebrum_cli.answers.conclusions import concludes
 from cerebrum_cli.answers.dates import iso_date
@@ -13,14 +21,6 @@ from cerebrum_cli.answers.extract import Answers
 from cerebrum_cli.answers.lists import wants_several
 from cerebrum_cli.answers.own_text import own_text
 from cerebrum_cli.answers.parts import asks_for_parts
-from cerebrum_cli.answers.readers import (
-    QuestionAndReply,
-    read_choice,
-    read_value,
-    read_words,
-    read_yes_or_no,
-    wants_set,
-)
 from cerebrum_cli.answers.units import in_unit_of
 from cerebrum_cli.answers.words import wants_names
 from cerebrum_cli.core.text import Texts
