@@ -15,6 +15,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import Texts, truncate, well_formed
 
 MOST = 100
+MANY = 20  # with more choices, fewer orders
 MAX_BYTES = 1_000_000  # of a file with choices
 SHOWN = 60  # characters of a name in an error
 Order: TypeAlias = tuple[int, ...]  # positions of the choices, in the order in which a prompt lists them
@@ -47,19 +48,22 @@ class GivenChoices:
         """The orders in which prompts list the choices, so that no place of a list favors a choice.
 
         With two or three choices these are all. With more they are four, in which the places of a choice are spread
-        over the list. Choices given in the reverse order are listed in the same orders.
+        over the list, and with many, whose lists are most of a prompt, the given one and its reverse. Choices given in
+        the reverse order are listed in the same orders.
         """
         count = len(self.items)
         if self.is_score:
             return [tuple(range(count))]
         if count <= 3:
             return list(permutations(range(count)))
+        given = tuple(range(count))
+        if count > MANY:
+            return [given, given[::-1]]
         half = count // 2
         middle = range(half, count - half)  # the one between the halves of an odd number
         turned = [*range(half // 2, half), *range(half // 2)]
         mirrored = [count - 1 - place for place in reversed(turned)]
         swapped = (*turned, *middle, *mirrored)
-        given = tuple(range(count))
         return [given, given[::-1], swapped, swapped[::-1]]
 
     def find(self, name: str) -> int:

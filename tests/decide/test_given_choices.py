@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.decide.given_choices import MOST, Choice, GivenChoices, choices_of, parse_choices, parse_score
+from cerebrum_cli.decide.given_choices import MANY, MOST, Choice, GivenChoices, choices_of, parse_choices, parse_score
 from cerebrum_cli.decide.prompts import question_text
 from cerebrum_cli.decide.readings import average, log_shares
 
@@ -79,6 +79,11 @@ def test_orders_are_the_same_for_choices_in_the_reverse_order(count: int) -> Non
     assert all(sorted(order) == list(range(count)) for order in orders)
     mirrored = {tuple(count - 1 - position for position in order) for order in orders}
     assert mirrored == set(orders) and len(mirrored) == len(orders)
+
+
+@pytest.mark.parametrize(("count", "orders"), [(2, 2), (3, 6), (4, 4), (MANY, 4), (MANY + 1, 2), (MOST, 2)])
+def test_long_lists_have_fewer_orders(count: int, orders: int) -> None:
+    assert len(numbered(count).orders) == orders
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
