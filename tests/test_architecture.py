@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("library",),
     ("attachments",),
     ("replies",),
-    ("results",),
+    ("results", "trust"),
     ("chat", "batch"),
     ("terminal",),
     ("cli",),
@@ -86,7 +86,7 @@ PURE = (
         "library.plans",
     ),
     *("core.ask", "core.inspection", "core.votes"),
-    *("core.row_events", "programs.function_schema"),
+    *("core.row_events", "programs.function_schema", "trust"),
 )
 IMPURE = {  # the first names of modules that touch them; a Path is a value, too
     *("asyncio", "concurrent", "ctypes", "datetime", "fcntl", "http", "io", "mmap", "multiprocessing", "os", "queue"),
@@ -153,6 +153,7 @@ DOORS: Mapping[str, Door] = {
         14,
         ("results", "rows"),
     ),
+    "trust": Door(12, ("calibration", "shift")),
     "chat": Door(3, ("chat", "history")),
     "batch": Door(5, ("answering", "readers")),
     "terminal": Door(

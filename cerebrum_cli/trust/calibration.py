@@ -1,0 +1,237 @@
+"""What labelled rows show about answers: their calibrated probabilities, and which to decide for a wanted error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from math import ceil, isfinite
+from random import Random
+from typing import Any, Literal, NamedTuple
+
+from cerebrum_cli.core.errors import DAMAGE, UsageError
+from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.json_types import JsonDict, from_json
+from cerebrum_cli.core.text import Texts
+from cerebrum_cli.trust.score_map import ScoreMap, fit_map
+from cerebrum_cli.trust.shift import SeenRows
+from cerebrum_cli.trust.threshold import ScoredRow, Threshold, Unreachable, find_threshold, rows_needed, smallest_error
+
+VERSION = 1  # of the JSON object
+CONFIDENCE = 0.9
+WANTED_ERRORS = (0.01, 0.02, 0.05, 0.1)
+FITTING = 3  # one row in this many fits the map of decisions, the others choose thresholds
+LEAST_SHARE = 0.01  # of votes: all votes of a few samples are no certainty
+LEAST_MORE = 10  # a suggestion is at least one row for so many labelled ones: these missed the threshold by bad luck
+SEED = 0
+
+Kind = Literal["decisions", "votes"]
+
+
+class LabelledDecision(NamedTuple):
+    """The probabilities of the choices, and the position of the right one."""
+
+    probabilities: Sequence[float]
+    label: int
+
+
+class LabelledVote(NamedTuple):
+    """The share of the winning answer, and whether it is right."""
+
+    share: float
+    is_right: bool
+
+
+@frozen
+class CalibrationKey:
+    """What a calibration holds for: a model by its digest, a question, its choices, and settings as text."""
+
+    model: str
+    question: str
+    choices: Texts
+    settings: str
+
+    def differences(self, other: CalibrationKey) -> Texts:
+        """The names of the fields that differ."""
+        names = [field.name for field in fields(self)]
+        return tuple(name for name in names if getattr(self, name) != getattr(other, name))
+
+
+@frozen
+class Calibration:
+    """A map of probabilities, and labelled rows with calibrated probabilities that choose thresholds.
+
+    Of `labelled` rows, those that fitted the map of decisions choose no threshold. The map of votes keeps the order of
+    shares, so all rows choose their thresholds, though they fitted it.
+    """
+
+    key: CalibrationKey
+    date: str
+    kind: Kind
+    map: ScoreMap
+    labelled: int
+    rows: tuple[ScoredRow, ...]
+
+    @property
+    def seen(self) -> SeenRows:
+        """The rows that new ones are compared with."""
+        seen = SeenRows()
+        for row in self.rows:
+            seen.add(row.probability, row.choice)
+        return seen
+
+    def probabilities(self, probabilities: Sequence[float]) -> tuple[float, ...]:
+        """Calibrated probabilities of the choices of a decision; the answer is the likeliest of them."""
+        return self.map.apply(probabilities)
+
+    def probability(self, share: float) -> float:
+        """Calibrated probability that the winner of a vote is right."""
+        return _vote_probability(self.map, share)
+
+    def threshold(self, error: float, confidence: float = CONFIDENCE) -> Threshold | Unreachable:
+        """From which probability on answers are decided, so that at most the share `error` of them is wrong.
+
+        It holds with this confidence, for rows like the labelled ones, and for an error chosen without looking at
+        what the labelled rows allow. Raises UsageError for an error or a confidence that is not between 0 and 1.
+        """
+        for name, value in (("error", error), ("confidence", confidence)):
+            if not 0 < value < 1:
+                raise UsageError.invalid(name, value, "between 0 and 1")
+        if found := find_threshold(self.rows, error, confidence):
+            return found
+        smallest = smallest_error(self.rows, error, confidence)
+        needed = rows_needed(self.rows, error, confidence)
+        more = None
+        if needed is not None:
+            more = max(ceil(self.labelled / LEAST_MORE), round(needed * self.labelled / len(self.rows)) - self.labelled)
+        return Unreachable(error, confidence, self.labelled, smallest, more)
+
+    def shares_decided(self, confidence: float = CONFIDENCE) -> Mapping[float, float | None]:
+        """The share of rows decided for each of WANTED_ERRORS; None where that error cannot be promised."""
+        shares: dict[float, float | None] = {}
+        for error in WANTED_ERRORS:
+            threshold = find_threshold(self.rows, error, confidence)
+            shares[error] = threshold.share_decided if threshold else None
+        return shares
+
+    @property
+    def object(self) -> JsonDict:
+        """The calibration as a JSON object."""
+        return {
+            "version": VERSION,
+            "key": asdict(self.key),
+            "date": self.date,
+            "kind": self.kind,
+            "map": asdict(self.map),
+            "labelled": self.labelled,
+            "rows": self.rows,
+        }
+
+
+def calibrate_decisions(rows: Sequence[LabelledDecision], key: CalibrationKey, date: str) -> Calibration:
+    """Calibrate decisions among the choices of a key. Raises UsageError without rows, and for an invalid row.
+
+    A third of the rows, drawn by position, fits the map.
+    """
+    _require_rows(rows)
+    count = len(key.choices)
+    for number, row in enumerate(rows, 1):
+        _require(len(row.probabilities) == count and 0 <= row.label < count, number, "other choices")
+        _require(all(map(_is_share, row.probabilities)), number, "a probability that is not from 0 to 1")
+    order = list(range(len(rows)))
+    Random(SEED).shuffle(order)
+    fitting = [rows[position] for position in order[: len(rows) // FITTING]]
+    score_map = fit_map([row.probabilities for row in fitting], [row.label for row in fitting], count)
+    scored = tuple(_scored(score_map, rows[position]) for position in order[len(fitting) :])
+    return Calibration(key, date, "decisions", score_map, len(rows), scored)
+
+
+def calibrate_votes(rows: Sequence[LabelledVote], key: CalibrationKey, date: str) -> Calibration:
+    """Calibrate the shares of the winners of votes. Raises UsageError without rows, and for an invalid row.
+
+    It is the map of a decision between wrong and right, whose probabilities are those shares; as its weight is above 0,
+    it keeps the order of shares.
+    """
+    _require_rows(rows)
+    for number, row in enumerate(rows, 1):
+        _require(_is_share(row.share), number, "a share that is not from 0 to 1")
+    score_map = fit_map([_wrong_and_right(row.share) for row in rows], [int(row.is_right) for row in rows], 2)
+    scored = tuple(ScoredRow(_vote_probability(score_map, row.share), bool(row.is_right)) for row in rows)
+    return Calibration(key, date, "votes", score_map, len(rows), scored)
+
+
+def read_calibration(text: str, where: str) -> Calibration:
+    """Read a calibration from its JSON text; errors begin with `where`. Raises UsageError for any other text."""
+    try:
+        value = json.loads(text)
+        if value["version"] != VERSION:
+            raise ValueError(f"version {value['version']!r}, not {VERSION}")
+        key, score_map = value["key"], value["map"]
+        calibration = Calibration(
+            from_json(CalibrationKey, key | {"choices": tuple(key["choices"])}),
+            value["date"],
+            value["kind"],
+            from_json(ScoreMap, {"weight": score_map["weight"], "biases": tuple(score_map["biases"])}),
+            value["labelled"],
+            tuple(ScoredRow(*row) for row in value["rows"]),
+        )
+        _check(calibration)
+    except DAMAGE as error:
+        problem = f"{where}: not a calibration ({type(error).__name__}: {error})"
+        raise UsageError(problem, "calibrate again with --calibrate") from error
+    return calibration
+
+
+def _check(calibration: Calibration) -> None:
+    """Raises ValueError for values that no calibration has."""
+    choices = 2
+    if calibration.kind == "decisions":
+        choices = len(calibration.key.choices)
+    numbers = calibration.map.biases
+    checks = {
+        "date": isinstance(calibration.date, str),
+        "kind": calibration.kind in ("decisions", "votes"),
+        "choices": all(isinstance(name, str) for name in calibration.key.choices),
+        "map": calibration.map.weight > 0 and len(numbers) == choices and all(map(_is_number, numbers)),
+        "labelled": type(calibration.labelled) is int and calibration.labelled >= len(calibration.rows),
+        "rows": len(calibration.rows) > 0,
+    }
+    for row in calibration.rows:
+        checks["rows"] &= _is_share(row.probability) and isinstance(row.is_right, bool)
+        checks["rows"] &= row.choice is None or (type(row.choice) is int and 0 <= row.choice < choices)
+    if invalid := [name for name, is_valid in checks.items() if not is_valid]:
+        raise ValueError(f"invalid {invalid[0]}")
+
+
+def _scored(score_map: ScoreMap, row: LabelledDecision) -> ScoredRow:
+    probabilities = score_map.apply(row.probabilities)
+    probability = max(probabilities)
+    choice = probabilities.index(probability)
+    return ScoredRow(probability, bool(choice == row.label), choice)
+
+
+def _vote_probability(score_map: ScoreMap, share: float) -> float:
+    return score_map.apply(_wrong_and_right(share))[1]
+
+
+def _wrong_and_right(share: float) -> tuple[float, float]:
+    right = min(max(share, LEAST_SHARE), 1 - LEAST_SHARE)
+    return 1 - right, right
+
+
+def _require_rows(rows: Sequence[object]) -> None:
+    if not rows:
+        raise UsageError("no labelled rows to calibrate with", "label some rows")
+
+
+def _require(is_valid: bool, number: int, problem: str) -> None:
+    if not is_valid:
+        raise UsageError(f"labelled row {number} has {problem}", "calibrate with answers of one run")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and isfinite(value)
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 1

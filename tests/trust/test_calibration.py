@@ -1,0 +1,356 @@
+"""Calibration: the map of probabilities, thresholds that keep a promise, and the stored form."""
+
+import json
+from collections.abc import Sequence
+from math import log, nan
+from random import Random
+from typing import Any
+
+import numpy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import beta, binom
+from trust import POPULATION, SEED, SHAPES
+
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.json_types import to_json
+from cerebrum_cli.trust.calibration import (
+    Calibration,
+    CalibrationKey,
+    LabelledDecision,
+    LabelledVote,
+    calibrate_decisions,
+    calibrate_votes,
+    read_calibration,
+)
+from cerebrum_cli.trust.threshold import Threshold, Unreachable
+
+DATE = "2026-11-28"
+YES_NO = CalibrationKey("digest", "Is it?", ("yes", "no"), "fast=off")
+SUM = CalibrationKey("digest", "Sum?", (), "votes=8")
+
+
+def decisions(rows: Sequence[tuple[float, int]]) -> Calibration:
+    """Of rows with the probability of yes, and the position of the label."""
+    return calibrate_decisions([LabelledDecision((yes, 1 - yes), label) for yes, label in rows], YES_NO, DATE)
+
+
+def votes(*groups: tuple[float, int, int]) -> Calibration:
+    """Of as many right and wrong answers with each share."""
+    rows = []
+    for share, right, wrong in groups:
+        rows += [LabelledVote(share, True)] * right + [LabelledVote(share, False)] * wrong
+    return calibrate_votes(rows, SUM, DATE)
+
+
+def reached(calibration: Calibration, error: float, confidence: float = 0.9) -> Threshold:
+    found = calibration.threshold(error, confidence)
+    assert isinstance(found, Threshold)
+    return found
+
+
+def unreached(calibration: Calibration, error: float, confidence: float = 0.9) -> Unreachable:
+    found = calibration.threshold(error, confidence)
+    assert isinstance(found, Unreachable)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("error", "confidence"), [(0.05, 0.9), (0.01, 0.95), (0.1, 0.99), (0.5, 0.8)])
+def test_threshold_passes_as_the_bound_of_clopper_and_pearson(error: float, confidence: float) -> None:
+    for rows in (1, 7, 45, 46, 230, 500):
+        most = int(binom.ppf(1 - confidence, rows, error))
+        for wrong in range(max(0, most - 2), min(rows, most + 3)):
+            bound = beta.ppf(confidence, wrong + 1, rows - wrong)
+            found = votes((1.0, rows - wrong, wrong)).threshold(error, confidence)
+            assert isinstance(found, Threshold) == (bound <= error), (rows, wrong)
+
+
+def test_threshold_decides_rows_of_equal_share_together() -> None:
+    calibration = votes((1.0, 60, 0), (0.875, 60, 2), (0.75, 40, 1), (0.5, 10, 27))
+    found = reached(calibration, 0.05)
+    assert found.probability == calibration.probability(0.75)
+    assert found.share_decided == 163 / 200
+    assert found.error == 0.05 and found.confidence == 0.9
+
+
+def test_threshold_stops_at_the_first_test_that_fails() -> None:
+    calibration = votes((1.0, 200, 0), (0.875, 50, 20), (0.75, 800, 0))
+    assert reached(calibration, 0.05).probability == calibration.probability(1.0)
+
+
+def test_threshold_begins_with_a_share_of_the_rows() -> None:
+    """The surest 45 of 1,000 rows could pass a test, but a single wrong label among them would end all."""
+    assert reached(votes((1.0, 50, 1), (0.875, 949, 0)), 0.05).share_decided == 1
+
+
+def test_unreachable_names_the_smallest_error_and_the_rows_to_label() -> None:
+    few = unreached(votes((1.0, 30, 0)), 0.05)
+    assert (few.rows, few.smallest_error) == (30, 0.08)
+    assert few.more_rows is not None and 15 <= few.more_rows <= 150
+    assert str(few) == f"with 30 labelled rows, at most 8% can be promised; label about {few.more_rows} more"
+
+
+def test_unreachable_if_answers_are_too_often_wrong() -> None:
+    found = unreached(votes((1.0, 300, 100), (0.5, 300, 300)), 0.05)
+    assert (found.smallest_error, found.more_rows) == (0.3, None)
+    assert str(found).endswith("the surest answers are too often wrong for 5%")
+
+
+def test_unreachable_without_any_error_that_could_be_promised() -> None:
+    found = unreached(votes((1.0, 0, 100)), 0.05)
+    assert str(found).startswith("with 100 labelled rows, no error can be promised")
+
+
+@pytest.mark.slow
+def test_rows_to_label_reach_the_threshold_in_most_cases() -> None:
+    random = numpy.random.default_rng(1)
+    few = votes((1.0, 38, 0), (0.5, 10, 12))
+    needed = few.labelled + (unreached(few, 0.05).more_rows or 0)
+    shares = [(1.0, 0.99), (0.5, 0.5)]
+    found = []
+    for _ in range(20):
+        rows = [shares[int(random.random() < 0.4)] for _ in range(needed)]
+        labelled = [LabelledVote(share, bool(random.random() < right)) for share, right in rows]
+        found.append(isinstance(calibrate_votes(labelled, SUM, DATE).threshold(0.05), Threshold))
+    assert sum(found) >= 14
+
+
+def test_shares_decided_are_none_where_an_error_cannot_be_promised() -> None:
+    shares = votes((1.0, 100, 0), (0.5, 50, 50)).shares_decided()
+    assert shares == {0.01: None, 0.02: None, 0.05: 0.5, 0.1: 0.5}
+    wide = votes((1.0, 240, 0)).shares_decided()
+    assert wide == {0.01: 1.0, 0.02: 1.0, 0.05: 1.0, 0.1: 1.0}
+
+
+def test_threshold_needs_more_rows_for_more_confidence() -> None:
+    calibration = votes((1.0, 50, 0))
+    assert reached(calibration, 0.05, 0.9) and unreached(calibration, 0.05, 0.95)
+
+
+@pytest.mark.parametrize(("error", "confidence"), [(0.0, 0.9), (1.0, 0.9), (0.05, 1.0), (nan, 0.9), (0.05, nan)])
+def test_threshold_rejects_an_error_or_confidence_beyond_its_range(error: float, confidence: float) -> None:
+    with pytest.raises(UsageError, match=r"invalid (error|confidence)"):
+        votes((1.0, 10, 0)).threshold(error, confidence)
+
+
+def biased_rows(count: int) -> list[tuple[float, int]]:
+    """Rows whose yes is too unlikely: even the right answer yes is often below one half."""
+    random = Random(1)
+    rows = []
+    for _ in range(count):
+        label = random.randrange(2)
+        logit = random.gauss(2 if label == 0 else -2, 1.2) - 3
+        yes = 1 / (1 + 2.718281828**-logit)
+        rows.append((yes, label))
+    return rows
+
+
+def test_map_removes_a_bias_and_changes_answers() -> None:
+    rows = biased_rows(300)
+    calibration = decisions(rows)
+    before = sum((yes < 0.5) == bool(label) for yes, label in rows)
+    after = 0
+    for yes, label in rows:
+        probabilities = calibration.probabilities((yes, 1 - yes))
+        assert sum(probabilities) == pytest.approx(1)
+        after += probabilities.index(max(probabilities)) == label
+    assert before < 240 and after > 280
+    assert calibration.map.biases[0] > 1
+
+
+def test_map_is_none_where_probabilities_are_right() -> None:
+    random = Random(2)
+    rows = []
+    for _ in range(400):
+        yes = random.random()
+        rows.append((yes, int(random.random() > yes)))
+    assert decisions(rows).probabilities((0.3, 0.7)) == pytest.approx((0.3, 0.7))
+
+
+def test_map_of_votes_keeps_the_order_of_shares() -> None:
+    calibration = votes((1.0, 90, 10), (0.75, 40, 20), (0.5, 20, 30), (0.375, 5, 25))
+    mapped = [calibration.probability(share) for share in (0.25, 0.375, 0.5, 0.75, 1.0)]
+    assert mapped == sorted(mapped) and mapped[0] < mapped[-1]
+    assert calibration.probability(1.0) == pytest.approx(0.9, abs=0.07)
+
+
+@pytest.mark.slow
+def test_map_of_thirty_rows_does_no_harm() -> None:
+    """The mean log loss of new rows, whose probabilities were right already, and were twice as sure as they may be."""
+    random = numpy.random.default_rng(3)
+    right, sure = [], []
+    for _ in range(30):
+        for sharpness, changes in ((1.0, right), (3.0, sure)):
+            logits = random.normal(size=390) * 2
+            labels = (random.random(390) > 1 / (1 + numpy.exp(-logits))).astype(int)
+            shown = 1 / (1 + numpy.exp(-sharpness * logits))
+            pairs = list(zip(shown.tolist(), labels.tolist(), strict=True))
+            calibration = decisions(pairs[:90])  # a third of them fits the map
+            losses = [(loss(yes, label), loss(mapped(calibration, yes), label)) for yes, label in pairs[90:]]
+            changes.append(float(numpy.mean([after - before for before, after in losses])))
+    assert numpy.mean(right) < 0.002
+    assert numpy.mean(sure) < -0.1
+
+
+def loss(yes: float, label: int) -> float:
+    return -log(max(1e-6, 1 - yes if label else yes))
+
+
+def mapped(calibration: Calibration, yes: float) -> float:
+    return calibration.probabilities((yes, 1 - yes))[0]
+
+
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize("yes", [0.0, 0.5, 0.9, 1.0])
+def test_calibration_of_rows_that_are_all_alike(yes: float, label: int) -> None:
+    for count in (1, 2, 30, 200):
+        calibration = decisions([(yes, label)] * count)
+        probabilities = calibration.probabilities((yes, 1 - yes))
+        assert sum(probabilities) == pytest.approx(1) and min(probabilities) > 0
+        assert calibration.labelled == count
+        calibration.threshold(0.05)
+
+
+def test_calibration_with_a_choice_that_no_label_names() -> None:
+    key = CalibrationKey("digest", "Which?", ("a", "b", "c"), "")
+    random = Random(4)
+    rows = []
+    for _ in range(150):
+        first = random.random()
+        rows.append(LabelledDecision((0.7 * first, 0.7 * (1 - first), 0.3), int(random.random() > first)))
+    calibration = calibrate_decisions(rows, key, DATE)
+    assert 0 < calibration.probabilities((0.4, 0.3, 0.3))[2] < 0.3
+
+
+def test_calibration_rejects_invalid_rows() -> None:
+    for invalid in (nan, -0.1, 1.5):
+        with pytest.raises(UsageError, match="labelled row 2 has a probability that is not from 0 to 1"):
+            decisions([(0.5, 0), (invalid, 0)])
+        with pytest.raises(UsageError, match="labelled row 1 has a share that is not from 0 to 1"):
+            votes((invalid, 1, 0))
+    with pytest.raises(UsageError, match="labelled row 1 has other choices"):
+        decisions([(0.5, 2)])
+    with pytest.raises(UsageError, match="labelled row 1 has other choices"):
+        calibrate_decisions([LabelledDecision((0.2, 0.3, 0.5), 0)], YES_NO, DATE)
+    for empty in (lambda: decisions([]), votes):
+        with pytest.raises(UsageError, match="no labelled rows"):
+            empty()
+
+
+def test_calibration_key_names_what_differs() -> None:
+    other = CalibrationKey("another", "Is it?", ("no", "yes"), "fast=off")
+    assert YES_NO.differences(YES_NO) == ()
+    assert YES_NO.differences(other) == ("model", "choices")
+
+
+@pytest.mark.parametrize("calibration", [decisions(biased_rows(60)), votes((1.0, 50, 1), (0.25, 3, 5))])
+def test_calibration_survives_json(calibration: Calibration) -> None:
+    assert read_calibration(to_json(calibration.object), "refunds.json") == calibration
+
+
+def change(value: Any, path: Sequence[str | int], new: object) -> None:
+    *folders, last = path
+    for name in folders:
+        value = value[name]
+    value[last] = new
+
+
+@pytest.mark.parametrize(
+    ("path", "new"),
+    [
+        (["version"], 2),
+        (["key"], {"model": "digest"}),
+        (["key", "choices"], [1, 2]),
+        (["key", "choices"], ["yes"]),
+        (["key", "question"], None),
+        (["date"], 5),
+        (["kind"], "scores"),
+        (["map", "weight"], 0),
+        (["map", "weight"], "1"),
+        (["map", "biases"], [0.0]),
+        (["map", "biases"], [0.0, nan]),
+        (["labelled"], 1),
+        (["labelled"], "all"),
+        (["rows"], []),
+        (["rows"], "rows"),
+        (["rows", 0], [0.5]),
+        (["rows", 0], [1.5, True, 0]),
+        (["rows", 0], [nan, True, 0]),
+        (["rows", 0], [0.5, 1, 0]),
+        (["rows", 0], [0.5, True, 2]),
+    ],
+)
+def test_damaged_calibration_is_one_error(path: list[str | int], new: object) -> None:
+    value = json.loads(to_json(decisions(biased_rows(30)).object))
+    change(value, path, new)
+    with pytest.raises(UsageError, match=r"^refunds\.json: not a calibration \(") as error:
+        read_calibration(json.dumps(value), "refunds.json")
+    assert error.value.hint == "calibrate again with --calibrate"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '{"model": "x"}', '"text"', "[" * 100_000])
+def test_foreign_file_is_not_a_calibration(text: str) -> None:
+    with pytest.raises(UsageError, match=r"refunds\.json: not a calibration"):
+        read_calibration(text, "refunds.json")
+
+
+shares = st.sampled_from((0.0, 0.125, 0.5, 0.75, 0.875, 1.0)) | st.floats(0, 1)
+labelled_votes = st.lists(st.builds(LabelledVote, shares, st.booleans()), min_size=1, max_size=120)
+
+
+@pytest.mark.slow
+@settings(derandomize=True, max_examples=60, deadline=None)
+@given(labelled_votes, st.sampled_from((0.05, 0.1, 0.3)))
+def test_threshold_holds_for_the_labelled_rows_themselves(rows: list[LabelledVote], error: float) -> None:
+    """Of those that it decides, no more are wrong than the wanted share; and their order does not matter."""
+    calibration = calibrate_votes(rows, SUM, DATE)
+    found = calibration.threshold(error)
+    if isinstance(found, Threshold):
+        decided = [row.is_right for row in rows if calibration.probability(row.share) >= found.probability]
+        assert decided.count(False) <= error * len(decided)
+        assert found.share_decided == len(decided) / len(rows)
+    else:
+        assert found.smallest_error is None or found.smallest_error > error
+
+
+@pytest.mark.slow
+@settings(derandomize=True, max_examples=60, deadline=None)
+@given(labelled_votes, st.lists(shares, min_size=2, max_size=8))
+def test_map_of_votes_is_monotone_and_a_probability(rows: list[LabelledVote], asked: list[float]) -> None:
+    calibration = calibrate_votes(rows, SUM, DATE)
+    found = [calibration.probability(share) for share in sorted(asked)]
+    assert found == sorted(found) and 0 < found[0] <= found[-1] < 1
+
+
+@pytest.mark.slow
+@settings(derandomize=True, max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 1)), min_size=1, max_size=90))
+def test_any_decisions_can_be_calibrated_and_stored(rows: list[tuple[float, int]]) -> None:
+    calibration = decisions(rows)
+    assert read_calibration(to_json(calibration.object), "x") == calibration
+    for yes, _ in rows:
+        assert sum(calibration.probabilities((yes, 1 - yes))) == pytest.approx(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["strong", "ties: votes of 8", "useless"])
+def test_promised_error_is_kept_in_most_draws(shape: str) -> None:
+    """A small version of benchmarks/trust.py, at 10% error: exceeded in at most 10% of the draws, and noise."""
+    draws, error = 100, 0.1
+    population = SHAPES[shape](numpy.random.default_rng(SEED))
+    random = numpy.random.default_rng(5)
+    broken = decided = 0.0
+    for _ in range(draws):
+        calibration = population.calibrate(random.choice(POPULATION, 200))
+        threshold = calibration.threshold(error)
+        if isinstance(threshold, Threshold):
+            share, wrong = population.scored(calibration.map).decided_and_error(threshold)
+            broken += wrong > error
+            decided += share / draws
+    assert broken <= binom.ppf(0.999, draws, 0.1)
+    if shape == "useless":
+        assert decided < 0.01
+    else:
+        assert decided > 0.5
