@@ -31,7 +31,7 @@ from cerebrum_cli.trust.calibration import (
     calibrate_votes,
 )
 from cerebrum_cli.trust.score_map import LEAST, ScoreMap, fit_map
-from cerebrum_cli.trust.threshold import ScoredRow, Threshold, find_threshold
+from cerebrum_cli.trust.threshold import ScoredRow, find_threshold
 
 ERROR, CONFIDENCE = 0.05, 0.9
 POPULATION = 20_000
@@ -80,10 +80,11 @@ class Scored(NamedTuple):
     probabilities: Any
     is_right: Any
 
-    def decided_and_error(self, threshold: Threshold | None) -> tuple[float, float]:
-        if threshold is None:
+    def decided_and_error(self, lowest: float | None) -> tuple[float, float]:
+        """The share of rows at least as probable, and the share of wrong ones among them."""
+        if lowest is None:
             return 0.0, 0.0
-        decided = self.probabilities >= threshold.probability - 1e-12  # other arithmetic rounds otherwise
+        decided = self.probabilities >= lowest - 1e-12  # other arithmetic rounds otherwise
         return float(decided.mean()), float(1 - self.is_right[decided].mean()) if decided.any() else 0.0
 
     def hindsight(self) -> float:
@@ -173,9 +174,9 @@ def promise_row(name: str, population: Population, draws: int) -> str:
         found = []
         for _ in range(draws):
             calibration = population.calibrate(random.choice(POPULATION, labelled))
-            threshold = find_threshold(calibration.rows, ERROR, CONFIDENCE)
-            decided, error = population.scored(calibration.map).decided_and_error(threshold)
-            found.append((error > ERROR, threshold is None, decided))
+            lowest = lowest_decided(calibration.rows)
+            decided, error = population.scored(calibration.map).decided_and_error(lowest)
+            found.append((error > ERROR, lowest is None, decided))
         cells += [f"{value:.3f}" for value in numpy.mean(found, axis=0)]
     return " | ".join([*cells, f"{population.scored(best).hindsight():.3f}"])
 
@@ -187,8 +188,7 @@ def compare_row(name: str, population: Population, draws: int) -> str:
     for _ in range(draws):
         rows = random.choice(POPULATION, 200)
         ours = population.calibrate(rows)
-        threshold = find_threshold(ours.rows, ERROR, CONFIDENCE)
-        results = [population.scored(ours.map).decided_and_error(threshold)]
+        results = [population.scored(ours.map).decided_and_error(lowest_decided(ours.rows))]
         final = fitted_by(population, rows)
         scored = population.scored(final)
         crossed: list[ScoredRow] = []
@@ -196,10 +196,16 @@ def compare_row(name: str, population: Population, draws: int) -> str:
             others, held = numpy.delete(rows, slice(fold, None, FOLDS)), rows[fold::FOLDS]
             crossed += scored_rows(population.scored(fitted_by(population, others)), held)
         for labelled in (crossed, scored_rows(scored, rows)):
-            results.append(scored.decided_and_error(find_threshold(labelled, ERROR, CONFIDENCE)))
+            results.append(scored.decided_and_error(lowest_decided(labelled)))
         found.append([[error > ERROR, decided] for decided, error in results])
     means = numpy.mean(found, axis=0)
     return " | ".join([name, *(f"{value:.3f}" for value in means.flatten())])
+
+
+def lowest_decided(rows: Sequence[ScoredRow]) -> float | None:
+    """The lowest probability that is decided, if any."""
+    found = find_threshold(rows, ERROR, CONFIDENCE)
+    return found.probability if found else None
 
 
 def fitted_by(population: Population, rows: Any) -> ScoreMap:

@@ -12,10 +12,10 @@ from typing import Any, Literal, NamedTuple
 from cerebrum_cli.core.errors import DAMAGE, UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, from_json
-from cerebrum_cli.core.text import Texts
+from cerebrum_cli.core.text import Texts, format_count
 from cerebrum_cli.trust.score_map import ScoreMap, fit_map
 from cerebrum_cli.trust.shift import SeenRows
-from cerebrum_cli.trust.threshold import ScoredRow, Threshold, Unreachable, find_threshold, rows_needed, smallest_error
+from cerebrum_cli.trust.threshold import ScoredRow, find_threshold, rows_needed, smallest_error
 
 VERSION = 1  # of the JSON object
 CONFIDENCE = 0.9
@@ -55,6 +55,44 @@ class CalibrationKey:
         """The names of the fields that differ."""
         names = [field.name for field in fields(self)]
         return tuple(name for name in names if getattr(self, name) != getattr(other, name))
+
+
+@frozen
+class Threshold:
+    """Of the rows whose answer is at least as probable, at most the share `error` is wrong, with this confidence.
+
+    `share_decided` is the share of labelled rows that it decides.
+    """
+
+    error: float
+    confidence: float
+    probability: float
+    share_decided: float
+
+
+@frozen
+class Unreachable:
+    """Why no threshold keeps the wanted error: too few labelled rows, or answers that are too often wrong.
+
+    `rows` are labelled. `smallest_error` is the smallest of several larger ones that has a threshold; `more_rows` is
+    about how many more labelled rows would do. Each is None if there is none within reason.
+    """
+
+    error: float
+    confidence: float
+    rows: int
+    smallest_error: float | None
+    more_rows: int | None
+
+    def __str__(self) -> str:
+        labelled = f"with {format_count(self.rows, 'labelled row')}"
+        if self.smallest_error is None:
+            problem = f"{labelled}, no error can be promised"
+        else:
+            problem = f"{labelled}, at most {self.smallest_error:.0%} can be promised"
+        if self.more_rows is None:
+            return f"{problem}; even the surest answers are too often wrong for {100 * self.error:.3g}%"
+        return f"{problem}; label about {self.more_rows:,} more"
 
 
 @frozen
@@ -98,7 +136,7 @@ class Calibration:
             if not 0 < value < 1:
                 raise UsageError.invalid(name, value, "between 0 and 1")
         if found := find_threshold(self.rows, error, confidence):
-            return found
+            return Threshold(error, confidence, found.probability, found.rows / len(self.rows))
         smallest = smallest_error(self.rows, error, confidence)
         needed = rows_needed(self.rows, error, confidence)
         more = None
@@ -110,8 +148,8 @@ class Calibration:
         """The share of rows decided for each of WANTED_ERRORS; None where that error cannot be promised."""
         shares: dict[float, float | None] = {}
         for error in WANTED_ERRORS:
-            threshold = find_threshold(self.rows, error, confidence)
-            shares[error] = threshold.share_decided if threshold else None
+            found = find_threshold(self.rows, error, confidence)
+            shares[error] = found.rows / len(self.rows) if found else None
         return shares
 
     @property

@@ -20,9 +20,6 @@ from math import ceil, exp, lgamma, log, log1p, sqrt
 from statistics import NormalDist
 from typing import NamedTuple
 
-from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.text import format_count
-
 START = 0.15  # share of the rows above the first threshold: fewer would fail more often by a wrong label
 MOST_TESTS = 100  # thresholds; each one more is another test that may fail
 PROMISED = (
@@ -54,54 +51,16 @@ class ScoredRow(NamedTuple):
     choice: int | None = None
 
 
-@frozen
-class Threshold:
-    """Of the rows whose answer is at least as probable, at most the share `error` is wrong, with this confidence.
-
-    `share_decided` is the share of labelled rows that it decides.
-    """
-
-    error: float
-    confidence: float
-    probability: float
-    share_decided: float
-
-
-@frozen
-class Unreachable:
-    """Why no threshold keeps the wanted error: too few labelled rows, or answers that are too often wrong.
-
-    `rows` are labelled. `smallest_error` is the smallest of PROMISED that has a threshold, of those above the wanted
-    one; `more_rows` is about how many more labelled rows would do. Each is None if there is none within reason.
-    """
-
-    error: float
-    confidence: float
-    rows: int
-    smallest_error: float | None
-    more_rows: int | None
-
-    def __str__(self) -> str:
-        labelled = f"with {format_count(self.rows, 'labelled row')}"
-        if self.smallest_error is None:
-            problem = f"{labelled}, no error can be promised"
-        else:
-            problem = f"{labelled}, at most {self.smallest_error:.0%} can be promised"
-        if self.more_rows is None:
-            return f"{problem}; even the surest answers are too often wrong for {100 * self.error:.3g}%"
-        return f"{problem}; label about {self.more_rows:,} more"
-
-
-class _Group(NamedTuple):
-    """The rows at or above a threshold."""
+class Group(NamedTuple):
+    """The labelled rows at or above a threshold."""
 
     probability: float
     rows: int
     wrong: int
 
 
-def find_threshold(scored: Sequence[ScoredRow], error: float, confidence: float) -> Threshold | None:
-    """The threshold that decides the most rows; None if the first one tested fails."""
+def find_threshold(scored: Sequence[ScoredRow], error: float, confidence: float) -> Group | None:
+    """The rows at or above the lowest threshold that holds; None if the first one tested fails."""
     rows = len(scored)
     allowed = allowed_wrong(rows, error, confidence)
     sizes = [size for size in range(1, rows + 1) if allowed[size] > allowed[size - 1]]
@@ -117,12 +76,10 @@ def find_threshold(scored: Sequence[ScoredRow], error: float, confidence: float)
             break
         passed = group
         needed = next((size for size in sizes if size > group.rows), rows)
-    if passed is None:
-        return None
-    return Threshold(error, confidence, passed.probability, passed.rows / rows)
+    return passed
 
 
-def _groups(scored: Sequence[ScoredRow]) -> Iterator[_Group]:
+def _groups(scored: Sequence[ScoredRow]) -> Iterator[Group]:
     """The rows at or above each probability, from the highest on; rows of equal probability are decided together."""
     rows = wrong = 0
     ordered = sorted(scored, key=lambda row: -row.probability)
@@ -130,7 +87,7 @@ def _groups(scored: Sequence[ScoredRow]) -> Iterator[_Group]:
         right = [row.is_right for row in equal]
         rows += len(right)
         wrong += right.count(False)
-        yield _Group(probability, rows, wrong)
+        yield Group(probability, rows, wrong)
 
 
 def smallest_error(scored: Sequence[ScoredRow], above: float, confidence: float) -> float | None:

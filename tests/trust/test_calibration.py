@@ -20,11 +20,12 @@ from cerebrum_cli.trust.calibration import (
     CalibrationKey,
     LabelledDecision,
     LabelledVote,
+    Threshold,
+    Unreachable,
     calibrate_decisions,
     calibrate_votes,
     read_calibration,
 )
-from cerebrum_cli.trust.threshold import Threshold, Unreachable
 
 DATE = "2026-11-28"
 YES_NO = CalibrationKey("digest", "Is it?", ("yes", "no"), "fast=off")
@@ -180,7 +181,8 @@ def test_map_of_votes_keeps_the_order_of_shares() -> None:
 def test_map_of_thirty_rows_does_no_harm() -> None:
     """The mean log loss of new rows, whose probabilities were right already, and were twice as sure as they may be."""
     random = numpy.random.default_rng(3)
-    right, sure = [], []
+    right: list[float] = []
+    sure: list[float] = []
     for _ in range(30):
         for sharpness, changes in ((1.0, right), (3.0, sure)):
             logits = random.normal(size=390) * 2
@@ -234,9 +236,10 @@ def test_calibration_rejects_invalid_rows() -> None:
         decisions([(0.5, 2)])
     with pytest.raises(UsageError, match="labelled row 1 has other choices"):
         calibrate_decisions([LabelledDecision((0.2, 0.3, 0.5), 0)], YES_NO, DATE)
-    for empty in (lambda: decisions([]), votes):
-        with pytest.raises(UsageError, match="no labelled rows"):
-            empty()
+    with pytest.raises(UsageError, match="no labelled rows"):
+        decisions([])
+    with pytest.raises(UsageError, match="no labelled rows"):
+        votes()
 
 
 def test_calibration_key_names_what_differs() -> None:
@@ -346,7 +349,7 @@ def test_promised_error_is_kept_in_most_draws(shape: str) -> None:
         calibration = population.calibrate(random.choice(POPULATION, 200))
         threshold = calibration.threshold(error)
         if isinstance(threshold, Threshold):
-            share, wrong = population.scored(calibration.map).decided_and_error(threshold)
+            share, wrong = population.scored(calibration.map).decided_and_error(threshold.probability)
             broken += wrong > error
             decided += share / draws
     assert broken <= binom.ppf(0.999, draws, 0.1)
