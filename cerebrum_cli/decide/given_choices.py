@@ -15,6 +15,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import Texts, truncate, well_formed
 
 MOST = 100
+HOW = "separate choices by commas, or name an existing file with one on each line"
 MANY = 20  # with more choices, fewer orders
 MAX_BYTES = 1_000_000  # of a file with choices
 SHOWN = 60  # characters of a name in an error
@@ -77,12 +78,12 @@ class GivenChoices:
 YES_OR_NO = GivenChoices((Choice("yes"), Choice("no")))
 
 
-def choices_of(items: Iterable[Choice]) -> GivenChoices:
-    """Choices that can be told apart, with names without spaces around them. Raises UsageError."""
+def choices_of(items: Iterable[Choice], how: str = f"give 2 to {MOST}") -> GivenChoices:
+    """Choices that can be told apart, with names without spaces around them. Raises UsageError, which says `how`."""
     found = tuple(choice._replace(name=well_formed(choice.name).strip()) for choice in items)
     if len(found) == 1:
         problem = f"there is only one choice, {truncate(found[0].name, SHOWN)!r}"
-        raise UsageError(problem, "separate choices by commas, or name an existing file with one on each line")
+        raise UsageError(problem, how)
     if not 2 <= len(found) <= MOST:
         raise UsageError(f"there are {len(found)} choices", f"give 2 to {MOST}")
     if not all(choice.name for choice in found):
@@ -98,11 +99,12 @@ def parse_choices(value: str) -> GivenChoices:
     path = Path(value)
     if value and exists(path):
         lines = (line.strip().partition("\t") for line in read_text(path, MAX_BYTES).split("\n"))
-        return choices_of(Choice(name, description.strip()) for name, _, description in lines if name)
+        return choices_of((Choice(name, description.strip()) for name, _, description in lines if name), HOW)
     if well_formed(value) != value:
         raise UsageError("--choices is not UTF-8 text", "convert it to UTF-8")
     items = (item for item in _ITEM.finditer(value) if item[0] not in ("", ","))
-    return choices_of(Choice(_unquoted(item["name"]), _unquoted(item["description"] or "")) for item in items)
+    found = (Choice(_unquoted(item["name"]), _unquoted(item["description"] or "")) for item in items)
+    return choices_of(found, HOW)
 
 
 def _unquoted(text: str) -> str:

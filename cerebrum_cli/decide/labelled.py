@@ -73,7 +73,11 @@ def measure(
     ids, labels, digests = [], [], []
     for position in range(len(asked.rows)):
         row = asked.rows[position]
-        labels.append(read_label(row.input, column, asked.choices_for(row.input), f"row {row.id}"))
+        try:
+            choices = asked.choices_for(row.input)
+        except UsageError as problem:
+            raise UsageError(f"row {row.id}: {problem.message}", problem.hint) from problem
+        labels.append(read_label(row.input, column, choices, f"row {row.id}"))
         ids.append(row.id)
         digests.append([row.id, row.prompt, labels[-1]])
     digest = text_digest(to_json(digests))

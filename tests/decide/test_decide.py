@@ -168,6 +168,13 @@ def test_rows_may_have_their_own_choices(user: CommandLine) -> None:
     ]
     (user.home / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     done = decide(user, "Choose.", "in.jsonl", "-o", "-")
+    label = decide(user, "Choose.", "in.jsonl", "--label", "choices")
+    assert_error(label, 2, "row 1: the label")
+    (user.home / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows[2:]))
+    assert_error(
+        decide(user, "Choose.", "in.jsonl", "--label", "prompt"), 2, "row 1: there is only one choice", "give 2"
+    )
+    (user.home / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     found = [json.loads(line) for line in done.out.splitlines()]
     assert done.code == 6
     assert [row["answer"] in choices for row, choices in zip(found, ("34", "abc"), strict=False)] == [True, True]
