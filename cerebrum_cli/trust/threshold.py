@@ -2,13 +2,13 @@
 
 It is found by Learn then Test (Angelopoulos et al. 2021, arXiv:2110.01052, for selective classification) with
 fixed-sequence testing. Thresholds are tested from a strict one down, each at the full level, until a test fails; the
-last one that passed holds. A test passes if so few of the labelled rows at or above the threshold are wrong that, with
-a true share above the wanted error, there would be so few with a probability of at most 1 - confidence: the exact
-binomial test, whose bound is that of Clopper and Pearson 1934.
+last one that passed holds. A test passes if Clopper and Pearson's upper bound (1934) for the share of wrong rows at or
+above the threshold, at the wanted confidence, is at most the wanted error: it is the exact binomial test.
 
 The thresholds tested are those above which there are just enough rows to admit one more wrong one, beginning with a
-share START of the rows. So they depend on how many rows are above them, and not on which are right. Then the confidence
-is exact if less probable answers are no more often right; benchmarks/trust.py has a case where they are.
+share START of the rows. So they depend on how many rows are above them, and not on which are right. The promise is then
+kept with at least the confidence if less probable answers are no more often right; benchmarks/trust.py also has a case
+where they are.
 """
 
 from __future__ import annotations
@@ -22,23 +22,8 @@ from typing import NamedTuple
 
 START = 0.15  # share of the rows above the first threshold: fewer would fail more often by a wrong label
 MOST_TESTS = 100  # thresholds; each one more is another test that may fail
-PROMISED = (
-    0.01,
-    0.02,
-    0.03,
-    0.04,
-    0.05,
-    0.06,
-    0.08,
-    0.1,
-    0.12,
-    0.15,
-    0.2,
-    0.25,
-    0.3,
-    0.4,
-    0.5,
-)  # instead of the wanted
+# Errors that may be promised instead of the wanted one.
+PROMISED = tuple(percent / 100 for percent in (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50))
 POWER = 0.8  # the chance that the suggested number of rows has a threshold
 MOST_ROWS = 10_000  # to label; more are not suggested
 
