@@ -9,8 +9,9 @@ from cerebrum_cli.answers.chemistry import formula_in
 from cerebrum_cli.answers.choices import chosen_letter
 from cerebrum_cli.answers.extract import Answers, extract_answers, is_refusal
 from cerebrum_cli.answers.parts import values_of_parts
-from cerebrum_cli.answers.plain_text import has_content, plain, sentences
+from cerebrum_cli.answers.plain_text import has_content, plain, sentences, trimmed
 from cerebrum_cli.answers.restated import restated
+from cerebrum_cli.answers.sentence import values_alone
 from cerebrum_cli.answers.spelling import spelled
 from cerebrum_cli.answers.subject import value_of_subject
 from cerebrum_cli.answers.units import in_asked_unit
@@ -27,7 +28,7 @@ _WANTS_ORDER = re.compile(r"(?i)\b(?:arrange|ascending|descending|order|rank|sor
 _LISTED = re.compile(r"[^(\[{=]+(?:,| and )[^(\[{=]+")
 # What a question asks for, how that is written, and an answer of another kind.
 _KINDS = (
-    (re.compile(r"(?i)\bhow many ([^\W\d_]+)"), r"(\d[\d.,]*)\s{}\b", "%"),
+    (re.compile(r"(?i)\bhow many ([^\W\d_]+)"), r"(\d[\d.,]*)\s(?:{}\b|(?!per)[^\W\d_]{{2}})", "%"),
     (
         re.compile(r"(?i)\b(?:what|which) (?:fraction|proportion)\b|\bas a fraction\b"),
         r"(?<![\d/.])\d+/\d+(?![\d/])",
@@ -35,6 +36,10 @@ _KINDS = (
     ),
     (re.compile(r"(?i)\b(?:what|which) percent\w*|\bas a percent\w*"), r"\d[\d.,]*\s?(?:%|percent\b)", "^[^%]*$"),
 )
+_SAME_SHARE = re.compile(r"(0?\.\d+),?\s(?:or|that is|i\.e\.,?)\s(\d+(?:\.\d+)?)\s?%")  # 0.08, or 8%
+# Languages that group digits by points, and such a number: 1.200 of "Hay 1.200 alumnos".
+_COUNTS_WITH_POINTS = re.compile(r"(?i)\b(?:wie\s?viele?|cuánt[ao]s|quant[ie]|quant[ao]s|hoeveel)\b")
+_GROUPED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:\.\d{3})+(?![\d.,]*\d)(?=\s[^\W\d_]{3})")
 _INDEXED = re.compile(r"\b[a-z]_\w+\s?=\s?")  # x_1 = 4, x_2 = -4
 
 
@@ -44,6 +49,10 @@ class QuestionAndReply(NamedTuple):
     question: str
     text: str
     is_complete: bool
+
+    @property
+    def last_line(self) -> str:
+        return self.text.rpartition("\n")[2]
 
     @property
     def last_sentence(self) -> str:
@@ -74,6 +83,8 @@ def read_words(reply: QuestionAndReply) -> Answers:
 
 def read_value(reply: QuestionAndReply) -> Answers:
     """What a reply comes to, in the form that its question wants: in its unit, as a set, one side of an equation."""
+    if _COUNTS_WITH_POINTS.search(reply.question):
+        reply = reply._replace(text=_GROUPED.sub(lambda number: number[0].replace(".", ""), reply.text))
     answer, stated = extract_answers(reply.text, reply.is_complete)
     if stated is None and reply.is_complete:
         answer = _unstated(reply, answer)
@@ -92,7 +103,11 @@ def _unstated(reply: QuestionAndReply, found: str | None) -> str | None:
         found = formula_in(reply.last_sentence)
     if not has_content(reply.question):
         return found
-    return values_of_parts(reply.question, reply.text) or value_of_subject(reply.question, reply.text) or found
+    if parts := values_of_parts(reply.question, reply.text):
+        return parts
+    if values_alone(trimmed(plain(reply.last_line))):
+        return found
+    return value_of_subject(reply.question, reply.text) or found
 
 
 def _of_asked_kind(reply: QuestionAndReply, answer: str | None) -> str | None:
@@ -108,6 +123,8 @@ def _of_asked_kind(reply: QuestionAndReply, answer: str | None) -> str | None:
 def _as_asked(reply: QuestionAndReply, answer: str | None) -> str | None:
     if answer is None:
         return None
+    if (shares := _SAME_SHARE.fullmatch(answer)) and float(shares[1]) * 100 == float(shares[2]):
+        return f"{shares[2]}%"
     answer = in_asked_unit(reply.question, answer, reply.text)
     return _as_set(answer) if wants_set(reply.question) else _asked_side(reply.question, answer)
 

@@ -33,6 +33,7 @@ _LETTER_LEFT = re.compile(  # "That leaves us with C."
     r"(?=\W*\Z|[*]*[:;)]|[*]*\sis\s(?:the\s)?(?:answer|best|correct|right)).*\Z"
     r"|\bonly\s(?:option\s|choice\s)?\W*([A-H])\W*\s(?:remains|is\s(?:left|possible)|fits)\W*\Z"
 )
+_TICKED = re.compile(r"(?m)^[^\w\n]*([A-H])[.):]\s[^\n✓✔✅✗✘❌]*[✓✔✅]")  # the only line of a list with a tick
 _SHORT = 4  # words of a reply that is the answer as it stands
 _NO_LABEL = re.compile(
     r"(?i)\b(?:answer|cannot|can['’]t|don['’]t|depends|hello|hi|idea|knows?|nobody|not|question|sorry|sure|unclear|unknown"
@@ -78,6 +79,9 @@ def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> Ans
     if letter := _LETTER_LEFT.search(plain(_last_sentence(text))):
         left = next(filter(None, letter.groups())).upper()
         return left, left
+    ticked = _TICKED.findall(text)
+    if len(ticked) == 1:
+        return ticked[0], ticked[0]
     if in_words and (headline := _CHOICE_HEADLINE.match(text)):
         return headline[1], headline[1]
     if in_words:

@@ -24,7 +24,8 @@ zero um dois três quatro cinco seis sete oito nove dez onze doze
 영 하나 둘 셋 넷 다섯 여섯 일곱 여덟 아홉 열 열하나 열둘"""
 # Without "once" and "due", which are English words.
 _ALONE = {word: value for line in _OTHERS.split("\n") for value, word in enumerate(line.split())}
-_NUMBER = rf"(?:(?:{_TENS.replace(' ', '|')})[\s-](?:{'|'.join(VALUES)})|{'|'.join([*VALUES, *SCALES])})"
+_LONGEST_FIRST = sorted([*VALUES, *SCALES], key=len, reverse=True)  # "sixty" before "six"
+_NUMBER = rf"(?:(?:{_TENS.replace(' ', '|')})[\s-](?:{'|'.join(VALUES)})|{'|'.join(_LONGEST_FIRST)})"
 _SCALE = "|".join(SCALES)
 # "One" alone is mostly no number: "one of them".
 _ONE = rf"""(?:(?<=\bonly\s)|(?<=exactly\s)|(?<=\bis\s)|(?<==\s)|(?<!.)(?=.{{0,8}}\Z)

@@ -66,7 +66,8 @@ _CANNOT = (
 )
 _ASKS = r"(?:ask(?:s|ed|ing)?|wants?\ to\ know|wonder\w*|question\ is|question\ whether)"
 DOUBT = rf"""
-    \b{_CANNOT} \ (?:be\ )?(?:confirm|conclude|decide|find|determine|know|mean|prove|say|see|show|tell|verify)\w*
+    \b{_CANNOT} \ (?:be\ )?
+      (?:believe|confirm|conclude|decide|find|determine|know|mean|prove|say|see|show|tell|think|verify)\w*
   | \b{_ASKS} \ (?:me\ |us\ )?(?:for|how|if|what|whether|which)
   | \b(?:check|decide|determine|figure\ out|find\ out|know|learn|see|show|test|tell|verify)\ if\b
   | \b(?:assume|suppose|supposing)\ (?:that\ )?(?:it|there|we)\b | \bestimates\ (?:differ|range|vary)\b
@@ -104,6 +105,7 @@ REFUSAL = r"""
   | \b(?:none\ of\ the\ (?:above|given|options)|(?:not\ enough|insufficient)\ (?:data|info))
   | \b(?:can(?:not|['’]t)|impossible\ to)\ (?:be\ sure|know|say|tell)
       (?:\ (?:exactly|for\ (?:certain|sure)|which(?:\ one)?))?(?=[.!]*\Z|[;:])
+  | \beither\ [A-H]\ or\ [A-H]\b
   | \binformation\b(?:\ \w+){0,3}\ is\ (?:incomplete|insufficient|missing|not\ (?:enough|sufficient))\b
 """
 
@@ -134,7 +136,7 @@ NOT_IT = r"""
     \A\W*(?:above|below|beyond|over|under|up\ to) | \b(?:at\ (?:least|most)
   | (?:fewer|greater|higher|less|lower|more)\ than
   | (?:anything\ )?(?:but|except)(?=\s\S+\W*\Z) | multiple\ of | divisor\ of | factor\ of
-    | (?:(?:ca|is|are|was)n['’]t|(?:can)?not)(?:\ be|\ equal|\ necessarily)?
+    | neither | nor | (?:(?:ca|is|are|was)n['’]t|(?:can)?not)(?:\ be|\ equal|\ necessarily)?
   | (?:a\ )?(?:half|third|quarter|square\ root|cube\ root|reciprocal|log\w*)(?:\ of)? | between\ \S+\ and
     | (?:chapter|equation|figure|line|page|section|step|table|theorem|question|problem|exercise)s? | mindestens
   | höchstens | nicht | halb\ so\ viel\ wie

@@ -49,7 +49,7 @@ _LEAD = re.compile(
 )
 
 # "So the answer is correct" checks an answer that stands elsewhere, and "not 5" is none.
-_REMARK = re.compile(r"(?is)(?:in)?correct|right|wrong|clear|(?:un)?reasonable|not\b.*")
+_REMARK = re.compile(r"(?is)(?:in)?correct|right|wrong|clear|(?:un)?reasonable|(?:neither|not)\b.*")
 REFUSED = re.compile(
     rf"(?ix){REFUSAL} | \A(?:none|null|n/a|unknown|undetermined|indetermina(?:te|ble))\Z",
 )
