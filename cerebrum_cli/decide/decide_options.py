@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.cli.options import FileOptions, SavedPromptOptions, json_option
 from cerebrum_cli.cli.row_commands import ConcurrencyOptions, RowFileOptions
-from cerebrum_cli.core.declaration import INTEGER, PATH, option, option_group, switch
+from cerebrum_cli.core.declaration import INTEGER, NUMBER, PATH, TEXTS, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.votes import MAX_VOTES
 from cerebrum_cli.decide.given_choices import GivenChoices, parse_choices, parse_score
@@ -56,9 +56,42 @@ class ChoiceOptions:
 class DecideOptions(RowFileOptions, ChoiceOptions, FileOptions, SavedPromptOptions, ConcurrencyOptions):
     label: str | None = option("Column with the right answers: measure accuracy", "Output", metavar="COLUMN")
     plot: Path | None = option("With --label: plot errors against the share decided", "Output", PATH, metavar="FILE")
+    calibrate: str | None = option(
+        "With --label: keep the labelled rows under this name, for --calibration", "Output", metavar="NAME"
+    )
+    calibration: str | None = option("Calibrate probabilities by labelled rows", "Output", metavar="NAME")
+    max_error: float | None = option(
+        "Decide only rows of which at most this share is wrong",
+        "Output",
+        NUMBER,
+        least=0.0001,
+        most=0.5,
+        metavar="SHARE",
+    )
+    confidence: float | None = option(
+        "With --max-error: how sure that is [default: 0.9]", "Output", NUMBER, least=0.5, most=0.9999
+    )
+    force: bool = switch("Use a calibration of another model, question or settings", "Output")
+    then: str | None = option("With --max-error: ask this model about the rows left", "Output", metavar="MODEL")
+    then_endpoint: tuple[str, ...] = option(
+        "With --max-error: ask this server about them (repeatable)",
+        "Output",
+        TEXTS,
+        default=(),
+        metavar="URL|NAME",
+        splits=str.split,
+    )
     probabilities: bool = switch("Write the probability of each choice", "Output")
     retry_failed: bool = switch("Decide rows that failed again", "Output")
     json: bool = json_option()
+
+    def for_second_model(self) -> DecideOptions | None:
+        """The options for the model that gets the rows left; None without one. Raises UsageError."""
+        if self.then and self.then_endpoint:
+            raise UsageError.conflict("--then", "--then-endpoint")
+        if not (self.then or self.then_endpoint):
+            return None
+        return replace(self, endpoint=self.then_endpoint)
 
     def find_source(self, app: App, overrides: Layer, may_pull: bool = True) -> ModelSource:
         """The same; without votes, with a context in which prompts share what they have in common."""

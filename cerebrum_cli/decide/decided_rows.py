@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.batch.readers import IndexedRows
     from cerebrum_cli.core.conversation import Conversation
+    from cerebrum_cli.decide.trusted import Trust
     from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.results.rows import Results
 
@@ -60,6 +61,12 @@ class RowQuestions:
     votes: int | None = None
     writes_all: bool = False
     copies_input: bool = False
+    trust: Trust | None = None
+
+    @property
+    def given(self) -> GivenChoices:
+        """The choices of a row without any of its own."""
+        return self.choices or YES_OR_NO
 
     @property
     def keys(self) -> Texts:
@@ -68,7 +75,9 @@ class RowQuestions:
         if self.choices and self.choices.is_score:
             keys.append("mean")
         if self.writes_all:
-            keys += map(probability_key, (self.choices or YES_OR_NO).names)
+            keys += map(probability_key, self.given.names)
+        if self.trust:
+            keys += self.trust.keys
         return tuple(keys)
 
     def ask(self, position: int) -> AskedRow:
@@ -131,7 +140,10 @@ class RowQuestions:
         if isinstance(result, CerebrumError):
             return object | {"error": asdict(error or RowError.of(result))}
         del object[LINE]
-        return object | decision_values(result, self.writes_all)
+        if self.trust is None:
+            return object | decision_values(result, self.writes_all)
+        result = self.trust.calibrated(result)
+        return object | decision_values(result, self.writes_all) | self.trust.values(result)
 
 
 def is_empty(value: Any) -> bool:
@@ -168,7 +180,7 @@ def decision_values(decision: Decision, writes_all: bool) -> JsonDict:
 def row_flags(object: JsonObject) -> int:
     if object["error"] is not None:
         return RowFlag.FINISHED | RowFlag.FAILED
-    return RowFlag.FINISHED
+    return RowFlag.FINISHED | (RowFlag.UNDECIDED if object.get("decided") is False else 0)
 
 
 class Asked(Protocol):

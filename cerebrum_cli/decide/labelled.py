@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,14 @@ from cerebrum_cli.core.errors import SOME_FAILED, CerebrumError, UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, to_json
 from cerebrum_cli.core.row_fields import RowId, field_text
-from cerebrum_cli.core.text import Texts, format_names, text_digest, truncate
+from cerebrum_cli.core.text import Texts, format_count, format_names, text_digest, truncate
+from cerebrum_cli.decide.calibrations import StoredCalibrations
 from cerebrum_cli.decide.decided_rows import PLACES, AskedRow, RowQuestions, decide_rows
 from cerebrum_cli.decide.given_choices import SHOWN, GivenChoices
+from cerebrum_cli.decide.measures import Labelled, calibration_of
+from cerebrum_cli.decide.trusted import key_of, measured
 from cerebrum_cli.eval.recorded import RecordedRun
+from cerebrum_cli.trust.calibration import Calibration, CalibrationKey
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -51,6 +56,8 @@ class LabelledRows:
         label = self.labels[position]
         if isinstance(result, CerebrumError):
             return self.run.skipped(position, label, result.message)
+        if self.asked.trust:
+            result = self.asked.trust.calibrated(result)
         pairs = zip(result.names, result.probabilities, strict=True)
         probabilities = {name: round(probability, PLACES) for name, probability in pairs}
         return self.run.object(position, label, result.answer, probabilities)
@@ -70,6 +77,16 @@ def measure(
         if getattr(options, name):
             raise UsageError.conflict("--label", flag(name))
     column = options.label or ""
+    stored = StoredCalibrations.of(app)
+    if options.then or options.then_endpoint:
+        raise UsageError.conflict("--label", "a second model")
+    trust = asked.trust
+    if trust:
+        fingerprint = {**fingerprint, **trust.fingerprint}
+    if options.calibrate and trust:
+        raise UsageError.conflict("--calibrate", "--calibration")
+    if options.calibrate:
+        stored.folder(options.calibrate)
     ids, labels, digests = [], [], []
     for position in range(len(asked.rows)):
         row = asked.rows[position]
@@ -87,8 +104,23 @@ def measure(
     with resumable(results, "rows", options.restart):
         answer_missing(app, model, options, results, Work(range(len(labels)), 1, partial(decide_rows, labelled)))
     run.print(app, options.json)
+    if trust and trust.threshold:
+        app.streams.report(measured(trust, run.samples()))
+    if options.calibrate:
+        calibration = calibrate(run.samples(), key_of(asked.given.names, fingerprint))
+        stored.save(options.calibrate, calibration)
+        rows = format_count(calibration.labelled, "labelled row")
+        app.streams.report(f"calibration {options.calibrate} saved: {rows}")
     if results.counts.failed:
         raise typer.Exit(SOME_FAILED)
+
+
+def calibrate(rows: Sequence[Labelled], key: CalibrationKey) -> Calibration:
+    """The calibration by a run. Raises UsageError for rows with choices of their own, and without any."""
+    decided = [row for row in rows if row.probabilities]
+    if any(set(row.probabilities) != set(key.choices) for row in decided):
+        raise UsageError("rows with choices of their own cannot be calibrated", "give all the same: --choices")
+    return calibration_of(decided, key, date.today().isoformat())
 
 
 def read_label(fields: Any, column: str, choices: GivenChoices, name: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
@@ -14,8 +16,10 @@ from cerebrum_cli.cli.row_commands import Work, answer_missing, resumable
 from cerebrum_cli.core.errors import SOME_FAILED, UsageError
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.row_fields import parse_template
+from cerebrum_cli.core.settings import SourcedLayer
 from cerebrum_cli.decide.by_likelihood import UNUSED
 from cerebrum_cli.decide.decided_rows import RowQuestions, decide_rows
+from cerebrum_cli.decide.trusted import Trust, find_trust, key_of, outcome, second_trust
 from cerebrum_cli.results.results import open_results, output_paths
 from cerebrum_cli.results.rows import StreamedResults
 
@@ -69,16 +73,20 @@ def decide_file(
             copies_input=options.include_input or (is_table and rows.form.header is not None),
         )
         model = options.find_source(app, overrides)
+        trust = find_trust(app, key_of(asked.given.names, fingerprint_of(asked, model)), options)
         if options.label is not None:
-            measure_rows(app, asked, source.stem, model, output, options)
+            measure_rows(app, replace(asked, trust=trust), source.stem, model, output, options)
             return
         if options.plot:
             raise UsageError("--plot requires --label", "name the column with the right answers: --label COLUMN")
         if output is None:
             raise UsageError("missing option '-o' / '--output'", "see cerebrum decide --help")
+        passes = [Pass(asked, model, options)]
+        if trust:
+            passes = trusted_passes(app, trust, passes[0], overrides)
         if is_table:
-            asked.require_columns()
-        write_decisions(app, asked, model, output, options)
+            passes[0].asked.require_columns()
+        write_decisions(app, passes, output)
 
 
 def measure_rows(
@@ -92,21 +100,70 @@ def measure_rows(
     measure(app, asked, task, model, fingerprint_of(asked, model), output, options)
 
 
-def write_decisions(app: App, asked: RowQuestions, model: ModelSource, output: Path, options: DecideOptions) -> None:
-    """Decide the rows that the output lacks. Raises Exit if some failed."""
-    results = open_decisions(app, asked, model, output, options)
-    with resumable(results, "rows", options.restart):
-        work = Work(range(len(asked.rows)), 1, partial(decide_rows, asked))
-        answer_missing(app, model, options, results, work)
+class Pass(NamedTuple):
+    """What one model is asked of the rows that are left."""
+
+    asked: RowQuestions
+    model: ModelSource
+    options: DecideOptions
+
+    def answer(self, app: App, results: Results) -> None:
+        """Decide the rows that the results lack."""
+        work = Work(range(len(self.asked.rows)), 1, partial(decide_rows, self.asked))
+        answer_missing(app, self.model, self.options, results, work)
+
+
+def trusted_passes(app: App, trust: Trust, first: Pass, overrides: Layer) -> list[Pass]:
+    """The passes whose decisions are kept by a calibration: of the model, and of the one that options name besides.
+
+    Raises UsageError.
+    """
+    asked, model, options = first
+    second = options.for_second_model()
+    if second is None:
+        return [Pass(replace(asked, trust=trust), model, options)]
+    if trust.threshold is None:
+        raise UsageError("a second model requires --max-error", "say which share of wrong answers is acceptable")
+    chosen = SourcedLayer(overrides, {"model": options.then})
+    source = second.find_source(app, chosen)
+    fingerprint = fingerprint_of(asked, source)
+    then = second_trust(app, key_of(asked.given.names, fingerprint), source.model.label, options)
+    named = replace(trust, model=model.model.label)
+    return [
+        Pass(replace(asked, trust=named), model, options),
+        Pass(replace(asked, trust=then), source, second),
+    ]
+
+
+def write_decisions(app: App, passes: Sequence[Pass], output: Path) -> None:
+    """Decide the rows that the output lacks, and those that a pass leaves in the next. Raises Exit if some failed."""
+    first, *others = passes
+    if others and output == STANDARD:
+        raise UsageError("a second model requires an output file", "name one: -o OUTPUT")
+    results = open_decisions(app, passes, output)
+    with resumable(results, "rows", first.options.restart):
+        first.answer(app, results)
+        for other in others if not results.is_complete else ():
+            results.finished.forget_undecided()
+            other.answer(app, results)
+    if first.asked.trust:
+        for line in outcome(first.asked.trust, results):
+            app.streams.report(line)
     if results.counts.failed:
         raise typer.Exit(SOME_FAILED)
 
 
-def open_decisions(app: App, asked: RowQuestions, model: ModelSource, output: Path, options: DecideOptions) -> Results:
+def open_decisions(app: App, passes: Sequence[Pass], output: Path) -> Results:
     """The result, with the rows that earlier runs decided. Raises UsageError, BatchError."""
+    asked, model, options = passes[0]
     rows = asked.for_output(output)
     if output != STANDARD:
         fingerprint = fingerprint_of(asked, model)
+        if asked.trust:
+            fingerprint |= asked.trust.fingerprint
+        for other in passes[1:]:
+            then = other.asked.trust
+            fingerprint["then"] = fingerprint_of(other.asked, other.model) | (then.fingerprint if then else {})
         notes = model.model.adapter_params
         return open_results(output, fingerprint, rows, options.restart, options.retry_failed, notes=notes)
     if options.retry_failed:

@@ -12,6 +12,14 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.terminal.tables import print_table
+from cerebrum_cli.trust.calibration import (
+    CONFIDENCE,
+    WANTED_ERRORS,
+    Calibration,
+    CalibrationKey,
+    LabelledDecision,
+    calibrate_decisions,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +29,7 @@ if TYPE_CHECKING:
 LEAST = 1e-6  # probability of a label, as results have six decimals
 BINS = 10
 DRAWS = 1000  # simulated, for the noise floor
-WANTED_ERRORS = (0.01, 0.02, 0.05, 0.1)
+COMPARED_ERROR = 0.05  # of two runs
 MOST_COLUMNS = 8  # of a confusion table; with more choices, the most frequent confusions are listed
 
 
@@ -48,6 +56,8 @@ class Measures:
     - `noise_floor`: what that would be on average if all probabilities were right: it is not 0, as rows are few
     - `confusions`: the number of rows by label and answer
     - `errors`: the share of wrong answers among the surest 1, 2, ... n rows
+    - `promised`: the share decided for wanted errors if these rows calibrate, with 90% confidence; None where none can
+      be promised, and no entries if rows have choices of their own
     """
 
     n: int
@@ -57,6 +67,7 @@ class Measures:
     noise_floor: float
     confusions: Mapping[tuple[str, str], int]
     errors: Sequence[float]
+    promised: Mapping[float, float | None]
 
     @property
     def names(self) -> Texts:
@@ -83,7 +94,19 @@ class Measures:
             "noise_floor": self.noise_floor,
             "confusions": confusions,
             "share_decided": {f"{error:g}": self.share_decided(error) for error in WANTED_ERRORS},
+            "share_promised": {f"{error:g}": share for error, share in self.promised.items()},
         }
+
+    def compare(self, other: Measures, names: Sequence[str]) -> str:
+        """How many rows two runs would decide at a wanted error, with calibration by their labels."""
+
+        def said(measures: Measures) -> str:
+            share = measures.promised.get(COMPARED_ERROR)
+            return "none" if share is None else f"{share:.0%}"
+
+        first, second = names
+        what = f"decided at {COMPARED_ERROR:.0%} error ({CONFIDENCE:.0%} confidence)"
+        return f"{what}: {said(self)} of the rows by {first}, {said(other)} by {second}"
 
     def print(self, streams: Streams) -> None:
         streams.answer("\n")
@@ -92,8 +115,13 @@ class Measures:
             ("calibration error", f"{self.calibration_error:.3f}"),
             ("its noise floor", f"{self.noise_floor:.3f}"),
         ]
-        rows += [(f"share decided at {error:.0%} error", f"{self.share_decided(error):.2f}") for error in WANTED_ERRORS]
         print_table(streams, ("decisions", "value"), rows)
+        streams.answer("\n")
+        shares = [
+            (f"{error:.0%}", f"{self.share_decided(error):.2f}", f"{share:.2f}" if share is not None else "none")
+            for error, share in self.promised.items()
+        ]
+        print_table(streams, ("wanted error", "decided here", f"promised with {CONFIDENCE:.0%} confidence"), shares)
         streams.answer("\n")
         names = self.names
         if len(names) <= MOST_COLUMNS:
@@ -123,6 +151,8 @@ def measures_of(samples: Sequence[Labelled]) -> Measures | None:
     decided = [sample for sample in samples if sample.probabilities]
     if not decided:
         return None
+    names = decided[0].probabilities.keys()
+    have_same = all(sample.probabilities.keys() == names for sample in decided)
     surest = [max(sample.probabilities.values()) for sample in decided]
     correct = [sample.answer == sample.reference for sample in decided]
     losses = [-log(max(LEAST, sample.probabilities.get(sample.reference, 0.0))) for sample in decided]
@@ -135,7 +165,19 @@ def measures_of(samples: Sequence[Labelled]) -> Measures | None:
         noise_floor=noise_floor(surest),
         confusions=confusions,
         errors=errors_by_sureness(surest, correct),
+        promised=calibration_of(decided, CalibrationKey("", "", tuple(names), ""), "").shares_decided()
+        if have_same
+        else {},
     )
+
+
+def calibration_of(rows: Sequence[Labelled], key: CalibrationKey, date: str) -> Calibration:
+    """The calibration by labelled decisions among the choices of a key."""
+    labelled = [
+        LabelledDecision([row.probabilities[name] for name in key.choices], key.choices.index(row.reference))
+        for row in rows
+    ]
+    return calibrate_decisions(labelled, key, date)
 
 
 def errors_by_sureness(probabilities: Sequence[float], correct: Sequence[bool]) -> list[float]:

@@ -106,6 +106,10 @@ class RecordedRun:
         }
         return sample_object(Sample(**{**known, **values}))
 
+    def samples(self) -> Sequence[Sample]:
+        """All samples of the run."""
+        return require_run(self.path).samples()
+
     def print(self, app: App, json: bool) -> None:
         """Print the report, or why there is none: no row counts."""
         from cerebrum_cli.eval.runs_command import print_run

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from cerebrum_cli.cli.commands import loaded, optional_packages
 from cerebrum_cli.cli.options import Json, JsonArray, QuietOptions, Yes, json_option, require_agreement
@@ -164,6 +164,9 @@ class RunDetails(Protocol):
     def draw(self) -> Figure:
         """Draw its picture."""
 
+    def compare(self, other: Any, names: Sequence[str]) -> str:
+        """A line on two runs of the same questions."""
+
 
 def details_of(samples: Sequence[Sample]) -> RunDetails | None:
     for extension in optional_packages():
@@ -210,6 +213,10 @@ def compare(
     print_comparison(app.streams, comparison, *runs, list_differences(differing))
     text = strip_controls(conclusion(comparison, *(run.name for run in runs)))
     app.streams.answer(f"\n{app.streams.wrapped(text)}\n")
+    first, second = (details_of(run.samples()) for run in runs)
+    if first and second:
+        line = strip_controls(first.compare(second, [run.name for run in runs]))
+        app.streams.answer(f"\n{app.streams.wrapped(line)}\n")
 
 
 def require_same_rules(runs: Sequence[Run], names: Sequence[str]) -> None:

@@ -94,6 +94,12 @@ class FinishedRows(Collection[int]):
             if not is_answer(self._flags[position]):
                 self[position] = 0
 
+    def forget_undecided(self) -> None:
+        """Forget the rows that are undecided, which are to be answered again."""
+        for position in self:
+            if self._flags[position] & RowFlag.UNDECIDED:
+                self[position] = 0
+
     def _count(self, flag: int) -> int:
         return sum(rows for flags, rows in self._tally.items() if flags & flag)
 

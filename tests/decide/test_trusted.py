@@ -1,0 +1,162 @@
+"""`cerebrum decide` with a wanted error: calibrations by labelled rows, rows left undecided, and a second model."""
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine, Finished, assert_error
+
+QUESTION = "Is a refund requested? {text}"
+WORDS = [
+    "money",
+    "back",
+    "please",
+    "refund",
+    "parcel",
+    "lamp",
+    "broken",
+    "late",
+    "happy",
+    "again",
+    "order",
+    "card",
+    "never",
+    "thanks",
+    "where",
+]
+LABELLED, NEW = 90, 24
+CALIBRATED = ("--calibration", "refunds", "--max-error", "0.2")
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> CommandLine:
+    """A user with rows that are labelled as the model answers them, but for every tenth, and new ones."""
+    user = CommandLine(tmp_path)
+    choose = random.Random(1)
+    texts = [" ".join(choose.choices(WORDS, k=9)) for _ in range(LABELLED + NEW)]
+    (tmp_path / "new.jsonl").write_text(lines({"text": text} for text in texts[LABELLED:]))
+    (tmp_path / "texts.jsonl").write_text(lines({"text": text} for text in texts[:LABELLED]))
+    assert decide(user, "texts.jsonl", "-o", "answers.jsonl").code == 0
+    answers = [str(row["answer"]) for row in read(tmp_path / "answers.jsonl")]
+    other = {"yes": "no", "no": "yes"}
+    labels = [other[answer] if number % 10 == 9 else answer for number, answer in enumerate(answers)]
+    rows = ({"text": text, "label": label} for text, label in zip(texts, labels, strict=False))
+    (tmp_path / "labelled.jsonl").write_text(lines(rows))
+    return user
+
+
+def lines(rows: object) -> str:
+    return "".join(f"{json.dumps(row)}\n" for row in rows)  # type: ignore[attr-defined]
+
+
+def read(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def decide(user: CommandLine, *words: str, question: str = QUESTION, model: str = "nano") -> Finished:
+    return user.run("decide", question, *words, "-m", model, directory=user.home)
+
+
+def calibrate(user: CommandLine, name: str = "refunds") -> Finished:
+    done = decide(user, "labelled.jsonl", "--label", "label", "--calibrate", name)
+    assert done.code == 0 and f"calibration {name} saved: 90 labelled rows" in done.err
+    return done
+
+
+def test_rows_are_decided_up_to_a_wanted_error(user: CommandLine) -> None:
+    report = calibrate(user)
+    assert "promised with 90% confidence" in report.out
+    done = decide(user, "new.jsonl", *CALIBRATED, "-o", "new.csv")
+    assert done.code == 0
+    with (user.home / "new.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["decided"] for row in rows} <= {"True", "False"}
+    assert all(bool(row["answer"]) == (row["decided"] == "True") for row in rows)
+    decided = sum(row["decided"] == "True" for row in rows)
+    assert f"{decided} of {NEW} rows decided; of those at most 20% are wrong (90% confidence)" in done.err
+
+
+def test_what_cannot_be_promised_is_an_error(user: CommandLine) -> None:
+    calibrate(user)
+    done = decide(user, "new.jsonl", "--calibration", "refunds", "--max-error", "0.01", "-o", "other.jsonl")
+    assert_error(done, 2, "with 90 labelled rows, at most", "can be promised", "--max-error")
+
+
+@pytest.mark.parametrize(
+    ("question", "words", "parts"),
+    [
+        ("Is it urgent? {text}", (), ("made with another question", "--force")),
+        (QUESTION, ("--fast",), ("made with another settings",)),
+        (QUESTION, ("--choices", "yes,no,maybe"), ("made with another choices",)),
+    ],
+)
+def test_a_calibration_of_something_else_is_refused(
+    user: CommandLine, question: str, words: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    calibrate(user)
+    done = decide(user, "new.jsonl", *CALIBRATED, "-o", "new.csv", *words, question=question)
+    assert_error(done, 2, *parts)
+
+
+def test_a_calibration_of_another_question_may_be_forced(user: CommandLine) -> None:
+    calibrate(user)
+    done = decide(user, "new.jsonl", *CALIBRATED, "-o", "new.csv", "--force", question="Is money wanted? {text}")
+    assert done.code == 0 and "its promise may not hold" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("--calibration", "other"), ("no calibration named 'other'", "refunds")),
+        (("--calibration", "../x"), ("invalid calibration",)),
+        (("--max-error", "0.1"), ("--max-error requires --calibration",)),
+        (("--calibration", "refunds", "--then", "nano"), ("a second model requires --max-error",)),
+    ],
+)
+def test_bad_input_is_one_line(user: CommandLine, words: tuple[str, ...], parts: tuple[str, ...]) -> None:
+    calibrate(user)
+    assert_error(decide(user, "new.jsonl", "-o", "new.csv", *words), 2, *parts)
+
+
+def test_a_damaged_calibration_is_refused(user: CommandLine) -> None:
+    calibrate(user)
+    (file,) = user.home.rglob("calibrations/refunds/*.json")
+    file.write_text('{"version": 1}')
+    assert_error(decide(user, "new.jsonl", *CALIBRATED, "-o", "new.csv"), 2, "not a calibration", "--calibrate")
+
+
+def test_labelled_rows_show_whether_the_promise_holds(user: CommandLine) -> None:
+    calibrate(user)
+    done = decide(user, "labelled.jsonl", "--label", "label", *CALIBRATED)
+    assert done.code == 0 and "rows decided" in done.err and "of them wrong" in done.err
+
+
+def test_a_second_model_decides_the_rest(user: CommandLine) -> None:
+    calibrate(user)
+    words = ("new.jsonl", *CALIBRATED, "--then", "nano", "-o", "new.out.jsonl")
+    done = decide(user, *words)
+    assert done.code == 0
+    rows = read(user.home / "new.out.jsonl")
+    assert len(rows) == NEW and {row["model"] for row in rows} == {"nano"}
+    before = (user.home / "new.out.jsonl").read_bytes()
+    assert decide(user, *words).code == 0 and (user.home / "new.out.jsonl").read_bytes() == before
+
+
+def test_rows_unlike_the_labelled_ones_get_a_notice(user: CommandLine) -> None:
+    calibrate(user)
+    (file,) = user.home.rglob("calibrations/refunds/*.json")
+    calibration = json.loads(file.read_text())
+    calibration["rows"] = [[0.99, is_right, choice] for _, is_right, choice in calibration["rows"]]
+    file.write_text(json.dumps(calibration))
+    done = decide(user, "new.jsonl", *CALIBRATED, "-o", "new.csv")
+    assert done.code == 0 and "the rows differ from the labelled ones" in done.err
+
+
+def test_a_resumed_run_keeps_its_calibration(user: CommandLine) -> None:
+    calibrate(user)
+    words = ("new.jsonl", *CALIBRATED, "-o", "new.csv")
+    assert decide(user, *words).code == 0
+    done = decide(user, "new.jsonl", "--calibration", "refunds", "--max-error", "0.25", "-o", "new.csv")
+    assert_error(done, 1, "new.csv was made with another error of the decided")
