@@ -86,7 +86,8 @@ PURE = (
         "library.plans",
     ),
     *("core.ask", "core.inspection", "core.votes"),
-    *("core.row_events", "programs.function_schema", "trust"),
+    *("core.row_events", "programs.function_schema"),
+    *("trust.calibration", "trust.score_map", "trust.shift", "trust.threshold"),
 )
 IMPURE = {  # the first names of modules that touch them; a Path is a value, too
     *("asyncio", "concurrent", "ctypes", "datetime", "fcntl", "http", "io", "mmap", "multiprocessing", "os", "queue"),
@@ -153,7 +154,7 @@ DOORS: Mapping[str, Door] = {
         14,
         ("results", "rows"),
     ),
-    "trust": Door(12, ("calibration", "shift")),
+    "trust": Door(13, ("calibration", "shift", "stored")),
     "chat": Door(3, ("chat", "history")),
     "batch": Door(5, ("answering", "readers")),
     "terminal": Door(

@@ -69,7 +69,7 @@ class DecideOptions(RowFileOptions, ChoiceOptions, FileOptions, SavedPromptOptio
         metavar="SHARE",
     )
     confidence: float | None = option(
-        "With --max-error: how sure that is [default: 0.9]", "Output", NUMBER, least=0.5, most=0.9999
+        "With --max-error: how sure that is [default: 0.9]", "Output", NUMBER, metavar="SHARE", least=0.5, most=0.9999
     )
     force: bool = switch("Use a calibration of another model, question or settings", "Output")
     then: str | None = option("With --max-error: ask this model about the rows left", "Output", metavar="MODEL")

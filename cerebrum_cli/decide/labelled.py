@@ -18,13 +18,13 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, to_json
 from cerebrum_cli.core.row_fields import RowId, field_text
 from cerebrum_cli.core.text import Texts, format_count, format_names, text_digest, truncate
-from cerebrum_cli.decide.calibrations import StoredCalibrations
 from cerebrum_cli.decide.decided_rows import PLACES, AskedRow, RowQuestions, decide_rows
 from cerebrum_cli.decide.given_choices import SHOWN, GivenChoices
 from cerebrum_cli.decide.measures import Labelled, calibration_of
 from cerebrum_cli.decide.trusted import key_of, measured
 from cerebrum_cli.eval.recorded import RecordedRun
 from cerebrum_cli.trust.calibration import Calibration, CalibrationKey
+from cerebrum_cli.trust.stored import StoredCalibrations
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -77,7 +77,7 @@ def measure(
         if getattr(options, name):
             raise UsageError.conflict("--label", flag(name))
     column = options.label or ""
-    stored = StoredCalibrations.of(app)
+    stored = StoredCalibrations.of_user(app.data_directory)
     if options.then or options.then_endpoint:
         raise UsageError.conflict("--label", "a second model")
     trust = asked.trust

@@ -11,9 +11,9 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, to_json
 from cerebrum_cli.core.text import Texts, text_digest
-from cerebrum_cli.decide.calibrations import StoredCalibrations
 from cerebrum_cli.trust.calibration import CONFIDENCE, Calibration, CalibrationKey, Threshold, Unreachable
 from cerebrum_cli.trust.shift import SeenRows
+from cerebrum_cli.trust.stored import StoredCalibrations
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -113,7 +113,7 @@ def find_trust(app: App, key: CalibrationKey, options: DecideOptions) -> Trust |
                 problem = f"--{name.replace('_', '-')} requires --calibration"
                 raise UsageError(problem, "make one from labelled rows: --label COLUMN --calibrate NAME")
         return None
-    stored = StoredCalibrations.of(app)
+    stored = StoredCalibrations.of_user(app.data_directory)
     calibration = stored.find(options.calibration, key)
     if calibration is None:
         calibration = stored.nearest(options.calibration, key)
@@ -128,7 +128,7 @@ def find_trust(app: App, key: CalibrationKey, options: DecideOptions) -> Trust |
 def second_trust(app: App, key: CalibrationKey, model: str, options: DecideOptions) -> Trust:
     """The same for the second model: without a calibration of its own, it decides all rows that are left to it."""
     assert options.calibration
-    calibration = StoredCalibrations.of(app).find(options.calibration, key)
+    calibration = StoredCalibrations.of_user(app.data_directory).find(options.calibration, key)
     if calibration is None:
         app.streams.note(f"calibration {options.calibration} has no rows of {model}: all its answers are taken")
     threshold = find_threshold(calibration, options) if calibration else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import atomic_write, read_text
@@ -13,9 +12,6 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import to_json
 from cerebrum_cli.core.text import did_you_mean, format_names, text_digest
 from cerebrum_cli.trust.calibration import Calibration, CalibrationKey, read_calibration
-
-if TYPE_CHECKING:
-    from cerebrum_cli.cli.app import App
 
 MAX_BYTES = 100_000_000  # of a file; a labelled row takes 30
 DIGITS = 12  # of a digest
@@ -29,8 +25,8 @@ class StoredCalibrations:
     directory: Path
 
     @classmethod
-    def of(cls, app: App) -> StoredCalibrations:
-        return cls(app.data_directory / "calibrations")
+    def of_user(cls, data_directory: Path) -> StoredCalibrations:
+        return cls(data_directory / "calibrations")
 
     def folder(self, name: str) -> Path:
         """Where the calibrations of a name are. Raises UsageError for what cannot be a name."""
