@@ -21,41 +21,29 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
+from cerebrum_cli.answers.algebra import FUNCTION, LETTER, algebraic, interval
 from cerebrum_cli.answers.amounts import amount, is_unit
+from cerebrum_cli.answers.brackets import is_enclosed, split_outside
 from cerebrum_cli.answers.chemistry import plain_formula
 from cerebrum_cli.answers.dates import iso_date
 from cerebrum_cli.answers.plain_text import plain
 from cerebrum_cli.answers.rewriting import rewriting
 from cerebrum_cli.answers.spelling import spelled
-from cerebrum_cli.core.text import Pattern, one_line
+from cerebrum_cli.core.text import one_line
 
 _LONGEST = 1000  # longer answers are compared as text, so that no rule has to be fast on them
 _ROUNDS = 6
 _DEPTH = 3
 _VERBATIM = "\N{REFERENCE MARK} "  # opens a form that is not looked at again
 
-_LETTER = r"[^\W\d_]"
 _CHOICE = re.compile(r"(?i)\(([A-H]|(?-i:[A-Z]))\)|([A-H])\)|(?:option|choice)\s\(?([A-Z])\)?")
 _CHOICE_AND_TEXT = re.compile(r"(?s)\(?([A-H])(?:\)|[.:]\s)\s?(?=[\w√-])(?!.*[A-Z]\)).*")
 _YES_NO = re.compile(r"(?i)(yes|no|true|false|ja|nein|oui|non|sí|sim|não|да|нет)(?=[,;:.!(]|\s?-\s|\Z)")
 _YES = ("yes", "true", "ja", "oui", "sí", "sim", "да")
 _SEPARATOR = re.compile(r"(?i)[(\[{]|[)\]}]|[,;]|\s(?:and|or)(?=\s)")
-_FUNCTION = r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|mod|det|max|min|lim"
 _PRODUCT = "(?-i:[xyz]{2,3})(?!\\w)"  # of variables: no name
 _NAME = re.compile(
-    rf"(?i)(?!{_PRODUCT}){_LETTER}[\w' ]*+(?:\^-1)?(?:\([^()]*+\))?|\([\w, ]++\)|\|\w++\||(?:{_FUNCTION})\s?\w++"
-)
-_tidy = rewriting(
-    (r"(?<!\d)\s|\s(?!\d)", ""),
-    (rf"({_FUNCTION})\((\w)\)", r"\1\2"),
-    (rf"(?<=[\w)])\*(?={_LETTER}|[(√])", ""),  # 2*x
-    (rf"(?<![\w)^*/√])\((\d++/\d++)\)(?={_FUNCTION})", r"\1"),  # (1/2)ln7
-    (  # (3/2)x
-        rf"(?<![\w)^*/√])\((\d++)/(\d++)\)(?=[√π]|{_LETTER})((?:√\d++)?(?:{_LETTER}(?:\^\d++)?)*+)(?![\w(^/*√!])",
-        lambda term: f"{'' if term[1] == '1' else term[1]}{term[3]}/{term[2]}",
-    ),
-    (r"(?<![\w)^*/√-])\((-?\d++/\d++)\)(?=&|\Z)", r"\1"),  # in a matrix
-    (r"(?<![\w)^*/√])\(([\w√.]++)\)(?=/)|(?<=/)\((\d++|√?\w|√\d++)\)(?![\w(^√!])", r"\1\2"),  # (2π)/3
+    rf"(?i)(?!{_PRODUCT}){LETTER}[\w' ]*+(?:\^-1)?(?:\([^()]*+\))?|\([\w, ]++\)|\|\w++\||(?:{FUNCTION})\s?\w++"
 )
 _other_spelling = rewriting(
     (r"\A(-?\d++),(\d{1,2})(?![\d,]|\s\d)", r"\1.\2"),  # a decimal comma
@@ -67,14 +55,6 @@ _SYMBOLS = str.maketrans({character: f"\\{name} " for character, name in _LATEX.
 _SOLUTIONS = re.compile(r"(\w)_\w+=[^=]*(?:, \1_\w+=[^=]*)+")  # x_1=5, x_2=-3
 _PLAIN_LIST = re.compile(r"[^(\[{=]+, [^(\[{=]+")
 _UNION = re.compile(r"[(\[{]|[)\]}]|∪")
-_BEFORE_SIGN = re.compile(r"[(\[{]|[)\]}]|(?<![-+*/^(\[{_])(?<!\A)(?=[-+])")
-_NESTING = dict.fromkeys("([{", 1) | dict.fromkeys(")]}", -1)  # change of the depth of brackets
-_BOUND = r"[^<>≤≥=,;A-Za-z]*\d[^<>≤≥=,;A-Za-z]*|-?[√π∞]"
-_CHAIN = re.compile(rf"({_BOUND})\s?([<≤])\s?{_LETTER}\s?([<≤])\s?({_BOUND})")  # 2 < x ≤ 5
-_HALF_LINE = re.compile(rf"{_LETTER}\s?([<>≤≥])\s?({_BOUND})|({_BOUND})\s?([<>≤≥])\s?{_LETTER}")  # x > 3
-_TURNED = str.maketrans("<>≤≥", "><≥≤")
-_FACTORS = re.compile(r"(-?\d*)((?:\([^()]+\)(?:\^\w+)?){2,})")
-_FACTOR = re.compile(r"\(([^()]+)\)((?:\^\w+)?)")
 _PART = re.compile(r"[,;\n]|\sand\s|\s(?=\([b-h]\))|\s(?:remainder|r|R)\s")
 _LABEL = re.compile(r"\A\s*\(?[a-h]\)")
 _PART_NUMBER = re.compile(r"(?<![\^\w.-])-?\d+(?:\.\d+)?(?:/\d+)?(?!\w)")
@@ -162,7 +142,7 @@ def _numbers_of_parts(text: str) -> str | None:
     """The numbers of a list that names each: "18, 36" of "Leo 18, Mia 36" and "7, 5" of "7 remainder 5"."""
     parts = [_LABEL.sub("", part) for part in _PART.split(text)]
     found = [_PART_NUMBER.findall(part) for part in parts]
-    if len(parts) < 2 or any(len(numbers) != 1 for numbers in found) or not re.search(_LETTER, text):
+    if len(parts) < 2 or any(len(numbers) != 1 for numbers in found) or not re.search(LETTER, text):
         return None
     return canonical(", ".join(number for (number,) in found))
 
@@ -180,17 +160,17 @@ def _ruled(text: str, depth: int) -> str:
         return str(value)
     if depth < _DEPTH and (nested := _nested(text, depth + 1)):
         return nested
-    return _algebra(text) or _words(text)
+    return algebraic(text) or _words(text)
 
 
 def _trimmed(text: str) -> str:
     """Strip closing punctuation, but not the mark of a factorial."""
     stripped = text.lstrip(" ,;:").rstrip(" .,;:?")
-    return re.sub(rf"(?<={_LETTER}{_LETTER})!++$", "", stripped) or text
+    return re.sub(rf"(?<={LETTER}{LETTER})!++$", "", stripped) or text
 
 
 def _choice(text: str, depth: int) -> str | None:
-    if re.fullmatch(_LETTER, text):
+    if re.fullmatch(LETTER, text):
         return text
     match = _CHOICE.fullmatch(text) or (not depth and _CHOICE_AND_TEXT.fullmatch(text))
     if not match:
@@ -200,15 +180,15 @@ def _choice(text: str, depth: int) -> str | None:
 
 def _nested(text: str, depth: int) -> str | None:
     """Form of a list, of what is in brackets, of an equation's value, or of a root or π without its unit."""
-    if interval := _interval(text):
-        return _ruled(interval, depth)
+    if within := interval(text):
+        return _ruled(within, depth)
     number, space, unit = text.partition(" ")
     if unit and re.search("[√π)]", number) and is_unit(space + unit):
         return _ruled(number, depth)
-    sets, unions = _split(_UNION, text)
+    sets, unions = split_outside(_UNION, text)
     if unions:
         return "∪".join(sorted(_ruled(part, depth) for part in sets))
-    if _is_enclosed(text):
+    if is_enclosed(text):
         opening, inside, closing = text[0], text[1:-1], text[-1]
         if listed := _listed(inside, depth, opening, closing):
             return listed
@@ -227,7 +207,7 @@ def _nested(text: str, depth: int) -> str | None:
 
 def _listed(text: str, depth: int, opening: str = "", closing: str = "") -> str | None:
     """Form of alternatives as a set, or of a list in its brackets; None if a text is neither."""
-    parts, separators = _split(_SEPARATOR, text)
+    parts, separators = split_outside(_SEPARATOR, text)
     parts = [part for part in parts if part.strip()]
     names = [name for name, _ in map(_sides, parts) if name]
     is_set = opening == "{" or any(mark.lower().endswith("or") for mark in separators) or len(set(names)) < len(names)
@@ -240,51 +220,10 @@ def _listed(text: str, depth: int, opening: str = "", closing: str = "") -> str 
     return opening + ", ".join(members) + closing
 
 
-def _interval(text: str) -> str | None:
-    """What an inequality leaves open for its one variable: (2, 5] of 2 < x ≤ 5, (3, ∞) of x > 3."""
-    descending = re.split("([>≥])", text)
-    if len(descending) == 5:  # 5 ≥ x > 2
-        text = "".join(reversed(descending)).translate(_TURNED)
-    if chain := _CHAIN.fullmatch(text.strip()):
-        low, left, right, high = chain.groups()
-        return f"{'[' if left == '≤' else '('}{low}, {high}{']' if right == '≤' else ')'}"
-    half = _HALF_LINE.fullmatch(text.strip())
-    if half is None:
-        return None
-    sign, bound = (half[1], half[2]) if half[1] else (half[4].translate(_TURNED), half[3])
-    if sign in "<≤":
-        return f"(-∞, {bound}{']' if sign == '≤' else ')'}"
-    return f"{'[' if sign == '≥' else '('}{bound}, ∞)"
-
-
-def _algebra(text: str) -> str | None:
-    operands = re.sub(_FUNCTION, "·", text, flags=re.IGNORECASE)
-    if re.search(_LETTER + "{3}", operands) or not re.search(r"[^\w\s'.,!?]|\d", operands):
-        return None
-    tidy = _tidy(text.casefold())
-    if factors := _FACTORS.fullmatch(tidy):
-        return factors[1] + "".join(sorted(f"({_sum(sum_)}){power}" for sum_, power in _FACTOR.findall(factors[2])))
-    return _sum(tidy)
-
-
 def _words(text: str) -> str:
     """Plain text, without articles and stops, as in SQuAD's normal form (Rajpurkar et al. 2016, arXiv:1606.05250)."""
     text = text.casefold()
     return one_line(re.sub(r"(?<!\d)\.|\.(?!\d)", "", _ARTICLE.sub("", text))) or text
-
-
-def _split(pattern: Pattern, text: str) -> tuple[list[str], list[str]]:
-    """Split at the matches of a pattern outside of brackets, which it must match too; also what it matches there."""
-    parts, separators = list[str](), list[str]()
-    start = depth = 0
-    for mark in pattern.finditer(text):
-        change = _NESTING.get(mark[0], 0)
-        if not (depth or change):
-            parts.append(text[start : mark.start()])
-            separators.append(mark[0])
-            start = mark.end()
-        depth = max(0, depth + change)
-    return [*parts, text[start:]], separators
 
 
 def _members(parts: list[str], depth: int) -> list[str]:
@@ -310,31 +249,6 @@ def _sides(text: str) -> tuple[str | None, str]:
         name, value = value, name
     if _NAME.fullmatch(name):
         return name.replace(" ", "").casefold(), value
-    if re.search(_LETTER, name) and amount(name) is None:
+    if re.search(LETTER, name) and amount(name) is None:
         return None, text
     return "", value
-
-
-def _is_enclosed(text: str) -> bool:
-    """Whether the bracket a text opens with is closed by its last character, as in [0, 1) and not in (a)(b)."""
-    depth = 0
-    for mark in re.finditer(r"[(\[{]|[)\]}]", text):
-        depth += _NESTING[mark[0]]
-        if not depth:
-            return mark.end() == len(text) and re.fullmatch(r"[(\[].+[)\]]|\{.*\}", text) is not None
-    return False
-
-
-def _sum(text: str) -> str:
-    """Sort the terms of a sum: powers, other letters, numbers."""
-    if re.search(r"[^\w\s.()√π^*/!+-]", text) or not re.search(f"{_LETTER}|√", text):
-        return text
-    if not text.startswith(("+", "-")):
-        text = f"+{text}"
-    terms, _ = _split(_BEFORE_SIGN, text)
-    return "".join(sorted(terms, key=_order_of_term)).removeprefix("+")
-
-
-def _order_of_term(term: str) -> tuple[bool, bool, str, str]:
-    is_number = not re.search(f"{_LETTER}|√", term)
-    return is_number, "^" not in term, term[1:], term[0]
