@@ -125,8 +125,8 @@ def statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool]
         # A Markdown heading has text below it, unlike GSM8K's last line.
         is_heading = marker.lastgroup == "hashes" and (not starts_with_value(answer) or has_content(remainder))
         has_text_below = end < len(text) or has_content(remainder + below)
-        is_open = is_in_doubt(text, marker.start(), marker.end()) or is_supposed(text, marker.end())
-        if answer and not is_open and not (is_heading and has_text_below):
+        is_empty = not answer or (is_heading and has_text_below)
+        if not is_empty and not is_in_doubt(text, marker.start(), marker.end()) and not is_supposed(text, marker.end()):
             yield _statement(answer, line, remainder, marker, in_words)
         end = marker.start()
 
