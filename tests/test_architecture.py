@@ -154,7 +154,7 @@ DOORS: Mapping[str, Door] = {
         14,
         ("results", "rows"),
     ),
-    "trust": Door(13, ("calibration", "shift", "stored")),
+    "trust": Door(15, ("calibration", "shift", "stored")),
     "chat": Door(3, ("chat", "history")),
     "batch": Door(5, ("answering", "readers")),
     "terminal": Door(

@@ -139,7 +139,8 @@ def row_flags(object: JsonObject) -> int:
     if not (object["text"].strip() or object.get("calls")):
         flags |= RowFlag.EMPTY
     votes = object["votes"]
-    if votes is not None and (votes["winner"] is None or votes["tie"]):
+    is_open = votes is not None and (votes["winner"] is None or votes["tie"])
+    if is_open if object.get("decided") is None else not object["decided"]:
         flags |= RowFlag.UNDECIDED
     return flags
 

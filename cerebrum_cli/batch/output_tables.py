@@ -18,7 +18,7 @@ from cerebrum_cli.results.rows import Table
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}  # of the tables that are read; those written have the first
 PARQUET = "parquet"
 _JSON_SUFFIXES = ("", ".jsonl", ".ndjson", ".json")
-_ANSWER_KEYS = ("text", "final_answer", "finish_reason")
+ANSWER_KEYS = ("text", "final_answer", "finish_reason")
 
 
 def table_type(output: Path) -> str | None:
@@ -41,7 +41,7 @@ def table_for(output: Path, header: Texts | None, keys: Texts = ()) -> Table | N
         from cerebrum_cli.batch.parquet import parquet_table
 
         return parquet_table(("id", "prompt", *keys, "error") if keys else OUTPUT_KEYS)
-    return partial(table_lines, DELIMITERS[name][0], header, keys or _ANSWER_KEYS) if name else None
+    return partial(table_lines, DELIMITERS[name][0], header, keys or ANSWER_KEYS) if name else None
 
 
 def table_lines(delimiter: str, columns: Texts | None, keys: Texts, objects: Iterable[JsonObject]) -> Iterator[bytes]:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Self
 import typer
 
 from cerebrum_cli.cli.options import GenerationOptions, Names, SavedPromptOptions
-from cerebrum_cli.cli.row_commands import RowFileOptions, RowOptions, Work, answer_missing, resumable, row_options
+from cerebrum_cli.cli.row_commands import (
+    RowFileOptions,
+    RowOptions,
+    TrustOptions,
+    Work,
+    answer_missing,
+    resumable,
+    row_options,
+)
 from cerebrum_cli.cli.signature import Argument, composed, settings_options
 from cerebrum_cli.core.declaration import PATH, Option, option, switch
 from cerebrum_cli.core.errors import SOME_FAILED, UsageError
@@ -28,10 +36,11 @@ if TYPE_CHECKING:
     from cerebrum_cli.results.rows import Results
 
 STANDARD = Path("-")  # standard input or output
+VOTES_HINT = "cerebrum eval QUESTIONS --samples K --calibrate NAME"
 
 
 @row_options
-class BatchCommandOptions(RowFileOptions, SavedPromptOptions, RowOptions, GenerationOptions):
+class BatchCommandOptions(RowFileOptions, TrustOptions, SavedPromptOptions, RowOptions, GenerationOptions):
     template: str | None = option("Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT")
     ignore_eos: bool = switch("Ignore end-of-sequence tokens (for benchmarks)", "Length")
     retry_failed: bool = switch("Re-answer rows that failed, and undecided votes", "Output")
@@ -135,12 +144,22 @@ class BatchRun:
             modes=modes,
             tools=tools,
         )
+        if options.calibration and not votes:
+            raise UsageError("--calibration requires votes", "add --votes K")
+        if options.calibration or options.max_error or options.confidence or options.force:
+            from cerebrum_cli.trust.stored import key_of
+
+            of_votes = {"votes": str(votes), "template": options.template}
+            key = key_of(source.fingerprint(asked.grammar) | of_votes)
+            asked = replace(asked, wanted=options.find_wanted(app, key, VOTES_HINT))
         return cls(app, rows, output, options, source, asked)
 
     @property
     def fingerprint(self) -> JsonDict:
         """Everything that the answers depend on besides the rows, by readable names."""
         fingerprint = self.rows.fingerprint | self.asked.fingerprint(self.source)
+        if self.asked.wanted:
+            fingerprint |= self.asked.wanted.fingerprint
         return fingerprint | self.options.tool_record(self.asked.tools)
 
     def open_results(self) -> Results:
@@ -149,7 +168,7 @@ class BatchRun:
         from cerebrum_cli.results.rows import StreamedResults
 
         options = self.options
-        rows = self.rows.for_output(self.output)
+        rows = self.rows.for_output(self.output, self.asked.keys)
         if self.output != STANDARD:
             notes = self.source.model.adapter_params
             return open_results(self.output, self.fingerprint, rows, options.restart, options.retry_failed, notes=notes)
@@ -170,4 +189,12 @@ class BatchRun:
         with resumable(results, "rows", self.options.restart):
             work = Work(self.rows, self.asked.samples, partial(answer_rows, options=self.asked))
             answer_missing(self.app, self.source, self.options, results, work)
-        return results.counts.failed + results.counts.undecided
+        failed, undecided = results.counts.failed, results.counts.undecided
+        if self.asked.wanted is None:
+            return failed + undecided
+        from cerebrum_cli.trust.stored import outcome
+
+        total = results.rows.size
+        for line in outcome(self.asked.wanted, self.asked.seen, total - failed - undecided, total):
+            self.app.streams.report(line)
+        return failed

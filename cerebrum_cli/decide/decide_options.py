@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.cli.options import FileOptions, SavedPromptOptions, json_option
-from cerebrum_cli.cli.row_commands import ConcurrencyOptions, RowFileOptions
-from cerebrum_cli.core.declaration import INTEGER, NUMBER, PATH, TEXTS, option, option_group, switch
+from cerebrum_cli.cli.row_commands import ConcurrencyOptions, RowFileOptions, TrustOptions
+from cerebrum_cli.core.declaration import INTEGER, PATH, TEXTS, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.votes import MAX_VOTES
 from cerebrum_cli.decide.given_choices import GivenChoices, parse_choices, parse_score
@@ -53,25 +53,12 @@ class ChoiceOptions:
 
 
 @option_group
-class DecideOptions(RowFileOptions, ChoiceOptions, FileOptions, SavedPromptOptions, ConcurrencyOptions):
+class DecideOptions(RowFileOptions, TrustOptions, ChoiceOptions, FileOptions, SavedPromptOptions, ConcurrencyOptions):
     label: str | None = option("Column with the right answers: measure accuracy", "Output", metavar="COLUMN")
     plot: Path | None = option("With --label: plot errors against the share decided", "Output", PATH, metavar="FILE")
     calibrate: str | None = option(
         "With --label: keep the labelled rows under this name, for --calibration", "Output", metavar="NAME"
     )
-    calibration: str | None = option("Calibrate probabilities by labelled rows", "Output", metavar="NAME")
-    max_error: float | None = option(
-        "Decide only rows of which at most this share is wrong",
-        "Output",
-        NUMBER,
-        least=0.0001,
-        most=0.5,
-        metavar="SHARE",
-    )
-    confidence: float | None = option(
-        "With --max-error: how sure that is [default: 0.9]", "Output", NUMBER, metavar="SHARE", least=0.5, most=0.9999
-    )
-    force: bool = switch("Use a calibration of another model, question or settings", "Output")
     then: str | None = option("With --max-error: ask this model about the rows left", "Output", metavar="MODEL")
     then_endpoint: tuple[str, ...] = option(
         "With --max-error: ask this server about them (repeatable)",

@@ -21,10 +21,10 @@ from cerebrum_cli.core.text import Texts, format_count, format_names, text_diges
 from cerebrum_cli.decide.decided_rows import PLACES, AskedRow, RowQuestions, decide_rows
 from cerebrum_cli.decide.given_choices import SHOWN, GivenChoices
 from cerebrum_cli.decide.measures import Labelled, calibration_of
-from cerebrum_cli.decide.trusted import key_of, measured
+from cerebrum_cli.decide.trusted import measured
 from cerebrum_cli.eval.recorded import RecordedRun
 from cerebrum_cli.trust.calibration import Calibration, CalibrationKey
-from cerebrum_cli.trust.stored import StoredCalibrations
+from cerebrum_cli.trust.stored import StoredCalibrations, key_of
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -104,10 +104,10 @@ def measure(
     with resumable(results, "rows", options.restart):
         answer_missing(app, model, options, results, Work(range(len(labels)), 1, partial(decide_rows, labelled)))
     run.print(app, options.json)
-    if trust and trust.threshold:
-        app.streams.report(measured(trust, run.samples()))
+    if trust and trust.wanted and trust.wanted.threshold:
+        app.streams.report(measured(trust.wanted, run.samples()))
     if options.calibrate:
-        calibration = calibrate(run.samples(), key_of(asked.given.names, fingerprint))
+        calibration = calibrate(run.samples(), key_of(fingerprint, asked.given.names))
         stored.save(options.calibrate, calibration)
         rows = format_count(calibration.labelled, "labelled row")
         app.streams.report(f"calibration {options.calibrate} saved: {rows}")

@@ -19,9 +19,10 @@ from cerebrum_cli.core.row_fields import parse_template
 from cerebrum_cli.core.settings import SourcedLayer
 from cerebrum_cli.decide.by_likelihood import UNUSED
 from cerebrum_cli.decide.decided_rows import RowQuestions, decide_rows
-from cerebrum_cli.decide.trusted import Trust, find_trust, key_of, outcome, second_trust
+from cerebrum_cli.decide.trusted import Trust, find_trust, second_trust
 from cerebrum_cli.results.results import open_results, output_paths
 from cerebrum_cli.results.rows import StreamedResults
+from cerebrum_cli.trust.stored import key_of, outcome
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -73,7 +74,7 @@ def decide_file(
             copies_input=options.include_input or (is_table and rows.form.header is not None),
         )
         model = options.find_source(app, overrides)
-        trust = find_trust(app, key_of(asked.given.names, fingerprint_of(asked, model)), options)
+        trust = find_trust(app, key_of(fingerprint_of(asked, model), asked.given.names), options)
         if options.label is not None:
             measure_rows(app, replace(asked, trust=trust), source.stem, model, output, options)
             return
@@ -122,12 +123,10 @@ def trusted_passes(app: App, trust: Trust, first: Pass, overrides: Layer) -> lis
     second = options.for_second_model()
     if second is None:
         return [Pass(replace(asked, trust=trust), model, options)]
-    if trust.threshold is None:
-        raise UsageError("a second model requires --max-error", "say which share of wrong answers is acceptable")
     chosen = SourcedLayer(overrides, {"model": options.then})
     source = second.find_source(app, chosen)
     fingerprint = fingerprint_of(asked, source)
-    then = second_trust(app, key_of(asked.given.names, fingerprint), source.model.label, options)
+    then = second_trust(app, key_of(fingerprint, asked.given.names), source.model.label, options)
     named = replace(trust, model=model.model.label)
     return [
         Pass(replace(asked, trust=named), model, options),
@@ -146,8 +145,11 @@ def write_decisions(app: App, passes: Sequence[Pass], output: Path) -> None:
         for other in others if not results.is_complete else ():
             results.finished.forget_undecided()
             other.answer(app, results)
-    if first.asked.trust:
-        for line in outcome(first.asked.trust, results):
+    trust = first.asked.trust
+    if trust and trust.wanted:
+        counts, total = results.counts, results.rows.size
+        decided = total - counts.undecided - counts.failed
+        for line in outcome(trust.wanted, trust.seen, decided, total, trust.model):
             app.streams.report(line)
     if results.counts.failed:
         raise typer.Exit(SOME_FAILED)

@@ -183,13 +183,13 @@ def mean_of(samples: Samples, attribute: str) -> float:
     return mean([getattr(sample, attribute) for sample in samples])
 
 
-def votes_of(question: Samples, with_programs: bool = True) -> QuestionVotes:
+def votes_of(question: Samples, with_programs: bool = True, votes: Votes | None = None) -> QuestionVotes:
     """A question's samples as votes; of several, one that ended in a repetition votes for nothing.
 
     Their programs vote, too, unless it is without them. Samples of one form should all be correct or all wrong; if they
     are not, the first of them decides.
     """
-    vote = MajorityVote(Votes(1, len(question)))
+    vote = MajorityVote(votes or Votes(1, len(question)))
     correct: dict[str | None, bool] = {None: False}
     for sample in question:
         answer = sample.answer

@@ -112,7 +112,8 @@ def test_a_calibration_of_another_question_may_be_forced(user: CommandLine) -> N
         (("--calibration", "other"), ("no calibration named 'other'", "refunds")),
         (("--calibration", "../x"), ("invalid calibration",)),
         (("--max-error", "0.1"), ("--max-error requires --calibration",)),
-        (("--calibration", "refunds", "--then", "nano"), ("a second model requires --max-error",)),
+        (("--calibration", "refunds", "--then", "nano"), ("--then requires --calibration and --max-error",)),
+        (("--calibration", "refunds", "--confidence", "0.8"), ("--confidence requires --max-error",)),
     ],
 )
 def test_bad_input_is_one_line(user: CommandLine, words: tuple[str, ...], parts: tuple[str, ...]) -> None:
