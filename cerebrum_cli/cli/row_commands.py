@@ -58,9 +58,11 @@ class RowFileOptions:
 class TrustOptions:
     """Which answers to keep, by labelled rows."""
 
-    calibration: str | None = option("Calibrate probabilities by labelled rows", "Output", metavar="NAME")
+    calibration: str | None = option(
+        "Use the labelled rows kept under this name by --calibrate", "Output", metavar="NAME"
+    )
     max_error: float | None = option(
-        "Decide only rows of which at most this share is wrong",
+        "Leave rows undecided so that at most this share of the others is wrong",
         "Output",
         NUMBER,
         least=0.0001,
@@ -68,7 +70,7 @@ class TrustOptions:
         metavar="SHARE",
     )
     confidence: float | None = option(
-        "With --max-error: how sure that is [default: 0.9]", "Output", NUMBER, metavar="SHARE", least=0.5, most=0.9999
+        "Confidence of that limit [default: 0.9]", "Output", NUMBER, metavar="SHARE", least=0.5, most=0.9999
     )
     force: bool = switch("Use a calibration of another model, question or settings", "Output")
 

@@ -53,12 +53,14 @@ def decide(
 ) -> None:
     """The text comes from standard input or -f. With INPUT, each row is decided; {NAME} in QUESTION is a field of it.
 
-    The answer is the likeliest choice. The choices are listed in several orders, since models prefer some places.
+    The answer is the likeliest choice. The choices are listed in several orders, because models favor certain positions.
 
     Examples:
       cerebrum decide "Is a refund requested?" < ticket.txt
       cerebrum decide "Which team?" --choices billing,technical,other -f ticket.txt --json
       cerebrum decide "How urgent is this? {text}" tickets.csv --score 1..5 -o out.csv
+      cerebrum decide "Spam? {text}" labelled.csv --label spam --calibrate spam
+      cerebrum decide "Spam? {text}" all.csv -o out.csv --calibration spam --max-error 0.05
     """
     if options.votes is None and (needless := [flag(name) for name in OF_VOTES if name in on_command_line]):
         raise UsageError(f"{needless[0]} applies only to votes", "omit it, or add --votes K")

@@ -59,9 +59,9 @@ class DecideOptions(RowFileOptions, TrustOptions, ChoiceOptions, FileOptions, Sa
     calibrate: str | None = option(
         "With --label: keep the labelled rows under this name, for --calibration", "Output", metavar="NAME"
     )
-    then: str | None = option("With --max-error: ask this model about the rows left", "Output", metavar="MODEL")
+    then: str | None = option("Then ask this model about the undecided rows", "Output", metavar="MODEL")
     then_endpoint: tuple[str, ...] = option(
-        "With --max-error: ask this server about them (repeatable)",
+        "Then ask this server about them (repeatable)",
         "Output",
         TEXTS,
         default=(),
