@@ -61,8 +61,8 @@ class BatchOptions:
         votes = object.get("votes")
         if self.wanted is None or votes is None:
             return object
-        calibration, threshold = self.wanted
-        probability = calibration.probability(votes["agreement"])
+        threshold = self.wanted.threshold
+        probability = self.wanted.calibration.probability(votes["agreement"])
         self.seen.add(probability)
         is_decided = votes["winner"] is not None and (threshold is None or probability >= threshold.probability)
         answer = object["final_answer"] if is_decided else None

@@ -18,10 +18,10 @@ from cerebrum_cli.core.settings import MAX_PARALLEL, PATIENCE_S
 from cerebrum_cli.core.tools import Tools
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.core.json_types import JsonDict
+    from cerebrum_cli.core.json_types import JsonDict, JsonObject
     from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.results.rows import Results
@@ -92,7 +92,7 @@ class TrustOptions:
         calibration, warning = stored.require(self.calibration, key, self.force)
         if warning:
             app.streams.note(warning)
-        return wanted(calibration, self.max_error, self.confidence)
+        return wanted(calibration, self.max_error, self.confidence, is_forced=bool(warning))
 
 
 @option_group
@@ -137,12 +137,16 @@ class ConcurrencyOptions(AnswerOptions):
         may_differ = self.allow_different_models
         return replace(servers, window=self.window or None, timeouts=timeouts, may_differ=may_differ)
 
+    def servers_before(self, results: Results) -> Sequence[JsonObject]:
+        """The servers that answered other rows, whose model is to answer these, too."""
+        return results.servers
+
     @contextmanager
     def answering(self, source: ModelSource, results: Results, work: Work) -> Iterator[Answering]:
         """What answers the rows that are missing in the results: here or on servers."""
         from cerebrum_cli.replies.interface import open_source
 
-        with open_source(source.for_rows(results.missing_count * work.samples, results.servers)) as loaded:
+        with open_source(source.for_rows(results.missing_count * work.samples, self.servers_before(results))) as loaded:
             answered = work.answer(loaded, work.rows, results=results)
             yield results.noting_origins(answered, loaded), loaded.cancel
 

@@ -9,6 +9,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
 
 MAX_VOTES = 256
+SHARE_PLACES = 4  # decimals of the share of samples that have an answer
 _VOTES = re.compile(r"(?P<least>\d{1,4})|auto(?::(?P<from>\d{1,4})\.\.(?P<to>\d{1,4}))?", re.ASCII)
 
 

@@ -14,9 +14,13 @@ from cerebrum_cli.core.votes import MAX_VOTES
 from cerebrum_cli.decide.given_choices import GivenChoices, parse_choices, parse_score
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cerebrum_cli.cli.app import App
+    from cerebrum_cli.core.json_types import JsonObject
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.replies.source import ModelSource
+    from cerebrum_cli.results.rows import Results
 
 SLOTS = 8  # prompts that are evaluated together; with more, attention over the shared cache takes longer
 
@@ -79,6 +83,10 @@ class DecideOptions(RowFileOptions, TrustOptions, ChoiceOptions, FileOptions, Sa
         if not (self.then or self.then_endpoint):
             return None
         return replace(self, endpoint=self.then_endpoint)
+
+    def servers_before(self, results: Results) -> Sequence[JsonObject]:
+        """The same; none if two models answer the rows."""
+        return () if self.then or self.then_endpoint else super().servers_before(results)
 
     def find_source(self, app: App, overrides: Layer, may_pull: bool = True) -> ModelSource:
         """The same; without votes, with a context in which prompts share what they have in common."""

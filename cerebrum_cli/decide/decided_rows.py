@@ -100,7 +100,10 @@ class RowQuestions:
             raise UsageError("the text is empty")
         if self.question:
             conversation = conversation.with_question(f"{conversation.question}\n\n{self.question}")
-        return ChoiceQuestion(conversation, self.choices_for(input), self.is_fast)
+        choices = self.choices_for(input)
+        if self.trust:
+            self.trust.require(choices.names)
+        return ChoiceQuestion(conversation, choices, self.is_fast)
 
     def choices_for(self, input: Any) -> GivenChoices:
         """The choices of a row, by its fields. Raises UsageError."""

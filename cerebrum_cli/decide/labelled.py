@@ -85,7 +85,7 @@ def measure(
         fingerprint = {**fingerprint, **trust.fingerprint}
     if options.calibrate and trust:
         raise UsageError.conflict("--calibrate", "--calibration")
-    if options.calibrate:
+    if options.calibrate is not None:
         stored.folder(options.calibrate)
     ids, labels, digests = [], [], []
     for position in range(len(asked.rows)):

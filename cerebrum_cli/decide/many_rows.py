@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -14,9 +16,10 @@ import typer
 from cerebrum_cli.batch.readers import InputOptions
 from cerebrum_cli.cli.row_commands import Work, answer_missing, resumable
 from cerebrum_cli.core.errors import SOME_FAILED, UsageError
-from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.json_types import JsonDict, to_json
 from cerebrum_cli.core.row_fields import parse_template
 from cerebrum_cli.core.settings import SourcedLayer
+from cerebrum_cli.core.text import format_count, text_digest
 from cerebrum_cli.decide.by_likelihood import UNUSED
 from cerebrum_cli.decide.decided_rows import RowQuestions, decide_rows
 from cerebrum_cli.decide.trusted import Trust, find_trust, second_trust
@@ -78,6 +81,8 @@ def decide_file(
         if options.label is not None:
             measure_rows(app, replace(asked, trust=trust), source.stem, model, output, options)
             return
+        if options.calibrate is not None:
+            raise UsageError("--calibrate requires --label", "name the column with the right answers: --label COLUMN")
         if options.plot:
             raise UsageError("--plot requires --label", "name the column with the right answers: --label COLUMN")
         if output is None:
@@ -137,20 +142,28 @@ def trusted_passes(app: App, trust: Trust, first: Pass, overrides: Layer) -> lis
 def write_decisions(app: App, passes: Sequence[Pass], output: Path) -> None:
     """Decide the rows that the output lacks, and those that a pass leaves in the next. Raises Exit if some failed."""
     first, *others = passes
+    seconds = []
     if others and output == STANDARD:
         raise UsageError("a second model requires an output file", "name one: -o OUTPUT")
     results = open_decisions(app, passes, output)
     with resumable(results, "rows", first.options.restart):
-        first.answer(app, results)
-        for other in others if not results.is_complete else ():
-            results.finished.forget_undecided()
-            other.answer(app, results)
+        for number, each in enumerate(passes if not results.is_complete else passes[:1]):
+            start = time.monotonic()
+            if number:
+                results.finished.forget_undecided()
+            each.answer(app, results)
+            seconds.append(time.monotonic() - start)
     trust = first.asked.trust
     if trust and trust.wanted:
         counts, total = results.counts, results.rows.size
         decided = total - counts.undecided - counts.failed
         for line in outcome(trust.wanted, trust.seen, decided, total, trust.model):
             app.streams.report(line)
+    if others and seconds:
+        shares = Counter(row["model"] for row in results.objects() if row.get("decided"))
+        for each, duration in zip(passes, seconds, strict=False):
+            label = each.model.model.label
+            app.streams.report(f"{label}: {format_count(shares[label], 'row')} decided, {duration:,.1f} s")
     if results.counts.failed:
         raise typer.Exit(SOME_FAILED)
 
@@ -164,8 +177,8 @@ def open_decisions(app: App, passes: Sequence[Pass], output: Path) -> Results:
         if asked.trust:
             fingerprint |= asked.trust.fingerprint
         for other in passes[1:]:
-            then = other.asked.trust
-            fingerprint["then"] = fingerprint_of(other.asked, other.model) | (then.fingerprint if then else {})
+            then = fingerprint_of(other.asked, other.model), other.asked.trust and other.asked.trust.fingerprint
+            fingerprint |= {"second model": other.model.model.label, "its settings": text_digest(to_json(then))}
         notes = model.model.adapter_params
         return open_results(output, fingerprint, rows, options.restart, options.retry_failed, notes=notes)
     if options.retry_failed:
@@ -184,6 +197,7 @@ def fingerprint_of(asked: RowQuestions, model: ModelSource) -> JsonDict:
         "question": asked.question,
         "choices": choices,
         "columns": list(asked.keys),
+        "score": bool(asked.choices and asked.choices.is_score) or None,
         "one order": asked.is_fast,
         "votes": asked.votes,
         "method of decisions": METHOD,

@@ -14,7 +14,7 @@ from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.trust.calibration import CalibrationKey
 from cerebrum_cli.trust.shift import SeenRows
-from cerebrum_cli.trust.stored import StoredCalibrations, Wanted, promise, wanted
+from cerebrum_cli.trust.stored import StoredCalibrations, Wanted, wanted
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -40,10 +40,16 @@ class Trust:
         """A decision with calibrated probabilities."""
         if self.wanted is None:
             return decision
-        probabilities = self.wanted.calibration.probabilities(decision.probabilities)
+        rounded = [round(probability, PLACES) for probability in decision.probabilities]  # as those of labelled rows
+        probabilities = self.wanted.calibration.probabilities(rounded)
         decision = replace(decision, probabilities=probabilities)
         self.seen.add(decision.probability, decision.names.index(decision.answer))
         return decision
+
+    def require(self, choices: Texts) -> None:
+        """Raise UsageError for a row with choices that a calibration lacks."""
+        if self.wanted and choices != self.wanted.calibration.key.choices:
+            raise UsageError("the row has choices of its own, for which there is no calibration")
 
     def values(self, decision: Decision) -> JsonDict:
         """What a row says of a decision besides: no answer if it is not decided."""
@@ -86,7 +92,11 @@ def second_trust(app: App, key: CalibrationKey, model: str, options: DecideOptio
     if calibration is None:
         app.streams.note(f"calibration {options.calibration} has no rows of {model}: all its answers are taken")
         return Trust(None, model, SeenRows())
-    return Trust(wanted(calibration, options.max_error, options.confidence), model, SeenRows())
+    try:
+        return Trust(wanted(calibration, options.max_error, options.confidence), model, SeenRows())
+    except UsageError as error:
+        error.message = f"{model}: {error.message}"
+        raise
 
 
 def measured(found: Wanted, samples: Sequence[Labelled]) -> str:
@@ -96,4 +106,4 @@ def measured(found: Wanted, samples: Sequence[Labelled]) -> str:
     sure = [row for row in samples if row.probabilities and max(row.probabilities.values()) >= least]
     wrong = sum(row.answer != row.reference for row in sure)
     share = f" ({wrong / len(sure):.1%})" if sure else ""
-    return f"{len(sure):,} of {len(samples):,} rows decided, {wrong:,} of them wrong{share}{promise(found.threshold)}"
+    return f"{len(sure):,} of {len(samples):,} rows decided, {wrong:,} of them wrong{share}{found.promise()}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import format_count
-from cerebrum_cli.core.votes import Votes
+from cerebrum_cli.core.votes import SHARE_PLACES, Votes
 from cerebrum_cli.eval.questions import Sample
 from cerebrum_cli.eval.report import group_by_question, votes_of
 from cerebrum_cli.terminal.tables import print_table
@@ -49,4 +49,6 @@ def labelled_vote(question: Sequence[Sample], votes: Votes) -> LabelledVote:
         if counted.vote.tally.is_decided:
             break
     tally = counted.vote.tally
-    return LabelledVote(tally.agreement, tally.winner is not None and counted.correct[tally.winner.form])
+    return LabelledVote(
+        round(tally.agreement, SHARE_PLACES), tally.winner is not None and counted.correct[tally.winner.form]
+    )

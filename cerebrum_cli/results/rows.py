@@ -15,6 +15,7 @@ from cerebrum_cli.core.json_types import JsonDict, JsonObject, to_json
 from cerebrum_cli.core.row_events import SHOWN_ERRORS, RowCounts, RowEvent, RowProgress
 from cerebrum_cli.core.text import text_digest
 from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.votes import SHARE_PLACES
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
@@ -280,7 +281,7 @@ def votes_object(vote: MajorityVote) -> JsonDict:
         "winner": vote.final_answer,
         "tie": bool(tally.tied),
         "tally": counts,
-        "agreement": round(tally.agreement, 4),
+        "agreement": round(tally.agreement, SHARE_PLACES),
     }
     if tally.votes.checks:
         known["checked"] = tally.winner is not None and tally.winner.is_checked

@@ -89,7 +89,7 @@ class Unreachable:
         if self.smallest_error is None:
             problem = f"{labelled}, no error can be promised"
         else:
-            problem = f"{labelled}, at most {self.smallest_error:.0%} can be promised"
+            problem = f"{labelled}, the smallest error that can be promised is {self.smallest_error:.0%}"
         if self.more_rows is None:
             return f"{problem}; even the surest answers are too often wrong for {100 * self.error:.3g}%"
         return f"{problem}; label about {self.more_rows:,} more"
@@ -141,7 +141,9 @@ class Calibration:
         needed = rows_needed(self.rows, error, confidence)
         more = None
         if needed is not None:
-            more = max(ceil(self.labelled / LEAST_MORE), round(needed * self.labelled / len(self.rows)) - self.labelled)
+            if self.kind == "decisions":
+                needed = ceil(needed * FITTING / (FITTING - 1))
+            more = max(ceil(self.labelled / LEAST_MORE), needed - self.labelled)
         return Unreachable(error, confidence, self.labelled, smallest, more)
 
     def shares_decided(self, confidence: float = CONFIDENCE) -> Mapping[float, float | None]:

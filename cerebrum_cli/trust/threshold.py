@@ -98,7 +98,7 @@ def rows_needed(scored: Sequence[ScoredRow], error: float, confidence: float) ->
             above = max(fewest, (deviations / (error - wrong)) ** 2)
             needed.append(ceil(above * len(scored) / group.rows))
     if not needed and len(scored) < fewest:
-        return fewest
+        needed = [fewest]
     rows = min(needed, default=MOST_ROWS + 1)
     return rows if rows <= MOST_ROWS else None
 

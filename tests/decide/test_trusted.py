@@ -81,15 +81,16 @@ def test_rows_are_decided_up_to_a_wanted_error(user: CommandLine) -> None:
 def test_what_cannot_be_promised_is_an_error(user: CommandLine) -> None:
     calibrate(user)
     done = decide(user, "new.jsonl", "--calibration", "refunds", "--max-error", "0.01", "-o", "other.jsonl")
-    assert_error(done, 2, "with 90 labelled rows, at most", "can be promised", "--max-error")
+    assert_error(done, 2, "with 90 labelled rows", "can be promised", "--max-error")
 
 
 @pytest.mark.parametrize(
     ("question", "words", "parts"),
     [
         ("Is it urgent? {text}", (), ("made with another question", "--force")),
-        (QUESTION, ("--fast",), ("made with another settings",)),
-        (QUESTION, ("--choices", "yes,no,maybe"), ("made with another choices",)),
+        (QUESTION, ("--fast",), ("made with other settings",)),
+        (QUESTION, ("--choices", "yes,no,maybe"), ("another question and other choices",)),
+        (QUESTION, ("--choices", "yes=it is money,no"), ("made with another question",)),
     ],
 )
 def test_a_calibration_of_something_else_is_refused(
@@ -104,6 +105,7 @@ def test_a_calibration_of_another_question_may_be_forced(user: CommandLine) -> N
     calibrate(user)
     done = decide(user, "new.jsonl", *CALIBRATED, "-o", "new.csv", "--force", question="Is money wanted? {text}")
     assert done.code == 0 and "its promise may not hold" in done.err
+    assert "nothing is promised of them" in done.err
 
 
 @pytest.mark.parametrize(
@@ -121,6 +123,27 @@ def test_bad_input_is_one_line(user: CommandLine, words: tuple[str, ...], parts:
     assert_error(decide(user, "new.jsonl", "-o", "new.csv", *words), 2, *parts)
 
 
+def test_a_row_with_choices_of_its_own_has_an_error(user: CommandLine) -> None:
+    calibrate(user)
+    (user.home / "own.jsonl").write_text(lines([{"text": "a", "choices": ["x", "y"]}, {"text": "a"}]))
+    done = decide(user, "own.jsonl", *CALIBRATED, "-o", "own.out.jsonl")
+    assert done.code == 6
+    own, other = read(user.home / "own.out.jsonl")
+    assert "choices of its own" in str(own["error"]) and other["error"] is None
+
+
+def test_calibrating_needs_labels(user: CommandLine) -> None:
+    assert_error(decide(user, "new.jsonl", "--calibrate", "x", "-o", "new.csv"), 2, "--calibrate requires --label")
+
+
+def test_a_calibration_that_cannot_be_saved_is_one_line(user: CommandLine) -> None:
+    calibrate(user)
+    (folder,) = user.home.rglob("calibrations/refunds")
+    (folder.parent / "file").write_text("")
+    done = decide(user, "labelled.jsonl", "--label", "label", "--calibrate", "file")
+    assert done.code == 2 and "error: " in done.err and "Traceback" not in done.err
+
+
 def test_a_damaged_calibration_is_refused(user: CommandLine) -> None:
     calibrate(user)
     (file,) = user.home.rglob("calibrations/refunds/*.json")
@@ -131,7 +154,7 @@ def test_a_damaged_calibration_is_refused(user: CommandLine) -> None:
 def test_labelled_rows_show_whether_the_promise_holds(user: CommandLine) -> None:
     calibrate(user)
     done = decide(user, "labelled.jsonl", "--label", "label", *CALIBRATED)
-    assert done.code == 0 and "rows decided" in done.err and "of them wrong" in done.err
+    assert done.code == 0 and "of them wrong" in done.err and "\n0 of 90 rows decided" not in done.err
 
 
 def test_a_second_model_decides_the_rest(user: CommandLine) -> None:
@@ -141,6 +164,7 @@ def test_a_second_model_decides_the_rest(user: CommandLine) -> None:
     assert done.code == 0
     rows = read(user.home / "new.out.jsonl")
     assert len(rows) == NEW and {row["model"] for row in rows} == {"nano"}
+    assert "nano: " in done.err
     before = (user.home / "new.out.jsonl").read_bytes()
     assert decide(user, *words).code == 0 and (user.home / "new.out.jsonl").read_bytes() == before
 

@@ -50,7 +50,7 @@ def test_tables_have_the_probability(user: CommandLine) -> None:
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (("--votes", "5", "--calibration", "sums"), ("made with another settings", "--force")),
+        (("--votes", "5", "--calibration", "sums"), ("made with other settings", "--force")),
         (("--votes", "4", "--calibration", "sums", "--template", "{text} ?"), ("made with another question",)),
         (("--calibration", "sums"), ("--calibration requires votes", "--votes")),
         (("--votes", "4", "--max-error", "0.1"), ("--max-error requires --calibration", "--calibrate NAME")),

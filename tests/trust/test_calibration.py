@@ -90,7 +90,10 @@ def test_unreachable_names_the_smallest_error_and_the_rows_to_label() -> None:
     few = unreached(votes((1.0, 30, 0)), 0.05)
     assert (few.rows, few.smallest_error) == (30, 0.08)
     assert few.more_rows is not None and 15 <= few.more_rows <= 150
-    assert str(few) == f"with 30 labelled rows, at most 8% can be promised; label about {few.more_rows} more"
+    assert (
+        str(few)
+        == f"with 30 labelled rows, the smallest error that can be promised is 8%; label about {few.more_rows} more"
+    )
 
 
 def test_unreachable_if_answers_are_too_often_wrong() -> None:
