@@ -39,9 +39,7 @@ def values_of_parts(question: str, text: str) -> str | None:
         return None
     lines = [sentence for line in text.split("\n") for sentence in sentences(plain(line))]
     found = [_value(lines, name, names) for name in names]
-    if None in found:
-        return None
-    if _last_value(lines) not in found:  # a total of the parts, say
+    if None in found or _last_value(lines) not in found:  # a total of the parts, say
         return None
     are_letters = all(map(_LETTER.fullmatch, names))
     return ", ".join(
@@ -73,10 +71,10 @@ def _value(lines: list[str], name: str, names: Texts) -> str | None:
         for mention in reversed(list(named.finditer(line))):
             if name.startswith("("):
                 return last_result(mention["rest"].strip())
-            before = values_in(line[: mention.start()])
+            before = values_in(line[max(0, mention.start() - _NEAR) : mention.start()])
             if before and _OF_NAME.fullmatch(before[-1].behind) and not _LETTER.fullmatch(name):
                 return before[-1].text
-            behind = values_in(mention["rest"].removeprefix(" = "))
+            behind = values_in(mention["rest"][: 2 * _NEAR].removeprefix(" = "))
             if behind and behind[0].start <= _NEAR:
                 return solved(behind[0].text)
     return None
