@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.decision import Decision
@@ -21,38 +21,64 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
 
 
+class _Place(NamedTuple):
+    """A question by its number, and one of the orders in which its choices are listed."""
+
+    question: int
+    order: int
+
+
 def vote(model: Model, questions: Sequence[ChoiceQuestion], samples: int) -> Iterator[Event | Decided]:
-    """Decide questions by as many samples each; yield each as soon as it is decided, and events in between."""
-    votes = Votes(samples, samples)
+    """Decide questions by as many samples each; yield each as soon as it is decided, and events in between.
+
+    The samples of a question are spread over the orders of its choices.
+    """
     settings = model.source.settings.for_samples("--votes")
+    missing = Counter[int]()  # votes of questions that are not over
+    found: dict[int, list[MajorityVote]] = defaultdict(list)
 
     def rows() -> Iterator[Row]:
         for number, question in enumerate(questions):
+            shares = spread(samples, len(question.choices.orders))
+            missing[number] = len(shares)
             try:
                 grammar = schema_grammar({"enum": list(question.choices.names)})
                 model.source.check(grammar)
             except UsageError as problem:
-                yield Row(number, problem)
+                missing[number] = 1
+                yield Row(_Place(number, 0), problem)
                 continue
-            asked = Ask(question.listed(question.choices.orders[0], settings.system), settings, grammar)
-            yield Row(number, asked, MajorityVote(votes))
+            for order, share in enumerate(shares):
+                asked = Ask(question.listed(question.choices.orders[order], settings.system), settings, grammar)
+                yield Row(_Place(number, order), asked, MajorityVote(Votes(share, share)))
 
     with closing(model.run_rows(rows())) as events:
         for event in events:
             if not isinstance(event, Outcome):
                 yield event
-            elif isinstance(event.result, RefusedEvent):
-                yield Decided(event.row.key, event.result.error)
-            elif isinstance(event.result, MajorityVote) and event.result.is_over:
-                yield Decided(event.row.key, counted(questions[event.row.key], event.result))
+                continue
+            number = event.row.key.question
+            if isinstance(event.result, RefusedEvent):
+                if missing.pop(number, 0):
+                    yield Decided(number, event.result.error)
+            elif isinstance(event.result, MajorityVote) and event.result.is_over and number in missing:
+                found[number].append(event.result)
+                missing[number] -= 1
+                if not missing[number]:
+                    yield Decided(number, counted(questions[number], found.pop(number)))
 
 
-def counted(question: ChoiceQuestion, vote: MajorityVote) -> Decision | CerebrumError:
+def spread(samples: int, orders: int) -> list[int]:
+    """As many samples for each order, or one more for the first; none for orders without a sample."""
+    each, more = divmod(samples, orders)
+    return [each + (place < more) for place in range(orders) if each + (place < more)]
+
+
+def counted(question: ChoiceQuestion, votes: Sequence[MajorityVote]) -> Decision | CerebrumError:
     """The shares of the choices among the samples that name one."""
     counts: Counter[str] = Counter()
-    for reply in vote.replies.values():
-        if reply.vote is not None:
-            counts[json.loads(reply.text)] += 1
+    for vote in votes:
+        counts.update(json.loads(reply.text) for reply in vote.replies.values() if reply.vote is not None)
     if not counts:
         return NoAnswer("no sample names a choice", "raise --max-tokens")
     names = question.choices.names

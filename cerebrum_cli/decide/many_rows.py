@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.results.rows import Results
 
-METHOD = 2  # of the prompts and the averages; raise it when a decision may change
+METHOD = 3  # of the prompts and the averages; raise it when a decision may change
 STANDARD = Path("-")  # standard input or output
 
 

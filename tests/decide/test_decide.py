@@ -396,6 +396,14 @@ def test_votes_are_shares_of_samples(user: CommandLine) -> None:
     assert decide(user, *words, stdin="It glows.").object == found
 
 
+def test_votes_do_not_depend_on_the_order_of_the_choices(user: CommandLine) -> None:
+    found = []
+    for choices in ("red,blue", "blue,red"):
+        done = decide(user, "Which?", "--choices", choices, "--votes", "6", "--seed", "7", "--json", stdin="1 + 2 = 3")
+        found.append({choice["name"]: choice["probability"] for choice in done.object["choices"]})
+    assert found[0] == found[1]
+
+
 def test_rows_are_decided_by_votes(user: CommandLine) -> None:
     done = decide(user, REFUND, "tickets.csv", "-o", "out.csv", "--votes", "4")
     assert done.code == 6
