@@ -87,9 +87,9 @@ def read_value(reply: QuestionAndReply) -> Answers:
         reply = reply._replace(text=_GROUPED.sub(lambda number: number[0].replace(".", ""), reply.text))
     answer, stated = extract_answers(reply.text, reply.is_complete)
     if stated is None and reply.is_complete:
+        if answer is None and (meant := hedged(reply.text)):
+            return meant, meant
         answer = _unstated(reply, answer)
-        if answer and answer == hedged(reply.text):
-            stated = answer
     if stated is None and (in_kind := _of_asked_kind(reply, answer)):
         return in_kind, None
     return _as_asked(reply, answer), _as_asked(reply, stated)
@@ -97,8 +97,6 @@ def read_value(reply: QuestionAndReply) -> Answers:
 
 def _unstated(reply: QuestionAndReply, found: str | None) -> str | None:
     """The answer of a complete reply that states none; `found` is its last value."""
-    if found is None and (meant := hedged(reply.text)):
-        return meant
     if found is None and re.search(r"(?i)\bformula\b", reply.question):
         found = formula_in(reply.last_sentence)
     if not has_content(reply.question):

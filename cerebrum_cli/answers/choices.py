@@ -239,8 +239,7 @@ def _equal(text: str, choices: Texts, is_complete: bool) -> tuple[str | None, bo
     first_sentence = sentences(first_line)[0]
     as_stated = [
         stated,
-        *(trimmed(plain(line).strip()) for line in (first_line, first_sentence)),
-        trimmed(plain(last_line).strip()),
+        *(trimmed(plain(line).strip()) for line in (first_line, first_sentence, last_line)),
     ]
     values = [*as_stated, final] if is_complete else [stated or final]
     forms = [canonical(choice) for choice in choices]
