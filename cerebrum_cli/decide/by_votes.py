@@ -6,7 +6,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.decision import Decision
@@ -19,13 +19,6 @@ from cerebrum_cli.replies.reply import MajorityVote, Outcome, Row
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
-
-
-class _Place(NamedTuple):
-    """A question by its number, and one of the orders in which its choices are listed."""
-
-    question: int
-    order: int
 
 
 def vote(model: Model, questions: Sequence[ChoiceQuestion], samples: int) -> Iterator[Event | Decided]:
@@ -46,18 +39,18 @@ def vote(model: Model, questions: Sequence[ChoiceQuestion], samples: int) -> Ite
                 model.source.check(grammar)
             except UsageError as problem:
                 missing[number] = 1
-                yield Row(_Place(number, 0), problem)
+                yield Row(number, problem)
                 continue
-            for order, share in enumerate(shares):
-                asked = Ask(question.listed(question.choices.orders[order], settings.system), settings, grammar)
-                yield Row(_Place(number, order), asked, MajorityVote(Votes(share, share)))
+            for order, share in zip(question.choices.orders, shares, strict=False):
+                asked = Ask(question.listed(order, settings.system), settings, grammar)
+                yield Row(number, asked, MajorityVote(Votes(share, share)))
 
     with closing(model.run_rows(rows())) as events:
         for event in events:
             if not isinstance(event, Outcome):
                 yield event
                 continue
-            number = event.row.key.question
+            number = event.row.key
             if isinstance(event.result, RefusedEvent):
                 if missing.pop(number, 0):
                     yield Decided(number, event.result.error)
