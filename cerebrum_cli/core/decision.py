@@ -7,6 +7,8 @@ from math import fsum
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import Texts
 
+PLACES = 6  # decimals of a probability in a result
+
 
 @frozen
 class Decision:

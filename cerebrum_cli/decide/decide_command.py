@@ -53,7 +53,7 @@ def decide(
 ) -> None:
     """The text comes from standard input or -f. With INPUT, each row is decided; {NAME} in QUESTION is a field of it.
 
-    The answer is the likeliest choice. They are listed in several orders, because models favor certain positions.
+    The answer is the likeliest choice. Models favor certain positions in a list, so they are asked in several orders.
 
     Examples:
       cerebrum decide "Is a refund requested?" < ticket.txt

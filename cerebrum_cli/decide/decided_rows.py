@@ -9,7 +9,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from cerebrum_cli.core.decision import Decision
+from cerebrum_cli.core.decision import PLACES, Decision
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import Events, StageEvent
 from cerebrum_cli.core.frozen import frozen
@@ -36,7 +36,6 @@ TOGETHER = 100  # rows whose prompts are evaluated together
 LINE, REQUEST, INPUT = "line", "request", "input"  # of a row: its number, for errors, what it asks, what was read
 CHOICES = "choices"  # key of a row that has its own
 DIGITS = 12  # of a digest
-PLACES = 6  # decimals of a probability in a result
 
 
 class AskedRow(NamedTuple):

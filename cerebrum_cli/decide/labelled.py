@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cerebrum_cli.cli.row_commands import Work, answer_missing, resumable
-from cerebrum_cli.core.decision import Decision
+from cerebrum_cli.core.decision import PLACES, Decision
 from cerebrum_cli.core.declaration import flag
 from cerebrum_cli.core.errors import SOME_FAILED, CerebrumError, UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, to_json
 from cerebrum_cli.core.row_fields import RowId, field_text
 from cerebrum_cli.core.text import Texts, format_count, format_names, text_digest, truncate
-from cerebrum_cli.decide.decided_rows import PLACES, AskedRow, RowQuestions, decide_rows
+from cerebrum_cli.decide.decided_rows import AskedRow, RowQuestions, decide_rows
 from cerebrum_cli.decide.given_choices import SHOWN, GivenChoices
 from cerebrum_cli.decide.measures import Labelled, calibration_of
 from cerebrum_cli.decide.trusted import measured
@@ -73,33 +73,20 @@ def measure(
     options: DecideOptions,
 ) -> None:
     """Decide the labelled rows that the run lacks, and print its report. Raises Interrupted with how to resume."""
-    for name in ("probabilities", "include_input", "retry_failed"):
+    for name in ("probabilities", "include_input", "retry_failed", "then", "then_endpoint"):
         if getattr(options, name):
             raise UsageError.conflict("--label", flag(name))
-    column = options.label or ""
     stored = StoredCalibrations.of_user(app.data_directory)
-    if options.then or options.then_endpoint:
-        raise UsageError.conflict("--label", "a second model")
     trust = asked.trust
     if trust:
         fingerprint = {**fingerprint, **trust.fingerprint}
-    if options.calibrate and trust:
-        raise UsageError.conflict("--calibrate", "--calibration")
     if options.calibrate is not None:
         stored.folder(options.calibrate)
-    ids, labels, digests = [], [], []
-    for position in range(len(asked.rows)):
-        row = asked.rows[position]
-        try:
-            choices = asked.choices_for(row.input)
-        except UsageError as problem:
-            raise UsageError(f"row {row.id}: {problem.message}", problem.hint) from problem
-        labels.append(read_label(row.input, column, choices, f"row {row.id}"))
-        ids.append(row.id)
-        digests.append([row.id, row.prompt, labels[-1]])
-    digest = text_digest(to_json(digests))
+        if trust:
+            raise UsageError.conflict("--calibrate", "--calibration")
+    ids, labels, digest = read_labels(asked, options.label or "")
     run = RecordedRun.prepare(app, output, options.plot, task, distinct(ids), digest, model, fingerprint)
-    labelled = LabelledRows(asked, tuple(labels), run)
+    labelled = LabelledRows(asked, labels, run)
     results = run.open(options.restart)
     with resumable(results, "rows", options.restart):
         answer_missing(app, model, options, results, Work(range(len(labels)), 1, partial(decide_rows, labelled)))
@@ -121,6 +108,21 @@ def calibrate(rows: Sequence[Labelled], key: CalibrationKey) -> Calibration:
     if any(set(row.probabilities) != set(key.choices) for row in decided):
         raise UsageError("rows with choices of their own cannot be calibrated", "give all the same: --choices")
     return calibration_of(decided, key, date.today().isoformat())
+
+
+def read_labels(asked: RowQuestions, column: str) -> tuple[list[RowId], Texts, str]:
+    """The ids of all rows, their labels, and a digest of what is asked and labelled. Raises UsageError."""
+    ids, labels, digests = list[RowId](), list[str](), list[list[Any]]()
+    for position in range(len(asked.rows)):
+        row = asked.rows[position]
+        try:
+            choices = asked.choices_for(row.input)
+        except UsageError as problem:
+            raise UsageError(f"row {row.id}: {problem.message}", problem.hint) from problem
+        labels.append(read_label(row.input, column, choices, f"row {row.id}"))
+        ids.append(row.id)
+        digests.append([row.id, row.prompt, labels[-1]])
+    return ids, tuple(labels), text_digest(to_json(digests))
 
 
 def read_label(fields: Any, column: str, choices: GivenChoices, name: str) -> str:
