@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.batch.input_row import InputRow, Rows, row_object
 from cerebrum_cli.batch.output_tables import ANSWER_KEYS
 from cerebrum_cli.core.ask import Ask
+from cerebrum_cli.core.decision import PLACES
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.frozen import frozen
@@ -25,12 +27,12 @@ from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import MajorityVote, Outcome, Reply, Row
 from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.results.rows import Results
-from cerebrum_cli.trust.shift import SeenRows
-from cerebrum_cli.trust.stored import Wanted
+
+if TYPE_CHECKING:
+    from cerebrum_cli.trust.stored import Wanted
 
 MAX_IDS = 100_000  # to compare with those of later rows
 MAX_NOTICE = 400  # characters
-PLACES = 6  # decimals of a probability in a result
 
 
 @frozen
@@ -49,7 +51,6 @@ class BatchOptions:
     modes: Mapping[str, Settings] = field(default_factory=dict)
     tools: Tools = ()
     wanted: Wanted | None = None
-    seen: SeenRows = field(default_factory=SeenRows)
 
     @property
     def keys(self) -> Texts:
@@ -61,10 +62,9 @@ class BatchOptions:
         votes = object.get("votes")
         if self.wanted is None or votes is None:
             return object
-        threshold = self.wanted.threshold
         probability = self.wanted.calibration.probability(votes["agreement"])
-        self.seen.add(probability)
-        is_decided = votes["winner"] is not None and (threshold is None or probability >= threshold.probability)
+        self.wanted.seen.add(probability)
+        is_decided = votes["winner"] is not None and self.wanted.decides(probability)
         answer = object["final_answer"] if is_decided else None
         return object | {"final_answer": answer, "probability": round(probability, PLACES), "decided": is_decided}
 

@@ -139,8 +139,8 @@ def row_flags(object: JsonObject) -> int:
     if not (object["text"].strip() or object.get("calls")):
         flags |= RowFlag.EMPTY
     votes = object["votes"]
-    is_open = votes is not None and (votes["winner"] is None or votes["tie"])
-    if is_open if object.get("decided") is None else not object["decided"]:
+    has_winner = votes is None or (votes["winner"] is not None and not votes["tie"])
+    if not object.get("decided", has_winner):
         flags |= RowFlag.UNDECIDED
     return flags
 

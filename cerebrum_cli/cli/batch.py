@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.saved_prompts import SavedPrompt
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.results.rows import Results
+    from cerebrum_cli.trust.calibration import CalibrationKey
 
 STANDARD = Path("-")  # standard input or output
 VOTES_HINT = "cerebrum eval QUESTIONS --samples K --calibrate NAME"
@@ -146,13 +147,15 @@ class BatchRun:
         )
         if options.calibration and not votes:
             raise UsageError("--calibration requires votes", "add --votes K")
-        if options.calibration or options.max_error or options.confidence or options.force:
+
+        def key() -> CalibrationKey:
             from cerebrum_cli.trust.stored import key_of
 
             of_votes = {"votes": str(votes), "template": options.template}
-            key = key_of(source.fingerprint(asked.grammar) | of_votes)
-            asked = replace(asked, wanted=options.find_wanted(app, key, VOTES_HINT))
-        return cls(app, rows, output, options, source, asked)
+            return key_of(source.fingerprint(asked.grammar) | of_votes)
+
+        wanted = options.find_wanted(app, key, VOTES_HINT)
+        return cls(app, rows, output, options, source, replace(asked, wanted=wanted))
 
     @property
     def fingerprint(self) -> JsonDict:
@@ -190,11 +193,9 @@ class BatchRun:
             work = Work(self.rows, self.asked.samples, partial(answer_rows, options=self.asked))
             answer_missing(self.app, self.source, self.options, results, work)
         failed, undecided = results.counts.failed, results.counts.undecided
-        if self.asked.wanted is None:
+        wanted, total = self.asked.wanted, results.rows.size
+        if wanted is None:
             return failed + undecided
-        from cerebrum_cli.trust.stored import outcome
-
-        total = results.rows.size
-        for line in outcome(self.asked.wanted, self.asked.seen, total - failed - undecided, total):
+        for line in wanted.outcome(total - failed - undecided, total):
             self.app.streams.report(line)
         return failed

@@ -74,8 +74,8 @@ class TrustOptions:
     )
     force: bool = switch("Use a calibration of another model, question or settings", "Output")
 
-    def find_wanted(self, app: App, key: CalibrationKey, how: str) -> Wanted | None:
-        """The calibration for a key, with its threshold; None without options. `how` it is made is a hint.
+    def find_wanted(self, app: App, key: Callable[[], CalibrationKey], how: str) -> Wanted | None:
+        """The calibration for what `key` gives, with its threshold; None without options. `how` it is made is a hint.
 
         Raises UsageError, also if no threshold keeps the error.
         """
@@ -89,7 +89,7 @@ class TrustOptions:
         if self.confidence is not None and self.max_error is None:
             raise UsageError("--confidence requires --max-error", "say which share of wrong answers is acceptable")
         stored = StoredCalibrations.of_user(app.data_directory)
-        calibration, warning = stored.require(self.calibration, key, self.force)
+        calibration, warning = stored.require(self.calibration, key(), self.force)
         if warning:
             app.streams.note(warning)
         return wanted(calibration, self.max_error, self.confidence, is_forced=bool(warning))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -24,8 +24,8 @@ from cerebrum_cli.decide.by_likelihood import UNUSED
 from cerebrum_cli.decide.decided_rows import RowQuestions, decide_rows
 from cerebrum_cli.decide.trusted import Trust, find_trust, second_trust
 from cerebrum_cli.results.results import open_results, output_paths
-from cerebrum_cli.results.rows import StreamedResults
-from cerebrum_cli.trust.stored import key_of, outcome
+from cerebrum_cli.results.rows import RowFlag, StreamedResults
+from cerebrum_cli.trust.stored import key_of
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -77,7 +77,7 @@ def decide_file(
             copies_input=options.include_input or (is_table and rows.form.header is not None),
         )
         model = options.find_source(app, overrides)
-        trust = find_trust(app, key_of(fingerprint_of(asked, model), asked.given.names), options)
+        trust = find_trust(app, lambda: key_of(fingerprint_of(asked, model), asked.given.names), options)
         if options.label is not None:
             measure_rows(app, replace(asked, trust=trust), source.stem, model, output, options)
             return
@@ -150,22 +150,26 @@ def write_decisions(app: App, passes: Sequence[Pass], output: Path) -> None:
         for number, each in enumerate(passes if not results.is_complete else passes[:1]):
             start = time.monotonic()
             if number:
-                results.finished.forget_undecided()
+                results.finished.forget(RowFlag.UNDECIDED)
             each.answer(app, results)
             seconds.append(time.monotonic() - start)
-    trust = first.asked.trust
-    if trust and trust.wanted:
-        counts, total = results.counts, results.rows.size
-        decided = total - counts.undecided - counts.failed
-        for line in outcome(trust.wanted, trust.seen, decided, total, trust.model):
-            app.streams.report(line)
-    if others and seconds:
-        shares = Counter(row["model"] for row in results.objects() if row.get("decided"))
-        for each, duration in zip(passes, seconds, strict=False):
-            label = each.model.model.label
-            app.streams.report(f"{label}: {format_count(shares[label], 'row')} decided, {duration:,.1f} s")
+    for line in outcome(passes, results, seconds):
+        app.streams.report(line)
     if results.counts.failed:
         raise typer.Exit(SOME_FAILED)
+
+
+def outcome(passes: Sequence[Pass], results: Results, seconds: Sequence[float]) -> Iterator[str]:
+    """What is reported of a calibration at the end, and of several passes how many rows each decided in how long."""
+    trust = passes[0].asked.trust
+    if trust and trust.wanted:
+        counts, total = results.counts, results.rows.size
+        yield from trust.wanted.outcome(total - counts.undecided - counts.failed, total, trust.model)
+    if len(passes) > 1:
+        decided = Counter(row["model"] for row in results.objects() if row.get("decided"))
+        for each, duration in zip(passes, seconds, strict=False):
+            label = each.model.model.label
+            yield f"{label}: {format_count(decided[label], 'row')} decided, {duration:,.1f} s"
 
 
 def open_decisions(app: App, passes: Sequence[Pass], output: Path) -> Results:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.decision import Decision
+from cerebrum_cli.core.decision import PLACES, Decision
 from cerebrum_cli.core.declaration import flag
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.trust.calibration import CalibrationKey
-from cerebrum_cli.trust.shift import SeenRows
 from cerebrum_cli.trust.stored import StoredCalibrations, Wanted, wanted
 
 if TYPE_CHECKING:
@@ -21,20 +20,16 @@ if TYPE_CHECKING:
     from cerebrum_cli.decide.decide_options import DecideOptions
     from cerebrum_cli.decide.measures import Labelled
 
-PLACES = 6  # decimals of a probability in a run
-
 
 @frozen
 class Trust:
     """Calibrates decisions, and decides the rows whose answer reaches the threshold; without one, all rows.
 
-    Without a calibration, probabilities are the model's own. Rows get the name of the `model` if there are two. `seen`
-    counts the decisions, to compare them with the labelled ones.
+    Without a calibration, probabilities are the model's own. Rows get the name of the `model` if there are two.
     """
 
     wanted: Wanted | None
-    model: str
-    seen: SeenRows
+    model: str = ""
 
     def calibrated(self, decision: Decision) -> Decision:
         """A decision with calibrated probabilities."""
@@ -43,7 +38,7 @@ class Trust:
         rounded = [round(probability, PLACES) for probability in decision.probabilities]  # as those of labelled rows
         probabilities = self.wanted.calibration.probabilities(rounded)
         decision = replace(decision, probabilities=probabilities)
-        self.seen.add(decision.probability, decision.names.index(decision.answer))
+        self.wanted.seen.add(decision.probability, decision.names.index(decision.answer))
         return decision
 
     def require(self, choices: Texts) -> None:
@@ -54,9 +49,8 @@ class Trust:
     def values(self, decision: Decision) -> JsonDict:
         """What a row says of a decision besides: no answer if it is not decided."""
         values: JsonDict = {}
-        threshold = self.wanted and self.wanted.threshold
-        if threshold or self.model:
-            is_decided = threshold is None or decision.probability >= threshold.probability
+        if "decided" in self.keys:
+            is_decided = self.wanted is None or self.wanted.decides(decision.probability)
             values = {"decided": is_decided} if is_decided else {"answer": None, "decided": False}
         if self.model:
             values["model"] = self.model
@@ -74,7 +68,7 @@ class Trust:
         return self.wanted.fingerprint if self.wanted else {}
 
 
-def find_trust(app: App, key: CalibrationKey, options: DecideOptions) -> Trust | None:
+def find_trust(app: App, key: Callable[[], CalibrationKey], options: DecideOptions) -> Trust | None:
     """What options want of a calibration; None without. Raises UsageError, also if no threshold keeps the error."""
     found = options.find_wanted(app, key, "--label COLUMN --calibrate NAME")
     if found is None or found.threshold is None:
@@ -82,7 +76,7 @@ def find_trust(app: App, key: CalibrationKey, options: DecideOptions) -> Trust |
             if getattr(options, name):
                 problem = f"{flag(name)} requires --calibration and --max-error"
                 raise UsageError(problem, "say which share of wrong answers is acceptable")
-    return Trust(found, "", SeenRows()) if found else None
+    return Trust(found) if found else None
 
 
 def second_trust(app: App, key: CalibrationKey, model: str, options: DecideOptions) -> Trust:
@@ -91,9 +85,9 @@ def second_trust(app: App, key: CalibrationKey, model: str, options: DecideOptio
     calibration = StoredCalibrations.of_user(app.data_directory).find(options.calibration, key)
     if calibration is None:
         app.streams.note(f"calibration {options.calibration} has no rows of {model}: all its answers are taken")
-        return Trust(None, model, SeenRows())
+        return Trust(None, model)
     try:
-        return Trust(wanted(calibration, options.max_error, options.confidence), model, SeenRows())
+        return Trust(wanted(calibration, options.max_error, options.confidence), model)
     except UsageError as error:
         error.message = f"{model}: {error.message}"
         raise

@@ -71,7 +71,7 @@ def evaluate_model(
         require_run_file(output)
         output_paths(output, Path(source))
     if options.calibrate:
-        require_calibration(options)
+        require_calibration(app, options)
     if source in HARNESS_TASKS:
         run_in_harness(app, source, overrides, options, output)
         return
@@ -100,13 +100,13 @@ def evaluate_model(
         raise typer.Exit(SOME_FAILED)
 
 
-def require_calibration(options: EvalOptions) -> None:
+def require_calibration(app: App, options: EvalOptions) -> None:
     """Raise UsageError if there will be no votes to calibrate with, or no place for them."""
     from cerebrum_cli.trust.stored import StoredCalibrations
 
     if options.samples is None or options.samples < 2:
         raise UsageError("--calibrate requires votes", "add --samples K, as many as batch --votes will take")
-    StoredCalibrations(Path()).folder(options.calibrate or "")
+    StoredCalibrations.of_user(app.data_directory).folder(options.calibrate or "")
 
 
 def run_in_harness(app: App, source: str, overrides: Layer, options: EvalOptions, output: Path | None) -> None:

@@ -140,7 +140,7 @@ def _open(
         return StoredResults(paths, store, rows, record, all_finished, is_complete=True)
     finished, unfinished = store.load(rows.size)
     if retry_failed:
-        finished.forget_failed()  # new answers replace them
+        finished.forget(RowFlag.FAILED | RowFlag.UNDECIDED)  # new answers replace them
     results = StoredResults(paths, store, rows, record, finished)
     results.unfinished = unfinished
     return results

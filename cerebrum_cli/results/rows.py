@@ -89,16 +89,10 @@ class FinishedRows(Collection[int]):
         failed, truncated, undecided, empty = map(self._count, flags)
         return RowCounts(failed, truncated, undecided, empty, self.errors)
 
-    def forget_failed(self) -> None:
-        """Forget the rows without an answer, which are to be answered again."""
+    def forget(self, flags: int) -> None:
+        """Forget the rows with any of these flags, which are to be answered again."""
         for position in self:
-            if not is_answer(self._flags[position]):
-                self[position] = 0
-
-    def forget_undecided(self) -> None:
-        """Forget the rows that are undecided, which are to be answered again."""
-        for position in self:
-            if self._flags[position] & RowFlag.UNDECIDED:
+            if self._flags[position] & flags:
                 self[position] = 0
 
     def _count(self, flag: int) -> int:

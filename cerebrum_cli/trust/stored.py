@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, field
 from pathlib import Path
-from typing import NamedTuple
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import atomic_write, read_text, translate_os_errors
@@ -39,12 +38,18 @@ OTHER = {  # how a field of a key differs
 NAME = re.compile(r"[^\W_][\w.-]{0,99}")
 
 
-class Wanted(NamedTuple):
-    """A calibration, and the threshold for a wanted error, if there is one."""
+@frozen
+class Wanted:
+    """A calibration, and the threshold for a wanted error, if there is one; `seen` counts what they decide."""
 
     calibration: Calibration
     threshold: Threshold | None
     is_forced: bool = False
+    seen: SeenRows = field(default_factory=SeenRows)
+
+    def decides(self, probability: float) -> bool:
+        """Whether a calibrated probability is high enough to decide a row."""
+        return self.threshold is None or probability >= self.threshold.probability
 
     def promise(self, model: str = "") -> str:
         """What is promised of the rows that a model decides, as the end of a sentence; nothing if it is forced."""
@@ -53,6 +58,15 @@ class Wanted(NamedTuple):
         error, confidence = 100 * self.threshold.error, 100 * self.threshold.confidence
         by = f" by {model}" if model else ""
         return f"; of those{by} at most {error:.3g}% are wrong ({confidence:.4g}% confidence)"
+
+    def outcome(self, decided: int, total: int, model: str = "") -> Iterator[str]:
+        """What is reported at the end: how many rows are decided, what is promised, and whether that may not hold."""
+        if self.threshold:
+            yield f"{decided:,} of {total:,} rows decided{self.promise(model)}"
+        if shift := self.seen.shift_from(self.calibration.seen):
+            means = f"mean probability {shift.new_mean:.2f}, of the labelled rows {shift.labelled_mean:.2f}"
+            found = means if shift.what == "probability" else "their answers have other shares"
+            yield f"the rows differ from the labelled ones ({found}): what is promised may not hold for them"
 
     @property
     def fingerprint(self) -> JsonDict:
@@ -148,13 +162,3 @@ def wanted(calibration: Calibration, error: float | None, confidence: float | No
     if isinstance(threshold, Unreachable):
         raise UsageError(str(threshold), "raise --max-error, label more rows, or use a better model")
     return Wanted(calibration, threshold, is_forced)
-
-
-def outcome(wanted: Wanted, seen: SeenRows, decided: int, total: int, model: str = "") -> Iterator[str]:
-    """What is said at the end: how many rows are decided, what is promised of them, and whether that may not hold."""
-    if wanted.threshold:
-        yield f"{decided:,} of {total:,} rows decided{wanted.promise(model)}"
-    if shift := seen.shift_from(wanted.calibration.seen):
-        means = f"mean probability {shift.new_mean:.2f}, of the labelled rows {shift.labelled_mean:.2f}"
-        found = means if shift.what == "probability" else "their answers have other shares"
-        yield f"the rows differ from the labelled ones ({found}): what is promised may not hold for them"
