@@ -55,15 +55,22 @@ class Chat(SessionModel):
         settings = self.settings
         key = self.loaded, self.session, self.tools, settings.system, settings.think, settings.keep_reasoning
         if self._counted is None or self._counted[0] != key:
-            conversation = self.conversation
-            if self.last_reply or not self.messages:
-                # Templates may include the reasoning of the last reply, and may need a question.
-                conversation = conversation.user("")
             try:
-                self._counted = key, self.loaded.count_tokens(conversation)
+                self._counted = key, self.loaded.count_tokens(self._with_question)
             except FormatError:  # reported with the next question
                 return None
         return self._counted[1], size
+
+    @property
+    def tool_tokens(self) -> int | None:
+        """Tokens of the next prompt that list functions; None without any, and where they are unknown."""
+        return self.loaded.count_tool_tokens(self._with_question)
+
+    @property
+    def _with_question(self) -> Conversation:
+        """The conversation with a question: templates may include the reasoning of the last reply, and may need one."""
+        conversation = self.conversation
+        return conversation.user("") if self.last_reply or not self.messages else conversation
 
     def send(self, text: str, settings: Settings | None = None, majority_vote: MajorityVote | None = None) -> Events:
         """Save a question, and return the events of the reply or vote. Without a reply, the question is removed."""

@@ -30,21 +30,24 @@ if TYPE_CHECKING:
 def show_prompt(streams: Streams, loaded: Model, request: Ask, options: AskOptions) -> None:
     """Print the exact prompt on standard output, byte for byte in a pipe, and its token count on standard error."""
     prompt, token_ids = loaded.preview(request.conversation, loaded.source.settings)
+    tool_tokens = loaded.count_tool_tokens(request.conversation)
     for notice in loaded.take_notices():
         streams.notice(notice)
     if options.json:
-        streams.answer_object(
-            {
-                "prompt": prompt,
-                "prompt_tokens": len(token_ids),
-                "token_ids": list(token_ids),
-                "format": loaded.format_name,
-                "model": loaded.model.name,
-            }
-        )
+        value = {
+            "prompt": prompt,
+            "prompt_tokens": len(token_ids),
+            "token_ids": list(token_ids),
+            "format": loaded.format_name,
+            "model": loaded.model.name,
+        }
+        if tool_tokens is not None:
+            value["tool_tokens"] = tool_tokens
+        streams.answer_object(value)
         return
     streams.answer_prompt(prompt)
-    streams.report(f"{len(token_ids)} tokens")
+    functions = "" if tool_tokens is None else f", {tool_tokens} of them for functions"
+    streams.report(f"{len(token_ids)} tokens{functions}")
 
 
 class HistoryPreload:
@@ -297,5 +300,8 @@ class AnswerPrinter:
         if options.stats:
             settings = self.request.settings
             sampling = sampling_text(settings.samplers, settings.origins)
-            line = stats_line(reply.finish, loaded.model.name, loaded.format_name, loaded.repacks, sampling)
+            tool_tokens = loaded.count_tool_tokens(self.request.conversation)
+            line = stats_line(
+                reply.finish, loaded.model.name, loaded.format_name, loaded.repacks, sampling, tool_tokens
+            )
             streams.write_line("", line)

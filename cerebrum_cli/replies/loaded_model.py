@@ -27,6 +27,7 @@ from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings, reply_room
 from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds, TokenPredicate, common_prefix
+from cerebrum_cli.core.tools import ToolSpecs
 from cerebrum_cli.core.vocabulary import detokenize, least_tokens, resolve_biases
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.requests import OPENING_TOKENS, Request
@@ -37,6 +38,7 @@ from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.replies.reply import LONG_PROMPT, Reply
 from cerebrum_cli.replies.reply_controls import AnswerNow, ReplyControls
 from cerebrum_cli.replies.source import ModelSource
+from cerebrum_cli.replies.tool_tokens import listing_notice, listing_tokens
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.inspection import GivenReply
@@ -62,6 +64,7 @@ class LoadedModel:
     answer_now: AnswerNow = field(default_factory=AnswerNow, init=False)
     _notices: dict[NoticeEvent, bool] = field(default_factory=dict, init=False)  # whether it was taken
     _timings: list[Timings] = field(default_factory=list, init=False)  # of single replies
+    _measured_tools: ToolSpecs = field(default=(), init=False)  # whose share of the context was last computed
 
     def __enter__(self) -> Self:
         return self
@@ -101,7 +104,11 @@ class LoadedModel:
         """Load the model, and yield the events of a reply without tools. Raises PromptTooLong before any evaluation."""
         yield from self.load()
         self.answer_now = AnswerNow()
-        prepared = self.prepare_reply(replace(request, stream=True))
+        try:
+            prepared = self.prepare_reply(replace(request, stream=True))
+        except PromptTooLong:
+            yield from self.take_notices()  # they may name what is too long
+            raise
         yield from self.take_notices()
         if request.conversation.prefill and not request.prefix_tokens:
             tokens, texts = prepared.beginning
@@ -129,6 +136,8 @@ class LoadedModel:
         if begun and not self.format.verbatim and (begun.content.strip() or not prompt_end):
             asked, prompt_end = self._continuing(asked, tokens)
         self._make_room(len(tokens), settings)
+        self._measure_tools(conversation)
+        self._require_room(len(tokens))
         prefix = asked.prefix_tokens
         prefix_text = self._text_of(prefix) if prefix else ""
         rules, controls = self.controls.create(asked, prompt_end, prefix_text, self.answer_now)
@@ -244,6 +253,28 @@ class LoadedModel:
         vocabulary = self.engine.vocabulary
         parts = self.format.render(conversation)
         return least_tokens(vocabulary, self.engine.context_size, parts) or len(vocabulary.tokenize(parts))
+
+    def count_tool_tokens(self, conversation: Conversation) -> int | None:
+        """Number of tokens that functions add to the prompt; None without any, or if a server builds the prompt.
+
+        Many get a notice.
+        """
+        if not conversation.tools or self.format.is_servers:
+            return None
+        try:
+            self._measure_tools(conversation)
+            return listing_tokens(conversation, self.count_tokens)
+        except FormatError:  # of a template that needs a question, or the functions
+            return None
+
+    def _measure_tools(self, conversation: Conversation) -> None:
+        """Note that the list of functions takes a large part of the context; once for the same functions."""
+        tools = conversation.tools
+        if tools == self._measured_tools or self.format.is_servers:
+            return
+        self._measured_tools = tools
+        if tools:
+            self.note(listing_notice(conversation, self.count_tokens, self.engine.context_size))
 
     def tokenize(self, conversation: Conversation) -> TokenIds:
         """Tokenize the prompt of a conversation. Raises PromptTooLong if it is too long to be tokenized in seconds."""
@@ -375,14 +406,13 @@ class LoadedModel:
         return prompt
 
     def _make_room(self, tokens: int, settings: Settings) -> None:
-        """Double what a prompt needs, unless the context has room, or its size was chosen. Raises PromptTooLong."""
+        """Double what a prompt needs, unless the context has room, or its size was chosen."""
         size, trained, source = self.engine.context_size, self.model.trained_context, self.source
         room = reply_room(size, settings.max_tokens)
         may_grow = source.caches_prompts and not source.settings.ctx and settings.overflow != "stop"
         if may_grow and not self.is_remote and tokens + room > size and tokens < trained:
             doubled = 2 * tokens
             self.grow(min(doubled + -doubled % GROWTH_STEP, trained))
-        self._require_room(tokens)
 
     def grow(self, length: int) -> None:
         """Enlarge the context for the next prompt, as far as memory allows, with a notice."""

@@ -179,8 +179,18 @@ def print_rows(
         streams.report(empty)
 
 
-def stats_line(finish: FinishEvent, model: str, format_name: str, repacks: bool | None, sampling: str) -> str:
-    """Line printed by `--stats`; `repacks` is None where a server holds the weights."""
+def stats_line(
+    finish: FinishEvent,
+    model: str,
+    format_name: str,
+    repacks: bool | None,
+    sampling: str,
+    tool_tokens: int | None = None,
+) -> str:
+    """Line printed by `--stats`; `repacks` is None where a server holds the weights.
+
+    `tool_tokens` are those of the prompt that list functions, None without any.
+    """
     timings = finish.timings
     parts = [model, f"format {format_name}"]
     if repacks is None:
@@ -193,6 +203,8 @@ def stats_line(finish: FinishEvent, model: str, format_name: str, repacks: bool 
     parts.append(
         f"prompt {finish.prompt_tokens or 'of unknown'} tokens{cached}{_rate(timings.prompt_tokens_per_second)}"
     )
+    if tool_tokens is not None:
+        parts.append(f"functions {tool_tokens} tokens")
     generated = f"generated {finish.completion_tokens} tokens{_rate(timings.tokens_per_second)}"
     if timings.draft_n:
         generated += f", {timings.draft_n_accepted} of {timings.draft_n} draft tokens accepted"

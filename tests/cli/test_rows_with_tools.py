@@ -68,6 +68,14 @@ def rows(tmp_path: Path, chatml_model: Path) -> Rows:
     return Rows(tmp_path, chatml_model)
 
 
+def test_dry_run_of_an_evaluation_has_the_tokens_of_functions(rows: Rows) -> None:
+    questions = rows.write("exam.jsonl", [{"question": "None?", "answer": "1"}])
+    preview = rows.run("eval", questions, "--dry-run", "--json").object
+    assert 0 < preview["tool_tokens"] < preview["prompt_tokens"]
+    shown = f"{preview['prompt_tokens']} tokens in this prompt, {preview['tool_tokens']} of them for functions\n"
+    assert shown in rows.run("eval", questions, "--dry-run").err
+
+
 @pytest.mark.parametrize("output", ["-", "out.jsonl"])
 def test_batch_runs_calls_and_continues(rows: Rows, output: str) -> None:
     path = Path(output) if output == "-" else rows.home / output

@@ -4,7 +4,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 
@@ -21,12 +21,13 @@ from templates import chosen_format
 from tool_templates import TOOL_TEMPLATES
 
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import CallEvent, Event, NoticeEvent, RoundEvent
 from cerebrum_cli.core.settings import EMBEDDED
-from cerebrum_cli.core.tools import Round, ToolCall
+from cerebrum_cli.core.tools import Round, ToolCall, ToolSpecs
 from cerebrum_cli.formats.choice import SERVER
 from cerebrum_cli.formats.prompt_format import RAW
+from cerebrum_cli.programs.functions import tools_of
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Reply
 
@@ -598,3 +599,59 @@ def test_long_result_is_cut_on_a_server_that_does_not_state_its_context() -> Non
         server.arm(body=stream_of({"content": "Long."}, finish="stop"))
         [call] = model.reply(QUESTION, tools=[weather]).wait().calls
     assert 1500 < len(call.result) < 2100 and "characters omitted" in call.result  # each is a token here
+
+
+# The tokens of the list of functions.
+
+
+def forecast(city: str) -> str:
+    """Temperature, rain and wind."""
+    return city
+
+
+def counted(model: Model, *tools: Callable[..., str]) -> int | None:
+    """Tokens of the list of functions in a prompt."""
+    return model.count_tool_tokens(replace(Conversation().user(QUESTION), tools=specs(*tools)))
+
+
+def specs(*tools: Callable[..., str]) -> ToolSpecs:
+    return tuple(tool.spec for tool in tools_of(tools, print))
+
+
+def test_tokens_of_functions_are_those_that_they_add_to_the_prompt() -> None:
+    with opened("Hi.", "Hi.") as (model, script):
+        model.reply(QUESTION).wait()
+        events = events_of(model.reply(QUESTION, tools=[weather, forecast]))
+        plain, listed = map(len, script.prompts)
+        assert counted(model, weather, forecast) == listed - plain > 500
+        assert counted(model) is None
+    assert notices(events) == []
+
+
+def test_functions_that_take_much_of_the_context_get_one_notice() -> None:
+    with opened() as (model, _):
+        both, one, other = counted(model, weather, forecast), counted(model, weather), counted(model, forecast)
+    assert both and one and other and one < 500 < both
+    with opened("Hi.", "Hi.", "Hi.", context=2000) as (model, _):
+        offered = ([weather], [weather, forecast], [weather, forecast])
+        asked = [notices(events_of(model.reply(QUESTION, tools=tools))) for tools in offered]
+    taken = f"the list of functions takes {both} of the context's 2,000 tokens, {both - other} of them for weather"
+    assert asked == [[], [taken], []]
+
+
+def test_functions_that_leave_no_context_are_named_with_the_error() -> None:
+    events = []
+    with opened(context=400) as (model, _), pytest.raises(PromptTooLong):
+        for event in model.reply(QUESTION, tools=[weather, forecast]).events():
+            events.append(event)
+    assert "of them for weather" in "".join(notices(events))
+
+
+def test_server_that_builds_the_prompt_has_no_tokens_of_functions() -> None:
+    with (
+        serving_kind(OllamaServer, lambda held, seed: END, context_size=5000) as [server],
+        connected(server, messages=True) as engine,
+    ):
+        model = model_on(engine, chosen_format(SERVER))
+        model.reply(QUESTION).wait()
+        assert counted(model, weather) is None
