@@ -44,7 +44,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "aiohttp": ("servers.client",),
     "gguf": (),  # headers are read without it, which takes half a second to import
     "yaml": ("weights.document",),
-    "matplotlib": ("eval.plot", "eval.runs_command", "decide.measures"),
+    "matplotlib": ("eval.plot", "eval.calibrated", "eval.runs_command", "decide.measures"),
     "rich": ("terminal",),
     "prompt_toolkit": ("terminal",),
     "markdown_it": ("terminal",),

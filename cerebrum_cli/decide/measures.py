@@ -18,6 +18,7 @@ from cerebrum_cli.trust.calibration import (
     Calibration,
     CalibrationKey,
     LabelledDecision,
+    Promises,
     calibrate_decisions,
 )
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 LEAST = 1e-6  # probability of a label, as results have six decimals
 BINS = 10
 DRAWS = 1000  # simulated, for the noise floor
-COMPARED_ERROR = 0.05  # of two runs
 MOST_COLUMNS = 8  # of a confusion table; with more choices, the most frequent confusions are listed
 
 
@@ -56,8 +56,7 @@ class Measures:
     - `noise_floor`: what that would be on average if all probabilities were right: it is not 0, as rows are few
     - `confusions`: the number of rows by label and answer
     - `errors`: the share of wrong answers among the surest 1, 2, ... n rows
-    - `promised`: the share decided for wanted errors if these rows calibrate, with 90% confidence; None where none can
-      be promised, and no entries if rows have choices of their own
+    - `promised`: what can be promised if these rows calibrate
     """
 
     n: int
@@ -67,7 +66,7 @@ class Measures:
     noise_floor: float
     confusions: Mapping[tuple[str, str], int]
     errors: Sequence[float]
-    promised: Mapping[float, float | None]
+    promised: Promises
 
     @property
     def names(self) -> Texts:
@@ -94,19 +93,12 @@ class Measures:
             "noise_floor": self.noise_floor,
             "confusions": confusions,
             "share_decided": {f"{error:g}": self.share_decided(error) for error in WANTED_ERRORS},
-            "share_promised": {f"{error:g}": share for error, share in self.promised.items()},
+            "share_promised": self.promised.object,
         }
 
     def compare(self, other: Measures, names: Sequence[str]) -> str:
-        """How many rows two runs would decide at a wanted error, with calibration by their labels."""
-
-        def said(measures: Measures) -> str:
-            share = measures.promised.get(COMPARED_ERROR)
-            return "none" if share is None else f"{share:.0%}"
-
-        first, second = names
-        what = f"decided at {COMPARED_ERROR:.0%} error ({CONFIDENCE:.0%} confidence)"
-        return f"{what}: {said(self)} of the rows by {first}, {said(other)} by {second}"
+        """How many rows two runs would decide at a wanted error."""
+        return self.promised.compare(other.promised, names)
 
     def print(self, streams: Streams) -> None:
         streams.answer("\n")
@@ -118,8 +110,8 @@ class Measures:
         print_table(streams, ("decisions", "value"), rows)
         streams.answer("\n")
         shares = [
-            (f"{error:.0%}", f"{self.share_decided(error):.2f}", f"{share:.2f}" if share is not None else "none")
-            for error, share in self.promised.items()
+            (f"{error:.0%}", f"{self.share_decided(error):.2f}", promised)
+            for error, promised in self.promised.texts.items()
         ]
         print_table(streams, ("wanted error", "decided here", f"promised with {CONFIDENCE:.0%} confidence"), shares)
         streams.answer("\n")
@@ -138,7 +130,11 @@ class Measures:
         figure = Figure(figsize=(6, 4.2), layout="constrained")
         axes = figure.subplots()
         shares = [number / self.n for number in range(1, self.n + 1)]
-        axes.plot(shares, self.errors, "k-", linewidth=1.5)
+        axes.plot(shares, self.errors, "k-", linewidth=1.5, label="these rows")
+        promised = [(share, error) for error, share in self.promised.shares.items() if share is not None]
+        if promised:
+            axes.plot(*zip(*promised, strict=True), "bo", label=f"promised with {CONFIDENCE:.0%} confidence")
+            axes.legend(loc="upper left", frameon=False)
         axes.set(xlabel="share decided, the surest first", ylabel="error among them", xlim=(0, 1.02))
         axes.set_ylim(0, 1.05 * max(0.1, *self.errors))
         axes.spines[["top", "right"]].set_visible(False)
@@ -157,6 +153,9 @@ def measures_of(samples: Sequence[Labelled]) -> Measures | None:
     correct = [sample.answer == sample.reference for sample in decided]
     losses = [-log(max(LEAST, sample.probabilities.get(sample.reference, 0.0))) for sample in decided]
     confusions = Counter((sample.reference, sample.answer or "") for sample in decided)
+    promises = Promises({})
+    if have_same:
+        promises = calibration_of(decided, CalibrationKey("", "", tuple(names), ""), "").promises
     return Measures(
         n=len(decided),
         model=samples[0].model,
@@ -165,9 +164,7 @@ def measures_of(samples: Sequence[Labelled]) -> Measures | None:
         noise_floor=noise_floor(surest),
         confusions=confusions,
         errors=errors_by_sureness(surest, correct),
-        promised=calibration_of(decided, CalibrationKey("", "", tuple(names), ""), "").shares_decided()
-        if have_same
-        else {},
+        promised=promises,
     )
 
 

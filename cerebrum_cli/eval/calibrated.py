@@ -7,42 +7,90 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.core.votes import SHARE_PLACES, Votes
-from cerebrum_cli.eval.questions import Sample
-from cerebrum_cli.eval.report import group_by_question, votes_of
+from cerebrum_cli.eval.report import Samples, group_by_question, votes_of
+from cerebrum_cli.eval.stored_runs import CHECK, Run, report_of
 from cerebrum_cli.terminal.tables import print_table
-from cerebrum_cli.trust.calibration import CONFIDENCE, LabelledVote, calibrate_votes
+from cerebrum_cli.trust.calibration import (
+    CONFIDENCE,
+    CalibrationKey,
+    LabelledVote,
+    Promises,
+    calibrate_votes,
+)
 from cerebrum_cli.trust.stored import StoredCalibrations, key_of
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.eval.prepared import PreparedEvaluation
+    from cerebrum_cli.terminal.streams import Streams
 
 
-def calibrate_run(
-    app: App, name: str, prepared: PreparedEvaluation, samples: Sequence[Sample], template: str | None
-) -> None:
-    """Keep the votes of a run under a name, and print the share decided by wanted error. Raises UsageError."""
+@frozen
+class VoteDetails:
+    """What can be promised if the questions of a run calibrate its votes."""
+
+    run: Run
+    samples: Samples
+    promised: Promises
+
+    @property
+    def object(self) -> JsonDict:
+        return {"share_promised": self.promised.object}
+
+    def print(self, streams: Streams) -> None:
+        streams.answer("\n")
+        rows = [(f"{error:.0%}", share) for error, share in self.promised.texts.items()]
+        print_table(streams, ("wanted error", f"share decided, with {CONFIDENCE:.0%} confidence"), rows)
+
+    def draw(self) -> Figure:
+        from cerebrum_cli.eval.plot import draw_report
+
+        return draw_report(report_of(self.run, self.samples), self.promised)
+
+    def compare(self, other: VoteDetails, names: Sequence[str]) -> str:
+        return self.promised.compare(other.promised, names)
+
+
+def vote_details(run: Run, samples: Samples) -> VoteDetails | None:
+    """What the votes on the questions with all samples can promise; None if that is nothing."""
+    most = run.samples_per_question
+    if most == 1 or run.match == "code":  # programs are not put to a vote
+        return None
+    rows = labelled_votes(samples, Votes(most, most, checks=CHECK in run.fingerprint))
+    if not rows:
+        return None
+    promised = calibrate_votes(rows, CalibrationKey("", "", (), ""), "").promises
+    return VoteDetails(run, samples, promised) if any(promised.shares.values()) else None
+
+
+def calibrate_run(app: App, name: str, prepared: PreparedEvaluation, samples: Samples, template: str | None) -> None:
+    """Keep the votes of a run under a name. Raises UsageError."""
     evaluation = prepared.evaluation
     votes = Votes(evaluation.samples, evaluation.samples, checks=evaluation.checks)
-    complete = [group for group in group_by_question(samples).values() if len(group) == evaluation.samples]
-    if not complete:
+    rows = labelled_votes(samples, votes)
+    if not rows:
         raise UsageError("no question has all samples", "run it again to take the others")
     fingerprint = prepared.source.fingerprint(evaluation.grammar) | {"votes": str(votes), "template": template}
-    rows = [labelled_vote(question, votes) for question in complete]
     calibration = calibrate_votes(rows, key_of(fingerprint), date.today().isoformat())
     StoredCalibrations.of_user(app.data_directory).save(name, calibration)
-    app.streams.answer("\n")
-    shares = [
-        (f"{error:.0%}", "none" if share is None else f"{share:.2f}")
-        for error, share in calibration.shares_decided().items()
-    ]
-    print_table(app.streams, ("wanted error", f"share decided, with {CONFIDENCE:.0%} confidence"), shares)
     app.streams.report(f"calibration {name} saved: {format_count(len(rows), 'question')}")
+    if not any(calibration.promises.shares.values()):
+        app.streams.report(str(calibration.threshold(max(calibration.promises.shares))))
 
 
-def labelled_vote(question: Sequence[Sample], votes: Votes) -> LabelledVote:
+def labelled_votes(samples: Samples, votes: Votes) -> list[LabelledVote]:
+    """The votes on the questions that have all samples."""
+    questions = group_by_question(samples).values()
+    return [labelled_vote(question, votes) for question in questions if len(question) == votes.maximum]
+
+
+def labelled_vote(question: Samples, votes: Votes) -> LabelledVote:
     """The share that the winner of a question's vote has when that would end, and whether it is right."""
     for number in range(1, len(question) + 1):
         counted = votes_of(question[:number], votes.checks, votes)

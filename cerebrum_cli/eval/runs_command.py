@@ -116,7 +116,7 @@ def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, plot: P
         raise UsageError(f"no sample of {run.name} counts: {reason}", "run it again with other settings")
     notes = run.notes
     report = report_of(run, samples)
-    details = details_of(samples)
+    details = details_of(run, samples)
     if plot:  # first: a report is not followed by an error
         from cerebrum_cli.eval.plot import plot_report, write_picture
 
@@ -168,12 +168,16 @@ class RunDetails(Protocol):
         """A line on two runs of the same questions."""
 
 
-def details_of(samples: Sequence[Sample]) -> RunDetails | None:
+def details_of(run: Run, samples: Sequence[Sample]) -> RunDetails | None:
+    """What another package says of a run, or, of votes, what they can promise."""
+    from cerebrum_cli.eval.calibrated import vote_details
+
     for extension in optional_packages():
         if extension.run_details:
             details: RunDetails | None = loaded(extension.run_details)(samples)
-            return details
-    return None
+            if details:
+                return details
+    return vote_details(run, samples)
 
 
 def run_remarks(run: Run) -> Iterator[str]:
@@ -213,8 +217,8 @@ def compare(
     print_comparison(app.streams, comparison, *runs, list_differences(differing))
     text = strip_controls(conclusion(comparison, *(run.name for run in runs)))
     app.streams.answer(f"\n{app.streams.wrapped(text)}\n")
-    first, second = (details_of(run.samples()) for run in runs)
-    if first and second:
+    first, second = (details_of(run, run.samples()) for run in runs)
+    if first and type(first) is type(second):
         line = strip_controls(first.compare(second, [run.name for run in runs]))
         app.streams.answer(f"\n{app.streams.wrapped(line)}\n")
 

@@ -20,6 +20,7 @@ from cerebrum_cli.trust.threshold import ScoredRow, find_threshold, rows_needed,
 VERSION = 1  # of the JSON object
 CONFIDENCE = 0.9
 WANTED_ERRORS = (0.01, 0.02, 0.05, 0.1)
+COMPARED_ERROR = 0.05  # of two runs
 FITTING = 3  # one row in this many fits the map of decisions, the others choose thresholds
 LEAST_SHARE = 0.01  # of votes: all votes of a few samples are no certainty
 LEAST_MORE = 10  # a suggestion is at least one row for so many labelled ones: these missed the threshold by bad luck
@@ -96,6 +97,33 @@ class Unreachable:
 
 
 @frozen
+class Promises:
+    """The share of labelled rows decided for each of WANTED_ERRORS, with CONFIDENCE; None where it has no threshold.
+
+    There are no `shares` if rows have choices of their own.
+    """
+
+    shares: Mapping[float, float | None]
+
+    @property
+    def object(self) -> JsonDict:
+        return {f"{error:g}": share for error, share in self.shares.items()}
+
+    @property
+    def texts(self) -> Mapping[float, str]:
+        """The shares as text."""
+        return {error: "none" if share is None else f"{share:.2f}" for error, share in self.shares.items()}
+
+    def compare(self, other: Promises, names: Sequence[str]) -> str:
+        """How many rows two runs with these names would decide at one error, each calibrated by its labels."""
+        first, second = (
+            f"{promises.texts.get(COMPARED_ERROR, 'none')} of the rows by {name}"
+            for promises, name in zip((self, other), names, strict=True)
+        )
+        return f"decided at {COMPARED_ERROR:.0%} error ({CONFIDENCE:.0%} confidence): {first}, {second}"
+
+
+@frozen
 class Calibration:
     """A map of probabilities, and labelled rows with calibrated probabilities that choose thresholds.
 
@@ -146,13 +174,13 @@ class Calibration:
             more = max(ceil(self.labelled / LEAST_MORE), needed - self.labelled)
         return Unreachable(error, confidence, self.labelled, smallest, more)
 
-    def shares_decided(self, confidence: float = CONFIDENCE) -> Mapping[float, float | None]:
-        """The share of rows decided for each of WANTED_ERRORS; None where that error cannot be promised."""
+    @property
+    def promises(self) -> Promises:
         shares: dict[float, float | None] = {}
         for error in WANTED_ERRORS:
-            found = find_threshold(self.rows, error, confidence)
+            found = find_threshold(self.rows, error, CONFIDENCE)
             shares[error] = found.rows / len(self.rows) if found else None
-        return shares
+        return Promises(shares)
 
     @property
     def object(self) -> JsonDict:

@@ -3,10 +3,17 @@
 import csv
 import json
 import random
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import CommandLine, Finished, assert_error
+from remote_engines import serving_kind
+from scripted_backend import END
+from server_kinds import OllamaServer
 
 QUESTION = "Is a refund requested? {text}"
 WORDS = [
@@ -26,6 +33,8 @@ WORDS = [
     "thanks",
     "where",
 ]
+SURE = {"yes": -0.01, "no": -4.6}
+OTHER = {"yes": "no", "no": "yes"}
 LABELLED, NEW = 90, 24
 CALIBRATED = ("--calibration", "refunds", "--max-error", "0.2")
 
@@ -39,9 +48,8 @@ def user(tmp_path: Path) -> CommandLine:
     (tmp_path / "new.jsonl").write_text(lines({"text": text} for text in texts[LABELLED:]))
     (tmp_path / "texts.jsonl").write_text(lines({"text": text} for text in texts[:LABELLED]))
     assert decide(user, "texts.jsonl", "-o", "answers.jsonl").code == 0
-    answers = [str(row["answer"]) for row in read(tmp_path / "answers.jsonl")]
-    other = {"yes": "no", "no": "yes"}
-    labels = [other[answer] if number % 10 == 9 else answer for number, answer in enumerate(answers)]
+    answers = [row["answer"] for row in read(tmp_path / "answers.jsonl")]
+    labels = [OTHER[answer] if number % 10 == 9 else answer for number, answer in enumerate(answers)]
     rows = ({"text": text, "label": label} for text, label in zip(texts, labels, strict=False))
     (tmp_path / "labelled.jsonl").write_text(lines(rows))
     return user
@@ -51,12 +59,16 @@ def lines(rows: object) -> str:
     return "".join(f"{json.dumps(row)}\n" for row in rows)  # type: ignore[attr-defined]
 
 
-def read(path: Path) -> list[dict[str, object]]:
+def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def decide(user: CommandLine, *words: str, question: str = QUESTION, model: str = "nano") -> Finished:
-    return user.run("decide", question, *words, "-m", model, directory=user.home)
+    return run(user, "decide", question, *words, "-m", model)
+
+
+def run(user: CommandLine, *words: str) -> Finished:
+    return user.run(*words, directory=user.home)
 
 
 def calibrate(user: CommandLine, name: str = "refunds") -> Finished:
@@ -167,6 +179,67 @@ def test_a_second_model_decides_the_rest(user: CommandLine) -> None:
     assert "nano: " in done.err
     before = (user.home / "new.out.jsonl").read_bytes()
     assert decide(user, *words).code == 0 and (user.home / "new.out.jsonl").read_bytes() == before
+
+
+class SureOfMoney(OllamaServer):
+    """A server that says "yes": nearly certainly if a text has the word money, else it is guessing."""
+
+    def complete(self, body: Mapping[str, Any]) -> Generator[Any, None, None]:
+        is_sure = "money" in body["messages"][-1]["content"]
+        for reply in super().complete(body):
+            likeliest = SURE if is_sure else {"yes": -0.68, "no": -0.70}
+            if reply:
+                [first] = reply["choices"][0]["logprobs"]["content"]
+                first["top_logprobs"] = [{"token": text, "logprob": each} for text, each in likeliest.items()]
+            yield reply
+
+
+def test_two_servers_decide_the_rest_and_a_kill_loses_nothing(user: CommandLine) -> None:
+    texts = [row["text"] for row in read(user.home / "texts.jsonl")]
+    labels = ["no" if "money" not in text and number % 2 else "yes" for number, text in enumerate(texts)]
+    rows = ({"text": text, "label": label} for text, label in zip(texts, labels, strict=True))
+    (user.home / "labelled.jsonl").write_text(lines(rows))
+    with serving_kind(SureOfMoney, ended, context_size=10_000) as [first], two_servers() as others:
+        first.openings = SURE
+        asked = ("decide", QUESTION, "--endpoint", first.url)
+        assert run(user, *asked, "labelled.jsonl", "--label", "label", "--calibrate", "refunds").code == 0
+        assert run(user, *asked, "new.jsonl", *CALIBRATED, "-o", "alone.jsonl").code == 0
+        alone = read(user.home / "alone.jsonl")
+        undecided = {row["id"] for row in alone if not row["decided"]}
+        assert undecided == {row["id"] for row in alone if "money" not in row["prompt"]}
+        words = [word for server in others for word in ("--then-endpoint", server.url)]
+        command = (*asked, "new.jsonl", *CALIBRATED, *words, "-o", "new.out.jsonl")
+        armed = [server.arm(let_through=2, hang_after=0) for server in others]
+        process = user.start(*command)
+        for server, fault in zip(others, armed, strict=True):
+            server.wait_for(partial(getattr, fault, "struck"))
+        process.kill()
+        process.communicate()
+        for server in others:
+            server.disarm()
+        done = run(user, *command)
+        assert done.code == 0, done.err
+    answered = read(user.home / "new.out.jsonl")
+    for row, of_first in zip(answered, alone, strict=True):
+        if row["id"] in undecided:
+            assert (row["answer"], row["decided"], row["model"]) == ("no", True, "large")
+        else:
+            assert row == of_first | {"model": row["model"]} and row["model"] != "large"
+    assert f"large: {len(undecided)} rows decided" in done.err
+
+
+@contextmanager
+def two_servers() -> Iterator[list[OllamaServer]]:
+    """Two servers of a model that says no."""
+    with serving_kind(OllamaServer, ended, 2, context_size=10_000) as servers:
+        for server in servers:
+            server.openings = {"yes": -2.0, "no": -0.2}
+            server.models = ("large",)
+        yield servers
+
+
+def ended(held: tuple[int, ...], seed: int) -> int:
+    return END
 
 
 def test_rows_unlike_the_labelled_ones_get_a_notice(user: CommandLine) -> None:

@@ -121,10 +121,10 @@ def test_rows_to_label_reach_the_threshold_in_most_cases() -> None:
     assert sum(found) >= 14
 
 
-def test_shares_decided_are_none_where_an_error_cannot_be_promised() -> None:
-    shares = votes((1.0, 100, 0), (0.5, 50, 50)).shares_decided()
+def test_promises_are_none_where_an_error_cannot_be_promised() -> None:
+    shares = votes((1.0, 100, 0), (0.5, 50, 50)).promises.shares
     assert shares == {0.01: None, 0.02: None, 0.05: 0.5, 0.1: 0.5}
-    wide = votes((1.0, 240, 0)).shares_decided()
+    wide = votes((1.0, 240, 0)).promises.shares
     assert wide == {0.01: 1.0, 0.02: 1.0, 0.05: 1.0, 0.1: 1.0}
 
 
