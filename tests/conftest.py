@@ -127,9 +127,23 @@ def starter(pytestconfig: pytest.Config) -> Path:
 @pytest.fixture(scope="session")
 def sandbox() -> Sandbox:
     try:
-        return require_sandbox()
+        return require_sandbox("bwrap")
     except UsageError as error:
         pytest.skip(error.message)
+
+
+@pytest.fixture(scope="session", params=["bwrap", "monty"])
+def each_sandbox(request: pytest.FixtureRequest) -> Sandbox:
+    """bubblewrap, where it works, and Monty."""
+    try:
+        return require_sandbox(request.param)
+    except UsageError as error:
+        pytest.skip(error.message)
+
+
+@pytest.fixture
+def without_bubblewrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
 
 
 @pytest.fixture(scope="session")

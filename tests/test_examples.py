@@ -28,12 +28,12 @@ DOCUMENTS = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.g
 MERGE, EVALUATE = "docs/how-to/merge.md", "docs/how-to/evaluate.md"
 LEFT_OUT = {
     "builds or installs programs": r"^((make|source|pip|pipx|uv|git clone) |CMAKE_ARGS=|.*scripts/setup\.sh)",
-    "asks on a terminal, or changes the shell": r"cerebrum pull( author/model)? +#|--install-completion",
+    "asks on a terminal, or changes the shell": r"cerebrum pull( author/model)? +#|--install-completion|chat --tool",
     "starts a server or a cluster": r"^(llama-server|ggml-rpc-server) |--ray ",
     "takes a minute": r"cerebrum lm-eval\b",
     "needs a GPU": r"cpu_moe=24",
     "needs the Internet": r"https://example\.com/",
-    "needs bubblewrap": r"--run-code|--check python|--tool python",
+    "needs bubblewrap": r"--run-code",
     "has a placeholder": r"\bNAME$",
 }
 SKIPPED = re.compile("|".join(LEFT_OUT.values()))

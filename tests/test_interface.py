@@ -23,7 +23,8 @@ from cerebrum_cli.core.events import RefusedEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.library.installed import NANO
-from cerebrum_cli.programs.sandbox import CodeResult, Sandbox
+from cerebrum_cli.programs.code_result import CodeResult
+from cerebrum_cli.programs.sandbox import Sandbox
 from cerebrum_cli.replies import checking
 from cerebrum_cli.replies.concurrent_rows import run_rows
 from cerebrum_cli.replies.interface import Question
@@ -127,7 +128,7 @@ def test_library_answers_many_questions_as_they_finish(model: Model) -> None:
 
 def test_library_checks_samples_with_programs(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing(Sandbox):
-        def __init__(self) -> None:
+        def __init__(self, choice: str) -> None:
             self.is_closed = Event()
 
         def run(self, code: str, test: str, timeout_s: float = 0.0) -> CodeResult:

@@ -210,6 +210,8 @@ class AnswerPrinter:
             leader = vote.tally.leader
             if leader and leader.is_checked:
                 result += f"; checked by {format_count(leader.programs, 'program')}"
+            if unsupported := vote.unsupported_programs:
+                result += f"; {format_count(unsupported, 'program')} not supported by Monty"
             streams.info(result)
 
     def _save(self, reply: Reply) -> None:

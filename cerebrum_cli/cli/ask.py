@@ -50,7 +50,7 @@ def ask(
     reader = AttachmentReader(app.config.documents, options.offline)
     text = only_question(words)
     question = PromptSources(text, options.file, options.messages, options.raw, app.streams.report, saved, reader)
-    votes = options.vote_bounds
+    votes = options.vote_bounds(app.settings(overrides).sandbox)
     continues = continues_reply(app, options, question)
     if not continues:
         question.validate(app.streams.piped)
@@ -74,7 +74,7 @@ def answer(
     from cerebrum_cli.terminal.sinks import ReplyDisplay
 
     display = ReplyDisplay(app.streams, options.yes, is_hidden=options.verbose)
-    tools = display.calls.tools_of(options.tool)
+    tools = display.calls.tools_of(options.tool, app.settings(overrides).sandbox)
     open_history = cache(app.open_history)  # imported and opened when it is needed, mostly after the answer
     session = continued = None
     if options.session_flag:

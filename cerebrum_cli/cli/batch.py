@@ -125,8 +125,9 @@ class BatchRun:
         """Find the model, its settings, the functions and the grammar. Raises UsageError, ModelNotFound."""
         from cerebrum_cli.batch.answering import BatchOptions
 
-        tools = options.find_tools(app)
-        votes = options.vote_bounds
+        sandbox = app.settings(overrides).sandbox
+        tools = options.find_tools(app, sandbox)
+        votes = options.vote_bounds(sandbox)
         source = options.find_source(app, overrides)
         if votes:
             source = source.for_samples("--votes")

@@ -70,7 +70,7 @@ def chat(
     files = reader.read(options.file, app.streams.report)
     question = read_question(app, words)
     display = ReplyDisplay(app.streams, options.yes)
-    tools = display.calls.tools_of(options.tool)
+    tools = display.calls.tools_of(options.tool, app.settings(SourcedLayer(overrides, applied)).sandbox)
     conversation = open_chat(app, overrides, applied, options)
     conversation.tools = tools
     exit_code = run_chat(

@@ -155,8 +155,11 @@ class GenerationOptions(ConstrainedOptions):
         "Programs required to confirm the winning answer [default: 0]", kind=INTEGER, least=0
     )
 
-    @property
-    def vote_bounds(self) -> Votes | None:
+    def vote_bounds(self, sandbox: str) -> Votes | None:
+        """How many samples to take; None without `--votes`. Raises UsageError, also where no program can check them.
+
+        `sandbox` is the setting.
+        """
         if self.votes is None:
             for name in ("min_votes", "check", "min_checked"):
                 if getattr(self, name) is not None:
@@ -171,7 +174,7 @@ class GenerationOptions(ConstrainedOptions):
         if votes.checks:
             from cerebrum_cli.programs.sandbox import require_sandbox
 
-            require_sandbox()  # raises an error without a sandbox, before the model is loaded
+            require_sandbox(sandbox)  # raises an error without a sandbox, before the model is loaded
         return votes
 
 

@@ -165,8 +165,8 @@ class RowOptions(ToolOptions, ConstrainedOptions, ConcurrencyOptions):
         with name_grammar_in_errors(self.schema, self.grammar), super().answering(source, results, work) as answering:
             yield answering
 
-    def find_tools(self, app: App) -> Tools:
-        """The functions that the model may call without confirmation. Raises UsageError."""
+    def find_tools(self, app: App, sandbox: str) -> Tools:
+        """The functions that the model may call without confirmation; `sandbox` is the setting. Raises UsageError."""
         if not self.tool:
             return ()
         from cerebrum_cli.programs.functions import tools_of
@@ -174,7 +174,7 @@ class RowOptions(ToolOptions, ConstrainedOptions, ConcurrencyOptions):
         others = [flag(name) for name in ("votes", "check", "raw") if getattr(self, name, None)]
         for other in filter(None, (*others, self.place_flag)):
             raise UsageError.conflict("--tool", other)
-        tools = tools_of(self.tool, app.streams.report)
+        tools = tools_of(self.tool, app.streams.report, sandbox=sandbox)
         for tool in tools:
             if tool.asks and not self.yes:
                 problem = f"this command cannot ask before calls of {tool.spec.name}"

@@ -86,13 +86,20 @@ def _check_disk(context: DoctorContext) -> CheckResult:
     )
 
 
-def _check_sandbox(_context: DoctorContext) -> CheckResult:
-    """Whether programs of models can run here; most users need none, so there is no warning."""
+def _check_sandbox(context: DoctorContext) -> CheckResult:
+    """Where programs of models run here, and why; most users need none, so there is no warning."""
+    settings = context.settings
+    choice = f"sandbox={settings.sandbox}"
     try:
-        require_sandbox()
+        sandbox = require_sandbox(settings.sandbox)
     except UsageError as error:
-        return check_result(f"none: {error.message}; {error.hint}")
-    return check_result("bubblewrap works")
+        return check_result(f"none: {choice}, but {error.message}; {error.hint}")
+    if refusal := sandbox.refusal:
+        return check_result(f"Monty, which has only a part of Python: {refusal.message}; {refusal.hint}")
+    works = "Monty works" if sandbox.runner.name == "monty" else "bubblewrap works"
+    if settings.sandbox != "auto":
+        works += f": {choice} ({settings.origin('sandbox')})"
+    return check_result(works)
 
 
 def _check_config(context: DoctorContext) -> CheckResult:

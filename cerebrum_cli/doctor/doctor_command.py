@@ -11,7 +11,7 @@ from cerebrum_cli.cli.signature import composed, settings_options
 from cerebrum_cli.cli.variables import environment_layer
 from cerebrum_cli.core.declaration import TEXTS, option, option_group, switch
 from cerebrum_cli.core.errors import ConfigError
-from cerebrum_cli.core.settings import Layer, fold
+from cerebrum_cli.core.settings import Layer, SourcedLayer, fold
 from cerebrum_cli.doctor.check_lines import print_check_result
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def doctor(app: App, overrides: Annotated[Layer, SETTINGS], options: DoctorOptio
     results = []
     shown = ""
     with interruptible(""):
-        layer = {**environment_layer("threads"), **overrides}
+        layer = SourcedLayer(environment_layer("threads", "sandbox"), overrides)
         try:
             settings = app.settings(layer)
         except ConfigError:  # which is one of the results

@@ -31,6 +31,7 @@ FACTS = (
     "adapter",
     "format",
     "set of functions",
+    "sandbox",
     "chat template",
     "system",
     "seed",
@@ -103,6 +104,7 @@ def labeled_values(report: Report) -> Iterator[tuple[str, str]]:
     }
     if report.votes:
         shares["no program"] = report.no_program
+    shares["not supported by Monty"] = report.unsupported or None
     for label, share in shares.items():
         if share is not None:
             yield label, f"{share:.3f}"

@@ -68,10 +68,13 @@ class ReplyScorer:
         return [(self._running.pop(future), future.result()) for future in done]
 
 
-def reply_scorer(match: Match, questions: Questions) -> ReplyScorer:
-    """How replies are scored. Raises UsageError if a reference answer cannot be searched for, or code cannot be run."""
+def reply_scorer(match: Match, questions: Questions, sandbox: str = "auto") -> ReplyScorer:
+    """How replies are scored; `sandbox` is the setting.
+
+    Raises UsageError if a reference answer cannot be searched for, or code cannot be run.
+    """
     if match == "code":
-        return code_scorer()
+        return code_scorer(sandbox)
     if match == "math":
         return math_scorer()
     if match in ("contains", "regex"):
@@ -128,24 +131,27 @@ def math_scorer() -> ReplyScorer:
     return ReplyScorer(score, math_verify.close)
 
 
-def code_scorer() -> ReplyScorer:
+def code_scorer(sandbox: str) -> ReplyScorer:
     """Score programs by running them against the question's test, as many at a time as there are cores.
 
-    Replies to a question without an entry point are programs. Raises UsageError without a sandbox.
+    Replies to a question without an entry point are programs. They run in Monty only if the setting `sandbox` says so:
+    what it lacks makes no program wrong. Raises UsageError without a sandbox.
     """
     from cerebrum_cli.programs.sandbox import require_sandbox
 
-    sandbox, threads = require_sandbox(), ThreadPoolExecutor(thread_count())
+    place = require_sandbox("monty" if sandbox == "monty" else "bwrap")
+    threads = ThreadPoolExecutor(thread_count())
 
     def run(question: Question, text: str) -> ScoredAnswer:
-        code, result = sandbox.test_reply(text, question.stub, question.entry_point, question.reference)
-        return ScoredAnswer(code, result is not None and result.reason == "passed")
+        code, result = place.test_reply(text, question.stub, question.entry_point, question.reference)
+        reason = result and result.reason
+        return ScoredAnswer(code, reason == "passed", "unsupported" if reason == "unsupported" else None)
 
     def score(question: Question, text: str, _is_complete: bool) -> Future[ScoredAnswer]:
         return threads.submit(run, question, text)
 
     def close() -> None:
-        sandbox.is_closed.set()
+        place.is_closed.set()
         threads.shutdown(cancel_futures=True)
 
     return ReplyScorer(score, close)

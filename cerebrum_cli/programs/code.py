@@ -75,11 +75,14 @@ def first_program(reply: str) -> str:
     return _with_helpers(chosen.text, blocks, "", "print")
 
 
+def bare_program(text: str) -> str:
+    """A program without its fence."""
+    return text if first_error(text) is None else first_program(text)
+
+
 def interactive_program(text: str) -> str:
     """A program that runs another, without its fence, as an interactive interpreter does: it prints values."""
-    if first_error(text) is not None:
-        text = first_program(text)
-    return INTERACTIVE.format(text)
+    return INTERACTIVE.format(bare_program(text))
 
 
 def _class_with_method(text: str, name: str) -> str | None:

@@ -15,7 +15,6 @@ from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.tools import Tool, ToolCall, ToolFunction, Tools
-from cerebrum_cli.programs.code import interactive_program
 from cerebrum_cli.programs.function_process import Confirm, FunctionFile, Report
 from cerebrum_cli.programs.guest import cut as cut
 from cerebrum_cli.programs.sandbox import require_sandbox
@@ -24,6 +23,14 @@ if TYPE_CHECKING:
     from cerebrum_cli.programs.function_schema import Signature
 
 TIMEOUT_S = 5.0  # for a program
+PYTHON = """Run a Python program and return what it prints. Use it for every calculation.
+
+{}
+
+Args:
+    code: The program, which prints its result.
+"""
+UNSUPPORTED = "This interpreter has only a part of Python: write the program without it."
 
 
 def discard(_: NoticeEvent) -> None:
@@ -31,14 +38,17 @@ def discard(_: NoticeEvent) -> None:
 
 
 def tools_of(
-    sources: Iterable[ToolFunction | Tool | str], report: Report = discard, confirm: Confirm | None = None
+    sources: Iterable[ToolFunction | Tool | str],
+    report: Report = discard,
+    confirm: Confirm | None = None,
+    sandbox: str = "auto",
 ) -> Tools:
     """Tools of functions, of Python files, and `python`. With `confirm`, a call of a file's function runs if it agrees.
 
-    Reports functions of files that cannot be used. Raises UsageError for anything else, for a file without any that
-    can, and for two tools with one name.
+    `sandbox` is the setting. Reports functions of files that cannot be used, and a sandbox that has only a part of
+    Python. Raises UsageError for anything else, for a file without any that can, and for two tools with one name.
     """
-    tools = [tool for source in sources for tool in _tools(source, report, confirm)]
+    tools = [tool for source in sources for tool in _tools(source, report, confirm, sandbox)]
     names = [tool.spec.name for tool in tools]
     for name in names:
         if names.count(name) > 1:
@@ -46,13 +56,13 @@ def tools_of(
     return tuple(tools)
 
 
-def _tools(source: ToolFunction | Tool | str, report: Report, confirm: Confirm | None) -> list[Tool]:
+def _tools(source: ToolFunction | Tool | str, report: Report, confirm: Confirm | None, sandbox: str) -> list[Tool]:
     if isinstance(source, Tool):
         return [source]
     if callable(source):
         return [_tool_of(source)]
     if source == "python":
-        return [_tool_of(python_function())]
+        return [_tool_of(python_function(report, sandbox))]
     if str(source).endswith(".py"):
         file = FunctionFile(Path(source), report)
         return [Tool(spec, partial(file.run, spec.name, confirm), asks=True) for spec in file.describe()]
@@ -102,21 +112,19 @@ def _as_before() -> Iterator[None]:
         yield
 
 
-def python_function() -> Callable[[str], str]:
-    """The built-in function that runs programs in the sandbox. Raises UsageError where there is no sandbox."""
-    sandbox = require_sandbox()
+def python_function(report: Report, choice: str) -> Callable[[str], str]:
+    """The built-in function that runs programs in the sandbox. Raises UsageError where it does not work."""
+    sandbox = require_sandbox(choice)
+    if sandbox.notice:
+        report(sandbox.notice)
 
     def python(code: str) -> str:
-        """Run a Python program and return what it prints. Use it for every calculation.
-
-        It can import the standard library and numpy.
-
-        Args:
-            code: The program, which prints its result.
-        """
-        result = sandbox.run(interactive_program(code), "", TIMEOUT_S)
+        result = sandbox.evaluate(code, TIMEOUT_S)
         if result.reason in ("passed", "failed"):
             return result.detail
+        if result.reason == "unsupported":
+            return f"{result.detail}{UNSUPPORTED}"
         return f"the program was ended: {result.reason} {result.detail}"
 
+    python.__doc__ = PYTHON.format(sandbox.runner.offers)
     return python

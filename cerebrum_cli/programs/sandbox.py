@@ -1,140 +1,47 @@
-"""Programs that a model wrote, run in bubblewrap: without network and the user's files, within limits.
-
-A program is the only process in the sandbox, with one thread, so a limit of the process is a limit of all it does. It
-passes only if guest.py, which runs it, reaches the end of its test. That holds for programs that end early or fail, not
-for those that cheat on purpose: they share a process with their test, and can return objects that are equal to
-everything.
-"""
+"""Programs that a model wrote, in bubblewrap, or in Monty where that does not work."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import re
-import secrets
-import select
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import distribution
-from math import ceil
-from pathlib import Path
 from threading import Event, Lock
-from typing import IO, Literal, NamedTuple, cast
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.programs.call_filter import MACHINES, call_filter
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.programs.bubblewrap import Bubblewrap, find_bubblewrap
 from cerebrum_cli.programs.code import extract_program, first_program
-
-Reason = Literal["passed", "failed", "timeout", "memory", "crashed"]
-
-TIMEOUT_S = 10.0  # for a program and its test
-START_S = 60.0  # for bubblewrap and Python to start, on a busy machine
-MAX_OUTPUT = 2**16  # bytes that are read; a report is shorter
-READY = b"ready\n"  # printed by guest.py when it has read its request
-POLL_MS = 100  # after which a program that must end is killed
-END_S = 5.0  # for a program that was killed to end
-MAX_KERNEL_MEMORY = 2**26  # bytes that the kernel holds for a program, which no limit of a process counts
-FILE_SIZE = 1300  # bytes that the kernel holds for a file in memory with a long name, besides its content
+from cerebrum_cli.programs.code_result import TIMEOUT_S, CodeResult
+from cerebrum_cli.programs.monty import Monty, find_monty
 
 FINDING = Lock()  # held where programs are parsed without warnings, which is a state of all threads
-GUEST = Path(__file__).with_name("guest.py")
-LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64", "/etc/ld.so.cache")
-PACKAGES = ("/nix/store", "/gnu/store")  # of NixOS and Guix, libraries included
-NUMPY = ("numpy", "numpy.libs")  # directories of what programs can import besides the standard library
-IMPORTS = "/imports"
-ISOLATION = (
-    "--unshare-user --unshare-all --as-pid-1 --cap-drop ALL --die-with-parent --clearenv --setenv HOME /tmp"
-    f" --setenv PYTHONHASHSEED 0 --setenv PYTHONPATH {IMPORTS} --setenv OPENBLAS_NUM_THREADS 1"
-    " --size 16777216 --tmpfs /tmp"
-)
-
-
-class CodeResult(NamedTuple):
-    """How a program ended, and the end of its error, or of what it printed; "crashed" if it ended before its test."""
-
-    reason: Reason
-    detail: str = ""
-
-
-PROBE = (  # a program, and a test that raises an exception if it is wrong
-    "import ctypes, os, socket\n",
-    """
-def is_denied(call, *arguments):
-    try:
-        call(*arguments)
-    except OSError:
-        return True
-    return False
-
-libc = ctypes.CDLL(None)
-assert is_denied(socket.socket), "it has sockets"
-assert is_denied(os.fork), "it can start processes"
-assert is_denied(open, "/etc/passwd"), "it can read /etc/passwd"
-assert is_denied(open, "/probe", "w"), "it can write outside of /tmp"
-assert os.getpid() == 1, "it is not the first process"
-assert is_denied(os.kill, 0, 0), "it can send signals"
-assert is_denied(os.memfd_create, "probe"), "it has memory without limits"
-assert libc.ptrace(0, 0, 0, 0) == -1, "it can trace processes"
-assert libc.prctl(3) == -1, "it can change how it ends"
-assert libc.unshare(0) == -1, "it can create namespaces"
-open("/tmp/probe", "w").close()
-""",
-)
-REQUIREMENTS = (
-    "it needs version 0.7 or newer, and user namespaces and seccomp, which many containers forbid; try: bwrap"
-    " --unshare-all --ro-bind / / true"
-)
-# Ubuntu, since 23.10, denies capabilities in user namespaces to programs without an AppArmor profile that allows them.
-# Since 25.04, it loads one for bubblewrap; before, the package apparmor-profiles has it.
-RESTRICTION = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
-DENIED = ("Permission denied", "Operation not permitted")
-LOAD_PROFILE = (
-    "AppArmor forbids it; load the profile of bubblewrap: sudo apt install apparmor-profiles && sudo install -m 644"
-    " /usr/share/apparmor/extra-profiles/bwrap-userns-restrict /etc/apparmor.d/ && sudo apparmor_parser -r"
-    " /etc/apparmor.d/bwrap-userns-restrict"
-)
-CHILDREN = Path("/proc/thread-self/children")  # a kernel option that `_kernel_memory` needs
 
 
 class Sandbox:
-    """bubblewrap where it works, from `require_sandbox`; nothing runs without one. `is_closed` ends all programs."""
+    """What runs programs, from `require_sandbox`; if it is Monty because bubblewrap does not work, with the `refusal`.
 
-    def __init__(self, bwrap: str, call_filter: bytes) -> None:
-        self._bwrap = bwrap
-        self._call_filter = call_filter
+    `is_closed` ends all programs.
+    """
+
+    refusal: UsageError | None = None
+
+    def __init__(self, runner: Bubblewrap | Monty, refusal: UsageError | None = None) -> None:
+        self.runner = runner
+        self.refusal = refusal
         self.is_closed = Event()
 
+    @property
+    def notice(self) -> NoticeEvent | None:
+        """That programs run in Monty, and why, unless the user has chosen it."""
+        if self.refusal is None:
+            return None
+        problem = f"programs run in Monty, which has only a part of Python: {self.refusal.message}"
+        return NoticeEvent(problem, "see `sandbox` in cerebrum doctor")
+
     def run(self, code: str, test: str, timeout_s: float = TIMEOUT_S) -> CodeResult:
-        """Run a program and its test, in a process group of its own. Raises UsageError if bubblewrap fails."""
-        token = secrets.token_hex()
-        request = {"code": code, "test": test, "token": token, "cpu_s": ceil(timeout_s) + 1}
-        try:
-            process = self._start(json.dumps(request).encode())
-            data, cause = self._read(process, timeout_s)
-        except OSError as error:
-            raise _not_working(str(error)) from error
-        output = data.decode(errors="replace")
-        _, has_report, report = output.partition(f"{token} ")
-        if has_report:
-            reason, _, detail = report.partition("\n")
-            return CodeResult(cast(Reason, reason), detail)
-        if READY not in data and not self.is_closed.is_set():
-            silence = (
-                f"no response within {START_S:.0f} s" if cause else f"it ended with exit code {process.returncode}"
-            )
-            raise _not_working(output.strip() or silence)
-        if cause:
-            return CodeResult(cause)
-        signum = process.returncode - 128  # bubblewrap reports signals as shells do
-        if signum > 0:
-            return CodeResult("crashed", f"signal {signum}")
-        return CodeResult("crashed", "it ended the process, or corrupted its output")
+        """Run a program and its test. Raises UsageError if the sandbox fails."""
+        return self.runner.run(code, test, timeout_s, self.is_closed)
+
+    def evaluate(self, text: str, timeout_s: float) -> CodeResult:
+        """Run a program, which may be fenced, and print values as an interactive interpreter does."""
+        return self.runner.evaluate(text, timeout_s, self.is_closed)
 
     def run_reply(self, reply: str, timeout_s: float) -> tuple[str, CodeResult]:
         """Run the first program of a reply: its code, and how it ended."""
@@ -153,136 +60,14 @@ class Sandbox:
                 code = extract_program(reply, prompt, entry_point)
         return code, None if code is None else self.run(code, test)
 
-    def _start(self, request: bytes) -> subprocess.Popen[bytes]:
-        """Start guest.py in bubblewrap, where nothing but Python, numpy, libraries and a small /tmp exists.
 
-        The request is its standard input. The interpreter is that of this process; of a virtual environment, the one
-        that it was made from.
-        """
-        python = str(Path(sys.executable).resolve())
-        readable = []
-        for path in (*LIBRARIES, *PACKAGES, f"{sys.base_prefix}/lib", f"{sys.base_exec_prefix}/lib", python):
-            readable += ["--ro-bind-try", path, path]
-        packages = distribution("numpy").locate_file("")
-        for name in NUMPY:
-            readable += ["--ro-bind-try", f"{packages}/{name}", f"{IMPORTS}/{name}"]
-        with _file(request) as stdin, _file(self._call_filter) as call_filter, _file(b"") as null:
-            # An empty file is /dev/null: of the real one, root can change the permissions.
-            locks = (
-                f"--bind-data {null.fileno()} /dev/null --remount-ro / --chdir /tmp --seccomp {call_filter.fileno()}"
-            )
-            guest = [python, "-P", "-s", "-S", "-c", GUEST.read_text(encoding="utf-8")]
-            return subprocess.Popen(
-                [self._bwrap, *ISOLATION.split(), *readable, *locks.split(), *guest],
-                stdin=stdin,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                bufsize=0,
-                pass_fds=[call_filter.fileno(), null.fileno()],
-                start_new_session=True,  # no terminal, and Ctrl-C interrupts only this process
-            )
-
-    def _read(self, process: subprocess.Popen[bytes], timeout_s: float) -> tuple[bytes, Reason | None]:
-        """Read output until its end, or until the program must be killed; then all in the sandbox is gone.
-
-        Its time begins when the interpreter has started. Returns the output, and why the program was killed, if it was.
-        """
-        assert process.stdout
-        output, deadline = b"", time.monotonic() + START_S
-        poll = select.poll()
-        poll.register(process.stdout, select.POLLIN)
-        with process.stdout:
-            try:
-                while (cause := self._violation(process, output, deadline)) is None:
-                    if not poll.poll(POLL_MS):
-                        if READY not in output and _has_ended(process):
-                            break  # and something that it started holds the output
-                        continue
-                    data = os.read(process.stdout.fileno(), MAX_OUTPUT)
-                    if not data:
-                        break
-                    is_new = READY not in output
-                    output += data
-                    if is_new and READY in output:
-                        deadline = time.monotonic() + timeout_s
-            finally:  # also after Ctrl-C
-                _end(process, poll)
-        return output, cause
-
-    def _violation(self, process: subprocess.Popen[bytes], output: bytes, deadline: float) -> Reason | None:
-        """Why a program must be killed, if it must."""
-        if self.is_closed.is_set() or time.monotonic() >= deadline:
-            return "timeout"
-        if len(output) > MAX_OUTPUT:
-            return "crashed"
-        if READY in output and _kernel_memory(process.pid) > MAX_KERNEL_MEMORY:
-            return "memory"
-        return None
-
-
-def _kernel_memory(bwrap: int) -> int:
-    """Bytes that the kernel holds for the program in a sandbox: files in /tmp and page tables. 0 once it has ended."""
+def require_sandbox(choice: str = "auto") -> Sandbox:
+    """The sandbox that the setting `sandbox` chooses, which is proven to isolate programs here; UsageError if not."""
+    if choice == "monty":
+        return Sandbox(find_monty())
     try:
-        program = Path(f"/proc/{bwrap}/task/{bwrap}/children").read_text().strip()
-        files = os.statvfs(f"/proc/{program}/root/tmp")
-        status = Path(f"/proc/{program}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    page_tables = re.search(r"VmPTE:\s*(\d+) kB", status)
-    if page_tables is None:
-        return 0
-    return (files.f_files - files.f_ffree) * FILE_SIZE + int(page_tables[1]) * 1024
-
-
-def _has_ended(process: subprocess.Popen[bytes]) -> bool:
-    """Whether a process has ended; it is not reaped, so that its process group can be killed."""
-    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def _end(process: subprocess.Popen[bytes], poll: select.poll) -> None:
-    """Kill what is in a sandbox, and wait until nothing holds its output. Raises TimeoutError if something does."""
-    assert process.stdout
-    os.killpg(process.pid, signal.SIGKILL)
-    deadline = time.monotonic() + END_S
-    while not poll.poll(POLL_MS) or os.read(process.stdout.fileno(), MAX_OUTPUT):
-        if time.monotonic() >= deadline:
-            process.poll()  # it may have ended, but not what it started
-            raise TimeoutError("a program that was killed did not end")
-    process.wait()
-
-
-def require_sandbox() -> Sandbox:
-    """Find bubblewrap and prove that it isolates programs here; UsageError if not."""
-    machine = platform.machine()
-    if sys.platform != "linux" or machine not in MACHINES:
-        raise UsageError(
-            f"code that a model wrote runs only in bubblewrap, on Linux on {' or '.join(MACHINES)}",
-            "run this task on another machine, for example a virtual one",
-        )
-    bwrap = shutil.which("bwrap")
-    if bwrap is None:
-        raise UsageError(
-            "code that a model wrote runs only in bubblewrap, and bwrap is not installed",
-            "install it: sudo apt install bubblewrap  (or dnf, pacman, zypper)",
-        )
-    sandbox = Sandbox(bwrap, call_filter(machine))
-    result = sandbox.run(*PROBE)
-    if result.reason != "passed":
-        raise _not_working(f"{result.reason}: {result.detail}")
-    if not CHILDREN.exists():
-        raise _not_working(f"{CHILDREN} is missing")
-    return sandbox
-
-
-@contextmanager
-def _file(data: bytes) -> Iterator[IO[bytes]]:
-    with os.fdopen(os.memfd_create("request"), "r+b") as file:  # the disk may be full
-        file.write(data)
-        file.seek(0)
-        yield file
-
-
-def _not_working(problem: str) -> UsageError:
-    is_restricted = RESTRICTION.exists() and RESTRICTION.read_text().strip() == "1"
-    hint = LOAD_PROFILE if is_restricted and any(denied in problem for denied in DENIED) else REQUIREMENTS
-    return UsageError(f"bubblewrap does not work here: {problem.splitlines()[-1]}", hint)
+        return Sandbox(find_bubblewrap())
+    except UsageError as error:
+        if choice == "bwrap":
+            raise
+        return Sandbox(find_monty(), error)

@@ -43,12 +43,13 @@ def with_check(model: LoadedModel, prepared: Request, request: Ask) -> Request:
     return replace(prepared, follow_up=replace(check, prompt_tokens=tokens[after:]))
 
 
-def create_check(scope: Event | None = None) -> Callable[[str], Program | None]:
+def create_check(model: LoadedModel, scope: Event) -> Callable[[str], Program | None]:
     """A function that runs the program in a reply, until `scope` is set. Raises UsageError without a sandbox."""
     from cerebrum_cli.programs.sandbox import require_sandbox
 
-    sandbox = require_sandbox()
-    sandbox.is_closed = scope or sandbox.is_closed
+    sandbox = require_sandbox(model.source.settings.sandbox)
+    sandbox.is_closed = scope
+    model.note(sandbox.notice)
     return partial(run_program, sandbox)
 
 
@@ -59,5 +60,5 @@ def run_program(sandbox: Sandbox, text: str) -> Program | None:
         return None
     printed = result.detail.strip()
     if result.reason != "passed" or not printed:
-        return Program(code, None)
+        return Program(code, None, result.reason == "unsupported")
     return Program(code, printed.splitlines()[-1])

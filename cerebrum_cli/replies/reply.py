@@ -243,6 +243,12 @@ class MajorityVote:
         return self.replies[sample]
 
     @property
+    def unsupported_programs(self) -> int:
+        """The number of programs that the sandbox cannot run, and that do not vote therefore."""
+        programs = (reply.program for reply in self.replies.values())
+        return sum(program is not None and program.is_unsupported for program in programs)
+
+    @property
     def mismatch(self) -> NoAnswer | None:
         """Why the sample to show does not match its schema; None if it does."""
         return self.reply.mismatch if self.reply else None

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.local import OpenFile
     from cerebrum_cli.engine.requests import LoadOptions
     from cerebrum_cli.library.installed import InstalledModel
+    from cerebrum_cli.programs.sandbox import Sandbox
     from cerebrum_cli.servers.endpoint import Endpoint, Servers
 
 PROMPTS = "prompts"  # in the configuration directory
@@ -250,13 +251,13 @@ class ModelSource:
         else:
             self.servers.check_grammar(grammar, self.model.is_served)
 
-    def require_check(self) -> None:
-        """Raise UsageError where programs cannot check answers: behind servers, and without a sandbox."""
+    def require_check(self) -> Sandbox:
+        """What runs the programs that check answers. Raises UsageError behind servers, and without a sandbox."""
         from cerebrum_cli.programs.sandbox import require_sandbox
 
         if self.servers is not None:
             raise UsageError(*ONLY_HERE)
-        require_sandbox()
+        return require_sandbox(self.settings.sandbox)
 
     @property
     def reload_key(self) -> tuple[object, ...]:

@@ -258,9 +258,12 @@ def to_json_line(object: JsonObject) -> str:
 
 def program_object(reply: Reply) -> JsonDict:
     """The program that the model wrote after a sample, and its output."""
+    program = reply.program
+    unsupported = {"program_unsupported": True} if program and program.is_unsupported else {}
     return {
-        "program": reply.program and reply.program.code,
-        "program_output": reply.program and reply.program.output,
+        "program": program and program.code,
+        "program_output": program and program.output,
+        **unsupported,
         "program_tokens": reply.total_tokens - reply.finish.completion_tokens,
     }
 

@@ -30,15 +30,18 @@ class CallSink:
     def keyboard(self) -> Keyboard:
         return Keyboard()
 
-    def tools_of(self, sources: Iterable[Tool | str]) -> Tools:
-        """Tools that ask the user, if they must, before they run. Raises UsageError, also without a terminal."""
+    def tools_of(self, sources: Iterable[Tool | str], sandbox: str) -> Tools:
+        """Tools that ask the user, if they must, before they run. Raises UsageError, also without a terminal.
+
+        `sandbox` is the setting.
+        """
         if not sources:
             return ()
         from cerebrum_cli.programs.functions import tools_of
 
         if self.agrees:
-            return tools_of(sources, self.streams.report)
-        tools = tools_of(sources, self.streams.report, self._confirm)
+            return tools_of(sources, self.streams.report, sandbox=sandbox)
+        tools = tools_of(sources, self.streams.report, self._confirm, sandbox)
         asking = [tool.spec.name for tool in tools if tool.asks]
         for name in asking:
             if not self.streams.can_ask:

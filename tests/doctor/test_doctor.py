@@ -155,11 +155,22 @@ def test_doctor_never_prints_a_token_from_a_file(tmp_path: Path) -> None:
     assert by_name(done)["token"]["detail"] == f"found in {path}"
 
 
-def test_doctor_without_a_sandbox_prints_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("choice", "detail"),
+    [
+        ("auto", "Monty, which has only a part of Python: bwrap is not installed; install it: sudo apt"),
+        ("bwrap", "none: sandbox=bwrap, but bwrap is not installed; install it: sudo apt"),
+        ("monty", "Monty works: sandbox=monty (CEREBRUM_SANDBOX)"),
+    ],
+)
+def test_doctor_names_the_sandbox_and_why(
+    choice: str, detail: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CEREBRUM_SANDBOX", choice)
     result = by_name(scripted(tmp_path, "--json"))["sandbox"]
     assert result["status"] == "ok" and not result["hint"]
-    assert result["detail"].startswith("none: code that a model wrote runs only in bubblewrap")
+    assert result["detail"].startswith(detail)
 
 
 @pytest.mark.slow

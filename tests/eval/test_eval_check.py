@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from threading import Event
 
 import pytest
 from command_line import Finished, assert_error
@@ -12,7 +11,9 @@ from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.eval.comparison import question_results
 from cerebrum_cli.eval.questions import Sample
 from cerebrum_cli.eval.report import by_check, vote_costs, votes_of
-from cerebrum_cli.programs.sandbox import CodeResult, Sandbox
+from cerebrum_cli.programs.bubblewrap import Bubblewrap
+from cerebrum_cli.programs.code_result import CodeResult
+from cerebrum_cli.programs.sandbox import Sandbox
 from cerebrum_cli.replies import checking
 from cerebrum_cli.replies.source import ONLY_HERE
 from cerebrum_cli.replies.tally import Program, Tally
@@ -21,15 +22,17 @@ from cerebrum_cli.replies.tally import Program, Tally
 class Printing(Sandbox):
     """A sandbox that prints the only word of a program."""
 
-    def __init__(self) -> None:
-        self.is_closed = Event()
+    def __init__(self, choice: str) -> None:
+        super().__init__(Bubblewrap("bwrap", b""))
 
     def run(self, code: str, test: str, timeout_s: float = 0.0) -> CodeResult:
         assert (test, timeout_s) == ("", checking.TIMEOUT_S)
-        return CodeResult("failed") if code == "-" else CodeResult("passed", f"{code}\n")
+        if code == "-":
+            return CodeResult("unsupported")
+        return CodeResult("passed", f"{code}\n")
 
 
-# Four samples of each question: the answers 5, 7, 5 and 4, and programs that print 4, nothing, 4 and 4.
+# Four samples of each question: the answers 5, 7, 5 and 4, and programs that print 4, are not supported, print 4 and 4.
 REPLIES = [f"The answer is {number}." for number in (5, 7, 5, 4)]
 AFTER = f"<|im_end|>\n<|im_start|>user\n{checking.QUESTION}"
 SCRIPT = {
@@ -62,6 +65,7 @@ def test_eval_check_reports_votes_with_programs_beside_others(tmp_path: Path, ex
     assert votes["maj", 4]["tokens"] == sum(map(len, REPLIES))
     assert votes["checked", 4]["tokens"] == votes["maj", 4]["tokens"] + 4
     assert (report["checked"]["n"], report["checked"]["accuracy"]["value"], report["unchecked"]) == (2, 0.5, None)
+    assert report["unsupported"] == 0.25
     [path] = (path for path in tmp_path.rglob("exam-*.jsonl"))
     samples = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(each["answer"], each.get("program"), each.get("program_output")) for each in samples[:4]] == [

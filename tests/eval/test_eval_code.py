@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import psutil
 import pytest
 from batch_files import stored_lines
 from dataset_files import cache_dataset, table
-from scripted_command import start_scripted
+from scripted_command import run_here, start_scripted
 from waiting import user_seconds, wait_for_end, wait_until
 
 from cerebrum_cli.core.errors import UsageError
@@ -24,9 +25,11 @@ from cerebrum_cli.eval import scorers
 from cerebrum_cli.eval.questions import Question, select
 from cerebrum_cli.eval.scorers import ScoredAnswer, reply_scorer
 from cerebrum_cli.eval.tasks import complete_test
+from cerebrum_cli.programs.bubblewrap import Bubblewrap
 from cerebrum_cli.programs.call_filter import call_filter
 from cerebrum_cli.programs.code import extract_program, first_program
-from cerebrum_cli.programs.sandbox import CodeResult, Sandbox, require_sandbox
+from cerebrum_cli.programs.code_result import CodeResult
+from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
 
 PROMPT = '''from typing import List
 
@@ -149,7 +152,7 @@ def test_extraction_from_40_kilobytes_takes_seconds(reply: str) -> None:
 
 def refusal() -> UsageError:
     with pytest.raises(UsageError) as caught:
-        require_sandbox()
+        require_sandbox("bwrap")
     assert "\n" not in caught.value.message + caught.value.hint
     return caught.value
 
@@ -198,7 +201,7 @@ def test_sandbox_is_refused_if_it_does_not_isolate(bwrap: Path) -> None:
 def sandbox() -> Sandbox:
     """The sandbox of this machine."""
     try:
-        return require_sandbox()
+        return require_sandbox("bwrap")
     except UsageError as error:
         pytest.skip(f"{error.message}; {error.hint}")
 
@@ -323,7 +326,7 @@ def test_sandbox_leaves_no_process_after(signum: signal.Signals, sandbox: Sandbo
 def test_sandbox_that_fails_later_is_an_error(sandbox: Sandbox) -> None:
     for bwrap, problem in (("/bin/false", "it ended with exit code 1"), ("/missing/bwrap", ".*No such file")):
         with pytest.raises(UsageError, match=f"does not work here: {problem}"):
-            run(Sandbox(bwrap, call_filter(platform.machine())), "pass")
+            run(Sandbox(Bubblewrap(bwrap, call_filter(platform.machine()))), "pass")
 
 
 # Programs are scored while the model writes others.
@@ -360,6 +363,27 @@ def start(sandbox: Sandbox, tmp_path: Path, chatml_model: Path) -> Iterator[Star
     for process in processes:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_bubblewrap")
+def test_eval_runs_code_in_monty_only_if_asked_to(tmp_path: Path, chatml_model: Path) -> None:
+    programs = {"f1": "return 7", "f2": "return 8", "f3": "import fractions\n    return 7"}
+    stubs = {name: f'def {name}():\n    """Seven."""' for name in programs}
+    rows = [{"task_id": name, "prompt": stub, "test": SEVEN, "entry_point": name} for name, stub in stubs.items()]
+    cache_dataset(tmp_path, "openai/openai_humaneval", "openai_humaneval/test-00000-of-00001.parquet", table(rows))
+    replies = {f"{stub}\n```": f"```python\ndef {name}():\n    {programs[name]}\n```" for name, stub in stubs.items()}
+
+    def evaluate(*options: str) -> str:
+        words = ("eval", "humaneval", "--run-code", "--offline", "-m", str(chatml_model), *options)
+        return b"".join(start_scripted({"rows": replies}, tmp_path, *words).communicate(timeout=60)).decode()
+
+    assert evaluate().startswith("error: bwrap is not installed\n")
+    report = evaluate("--set", "sandbox=monty")
+    assert re.search(r"accuracy +0\.333 ", report) and re.search(r"not supported by Monty +0\.333", report)
+    assert re.search(r"sandbox +monty", report)
+    rescored = run_here({}, tmp_path, "runs", "show", "humaneval-chatml", "--rescore", "--run-code", "--json")
+    assert (rescored.object["accuracy"], rescored.object["unsupported"]) == (1 / 3, 1 / 3)
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.tools import Tool, ToolCall, ToolSpec
 from cerebrum_cli.programs import functions
+from cerebrum_cli.programs.bubblewrap import Bubblewrap
 from cerebrum_cli.programs.call_filter import call_filter
 from cerebrum_cli.programs.functions import cut, tools_of
 from cerebrum_cli.programs.sandbox import Sandbox
@@ -720,7 +721,7 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tool:
     bwrap = tmp_path / "bwrap"
     bwrap.write_text(f'#!/bin/sh\nwhile [ "$1" != -P ]; do shift; done\nexec "{sys.executable}" "$@"\n')
     bwrap.chmod(0o755)
-    monkeypatch.setattr(functions, "require_sandbox", lambda: Sandbox(str(bwrap), call_filter("x86_64")))
+    monkeypatch.setattr(functions, "require_sandbox", lambda _: Sandbox(Bubblewrap(str(bwrap), call_filter("x86_64"))))
     [tool] = tools_of(["python"])
     return tool
 
@@ -769,8 +770,8 @@ def test_python_describes_its_parameter(python: Tool) -> None:
 
 def test_python_needs_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
-    with pytest.raises(UsageError, match="runs only in bubblewrap"):
-        tools_of(["python"])
+    with pytest.raises(UsageError, match="bubblewrap runs only on Linux"):
+        tools_of(["python"], sandbox="bwrap")
 
 
 @needs_linux

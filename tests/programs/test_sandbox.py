@@ -15,9 +15,11 @@ import psutil
 import pytest
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.programs import sandbox as sandbox_module
+from cerebrum_cli.programs import bubblewrap as bubblewrap_module
+from cerebrum_cli.programs.bubblewrap import Bubblewrap
 from cerebrum_cli.programs.call_filter import ALLOWED_CALLS, MACHINES, call_filter
-from cerebrum_cli.programs.sandbox import CodeResult, Sandbox
+from cerebrum_cli.programs.code_result import CodeResult
+from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
 
 # Numbers on x86_64 and aarch64, or on both.
 DENIED_CALLS = {
@@ -328,7 +330,7 @@ NAME = "'/tmp/' + 'x' * 240 + str(number)"
 def test_program_that_takes_what_no_limit_counts_is_ended(
     sandbox: Sandbox, code: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox_module, "MAX_KERNEL_MEMORY", 2**23)  # so that the test is faster
+    monkeypatch.setattr(bubblewrap_module, "MAX_KERNEL_MEMORY", 2**23)  # so that the test is faster
     start = time.monotonic()
     assert sandbox.run(f"import os\n{code}", "", 1 if reason == "timeout" else 8).reason == reason
     assert time.monotonic() - start < 6
@@ -342,13 +344,13 @@ def bubblewrap(path: Path, text: str) -> Sandbox:
     """A sandbox whose program starts with this shell script, and then runs Python without isolation."""
     path.write_text(f'#!/bin/sh\n{text}\nwhile [ "$1" != -P ]; do shift; done\nexec "{sys.executable}" "$@"\n')
     path.chmod(0o755)
-    return Sandbox(str(path), call_filter("x86_64"))
+    return Sandbox(Bubblewrap(str(path), call_filter("x86_64")))
 
 
 @needs_linux
 @pytest.mark.slow
 def test_waiting_for_a_program_that_cannot_be_killed_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox_module, "END_S", 0.3)
+    monkeypatch.setattr(bubblewrap_module, "END_S", 0.3)
     survivor = f"\"{sys.executable}\" -c 'import os, time; os.setsid(); time.sleep(3)' &"
     start = time.monotonic()
     with pytest.raises(UsageError, match="a program that was killed did not end"):
@@ -377,7 +379,7 @@ def test_restriction_of_apparmor_is_named_with_its_remedy(tmp_path: Path, monkey
     denied = bubblewrap(tmp_path / "bwrap", "echo 'bwrap: setting up uid map: Permission denied'; exit 1")
     for value, hint in (("1\n", "AppArmor forbids it"), ("0\n", "it needs version 0.7")):
         (tmp_path / "restriction").write_text(value)
-        monkeypatch.setattr(sandbox_module, "RESTRICTION", tmp_path / "restriction")
+        monkeypatch.setattr(bubblewrap_module, "RESTRICTION", tmp_path / "restriction")
         with pytest.raises(UsageError) as refused:
             denied.run("print(1)", "")
         assert str(refused.value.hint).startswith(hint)
@@ -388,9 +390,9 @@ def test_restriction_of_apparmor_is_named_with_its_remedy(tmp_path: Path, monkey
 def test_sandbox_is_refused_without_a_list_of_children(
     sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox_module, "CHILDREN", tmp_path / "children")
+    monkeypatch.setattr(bubblewrap_module, "CHILDREN", tmp_path / "children")
     with pytest.raises(UsageError, match="children is missing"):
-        sandbox_module.require_sandbox()
+        require_sandbox("bwrap")
 
 
 @needs_linux
@@ -399,7 +401,8 @@ def test_sandbox_is_refused_without_a_list_of_children(
 def test_sandbox_is_refused_if_bubblewrap_ignores(
     option: str, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = sandbox._bwrap
+    assert isinstance(sandbox.runner, Bubblewrap)
+    real = sandbox.runner.path
     n_values = 1 if option == "--seccomp" else 0
     script = (
         f"#!{sys.executable}\nimport os, sys\narguments = sys.argv[1:]\nat = arguments.index({option!r})\n"
@@ -410,4 +413,4 @@ def test_sandbox_is_refused_if_bubblewrap_ignores(
     path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(UsageError, match=r"does not work here: AssertionError: it (is not|has|can)"):
-        sandbox_module.require_sandbox()
+        require_sandbox("bwrap")

@@ -14,7 +14,8 @@ from command_line import Finished, assert_error
 from scripted_command import run_here, start_scripted
 from waiting import user_seconds, wait_for_end, wait_until
 
-from cerebrum_cli.programs.sandbox import CodeResult, Sandbox
+from cerebrum_cli.programs.code_result import CodeResult
+from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
 from cerebrum_cli.replies import checking
 from cerebrum_cli.replies.tally import Program
 
@@ -43,7 +44,7 @@ PROGRAMS = {answer(5): program("print("), answer(4): program("print(2 + 2)"), an
 class FakeSandbox(Sandbox):
     """Has the output of each program; one that fails has none."""
 
-    def __init__(self) -> None:
+    def __init__(self, choice: str) -> None:
         self.is_closed = Event()
 
     def run(self, code: str, test: str, timeout_s: float = 0.0) -> CodeResult:
@@ -160,21 +161,44 @@ def test_check_refuses_what_it_cannot_do(
 def test_program_runs_in_the_sandbox(
     tmp_path: Path, chatml_model: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cerebrum_cli.programs.sandbox.require_sandbox", lambda: sandbox)
+    monkeypatch.setattr("cerebrum_cli.programs.sandbox.require_sandbox", lambda _: sandbox)
     programs = {answer(4): program("import os\nprint(os.path.exists('/etc/passwd'))\nprint(2 + 2)")}
     done = run(tmp_path, chatml_model, "q", "--votes", "2", "--json", "-q", replies=[answer(4)], programs=programs)
     assert [sample["program_output"] for sample in done.object["votes"]["samples"]] == ["4", "4"]
 
 
+@pytest.mark.usefixtures("without_bubblewrap")
+def test_check_without_bubblewrap_runs_programs_in_monty(
+    tmp_path: Path, chatml_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Monty does not support is no vote, and counted."""
+    monkeypatch.setattr("cerebrum_cli.programs.sandbox.require_sandbox", require_sandbox)
+    codes = {answer(4): "print(2 + 2)", answer(5): "import fractions\nprint(5)", answer(7): "1 / 0"}
+    programs = {reply: program(code) for reply, code in codes.items()}
+    done = run(tmp_path, chatml_model, "q", "--votes", "4", "--json", programs=programs)
+    votes = done.object["votes"]
+    assert (done.code, votes["winner"], votes["checked"]) == (0, "4", True)
+    assert [sample.get("program_unsupported") for sample in votes["samples"]] == [True, None, True, None]
+    assert [sample["program_output"] for sample in votes["samples"]] == [None, "4", None, None]
+    assert done.err.count("programs run in Monty, which has only a part of Python: bwrap is not installed") == 1
+    done = run(tmp_path, chatml_model, "q", "--votes", "4", "--stats", programs=programs)
+    assert "; checked by 1 program; 2 programs not supported by Monty\n" in done.err
+    assert_error(
+        run(tmp_path, chatml_model, "q", "--votes", "4", "--set", "sandbox=bwrap"), 2, "bwrap is not installed"
+    )
+
+
 @pytest.mark.slow
-@pytest.mark.usefixtures("sandbox")
 @pytest.mark.parametrize(
     ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]
 )
-def test_check_ends_with_its_command(tmp_path: Path, chatml_model: Path, signum: signal.Signals, code: int) -> None:
+def test_check_ends_with_its_command(
+    tmp_path: Path, chatml_model: Path, signum: signal.Signals, code: int, each_sandbox: Sandbox
+) -> None:
     """A program that would run for five seconds ends at once, and is not counted as one that failed."""
     script = {"rows": {f"{answer(4)}{BETWEEN}": program("while True: pass")}, "seeds": [answer(4)]}
-    options = ("--votes", "2", "--check", "python", "--json", "-m", str(chatml_model))
+    chosen = f"sandbox={each_sandbox.runner.name}"
+    options = ("--votes", "2", "--check", "python", "--json", "-m", str(chatml_model), "--set", chosen)
     with start_scripted(script, tmp_path, "ask", "q", *options) as process:
         parent = psutil.Process(process.pid)
         wait_until(lambda: any(user_seconds(child) > 0.3 for child in parent.children(recursive=True)))
@@ -232,21 +256,23 @@ HOSTILE = (  # programs, and what they print at most
 
 @pytest.mark.slow
 def test_hostile_programs_print_nothing_and_leave_nothing(
-    tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, each_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Monty has none of the modules with which those that print something do so."""
     monkeypatch.chdir(tmp_path)
     with ThreadPoolExecutor(2) as threads:
-        results = list(threads.map(lambda case: run_text(sandbox, case[0]).output, HOSTILE))
-    assert {code: output for (code, _), output in zip(HOSTILE, results, strict=True)} == dict(HOSTILE)
+        results = list(threads.map(lambda case: run_text(each_sandbox, case[0]).output, HOSTILE))
+    allowed = dict(HOSTILE) if each_sandbox.runner.name == "bwrap" else dict.fromkeys(dict(HOSTILE))
+    assert {code: output for (code, _), output in zip(HOSTILE, results, strict=True)} == allowed
     assert list(tmp_path.iterdir()) == []
     wait_for_end(psutil.Process().children(recursive=True))
 
 
 @pytest.mark.slow
-def test_program_with_a_main_guard_or_classes_prints_its_answer(sandbox: Sandbox) -> None:
+def test_program_with_a_main_guard_or_classes_prints_its_answer(each_sandbox: Sandbox) -> None:
     guarded = "def main():\n    print('steps')\n    print(6 * 7)\n\nif __name__ == '__main__':\n    main()"
     classes = "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: 'int'\nprint(A(42).x)"
-    assert [run_text(sandbox, code).output for code in (guarded, classes)] == ["42", "42"]
+    assert [run_text(each_sandbox, code).output for code in (guarded, classes)] == ["42", "42"]
 
 
 def run_text(sandbox: Sandbox, text: str) -> Program:

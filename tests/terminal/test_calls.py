@@ -111,6 +111,22 @@ def test_functions_of_a_file_need_a_terminal_or_agreement(tmp_path: Path, chatml
     assert agreed.code == 0 and agreed.err.endswith(f"{SHOWN}\n-> Dry in Oslo.\n")
 
 
+PYTHON = '{"name": "python", "arguments": {"code": "6 * 7"}}'
+
+
+@pytest.mark.usefixtures("without_bubblewrap")
+def test_python_without_bubblewrap_runs_in_monty(tmp_path: Path, chatml_model: Path) -> None:
+    script = {"rows": {"coat?": PYTHON, "": "It is 42."}}
+    arguments = ("-m", chatml_model, "--tool", "python", "A coat?")
+    done = run_here(script, tmp_path, "ask", *arguments)
+    assert (done.code, done.out) == (0, "It is 42.\n")
+    assert done.err.count("note: programs run in Monty, which has only a part of Python: bwrap is not installed") == 1
+    assert "python(code='6 * 7')\n-> 42\n" in done.err
+    done = run_here(script, tmp_path, "ask", "--set", "sandbox=monty", *arguments)
+    assert "-> 42\n" in done.err and "Monty" not in done.err
+    assert run_here(script, tmp_path, "ask", "--set", "sandbox=bwrap", *arguments).code == 2
+
+
 def test_tools_cannot_be_used_with_votes(tmp_path: Path, chatml_model: Path) -> None:
     done = ask(tmp_path, chatml_model, "--tool", "python", "--votes", "3")
     assert (done.code, done.err.splitlines()[0]) == (2, "error: --tool and --votes cannot be used together")
