@@ -146,8 +146,8 @@ DOORS: Mapping[str, Door] = {
         ("installed", "library", "pull"),
     ),
     "attachments": Door(
-        4,
-        ("prompt_sources",),
+        7,
+        ("picture_files", "prompt_sources"),
     ),
     "replies": Door(10, ("interface", "reply", "source")),
     "results": Door(

@@ -1,4 +1,4 @@
-"""Files that no model here reads, by their first bytes: pictures, sound, films and compressed files."""
+"""Files that are not read as text, by their first bytes: pictures, sound, films and compressed files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OR_COMMAND = ", or set a command for its extension in config.toml, below [docume
 MEDIA = (
     media(
         "images are not supported",
-        f"recognize its text first (OCR){OR_COMMAND}",
+        f"name a PNG, JPEG, GIF or WebP file with -f, or recognize its text first (OCR){OR_COMMAND}",
         *(rb"\x89PNG", rb"\xff\xd8\xff", rb"GIF8[79]a.{0,3}[\0-\x08]", rb"RIFF.{4}WEBP"),
         *(rb"BM.{4}\0{4}", rb"II\*\0", rb"MM\0\*", rb"\0\0\x01\0", rb"\0{3}.ftyp(?:avi[fs]|hei[cfsx]|mif1|msf1)"),
     ),

@@ -20,6 +20,7 @@ from cerebrum_cli.attachments.documents import (
     read_page,
     refuse_media,
 )
+from cerebrum_cli.attachments.picture_files import is_picture, picture_in
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import is_address
 from cerebrum_cli.core.environment import is_hub_offline
@@ -28,9 +29,10 @@ from cerebrum_cli.core.events import NoticeEvent, OnNotice
 from cerebrum_cli.core.files import decode_text, read_beginning, read_text, readable
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.messages import conversation_from_messages
+from cerebrum_cli.core.pictures import Picture, Pictures
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.core.text import code_block, format_count, format_names, format_size, well_formed
+from cerebrum_cli.core.text import code_block, format_count, format_names, format_size, one_line, well_formed
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRead
@@ -40,14 +42,14 @@ if TYPE_CHECKING:
 
 STANDARD_INPUT = Path("-")  # to other programs
 MAX_FOUND_BYTES = 1_000_000  # of a file that was not named itself: larger ones are data, and fill most contexts
-PromptFile = tuple[str, str]  # the name of a file, and its text
+PromptFile = tuple[str, str | Picture]  # the name of a file, and its text, or the picture that it is
 BYTES_PER_TOKEN = 4  # about, in many languages
 LEFT_OUT = "binary files, hidden ones and those in .gitignore are left out; PATH/*.pdf takes documents"
 
 
 @frozen
 class AttachmentReader:
-    """Reads files, folders, patterns of files, documents and web pages; `commands` convert documents."""
+    """Reads files, folders, patterns of files, documents, pictures and web pages; `commands` convert documents."""
 
     commands: Commands = field(default_factory=dict)
     is_offline: bool = False
@@ -55,9 +57,9 @@ class AttachmentReader:
     def read(self, sources: Sequence[Path | str], on_notice: OnNotice) -> list[PromptFile]:
         """Read files and pages as names and texts, in the given order; those of a directory or a pattern are sorted.
 
-        A directory or pattern adds each file once, and only text, except that a pattern such as `*.pdf` adds documents;
-        a notice counts the others. Raises UsageError if a named file cannot be read, or a directory or pattern leads to
-        no file that can be; PromptTooLong for more than a prompt can hold.
+        A directory or pattern adds each file once, and only text, except that a pattern such as `*.pdf` or `*.png` adds
+        documents or pictures; a notice counts the others. Raises UsageError if a named file cannot be read, or a
+        directory or pattern leads to no file that can be; PromptTooLong for more than a prompt can hold.
         """
         from cerebrum_cli.attachments.file_search import search_of
 
@@ -86,6 +88,8 @@ class AttachmentReader:
         else:
             with readable(source):
                 data = read_beginning(source, MAX_PROMPT_BYTES)
+            if picture := picture_in(source, data):
+                return name, picture
             refuse_media(data, str(source))
             return name, decode_text(data, str(source), MAX_PROMPT_BYTES, PromptTooLong)
         tokens = max(1, len(text.encode()) // BYTES_PER_TOKEN)
@@ -113,32 +117,32 @@ class AttachmentReader:
             matches = search.find(skipped)
         new = [match for match in matches if os.path.realpath(match) not in seen]
         seen.update(map(os.path.realpath, new))
-        texts: list[PromptFile] = []
+        files: list[PromptFile] = []
         left_out: list[Skipped] = []
         size = 0
         for match in new:
             shown = match.relative_to(Path.cwd()) if match.is_relative_to(Path.cwd()) else match
             try:
-                texts.append(self._read_match(shown, match.suffix == path.suffix, on_notice))
+                files.append(self._read_match(shown, match.suffix == path.suffix, on_notice))
             except MissingMarkitdown:
                 raise
             except UsageError as error:
                 reason = error.message.removeprefix(str(shown)).lstrip(": ")
                 left_out.append(Skipped(shown, reason, error.hint))
                 continue
-            size += len(texts[-1][1])
+            size += len(fence_file(*files[-1]))
             if size > MAX_PROMPT_BYTES:
                 problem = f"the files in {path} exceed {format_size(MAX_PROMPT_BYTES)} in total"
                 raise PromptTooLong(problem, "name fewer files")
-        if not texts and len(new) == len(matches):
+        if not files and len(new) == len(matches):
             problem = f"{path}: no text files found"
             raise UsageError(f"{problem}: {listed(left_out)}" if left_out else problem, hints(left_out) or LEFT_OUT)
         skipped += left_out
-        return texts
+        return files
 
     def _read_match(self, path: Path, is_meant: bool, on_notice: OnNotice) -> PromptFile:
-        """Read a file that was found, also a document if files of its type are meant. Raises UsageError."""
-        if is_meant and converts(path, self.commands):
+        """Read a file that was found, also a document or picture if files of its type are meant. Raises UsageError."""
+        if is_meant and (converts(path, self.commands) or is_picture(path)):
             return self._read_named(path, on_notice)
         return well_formed(str(path)), found_text(path, is_meant)
 
@@ -198,10 +202,12 @@ class PromptSources:
         appended = read_piped(piped) if piped else None
         prompt = None if self.prompt == "-" else self.prompt
         files = self.reader.read(self.files, self.on_notice) if self.files else []
+        pictures = pictures_of(files)
         if self.raw:
-            texts = [*(content for _, content in files), prompt or "", appended or ""]
-            return Conversation().user(fill(self.saved, "".join(texts)))
-        return Conversation(system_prompt=settings.system).user(compose_prompt(prompt, files, appended, self.saved))
+            texts = [*(content for _, content in files if isinstance(content, str)), prompt or "", appended or ""]
+            return Conversation().user(fill(self.saved, "".join(texts)), pictures)
+        question = compose_prompt(prompt, files, appended, self.saved)
+        return Conversation(system_prompt=settings.system).user(question, pictures)
 
 
 def compose_prompt(
@@ -212,8 +218,8 @@ def compose_prompt(
     They are the input of a `saved` prompt. Raises UsageError for an empty question.
     """
     blocks = []
-    for name, text in files:
-        blocks.append(fence_file(name, text).rstrip("\n"))
+    for name, content in files:
+        blocks.append(fence_file(name, content).rstrip("\n"))
     for given in (prompt, piped):
         if given and given.strip():
             blocks.append(given.rstrip("\n"))
@@ -228,12 +234,18 @@ def fill(saved: SavedPrompt | None, input: str) -> str:
     return prompt
 
 
-def fence_file(name: str, text: str) -> str:
-    """Format a file as its name and a code block."""
+def pictures_of(files: Sequence[PromptFile]) -> Pictures:
+    return tuple(content for _, content in files if isinstance(content, Picture))
+
+
+def fence_file(name: str, content: str | Picture) -> str:
+    """Format a file as its name and a code block; a picture, which is sent apart, only as its name."""
+    if isinstance(content, Picture):
+        return f"[picture {one_line(name)}]"
     language = Path(name).suffix.lstrip(".")
     if is_address(name) or ending_of(Path(name)) in CONVERTED:
         language = ""
-    return f"{name}:\n{code_block(text, language)}"
+    return f"{name}:\n{code_block(content, language)}"
 
 
 def parse_messages(text: str, name: str) -> Conversation:

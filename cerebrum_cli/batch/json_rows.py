@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.batch.input_row import InputRow, invalid_row, require_prompt
@@ -109,6 +110,7 @@ KNOWN = {
     *_UNSUPPORTED,
     "model",
     "system",
+    "pictures",
     "n",
     "user",
     "metadata",
@@ -131,7 +133,8 @@ def read_json_row(number: int, line: str, template: Template | None, has_setting
         if has_settings:
             rest = _flattened({key: value for key, value in request.items() if key not in fields})
         rendered = template.render(request) if template else None
-        conversation = _conversation(rest if has_settings or template else request, rendered)
+        meanings = rest if has_settings or template else request
+        conversation = _with_pictures(_conversation(meanings, rendered), meanings.get("pictures"))
         prompt = conversation.question
         is_openai = template is None and (request is not item or "messages" in item)
         unused = tuple(filter(rest.get, rest.keys() - item.keys() - KNOWN))
@@ -190,6 +193,25 @@ def _conversation(request: JsonObject, rendered: str | None) -> Conversation:
     if not isinstance(prompt, str):
         raise InvalidRow(f"invalid `prompt`: {prompt!r}; it must be text")
     return Conversation(system_prompt=system).user(require_prompt(prompt))
+
+
+def _with_pictures(conversation: Conversation, names: Any) -> Conversation:
+    """The conversation with the pictures in files before its question."""
+    if names is None:
+        return conversation
+    if isinstance(names, str):
+        names = [names]
+    if not (isinstance(names, list) and all(isinstance(name, str) and "\0" not in name for name in names)):
+        raise InvalidRow(f"invalid `pictures`: {names!r}; it must be the path of a file, or a list of them")
+    from cerebrum_cli.attachments.picture_files import read_picture
+
+    try:
+        pictures = tuple(read_picture(Path(name)) for name in names)
+    except UsageError as error:
+        raise InvalidRow(f"{error.message}; {error.hint}", "invalid_picture") from error
+    *before, question = conversation.messages
+    question = replace(question, pictures=(*pictures, *question.pictures))
+    return replace(conversation, messages=(*before, question))
 
 
 def _settings(request: JsonObject) -> SourcedLayer:

@@ -121,6 +121,9 @@ class ArchivedSession:
 
 def _message_parts(stored: StoredMessage) -> Iterator[tuple[str, str]]:
     role, content, end = stored.message.role, stored.message.content.strip(), stored.early_end
+    for picture in stored.message.pictures:
+        if not picture.path:  # whose name is not in the text
+            yield role, "[picture]"
     for part in stored.message.rounds:
         if part.content:
             yield role, part.content
@@ -200,6 +203,8 @@ def _message_object(stored: StoredMessage) -> JsonDict:
     del metadata["vocabulary"]
     if stored.message.rounds:
         metadata["calls"] = [asdict(call) for part in stored.message.rounds for call in part.calls]
+    if stored.message.pictures:
+        metadata["pictures"] = [picture.record for picture in stored.message.pictures]
     created = format_utc(stored.created)
     texts = {"role": stored.message.role, "content": stored.message.content, "reasoning": stored.message.reasoning}
     return {**texts, **metadata, "created": created}

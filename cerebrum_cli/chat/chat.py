@@ -7,7 +7,7 @@ of messages; the engine still holds the tokens of the shared prefix, so these ar
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cerebrum_cli.chat.archive import SUFFIX_FORMATS, format_transcript
@@ -27,6 +27,7 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import CerebrumError, FormatError, SessionError, UsageError
 from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.inspection import GivenReply
+from cerebrum_cli.core.pictures import Pictures
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.replies.reply import MajorityVote, Reply
 
@@ -72,9 +73,15 @@ class Chat(SessionModel):
         conversation = self.conversation
         return conversation.user("") if self.last_reply or not self.messages else conversation
 
-    def send(self, text: str, settings: Settings | None = None, majority_vote: MajorityVote | None = None) -> Events:
+    def send(
+        self,
+        text: str,
+        settings: Settings | None = None,
+        majority_vote: MajorityVote | None = None,
+        pictures: Pictures = (),
+    ) -> Events:
         """Save a question, and return the events of the reply or vote. Without a reply, the question is removed."""
-        question = Message("user", text)
+        question = Message("user", text, pictures=pictures)
         if self.session:
             previous_leaf = self.session.leaf
             self.session = self.history.store.add_message(self.session, question)
@@ -103,7 +110,8 @@ class Chat(SessionModel):
         return session
 
     def edit_question(self, text: str) -> Events:
-        yield from self._reply(self._move(self.require_question().parent, Message("user", text)))
+        question = self.require_question()
+        yield from self._reply(self._move(question.parent, replace(question.message, content=text)))
 
     def retry(self, settings: Settings | None = None, majority_vote: MajorityVote | None = None) -> Events:
         yield from self._reply(self._move(self.require_question().id), settings=settings, majority_vote=majority_vote)

@@ -25,8 +25,9 @@ PRIMARY_CODE = 0xFF  # of an extended result code
 # seconds since 1970, `params` and `timings` JSON, `tokens` the sampled ids of a reply, four bytes each, little-endian.
 # A reply without a finish_reason is being generated, or its process was killed. `vocabulary` is a digest of the
 # vocabulary that `tokens` are ids of. `rounds` are the parts of a reply that called functions, as JSON; other columns
-# describe what follows them. `first` is the oldest message still in the model's context, if earlier ones were dropped.
-VERSION = 2  # of the schema
+# describe what follows them. `pictures` are those of a question, as JSON: path, type and digest of each. `first` is the
+# oldest message still in the model's context, if earlier ones were dropped.
+VERSION = 3  # of the schema
 SCHEMA = (
     """CREATE TABLE messages (
     id INTEGER PRIMARY KEY,
@@ -37,6 +38,7 @@ SCHEMA = (
     reasoning TEXT,
     tokens BLOB,
     rounds TEXT NOT NULL,
+    pictures TEXT NOT NULL,
     finish_reason TEXT,
     model TEXT,
     format TEXT,

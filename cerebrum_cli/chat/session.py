@@ -19,6 +19,7 @@ from cerebrum_cli.core.errors import DAMAGE, SessionError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject, from_json
 from cerebrum_cli.core.paths import absolute_reference
+from cerebrum_cli.core.pictures import Picture
 from cerebrum_cli.core.settings import SESSION, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.text import YEAR_1, YEAR_9999, format_utc, well_formed
 from cerebrum_cli.core.tools import Round, ToolCall
@@ -148,9 +149,10 @@ class SearchHit(NamedTuple):
 
 JSON_COLUMNS = ("params", "timings")
 METADATA_COLUMNS = tuple(field.name for field in fields(ReplyMetadata))
-COLUMNS = ("role", "content", "reasoning", "tokens", "rounds", *METADATA_COLUMNS)
+COLUMNS = ("role", "content", "reasoning", "tokens", "rounds", "pictures", *METADATA_COLUMNS)
 _MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name
-_QUOTED_FILE = re.compile(r"^[^\n]+:\n(`{3,})[^\n`]*\n.*?\n\1$", re.DOTALL | re.MULTILINE)  # as in a prompt
+# As in a prompt.
+_QUOTED_FILE = re.compile(r"^[^\n]+:\n(`{3,})[^\n`]*\n.*?\n\1$|^\[picture [^\n]+\]$", re.DOTALL | re.MULTILINE)
 sqlite3.register_adapter(dict, json.dumps)
 
 
@@ -194,7 +196,8 @@ def message_values(message: Message, metadata: ReplyMetadata) -> tuple[Any, ...]
     if message.tokens is not None:
         tokens = struct.pack(f"<{len(message.tokens)}i", *message.tokens)
     rounds = json.dumps([asdict(part) for part in message.rounds])
-    own = message.role, message.content, message.reasoning, tokens, rounds
+    pictures = json.dumps([picture.record for picture in message.pictures])
+    own = message.role, message.content, message.reasoning, tokens, rounds, pictures
     return *own, *(getattr(metadata, column) for column in METADATA_COLUMNS)
 
 
@@ -208,7 +211,8 @@ def message_from_row(row: sqlite3.Row) -> StoredMessage:
             tokens = struct.unpack(f"<{len(data) // 4}i", data)
         rounds = tuple(_round(**part) for part in json.loads(row["rounds"]))
         texts = {key: row[key] for key in ("role", "content", "reasoning")}
-        message = from_json(Message, {**texts, "tokens": tokens, "rounds": rounds})
+        pictures = tuple(from_json(Picture, picture) for picture in json.loads(row["pictures"]))
+        message = from_json(Message, {**texts, "tokens": tokens, "rounds": rounds, "pictures": pictures})
         metadata = from_json(ReplyMetadata, values)
         thinks = Settings(think=(metadata.params or {}).get("think")).thinks
         return StoredMessage(row["id"], row["parent"], replace(message, thinks=thinks), metadata, row["created"])

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.pictures import Pictures
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import Round, ToolCall, ToolSpecs
 
@@ -18,7 +19,7 @@ class Message:
     """One turn; `tokens` are those a reply was generated as, `thinks` is that of the conversation it answered.
 
     `reasoning` is what a reply marked as such; its content does not include it. `rounds` are the parts of a reply that
-    called functions; its other fields describe what follows them.
+    called functions; its other fields describe what follows them. `pictures` precede the text of a question.
     """
 
     role: Role
@@ -27,6 +28,7 @@ class Message:
     thinks: bool | None = None
     reasoning: str | None = None
     rounds: tuple[Round, ...] = ()
+    pictures: Pictures = ()
 
 
 class Turn(NamedTuple):
@@ -78,8 +80,8 @@ class Conversation:
     prefill: Message | None = None
     tools: ToolSpecs = ()
 
-    def user(self, content: str) -> Conversation:
-        return self.add(Message("user", content))
+    def user(self, content: str, pictures: Pictures = ()) -> Conversation:
+        return self.add(Message("user", content, pictures=pictures))
 
     def assistant(self, content: str, tokens: TokenIds | None = None, reasoning: str | None = None) -> Conversation:
         return self.add(Message("assistant", content, tokens, self.thinks, reasoning))
@@ -97,6 +99,10 @@ class Conversation:
     @property
     def uses_functions(self) -> bool:
         return bool(self.tools) or any(message.rounds for message in filter(None, (*self.messages, self.prefill)))
+
+    @property
+    def pictures(self) -> Pictures:
+        return tuple(picture for message in self.messages for picture in message.pictures)
 
     @property
     def turns(self) -> list[Turn]:
@@ -123,7 +129,7 @@ class Conversation:
         return self.messages[-1].content
 
     def with_question(self, content: str) -> Conversation:
-        return replace(self, messages=(*self.messages[:-1], Message("user", content)))
+        return replace(self, messages=(*self.messages[:-1], replace(self.messages[-1], content=content)))
 
 
 @frozen

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from cerebrum_cli.core.conversation import Conversation, Message, Turn
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.pictures import TYPES, Picture, Pictures, picture_of
 from cerebrum_cli.core.text import truncate, well_formed
 from cerebrum_cli.core.tools import Round, ToolCall, read_call
 
@@ -28,10 +29,13 @@ def conversation_from_messages(items: Any, name: str, is_request: bool = True) -
 
     A request ends with a question, or with the beginning of the reply to it. Messages in a row are joined if their role
     is the same; system messages that are not the first become part of the question. Those without content are ignored.
-    Function calls and their results are part of the reply that follows them.
+    Function calls and their results are part of the reply that follows them. Only a request may have pictures.
     """
     numbered = enumerate(items if isinstance(items, (list, tuple)) else [], 1)
-    turns = [turn for number, item in numbered if (turn := _turn(item, f"{name}: message {number}"))]
+    turns = []
+    for number, item in numbered:
+        if turn := _turn(item, f"{name}: message {number}", is_request):
+            turns.append(turn)
     if not turns:
         raise UsageError(f"{name} has no messages", 'it must be a list like [{"role": "user", "content": "..."}]')
     turns = _joined(turns)
@@ -40,7 +44,8 @@ def conversation_from_messages(items: Any, name: str, is_request: bool = True) -
         raise UsageError(f"{turns[0].where} has the role {turns[0].role}, expected user", "a question must come first")
     messages = []
     for turn in turns:
-        messages.append(Message(turn.role, turn.content, reasoning=turn.reasoning or None, rounds=turn.rounds))
+        message = Message(turn.role, turn.content, reasoning=turn.reasoning or None, rounds=turn.rounds)
+        messages.append(replace(message, pictures=turn.pictures))
     conversation = Conversation(tuple(messages), system)
     if not is_request:
         return conversation
@@ -74,6 +79,7 @@ class _Turn(NamedTuple):
     calls: Mapping[str, ToolCall] = {}
     results: Mapping[str, str] = {}
     rounds: tuple[Round, ...] = ()
+    pictures: Pictures = ()
 
 
 def _joined(turns: list[_Turn]) -> list[_Turn]:
@@ -88,7 +94,8 @@ def _joined(turns: list[_Turn]) -> list[_Turn]:
         elif last.role == role:
             last = _after_calls(last)
             content, reasoning = _paragraphs(last.content, turn.content), _paragraphs(last.reasoning, turn.reasoning)
-            joined[-1] = last._replace(content=content, reasoning=reasoning, calls=turn.calls)
+            pictures = (*last.pictures, *turn.pictures)
+            joined[-1] = last._replace(content=content, reasoning=reasoning, calls=turn.calls, pictures=pictures)
         else:
             joined.append(turn._replace(role=role))
     return [_after_calls(turn) for turn in joined]
@@ -110,13 +117,16 @@ def _paragraphs(*texts: str) -> str:
     return "\n\n".join(filter(None, texts))
 
 
-def _turn(item: Any, where: str) -> _Turn | None:
+def _turn(item: Any, where: str, takes_pictures: bool) -> _Turn | None:
     """A message as a turn; None if it has neither content nor reasoning."""
     role = item.get("role") if isinstance(item, dict) else None
     if role == "developer":
         role = "system"
     if role not in ROLES:
         raise UsageError(f"{where} has the role {role!r}", "roles are system, user, assistant and tool")
+    pictures: Pictures = ()
+    if takes_pictures and role == "user":
+        item, pictures = _without_pictures(item, where)
     content = _text_of(item)
     if content is None:
         raise UsageError(f"{where} has no text content", "content must be a string, or a list of text parts")
@@ -126,7 +136,39 @@ def _turn(item: Any, where: str) -> _Turn | None:
     calls = _calls(item.get("tool_calls") or [], where)
     if item.get("content") is None and role != "tool" and not (content or reasoning or calls):
         return None
-    return _Turn(where, role, well_formed(content), well_formed(reasoning), item.get("tool_call_id"), calls)
+    texts = well_formed(content), well_formed(reasoning)
+    return _Turn(where, role, *texts, item.get("tool_call_id"), calls, pictures=pictures)
+
+
+def _without_pictures(message: JsonDict, where: str) -> tuple[JsonDict, Pictures]:
+    """A message without the parts that are pictures, and these. Raises UsageError for one that is not in the part."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message, ()
+    texts, pictures = [], []
+    for part in content:
+        match part:
+            case {"type": "image_url" | "input_image", "image_url": {"url": str(url)} | str(url)}:
+                pictures.append(_picture(url, where))
+            case _:
+                texts.append(part)
+    return {**message, "content": texts}, tuple(pictures)
+
+
+def _picture(url: str, where: str) -> Picture:
+    from base64 import b64decode
+
+    head, _, data = url.partition(",")
+    if not (head.startswith("data:") and head.endswith(";base64")):
+        shown = truncate(well_formed(url), SHOWN)
+        raise UsageError(f"{where} has a picture at {shown}", "give its data: data:image/png;base64,...")
+    try:
+        picture = picture_of(b64decode(data, validate=True), f"the picture of {where}")
+    except ValueError as error:
+        raise UsageError(f"{where} has a picture that is not base64: {error}", "encode its bytes in base64") from error
+    if picture is None:
+        raise UsageError(f"{where} has a picture that is not {TYPES}", "convert it to one of these")
+    return picture
 
 
 def _calls(values: Any, where: str) -> dict[str, ToolCall]:

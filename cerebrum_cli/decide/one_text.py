@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.attachments.prompt_sources import AttachmentReader, compose_prompt, read_piped
+from cerebrum_cli.attachments.prompt_sources import AttachmentReader, compose_prompt, pictures_of, read_piped
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import Events
@@ -49,10 +49,12 @@ def read_conversation(app: App, question: str, saved: SavedPrompt | None, option
     reader = AttachmentReader(app.config.documents, options.offline)
     files = reader.read(options.file, streams.report) if options.file else []
     piped = read_piped(streams.piped) if streams.piped else ""
-    if not any(content.strip() for content in (piped, *(content for _, content in files))):
+    pictures = pictures_of(files)
+    texts = (piped, *(content for _, content in files if isinstance(content, str)))
+    if not (pictures or any(text.strip() for text in texts)):
         raise UsageError("the text is empty", "pipe it in, or name a file with -f")
     text = compose_prompt(None, files, piped)
-    return Conversation().user(saved.fill(text) if saved else f"{text}\n\n{question}")
+    return Conversation().user(saved.fill(text) if saved else f"{text}\n\n{question}", pictures)
 
 
 def deciding(model: Model, question: ChoiceQuestion, votes: int | None, found: list[Decided]) -> Events:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.engine import CancelScope, Score
     from cerebrum_cli.replies.reply import MajorityVote, Outcome, Row
 
-Question = str | Conversation | Sequence[Mapping[str, str]]
+Question = str | Conversation | Sequence[Mapping[str, Any]]
 """A question, a conversation that ends with one, or OpenAI's messages."""
 
 

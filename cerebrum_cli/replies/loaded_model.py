@@ -31,7 +31,7 @@ from cerebrum_cli.core.tools import ToolSpecs
 from cerebrum_cli.core.vocabulary import detokenize, least_tokens, resolve_biases
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.requests import OPENING_TOKENS, Request
-from cerebrum_cli.formats.choice import ChosenFormat
+from cerebrum_cli.formats.choice import SERVER, ChosenFormat
 from cerebrum_cli.formats.prompt_format import PromptFormat
 from cerebrum_cli.formats.reply_text import markup_tokens
 from cerebrum_cli.library.installed import InstalledModel
@@ -102,6 +102,7 @@ class LoadedModel:
 
     def reply_events(self, request: Ask) -> Events:
         """Load the model, and yield the events of a reply without tools. Raises PromptTooLong before any evaluation."""
+        self._require_no_pictures(request.conversation)
         yield from self.load()
         self.answer_now = AnswerNow()
         try:
@@ -131,6 +132,10 @@ class LoadedModel:
         self.note(self.controls.check(settings, conversation.system_prompt))
         prompt = self._render(conversation)
         tokens = (*self.engine.vocabulary.tokenize(prompt), *asked.prefix_tokens)
+        if conversation.pictures:
+            from cerebrum_cli.attachments.picture_files import with_data
+
+            asked = replace(asked, conversation=with_data(conversation))
         prompt_end = final_markup(prompt)
         begun = conversation.prefill
         if begun and not self.format.verbatim and (begun.content.strip() or not prompt_end):
@@ -396,6 +401,7 @@ class LoadedModel:
     def _render(self, conversation: Conversation) -> PromptParts:
         if conversation.tools and self.format.verbatim:
             raise UsageError("functions need a prompt format", "omit --raw")
+        self._require_no_pictures(conversation)
         prompt = self.format.render(conversation)
         if conversation.system_prompt and not self.format.has_system:
             self.note(NO_SYSTEM)
@@ -404,6 +410,15 @@ class LoadedModel:
         if least := least_tokens(self.engine.vocabulary, self._largest_context, prompt):
             raise self._too_long(least, "at least ")
         return prompt
+
+    def _require_no_pictures(self, conversation: Conversation) -> None:
+        """Raise UsageError for pictures, unless a server gets the conversation itself."""
+        if self.chosen_format.name == SERVER or not conversation.pictures:
+            return
+        if self.is_remote:
+            raise UsageError("a server that gets token ids takes no pictures", "use a server of chat completions")
+        hint = "add --endpoint URL of a server whose model sees them, or recognize their text first (OCR)"
+        raise UsageError("models on this machine see no pictures", hint)
 
     def _make_room(self, tokens: int, settings: Settings) -> None:
         """Double what a prompt needs, unless the context has room, or its size was chosen."""

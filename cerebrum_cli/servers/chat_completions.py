@@ -9,7 +9,7 @@ from itertools import islice
 from json import JSONEncoder
 from typing import Any
 
-from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.conversation import Conversation, Message, Turn
 from cerebrum_cli.core.events import Channel
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.messages import wire_message
@@ -71,7 +71,7 @@ class OpenAIServer(ServerKind):
         optional |= {"logprobs": request.likeliest > 0, "top_logprobs": request.likeliest}
         return {
             "model": info.model,
-            "messages": chat_messages(conversation),
+            "messages": [chat_message(turn) for turn in chat_turns(conversation)],
             **{name: getattr(params, name) for name in SHARED_PARAMS},
             "seed": seed,
             "stream": request.ask.stream,
@@ -212,15 +212,27 @@ def _parts(channel: Channel, content: Any) -> Iterator[tuple[Channel | None, str
         yield None, type(content).__name__
 
 
-# Function calls.
+# Messages.
 
 
-def chat_messages(conversation: Conversation) -> list[JsonDict]:
-    """OpenAI's messages as servers take them, with the calls of the reply in progress last."""
+def chat_turns(conversation: Conversation) -> list[Turn]:
+    """The turns that a server gets, with the calls of the reply in progress last."""
     turns = conversation.turns
     if conversation.prefill:
         *turns, _ = conversation.add(conversation.prefill).turns  # the rest of the reply is still to come
-    return [wire_message(turn) for turn in turns]
+    return turns
+
+
+def chat_message(turn: Turn) -> JsonDict:
+    """A turn as a server takes it, its pictures before its text."""
+    message = wire_message(turn)
+    if isinstance(turn.value, Message) and turn.value.pictures:
+        parts = [{"type": "image_url", "image_url": {"url": picture.url}} for picture in turn.value.pictures]
+        message["content"] = [*parts, {"type": "text", "text": turn.content}]
+    return message
+
+
+# Function calls.
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from cerebrum_cli.core.errors import DAMAGE, UnknownToken
 from cerebrum_cli.core.events import FinishEvent, OpeningEvent, PromptEvent
 from cerebrum_cli.core.text import foreign_line, format_count
-from cerebrum_cli.servers.chat_completions import chat_messages
+from cerebrum_cli.servers.chat_completions import chat_turns
 from cerebrum_cli.servers.faults import LostServerError, RequestError
 from cerebrum_cli.servers.kind import ReplyChunk
 from cerebrum_cli.servers.replies import RemoteSample, SampleEvent
@@ -129,7 +129,7 @@ class Exchange(NamedTuple):
         request = self.job.request
         if not request.as_messages:
             return
-        characters = sum(len(message["content"]) for message in chat_messages(request.ask.conversation))
+        characters = sum(len(turn.content) for turn in chat_turns(request.ask.conversation))
         if characters > MAX_CHARACTERS * (finish.prompt_tokens or inf):
             problem = f"read {finish.prompt_tokens} tokens of a prompt with {characters} characters"
             self.server.notice(self.job, problem, DROPPED_HINT)

@@ -42,6 +42,7 @@ def read(source: Path | str, **commands: str) -> str:
     notices: list[str] = []
     reader = AttachmentReader({ending: tuple(shlex.split(command)) for ending, command in commands.items()})
     [(name, text)] = reader.read([source], lambda notice: notices.append(notice.message))
+    assert isinstance(text, str)
     assert name == str(source)
     assert notices == [f"{source}: about {max(1, len(text.encode()) // 4):,} tokens"]
     return text
@@ -197,7 +198,7 @@ def test_documents_of_a_pattern_are_read_and_those_of_a_directory_are_not(folder
     Path("in/a.pdf").write_bytes(pdf("A pear.") + b"\xff")
     Path("in/b.txt").write_text("b")
     files = AttachmentReader().read([Path("in/*.pdf")], lambda _: None)
-    assert [(name, text.strip()) for name, text in files] == [("in/a.pdf", "A pear.")]
+    assert [(name, str(text).strip()) for name, text in files] == [("in/a.pdf", "A pear.")]
     notices: list[str] = []
     assert AttachmentReader().read([Path("in")], lambda notice: notices.append(notice.message)) == [("in/b.txt", "b")]
     assert notices == ["1 file skipped: in/a.pdf (binary)"]
@@ -215,7 +216,7 @@ def test_documents_of_a_pattern_that_cannot_be_read_are_skipped_with_a_notice() 
     Path("d").mkdir()
     notices: list[NoticeEvent] = []
     files = AttachmentReader().read([Path("*.pdf")], notices.append)
-    assert [(name, text.strip()) for name, text in files] == [("a.pdf", "A pear.")]
+    assert [(name, str(text).strip()) for name, text in files] == [("a.pdf", "A pear.")]
     assert [notice.message for notice in notices] == [
         "a.pdf: about 2 tokens",
         "4 files skipped: b scan.pdf (no text found), c.pdf (cannot be converted: PDFPasswordIncorrect), "
@@ -576,7 +577,7 @@ def test_web_page_in_another_charset_than_stated_has_a_note(site: str) -> None:
         Site.pages = {"text": (media_type, content)}
         notices: list[str] = []
         [(_, text)] = AttachmentReader().read([f"{site}/text"], lambda notice: notices.append(notice.message))
-        return text, notices[-1].removeprefix(f"{site}/text: ")
+        return str(text), notices[-1].removeprefix(f"{site}/text: ")
 
     lost = "characters that are not valid {} and were replaced by \ufffd: {}"
     assert notes("text/plain", b"caf\xe9") == ("café", "no charset stated, read as windows-1252")

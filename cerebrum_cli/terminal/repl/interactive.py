@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from cerebrum_cli.attachments.prompt_sources import AttachmentReader, read_piped
 from cerebrum_cli.chat.chat import Chat
+from cerebrum_cli.core.pictures import Picture
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.terminal.interrupts import Signals, ignore
 from cerebrum_cli.terminal.repl.questions import InputSource, PlainPrompt, ScriptInput
@@ -24,12 +25,12 @@ def run_chat(
     *,
     min_votes: int | None = None,
     saved: SavedPrompt | None = None,
-    files: Iterable[tuple[str, str]] = (),
+    files: Iterable[tuple[str, str | Picture]] = (),
 ) -> int:
     """Ask the first `question`, run a chat until the user exits, and close it; return the exit code.
 
-    `saved` and `files`, with names and texts, go before the first question. Raises Interrupted if Ctrl-C ends a script,
-    or another signal the chat.
+    `saved` and `files`, with names and contents, go before the first question. Raises Interrupted if Ctrl-C ends a
+    script, or another signal the chat.
     """
     with Signals(display.streams) as signals:
         display.signals = signals

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
-from cerebrum_cli.attachments.prompt_sources import AttachmentReader, compose_prompt
+from cerebrum_cli.attachments.prompt_sources import AttachmentReader, compose_prompt, pictures_of
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError, PromptTooLong
 from cerebrum_cli.core.events import Events, NoticeEvent
+from cerebrum_cli.core.pictures import Picture, Pictures
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
@@ -34,8 +35,8 @@ SEPARATOR = " | "
 class Repl:
     """A chat at a terminal.
 
-    `commands` are the slash commands. `is_done` ends the loop; `pending_files`, names and
-    texts, go before the next question, which is the input of `pending_prompt`.
+    `commands` are the slash commands. `is_done` ends the loop; `pending_files`, names with
+    texts or pictures, go before the next question, which is the input of `pending_prompt`.
     """
 
     chat: Chat
@@ -45,7 +46,7 @@ class Repl:
     reader: AttachmentReader
     min_votes: int | None = None
     pending_prompt: SavedPrompt | None = None
-    pending_files: list[tuple[str, str]] = field(default_factory=list)
+    pending_files: list[tuple[str, str | Picture]] = field(default_factory=list)
     is_done: bool = False
     exit_code: int = 0  # of a script: that of the last failed question, if no question was answered
     input: InputSource = field(init=False)
@@ -164,8 +165,8 @@ class Repl:
         if not question:
             self._show_vote(self.chat.retry(settings, majority_vote), majority_vote)
             return
-        with self._pending_input(question) as prompt:
-            self._show_vote(self.chat.send(prompt, settings, majority_vote), majority_vote)
+        with self._pending_input(question) as (prompt, pictures):
+            self._show_vote(self.chat.send(prompt, settings, majority_vote, pictures), majority_vote)
 
     def _show_vote(self, events: Events, majority_vote: MajorityVote) -> None:
         try:
@@ -221,11 +222,11 @@ class Repl:
         self.display.wait(events, lambda: self.chat.loaded, *sinks)
 
     @contextmanager
-    def _pending_input(self, text: str) -> Iterator[str]:
+    def _pending_input(self, text: str) -> Iterator[tuple[str, Pictures]]:
         files, saved = self.pending_files, self.pending_prompt
         self.pending_files, self.pending_prompt = [], None
         try:
-            yield compose_prompt(text, files, None, saved)
+            yield compose_prompt(text, files, None, saved), pictures_of(files)
         except CerebrumError as error:
             if not (self._has_replied or self.streams.in_is_terminal):
                 self.exit_code = error.exit_code
@@ -236,8 +237,8 @@ class Repl:
             raise CerebrumError(error.message, f"{error.hint}; {advice}") from error
 
     def ask(self, text: str) -> None:
-        with self.signals.acting(self.signals.postpone), self._pending_input(text) as question:
-            self.render(self.chat.send(question))
+        with self.signals.acting(self.signals.postpone), self._pending_input(text) as (question, pictures):
+            self.render(self.chat.send(question, pictures=pictures))
 
     def _run_line(self, line: InputLine) -> None:
         command = None if line.is_literal else parse_slash(line.text, self.commands)
