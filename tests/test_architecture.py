@@ -146,7 +146,7 @@ DOORS: Mapping[str, Door] = {
         ("installed", "library", "pull"),
     ),
     "attachments": Door(
-        7,
+        8,
         ("picture_files", "prompt_sources"),
     ),
     "replies": Door(10, ("interface", "reply", "source")),

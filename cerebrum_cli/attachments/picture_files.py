@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import is_file, read_beginning, readable
-from cerebrum_cli.core.pictures import MAX_PICTURE_BYTES, TYPES, Picture, media_type, picture_of
+from cerebrum_cli.core.pictures import Picture
+from cerebrum_cli.core.text import format_size, truncate, well_formed
 
+MAX_PICTURE_BYTES = 20_000_000
+BEGINNINGS = {
+    "image/png": re.compile(rb"\x89PNG\r\n\x1a\n.{4}IHDR", re.DOTALL),
+    "image/jpeg": re.compile(rb"\xff\xd8\xff"),
+    "image/gif": re.compile(rb"GIF8[79]a"),
+    "image/webp": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
+}
+TYPES = "PNG, JPEG, GIF or WebP"
 ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".webp")  # of files that are pictures, or damaged
 BEGINNING_BYTES = 64  # of a file that show what it is
+SHOWN = 80  # characters of a URL
 RESTORE = "restore the file, undo that question, or start a new session"
 
 
-def read_picture(path: Path) -> Picture:
-    """The picture in a file, without its data. Raises UsageError."""
-    return replace(_loaded(path), data=b"")
+def with_files(conversation: Conversation, names: Any) -> Conversation:
+    """A conversation whose question has the pictures in files: one, or a list. Raises UsageError."""
+    if isinstance(names, str):
+        names = [names]
+    if not (isinstance(names, list) and all(isinstance(name, str) and "\0" not in name for name in names)):
+        raise UsageError(f"invalid `pictures`: {names!r}", "give the path of a file, or a list of them")
+    pictures = tuple(replace(_loaded(Path(name)), data=b"") for name in names)
+    *before, question = conversation.messages
+    question = replace(question, pictures=(*pictures, *question.pictures))
+    return replace(conversation, messages=(*before, question))
 
 
 def picture_in(path: Path, data: bytes) -> Picture | None:
@@ -33,6 +52,23 @@ def picture_in(path: Path, data: bytes) -> Picture | None:
     if not is_file(path):
         raise UsageError(f"{path} is not a regular file", "save the picture in a file, and name that")
     return replace(picture, path=str(path.absolute()), data=b"")
+
+
+def picture_at_url(url: str, where: str) -> Picture:
+    """The picture in a data: URL. Raises UsageError for another URL, since messages may be anyone's."""
+    from base64 import b64decode
+
+    head, _, data = url.partition(",")
+    if not (head.startswith("data:") and head.endswith(";base64")):
+        shown = truncate(well_formed(url), SHOWN)
+        raise UsageError(f"{where} has a picture at {shown}", "give its data: data:image/png;base64,...")
+    try:
+        picture = picture_of(b64decode(data, validate=True), f"the picture of {where}")
+    except ValueError as error:
+        raise UsageError(f"{where} has a picture that is not base64: {error}", "encode its bytes in base64") from error
+    if picture is None:
+        raise UsageError(f"{where} has a picture that is not {TYPES}", "convert it to one of these")
+    return picture
 
 
 def is_picture(path: Path) -> bool:
@@ -73,3 +109,20 @@ def _read_again(picture: Picture) -> Picture:
     if found.digest != picture.digest:
         raise UsageError(f"{picture.path} has changed since it was attached", RESTORE)
     return found
+
+
+def media_type(data: bytes) -> str | None:
+    """The type of a picture that begins with some bytes; None of anything else."""
+    return next((name for name, beginning in BEGINNINGS.items() if beginning.match(data)), None)
+
+
+def picture_of(data: bytes, name: str) -> Picture | None:
+    """The picture that bytes are, if they are one. Raises UsageError for one that is too large."""
+    from hashlib import sha256
+
+    kind = media_type(data)
+    if kind is None:
+        return None
+    if len(data) > MAX_PICTURE_BYTES:
+        raise UsageError(f"{name} is larger than {format_size(MAX_PICTURE_BYTES)}", "make the picture smaller")
+    return Picture(kind, sha256(data).hexdigest(), data=data)

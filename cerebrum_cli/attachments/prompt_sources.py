@@ -20,7 +20,7 @@ from cerebrum_cli.attachments.documents import (
     read_page,
     refuse_media,
 )
-from cerebrum_cli.attachments.picture_files import is_picture, picture_in
+from cerebrum_cli.attachments.picture_files import is_picture, picture_at_url, picture_in
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import is_address
 from cerebrum_cli.core.environment import is_hub_offline
@@ -257,7 +257,7 @@ def parse_messages(text: str, name: str) -> Conversation:
         ) from error
     if isinstance(items, dict):
         items = items.get("messages")
-    return conversation_from_messages(items, name)
+    return conversation_from_messages(items, name, read_picture=picture_at_url)
 
 
 def found_text(path: Path, is_meant: bool) -> str:

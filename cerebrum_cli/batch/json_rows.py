@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from cerebrum_cli.attachments.picture_files import picture_at_url, with_files
 from cerebrum_cli.batch.input_row import InputRow, invalid_row, require_prompt
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import InvalidValue
@@ -179,7 +179,7 @@ def _conversation(request: JsonObject, rendered: str | None) -> Conversation:
         if prompt is not None:
             raise InvalidRow("`prompt` and `messages` cannot be used together: omit one")
         try:
-            conversation = conversation_from_messages(messages, "the row")
+            conversation = conversation_from_messages(messages, "the row", read_picture=picture_at_url)
         except UsageError as error:
             raise InvalidRow(f"{error.message}; {error.hint}", "invalid_messages") from error
         if system is None:
@@ -196,22 +196,12 @@ def _conversation(request: JsonObject, rendered: str | None) -> Conversation:
 
 
 def _with_pictures(conversation: Conversation, names: Any) -> Conversation:
-    """The conversation with the pictures in files before its question."""
     if names is None:
         return conversation
-    if isinstance(names, str):
-        names = [names]
-    if not (isinstance(names, list) and all(isinstance(name, str) and "\0" not in name for name in names)):
-        raise InvalidRow(f"invalid `pictures`: {names!r}; it must be the path of a file, or a list of them")
-    from cerebrum_cli.attachments.picture_files import read_picture
-
     try:
-        pictures = tuple(read_picture(Path(name)) for name in names)
+        return with_files(conversation, names)
     except UsageError as error:
         raise InvalidRow(f"{error.message}; {error.hint}", "invalid_picture") from error
-    *before, question = conversation.messages
-    question = replace(question, pictures=(*pictures, *question.pictures))
-    return replace(conversation, messages=(*before, question))
 
 
 def _settings(request: JsonObject) -> SourcedLayer:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.conversation import Conversation, Message, Turn
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.pictures import TYPES, Picture, Pictures, picture_of
+from cerebrum_cli.core.pictures import Picture, Pictures
 from cerebrum_cli.core.text import truncate, well_formed
 from cerebrum_cli.core.tools import Round, ToolCall, read_call
 
@@ -20,21 +20,25 @@ REASONING_PARTS = ("thinking", "reasoning", "redacted_thinking")
 TEXT_KEYS = ("text", "content", "refusal", "value")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 OTHER_KEYS = (*REASONING_KEYS, "tool_calls")  # of messages without text
+ReadPicture = Callable[[str, str], Picture]  # gets a URL, and the place of it in errors
 SHOWN = 80  # characters of an invalid call
 CALL = '{"id": "1", "function": {"name": "f", "arguments": "{}"}}'
 
 
-def conversation_from_messages(items: Any, name: str, is_request: bool = True) -> Conversation:
+def conversation_from_messages(
+    items: Any, name: str, is_request: bool = True, read_picture: ReadPicture | None = None
+) -> Conversation:
     """Convert an OpenAI messages list. Raises UsageError with `name` as the source.
 
     A request ends with a question, or with the beginning of the reply to it. Messages in a row are joined if their role
     is the same; system messages that are not the first become part of the question. Those without content are ignored.
-    Function calls and their results are part of the reply that follows them. Only a request may have pictures.
+    Function calls and their results are part of the reply that follows them. Without `read_picture`, there may be
+    no pictures.
     """
     numbered = enumerate(items if isinstance(items, (list, tuple)) else [], 1)
     turns = []
     for number, item in numbered:
-        if turn := _turn(item, f"{name}: message {number}", is_request):
+        if turn := _turn(item, f"{name}: message {number}", read_picture):
             turns.append(turn)
     if not turns:
         raise UsageError(f"{name} has no messages", 'it must be a list like [{"role": "user", "content": "..."}]')
@@ -117,7 +121,7 @@ def _paragraphs(*texts: str) -> str:
     return "\n\n".join(filter(None, texts))
 
 
-def _turn(item: Any, where: str, takes_pictures: bool) -> _Turn | None:
+def _turn(item: Any, where: str, read_picture: ReadPicture | None) -> _Turn | None:
     """A message as a turn; None if it has neither content nor reasoning."""
     role = item.get("role") if isinstance(item, dict) else None
     if role == "developer":
@@ -125,8 +129,8 @@ def _turn(item: Any, where: str, takes_pictures: bool) -> _Turn | None:
     if role not in ROLES:
         raise UsageError(f"{where} has the role {role!r}", "roles are system, user, assistant and tool")
     pictures: Pictures = ()
-    if takes_pictures and role == "user":
-        item, pictures = _without_pictures(item, where)
+    if read_picture and role == "user":
+        item, pictures = _without_pictures(item, where, read_picture)
     content = _text_of(item)
     if content is None:
         raise UsageError(f"{where} has no text content", "content must be a string, or a list of text parts")
@@ -140,8 +144,8 @@ def _turn(item: Any, where: str, takes_pictures: bool) -> _Turn | None:
     return _Turn(where, role, *texts, item.get("tool_call_id"), calls, pictures=pictures)
 
 
-def _without_pictures(message: JsonDict, where: str) -> tuple[JsonDict, Pictures]:
-    """A message without the parts that are pictures, and these. Raises UsageError for one that is not in the part."""
+def _without_pictures(message: JsonDict, where: str, read: ReadPicture) -> tuple[JsonDict, Pictures]:
+    """A message without the parts that are pictures, and these."""
     content = message.get("content")
     if not isinstance(content, list):
         return message, ()
@@ -149,26 +153,10 @@ def _without_pictures(message: JsonDict, where: str) -> tuple[JsonDict, Pictures
     for part in content:
         match part:
             case {"type": "image_url" | "input_image", "image_url": {"url": str(url)} | str(url)}:
-                pictures.append(_picture(url, where))
+                pictures.append(read(url, where))
             case _:
                 texts.append(part)
     return {**message, "content": texts}, tuple(pictures)
-
-
-def _picture(url: str, where: str) -> Picture:
-    from base64 import b64decode
-
-    head, _, data = url.partition(",")
-    if not (head.startswith("data:") and head.endswith(";base64")):
-        shown = truncate(well_formed(url), SHOWN)
-        raise UsageError(f"{where} has a picture at {shown}", "give its data: data:image/png;base64,...")
-    try:
-        picture = picture_of(b64decode(data, validate=True), f"the picture of {where}")
-    except ValueError as error:
-        raise UsageError(f"{where} has a picture that is not base64: {error}", "encode its bytes in base64") from error
-    if picture is None:
-        raise UsageError(f"{where} has a picture that is not {TYPES}", "convert it to one of these")
-    return picture
 
 
 def _calls(values: Any, where: str) -> dict[str, ToolCall]:

@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from cerebrum_cli.attachments.picture_files import picture_at_url
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens
 from cerebrum_cli.core.errors import CerebrumError, UsageError
@@ -214,7 +215,7 @@ class Model(LoadedModel):
         if isinstance(question, str):
             question = Conversation().user(question)
         elif not isinstance(question, Conversation):
-            question = conversation_from_messages(question, "messages")
+            question = conversation_from_messages(question, "messages", read_picture=picture_at_url)
         if question.system_prompt is None:
             question = replace(question, system_prompt=settings.system)
         if schema is not None:

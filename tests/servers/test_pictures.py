@@ -16,6 +16,7 @@ from scripted_backend import END
 from scripted_command import app_for, run_here
 from server_kinds import LlamaServer, OllamaServer
 
+from cerebrum_cli.attachments.picture_files import picture_at_url
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.main import run as run_command
@@ -166,10 +167,14 @@ def test_messages_have_pictures_as_data(run: Run, server: OllamaServer, home: Pa
 def test_pictures_of_messages_must_be_data(url: str, problem: str) -> None:
     parts = [{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {"url": url}}]
     with pytest.raises(UsageError) as caught:
-        conversation_from_messages([{"role": "user", "content": parts}], "m")
+        conversation_from_messages([{"role": "user", "content": parts}], "m", read_picture=picture_at_url)
     assert caught.value.message.startswith(problem)
     with pytest.raises(UsageError, match="message 2 has no text content"):
-        conversation_from_messages([{"role": "user", "content": "a"}, {"role": "assistant", "content": parts}], "m")
+        conversation_from_messages(
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": parts}],
+            "m",
+            read_picture=picture_at_url,
+        )
 
 
 def write_rows(*rows: dict[str, Any]) -> None:
@@ -191,7 +196,7 @@ def test_batch_sends_pictures_of_rows_and_asks_again_for_changed_ones(run: Run, 
     answers = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     assert [answer["text"] for answer in answers] == ["A cat."] * 2 + [None] * 6
     assert [answer["error"] and answer["error"]["type"] for answer in answers] == [
-        *(None, None, *["invalid_picture"] * 4, "invalid_request", "invalid_request")
+        *(None, None, *["invalid_picture"] * 6)
     ]
     messages = [answer["error"]["message"].partition(";")[0] for answer in answers[2:6]]
     assert messages == [
@@ -230,3 +235,12 @@ def test_refusal_of_a_server_is_shown_in_its_words(run: Run, server: OllamaServe
     assert done.code == 1
     [problem, _] = errors(done)
     assert "this model has no eyes" in problem and "\x1b" not in done.err
+
+
+def test_question_of_a_saved_prompt_keeps_its_pictures(run: Run, server: OllamaServer, home: Path) -> None:
+    assert run_here(SCRIPT, home, "ask", "--save-prompt", "look", "Look: {input}").code == 0
+    assert run("ask", "-p", "look", "-f", "a.png", "What?").code == 0
+    assert sent(server) == ([("data:image/png", PNG)], "Look: [picture a.png]\n\nWhat?")
+    write_rows({"prompt": "What?", "pictures": "a.png"})
+    assert run("batch", "-p", "look", "in.jsonl", "-o", "-").code == 0
+    assert sent(server) == ([("data:image/png", PNG)], "Look: What?")
