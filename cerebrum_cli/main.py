@@ -132,7 +132,7 @@ def run(arguments: list[str] | None = None, app: App | None = None) -> int:
     except Exception as error:
         from cerebrum_cli.cli.failures import report
 
-        code = report(error, command, app)
+        code = report(error, command, app, words)
         if code is None:  # a bug
             raise
         return code

@@ -48,7 +48,7 @@ from cerebrum_cli.core.events import Events, NoticeEvent, OnNotice
 from cerebrum_cli.core.files import lock_file, read_text, remove
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.core.text import format_utc, one_line
+from cerebrum_cli.core.text import did_you_mean, format_utc, one_line
 from cerebrum_cli.engine.local import clear_prompt_cache
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.replies.interface import Model
@@ -156,7 +156,7 @@ class History:
     def get(self, name: str, hint: str = "list sessions with cerebrum sessions list") -> Session:
         session = self.store.find(name)
         if session is None:
-            raise UsageError(f"no session named {name!r}", hint)
+            raise UsageError(f"no session named {name!r}", did_you_mean(name, self.store.names(), cutoff=0.7) + hint)
         return session
 
     def close(self) -> None:

@@ -35,7 +35,13 @@ class Extension(NamedTuple):
 
 
 COMMANDS = (
-    Command("ask", "cerebrum_cli.cli.ask", "ask", "Answer one question"),
+    Command(
+        "ask",
+        "cerebrum_cli.cli.ask",
+        "ask",
+        "Answer one question",
+        dict.fromkeys(("-o", "--output"), "redirect the output: cerebrum ask ... > FILE"),
+    ),
     Command("chat", "cerebrum_cli.cli.chat", "chat", "Chat interactively", {"--votes": "type /votes K in the chat"}),
     Command("batch", "cerebrum_cli.cli.batch", "batch", "Answer many questions from a file"),
     Command("search", "cerebrum_cli.cli.pull", "search", "Search the Hugging Face Hub for models"),
@@ -44,5 +50,6 @@ COMMANDS = (
     Command("show", "cerebrum_cli.cli.models", "show", "Show a model's metadata and prompt format"),
     Command("rm", "cerebrum_cli.cli.models", "rm", "Delete a model"),
     Command("sessions", "cerebrum_cli.cli.sessions", "group", "List, search, export and delete saved sessions"),
+    Command("config", "cerebrum_cli.cli.configuration", "config", "List and change the settings in config.toml"),
     Command("prompts", "cerebrum_cli.cli.prompts", "group", "List, show, edit and delete saved prompts"),
 )

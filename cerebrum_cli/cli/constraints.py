@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import GrammarError, UsageError
-from cerebrum_cli.core.files import read_text
+from cerebrum_cli.core.files import exists, read_text
 from cerebrum_cli.core.grammar import Grammar, GrammarKind, is_json_schema, schema_file, schema_grammar, unusable
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ def schema_text(schema: str) -> str:
     path = schema_file(schema)
     if path is None:
         return schema
+    if not exists(path) and schema.isidentifier():
+        raise UsageError(f"there is no schema file {schema}", f"check the path; a field needs its type: '{schema} str'")
     text = read_text(path, MAX_GRAMMAR_BYTES)
     if not is_json_schema(text):
         raise unusable("it is not a JSON object", "it must be a JSON Schema object")

@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 import typer
@@ -25,30 +26,47 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 PATH_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 NO_TEMPORARY_DIRECTORY = (errno.ENOENT, None)  # error number and file name
 NO_MEMORY = ("failed to map segment", "Cannot allocate memory", "cannot allocate memory", "can't start new thread")
+SENTENCE = 3  # words of an unquoted question, not of a command and a name
 OTHER_COMMANDS = {  # of other programs, and what does the same here
-    "help": "did you mean cerebrum --help?",
+    "help": "did you mean cerebrum --help, or cerebrum COMMAND --help?",
     "version": "did you mean cerebrum --version?",
     "models": "did you mean cerebrum list?",
     "list-models": "did you mean cerebrum list?",
     "ls": "did you mean cerebrum list?",
     "install": "did you mean cerebrum pull?",
     "download": "did you mean cerebrum pull?",
+    "create": "cerebrum pull FILE adds a GGUF file, and cerebrum prompts edit NAME saves a prompt with settings",
     "remove": "did you mean cerebrum rm?",
+    "delete": "did you mean cerebrum rm?",
     "info": "did you mean cerebrum show?",
     "logs": "did you mean cerebrum sessions list?",
+    "history": "did you mean cerebrum sessions list?",
     "prompt": "did you mean cerebrum ask?",
+    "templates": "did you mean cerebrum prompts list?",
+    "template": "cerebrum show MODEL names a prompt format, and cerebrum prompts saves prompts",
     "run": "did you mean cerebrum chat MODEL?",
+    "set": "did you mean cerebrum config set KEY VALUE?",
+    "settings": "did you mean cerebrum config?",
+    "default": "did you mean cerebrum config set model MODEL?",
     "serve": "start llama-server -m FILE, and use it with cerebrum chat --endpoint URL",
+    "ps": "nothing runs in the background: a command loads its model, and frees it at the end",
+    "stop": "nothing runs in the background: press Ctrl-C in the terminal of a command",
+    "embed": "there are no embeddings here: llama-server --embedding -m FILE makes them",
 }
-OTHER_OPTIONS = {  # of llama.cpp's programs, and what does the same here
+OTHER_OPTIONS = {  # of other programs, and what does the same here
     "--system-prompt": "did you mean --system?",
     "--n-predict": "did you mean --max-tokens?",
     "--ctx-size": "did you mean --ctx?",
+    "--prompt": "write the prompt without an option; did you mean --saved-prompt?",
+    "--image": "did you mean --file?",
+    "--stream": "omit it: an answer is printed as it is generated",
+    "--no-stream": "redirect the output, or use --json for a whole answer",
+    "--verbose": "did you mean --stats?",
 }
 
 
-def report(error: Exception, command: Command | None, app: App | None) -> int | None:
-    """Print an error, and return its exit code; None for a bug, of which nothing is printed."""
+def report(error: Exception, command: Command | None, app: App | None, words: Sequence[str] = ()) -> int | None:
+    """Print an error of a command line, and return its exit code; None for a bug, of which nothing is printed."""
     context: typer.Context | None = getattr(error, "ctx", None)
     problem: CerebrumError | None = None
     match error:
@@ -56,7 +74,7 @@ def report(error: Exception, command: Command | None, app: App | None) -> int | 
             if context and error.message == context.get_help():  # of a command without arguments
                 typer.echo(error.message, err=True)
                 return code
-            problem = usage_error(error, context, command)
+            problem = usage_error(error, context, command, words)
             problem.exit_code = code
         case _ if is_out_of_memory(error):
             error.with_traceback(None)  # frees what its frames hold
@@ -106,9 +124,11 @@ def is_writable(stream: TextIO) -> bool:
         return False
 
 
-def usage_error(error: typer.TyperException, context: typer.Context | None, command: Command | None) -> UsageError:
+def usage_error(
+    error: typer.TyperException, context: typer.Context | None, command: Command | None, words: Sequence[str]
+) -> UsageError:
     problem, _, near = error.message.rstrip(".?").partition(". Did you mean ")
-    hints = {**OTHER_OPTIONS, **(command.hints if command else {})}
+    hints = command.hints if command else {}
     path = "cerebrum"
     if context:
         path = context.command_path
@@ -117,14 +137,22 @@ def usage_error(error: typer.TyperException, context: typer.Context | None, comm
     hint = f"did you mean {near}?" if near else f"see {path} --help"
     if context and (unknown := re.fullmatch("No such option: (.*)", problem, re.DOTALL)):
         option = unknown[1]
-        hint = hints.get(option) or similar_options(option, context) or hint
+        hint = hints.get(option) or same_option(option, context) or similar_options(option, context) or hint
         if re.match("-([^a-zA-Z-]|$)", option) and context.info_name in ("ask", "chat"):
             hint = f'put -- before a question that begins with a hyphen: {path} -- "..."'
     elif unknown := re.fullmatch("No such command .(.*).", problem, re.DOTALL):
         hint = OTHER_COMMANDS.get(unknown[1], hint)
-        if path == "cerebrum" and not re.fullmatch(r"(?a)[\w-]+", unknown[1]):
+        is_name = re.fullmatch(r"(?a)[\w-]+", unknown[1]) and len(words) < SENTENCE
+        if path == "cerebrum" and unknown[1] not in OTHER_COMMANDS and not is_name:
             hint = 'did you mean cerebrum ask "..."?'
     return UsageError(problem[:1].lower() + problem[1:], hint)
+
+
+def same_option(name: str, context: typer.Context) -> str:
+    """What does the same as an option of other programs, if the command has it."""
+    hint = OTHER_OPTIONS.get(name, "")
+    known = [opt for parameter in context.command.params for opt in parameter.opts]
+    return hint if {*re.findall(r"--[\w-]+", hint)} <= {*known} else ""
 
 
 def similar_options(name: str, context: typer.Context) -> str:

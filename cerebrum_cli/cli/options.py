@@ -26,6 +26,7 @@ from cerebrum_cli.core.declaration import (
     switch,
 )
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
+from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import Layer, without_keys
 
@@ -331,7 +332,10 @@ def template_variables(pairs: Sequence[str]) -> JsonDict:
 def only_question(words: list[str] | None) -> str | None:
     """The question, a single argument. Raises UsageError for several, such as the words of an unquoted one."""
     if words and len(words) > 1:
-        raise UsageError("more than one question given", f"quote the question: {quote(' '.join(words))}")
+        hint = f"quote the question: {quote(' '.join(words))}"
+        if all(exists(Path(word)) for word in words[:-1]):  # what a shell made of a pattern
+            hint = "quote a pattern: -f 'src/*.py'; or write -f before each file"
+        raise UsageError("more than one question given", hint)
     return words[0] if words else None
 
 

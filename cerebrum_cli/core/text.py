@@ -57,10 +57,15 @@ def enumeration(clauses: Sequence[str], word: str = "and") -> str:
 
 
 def did_you_mean(name: str, known: Sequence[str], count: int = 1, cutoff: float = 0.6) -> str:
-    """Beginning of a hint with the known names most like a given one: "did you mean a or b? "; empty without any."""
+    """Beginning of a hint with the known names most like a given one: "did you mean a or b? "; empty without any.
+
+    Names that begin with it come first.
+    """
     from difflib import get_close_matches
 
-    near = get_close_matches(name[:MAX_FOREIGN], known[:MAX_COMPARED], count, cutoff)
+    known = known[:MAX_COMPARED]
+    longer = [each for each in known if len(name) > 1 and each.startswith(name)]
+    near = [*longer, *get_close_matches(name[:MAX_FOREIGN], set(known) - {*longer}, count, cutoff)][:count]
     if near:
         return f"did you mean {' or '.join(near)}? "
     return ""

@@ -99,6 +99,12 @@ def test_ask_session_creates_and_continues_a_named_session(user: CommandLine) ->
         assert problem in user.run("ask", *options, "Why?").err
 
 
+def test_a_name_that_is_not_whole_is_completed_in_a_hint(user: CommandLine) -> None:
+    ask(user, "Who?", "Nobody.", "--session", "names of fish")
+    for name in ("nam", "nams of fish"):
+        assert_error(user.run("sessions", "show", name), 2, f"no session named '{name}'", "did you mean names of fish?")
+
+
 def test_sessions_rm_erases_all_traces(user: CommandLine) -> None:
     ask(user, "Who hides the zebra?", "A walrus.")
     ask(user, "What stays?", "This.")

@@ -1,0 +1,164 @@
+"""`cerebrum config`: the settings in config.toml."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cerebrum_cli.cli.options import JsonArray, QuietOptions
+from cerebrum_cli.cli.signature import Argument, composed
+from cerebrum_cli.cli.variables import variable_that_sets
+from cerebrum_cli.core.config import parse_toml, read_config_text
+from cerebrum_cli.core.errors import ConfigError, UsageError
+from cerebrum_cli.core.files import atomic_write, translate_os_errors
+from cerebrum_cli.core.paths import absolute_reference
+from cerebrum_cli.core.settings import KEYS, OPTIONS, SHORTHANDS, in_directory, keys_of
+from cerebrum_cli.core.text import Texts, did_you_mean
+from cerebrum_cli.terminal.tables import print_columns, print_rows
+
+if TYPE_CHECKING:
+    from tomlkit import TOMLDocument
+
+    from cerebrum_cli.cli.app import App
+
+ACTIONS = ("list", "set", "unset")
+USAGE = "write cerebrum config, cerebrum config set KEY VALUE, or cerebrum config unset KEY"
+PRIVATE = 0o600
+
+
+def actions(_: App) -> Iterable[str]:
+    return ACTIONS
+
+
+def keys(_: App) -> Iterable[str]:
+    return KEYS
+
+
+@composed
+def config(
+    app: App,
+    _: QuietOptions,
+    action: Annotated[str | None, Argument("list|set|unset", "What to do [default: list]", actions)] = None,
+    key: Annotated[str | None, Argument("KEY", "A setting; cerebrum ask --set help lists them", keys)] = None,
+    values: Annotated[list[str] | None, Argument("VALUE...", "Its value, or the values of a list")] = None,
+    json: JsonArray = False,
+) -> None:
+    """Settings in config.toml apply to every command; its comments are kept.
+
+    Examples:
+      cerebrum config set model cerebrum-7b
+      cerebrum config set temperature 0.2
+      cerebrum config unset temperature
+    """
+    path = app.config_directory / "config.toml"
+    match action, key, values:
+        case None | "list", None, None:
+            list_values(app, path, json)
+        case "set", str(), [*_]:
+            set_value(app, path, key, values)
+        case "unset", str(), None:
+            unset(app, path, key)
+        case "list" | "set" | "unset", _, _:
+            raise UsageError(f"missing or unexpected argument of config {action}", USAGE)
+        case _:
+            raise UsageError(f"unknown argument {action!r}", USAGE)
+
+
+def list_values(app: App, path: Path, json: bool) -> None:
+    """Print what config.toml sets, tables by names such as endpoints.gpu.url."""
+    rows = [{"key": key, "value": value} for key, value in flat(parse_toml(read_config_text(path), path))]
+    show = partial(print_columns, {"key": "key", "value": lambda row: shown(row["value"])}, shorten="value")
+    print_rows(app.streams, rows, json, show, "no settings; cerebrum config set KEY VALUE makes one")
+    app.streams.info(f"file: {path}")
+
+
+def flat(table: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+
+
+def set_value(app: App, path: Path, name: str, texts: list[str]) -> None:
+    """Write a setting, with absolute paths. Raises UsageError for a value that it cannot have."""
+    meant = require_keys(name)
+    if len(texts) > 1 and not OPTIONS[meant[0]].kind.is_list:
+        raise UsageError(f"several values for {name}", f"quote a value with spaces: '{' '.join(texts)}'")
+    value = OPTIONS[meant[0]].parse(texts, name, has_quotes=False)
+    value = in_directory({meant[0]: value}, Path.cwd())[meant[0]]
+    if meant == ("model",):
+        value = absolute_reference(value)
+    value = list(value) if isinstance(value, tuple) else value
+    document = read_document(path)
+    before = same_settings(document, meant)
+    if len(before) == 1 and keys_of(before[0]) == meant:  # with its comment
+        document[before[0]] = value
+    else:
+        for each in before:
+            del document[each]
+        document.update(dict.fromkeys(meant, value))
+    write(path, document)
+    app.streams.report(f"{name} set to {shown(value)} in {path}")
+    if over := variable_that_sets(meant[0]):
+        app.streams.note(f"the environment variable {over} overrides it", f"unset {over}")
+
+
+def unset(app: App, path: Path, name: str) -> None:
+    """Remove a setting; also one that is unknown, which no other command would read."""
+    document = read_document(path)
+    found = [name] if name in document else same_settings(document, keys_of(name))
+    if not found:
+        require_keys(name)
+        raise UsageError(f"{path} does not set {name}", "cerebrum config lists what it sets")
+    for each in found:
+        del document[each]
+    write(path, document)
+    app.streams.report(f"{name} removed from {path}")
+
+
+def require_keys(name: str) -> Texts:
+    """The keys that a name stands for. Raises UsageError."""
+    if found := keys_of(name):
+        return found
+    near = did_you_mean(name.replace("-", "_"), (*KEYS, *SHORTHANDS))
+    raise UsageError(f"there is no setting {name!r}", f"{near}list all with cerebrum ask --set help")
+
+
+def same_settings(document: TOMLDocument, meant: Texts) -> list[str]:
+    """The names in a document, with dashes or shorthands, that set these keys.
+
+    A shorthand that also sets others is replaced by its keys.
+    """
+    found = [name for name in document if {*keys_of(name)} & {*meant}]
+    for name in found:
+        if len(keys_of(name)) > len(meant):
+            document.update(dict.fromkeys(keys_of(name), document.pop(name)))
+            return same_settings(document, meant)
+    return found
+
+
+def read_document(path: Path) -> TOMLDocument:
+    """The document with its comments. Raises ConfigError."""
+    import tomlkit
+
+    text = read_config_text(path)
+    parse_toml(text, path)  # for its errors
+    return tomlkit.parse(text)
+
+
+def write(path: Path, document: TOMLDocument) -> None:
+    import tomlkit
+
+    mode = path.stat().st_mode & 0o777 if path.exists() else PRIVATE
+    with translate_os_errors(ConfigError, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path.resolve(), tomlkit.dumps(document).encode(), mode=mode)
