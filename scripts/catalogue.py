@@ -15,10 +15,10 @@ import tomlkit
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.library.cache import COMMIT
 from cerebrum_cli.library.catalogue import Repository
-from cerebrum_cli.library.download import RetryPolicy
 from cerebrum_cli.library.hub import list_repository
 from cerebrum_cli.library.library import CATALOGUE
 from cerebrum_cli.library.reference import same_quantization, variants
+from cerebrum_cli.library.retries import RetryPolicy
 from cerebrum_cli.terminal.progress import FileProgress
 from cerebrum_cli.terminal.streams import standard_streams
 

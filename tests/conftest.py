@@ -35,7 +35,7 @@ from cerebrum_cli.core.config import parse_toml
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.engine import speed
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.library import catalogue_file, download
+from cerebrum_cli.library import catalogue_file, retries
 from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
 from cerebrum_cli.terminal.markdown import renderer
 
@@ -175,7 +175,7 @@ def user(new_user: CommandLine, chatml_model: Path) -> CommandLine:
 @pytest.fixture
 def hub_user(new_user: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubUser]:
     """A user with an empty Hub, whose commands in this process do not wait before a retry."""
-    monkeypatch.setattr(download, "sleep", lambda _: None)
+    monkeypatch.setattr(retries, "sleep", lambda _: None)
     with HubServer(tokens=(READER, OTHER)) as server:
         yield HubUser(server, new_user)
 

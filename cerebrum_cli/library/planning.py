@@ -18,7 +18,6 @@ from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.gguf.contents import HeaderTruncated
 from cerebrum_cli.gguf.header import Header, NoLanguageModel, header_from_tables, parse_tables, require_generative
 from cerebrum_cli.library.catalogue import ModelSpec
-from cerebrum_cli.library.download import RetryPolicy
 from cerebrum_cli.library.fit import spec_sizes
 from cerebrum_cli.library.hub import (
     FoundRepository,
@@ -43,6 +42,7 @@ from cerebrum_cli.library.reference import (
     variant_of,
     variants,
 )
+from cerebrum_cli.library.retries import RetryPolicy
 
 FIRST_BYTES, MOST_BYTES = 1 << 20, 1 << 26  # of a header: vocabularies take up to 20 MB
 MOST_MODELS = 300  # of a repository that are assessed; no model has as many quantizations

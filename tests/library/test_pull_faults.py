@@ -18,11 +18,12 @@ from waiting import wait_until
 
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.library import download
+from cerebrum_cli.library import download, retries
 from cerebrum_cli.library.cache import Cache
-from cerebrum_cli.library.download import Download, RetryPolicy
+from cerebrum_cli.library.download import Download
 from cerebrum_cli.library.hub import HubFile, Listing
 from cerebrum_cli.library.hub_requests import HubError
+from cerebrum_cli.library.retries import RetryPolicy
 
 REPO, FILE = "owner/large", "large-Q4_K_M.gguf"
 SLOW = Fault(part="cdn", let_through=1, bytes_per_second=3_000_000)  # the header comes at once, the file in 3 seconds
@@ -196,7 +197,7 @@ def test_pull_retries_a_timeout(hub_user: HubUser) -> None:
 
 def test_retry_policy_backs_off_until_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     told, slept = RecordedProgress(), list[float]()
-    monkeypatch.setattr(download, "sleep", slept.append)
+    monkeypatch.setattr(retries, "sleep", slept.append)
     patience = RetryPolicy(told)
     lost = HubError("connection lost", "check the network", retries=6)
     for _ in range(6):

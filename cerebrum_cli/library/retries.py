@@ -1,0 +1,42 @@
+"""When to repeat a request to the Hub that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import sleep
+from typing import ParamSpec, TypeVar
+
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.transfers import Progress
+from cerebrum_cli.library.hub_requests import HubError
+
+MAX_WAIT_S = 600.0  # the rate limits of the Hub last 300
+_MAX_BACKOFF_S = 16.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class RetryPolicy:
+    """Waits between retries: exponential backoff, or as long as the Hub asks; each error sets its number of retries."""
+
+    progress: Progress
+    failures: int = 0  # in a row
+
+    def run(self, request: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
+        while True:
+            try:
+                return request(*arguments, **keywords)
+            except HubError as error:
+                self.wait(error)
+
+    def wait(self, error: HubError) -> None:
+        """Sleep until the next attempt; raise the error if no retries are left, or the wait would be too long."""
+        seconds = min(_MAX_BACKOFF_S, 2.0**self.failures) if error.wait_s is None else error.wait_s
+        self.failures += 1
+        if self.failures > error.retries or seconds > MAX_WAIT_S:
+            raise error
+        self.progress.notice(NoticeEvent(error.message, f"retrying in {seconds:.0f} s"))
+        sleep(seconds)
