@@ -77,6 +77,16 @@ class CachePath:
         return self.repository / "blobs" / f"{self.digest}.incomplete"
 
     @property
+    def pieces(self) -> Path:
+        """Path of one with holes, which older versions of huggingface_hub must not take for the beginning of a file."""
+        return self.repository / "blobs" / f"{self.digest}.pieces.incomplete"
+
+    @property
+    def record(self) -> Path:
+        """Path of the record of its complete pieces."""
+        return self.repository / "blobs" / f"{self.digest}.record.incomplete"
+
+    @property
     def pointer(self) -> Path:
         return self.repository / "snapshots" / self.commit / PurePosixPath(self.name)
 

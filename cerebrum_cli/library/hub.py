@@ -146,12 +146,21 @@ def _found_repository(item: JsonObject) -> FoundRepository:
     )
 
 
-@contextmanager
-def open_file(listing: Listing, name: str, start: int, end: int | None) -> Iterator[tuple[int, Iterator[bytes]]]:
-    """Open a file of a listing from byte `start` up to `end` or its end. Raises the errors of `list_repository`.
+class FileResponse(NamedTuple):
+    """Bytes of a file as they arrive: exactly those requested, or all from its start, from a server without ranges.
 
-    Yields where the bytes begin, which is 0 for a server without range support, and the bytes as they arrive.
+    A server may also send other ones.
     """
+
+    is_exact: bool
+    is_whole: bool
+    etag: str
+    chunks: Iterator[bytes]
+
+
+@contextmanager
+def open_file(listing: Listing, name: str, start: int, end: int | None) -> Iterator[FileResponse]:
+    """Open a file of a listing from byte `start` up to `end` or its end. Raises the errors of `list_repository`."""
     from huggingface_hub import hf_hub_url
 
     subject = f"{listing.repo_id}/{name}"
@@ -162,17 +171,20 @@ def open_file(listing: Listing, name: str, start: int, end: int | None) -> Itera
     with opened(url, headers, subject, listing.kind) as response:
 
         def chunks() -> Iterator[bytes]:
-            size = 0
+            received = 0
             begun = monotonic()
             with translated(subject):
                 for chunk in response.iter_raw():
-                    size += len(chunk)
-                    if monotonic() - begun > patience_s() + size / MIN_RATE:
+                    received += len(chunk)
+                    if monotonic() - begun > patience_s() + received / MIN_RATE:
                         raise HubError(f"{subject}: fewer than {MIN_RATE} bytes per second", CHECK_NETWORK)
                     yield chunk
 
-        is_part = response.status_code == 206  # otherwise the server ignores ranges
-        yield start if is_part else 0, chunks()
+        is_whole = response.status_code != 206
+        last = (listing.file(name).size if end is None else end) - 1
+        sent = response.headers.get("Content-Range", "").rpartition("/")[0]
+        is_exact = sent == f"bytes {start}-{last}" if "Range" in headers else is_whole
+        yield FileResponse(is_exact, is_whole, response.headers.get("ETag", ""), chunks())
 
 
 def delete(paths: Paths, directory: Path) -> int:

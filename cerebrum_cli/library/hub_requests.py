@@ -41,12 +41,18 @@ CHECK_NETWORK = (
 
 
 class HubError(PullError):
-    """The Hub did not respond as expected. `retries` is how often to retry, `wait_s` the delay it asks for."""
+    """The Hub did not respond as expected. `retries` is how often to retry, `wait_s` the delay it asks for.
 
-    def __init__(self, problem: str, hint: str, retries: int = 0, wait_s: float | None = None) -> None:
+    It `is_overload` if the Hub asks for fewer requests.
+    """
+
+    def __init__(
+        self, problem: str, hint: str, retries: int = 0, wait_s: float | None = None, is_overload: bool = False
+    ) -> None:
         super().__init__(problem, hint)
         self.retries = retries
         self.wait_s = wait_s
+        self.is_overload = is_overload
 
 
 def token_location() -> str | None:
@@ -235,7 +241,7 @@ def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Respons
         return _access_error(subject, repo_id, page, response)
     retries = 5 if status in (408, 429) or status >= 500 else 0
     problem = f"the Hub responded {status} {response.reason_phrase}"
-    return HubError(problem, _LATER, retries, _requested_wait(response))
+    return HubError(problem, _LATER, retries, _requested_wait(response), is_overload=status in (429, 503))
 
 
 def _requested_wait(response: httpx2.Response) -> float | None:

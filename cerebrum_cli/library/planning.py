@@ -315,9 +315,9 @@ def _read_header(listing: Listing, file: HubFile) -> bytes:
     data = b""
     end = FIRST_BYTES
     while True:
-        with open_file(listing, file.name, len(data), min(end, file.size)) as (start, chunks):
-            data = data[:start]
-            while len(data) < end and (chunk := next(chunks, b"")):  # without range support, the whole file is sent
+        with open_file(listing, file.name, len(data), min(end, file.size)) as response:
+            data = b"" if response.is_whole else data
+            while len(data) < end and (chunk := next(response.chunks, b"")):  # without ranges, all of it is sent
                 data += chunk
         try:
             return data[: _header_length(Path(listing.repo_id, file.name), data, file.size)]

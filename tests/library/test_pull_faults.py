@@ -18,7 +18,7 @@ from waiting import wait_until
 
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.library import download, retries
+from cerebrum_cli.library import retries
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.download import Download
 from cerebrum_cli.library.hub import HubFile, Listing
@@ -142,20 +142,6 @@ def test_pull_replaces_a_damaged_blob(hub_user: HubUser) -> None:
     os.utime(blob, ns=(1, 1))
     damaged = f"note: {FILE} in the cache is damaged: downloading it again\n"
     assert cleaned(hub_user.pull(REPO)) == f"{damaged}{here(hub_user)}"
-
-
-@pytest.mark.slow
-def test_pull_asks_for_bounded_ranges_of_large_files(
-    hub_user: HubUser, mistral_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub_user.hub.arm(Fault(part="cdn", let_through=3, cut_after=600_000))
-    monkeypatch.setattr(download, "RANGE_BYTES", 2_000_000)
-    hub_user.pull(REPO)
-    here(hub_user)
-    size = mistral_model.stat().st_size
-    ranges = [request.range for request in hub_user.hub.log.requests("cdn")[1:]]
-    starts = [0, 2_000_000, 4_000_000, 4_600_000, *range(6_600_000, size, 2_000_000)]
-    assert ranges == [f"bytes={start}-{min(start + 2_000_000, size) - 1}" for start in starts]
 
 
 @pytest.mark.usefixtures("no_locks")

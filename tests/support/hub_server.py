@@ -38,7 +38,11 @@ SIGNED = "Expires=3600&Signature=signed"
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """What a client asked and what it got so far; `sent` counts the body's bytes as the socket takes them."""
+    """What a client asked and what it got so far; `sent` counts the body's bytes as the socket takes them.
+
+    `beside` counts the requests for the same part that were under way when it came; one whose last bytes are being sent
+    is not.
+    """
 
     part: Part
     method: str
@@ -46,6 +50,8 @@ class Request:
     headers: Mapping[str, str]  # names in lower case
     status: int | None = None
     sent: int = 0
+    beside: int = 0
+    is_under_way: bool = True
 
     @property
     def range(self) -> str | None:
@@ -132,6 +138,7 @@ class Fault(CountedFault):
     """What goes wrong with requests for a part.
 
     Bytes of `cut_after` and `hang_after` count from the start of the answer's body, `flip_at` from the file's start.
+    Of a range, `most_bytes` are sent at most, as the answer states; `headers` replace its own.
     A request that hangs goes on when released. Several misfortunes may strike one request.
     """
 
@@ -144,6 +151,16 @@ class Fault(CountedFault):
     flip_at: int | None = None
     ignore_range: bool = False
     bytes_per_second: int | None = None
+    most_bytes: int | None = None
+    headers: Headers = ()
+
+    def altered(self, reply: Reply) -> Reply:
+        headers = dict(reply.headers)
+        if self.most_bytes and reply.status == 206:
+            reply = replace(reply, stop=min(reply.stop, reply.start + self.most_bytes))
+            size = headers["Content-Range"].rpartition("/")[2]
+            headers["Content-Range"] = f"bytes {reply.start}-{reply.stop - 1}/{size}"
+        return replace(reply, headers=tuple((headers | dict(self.headers)).items()))
 
     def ranges(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Split what is sent of a body where something goes wrong; the last range is empty."""
@@ -174,6 +191,7 @@ class Log:
 
     def add(self, request: Request) -> None:
         with self._changed:
+            request.beside = sum(other.part == request.part and other.is_under_way for other in self._requests)
             self._requests.append(request)
             self._changed.notify_all()
 
@@ -218,10 +236,14 @@ class _Exchange(LoopbackHandler):
         armed = next((armed for armed in hub.armed if armed.strike(request)), HEALTHY)
         refusal = armed.fault.refusal
         reply = refusal.reply() if refusal else hub.reply(request, ignore_range=armed.fault.ignore_range)
+        reply = armed.fault.altered(reply)
         hub.log.note(request, reply.status)
         self.write_head(reply.status, (*reply.headers, ("Content-Length", str(reply.stop - reply.start))))
-        if self.command != "HEAD":
-            self._write_body(reply, armed, request)
+        try:
+            if self.command != "HEAD":
+                self._write_body(reply, armed, request)
+        finally:
+            request.is_under_way = False
 
     do_HEAD = do_GET
 
@@ -236,6 +258,7 @@ class _Exchange(LoopbackHandler):
                 for first in range(start, stop, block):
                     size = min(block, stop - first)
                     self.server.hub.log.note(request, sent=size)
+                    request.is_under_way = first + size < reply.stop
                     body.seek(first)
                     if first == fault.flip_at:
                         self.connection.sendall(bytes(byte ^ 0xFF for byte in body.read(size)))
