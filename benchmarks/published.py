@@ -61,7 +61,7 @@ def scores(package: Path, programs: list[tuple[dict[str, Any], str]]) -> list[bo
 
 def reason(problem: Problem, code: str) -> str:
     """Type of the error with which a program fails."""
-    result = require_sandbox().run(code, complete_test(problem.test, problem.entry_point))
+    result = require_sandbox("bwrap").run(code, complete_test(problem.test, problem.entry_point))
     last = result.detail.strip().rpartition("\n")[2]
     return last.partition(":")[0] or result.reason
 

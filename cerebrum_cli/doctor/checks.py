@@ -89,17 +89,18 @@ def _check_disk(context: DoctorContext) -> CheckResult:
 def _check_sandbox(context: DoctorContext) -> CheckResult:
     """Where programs of models run here, and why; most users need none, so there is no warning."""
     settings = context.settings
-    choice = f"sandbox={settings.sandbox}"
+    if settings.sandbox == "auto":
+        return check_result(f"{_state_of('monty')}; for eval --run-code: {_state_of('bwrap')}")
+    return check_result(f"{_state_of(settings.sandbox)}: sandbox={settings.sandbox} ({settings.origin('sandbox')})")
+
+
+def _state_of(choice: str) -> str:
+    """Whether a sandbox works, and if not, why."""
     try:
-        sandbox = require_sandbox(settings.sandbox)
+        require_sandbox(choice)
     except UsageError as error:
-        return check_result(f"none: {choice}, but {error.message}; {error.hint}")
-    if refusal := sandbox.refusal:
-        return check_result(f"Monty, which has only a part of Python: {refusal.message}; {refusal.hint}")
-    works = "Monty works" if sandbox.runner.name == "monty" else "bubblewrap works"
-    if settings.sandbox != "auto":
-        works += f": {choice} ({settings.origin('sandbox')})"
-    return check_result(works)
+        return f"none ({error.message}; {error.hint})"
+    return {"bwrap": "bubblewrap works", "monty": "Monty works"}[choice]
 
 
 def _check_config(context: DoctorContext) -> CheckResult:

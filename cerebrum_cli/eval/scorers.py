@@ -134,8 +134,8 @@ def math_scorer() -> ReplyScorer:
 def code_scorer(sandbox: str) -> ReplyScorer:
     """Score programs by running them against the question's test, as many at a time as there are cores.
 
-    Replies to a question without an entry point are programs. They run in Monty only if the setting `sandbox` says so:
-    what it lacks makes no program wrong. Raises UsageError without a sandbox.
+    Replies to a question without an entry point are programs. They run in Monty only if the setting `sandbox` is that,
+    since what it lacks makes no program wrong. Raises UsageError without a sandbox.
     """
     from cerebrum_cli.programs.sandbox import require_sandbox
 

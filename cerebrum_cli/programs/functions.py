@@ -45,8 +45,8 @@ def tools_of(
 ) -> Tools:
     """Tools of functions, of Python files, and `python`. With `confirm`, a call of a file's function runs if it agrees.
 
-    `sandbox` is the setting. Reports functions of files that cannot be used, and a sandbox that has only a part of
-    Python. Raises UsageError for anything else, for a file without any that can, and for two tools with one name.
+    `sandbox` is the setting. Reports functions of files that cannot be used. Raises UsageError for anything else, for a
+    file without any that can, and for two tools with one name.
     """
     tools = [tool for source in sources for tool in _tools(source, report, confirm, sandbox)]
     names = [tool.spec.name for tool in tools]
@@ -62,7 +62,7 @@ def _tools(source: ToolFunction | Tool | str, report: Report, confirm: Confirm |
     if callable(source):
         return [_tool_of(source)]
     if source == "python":
-        return [_tool_of(python_function(report, sandbox))]
+        return [_tool_of(python_function(sandbox))]
     if str(source).endswith(".py"):
         file = FunctionFile(Path(source), report)
         return [Tool(spec, partial(file.run, spec.name, confirm), asks=True) for spec in file.describe()]
@@ -112,11 +112,9 @@ def _as_before() -> Iterator[None]:
         yield
 
 
-def python_function(report: Report, choice: str) -> Callable[[str], str]:
+def python_function(choice: str) -> Callable[[str], str]:
     """The built-in function that runs programs in the sandbox. Raises UsageError where it does not work."""
     sandbox = require_sandbox(choice)
-    if sandbox.notice:
-        report(sandbox.notice)
 
     def python(code: str) -> str:
         result = sandbox.evaluate(code, TIMEOUT_S)

@@ -27,7 +27,7 @@ from cerebrum_cli.programs.code_result import CodeResult, Reason, memory_file
 from cerebrum_cli.programs.guest import DETAIL, cut
 
 PACKAGE = "pydantic-monty-runtime"
-REINSTALL = f"install it again: {pip_install(PACKAGE)}"
+REINSTALL = f"use --set sandbox=bwrap, or install it again: {pip_install(PACKAGE)}"
 POLL_S = 0.1  # after which a program that must end is killed
 # 1 GB of memory, twice what programs may use, and 16 MB of output; no variables of the user.
 LIMITED = ("/bin/sh", "-c", 'ulimit -v 1048576 2> /dev/null; ulimit -f 32768; exec /usr/bin/env -i "$@"', "sh")

@@ -1,11 +1,9 @@
-"""Programs that a model wrote, in bubblewrap, or in Monty where that does not work."""
+"""Programs that a model wrote, in Monty or in bubblewrap."""
 
 from __future__ import annotations
 
 from threading import Event, Lock
 
-from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.programs.bubblewrap import Bubblewrap, find_bubblewrap
 from cerebrum_cli.programs.code import extract_program, first_program
 from cerebrum_cli.programs.code_result import TIMEOUT_S, CodeResult
@@ -15,25 +13,11 @@ FINDING = Lock()  # held where programs are parsed without warnings, which is a 
 
 
 class Sandbox:
-    """What runs programs, from `require_sandbox`; if it is Monty because bubblewrap does not work, with the `refusal`.
+    """What runs programs, from `require_sandbox`. `is_closed` ends all programs."""
 
-    `is_closed` ends all programs.
-    """
-
-    refusal: UsageError | None = None
-
-    def __init__(self, runner: Bubblewrap | Monty, refusal: UsageError | None = None) -> None:
+    def __init__(self, runner: Bubblewrap | Monty) -> None:
         self.runner = runner
-        self.refusal = refusal
         self.is_closed = Event()
-
-    @property
-    def notice(self) -> NoticeEvent | None:
-        """That programs run in Monty, and why, unless the user has chosen it."""
-        if self.refusal is None:
-            return None
-        problem = f"programs run in Monty, which has only a part of Python: {self.refusal.message}"
-        return NoticeEvent(problem, "see `sandbox` in cerebrum doctor")
 
     def run(self, code: str, test: str, timeout_s: float = TIMEOUT_S) -> CodeResult:
         """Run a program and its test. Raises UsageError if the sandbox fails."""
@@ -62,12 +46,8 @@ class Sandbox:
 
 
 def require_sandbox(choice: str = "auto") -> Sandbox:
-    """The sandbox that the setting `sandbox` chooses, which is proven to isolate programs here; UsageError if not."""
-    if choice == "monty":
-        return Sandbox(find_monty())
-    try:
-        return Sandbox(find_bubblewrap())
-    except UsageError as error:
-        if choice == "bwrap":
-            raise
-        return Sandbox(find_monty(), error)
+    """What the setting `sandbox` chooses, proven to isolate programs here: Monty by default. Raises UsageError if not.
+
+    Monty works everywhere, and ran programs of models as bubblewrap did: see `benchmarks/sandboxes.py`.
+    """
+    return Sandbox(find_bubblewrap() if choice == "bwrap" else find_monty())

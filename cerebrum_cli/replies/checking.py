@@ -49,7 +49,6 @@ def create_check(model: LoadedModel, scope: Event) -> Callable[[str], Program | 
 
     sandbox = require_sandbox(model.source.settings.sandbox)
     sandbox.is_closed = scope
-    model.note(sandbox.notice)
     return partial(run_program, sandbox)
 
 

@@ -158,8 +158,8 @@ def test_doctor_never_prints_a_token_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("choice", "detail"),
     [
-        ("auto", "Monty, which has only a part of Python: bwrap is not installed; install it: sudo apt"),
-        ("bwrap", "none: sandbox=bwrap, but bwrap is not installed; install it: sudo apt"),
+        ("auto", "Monty works; for eval --run-code: none (bwrap is not installed; install it: sudo apt"),
+        ("bwrap", "none (bwrap is not installed; install it: sudo apt"),
         ("monty", "Monty works: sandbox=monty (CEREBRUM_SANDBOX)"),
     ],
 )

@@ -305,14 +305,14 @@ def test_sandbox_limits_and_isolates(
 RUNNING = """
 import sys
 from cerebrum_cli.programs.sandbox import require_sandbox
-require_sandbox().run("while True: pass", "", timeout_s=60)
+require_sandbox(sys.argv[1]).run("while True: pass", "", timeout_s=60)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
-def test_sandbox_leaves_no_process_after(signum: signal.Signals, sandbox: Sandbox) -> None:
-    command = [sys.executable, "-c", RUNNING]
+def test_sandbox_leaves_no_process_after(signum: signal.Signals, each_sandbox: Sandbox) -> None:
+    command = [sys.executable, "-c", RUNNING, each_sandbox.runner.name]
     with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as parent:
         program = psutil.Process(parent.pid)
         wait_until(lambda: any(user_seconds(each) > 0.1 for each in program.children(recursive=True)))

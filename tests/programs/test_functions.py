@@ -786,6 +786,6 @@ def test_ctrl_c_ends_a_program(python: Tool, ctrl_c: Callable[[float], None]) ->
 
 @pytest.mark.slow
 def test_python_runs_isolated(sandbox: Sandbox) -> None:
-    [python] = tools_of(["python"])
+    [python] = tools_of(["python"], sandbox="bwrap")
     assert run_tool(python, {"code": "import numpy\nint(numpy.arange(5).sum())"}) == "10\n"
     assert "PermissionError" in run_tool(python, {"code": "import socket\nsocket.socket()"})

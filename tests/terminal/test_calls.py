@@ -120,10 +120,7 @@ def test_python_without_bubblewrap_runs_in_monty(tmp_path: Path, chatml_model: P
     arguments = ("-m", chatml_model, "--tool", "python", "A coat?")
     done = run_here(script, tmp_path, "ask", *arguments)
     assert (done.code, done.out) == (0, "It is 42.\n")
-    assert done.err.count("note: programs run in Monty, which has only a part of Python: bwrap is not installed") == 1
     assert "python(code='6 * 7')\n-> 42\n" in done.err
-    done = run_here(script, tmp_path, "ask", "--set", "sandbox=monty", *arguments)
-    assert "-> 42\n" in done.err and "Monty" not in done.err
     assert run_here(script, tmp_path, "ask", "--set", "sandbox=bwrap", *arguments).code == 2
 
 
