@@ -1,5 +1,7 @@
 """Time `pull` of a 1 GB file from a Hub server on loopback against `hf download`, and time `list` and `show`.
 
+Also time it from a server that limits each connection to 20 MB/s, against the same server without ranges.
+
 Usage: python benchmarks/pull.py [--runs N] [--gigabytes G]
 """
 
@@ -11,6 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from harness import ROOT, SCRIPT, Row, alternate, record, run
@@ -19,9 +22,11 @@ sys.path.append(str(ROOT / "tests"))
 
 import numpy as np
 from gguf import GGUFWriter
-from hub_server import HubServer
+from hub_server import Fault, HubServer
 
 REPOSITORY, FILE = "someone/Model-GGUF", "Model-F16.gguf"
+LIMITED, LIMITED_BYTES = "someone/Limited-GGUF", 400_000_000
+SLOW = Fault(part="cdn", path=LIMITED, times=None, bytes_per_second=20_000_000)  # each connection
 PEER = str(Path(sys.executable).parent / "hf")
 INTERPRETER = [sys.executable, "-c", "pass"]
 
@@ -37,7 +42,9 @@ def main() -> None:
         hub.repository(REPOSITORY, {FILE: write_model(directory / FILE, int(arguments.gigabytes * 1e9))})
         os.environ.update(hub.environment(directory / "home"))
         os.environ.update(XDG_DATA_HOME=str(directory / "data"), XDG_CONFIG_HOME=str(directory / "config"))
-        record([download_row(directory, arguments), *listing_rows(arguments.runs)])
+        hub.repository(LIMITED, {FILE: write_model(directory / "limited.gguf", LIMITED_BYTES)})
+        limited = limited_row(directory, hub, arguments.runs)
+        record([download_row(directory, arguments), limited, *listing_rows(arguments.runs)])
 
 
 def write_model(path: Path, size: int) -> Path:
@@ -68,6 +75,24 @@ def download_row(directory: Path, arguments: argparse.Namespace) -> Row:
     )
     label = f"pull {arguments.gigabytes:g} GB from loopback, checksum included / hf download"
     return Row(label, f"{ours:.2f} s", f"{peer:.2f} s", ratio, "<= 1.6")
+
+
+def limited_row(directory: Path, hub: HubServer, runs: int) -> Row:
+    """Compare several connections with the one that a server without ranges gets."""
+
+    def timed(fault: Fault) -> Callable[[], float]:
+        def measure() -> float:
+            shutil.rmtree(directory / "home", ignore_errors=True)
+            armed = hub.arm(fault)
+            seconds = run([SCRIPT, "pull", "--quiet", LIMITED]).seconds
+            armed.disarm()
+            return seconds
+
+        return measure
+
+    ours, peer, ratio = alternate(timed(SLOW), timed(replace(SLOW, ignore_range=True)), runs)
+    label = "pull 400 MB at 20 MB/s a connection / over one connection"
+    return Row(label, f"{ours:.2f} s", f"{peer:.2f} s", ratio, "<= 0.2")
 
 
 def listing_rows(runs: int) -> list[Row]:
