@@ -35,6 +35,7 @@ from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import one_line, truncate
 from cerebrum_cli.core.tools import ToolSpec
 from cerebrum_cli.programs.function_results import require_json
+from cerebrum_cli.programs.tool_schema import shortened
 
 SUPPORTED = "use named parameters, and types that JSON can represent, such as str, list[int], an Enum or a dataclass"
 # A parameter in a docstring's section "Args:": its name, a type in parentheses, and text with the lines below it.
@@ -43,9 +44,7 @@ WORDS = {"True": "true", "False": "false"}  # what booleans become in some templ
 MAX_PROBLEMS = 4  # of arguments that are named
 MAX_SHOWN = 60  # characters of an invalid value
 FORBID_OTHERS = {"extra": "forbid", "allow_inf_nan": False}
-LISTS_OF_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
 typed_dict: Any = TypedDict  # of fields that are known when it is called
-DROPPED = ("title", "default", "discriminator", "$defs", "$ref", "const")
 
 
 class Signature:
@@ -69,7 +68,7 @@ class Signature:
         except Exception as error:  # annotations are expressions
             problem = one_line(str(error).partition(". Set `arbitrary_types_allowed")[0].partition("\n")[0])
             raise UsageError(f"{name} cannot be a tool: {problem}", SUPPORTED) from error
-        properties = _shortened(schema, schema.get("$defs", {})).get("properties", {})
+        properties = shortened(schema).get("properties", {})
         self._describe(properties, dict(ARGUMENT.findall(section)))
         required = [name for name in self._parameters if self._is_required(name)]
         parameters = {"type": "object", "properties": properties, "required": required}
@@ -182,43 +181,6 @@ def _readable(annotation: Any) -> Any:
 
 def _has_typed_dict(annotation: Any) -> bool:
     return is_typeddict(annotation) or any(map(_has_typed_dict, get_args(annotation)))
-
-
-def _shortened(schema: JsonDict, definitions: JsonDict, within: tuple[str, ...] = ()) -> JsonDict:
-    """A JSON Schema without titles, defaults and null, and with definitions in place of references to them.
-
-    A type within itself is an object, or whatever it is, without details.
-    """
-    if reference := schema.get("$ref"):
-        name = reference.rpartition("/")[2]
-        if name in within:
-            return {"type": definitions[name].get("type", "object")}
-        schema = {**definitions[name], **schema}
-        within = (*within, name)
-    if (constant := schema.get("const")) is not None:
-        schema["enum"] = [constant]
-    short = {"type": schema["type"]} if "type" in schema else {}
-    for key, value in schema.items():
-        if key in LISTS_OF_SCHEMAS:
-            value = [_shortened(part, definitions, within) for part in value if part != {"type": "null"}]
-        elif key == "properties":
-            value = {name: _shortened(part, definitions, within) for name, part in value.items()}
-        elif key in ("items", "additionalProperties") and isinstance(value, dict):
-            value = _shortened(value, definitions, within)
-        if key in DROPPED or (key in ("items", "additionalProperties") and not _is_shown(key, value)):
-            continue
-        if key == "anyOf" and len(value) == 1:
-            short |= value[0]
-        else:
-            short[key] = value
-    return short
-
-
-def _is_shown(key: str, value: JsonDict | bool) -> bool:
-    """Whether the schema of items is worth its tokens: values of plain types in dictionaries are not described."""
-    if isinstance(value, bool) or not value:
-        return False
-    return key == "items" or not value.keys() <= {"type", "enum", "items"} or _is_shown(key, value.get("items", {}))
 
 
 def _with_parsed_texts(given: JsonDict, error: ValidationError) -> JsonDict:
