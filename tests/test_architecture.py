@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("chat", "batch"),
     ("terminal",),
     ("cli",),
-    ("eval", "weights", "doctor", "cluster"),
+    ("eval", "weights", "doctor", "cluster", "mcp"),
     ("decide",),
     ("main",),
 )
@@ -86,7 +86,8 @@ PURE = (
         "library.plans",
     ),
     *("core.ask", "core.inspection", "core.votes"),
-    *("core.row_events", "programs.function_schema"),
+    *("core.row_events", "programs.function_schema", "programs.tool_schema"),
+    *("mcp.content", "mcp.json_rpc", "mcp.listed_functions"),
     *("trust.calibration", "trust.score_map", "trust.shift", "trust.threshold"),
 )
 IMPURE = {  # the first names of modules that touch them; a Path is a value, too
@@ -134,8 +135,8 @@ DOORS: Mapping[str, Door] = {
         ("canonical", "final"),
     ),
     "programs": Door(
-        5,
-        ("functions", "sandbox"),
+        6,
+        ("functions", "sandbox", "tool_schema"),
     ),
     "servers": Door(
         5,
@@ -165,6 +166,7 @@ DOORS: Mapping[str, Door] = {
     "decide": Door(4, ("deciding", "extension")),
     "weights": Door(0, ("extension",)),
     "cluster": Door(1, ("extension",)),
+    "mcp": Door(0, ("tool_options",)),
     "doctor": Door(
         0,
         (),
@@ -339,7 +341,7 @@ def test_packages_name_their_public_modules(package: str) -> None:
 
 
 def test_no_package_imports_an_optional_one() -> None:
-    optional = {package_of(module) for module in modules() if module.endswith(".extension")}
+    optional = {package_of(module) for module in modules() if module.endswith((".extension", ".tool_options"))}
     found = []
     for package in optional:
         for user, module, name in uses_of(package):

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 
 QUESTION, ANSWER = "What is 12 plus 30?", "12 plus 30 makes 42. The answer is 42."
 RAY = "--ray", "--ray-workers"
+OPTIONS = {*RAY, "--mcp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Copy:
         ("cluster", (), RAY),
         ("doctor", ("doctor",), ()),
         ("decide", ("decide",), ()),
+        ("mcp", (), ("--mcp",)),
     ],
 )
 def test_optional_package_can_be_deleted(
@@ -71,7 +73,8 @@ def test_optional_package_can_be_deleted(
     completed = copy.completions("cerebrum ")
     assert "ask" in completed and listed == set(completed)
     flags = copy.completions("cerebrum batch --")
-    assert "--parallel" in flags and set(RAY) - set(options) <= set(flags) and set(flags).isdisjoint(options)
+    assert "--parallel" in flags and OPTIONS - set(options) <= set(flags) and set(flags).isdisjoint(options)
+    assert ("--mcp" in copy.completions("cerebrum ask --")) is ("--mcp" not in options)
     assert copy.run("ask", "-m", "nano", "-q", QUESTION) == f"{ANSWER}\n"
     assert ANSWER in copy.run("chat", "-m", "nano", "-q", stdin=f"{QUESTION}\n")
     (tmp_path / "in.txt").write_text(f"{QUESTION}\n")

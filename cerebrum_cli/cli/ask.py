@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Annotated
 
+from cerebrum_cli.cli.commands import tool_options
 from cerebrum_cli.cli.options import AskOptions, Names, only_question
 from cerebrum_cli.cli.signature import Argument, composed, settings_options
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
@@ -19,12 +20,17 @@ if TYPE_CHECKING:
 OVERRIDES = settings_options((*REPLY_KEYS, "speculative", "cache_gb", "show_thinking", "no_log", "markdown"))
 
 
+@tool_options
+class AskCommandOptions(AskOptions):
+    """The options of `ask`, and those of optional packages."""
+
+
 @composed
 def ask(
     app: App,
     on_command_line: Names,
     overrides: Annotated[Layer, OVERRIDES],
-    options: AskOptions,
+    options: AskCommandOptions,
     prompt: Annotated[list[str] | None, Argument("[PROMPT]", "The question; `-` reads standard input")] = None,
 ) -> None:
     """The prompt is built from the files, PROMPT and standard input, in that order.
@@ -74,7 +80,8 @@ def answer(
     from cerebrum_cli.terminal.sinks import ReplyDisplay
 
     display = ReplyDisplay(app.streams, options.yes, is_hidden=options.verbose)
-    tools = display.calls.tools_of(options.tool, app.settings(overrides).sandbox)
+    display.calls.find = options.tool_finder(app)
+    tools = display.calls.tools_of(options.tool_sources, app.settings(overrides).sandbox)
     open_history = cache(app.open_history)  # imported and opened when it is needed, mostly after the answer
     session = continued = None
     if options.session_flag:

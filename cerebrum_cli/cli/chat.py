@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cerebrum_cli.cli.commands import tool_options
 from cerebrum_cli.cli.options import AnswerOptions, Names, QuestionOptions, only_question
 from cerebrum_cli.cli.signature import Argument, composed, settings_options
-from cerebrum_cli.core.declaration import INTEGER, option, option_group, switch
+from cerebrum_cli.core.declaration import INTEGER, option, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 REFERENCE = re.compile(r"[\w.:/~?=&%@-]+", re.ASCII)  # the characters of references to models
 
 
-@option_group
+@tool_options
 class ChatOptions(QuestionOptions, AnswerOptions):
     min_votes: int | None = option("Votes required to win /votes [default: 1]", "Sampling", INTEGER, metavar="N")
     no_markdown: bool = switch("Plain text, even on a terminal", "Output")
@@ -70,7 +71,8 @@ def chat(
     files = reader.read(options.file, app.streams.report)
     question = read_question(app, words)
     display = ReplyDisplay(app.streams, options.yes)
-    tools = display.calls.tools_of(options.tool, app.settings(SourcedLayer(overrides, applied)).sandbox)
+    display.calls.find = options.tool_finder(app)
+    tools = display.calls.tools_of(options.tool_sources, app.settings(SourcedLayer(overrides, applied)).sandbox)
     conversation = open_chat(app, overrides, applied, options)
     conversation.tools = tools
     exit_code = run_chat(

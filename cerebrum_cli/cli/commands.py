@@ -1,8 +1,8 @@
 """The commands of all packages: those of the core, of optional packages, and of packages installed beside this one.
 
-An optional package is a folder beside this one with a module `extension`, and can be deleted. A package from outside
-has an entry point of the group `cerebrum.commands`, which names its `Extension`. They are looked up for help,
-completion and a word that is no other command, so that no other start waits for it.
+An optional package is a folder beside this one with a module `extension` or `tool_options`, and can be deleted. A
+package from outside has an entry point of the group `cerebrum.commands`, which names its `Extension`. They are looked
+up for help, completion and a word that is no other command, so that no other start waits for it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 from cerebrum_cli.cli import COMMANDS, Command, Extension
+from cerebrum_cli.core.declaration import option_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,16 +24,32 @@ if TYPE_CHECKING:
 
 ENTRY_POINTS = "cerebrum.commands"
 MAX_BYTES = 100_000  # of a file with entry points
+T = TypeVar("T")
 Commands = dict[str, Command]  # by name, in the order of help
 Warnings = list[tuple[str, str]]  # problems, each with a hint
 
 
 @cache
 def optional_packages() -> tuple[Extension, ...]:
-    """The optional packages that are there."""
+    """What the optional packages that are there add, except for options of functions."""
+    return tuple(module.EXTENSION for module in modules_of_packages("extension"))
+
+
+@dataclass_transform(frozen_default=True)
+def tool_options(group: type[T]) -> type[T]:
+    """The options of a command whose replies may call functions, with those of optional packages above them.
+
+    They are in modules of their own, since `ask` would wait for those of all packages.
+    """
+    added = [module.OPTIONS for module in modules_of_packages("tool_options")]
+    return option_group(type(group.__name__, (*added, option_group(group)), {}))
+
+
+def modules_of_packages(name: str) -> list[Any]:
+    """The modules of this name in packages beside this one."""
     with os.scandir(Path(__file__).parents[1]) as entries:
-        found = sorted(entry.name for entry in entries if os.access(f"{entry.path}/extension.py", os.F_OK))
-    return tuple(import_module(f"cerebrum_cli.{name}.extension").EXTENSION for name in found)
+        found = sorted(entry.name for entry in entries if os.access(f"{entry.path}/{name}.py", os.F_OK))
+    return [import_module(f"cerebrum_cli.{package}.{name}") for package in found]
 
 
 def loaded(reference: str) -> Any:

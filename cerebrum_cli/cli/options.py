@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.grammar import Grammar
     from cerebrum_cli.core.saved_prompts import SavedPrompt
     from cerebrum_cli.core.settings import Settings
+    from cerebrum_cli.core.tools import ToolFinder
     from cerebrum_cli.core.votes import Votes
     from cerebrum_cli.library.installed import InstalledModel
     from cerebrum_cli.replies.source import Installation, ModelSource
@@ -210,9 +211,24 @@ class SavedPromptOptions:
 
 @option_group
 class ToolOptions:
+    """Functions that the model may call. An optional package may add other sources, in its module `tool_options`."""
+
     tool: tuple[str, ...] = option(
         "Functions that the model may call (repeatable)", "Input", TEXTS, default=(), metavar="python|FILE"
     )
+
+    @property
+    def tool_flag(self) -> str:
+        """The option that gives the model functions; empty without one."""
+        return "--tool" if self.tool else ""
+
+    @property
+    def tool_sources(self) -> Sequence[str]:
+        return self.tool
+
+    def tool_finder(self, _app: App, /) -> ToolFinder | None:
+        """What finds the functions of sources that are neither `python` nor a file."""
+        return None
 
 
 @option_group
@@ -295,15 +311,15 @@ class AskOptions(QuestionOptions, GenerationOptions):
         code = self.extract_flag or ""
         part = "--final" if self.final else code
         one_of_them = "omit one of them"
-        session = self.session_flag
+        session, tools = self.session_flag, self.tool_flag
         for is_conflict, first, second, hint in (
             (self.final and code, "--final", code, one_of_them),
             (self.votes and code, code, "--votes", f"{one_of_them}: votes count answers, not code"),
             (part and self.schema, part, "--schema", f"omit {part}: the whole answer is JSON"),
             (session and self.raw, session, "--raw", one_of_them),
             (session and self.messages, session, "--messages", one_of_them),
-            (self.tool and self.votes, "--tool", "--votes", one_of_them),
-            (self.tool and self.top_logprobs, "--tool", "--top-logprobs", one_of_them),
+            (tools and self.votes, tools, "--votes", one_of_them),
+            (tools and self.top_logprobs, tools, "--top-logprobs", one_of_them),
         ):
             if is_conflict:
                 raise UsageError.conflict(first, second, hint)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, dataclass_transform
 
-from cerebrum_cli.cli.commands import loaded, optional_packages
+from cerebrum_cli.cli.commands import loaded, optional_packages, tool_options
 from cerebrum_cli.cli.constraints import name_grammar_in_errors
 from cerebrum_cli.cli.options import AnswerOptions, ConstrainedOptions, ToolOptions
 from cerebrum_cli.core.declaration import NUMBER, flag, option, option_group, switch
@@ -167,26 +166,24 @@ class RowOptions(ToolOptions, ConstrainedOptions, ConcurrencyOptions):
 
     def find_tools(self, app: App, sandbox: str) -> Tools:
         """The functions that the model may call without confirmation; `sandbox` is the setting. Raises UsageError."""
-        if not self.tool:
+        if not self.tool_flag:
             return ()
         from cerebrum_cli.programs.functions import tools_of
 
         others = [flag(name) for name in ("votes", "check", "raw") if getattr(self, name, None)]
         for other in filter(None, (*others, self.place_flag)):
-            raise UsageError.conflict("--tool", other)
-        tools = tools_of(self.tool, app.streams.report, sandbox=sandbox)
+            raise UsageError.conflict(self.tool_flag, other)
+        tools = tools_of(self.tool_sources, app.streams.report, sandbox=sandbox, find=self.tool_finder(app))
         for tool in tools:
             if tool.asks and not self.yes:
                 problem = f"this command cannot ask before calls of {tool.spec.name}"
-                raise UsageError(problem, "add -y to run functions in a file without asking")
+                raise UsageError(problem, "add -y to run functions without asking")
         return tools
 
     def tool_record(self, tools: Tools) -> JsonDict:
-        """Names of functions and digests of the files that they are from, for a fingerprint; nothing without any."""
-        from cerebrum_cli.core.files import file_sha256
-
+        """Names of functions and digests of what they are from, for a fingerprint; nothing without any."""
         parts = [tool.spec.name for tool in tools]
-        parts += filter(None, (file_sha256(Path(source)) for source in self.tool))
+        parts += dict.fromkeys(tool.digest for tool in tools if tool.digest)
         return {"set of functions": ", ".join(parts)} if parts else {}
 
 
@@ -194,7 +191,7 @@ class RowOptions(ToolOptions, ConstrainedOptions, ConcurrencyOptions):
 def row_options(group: type[T]) -> type[T]:
     """The options of a command that answers rows, with those of optional packages: subclasses of RowOptions."""
     added = [loaded(extension.row_options) for extension in optional_packages() if extension.row_options]
-    return option_group(type(group.__name__, (*added, option_group(group)), {}))
+    return option_group(type(group.__name__, (*added, tool_options(group)), {}))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any, Self
 
@@ -28,9 +28,12 @@ class ChildProcess(subprocess.Popen[bytes]):
         stdout: Stream = subprocess.DEVNULL,
         stderr: Stream = None,
         pass_fds: Sequence[int] = (),
+        env: Mapping[str, str] | None = None,
         grace_s: float = 0.0,
     ) -> None:
-        super().__init__(command, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds, start_new_session=True)
+        super().__init__(
+            command, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds, env=env, start_new_session=True
+        )
         try:
             self._guard = subprocess.Popen(
                 ["/bin/sh", "-c", f"read _; sleep {grace_s:g}; kill -s KILL -- -{self.pid}"],

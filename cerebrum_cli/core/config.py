@@ -21,7 +21,9 @@ ENDPOINTS = "endpoints"
 ENDPOINT_FILES = ("ca_file", "client_cert")
 ENDPOINT_KEYS = ("url", "key_env", "served_model", *ENDPOINT_FILES)
 DOCUMENTS = "documents"
+MCP = "mcp"
 EXAMPLE = '[endpoints.NAME] with url = "http://HOST:PORT"'
+MCP_EXAMPLE = '[mcp.NAME] with command = "uvx", args = ["mcp-server-time"]'
 
 EndpointTable = Mapping[str, str]
 """A table `[endpoints.NAME]`: fields of an Endpoint; `key_env` names the environment variable with the API key."""
@@ -32,6 +34,7 @@ class Config:
     settings: Layer = field(default_factory=dict)
     endpoints: Mapping[str, EndpointTable] = field(default_factory=dict)
     documents: Mapping[str, Texts] = field(default_factory=dict)  # words of commands, by the ending of a file's name
+    mcp: Mapping[str, JsonObject] = field(default_factory=dict)  # tables of MCP servers, which the package `mcp` reads
 
 
 def read_config(path: Path) -> Config:
@@ -42,8 +45,10 @@ def read_config(path: Path) -> Config:
     values = parse_toml(text, path)
     endpoints = read_endpoints(values.pop(ENDPOINTS, {}), path)
     documents = read_documents(values.pop(DOCUMENTS, {}), path)
-    settings = read_settings(values, text, path, (ENDPOINTS, DOCUMENTS))
-    return Config(SourcedLayer(settings, origin=CONFIG), endpoints, documents)
+    mcp = values.pop(MCP, {})
+    require_tables(MCP, mcp, path, MCP_EXAMPLE)
+    settings = read_settings(values, text, path, (ENDPOINTS, DOCUMENTS, MCP))
+    return Config(SourcedLayer(settings, origin=CONFIG), endpoints, documents, mcp)
 
 
 def read_config_text(path: Path) -> str:
@@ -94,9 +99,13 @@ def read_settings(values: JsonObject, text: str, path: Path, other_keys: Texts) 
 
 def read_endpoints(tables: Any, path: Path) -> dict[str, EndpointTable]:
     """Read the tables `[endpoints.NAME]`. Raises ConfigError."""
-    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
-        raise ConfigError(f"{path}: `{ENDPOINTS}` must contain only tables", f"write {EXAMPLE}")
+    require_tables(ENDPOINTS, tables, path, EXAMPLE)
     return {name: read_endpoint(name, table, path) for name, table in tables.items()}
+
+
+def require_tables(name: str, tables: Any, path: Path, example: str) -> None:
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise ConfigError(f"{path}: `{name}` must contain only tables", f"write {example}")
 
 
 def read_endpoint(name: str, table: JsonObject, path: Path) -> EndpointTable:

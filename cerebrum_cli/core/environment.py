@@ -13,6 +13,11 @@ def environment_names() -> tuple[str, ...]:
     return tuple(os.environ)
 
 
+def environment_with(variables: dict[str, str]) -> dict[str, str]:
+    """The environment for another program, with these variables."""
+    return {**os.environ, **variables}
+
+
 def set_environment(name: str, value: str) -> None:
     os.environ[name] = value
 

@@ -57,14 +57,18 @@ class Tool:
     """A function that a model may call. `run` takes the arguments of a call, and returns the call with its result.
 
     The call has the arguments that the function got, as JSON. Whoever runs a tool that `asks` must ask the user first.
+    `digest` is that of what defines the function, such as its file.
     """
 
     spec: ToolSpec
     run: Callable[[JsonObject], ToolCall]
     asks: bool = False
+    digest: str = ""
 
 
 Tools = tuple[Tool, ...]
+ToolFinder = Callable[[str], Tools | None]
+"""The functions of a source that is neither `python` nor a file, of which it gives None. Raises UsageError."""
 
 
 def read_call(name: str, arguments: object) -> ToolCall:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.eval.eval_options import EvalOptions
 
 # Options that deviate from a preset.
-DEVIATING = ("limit", "tool", "template", "examples", "raw", "match", "schema", "grammar", "template_arg")
+DEVIATING = ("limit", "tool", "mcp", "template", "examples", "raw", "match", "schema", "grammar", "template_arg")
 LIMITED = "decide --limit beforehand: raising it until a result looks significant finds differences by chance"
 
 

@@ -43,7 +43,7 @@ def no_reproduction(source: ModelSource, preset: Preset, expected: JsonObject, d
 
 def given_options(options: object, *names: str) -> Iterator[str]:
     for name in names:
-        if value := getattr(options, name):
+        if value := getattr(options, name, None):  # it may be an option of a package that is not there
             yield flag(name) if value is True else f"{flag(name)} {shown(value)}"
 
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.files import file_sha256
 from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.core.tools import Tool, ToolCall, ToolFunction, Tools
-from cerebrum_cli.programs.function_process import Confirm, FunctionFile, Report
+from cerebrum_cli.core.tools import Tool, ToolCall, ToolFinder, ToolFunction, Tools
+from cerebrum_cli.programs.function_process import REFUSED, Confirm, FunctionFile, Report
 from cerebrum_cli.programs.guest import cut as cut
 from cerebrum_cli.programs.sandbox import require_sandbox
 
@@ -42,13 +43,15 @@ def tools_of(
     report: Report = discard,
     confirm: Confirm | None = None,
     sandbox: str = "auto",
+    find: ToolFinder | None = None,
 ) -> Tools:
-    """Tools of functions, of Python files, and `python`. With `confirm`, a call of a file's function runs if it agrees.
+    """Tools of functions, of Python files, `python`, and what `find` knows.
 
-    `sandbox` is the setting. Reports functions of files that cannot be used. Raises UsageError for anything else, for a
-    file without any that can, and for two tools with one name.
+    With `confirm`, a call of another program or a file runs if it agrees. `sandbox` is the setting. Reports functions
+    of files that cannot be used. Raises UsageError for anything else, for a file without any that can, and for two
+    tools with one name.
     """
-    tools = [tool for source in sources for tool in _tools(source, report, confirm, sandbox)]
+    tools = [tool for source in sources for tool in _tools(source, report, confirm, sandbox, find)]
     names = [tool.spec.name for tool in tools]
     for name in names:
         if names.count(name) > 1:
@@ -56,17 +59,34 @@ def tools_of(
     return tuple(tools)
 
 
-def _tools(source: ToolFunction | Tool | str, report: Report, confirm: Confirm | None, sandbox: str) -> list[Tool]:
+def _tools(
+    source: ToolFunction | Tool | str, report: Report, confirm: Confirm | None, sandbox: str, find: ToolFinder | None
+) -> list[Tool]:
     if isinstance(source, Tool):
         return [source]
     if callable(source):
         return [_tool_of(source)]
+    found = find(source) if find else None
+    if found is not None:
+        return [_confirmed(tool, confirm) if confirm else tool for tool in found]
     if source == "python":
         return [_tool_of(python_function(sandbox))]
     if str(source).endswith(".py"):
         file = FunctionFile(Path(source), report)
-        return [Tool(spec, partial(file.run, spec.name, confirm), asks=True) for spec in file.describe()]
+        specs = file.describe()
+        digest = file_sha256(Path(source)) or ""
+        return [Tool(spec, partial(file.run, spec.name, confirm), True, digest) for spec in specs]
     raise UsageError.invalid("tool", source, "python, or the path of a Python file (.py)")
+
+
+def _confirmed(tool: Tool, confirm: Confirm) -> Tool:
+    """The tool, which runs only the calls that `confirm` agrees to."""
+
+    def run(arguments: JsonObject) -> ToolCall:
+        call = ToolCall(tool.spec.name, arguments)
+        return tool.run(arguments) if confirm(call) else replace(call, result=REFUSED)
+
+    return replace(tool, run=run)
 
 
 def _tool_of(function: ToolFunction) -> Tool:

@@ -11,7 +11,7 @@ from functools import cached_property
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import CallEvent, Event
 from cerebrum_cli.core.text import one_line, truncate
-from cerebrum_cli.core.tools import Tool, ToolCall, Tools
+from cerebrum_cli.core.tools import Tool, ToolCall, ToolFinder, Tools
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.streams import DIM, Streams
 
@@ -20,10 +20,14 @@ MAX_SHOWN = 78  # characters of a call, and of its result
 
 @dataclass
 class CallSink:
-    """Prints calls while a reply runs them, and asks before those of tools that ask, unless the user `agrees`."""
+    """Prints calls while a reply runs them, and asks before those of tools that ask, unless the user `agrees`.
+
+    `find` knows tools that are neither `python` nor in a file.
+    """
 
     streams: Streams
     agrees: bool = False
+    find: ToolFinder | None = None
     _asking: set[str] = field(default_factory=set)  # names of functions
 
     @cached_property
@@ -40,13 +44,13 @@ class CallSink:
         from cerebrum_cli.programs.functions import tools_of
 
         if self.agrees:
-            return tools_of(sources, self.streams.report, sandbox=sandbox)
-        tools = tools_of(sources, self.streams.report, self._confirm, sandbox)
+            return tools_of(sources, self.streams.report, sandbox=sandbox, find=self.find)
+        tools = tools_of(sources, self.streams.report, self._confirm, sandbox, self.find)
         asking = [tool.spec.name for tool in tools if tool.asks]
         for name in asking:
             if not self.streams.can_ask:
                 problem = f"no terminal to confirm calls of {name}"
-                raise UsageError(problem, "add -y to run functions in a file without asking")
+                raise UsageError(problem, "add -y to run functions without asking")
         self._asking.update(asking)
         return tools
 

@@ -103,9 +103,7 @@ def test_call_that_was_cut_off_is_run_when_the_reply_continues(
 def test_functions_of_a_file_need_a_terminal_or_agreement(tmp_path: Path, chatml_model: Path, functions: str) -> None:
     refused = ask(tmp_path, chatml_model, "--tool", functions)
     assert (refused.code, refused.out) == (2, "")
-    problem = (
-        "error: no terminal to confirm calls of weather\n hint: add -y to run functions in a file without asking\n"
-    )
+    problem = "error: no terminal to confirm calls of weather\n hint: add -y to run functions without asking\n"
     assert refused.err == problem
     agreed = ask(tmp_path, chatml_model, "--tool", functions, "-y")
     assert agreed.code == 0 and agreed.err.endswith(f"{SHOWN}\n-> Dry in Oslo.\n")
