@@ -30,8 +30,9 @@ from cerebrum_cli.replies.tally import Program
 
 HEADING = "Sandboxes"
 INTRODUCTION = """\
-Programs that models wrote, in both sandboxes, one after the other; {day}, written by `benchmarks/sandboxes.py`. They
-agree if both print the same last line, or nothing. Times are medians, in bubblewrap and in Monty. The last columns are
+Programs in both sandboxes, one after the other; {day}, written by `benchmarks/sandboxes.py`. They
+agree if both print the same last line, or nothing. Times are medians, in bubblewrap and
+in Monty, beside other programs on two cores. The last columns are
 the accuracy of votes of all samples: of replies alone, and with what the programs print in each sandbox. Programs of
 Codex are the outputs of github.com/TIGER-AI-Lab/Program-of-Thoughts, which end in `print(ans)` here. So few questions
 do not show what votes gain; but no program prints anything else in Monty, so that the votes are the same.
