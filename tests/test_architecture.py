@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engine", "answers", "programs"),
     ("servers",),
     ("library",),
+    ("pictures",),
     ("attachments",),
     ("replies",),
     ("results", "trust"),
@@ -86,7 +87,7 @@ PURE = (
         "library.plans",
     ),
     *("core.ask", "core.inspection", "core.votes"),
-    *("core.row_events", "programs.function_schema", "programs.tool_schema"),
+    *("core.row_events", "programs.function_schema", "core.tool_schema"),
     *("mcp.content", "mcp.json_rpc", "mcp.listed_functions"),
     *("trust.calibration", "trust.score_map", "trust.shift", "trust.threshold"),
 )
@@ -135,8 +136,8 @@ DOORS: Mapping[str, Door] = {
         ("canonical", "final"),
     ),
     "programs": Door(
-        6,
-        ("functions", "sandbox", "tool_schema"),
+        4,
+        ("functions", "sandbox"),
     ),
     "servers": Door(
         5,
@@ -147,9 +148,10 @@ DOORS: Mapping[str, Door] = {
         ("installed", "library", "pull"),
     ),
     "attachments": Door(
-        8,
-        ("picture_files", "prompt_sources"),
+        5,
+        ("prompt_sources",),
     ),
+    "pictures": Door(5, ("picture_files",)),
     "replies": Door(10, ("interface", "reply", "source")),
     "results": Door(
         14,

@@ -1,4 +1,4 @@
-"""What a prompt is made of besides its question: files, folders, documents, pictures and web pages.
+"""What a prompt is made of besides its question: files, folders, documents and web pages.
 
-Public modules: `prompt_sources`, `picture_files`.
+Public module: `prompt_sources`.
 """

@@ -20,7 +20,6 @@ from cerebrum_cli.attachments.documents import (
     read_page,
     refuse_media,
 )
-from cerebrum_cli.attachments.picture_files import is_picture, picture_at_url, picture_in
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import is_address
 from cerebrum_cli.core.environment import is_hub_offline
@@ -33,6 +32,7 @@ from cerebrum_cli.core.pictures import Picture, Pictures
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import code_block, format_count, format_names, format_size, one_line, well_formed
+from cerebrum_cli.pictures.picture_files import is_picture, picture_at_url, picture_in
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRead

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from cerebrum_cli.attachments.picture_files import picture_at_url, with_files
 from cerebrum_cli.batch.input_row import InputRow, invalid_row, require_prompt
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import InvalidValue
@@ -24,6 +23,7 @@ from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.row_fields import ID_KEYS, InvalidRow, RowId, Template, own_id, parse_line
 from cerebrum_cli.core.settings import GENERATION_KEYS, OPTIONS, SourcedLayer
 from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.pictures.picture_files import picture_at_url, with_files
 
 PROMPT_KEYS = ("prompt", "messages", "body")  # one of them is in a row, unless a template names others
 _OBJECTS = ("chat_template_kwargs", "response_format", "structured_outputs")  # their keys count as those of the request

@@ -10,8 +10,8 @@ from typing import Any
 from cerebrum_cli.core.errors import DAMAGE
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import foreign_line
+from cerebrum_cli.core.tool_schema import shortened
 from cerebrum_cli.core.tools import ToolSpec
-from cerebrum_cli.programs.tool_schema import shortened
 
 NAME = re.compile(r"[\w./:-]{1,128}", re.ASCII)  # what formats read as the name of a function
 

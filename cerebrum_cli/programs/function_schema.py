@@ -33,9 +33,9 @@ from typing_extensions import TypedDict
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import one_line, truncate
+from cerebrum_cli.core.tool_schema import shortened
 from cerebrum_cli.core.tools import ToolSpec
 from cerebrum_cli.programs.function_results import require_json
-from cerebrum_cli.programs.tool_schema import shortened
 
 SUPPORTED = "use named parameters, and types that JSON can represent, such as str, list[int], an Enum or a dataclass"
 # A parameter in a docstring's section "Args:": its name, a type in parentheses, and text with the lines below it.

@@ -7,7 +7,6 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.attachments.picture_files import picture_at_url
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens
 from cerebrum_cli.core.errors import CerebrumError, UsageError
@@ -17,6 +16,7 @@ from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.settings import LOAD_KEYS, MAX_PARALLEL, OPTIONS, Layer, Settings, SourcedLayer, fold
 from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.engine.requests import ContextOptions
+from cerebrum_cli.pictures.picture_files import picture_at_url
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.source import Installation, ModelSource

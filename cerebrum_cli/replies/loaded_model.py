@@ -133,7 +133,7 @@ class LoadedModel:
         prompt = self._render(conversation)
         tokens = (*self.engine.vocabulary.tokenize(prompt), *asked.prefix_tokens)
         if conversation.pictures:
-            from cerebrum_cli.attachments.picture_files import with_data
+            from cerebrum_cli.pictures.picture_files import with_data
 
             asked = replace(asked, conversation=with_data(conversation))
         prompt_end = final_markup(prompt)

@@ -16,10 +16,10 @@ from scripted_backend import END
 from scripted_command import app_for, run_here
 from server_kinds import LlamaServer, OllamaServer
 
-from cerebrum_cli.attachments.picture_files import picture_at_url
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.main import run as run_command
+from cerebrum_cli.pictures.picture_files import picture_at_url
 from cerebrum_cli.terminal.streams import Streams
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256))
