@@ -233,7 +233,7 @@ class Repl:
             if not isinstance(error, PromptTooLong):
                 raise
             self.pending_files, self.pending_prompt = files, saved
-            advice = "/file none detaches the files" if files else "/undo removes a turn, /clear starts over"
+            advice = "/file none removes the files" if files else "/undo removes a turn, /clear starts over"
             raise CerebrumError(error.message, f"{error.hint}; {advice}") from error
 
     def ask(self, text: str) -> None:

@@ -112,7 +112,7 @@ COMMAND_GROUPS = {
             "file",
             attach_file,
             "PATHS [QUESTION]",
-            "prepend files, directories, globs or web pages to a question; `none` detaches them",
+            "prepend files, directories, globs or web pages to a question; `none` removes them",
             "path",
             required=("a file", "for example /file notes.txt"),
         ),
