@@ -17,6 +17,7 @@ PARENT = """
 import sys, time
 from cerebrum_cli.core.child_process import ChildProcess
 child = ChildProcess(["sh", "-c", sys.argv[1], sys.argv[2]])
+print("guarded", flush=True)
 time.sleep(60)
 """
 
@@ -45,10 +46,11 @@ def is_running(number: int) -> bool:
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_child_ends_with_its_parent(ending: signal.Signals, tmp_path: Path) -> None:
     numbers = tmp_path / "numbers"
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, CHILD, numbers], stderr=subprocess.DEVNULL)
-    children = started(numbers)
-    os.kill(parent.pid, ending)
-    parent.wait()
+    command = [sys.executable, "-c", PARENT, CHILD, numbers]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
+        assert parent.stdout and parent.stdout.readline() == b"guarded\n"
+        children = started(numbers)
+        os.kill(parent.pid, ending)
     assert_ended(children)
 
 

@@ -2,6 +2,7 @@
 
 import re
 import struct
+import sys
 from pathlib import Path
 
 import pytest
@@ -172,7 +173,10 @@ def test_pull_of_a_model_that_does_not_fit_needs_yes(hub_user: HubUser, chatml_m
         ({"HF_ENDPOINT": "nonsense"}, "check the reference, and HF_ENDPOINT"),
     ],
 )
-def test_pull_reports_invalid_variables(hub_user: HubUser, more: dict[str, str], error: str) -> None:
+def test_pull_reports_invalid_variables(
+    hub_user: HubUser, more: dict[str, str], error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)  # which other packages may have installed
     code, said, do = refused(hub_user, CATALOGUED, **more)
     assert code == 1
     assert error in f"{said}\n{do}"
