@@ -22,8 +22,8 @@ OR_COMMAND = ", or set a command for its extension in config.toml, below [docume
 MEDIA = (
     media(
         "images are not supported",
-        f"name a PNG, JPEG, GIF or WebP file with -f, or recognize its text first (OCR){OR_COMMAND}",
-        *(rb"\x89PNG", rb"\xff\xd8\xff", rb"GIF8[79]a.{0,3}[\0-\x08]", rb"RIFF.{4}WEBP"),
+        f"convert it to PNG, JPEG, GIF or WebP and name it with -f, or recognize its text first (OCR){OR_COMMAND}",
+        *(rb"\x89PNG", rb"\xff\xd8\xff", rb"GIF8[79]a.{0,3}[\0-\x08]", rb"RIFF.{4}WEBPVP8"),
         *(rb"BM.{4}\0{4}", rb"II\*\0", rb"MM\0\*", rb"\0\0\x01\0", rb"\0{3}.ftyp(?:avi[fs]|hei[cfsx]|mif1|msf1)"),
     ),
     media(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 ACTIONS = ("list", "set", "unset")
 USAGE = "write cerebrum config, cerebrum config set KEY VALUE, or cerebrum config unset KEY"
+ENVIRONMENT_TABLE = ".env."  # in the name of a variable for an MCP server, which may be secret
+HIDDEN = "***"
 PRIVATE = 0o600
 
 
@@ -68,7 +71,9 @@ def config(
 
 def list_values(app: App, path: Path, json: bool) -> None:
     """Print what config.toml sets, tables by names such as endpoints.gpu.url."""
-    rows = [{"key": key, "value": value} for key, value in flat(parse_toml(read_config_text(path), path))]
+    rows = []
+    for key, value in flat(parse_toml(read_config_text(path), path)):
+        rows.append({"key": key, "value": HIDDEN if ENVIRONMENT_TABLE in key else plain(value)})
     show = partial(print_columns, {"key": "key", "value": lambda row: shown(row["value"])}, shorten="value")
     print_rows(app.streams, rows, json, show, "no settings; cerebrum config set KEY VALUE makes one")
     app.streams.info(f"file: {path}")
@@ -80,6 +85,14 @@ def flat(table: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def plain(value: Any) -> Any:
+    """A value of TOML as one of JSON: dates and numbers that JSON lacks as text."""
+    if isinstance(value, list):
+        return list(map(plain, value))
+    is_number = isinstance(value, int | float) and isfinite(value)
+    return value if is_number or isinstance(value, str) else str(value)
 
 
 def shown(value: Any) -> str:
@@ -105,7 +118,7 @@ def set_value(app: App, path: Path, name: str, texts: list[str]) -> None:
     else:
         for each in before:
             del document[each]
-        document.update(dict.fromkeys(meant, value))
+        document = with_keys(document, dict.fromkeys(meant, value))
     write(path, document)
     app.streams.report(f"{name} set to {shown(value)} in {path}")
     if over := variable_that_sets(meant[0]):
@@ -116,6 +129,8 @@ def unset(app: App, path: Path, name: str) -> None:
     """Remove a setting; also one that is unknown, which no other command would read."""
     document = read_document(path)
     found = [name] if name in document else same_settings(document, keys_of(name))
+    if isinstance(document.get(name.partition(".")[0]), dict):
+        raise UsageError(f"{name} is a table, or a part of one", f"edit {path}")
     if not found:
         require_keys(name)
         raise UsageError(f"{path} does not set {name}", "cerebrum config lists what it sets")
@@ -153,6 +168,16 @@ def read_document(path: Path) -> TOMLDocument:
     text = read_config_text(path)
     parse_toml(text, path)  # for its errors
     return tomlkit.parse(text)
+
+
+def with_keys(document: TOMLDocument, values: dict[str, Any]) -> TOMLDocument:
+    """A document with further settings; before the comment of the first table if it has only tables."""
+    import tomlkit
+
+    if all(isinstance(value, dict) for value in document.values()):
+        return tomlkit.parse(tomlkit.dumps(values) + "\n" * bool(document) + tomlkit.dumps(document))
+    document.update(values)
+    return document
 
 
 def write(path: Path, document: TOMLDocument) -> None:

@@ -140,6 +140,8 @@ def usage_error(
         hint = hints.get(option) or same_option(option, context) or similar_options(option, context) or hint
         if re.match("-([^a-zA-Z-]|$)", option) and context.info_name in ("ask", "chat"):
             hint = f'put -- before a question that begins with a hyphen: {path} -- "..."'
+        elif context.info_name == "config":
+            hint = f"put -- before a value that begins with a hyphen: {path} set KEY -- VALUE"
     elif unknown := re.fullmatch("No such command .(.*).", problem, re.DOTALL):
         hint = OTHER_COMMANDS.get(unknown[1], hint)
         is_name = re.fullmatch(r"(?a)[\w-]+", unknown[1]) and len(words) < SENTENCE

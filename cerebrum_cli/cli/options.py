@@ -214,7 +214,7 @@ class ToolOptions:
     """Functions that the model may call. An optional package may add other sources, in its module `tool_options`."""
 
     tool: tuple[str, ...] = option(
-        "Functions that the model may call (repeatable)", "Input", TEXTS, default=(), metavar="python|FILE"
+        "Functions that the model may call (repeatable)", "Input", TEXTS, default=(), metavar="python|FILE|NAME"
     )
 
     @property

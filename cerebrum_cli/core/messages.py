@@ -56,7 +56,7 @@ def conversation_from_messages(
     if not turns:
         raise UsageError(f"{name}: no question to answer", "add a message with the role user")
     for turn in turns[::2]:
-        if not turn.content.strip():
+        if not (turn.content.strip() or turn.pictures):
             raise UsageError(f"{turn.where} is empty", "a question must contain text")
     return _with_prefill(conversation)
 
@@ -145,17 +145,24 @@ def _turn(item: Any, where: str, read_picture: ReadPicture | None) -> _Turn | No
 
 
 def _without_pictures(message: JsonDict, where: str, read: ReadPicture) -> tuple[JsonDict, Pictures]:
-    """A message without the parts that are pictures, and these."""
+    """A message without the parts that are pictures, which divide its text into paragraphs, and these."""
     content = message.get("content")
     if not isinstance(content, list):
         return message, ()
-    texts, pictures = [], []
+    pictures = []
+    groups: list[list[Any]] = [[]]  # of parts between pictures
     for part in content:
         match part:
             case {"type": "image_url" | "input_image", "image_url": {"url": str(url)} | str(url)}:
                 pictures.append(read(url, where))
+                groups.append([])
             case _:
-                texts.append(part)
+                groups[-1].append(part)
+    texts: list[Any] = []
+    for group in filter(None, groups):
+        if texts:
+            texts.append("\n\n")
+        texts += group
     return {**message, "content": texts}, tuple(pictures)
 
 

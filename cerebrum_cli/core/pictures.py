@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from cerebrum_cli.core.frozen import frozen
+
+PICTURE_LINE = re.compile(r"^\[picture [^\n]+\]$", re.MULTILINE)  # what the text of a question has of a file
 
 
 @frozen
@@ -32,3 +36,13 @@ class Picture:
 
 
 Pictures = tuple[Picture, ...]
+
+
+def still_named(pictures: Pictures, before: str, after: str) -> Pictures:
+    """The pictures of a question whose text has changed, without those of files that it names no longer."""
+    lines = PICTURE_LINE.findall(before)
+    files = [picture for picture in pictures if picture.path]
+    if len(lines) != len(files):  # the text has such lines of its own
+        return pictures
+    left_out = [picture for line, picture in zip(lines, files, strict=True) if line not in after]
+    return tuple(picture for picture in pictures if picture not in left_out)

@@ -44,6 +44,9 @@ class VoteDetails:
         return {"share_promised": self.promised.object}
 
     def print(self, streams: Streams) -> None:
+        """Print what can be promised, if anything."""
+        if not any(self.promised.shares.values()):
+            return
         streams.answer("\n")
         rows = [(f"{error:.0%}", share) for error, share in self.promised.texts.items()]
         print_table(streams, ("wanted error", f"share decided, with {CONFIDENCE:.0%} confidence"), rows)
@@ -54,11 +57,14 @@ class VoteDetails:
         return draw_report(report_of(self.run, self.samples), self.promised)
 
     def compare(self, other: VoteDetails, names: Sequence[str]) -> str:
+        """How many questions two runs would decide at one error; nothing if neither can promise anything."""
+        if not any((*self.promised.shares.values(), *other.promised.shares.values())):
+            return ""
         return self.promised.compare(other.promised, names)
 
 
 def vote_details(run: Run, samples: Samples) -> VoteDetails | None:
-    """What the votes on the questions with all samples can promise; None if that is nothing."""
+    """What the votes on the questions with all samples can promise; None without such questions."""
     most = run.samples_per_question
     if most == 1 or run.match == "code":  # programs are not put to a vote
         return None
@@ -66,7 +72,7 @@ def vote_details(run: Run, samples: Samples) -> VoteDetails | None:
     if not rows:
         return None
     promised = calibrate_votes(rows, CalibrationKey("", "", (), ""), "").promises
-    return VoteDetails(run, samples, promised) if any(promised.shares.values()) else None
+    return VoteDetails(run, samples, promised)
 
 
 def calibrate_run(app: App, name: str, prepared: PreparedEvaluation, samples: Samples, template: str | None) -> None:

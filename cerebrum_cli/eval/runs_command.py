@@ -165,7 +165,7 @@ class RunDetails(Protocol):
         """Draw its picture."""
 
     def compare(self, other: Any, names: Sequence[str]) -> str:
-        """A line on two runs of the same questions."""
+        """A line on two runs of the same questions; it may be empty."""
 
 
 def details_of(run: Run, samples: Sequence[Sample]) -> RunDetails | None:
@@ -218,8 +218,10 @@ def compare(
     text = strip_controls(conclusion(comparison, *(run.name for run in runs)))
     app.streams.answer(f"\n{app.streams.wrapped(text)}\n")
     first, second = (details_of(run, run.samples()) for run in runs)
+    line = ""
     if first and type(first) is type(second):
         line = strip_controls(first.compare(second, [run.name for run in runs]))
+    if line:
         app.streams.answer(f"\n{app.streams.wrapped(line)}\n")
 
 

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 @option_group
 class McpOptions(ToolOptions):
-    tool: tuple[str, ...] = option(
-        "Functions that the model may call (repeatable)", "Input", TEXTS, default=(), metavar="python|FILE|NAME"
-    )
     mcp: tuple[str, ...] = option(
         "Add the functions of an MCP server (repeatable)", "Input", TEXTS, default=(), metavar="COMMAND"
     )

@@ -17,8 +17,8 @@ MAX_PICTURE_BYTES = 20_000_000
 BEGINNINGS = {
     "image/png": re.compile(rb"\x89PNG\r\n\x1a\n.{4}IHDR", re.DOTALL),
     "image/jpeg": re.compile(rb"\xff\xd8\xff"),
-    "image/gif": re.compile(rb"GIF8[79]a"),
-    "image/webp": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
+    "image/gif": re.compile(rb"GIF8[79]a.{0,3}[\0-\x08]", re.DOTALL),
+    "image/webp": re.compile(rb"RIFF.{4}WEBPVP8", re.DOTALL),
 }
 TYPES = "PNG, JPEG, GIF or WebP"
 ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".webp")  # of files that are pictures, or damaged

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Self
@@ -279,7 +279,8 @@ class LoadedModel:
             return
         self._measured_tools = tools
         if tools:
-            self.note(listing_notice(conversation, self.count_tokens, self.engine.context_size))
+            with suppress(FormatError):  # of a template that needs the functions
+                self.note(listing_notice(conversation, self.count_tokens, self.engine.context_size))
 
     def tokenize(self, conversation: Conversation) -> TokenIds:
         """Tokenize the prompt of a conversation. Raises PromptTooLong if it is too long to be tokenized in seconds."""

@@ -23,6 +23,7 @@ from cerebrum_cli.attachments import documents, web_page
 from cerebrum_cli.attachments.prompt_sources import AttachmentReader, compose_prompt, read_piped
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.pictures import Picture
 
 pytestmark = pytest.mark.slow
 
@@ -259,6 +260,8 @@ PICTURES = {
     "jpg": b"\xff\xd8\xff\xe0\0\x10JFIF\0",
     "gif": b"GIF89a\x10\0\x10\0\xf0\0\0",
     "webp": b"RIFF\x24\0\0\0WEBPVP8 ",
+}
+OTHER_PICTURES = {
     "bmp": b"BM\x36\0\0\0\0\0\0\0",
     "tiff": b"II*\0\x08\0\0\0",
     "heic": b"\0\0\0\x18ftypheic",
@@ -267,7 +270,7 @@ PICTURES = {
 SOUND = {"mp3": b"ID3\x04\0\0", "wav": b"RIFF\x24\0\0\0WAVEfmt ", "ogg": b"OggS\0\2", "flac": b"fLaC\0\0\0\x22"}
 FILMS = {"mp4": b"\0\0\0\x20ftypisom", "webm": b"\x1a\x45\xdf\xa3\x9f", "avi": b"RIFF\x24\0\0\0AVI LIST"}
 KINDS = {
-    "images are": PICTURES,
+    "images are": OTHER_PICTURES,
     "audio is": SOUND,
     "video is": FILMS,
     "compressed files are": {"gz": b"\x1f\x8b\x08\0"},
@@ -287,6 +290,17 @@ def test_file_that_is_no_text_is_named_by_its_kind(kind: str) -> None:
         Path("e.txt").write_text("e")
         assert notices_of("*.txt") == [f"1 file skipped: b.txt ({kind} not supported)"]
         assert read(Path(f"a.{ending}"), **{ending: "echo A pear. $1"}).startswith("A pear.")  # by the user's command
+
+
+@pytest.mark.parametrize("ending", PICTURES)
+def test_pictures_that_servers_take_are_read_as_such(ending: str) -> None:
+    for name in (f"a.{ending}", "b.txt", "d"):  # whatever it is called
+        Path(name).write_bytes(PICTURES[ending] + bytes(2_000_000))
+        [(_, picture)] = AttachmentReader().read([Path(name)], lambda _: None)
+        assert isinstance(picture, Picture) and picture.path == str(Path(name).absolute())
+    with pytest.raises(UsageError, match=r"^standard input: images are not supported$"):
+        read_piped(BytesIO(PICTURES[ending]))
+    assert read(Path(f"a.{ending}"), **{ending: "echo A pear. $1"}).startswith("A pear.")  # by the user's command
 
 
 def test_text_that_begins_like_a_picture_is_text() -> None:

@@ -67,6 +67,24 @@ def test_line_ends_stay_and_unknown_settings_can_be_removed(user: CommandLine) -
     assert file.read_bytes() == b'model = "nano"\r\n'
 
 
+def test_a_table_keeps_its_comment_and_is_not_removed(user: CommandLine) -> None:
+    table = '# about servers\n[endpoints.gpu]\nurl = "http://host:1"\n'
+    file = write(user, table)
+    assert config(user, "set", "top_k", "5").code == 0
+    assert file.read_text() == f"top_k = 5\n\n{table}"
+    for name in ("endpoints", "endpoints.gpu.url"):
+        assert_error(config(user, "unset", name), 2, "is a table, or a part of one", "edit ")
+    assert config(user, "set", "seed", "--", "-1").code == 2  # a range
+    assert_error(config(user, "set", "seed", "-1"), 2, "put -- before a value")
+
+
+def test_values_are_shown_as_json_and_secrets_not_at_all(user: CommandLine) -> None:
+    write(user, 'day = 2020-01-01\nnumber = inf\n[mcp.time]\ncommand = "x"\nenv = {TOKEN = "s3cret"}\n')
+    values = {row["key"]: row["value"] for row in config(user, "--json").object}
+    assert values == {"day": "2020-01-01", "number": "inf", "mcp.time.command": "x", "mcp.time.env.TOKEN": "***"}
+    assert "s3cret" not in config(user).out
+
+
 def test_paths_are_absolute(user: CommandLine) -> None:
     (user.home / "template.jinja").touch()
     assert config(user, "set", "chat_template", "template.jinja").code == 0

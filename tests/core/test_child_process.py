@@ -46,7 +46,7 @@ def is_running(number: int) -> bool:
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_child_ends_with_its_parent(ending: signal.Signals, tmp_path: Path) -> None:
     numbers = tmp_path / "numbers"
-    command = [sys.executable, "-c", PARENT, CHILD, numbers]
+    command = [sys.executable, "-c", PARENT, CHILD, str(numbers)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
         assert parent.stdout and parent.stdout.readline() == b"guarded\n"
         children = started(numbers)

@@ -16,8 +16,10 @@ from scripted_backend import END
 from scripted_command import app_for, run_here
 from server_kinds import LlamaServer, OllamaServer
 
+from cerebrum_cli.core.conversation import Message
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.messages import conversation_from_messages
+from cerebrum_cli.core.pictures import Picture, still_named
 from cerebrum_cli.main import run as run_command
 from cerebrum_cli.pictures.picture_files import picture_at_url
 from cerebrum_cli.terminal.streams import Streams
@@ -175,6 +177,28 @@ def test_pictures_of_messages_must_be_data(url: str, problem: str) -> None:
             "m",
             read_picture=picture_at_url,
         )
+
+
+def test_pictures_divide_a_text_and_may_be_a_whole_question() -> None:
+    def asked(*parts: Any) -> Message:
+        conversation = conversation_from_messages([{"role": "user", "content": [*parts]}], "x", read_picture=found)
+        return conversation.messages[-1]
+
+    def found(url: str, _: str) -> Picture:
+        return Picture("image/png", url)
+
+    part = {"type": "image_url", "image_url": {"url": "a"}}
+    assert asked(part).pictures == (Picture("image/png", "a"),)
+    message = asked(part, "A?", part, part, "B?", part)
+    assert message.content == "A?\n\nB?" and len(message.pictures) == 4
+
+
+def test_edited_question_keeps_the_pictures_that_it_names() -> None:
+    first, second = Picture("image/png", "1", "/a.png"), Picture("image/png", "2", "/b.png")
+    data = Picture("image/png", "3")
+    before = "[picture a.png]\n\n[picture b.png]\n\nWhat?"
+    assert still_named((first, data, second), before, "[picture b.png]\n\nWho?") == (data, second)
+    assert still_named((first, second), before, before) == (first, second)
 
 
 def write_rows(*rows: dict[str, Any]) -> None:
