@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from cerebrum_cli.core.files import Paths, atomic_write, exists
+from cerebrum_cli.core.files import Paths, atomic_write, exists, remove
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.library.reference import MAIN, RepositoryKind, Variant, is_model, variant_of, variants
 from cerebrum_cli.library.registry import SHA256
@@ -87,6 +87,10 @@ class CachePath:
         return self.repository / "blobs" / f"{self.digest}.record.incomplete"
 
     @property
+    def partial_files(self) -> tuple[Path, ...]:
+        return (self.record, self.pieces, self.partial)
+
+    @property
     def pointer(self) -> Path:
         return self.repository / "snapshots" / self.commit / PurePosixPath(self.name)
 
@@ -102,6 +106,11 @@ class CachePath:
         if exists(pointer) and not pointer.is_symlink() and not exists(self.blob):
             return pointer
         return self.blob
+
+    def discard_partial(self) -> None:
+        """Delete a partial download. A thread that still writes has open files, which have no names any more."""
+        for path in self.partial_files:
+            remove(path)
 
     def make_directories(self) -> None:
         for path in (self.blob, self.pointer, self.lock):

@@ -19,7 +19,6 @@ from types import TracebackType
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import PullError
-from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.library.cache import CachePath
 from cerebrum_cli.library.hub import FileResponse, HubFile, Listing, open_file
@@ -44,14 +43,14 @@ def is_git_hash(digest: str) -> bool:
 class Transfer:
     """A file on its way into the cache, locked; `waiting` are its ranges without a connection.
 
-    It `is_restarted` if the server has ignored a range. `hashed` counts pieces.
+    It `has_no_ranges` if the server has ignored one. `hashed` counts pieces.
     """
 
     file: HubFile
     place: CachePath
     lock: FileIO
     partial: PartialFile
-    is_restarted: bool = False
+    has_no_ranges: bool = False
     is_resumed: bool = False
     waiting: deque[ByteRange] = field(init=False)
     digest: hashlib._Hash = field(init=False)
@@ -67,33 +66,33 @@ class Transfer:
         self.digest = git_hash(self.file.size) if is_git_hash(self.file.digest) else hashlib.sha256()
         self.hashed = 0
 
-    def restart(self, is_large: bool) -> None:
-        """Begin again from the first byte; without ranges unless it `is_large`."""
-        self.partial.discard()
-        self.is_restarted = not is_large
-        self._begin(PartialFile(self.place, self.file.size, is_large))
+    def restart(self) -> None:
+        """Begin again from the first byte, without ranges."""
+        self.place.discard_partial()
+        self.has_no_ranges = True
+        self._begin(PartialFile(self.place, self.file.size))
 
     @property
     def is_hashed(self) -> bool:
         return self.hashed == len(self.partial.states)
 
     def hash_piece(self) -> bool:
-        """Hash the next piece if it is there; request a lost one again. False if neither."""
+        """Hash the next piece if it is there; request it and others again if they are lost. False if neither."""
         if self.is_hashed:
             return False
-        was_recorded = self.partial.states[self.hashed]
+        was_there = bool(self.partial.states[self.hashed])
         if digest := self.partial.hashed(self.digest, self.hashed):
             self.digest = digest
             self.hashed += 1
-        elif was_recorded:
-            self.waiting.appendleft(self.partial.range_of(self.hashed))
-        return bool(was_recorded)
+        elif was_there:
+            self.waiting.extendleft(reversed(self.partial.lost_ranges(self.hashed)))
+        return was_there
 
     def complete(self) -> None:
         """Move the file into the cache. Raises PullError, and deletes it, if its digest is wrong."""
         digest = self.digest.hexdigest()
         if digest != self.file.digest:
-            self.partial.discard()
+            self.place.discard_partial()
             raise PullError(
                 f"{self.file.name} was not downloaded correctly: its digest is {digest}, not {self.file.digest}",
                 "the download was deleted; try again, or report it to the repository's owner",
@@ -136,7 +135,7 @@ class Connections:
     progress: Progress
     total: int
     limit: int = MAX_CONNECTIONS
-    active: int = 0
+    active: list[ByteRange] = field(default_factory=list)
     attempt: int = 0
     completed: int = 0  # bytes of complete files
     running: list[Transfer] = field(default_factory=list)
@@ -152,14 +151,14 @@ class Connections:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Stop without waiting for threads, which may be in a system call; they write nothing from now on."""
+        """Stop without waiting for threads, which may be in a system call; each may write the rest of its chunk."""
         self.stopped.set()
         self.locks.close()
 
     @property
     def is_idle(self) -> bool:
         """Whether one more file would be given a connection now."""
-        return self.active < self.limit and not any(transfer.waiting for transfer in self.running)
+        return len(self.active) < self.limit and not any(transfer.waiting for transfer in self.running)
 
     def begin(self, file: HubFile, place: CachePath, lock: FileIO) -> None:
         """Resume or begin a file."""
@@ -169,37 +168,32 @@ class Connections:
         if transfer.waiting:
             self._connect(transfer)
         else:
-            transfer.partial.begin("")
+            transfer.partial.begin()
 
     def _connect(self, transfer: Transfer) -> None:
-        """Request the first range alone, since the response tells whether the server has ranges, and the same file."""
+        """Request the first range alone, since the response shows whether the server has ranges."""
         opened = self._retried(transfer)
-        while not self._is_accepted(transfer, opened.response):
+        if transfer.partial.is_large and transfer.partial.done and not opened.response.is_exact:
+            opened.closing.close()
+            self._back_off(_RangeIgnored(), self.attempt)  # before it discards what is recorded
+            opened = self._retried(transfer)
+        if not opened.response.is_exact:
+            transfer.restart()
+        if not (opened.response.is_exact or opened.response.is_whole):
             opened.closing.close()
             opened = self._retried(transfer)
-        transfer.partial.begin(opened.response.etag)
-        self._start(transfer, transfer.waiting.popleft(), lambda: opened)
-
-    def _is_accepted(self, transfer: Transfer, response: FileResponse) -> bool:
-        """Whether the response is for the first range; otherwise the transfer restarts, perhaps with this response."""
-        etag = transfer.partial.etag
-        if not response.is_exact:
-            if transfer.is_restarted:
+            if not opened.response.is_exact:
                 raise _RangeIgnored
-            transfer.restart(is_large=False)
-            return response.is_whole
-        if etag and response.etag and response.etag != etag:
-            self.progress.notice(NoticeEvent(f"{transfer.file.name} has changed on the server", "downloading it again"))
-            transfer.restart(is_large=True)
-            return False
-        return True
+        self.retry_policy.failures = 0
+        transfer.partial.begin()
+        self._start(transfer, transfer.waiting.popleft(), lambda: opened)
 
     def _retried(self, transfer: Transfer) -> _Opened:
         while True:
             try:
                 return self._open(transfer, transfer.waiting[0])
             except HubError as error:
-                self._wait(error)
+                self._back_off(error, self.attempt)
 
     def _open(self, transfer: Transfer, wanted: ByteRange) -> _Opened:
         end = None if wanted.stop == transfer.file.size else wanted.stop
@@ -208,12 +202,13 @@ class Connections:
         return _Opened(response, closing)
 
     def _start(self, transfer: Transfer, wanted: ByteRange, connect: Callable[[], _Opened]) -> None:
-        self.active += 1
+        self.active.append(wanted)
         Thread(target=self._run, args=(transfer, wanted, self.attempt, connect), daemon=True).start()
 
     def _run(self, transfer: Transfer, wanted: ByteRange, attempt: int, connect: Callable[[], _Opened]) -> None:
         """Write a range in a thread, and report how that ended."""
-        begun, found = wanted.position, None
+        begun = wanted.position
+        found = None
         try:
             self._receive(transfer.partial, wanted, connect())
         except BaseException as error:
@@ -228,6 +223,8 @@ class Connections:
             for chunk in opened.response.chunks:
                 if self.stopped.is_set():
                     return
+                if len(chunk) > wanted.stop - wanted.position:
+                    raise _RangeIgnored
                 writer.write(wanted, chunk)
         if wanted.position < wanted.stop:
             raise HubError(f"the connection ended at byte {wanted.position:,}", "check the network", retries=5)
@@ -238,7 +235,7 @@ class Connections:
         `elsewhere` counts bytes that another process has downloaded of the next file.
         """
         for transfer in self.running:
-            while transfer.waiting and self.active < self.limit:
+            while transfer.waiting and len(self.active) < self.limit:
                 wanted = transfer.waiting.popleft()
                 self._start(transfer, wanted, partial(self._open, transfer, wanted))
         has_hashed = [transfer.hash_piece() for transfer in self.running]
@@ -251,30 +248,35 @@ class Connections:
             self.completed += transfer.file.size
 
     def _handle(self, report: _Report) -> None:
-        self.active -= 1
-        transfer, error = report.transfer, report.error
-        if error is None:
+        transfer = report.transfer
+        rest = report.rest
+        error = report.error
+        self.active.remove(rest)
+        if error is None or (isinstance(error, HubError) and rest.position == rest.stop):  # it has all bytes
+            self.retry_policy.failures = 0
             return
         if not isinstance(error, HubError):
             raise error
-        transfer.waiting.appendleft(report.rest)
-        if report.has_progressed and not transfer.is_restarted:
+        transfer.waiting.appendleft(rest)
+        if report.has_progressed and not transfer.has_no_ranges:
             self.retry_policy.failures = 0
-        if report.attempt == self.attempt:
-            self._wait(error)
         if isinstance(error, _RangeIgnored) and not transfer.partial.is_large:
-            transfer.restart(is_large=False)
-            transfer.partial.begin("")
+            transfer.restart()
+            transfer.partial.begin()
+        self._back_off(error, report.attempt)
 
-    def _wait(self, error: HubError) -> None:
+    def _back_off(self, error: HubError, attempt: int) -> None:
+        """Wait before the next attempt, unless the request belongs to an earlier one."""
         if error.is_overload:
             self.limit = 1
-        self.retry_policy.wait(error)
-        self.attempt += 1
+        if attempt == self.attempt:
+            self.retry_policy.wait(error)
+            self.attempt += 1
 
     def show(self, elsewhere: int = 0) -> None:
         """Report the bytes that are written, or at the end those of a resumed file that are hashed."""
         done = sum(transfer.partial.done for transfer in self.running)
+        done += sum(wanted.bytes_of_piece for wanted in self.active)
         for transfer in self.running:
             if transfer.is_resumed and transfer.partial.done == transfer.file.size and not self.active:
                 size = transfer.file.size

@@ -60,7 +60,9 @@ class Download:
         """Begin to download a file unless the cache has it; wait while another process downloads it."""
         place = self.listing.place(self.cache, file)
         blob = place.stored
-        if exists(place.pointer) and place.pointer.samefile(blob) and self._is_valid(blob, file):
+        has_partial = any(exists(path) for path in place.partial_files)
+        is_linked = exists(place.pointer) and place.pointer.samefile(blob)
+        if is_linked and not has_partial and self._is_valid(blob, file):
             connections.completed += file.size
             return
         place.make_directories()
@@ -73,6 +75,7 @@ class Download:
             connections.begin(file, place, lock)
             return
         with lock:
+            place.discard_partial()
             place.link()
             connections.completed += file.size
 

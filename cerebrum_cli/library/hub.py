@@ -154,7 +154,6 @@ class FileResponse(NamedTuple):
 
     is_exact: bool
     is_whole: bool
-    etag: str
     chunks: Iterator[bytes]
 
 
@@ -184,7 +183,7 @@ def open_file(listing: Listing, name: str, start: int, end: int | None) -> Itera
         last = (listing.file(name).size if end is None else end) - 1
         sent = response.headers.get("Content-Range", "").rpartition("/")[0]
         is_exact = sent == f"bytes {start}-{last}" if "Range" in headers else is_whole
-        yield FileResponse(is_exact, is_whole, response.headers.get("ETag", ""), chunks())
+        yield FileResponse(is_exact, is_whole, chunks())
 
 
 def delete(paths: Paths, directory: Path) -> int:

@@ -241,7 +241,9 @@ def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Respons
         return _access_error(subject, repo_id, page, response)
     retries = 5 if status in (408, 429) or status >= 500 else 0
     problem = f"the Hub responded {status} {response.reason_phrase}"
-    return HubError(problem, _LATER, retries, _requested_wait(response), is_overload=status in (429, 503))
+    wait_s = _requested_wait(response)
+    is_overload = status == 429 or (status == 503 and wait_s is not None)
+    return HubError(problem, _LATER, retries, wait_s, is_overload)
 
 
 def _requested_wait(response: httpx2.Response) -> float | None:

@@ -21,7 +21,6 @@ from pathlib import Path
 from struct import Struct
 from zlib import crc32
 
-from cerebrum_cli.core.errors import DAMAGE, PullError
 from cerebrum_cli.core.files import atomic_write, exists, read_small, remove
 from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.library.cache import CachePath
@@ -36,13 +35,18 @@ _ENTRY = Struct("<I")
 _MISSING, _RECORDED, _WRITTEN = range(3)  # states of a piece: recorded by an earlier process, written by this one
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ByteRange:
     """What one request is for: the bytes of a file from `position`, those before it are written, to `stop`."""
 
     position: int
     stop: int
     checksum: int = 0  # of the bytes before `position` in its piece
+
+    @property
+    def bytes_of_piece(self) -> int:
+        """Bytes written of a piece that is not complete."""
+        return self.position % PIECE_BYTES if self.position < self.stop else 0
 
 
 def missing_ranges(states: Sequence[int], size: int) -> deque[ByteRange]:
@@ -61,13 +65,12 @@ def missing_ranges(states: Sequence[int], size: int) -> deque[ByteRange]:
 class PartialFile:
     """A download of `size` bytes, and the states of its pieces; it has a record if it `is_large`.
 
-    An earlier process has recorded `etag` and `checksums`.
+    An earlier process has recorded `checksums`.
     """
 
     place: CachePath
     size: int
     is_large: bool = False
-    etag: str = ""
     checksums: Sequence[int] = ()
     states: bytearray = field(init=False)
 
@@ -82,7 +85,7 @@ class PartialFile:
         if size >= LARGE_BYTES:
             if exists(place.partial) and not exists(place.pieces):
                 _adopt(place, size, progress)
-            return cls(place, size, True, *_read_record(place, size))
+            return cls(place, size, True, _read_record(place, size))
         partial = cls(place, size)
         written = partial.bytes_in_order
         if written > size:
@@ -113,12 +116,11 @@ class PartialFile:
         start = self.bytes_in_order
         return deque([ByteRange(start, self.size)] if start < self.size else ())
 
-    def begin(self, etag: str) -> None:
-        """Create the files that are not there, before the first byte is written; `etag` is that of the first reply."""
+    def begin(self) -> None:
+        """Create the files that are not there, before the first byte is written."""
         if self.is_large and not self.checksums:
             remove(self.path)
-            self.etag = etag
-            _write_record(self.place, self.size, etag, [0] * len(self.states))
+            _write_record(self.place, self.size, [0] * len(self.states))
         self.path.touch()
 
     @contextmanager
@@ -127,14 +129,15 @@ class PartialFile:
         with ExitStack() as files:
             out = files.enter_context(FileIO(self.path, "r+"))
             record = files.enter_context(FileIO(self.place.record, "r+")) if self.is_large else None
-            yield PieceWriter(self, out, record, len(_header(self.size, self.etag)))
+            yield PieceWriter(self, out, record, len(_header(self.size)))
 
     def hashed(self, digest: hashlib._Hash, piece: int) -> hashlib._Hash | None:
         """A digest continued with a piece; None if the piece is missing, which for a recorded one turns out here."""
         if self.states[piece] == _MISSING:
             return None
         is_recorded = self.states[piece] == _RECORDED
-        digest, checksum = digest.copy(), 0
+        digest = digest.copy()
+        checksum = 0
         with FileIO(self.path) as file:
             for position in range(piece * PIECE_BYTES, (piece + 1) * PIECE_BYTES, _BLOCK_BYTES):
                 block = os.pread(file.fileno(), _BLOCK_BYTES, position)
@@ -145,20 +148,21 @@ class PartialFile:
             return None
         return digest
 
-    def range_of(self, piece: int) -> ByteRange:
-        return ByteRange(piece * PIECE_BYTES, min((piece + 1) * PIECE_BYTES, self.size))
+    def lost_ranges(self, first: int) -> deque[ByteRange]:
+        """Ranges of a lost piece and of the recorded ones after it, up to the first that is not lost."""
+        stop = first + 1
+        while stop < len(self.states) and self.states[stop] == _RECORDED and not self.hashed(hashlib.sha256(), stop):
+            stop += 1
+        states = bytearray([_WRITTEN]) * len(self.states)
+        states[first:stop] = bytes([_MISSING]) * (stop - first)
+        return missing_ranges(states, self.size)
 
     def complete(self) -> None:
         """Move the file, all of which is written, to where the cache has it."""
         with FileIO(self.path, "r+") as file:
             os.fsync(file.fileno())
-        remove(self.place.record)  # before the file has its name: a file without a record has no pieces
         self.path.replace(self.place.blob)
-
-    def discard(self) -> None:
-        """Delete its files. A thread that still writes has open ones, which have no names any more."""
-        for path in (self.place.record, self.place.pieces, self.place.partial):
-            remove(path)
+        self.place.discard_partial()
 
 
 @dataclass(slots=True)
@@ -169,11 +173,7 @@ class PieceWriter:
     table: int  # position of the checksums in the record
 
     def write(self, part: ByteRange, chunk: bytes) -> None:
-        """Write the next bytes of a range. Raises PullError if it ends before they do."""
-        if part.position + len(chunk) > part.stop:
-            self.partial.discard()
-            size = self.partial.size
-            raise PullError(f"the server sent more than the listed {size:,} bytes", "try again later")
+        """Write the next bytes of a range."""
         unwritten = memoryview(chunk)
         while unwritten:
             piece = part.position // PIECE_BYTES
@@ -196,7 +196,7 @@ class PieceWriter:
 def bytes_present(place: CachePath, size: int) -> int:
     """Bytes of a file that are stored or downloaded, perhaps by another process."""
     if not exists(place.stored) and exists(place.pieces):
-        return PartialFile(place, size, True, *_read_record(place, size)).done
+        return PartialFile(place, size, True, _read_record(place, size)).done
     for path in (place.stored, place.partial):
         with suppress(OSError):
             return min(size, path.stat().st_size)
@@ -214,30 +214,29 @@ def _adopt(place: CachePath, size: int, progress: Progress) -> None:
         for piece in range(_count(size) if existing == size else existing // PIECE_BYTES):
             checksums[piece] = crc32(file.read(PIECE_BYTES))
             progress.update("verify", file.tell(), existing)
-    _write_record(place, size, "", checksums)
+    _write_record(place, size, checksums)
     place.partial.replace(place.pieces)
 
 
-def _write_record(place: CachePath, size: int, etag: str, checksums: Sequence[int]) -> None:
-    atomic_write(place.record, _header(size, etag) + _table(size).pack(*checksums), mode=0o666)
+def _write_record(place: CachePath, size: int, checksums: Sequence[int]) -> None:
+    atomic_write(place.record, _header(size) + _table(size).pack(*checksums), mode=0o666)
 
 
-def _read_record(place: CachePath, size: int) -> tuple[str, Sequence[int]]:
-    """The recorded ETag and checksums; none of a record that is damaged, or has another format."""
+def _read_record(place: CachePath, size: int) -> Sequence[int]:
+    """The recorded checksums; none of a record that is damaged, has another format, or has lost its pieces."""
     try:
         content = read_small(place.record)
-        etag = str(json.loads(content.partition(b"\n")[0])["etag"])
-    except (OSError, *DAMAGE):
-        return "", ()
-    header, table = _header(size, etag), _table(size)
-    if not content.startswith(header):
-        return "", ()
-    return etag, table.unpack(content[len(header) :][: table.size].ljust(table.size, b"\0"))
+    except OSError:
+        return ()
+    header = _header(size)
+    if not content.startswith(header) or not exists(place.pieces):
+        return ()
+    table = _table(size)
+    return table.unpack(content[len(header) :][: table.size].ljust(table.size, b"\0"))
 
 
-def _header(size: int, etag: str) -> bytes:
-    values = {"version": _VERSION, "size": size, "piece_bytes": PIECE_BYTES, "etag": etag}
-    return json.dumps(values).encode() + b"\n"
+def _header(size: int) -> bytes:
+    return json.dumps({"version": _VERSION, "size": size, "piece_bytes": PIECE_BYTES}).encode() + b"\n"
 
 
 def _table(size: int) -> Struct:

@@ -4,22 +4,27 @@ import hashlib
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
 import pytest
-from command_line import assert_error
+from command_line import assert_error, environment_of
 from hub_server import FORBIDDEN, RATE_LIMITED, UNAVAILABLE, Armed, Fault, Refusal, Request
-from hub_user import HubUser, cleaned
+from hub_user import HubUser, RecordedProgress, cleaned
 from waiting import wait_until
 
 from cerebrum_cli.library import partial_file
+from cerebrum_cli.library.cache import Cache
+from cerebrum_cli.library.download import Download
+from cerebrum_cli.library.hub import list_repository
 
 REPO, FILE = "owner/large", "large-Q4_K_M.gguf"
 MIB = 1 << 20
 IGNORED = Fault(part="cdn", let_through=1, times=None, ignore_range=True)  # the header's request is let through
 WRONG = Fault(part="cdn", let_through=1, times=None, headers=(("Content-Range", "bytes 0-4/5"),))
 SHORT = Fault(part="cdn", let_through=1, times=None, most_bytes=100_000)
+OTHER_BYTES = "note: the server sent other bytes than requested: retrying in 1 s\n"
 FAILING = Fault(part="cdn", let_through=5, times=None, refusal=FORBIDDEN)  # the header and four ranges are let through
 
 
@@ -62,7 +67,8 @@ def starts(hub_user: HubUser) -> list[int]:
 
 
 def interrupted(hub_user: HubUser, fault: Fault = FAILING) -> None:
-    """Let a pull fail after some ranges, and the next one succeed."""
+    """Let a pull fail after some ranges, one at a time so that no request outlasts it, and the next one succeed."""
+    hub_user.hub.arm(Fault(part="cdn", let_through=1, refusal=RATE_LIMITED.resetting_after(0)))
     armed = hub_user.hub.arm(fault)
     assert_error(hub_user.run("pull", REPO), 1)
     assert blob(hub_user, ".record.incomplete").exists()
@@ -115,6 +121,29 @@ def test_pull_opens_one_connection_if_the_server_asks_for_fewer(hub_user: HubUse
     assert {request.beside for request in requested(hub_user)} == {0}
 
 
+def test_pull_opens_more_connections_after_an_error_of_the_server(hub_user: HubUser) -> None:
+    hub_user.hub.arm(Fault(part="cdn", let_through=1, refusal=UNAVAILABLE))
+    hub_user.hub.arm(Fault(part="cdn", let_through=1, times=8, bytes_per_second=10_000_000))
+    assert cleaned(hub_user.pull(REPO)).endswith(f": retrying in 1 s\n{installed(hub_user)}")
+    assert max(request.beside for request in requested(hub_user)) > 0
+
+
+def test_pull_counts_failures_in_a_row(hub_user: HubUser) -> None:
+    """Every other request of many fails, more often than one may be repeated."""
+    faults = [
+        Fault(part="cdn", let_through=count, refusal=RATE_LIMITED.resetting_after(0)) for count in (2, *range(9, 16))
+    ]
+    armed = [hub_user.hub.arm(fault) for fault in faults]
+    assert cleaned(hub_user.pull(REPO)).endswith(installed(hub_user))
+    assert [fault.struck for fault in armed] == [1] * len(faults)
+
+
+def test_pull_ignores_a_failure_after_the_last_byte_of_a_range(hub_user: HubUser, large: Path) -> None:
+    hub_user.hub.arm(Fault(part="cdn", let_through=2, times=8, promised_more=5))
+    assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
+    assert starts(hub_user) == list(range(0, large.stat().st_size, 2 * MIB))
+
+
 @pytest.mark.parametrize("fault", [IGNORED, WRONG, SHORT], ids=["ignored", "wrong", "short"])
 def test_pull_opens_one_connection_to_a_server_without_ranges(hub_user: HubUser, fault: Fault, large: Path) -> None:
     hub_user.hub.arm(fault)
@@ -126,8 +155,14 @@ def test_pull_opens_one_connection_to_a_server_without_ranges(hub_user: HubUser,
 
 def test_pull_requests_a_range_again_that_one_server_ignores(hub_user: HubUser) -> None:
     hub_user.hub.arm(Fault(part="cdn", let_through=4, times=2, ignore_range=True))
-    ignored = "note: the server sent other bytes than requested: retrying in 1 s\n"
-    assert cleaned(hub_user.pull(REPO)) in (ignored + installed(hub_user), ignored * 2 + installed(hub_user))
+    assert cleaned(hub_user.pull(REPO)) in (OTHER_BYTES * count + installed(hub_user) for count in (1, 2))
+
+
+def test_pull_requests_a_range_again_of_which_too_much_is_sent(hub_user: HubUser, large: Path) -> None:
+    headers = (("Content-Range", f"bytes 0-{2 * MIB - 1}/{large.stat().st_size}"),)
+    hub_user.hub.arm(replace(IGNORED, times=1, headers=headers))
+    assert cleaned(hub_user.pull(REPO)).endswith(installed(hub_user))
+    assert starts(hub_user).count(0) == 1 and starts(hub_user).count(2 * MIB) == 1
 
 
 def test_pull_ends_if_the_server_sends_a_range_without_a_request_for_one(hub_user: HubUser) -> None:
@@ -165,15 +200,26 @@ def test_pull_resumes_after_kills(hub_user: HubUser, large: Path) -> None:
     assert sum(request.sent for request in requested(hub_user)) == sum(left) * MIB - last * left[-1]
 
 
-def test_pull_requests_a_recorded_piece_again_that_is_lost(hub_user: HubUser) -> None:
+@pytest.mark.parametrize(("lost", "again"), [(1, [MIB]), (6, [MIB, 3 * MIB, 5 * MIB])])
+def test_pull_requests_recorded_pieces_again_that_are_lost(hub_user: HubUser, lost: int, again: list[int]) -> None:
     """After a crash of the system, the record may be ahead of the file."""
     interrupted(hub_user)
-    assert recorded(hub_user)[1]
+    assert all(recorded(hub_user)[1 : 1 + lost])
     with blob(hub_user, ".pieces.incomplete").open("r+b") as file:
         file.seek(MIB)
-        file.write(bytes(MIB))
+        file.write(bytes(lost * MIB))
     assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
-    assert MIB in starts(hub_user) and 0 not in starts(hub_user)
+    assert (
+        starts(hub_user)[: lost // 2 + 2]
+        == [*range(MIB, (lost + 1) * MIB, 2 * MIB), 8 * MIB, 10 * MIB][: lost // 2 + 2]
+    )
+
+
+def test_pull_ignores_a_record_that_has_lost_its_pieces(hub_user: HubUser, large: Path) -> None:
+    interrupted(hub_user)
+    blob(hub_user, ".pieces.incomplete").unlink()
+    assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
+    assert starts(hub_user) == list(range(0, large.stat().st_size, 2 * MIB))
 
 
 @pytest.mark.parametrize("kept", [0, 30, 90, 1_000])
@@ -186,10 +232,28 @@ def test_pull_loses_no_more_than_pieces_by_a_torn_record(hub_user: HubUser, kept
 
 def test_pull_restarts_a_file_that_has_changed_on_the_server(hub_user: HubUser, large: Path) -> None:
     interrupted(hub_user)
-    hub_user.hub.arm(Fault(part="cdn", times=None, headers=(("ETag", '"other"'),)))
-    changed = f"note: {FILE} has changed on the server: downloading it again\n"
-    assert cleaned(hub_user.pull(REPO)) == changed + installed(hub_user)
-    assert set(starts(hub_user)) >= set(range(0, large.stat().st_size, 2 * MIB))
+    changed = hub_user.hub.arm(Fault(part="cdn", times=None, flip_at=30_000_000))
+    assert_error(hub_user.run("pull", REPO), 1, f"{FILE} was not downloaded correctly", "the download was deleted")
+    assert 0 not in starts(hub_user) and hub_user.blobs(REPO) == {}
+    changed.disarm()
+    hub_user.hub.log.clear()
+    assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
+    assert starts(hub_user) == list(range(0, large.stat().st_size, 2 * MIB))
+
+
+def test_pull_keeps_recorded_pieces_if_the_server_ignores_one_range(hub_user: HubUser) -> None:
+    interrupted(hub_user)
+    hub_user.hub.arm(replace(IGNORED, times=1))
+    assert cleaned(hub_user.pull(REPO)) == OTHER_BYTES + installed(hub_user)
+    assert 0 not in starts(hub_user)
+
+
+def test_pull_deletes_partial_files_of_a_complete_one(hub_user: HubUser, large: Path) -> None:
+    blob(hub_user, ".incomplete").write_bytes(b"GGUF")
+    blob(hub_user, ".pieces.incomplete").write_bytes(b"GGUF")
+    assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
+    blob(hub_user, ".record.incomplete").write_bytes(b"{}")
+    assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
 
 
 def test_pull_resumes_what_another_program_has_written_in_order(hub_user: HubUser, large: Path) -> None:
@@ -225,3 +289,14 @@ def test_pull_begins_the_next_part_while_one_is_under_way(hub_user: HubUser, par
     hub_user.pull("owner/split")
     thread.join()
     assert armed.struck == 1
+
+
+def test_download_reports_bytes_of_incomplete_pieces(hub_user: HubUser, large: Path) -> None:
+    hub_user.hub.arm(Fault(part="cdn", times=None, bytes_per_second=20_000_000))
+    progress = RecordedProgress()
+    with environment_of(hub_user.command.environment(hub_user.environment({}))):
+        listing = list_repository(REPO)
+        Download(listing, Cache(hub_user.cache), progress).fetch((listing.file(FILE),))
+    reported = [done for _, done, _ in progress.stages]
+    assert any(done % MIB for done in reported if done < large.stat().st_size)
+    assert reported[0] == 0 and reported[-1] == large.stat().st_size

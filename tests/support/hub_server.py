@@ -153,6 +153,7 @@ class Fault(CountedFault):
     bytes_per_second: int | None = None
     most_bytes: int | None = None
     headers: Headers = ()
+    promised_more: int = 0  # bytes that are announced and never sent
 
     def altered(self, reply: Reply) -> Reply:
         headers = dict(reply.headers)
@@ -238,7 +239,8 @@ class _Exchange(LoopbackHandler):
         reply = refusal.reply() if refusal else hub.reply(request, ignore_range=armed.fault.ignore_range)
         reply = armed.fault.altered(reply)
         hub.log.note(request, reply.status)
-        self.write_head(reply.status, (*reply.headers, ("Content-Length", str(reply.stop - reply.start))))
+        length = reply.stop - reply.start + armed.fault.promised_more
+        self.write_head(reply.status, (*reply.headers, ("Content-Length", str(length))))
         try:
             if self.command != "HEAD":
                 self._write_body(reply, armed, request)
@@ -266,7 +268,7 @@ class _Exchange(LoopbackHandler):
                         self.connection.sendfile(body, first, size)
                     if fault.bytes_per_second:
                         time.sleep(size / fault.bytes_per_second)
-        if fault.cut_after is not None:
+        if fault.cut_after is not None or fault.promised_more:
             self.close_connection = True
             if fault.reset:
                 reset(self.connection)
