@@ -18,7 +18,7 @@ from pathlib import Path
 
 from harness import ROOT, SCRIPT, Row, alternate, record, run
 
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(ROOT / "tests" / "support"))
 
 import numpy as np
 from gguf import GGUFWriter
