@@ -19,6 +19,7 @@ from cerebrum_cli.mcp.server_table import ServerTable
 
 MAX_MESSAGE = 2**24  # bytes
 MAX_LOG = 2**16  # bytes of a line in a log
+MAX_LAST_READS = 16  # of a stream, once its server has ended: a child of it may write forever
 CHUNK = 2**16  # bytes
 POLL_S = 0.5  # after which a process that has ended is noticed although a child of it holds its streams
 END_S = 1.0  # for a server to end after its input has, and again after a signal
@@ -54,6 +55,10 @@ class McpConnection:
         self._last_line = b""  # of a log
         self._count = 0  # of requests
 
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
     def request(self, method: str, params: JsonObject, timeout_s: float) -> JsonDict:
         """The result of a request. Raises RpcError, ServerEnded, and TimeoutError after cancelling the request."""
         number = self.send(method, params)
@@ -84,6 +89,8 @@ class McpConnection:
                     return result_of(message)
                 if "method" in message and (answer := answer_to(message)):
                     self._unwritten += written(answer)
+            if len(self._unwritten) > MAX_MESSAGE:
+                raise ServerEnded(f"it left more than {MAX_MESSAGE:,} bytes unread")
             if time.monotonic() >= deadline:
                 raise TimeoutError
             self._exchange(min(POLL_S, deadline - time.monotonic()))
@@ -149,8 +156,9 @@ class McpConnection:
         for stream in [*self._open]:  # what it wrote before its end
             os.set_blocking(stream, False)
             with suppress(BlockingIOError):
-                while stream in self._open:
-                    self._read(stream)
+                for _ in range(MAX_LAST_READS):
+                    if stream in self._open:
+                        self._read(stream)
         code = self._process.poll()
         if code is None:
             ending = "it closed its output"

@@ -9,11 +9,12 @@ from typing import Any
 
 from cerebrum_cli.core.errors import DAMAGE
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.text import foreign_line
+from cerebrum_cli.core.text import foreign_line, truncate
 from cerebrum_cli.core.tool_schema import shortened
 from cerebrum_cli.core.tools import ToolSpec
 
 NAME = re.compile(r"[\w./:-]{1,128}", re.ASCII)  # what formats read as the name of a function
+MAX_DESCRIPTION = 4000  # characters
 
 
 class LeftOut(Exception):
@@ -29,7 +30,7 @@ def spec_of(item: Any, others: Collection[str]) -> ToolSpec:
         raise LeftOut(f"the second function {name} is left out")
     try:
         parameters = parameters_of(item["inputSchema"])
-        description = (item.get("description") or "").strip()
+        description = truncate((item.get("description") or "").strip(), MAX_DESCRIPTION)
     except DAMAGE as error:
         raise LeftOut(f"the function {name} is left out: its description or its schema cannot be read") from error
     return ToolSpec(name, description, parameters)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,7 +35,7 @@ NOTICE_S = 3.0  # after which a server that starts is named
 
 
 class McpServer:
-    """A server whose process starts when it is needed; if it ends in a call, the next call starts it again."""
+    """A server whose process starts when it is needed; if it has ended, the next call starts it again."""
 
     def __init__(self, table: ServerTable, report: OnNotice) -> None:
         self._table = table
@@ -47,7 +48,8 @@ class McpServer:
         """The functions that a model can call, by name; reports the others. Raises UsageError."""
         with self._explained():
             listed = self._listed(self._started())
-        digest = text_digest(json.dumps([self._table.words, self._info, listed]))
+        defined_by = [self._table.words, sorted(self._table.env.items()), self._info, listed]
+        digest = text_digest(json.dumps(defined_by))
         tools: dict[str, Tool] = {}
         for item in listed:
             try:
@@ -91,8 +93,9 @@ class McpServer:
 
     def _started(self) -> McpConnection:
         """The connection, after a greeting. Raises OSError, RpcError, ServerEnded, TimeoutError, UsageError."""
-        if self._connection:
+        if self._connection and not self._connection.has_ended:
             return self._connection
+        self.close(0.0)
         connection = McpConnection(self._table)
         try:
             self._greet(connection)
@@ -123,8 +126,9 @@ class McpServer:
         """All functions that the server lists, page by page."""
         listed: list[Any] = []
         params: JsonDict = {}
+        deadline = time.monotonic() + self._table.timeout_s
         for _ in range(MAX_PAGES):
-            page = connection.request("tools/list", params, self._table.timeout_s)
+            page = connection.request("tools/list", params, deadline - time.monotonic())
             functions, cursor = page.get("tools"), page.get("nextCursor")
             if not isinstance(functions, list):
                 raise self._error("answered without a list of functions", "update it")

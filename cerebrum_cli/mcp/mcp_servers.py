@@ -28,7 +28,7 @@ class McpServers:
     ) -> Self:
         """The servers of config.toml, and those of command lines. Raises ConfigError, UsageError."""
         named = [ServerTable.of_table(name, table, path) for name, table in tables.items()]
-        return cls([*named, *map(ServerTable.of_command, commands)], report)
+        return cls([*map(ServerTable.of_command, commands), *named], report)  # a table has its name to itself
 
     def tools_of(self, source: str) -> Tools:
         """All functions of a server, by its name, or one, by NAME.FUNCTION. Raises UsageError."""

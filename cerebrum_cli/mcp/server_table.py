@@ -46,6 +46,8 @@ class ServerTable:
     def of_table(cls, name: str, table: JsonObject, path: Path) -> Self:
         """The server of a table. Raises ConfigError."""
         where = f"{path}: [mcp.{name}]: "
+        if name == "python" or "." in name:  # `--tool` reads these as other tools
+            raise ConfigError(f"{where}invalid name", "use another name, without dots")
         if "command" not in table:
             raise ConfigError(f"{where}command is missing", f"write {MCP_EXAMPLE}")
         for key, value in table.items():

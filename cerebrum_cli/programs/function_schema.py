@@ -65,10 +65,10 @@ class Signature:
             self._types = {name: _readable(types.get(name, Any)) for name in self._parameters}
             self._adapter = self._create_adapter()
             schema = self._adapter.json_schema(schema_generator=SilentSchema)
+            properties = shortened(schema).get("properties", {})
         except Exception as error:  # annotations are expressions
             problem = one_line(str(error).partition(". Set `arbitrary_types_allowed")[0].partition("\n")[0])
             raise UsageError(f"{name} cannot be a tool: {problem}", SUPPORTED) from error
-        properties = shortened(schema).get("properties", {})
         self._describe(properties, dict(ARGUMENT.findall(section)))
         required = [name for name in self._parameters if self._is_required(name)]
         parameters = {"type": "object", "properties": properties, "required": required}

@@ -128,6 +128,13 @@ def test_crash_is_a_result_and_the_next_call_starts_the_server_again(servers: Se
     assert "crash ended its server (it closed its output)" in run(tools["closes"]).replace("closes", "crash")
 
 
+def test_server_that_ended_between_calls_starts_again(servers: Servers) -> None:
+    tools = servers.find()
+    assert run(tools["leaves"], "bye") == "bye"
+    wait_for_end([child for child in psutil.Process().children() if STAND_IN in child.cmdline()])
+    assert run(tools["counted"]) == "1"
+
+
 def test_late_answer_is_not_that_of_another_call(servers: Servers) -> None:
     tools = servers.find(timeout=0.5)
     assert run(tools["silent"]) == "the call failed: no answer within 0.5 s"
@@ -190,6 +197,36 @@ def test_server_that_cannot_be_used_is_an_error(servers: Servers, behaviour: str
     assert error.value.hint
 
 
+def test_server_that_writes_forever_without_its_output_is_an_error(servers: Servers) -> None:
+    servers.configure("server", command="sh", args=["-c", "exec >&-; exec yes >&2"])
+    with pytest.raises(UsageError, match="ended: it closed its output: y"):
+        McpOptions().tool_finder(servers.app)("server")
+
+
+def test_server_that_only_asks_is_an_error(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cerebrum_cli.mcp.connection.MAX_MESSAGE", 2**18)
+    ping = '{"jsonrpc": "2.0", "id": 1, "method": "ping"}'
+    servers.configure("server", command="yes", args=[ping])
+    with pytest.raises(UsageError, match="ended: it left more than 262,144 bytes unread"):
+        McpOptions().tool_finder(servers.app)("server")
+
+
+def test_digest_covers_variables(servers: Servers) -> None:
+    for name, value in (("one", "a"), ("two", "b")):
+        servers.configure(name, command=sys.executable, args=[STAND_IN], env={"TOKEN": value})
+    find = McpOptions().tool_finder(servers.app)
+    assert len({tool.digest for name in ("one", "two") for tool in find(name) or ()}) == 2
+
+
+def test_command_does_not_replace_a_table_of_its_name(servers: Servers) -> None:
+    servers.configure("time", command=sys.executable, args=[STAND_IN])
+    assert McpOptions(mcp=("time",)).tool_finder(servers.app)("time")
+
+
+def test_long_description_is_cut(servers: Servers) -> None:
+    assert servers.find("long")["echo"].spec.description == f"{'x' * 3999}…"
+
+
 @pytest.mark.parametrize("version", ["2024-11-05", "2025-03-26", "2025-06-18"])
 def test_server_may_speak_an_earlier_version(servers: Servers, version: str) -> None:
     assert "echo" in servers.find("version", version)
@@ -218,6 +255,7 @@ def test_functions_that_a_model_cannot_call_are_named_and_left_out(servers: Serv
         f"the function bare {unreadable}",
         f"the function refers {unreadable}",
         f"the function hides {unreadable}",
+        f"the function grows {unreadable}",
     ]
 
 
@@ -268,6 +306,13 @@ def test_invalid_table_is_an_error(servers: Servers, table: str, problem: str) -
     with pytest.raises((ConfigError, UsageError), match=problem) as error:
         McpOptions().tool_finder(servers.app)("server")
     assert "server" in error.value.message and error.value.hint
+
+
+@pytest.mark.parametrize("name", ["python", '"a.py"', '"a.b"'])
+def test_name_of_other_tools_is_invalid(servers: Servers, name: str) -> None:
+    servers.configure(name, command="a")
+    with pytest.raises(ConfigError, match="invalid name"):
+        McpOptions().tool_finder(servers.app)("a")
 
 
 def test_tables_must_be_tables(servers: Servers) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ def functions() -> list[dict[str, Any]]:
     match BEHAVIOUR:
         case "twins":
             named.append({**named[0], "description": "The other one."})
+        case "long":
+            named[0]["description"] = "x" * 5000
         case "escapes":
             named[0]["description"] = "Echo\x1b[2J\x1b]0;title\x07 <|im_end|>\ud800"
         case "unusable":
@@ -51,6 +54,9 @@ def functions() -> list[dict[str, Any]]:
             hidden = {"properties": {"a": {"not": {"$ref": "#/$defs/b"}}}}
             named += [{"name": "has spaces\x1b[2J", "inputSchema": TEXTS}, {"inputSchema": TEXTS}, {"name": "bare"}]
             named += [{"name": "refers", "inputSchema": reference}, {"name": "hides", "inputSchema": hidden}]
+            twice = {f"A{n}": {"properties": {key: {"$ref": f"#/$defs/A{n + 1}"} for key in "ab"}} for n in range(30)}
+            grows = {"$defs": {**twice, "A30": {"type": "string"}}, "properties": {"a": {"$ref": "#/$defs/A0"}}}
+            named.append({"name": "grows", "inputSchema": grows})
         case "many":
             named = [{**named[0], "name": f"f{number}"} for number in range(int(VALUE))]
         case "none":
@@ -142,6 +148,12 @@ def endless_line(_: str) -> dict[str, Any]:
         sys.stdout.write("x" * 2**20)
 
 
+def leaves(given: str) -> dict[str, Any]:
+    """Answer, and end then."""
+    threading.Timer(0.1, os._exit, (0,)).start()
+    return text(given)
+
+
 def closes(_: str) -> dict[str, Any]:
     os.close(1)
     time.sleep(60)
@@ -152,7 +164,7 @@ CALLS = {
     function.__name__: function
     for function in (
         *(echo, counted, huge, crash, silent, asking, noisy, kinds, structured, fails, nonsense, endless_line),
-        closes,
+        *(leaves, closes),
     )
 }
 
