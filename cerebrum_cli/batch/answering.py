@@ -91,7 +91,7 @@ class BatchOptions:
     def fingerprint(self, source: ModelSource) -> JsonDict:
         """Everything the answers depend on besides the prompts and functions, by readable names."""
         fingerprint = source.fingerprint(self.grammar)
-        fingerprint["votes"] = str(self.votes) if self.votes else None
+        fingerprint |= source.votes_fingerprint(self.votes) if self.votes else {"votes": None}
         fingerprint["ignore eos"] = self.ignore_eos
         for mode, settings in self.modes.items():
             if settings.samplers != self.settings.samplers:

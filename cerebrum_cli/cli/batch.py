@@ -152,8 +152,8 @@ class BatchRun:
         def key() -> CalibrationKey:
             from cerebrum_cli.trust.stored import key_of
 
-            of_votes = {"votes": str(votes), "template": options.template}
-            return key_of(source.fingerprint(asked.grammar) | of_votes)
+            of_votes = source.votes_fingerprint(votes) if votes else {}
+            return key_of(source.fingerprint(asked.grammar) | of_votes | {"template": options.template})
 
         wanted = options.find_wanted(app, key, VOTES_HINT)
         return cls(app, rows, output, options, source, replace(asked, wanted=wanted))

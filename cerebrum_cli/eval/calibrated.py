@@ -82,7 +82,8 @@ def calibrate_run(app: App, name: str, prepared: PreparedEvaluation, samples: Sa
     rows = labelled_votes(samples, votes)
     if not rows:
         raise UsageError("no question has all samples", "run it again to take the others")
-    fingerprint = prepared.source.fingerprint(evaluation.grammar) | {"votes": str(votes), "template": template}
+    source = prepared.source
+    fingerprint = source.fingerprint(evaluation.grammar) | source.votes_fingerprint(votes) | {"template": template}
     calibration = calibrate_votes(rows, key_of(fingerprint), date.today().isoformat())
     StoredCalibrations.of_user(app.data_directory).save(name, calibration)
     app.streams.report(f"calibration {name} saved: {format_count(len(rows), 'question')}")

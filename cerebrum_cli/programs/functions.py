@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, chdir, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -70,7 +70,7 @@ def _tools(
     if found is not None:
         return [_confirmed(tool, confirm) if confirm else tool for tool in found]
     if source == "python":
-        return [_tool_of(python_function(sandbox))]
+        return [_python_tool(sandbox)]
     if str(source).endswith(".py"):
         file = FunctionFile(Path(source), report)
         specs = file.describe()
@@ -132,7 +132,7 @@ def _as_before() -> Iterator[None]:
         yield
 
 
-def python_function(choice: str) -> Callable[[str], str]:
+def _python_tool(choice: str) -> Tool:
     """The built-in function that runs programs in the sandbox. Raises UsageError where it does not work."""
     sandbox = require_sandbox(choice)
 
@@ -145,4 +145,4 @@ def python_function(choice: str) -> Callable[[str], str]:
         return f"the program was ended: {result.reason} {result.detail}"
 
     python.__doc__ = PYTHON.format(sandbox.runner.offers)
-    return python
+    return replace(_tool_of(python), digest="monty" if sandbox.runner.name == "monty" else "")

@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import time
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from subprocess import TimeoutExpired
@@ -38,15 +39,22 @@ PROBE_S = 10.0
 STATUS = " ❯ "  # between the time that a program took, and the value of its last expression or its error
 ERROR = "error:"
 ERROR_LINE = re.compile(r"(?m)^(?!Traceback )\S.*")
+EXEC_FAILED = (126, 127)  # exit codes of a shell
 # Errors due to a part of Python that Monty lacks, if the names are those of Python.
 LACKS = re.compile(
-    r"NotImplementedError: .|RuntimeError: Internal error in monty|TypeError: cannot create '"
-    r"|ImportError: cannot import name|AttributeError: module '"
+    r"NotImplementedError: (?:The monty |OS function '|.* not yet support)"
+    r"|RuntimeError: Internal error in monty|TypeError: cannot create '"
+    r"|ImportError: cannot import name '(?P<import>\w+)' from '(?P<origin>\w+)'"
+    r"|AttributeError: module '(?P<owner>\w+)' has no attribute '(?P<member>\w+)'"
     r"|ModuleNotFoundError: No module named '(?P<module>\w+)"
     r"|NameError: name '(?P<name>\w+)' is not defined"
     r"|AttributeError: '(?P<type>\w+)' object has no attribute '(?P<attribute>\w+)'"
 )
 MODULES = sys.stdlib_module_names | {"numpy"}  # that programs can import in bubblewrap
+MEMBERS_OF = re.compile(  # modules that Monty has, in part
+    "asyncio|base64|bisect|collections|copy|csv|dataclasses|datetime|decimal|functools|hashlib|itertools|json|math|os"
+    "|pathlib|random|re|sys|time|typing|unicodedata"
+)
 
 
 class Ended(NamedTuple):
@@ -69,8 +77,10 @@ class Ended(NamedTuple):
             return CodeResult("memory", "it printed more than 16 MB")
         if self.exit_code < 0:
             return CodeResult("crashed", f"signal {-self.exit_code}")
-        if self.exit_code > 1 or not self.status.startswith(ERROR) or error is None:
+        if self.exit_code in EXEC_FAILED:
             raise _not_working(problem or f"it ended with exit code {self.exit_code}")
+        if self.exit_code > 1 or not self.status.startswith(ERROR) or error is None:
+            return CodeResult("crashed", cut(problem or f"exit code {self.exit_code}", DETAIL))
         return CodeResult(_reason(error[0]), cut(f"{self.printed}{problem}\n", DETAIL))
 
 
@@ -82,7 +92,8 @@ class Monty:
     name = "monty"
     offers = (
         "It can import math, decimal, datetime, itertools, collections, random, re and json, but not fractions,"
-        " statistics or numpy. It has no inheritance, `yield`, `del` or input."
+        " statistics or numpy. It has no inheritance, `yield`, `del` or input. Only the value"
+        " of the last expression is shown; print the others."
     )
 
     def run(self, code: str, test: str, timeout_s: float, is_closed: Event) -> CodeResult:
@@ -164,6 +175,9 @@ def _is_lacking(error: str) -> bool:
         return False
     if module := found["module"]:
         return module in MODULES
+    if owner := found["origin"] or found["owner"]:
+        member = found["import"] or found["member"]
+        return bool(MEMBERS_OF.fullmatch(owner)) and hasattr(import_module(owner), member)
     if name := found["name"]:
         return hasattr(builtins, name)
     if kind := found["type"]:

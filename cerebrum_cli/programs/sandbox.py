@@ -24,7 +24,7 @@ class Sandbox:
         return self.runner.run(code, test, timeout_s, self.is_closed)
 
     def evaluate(self, text: str, timeout_s: float) -> CodeResult:
-        """Run a program, which may be fenced, and print values as an interactive interpreter does."""
+        """Run a program, which may be fenced, and print the values of its expressions, in Monty only of the last."""
         return self.runner.evaluate(text, timeout_s, self.is_closed)
 
     def run_reply(self, reply: str, timeout_s: float) -> tuple[str, CodeResult]:

@@ -36,6 +36,7 @@ from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.library.library import Library
 
 if TYPE_CHECKING:
+    from cerebrum_cli.core.votes import Votes
     from cerebrum_cli.engine.engine import Engine
     from cerebrum_cli.engine.local import OpenFile
     from cerebrum_cli.engine.requests import LoadOptions
@@ -281,6 +282,11 @@ class ModelSource:
             **{key.replace("_", " "): values[key] for key in FINGERPRINTED},
             "grammar": grammar and text_digest(grammar.text),
         }
+
+    def votes_fingerprint(self, votes: Votes) -> JsonDict:
+        """What votes depend on besides the answers to a prompt, by readable names."""
+        where = {"sandbox": "monty"} if votes.checks and self.settings.sandbox != "bwrap" else {}
+        return {"votes": str(votes), **where}
 
     def start_engine(self, format_name: str) -> Engine:
         """Start to load the model, or to connect to its servers, without waiting."""

@@ -72,6 +72,10 @@ def apply_setting(repl: Repl, key: str, value: str, source: str) -> str:
             changes[changed] = OPTIONS[changed].parse([value], source)
     repl.wait_for(repl.chat.change_settings(changes))
     settings = repl.chat.settings
+    if key == "sandbox":
+        tools = ["python" if tool.spec.name == "python" and not tool.asks else tool for tool in repl.chat.tools]
+        repl.chat.tools = repl.display.calls.tools_of(tools, settings.sandbox)
+        repl.wait_for(repl.chat.load())
     shown = {changed: getattr(settings, changed) for changed in changes}
     return settings_lines(shown, settings.origins if value == DEFAULT else {})
 
