@@ -122,6 +122,13 @@ def test_python_without_bubblewrap_runs_in_monty(tmp_path: Path, chatml_model: P
     assert run_here(script, tmp_path, "ask", "--set", "sandbox=bwrap", *arguments).code == 2
 
 
+@pytest.mark.usefixtures("without_bubblewrap")
+def test_sandbox_set_in_a_chat_is_that_of_its_functions(tmp_path: Path, chatml_model: Path) -> None:
+    words = ("chat", "-m", chatml_model, "--tool", "python")
+    done = run_here({"rows": {}, "backends": []}, tmp_path, *words, piped=b"/set sandbox bwrap\n")
+    assert "error: bwrap is not installed" in done.err
+
+
 def test_tools_cannot_be_used_with_votes(tmp_path: Path, chatml_model: Path) -> None:
     done = ask(tmp_path, chatml_model, "--tool", "python", "--votes", "3")
     assert (done.code, done.err.splitlines()[0]) == (2, "error: --tool and --votes cannot be used together")
