@@ -45,7 +45,7 @@ class VoteDetails:
 
     def print(self, streams: Streams) -> None:
         """Print what can be promised, if anything."""
-        if not any(self.promised.shares.values()):
+        if self.promised.are_none:
             return
         streams.answer("\n")
         rows = [(f"{error:.0%}", share) for error, share in self.promised.texts.items()]
@@ -58,7 +58,7 @@ class VoteDetails:
 
     def compare(self, other: VoteDetails, names: Sequence[str]) -> str:
         """How many questions two runs would decide at one error; nothing if neither can promise anything."""
-        if not any((*self.promised.shares.values(), *other.promised.shares.values())):
+        if self.promised.are_none and other.promised.are_none:
             return ""
         return self.promised.compare(other.promised, names)
 
@@ -87,8 +87,9 @@ def calibrate_run(app: App, name: str, prepared: PreparedEvaluation, samples: Sa
     calibration = calibrate_votes(rows, key_of(fingerprint), date.today().isoformat())
     StoredCalibrations.of_user(app.data_directory).save(name, calibration)
     app.streams.report(f"calibration {name} saved: {format_count(len(rows), 'question')}")
-    if not any(calibration.promises.shares.values()):
-        app.streams.report(str(calibration.threshold(max(calibration.promises.shares))))
+    promises = calibration.promises
+    if promises.are_none:
+        app.streams.report(str(calibration.threshold(max(promises.shares))))
 
 
 def labelled_votes(samples: Samples, votes: Votes) -> list[LabelledVote]:

@@ -54,8 +54,10 @@ def missing_ranges(states: Sequence[int], size: int) -> deque[ByteRange]:
     most = min(MOST_PIECES, max(LEAST_PIECES, len(states) // _REQUESTS))
     ranges = deque[ByteRange]()
     for is_missing, group in groupby(range(len(states)), lambda piece: states[piece] == _MISSING):
+        if not is_missing:
+            continue
         pieces = list(group)
-        for first in range(pieces[0], pieces[-1] + 1, most) if is_missing else ():
+        for first in range(pieces[0], pieces[-1] + 1, most):
             stop = min(first + most, pieces[-1] + 1)
             ranges.append(ByteRange(first * PIECE_BYTES, min(stop * PIECE_BYTES, size)))
     return ranges

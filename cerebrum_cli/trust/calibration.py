@@ -106,6 +106,11 @@ class Promises:
     shares: Mapping[float, float | None]
 
     @property
+    def are_none(self) -> bool:
+        """Whether no share is decided for any of them."""
+        return not any(self.shares.values())
+
+    @property
     def object(self) -> JsonDict:
         return {f"{error:g}": share for error, share in self.shares.items()}
 
