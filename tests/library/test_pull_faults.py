@@ -35,10 +35,7 @@ def repository(hub_user: HubUser, mistral_model: Path) -> None:
 
 
 def here(hub_user: HubUser) -> str:
-    path = hub_user.path(FILE, REPO)
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == hub_user.digest(FILE, REPO)
-    assert hub_user.blobs(REPO) == {hub_user.digest(FILE, REPO): path.stat().st_size}
-    return f"installed {REPO}:Q4_K_M: {path}\n"
+    return hub_user.installed(FILE, REPO)
 
 
 def partial(hub_user: HubUser) -> Path:

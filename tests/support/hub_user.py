@@ -1,5 +1,6 @@
 """A user of `cerebrum` before the Hub of the tests: a home, a Hugging Face cache in it, and no other network."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -52,6 +53,13 @@ class HubUser:
         done = self.run("pull", *arguments, **more)
         assert (done.code, done.out) == (0, ""), done.err
         return done
+
+    def installed(self, name: str, repository: str) -> str:
+        """What `pull` prints of the only file of a repository, which is checked; nothing else is left of it."""
+        path = self.path(name, repository)
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == self.digest(name, repository)
+        assert self.blobs(repository) == {self.digest(name, repository): path.stat().st_size}
+        return f"installed {repository}:Q4_K_M: {path}\n"
 
     def start(self, *arguments: str | Path, **more: str) -> subprocess.Popen[bytes]:
         return self.command.start(*arguments, env=self.environment(more))
