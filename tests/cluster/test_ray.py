@@ -188,7 +188,7 @@ def test_ray_node_sends_notices_while_it_waits_for_a_server(
         monkeypatch.setenv(variable, str(tmp_path))
     digest = hash_file(chatml_model)
     endpoint = Endpoint("there", "http://127.0.0.1:9")
-    servers = Servers([endpoint], timeouts=ServerTimeouts(waits_at_start=True, patience=0.05, busy_notice=0.1))
+    servers = Servers([endpoint], timeouts=ServerTimeouts(waits_at_start=True, patience=2.0))
     job = node_job(f"{digest.sha256} {digest.size}", chatml_model, "chatml")
     opening = on_servers(job, servers)(1)
     [notice] = pickle.loads(next(opening))[-1]
