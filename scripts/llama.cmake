@@ -61,6 +61,13 @@ replace_code(ggml/src/ggml-backend.cpp
 #ifdef __APPLE__
 #include <sys/types.h>")
 
+# GCC 12 believes that _tile_loadconfig reads 8 bytes, and drops what the code writes behind them, so that processors with
+# AMX crash (ggml-org/llama.cpp#20824, #26954).
+replace_code(ggml/src/ggml-cpu/amx/mmq.cpp
+"    _tile_loadconfig(&tc);"
+"    __asm__ volatile(\"\" : : \"r\"(&tc) : \"memory\");
+    _tile_loadconfig(&tc);")
+
 # A wheel for the tests of one machine has only the kernels that these run, two of the 14 for x86-64.
 if(KERNELS)
     replace_code(ggml/src/CMakeLists.txt
