@@ -6,7 +6,7 @@ bbh-disambiguation-qa.jsonl with the keys `text` and `label`, and replies-choice
 answers that change when the choices are reversed, and tokens to evaluate for a row, by
 
 - letters, one order: the choices after letters, and how likely a reply is to begin with each letter
-- letters, orders: the same, averaged over several orders
+- letters, orders: the same, averaged over several orders (`decide --letters`)
 - names, one order: the choices in a line, and how likely a reply is to begin with each name (`decide --fast`)
 - names, orders: the same, averaged over several orders (`decide`)
 - prior removed: the last, less what it gives for texts without content ("N/A", "[MASK]", "...")
@@ -30,7 +30,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.token_ids import common_prefix
 from cerebrum_cli.decide.given_choices import Choice, GivenChoices, Order, choices_of
 from cerebrum_cli.decide.measures import measures_of
-from cerebrum_cli.decide.prompts import question_text
+from cerebrum_cli.decide.prompts import ChoiceListing
 from cerebrum_cli.decide.readings import Owners, TokenReader, average, log_shares
 from cerebrum_cli.engine.engine import LogprobScores
 from cerebrum_cli.engine.requests import ScoreRequest
@@ -96,11 +96,6 @@ def read_rows(data: Path, name: str, limit: int) -> list[Labelled]:
     return [Labelled(row["text"], question, choices, row["label"]) for row in rows]
 
 
-def letters_text(question: str, choices: GivenChoices, order: Order) -> str:
-    listed = [f"{LETTERS[place]}) {choices.names[position]}" for place, position in enumerate(order)]
-    return "\n".join([f"{question}\n", *listed, "", "Answer with the letter of one choice."])
-
-
 def variants(rows: Sequence[Labelled], styles: Sequence[str]) -> Iterator[Variant]:
     for number, row in enumerate(rows):
         for style in styles:
@@ -118,12 +113,9 @@ def evaluate(model: Model, rows: Sequence[Labelled], styles: Sequence[str]) -> t
     for variant in asked:
         row = rows[variant.row]
         question = "\n\n".join(filter(None, (row.text, row.question)))
-        if variant.style == "letters":
-            text = letters_text(question, row.choices, variant.order)
-            places = sorted(range(len(variant.order)), key=variant.order.__getitem__)
-            choices = choices_of(Choice(LETTERS[place]) for place in places)
-        else:
-            text, choices = question_text(question, row.choices, variant.order), row.choices
+        listing = ChoiceListing(by_letter=variant.style == "letters")
+        text = listing.text(question, row.choices, variant.order)
+        choices = listing.replies(row.choices, variant.order)
         prompt = tuple(model.prepare_reply(Ask(Conversation().user(text), model.source.settings)).prompt_tokens)
         reader = readers.setdefault(choices, TokenReader(choices, vocabulary, first_only=False))
         owners.append(reader.find(prompt).owners)

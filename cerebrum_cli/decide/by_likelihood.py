@@ -8,9 +8,10 @@ lists, which is evaluated once.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.ask import Ask
@@ -22,6 +23,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings
 from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Decided
 from cerebrum_cli.decide.given_choices import GivenChoices
+from cerebrum_cli.decide.prompts import ChoiceListing
 from cerebrum_cli.decide.readings import BeginningReader, Beginnings, TextReader, TokenReader, average, log_shares
 from cerebrum_cli.engine.engine import LogprobScores
 from cerebrum_cli.engine.requests import Request, ScoreRequest
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
 VOTES = "votes: --votes 8"
 REASONS = "this model reasons before each answer, so no probability can be read from how its reply begins"
-ONE_ORDER, ORDERS = "one order", "averaged orders"
 UNUSED = (*SAMPLING_KEYS, "think", "loop_check", "tool_rounds")  # settings of replies that are generated
 LIKELIEST = 20  # first tokens: the most that the OpenAI API and vLLM give
 NOT_LIKELY = f"no choice is among the {LIKELIEST} likeliest first tokens of the reply"
@@ -58,11 +59,10 @@ def read_decisions(model: Model, questions: Sequence[ChoiceQuestion]) -> Iterato
     """Decide questions together; yield each as soon as it is decided, and events in between."""
     require_direct_answers(model)
     prompts: list[ListingPrompt] = []
-    readers: dict[GivenChoices, BeginningReader] = {}
+    readers = cache(partial(reader_for, model))
     for number, question in enumerate(questions):
-        reader = readers.setdefault(question.choices, reader_for(model, question.choices))
         try:
-            prompts += [*prompts_of(model, number, question, reader)]  # all or none
+            prompts += [*prompts_of(model, number, question, readers)]  # all or none
         except (EngineError, Interrupted):  # these concern all questions
             raise
         except CerebrumError as problem:
@@ -72,10 +72,10 @@ def read_decisions(model: Model, questions: Sequence[ChoiceQuestion]) -> Iterato
     yield from combined(questions, prompts, read(model, prompts))
 
 
-def require_distinct(model: Model, choices: GivenChoices) -> None:
+def require_distinct(model: Model, choices: GivenChoices, listing: ChoiceListing) -> None:
     """Raise UsageError or PromptTooLong for choices that no question can have."""
-    question = ChoiceQuestion(Conversation().user("?"), choices)
-    for _ in prompts_of(model, 0, question, reader_for(model, choices)):
+    question = ChoiceQuestion(Conversation().user("?"), choices, listing)
+    for _ in prompts_of(model, 0, question, partial(reader_for, model)):
         return
 
 
@@ -91,18 +91,20 @@ def require_direct_answers(model: Model) -> None:
         raise UsageError(REASONS, f"take {VOTES}")
 
 
-def prompts_of(model: Model, number: int, question: ChoiceQuestion, reader: BeginningReader) -> Iterator[ListingPrompt]:
-    """The prompts of a question. Raises PromptTooLong, FormatError and UsageError."""
+def prompts_of(
+    model: Model, number: int, question: ChoiceQuestion, readers: Callable[[GivenChoices], BeginningReader]
+) -> Iterator[ListingPrompt]:
+    """The prompts of a question, by readers of its choices. Raises PromptTooLong, FormatError and UsageError."""
     choices = question.choices
     defaults = Settings(max_tokens=1)
     settings = replace(model.source.settings, **{key: getattr(defaults, key) for key in UNUSED})
     if model.format.has_switch or model.format.is_servers:
         settings = replace(settings, think="off")
-    orders = choices.orders[:1] if question.is_fast else choices.orders
-    for order in orders:
+    for order in question.listing.orders(choices):
         request = model.prepare_reply(Ask(question.listed(order, settings.system), settings))
         if request.rules and request.rules.opened:
             raise UsageError(REASONS, f"take {VOTES}")
+        reader = readers(question.listing.replies(choices, order))
         yield ListingPrompt(number, request, reader.find(request.prompt_tokens))
 
 
@@ -149,7 +151,7 @@ def read_opening(beginnings: Beginnings, event: OpeningEvent) -> Sequence[float]
     """The logarithms of the probabilities of choices by the likeliest first tokens, or why there are none."""
     known = {key: logprob for key, logprob in event.logprobs.items() if key in beginnings.owners}
     if not beginnings.is_clear(event.logprobs):
-        return EndpointError(NOT_CLEAR, f"give them other names, or take {VOTES}")
+        return EndpointError(NOT_CLEAR, f"give them other names, add --letters, or take {VOTES}")
     if not known:
         return EndpointError(NOT_LIKELY, f"use a model on this machine, or {VOTES}")
     return log_shares(beginnings.owners, known)
@@ -177,5 +179,5 @@ def combined(
 
 def decision(question: ChoiceQuestion, shares: Sequence[Sequence[float]]) -> Decision:
     choices = question.choices
-    method = ORDERS if len(shares) > 1 else ONE_ORDER
-    return Decision(choices.names, tuple(average(shares)), method, choices.is_score)
+    listing = replace(question.listing, in_one_order=len(shares) == 1)  # as that of a score is
+    return Decision(choices.names, tuple(average(shares)), listing.method, choices.is_score)

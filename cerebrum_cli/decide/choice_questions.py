@@ -10,19 +10,19 @@ from cerebrum_cli.core.decision import Decision
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.decide.given_choices import GivenChoices, Order
-from cerebrum_cli.decide.prompts import question_text
+from cerebrum_cli.decide.prompts import ChoiceListing
 
 
 @frozen
 class ChoiceQuestion:
-    """A conversation whose last message ends with a question, the choices, and whether one order is enough.
+    """A conversation whose last message ends with a question, the choices, and how prompts list these.
 
     Raises UsageError for a conversation that ends with the beginning of a reply.
     """
 
     conversation: Conversation
     choices: GivenChoices
-    is_fast: bool = False
+    listing: ChoiceListing = ChoiceListing()
 
     def __post_init__(self) -> None:
         if self.conversation.prefill:
@@ -33,7 +33,7 @@ class ChoiceQuestion:
         conversation = self.conversation
         if conversation.system_prompt is None:
             conversation = replace(conversation, system_prompt=system)
-        return conversation.with_question(question_text(conversation.question, self.choices, order))
+        return conversation.with_question(self.listing.text(conversation.question, self.choices, order))
 
 
 class Decided(NamedTuple):

@@ -12,6 +12,7 @@ from cerebrum_cli.core.declaration import INTEGER, PATH, TEXTS, option, option_g
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.votes import MAX_VOTES
 from cerebrum_cli.decide.given_choices import GivenChoices, parse_choices, parse_score
+from cerebrum_cli.decide.prompts import ChoiceListing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +36,7 @@ class ChoiceOptions:
         metavar="A,B[=MEANING],...|FILE",
     )
     score: str | None = option("Answer with a number of this range, such as 1..5", "Input", metavar="A..B")
+    letters: bool = switch("List the choices after letters: compare both with --label", "Input")
     fast: bool = switch("List the choices in one order only: faster, less accurate", "Speed")
     votes: int | None = option(
         "Sample K replies, for a model that reasons: a probability is a share of them",
@@ -45,12 +47,18 @@ class ChoiceOptions:
         most=MAX_VOTES,
     )
 
+    @property
+    def listing(self) -> ChoiceListing:
+        return ChoiceListing(self.fast, self.letters)
+
     def find_choices(self) -> GivenChoices | None:
         """The choices that are given; None without any. Raises UsageError."""
         if self.choices is not None and self.score is not None:
             raise UsageError.conflict("--choices", "--score")
         if self.votes and self.fast:
             raise UsageError.conflict("--votes", "--fast")
+        if self.letters and (self.votes or self.score is not None):
+            raise UsageError.conflict("--letters", "--votes" if self.votes else "--score")
         if self.choices is not None:
             return parse_choices(self.choices)
         return parse_score(self.score) if self.score is not None else None

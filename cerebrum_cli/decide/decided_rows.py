@@ -20,6 +20,7 @@ from cerebrum_cli.decide.by_likelihood import require_distinct
 from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Decided
 from cerebrum_cli.decide.deciding import decide
 from cerebrum_cli.decide.given_choices import YES_OR_NO, Choice, GivenChoices, choices_of
+from cerebrum_cli.decide.prompts import ChoiceListing
 from cerebrum_cli.results.rows import ResultRows, RowFlag
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class RowQuestions:
     question: str
     fields: Texts
     choices: GivenChoices | None
-    is_fast: bool = False
+    listing: ChoiceListing = ChoiceListing()
     votes: int | None = None
     writes_all: bool = False
     copies_input: bool = False
@@ -102,7 +103,7 @@ class RowQuestions:
         choices = self.choices_for(input)
         if self.trust:
             self.trust.require(choices.names)
-        return ChoiceQuestion(conversation, choices, self.is_fast)
+        return ChoiceQuestion(conversation, choices, self.listing)
 
     def choices_for(self, input: Any) -> GivenChoices:
         """The choices of a row, by its fields. Raises UsageError."""
@@ -192,6 +193,9 @@ class Asked(Protocol):
     def choices(self) -> GivenChoices | None: ...
 
     @property
+    def listing(self) -> ChoiceListing: ...
+
+    @property
     def votes(self) -> int | None: ...
 
     def ask(self, position: int) -> AskedRow:
@@ -206,7 +210,7 @@ def decide_rows(questions: Asked, model: Model, _: Any, results: Results) -> Eve
     scope = model.engine.cancel_scope
     yield from model.load()
     if questions.choices and not questions.votes:
-        require_distinct(model, questions.choices)
+        require_distinct(model, questions.choices, questions.listing)
     yield results.progress
     missing = results.missing
     while not scope.is_set() and (positions := list(islice(missing, TOGETHER))):

@@ -11,6 +11,7 @@ from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Decided
 from cerebrum_cli.decide.given_choices import Choice, choices_of, score_choices
+from cerebrum_cli.decide.prompts import ChoiceListing
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
@@ -38,8 +39,9 @@ def decide_one(
     conversation: Conversation,
     choices: Iterable[str] | Mapping[str, str],
     score: tuple[int, int] | None,
-    is_fast: bool,
     votes: int | None,
+    in_one_order: bool,
+    by_letter: bool,
 ) -> Decision:
     """The decision of one question. Raises UsageError, PromptTooLong, FormatError, EngineError, EndpointError."""
     if score is not None:
@@ -51,7 +53,8 @@ def decide_one(
         if isinstance(choices, str) or not all(isinstance(name, str) for name in names):
             raise UsageError.invalid("choices", choices, "a list of texts")
         given = choices_of(map(Choice, names))
-    for event in decide(model, [ChoiceQuestion(conversation, given, is_fast)], votes):
+    listing = ChoiceListing(in_one_order, by_letter)
+    for event in decide(model, [ChoiceQuestion(conversation, given, listing)], votes):
         if isinstance(event, Decided):
             if isinstance(event.result, CerebrumError):
                 raise event.result

@@ -21,6 +21,7 @@ from cerebrum_cli.core.text import Texts, format_count, format_names, text_diges
 from cerebrum_cli.decide.decided_rows import AskedRow, RowQuestions, decide_rows
 from cerebrum_cli.decide.given_choices import SHOWN, GivenChoices
 from cerebrum_cli.decide.measures import Labelled, calibration_of
+from cerebrum_cli.decide.prompts import ChoiceListing
 from cerebrum_cli.decide.trusted import measured
 from cerebrum_cli.eval.recorded import RecordedRun
 from cerebrum_cli.trust.calibration import Calibration, CalibrationKey
@@ -44,6 +45,10 @@ class LabelledRows:
     @property
     def choices(self) -> GivenChoices | None:
         return self.asked.choices
+
+    @property
+    def listing(self) -> ChoiceListing:
+        return self.asked.listing
 
     @property
     def votes(self) -> int | None:

@@ -71,7 +71,7 @@ def decide_file(
             "" if template or saved else question,
             template.fields if template else (),
             options.find_choices(),
-            is_fast=options.fast,
+            options.listing,
             votes=options.votes,
             writes_all=options.probabilities,
             copies_input=options.include_input or (is_table and rows.form.header is not None),
@@ -202,7 +202,8 @@ def fingerprint_of(asked: RowQuestions, model: ModelSource) -> JsonDict:
         "choices": choices,
         "columns": list(asked.keys),
         "score": bool(asked.choices and asked.choices.is_score) or None,
-        "one order": asked.is_fast,
+        "one order": asked.listing.in_one_order,
+        "letters": asked.listing.by_letter or None,
         "votes": asked.votes,
         "method of decisions": METHOD,
     }

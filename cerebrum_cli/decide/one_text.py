@@ -31,7 +31,7 @@ def decide_text(app: App, question: str, saved: SavedPrompt | None, overrides: L
     choices = options.find_choices() or YES_OR_NO
     source = options.find_source(app, overrides)
     conversation = read_conversation(app, question, saved, options)
-    asked = ChoiceQuestion(conversation, choices, options.fast)
+    asked = ChoiceQuestion(conversation, choices, options.listing)
     found: list[Decided] = []
     if options.votes:
         source = source.for_rows(options.votes)

@@ -2,8 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from string import ascii_uppercase
+
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import Texts
-from cerebrum_cli.decide.given_choices import GivenChoices, Order
+from cerebrum_cli.decide.given_choices import Choice, GivenChoices, Order
+
+
+@frozen
+class ChoiceListing:
+    """How prompts list the choices: in one order or in several, and perhaps after letters, which replies then give."""
+
+    in_one_order: bool = False
+    by_letter: bool = False
+
+    @property
+    def method(self) -> str:
+        orders = "one order" if self.in_one_order else "averaged orders"
+        return f"letters, {orders}" if self.by_letter else orders
+
+    def orders(self, choices: GivenChoices) -> Sequence[Order]:
+        """The orders of the prompts. Raises UsageError if there are too few letters."""
+        if self.by_letter and len(choices.items) > len(ascii_uppercase):
+            raise UsageError(f"there are {len(choices.items)} choices for 26 letters", "omit --letters")
+        return choices.orders[:1] if self.in_one_order else choices.orders
+
+    def text(self, question: str, choices: GivenChoices, order: Order) -> str:
+        """The question with its choices, listed in an order."""
+        return lettered_text(question, choices, order) if self.by_letter else question_text(question, choices, order)
+
+    def replies(self, choices: GivenChoices, order: Order) -> GivenChoices:
+        """The choices by what a reply gives for them: their names, or their letters in this order."""
+        if not self.by_letter:
+            return choices
+        letters = (Choice(ascii_uppercase[order.index(position)]) for position in range(len(order)))
+        return replace(choices, items=tuple(letters))
+
+
+def lettered_text(question: str, choices: GivenChoices, order: Order) -> str:
+    lines = [f"{question}\n"]
+    for letter, position in zip(ascii_uppercase, order, strict=False):
+        lines.append(f"{letter}) {described(choices.items[position])}")
+    return "\n".join([*lines, "", "Answer with the letter of one choice."])
 
 
 def question_text(question: str, choices: GivenChoices, order: Order) -> str:
@@ -15,10 +58,12 @@ def question_text(question: str, choices: GivenChoices, order: Order) -> str:
     if not any(choice.description or ";" in choice.name for choice in listed):
         return f"{question}\n\nAnswer with one of these: {'; '.join(choice.name for choice in listed)}."
     lines = [f"{question}\n", "Answer with the name of one of these:"]
-    for choice in listed:
-        meaning = f": {choice.description}" if choice.description else ""
-        lines.append(f"- {choice.name}{meaning}")
+    lines += [f"- {described(choice)}" for choice in listed]
     return "\n".join(lines)
+
+
+def described(choice: Choice) -> str:
+    return f"{choice.name}: {choice.description}" if choice.description else choice.name
 
 
 def spellings(text: str) -> Texts:

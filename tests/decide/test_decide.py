@@ -22,6 +22,7 @@ TICKETS = (
     'id,text,extra\na,"Give me my money back, please.",1\nb,Where is my parcel?,2\nc,,3\nd,The lamp is broken.,4\n'
 )
 REFUND = "Is a refund requested? {text}"
+LETTERS = ",".join(f"choice {number}" for number in range(27))
 RIGHT = {"a": "yes", "b": "no", "d": "no"}
 
 
@@ -75,12 +76,12 @@ def test_a_score_has_a_mean(user: CommandLine) -> None:
     assert (answer, shown) == (found["answer"], f"({mean:.1f})")
 
 
-@pytest.mark.parametrize("count", [2, 3, 4, 5, 30])
-def test_choices_in_the_reverse_order_have_the_same_probabilities(count: int) -> None:
+@pytest.mark.parametrize(("count", "letters"), [(2, False), (3, True), (4, False), (5, True), (30, False)])
+def test_choices_in_the_reverse_order_have_the_same_probabilities(count: int, letters: bool) -> None:
     names = [f"choice of many words {number}" if count == 4 else f"n{number}" for number in range(count)]
     with open_model("nano") as model:
-        forward = model.decide("Which one?", names)
-        backward = model.decide("Which one?", names[::-1])
+        forward = model.decide("Which one?", names, letters=letters)
+        backward = model.decide("Which one?", names[::-1], letters=letters)
     assert dict(zip(forward.names, forward.probabilities, strict=True)) == dict(
         zip(backward.names, backward.probabilities, strict=True)
     )
@@ -99,6 +100,9 @@ def test_choices_in_the_reverse_order_have_the_same_probabilities(count: int) ->
         (("Is it?", "-o", "out.csv"), "text", ("-o applies to the rows of a file",)),
         (("Is it?", "--label", "x"), "text", ("--label applies to the rows of a file",)),
         (("Is it?", "--votes", "4", "--fast"), "text", ("--votes and --fast",)),
+        (("Is it?", "--votes", "4", "--letters"), "text", ("--letters and --votes",)),
+        (("Is it?", "--score", "1..5", "--letters"), "text", ("--letters and --score",)),
+        (("Is it?", "--choices", LETTERS, "--letters"), "text", ("27 choices for 26 letters", "omit --letters")),
         (("Is it?", "--temperature", "1"), "text", ("--temperature applies only to votes",)),
         (("Is it?", "--set", "batch_invariant=on"), "text", ("batch_invariant=on applies only to votes",)),
         (("Is", "it?", "really"), "text", ("unexpected argument: really", "quote the question")),
@@ -451,6 +455,7 @@ def test_a_model_decides() -> None:
         decision = model.decide("Which team?", {"billing": "invoices", "other": ""})
         assert decision.names == ("billing", "other") and decision.answer in decision.names
         assert model.decide("Is it?", fast=True).method == "one order"
+        assert model.decide("Is it?", letters=True, fast=True).method == "letters, one order"
         assert 1 <= (model.decide("How urgent?", score=(1, 5)).mean or 0) <= 5
         for choices in (["yes"], "yes,no", [1, 2], ["a", " A"], ["a", " "]):
             with pytest.raises(UsageError):

@@ -18,11 +18,13 @@ from cerebrum_cli.core.errors import CerebrumError, EndpointError, UsageError
 from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Decided
 from cerebrum_cli.decide.deciding import decide
 from cerebrum_cli.decide.given_choices import YES_OR_NO, GivenChoices, parse_choices, parse_score
+from cerebrum_cli.decide.prompts import ChoiceListing
 from cerebrum_cli.formats.choice import SERVER, ChosenFormat
 from cerebrum_cli.library.installed import NANO
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.servers.endpoint import Endpoint, Servers
 
+IN_ORDERS = ChoiceListing()
 YES = {"y": -0.2, "n": -2.0, "x": -3.0}  # bytes: the first tokens of "yes", "no" and something else
 
 
@@ -37,8 +39,8 @@ def asking(kind: type[ModelServer], openings: dict[str, float]) -> Iterator[tupl
             yield model, server
 
 
-def decided(model: Model, choices: GivenChoices = YES_OR_NO, is_fast: bool = False) -> Decided:
-    question = ChoiceQuestion(Conversation().user("Is it?"), choices, is_fast)
+def decided(model: Model, choices: GivenChoices = YES_OR_NO, listing: ChoiceListing = IN_ORDERS) -> Decided:
+    question = ChoiceQuestion(Conversation().user("Is it?"), choices, listing)
     [found] = [event for event in decide(model, [question]) if isinstance(event, Decided)]
     return found
 
@@ -51,7 +53,7 @@ def test_servers_decide_by_the_first_token(kind: type[ModelServer]) -> None:
         assert decision.answer == "yes"
         assert decision.probability == pytest.approx(exp(-0.2) / (exp(-0.2) + exp(-2.0)))
         assert len(server.completions()) == 2  # one for each order
-        decided(model, is_fast=True)
+        decided(model, listing=ChoiceListing(in_one_order=True))
         assert len(server.completions()) == 3
 
 
@@ -88,6 +90,9 @@ def test_choices_that_begin_alike_are_refused_on_servers() -> None:
     with asking(LlamaServer, YES) as (model, _):
         error = decided(model, choices).result
         assert isinstance(error, UsageError) and "does not tell" in error.message
+    with asking(LlamaServer, {"A": -0.1, "B": -3.0, "C": -4.0}) as (model, _):
+        decision = decided(model, choices, ChoiceListing(in_one_order=True, by_letter=True)).result
+        assert isinstance(decision, Decision) and decision.answer == "card lost"
     with asking(OllamaServer, {"card": -0.7, "other": -0.7}) as (model, server):
         error = decided(model, choices).result
         assert isinstance(error, EndpointError) and "begin with the same likely token" in error.message

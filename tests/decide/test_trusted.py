@@ -101,6 +101,7 @@ def test_what_cannot_be_promised_is_an_error(user: CommandLine) -> None:
     [
         ("Is it urgent? {text}", (), ("made with another question", "--force")),
         (QUESTION, ("--fast",), ("made with other settings",)),
+        (QUESTION, ("--letters",), ("made with other settings",)),
         (QUESTION, ("--choices", "yes,no,maybe"), ("another question and other choices",)),
         (QUESTION, ("--choices", "yes=it is money,no"), ("made with another question",)),
     ],
