@@ -27,7 +27,7 @@ PRIMARY_CODE = 0xFF  # of an extended result code
 # vocabulary that `tokens` are ids of. `rounds` are the parts of a reply that called functions, as JSON; other columns
 # describe what follows them. `pictures` are those of a question, as JSON: path, type and digest of each. `first` is the
 # oldest message still in the model's context, if earlier ones were dropped.
-VERSION = 3  # of the schema
+VERSION = 4  # of the schema
 SCHEMA = (
     """CREATE TABLE messages (
     id INTEGER PRIMARY KEY,
@@ -52,7 +52,7 @@ SCHEMA = (
     """CREATE TABLE sessions (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     name TEXT NOT NULL UNIQUE,
-    origin TEXT NOT NULL CHECK (origin IN ('chat', 'ask', 'import')),
+    origin TEXT NOT NULL CHECK (origin IN ('chat', 'ask', 'script', 'import')),
     system_prompt TEXT,
     model TEXT,
     format TEXT,

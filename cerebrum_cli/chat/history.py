@@ -31,6 +31,7 @@ from cerebrum_cli.chat.reply_params import (
     with_kept,
 )
 from cerebrum_cli.chat.session import (
+    Origin,
     ReplyMetadata,
     Session,
     StoredMessage,
@@ -177,6 +178,7 @@ class History:
         settings: Settings,
         continued: StoredMessage | None = None,
         name: str | None = None,
+        for_script: bool = False,
     ) -> Session:
         """Save the new messages of a conversation and its reply; without a session, create one, by its `name` if given.
 
@@ -188,8 +190,9 @@ class History:
             if session and continued:
                 session = self.store.move(session, continued.parent)
             if session is None:
+                origin: Origin = "script" if for_script and not name else "ask"
                 name = self.store.unused_name(name) if name else self.unused_name(conversation)
-                session = self.store.create(name, "ask", params=params)
+                session = self.store.create(name, origin, params=params)
             session = self.store.update_session(
                 session,
                 system_prompt=conversation.system_prompt,

@@ -24,7 +24,7 @@ from cerebrum_cli.core.settings import SESSION, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.text import YEAR_1, YEAR_9999, format_utc, well_formed
 from cerebrum_cli.core.tools import Round, ToolCall
 
-Origin = Literal["chat", "ask", "import"]
+Origin = Literal["chat", "ask", "script", "import"]  # script: an answer that went to a pipe or a file
 CHAT_TEMPLATE = "chat_template"
 KEPT = (LORA, CHAT_TEMPLATE)  # what later questions of `ask` use, too
 END_LABELS = {

@@ -111,7 +111,10 @@ def answer(
             return
 
         def record(reply: Reply) -> str:
-            saved = open_history().record(session, conversation, reply, loaded, settings, continued, options.session)
+            for_script = not app.streams.out_is_terminal
+            saved = open_history().record(
+                session, conversation, reply, loaded, settings, continued, options.session, for_script
+            )
             if options.session and saved.name != options.session:
                 app.streams.note(f"session {options.session!r} exists by now; this exchange is saved as {saved.name!r}")
             return saved.name

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @option_group
 class ListOptions(QuietOptions):
-    available: bool = switch("List the catalog, models that fit this machine first", "Model")
+    available: bool = switch("List the catalog, best fit first; last on a terminal", "Model")
     found: bool = switch("List the models of Ollama and LM Studio", "Model")
     outdated: bool = switch("List models with a newer upload on the Hub", "Model")
     json: bool = switch("Print a JSON array", "Output")
@@ -78,7 +78,8 @@ def list_models(app: App, options: ListOptions) -> None:
 def print_available(app: App, listed: list[JsonDict], ctx: int | None) -> None:
     from cerebrum_cli.engine.local import FORECAST, planned_context
 
-    print_catalogue(app.streams, listed)
+    shown = listed[::-1] if app.streams.out_is_terminal else listed
+    print_catalogue(app.streams, shown)
     planned = f"memory for a context of {planned_context(ctx, None)} tokens, {FORECAST}"
     app.streams.note(f"{planned}; {app.library.capacity().description}")
 

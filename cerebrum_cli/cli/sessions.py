@@ -42,7 +42,7 @@ def list_sessions(
         int | None,
         Option(f"List at most N [default: {LISTED} on a terminal]", "Output", INTEGER, short="-n", metavar="N"),
     ] = None,
-    all: Annotated[bool, Option("List all", "Output", SWITCH)] = False,
+    all: Annotated[bool, Option("List all, with answers that went to a pipe or file", "Output", SWITCH)] = False,
     json: JsonArray = False,
 ) -> None:
     """List sessions: the latest is last on a terminal, first in a pipe or with --json."""
@@ -53,7 +53,7 @@ def list_sessions(
     if json:
         app.streams.answer_object(rows[:number])
     else:
-        print_latest(app.streams, rows, number)
+        print_latest(app.streams, rows, number, all)
 
 
 @subcommand(group)

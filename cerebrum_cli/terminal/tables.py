@@ -262,17 +262,25 @@ print_sessions = partial(
 )
 
 
-def print_latest(streams: Streams, rows: Sequence[Row], number: int | None = None) -> None:
-    """Print the latest sessions of all, which come first: in a pipe all, and the latest last on a terminal."""
+def print_latest(streams: Streams, rows: Sequence[Row], number: int | None = None, lists_all: bool = False) -> None:
+    """Print the latest sessions, which come first: in a pipe all, and the latest last on a terminal.
+
+    There, single answers to scripts are only counted unless it `lists_all`.
+    """
     if not rows:
         streams.report("no saved sessions; cerebrum ask and cerebrum chat create them")
     elif not streams.out_is_terminal:
         print_sessions(streams, rows[:number])
     else:
-        listed = rows[: number or LISTED]
-        print_sessions(streams, listed[::-1])
-        if number is None and len(listed) < len(rows):
-            streams.report(f"the latest {LISTED} of {len(rows)}; cerebrum sessions list --all lists them all")
+        own = [row for row in rows if lists_all or row["origin"] != "script" or row["messages"] > 2]
+        listed = own[: number or LISTED]
+        if listed:
+            print_sessions(streams, listed[::-1])
+        parts = [f"the latest {LISTED} of {len(own)}"] if number is None and len(listed) < len(own) else []
+        if scripts := len(rows) - len(own):
+            parts.append(f"without {format_count(scripts, 'answer')} in pipes or files")
+        if parts:
+            streams.report(f"{', '.join(parts)}; cerebrum sessions list --all lists them all")
 
 
 def print_uncertain(streams: Streams, tokens: Sequence[UncertainToken]) -> None:

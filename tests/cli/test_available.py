@@ -3,7 +3,8 @@
 import re
 
 import pytest
-from command_line import CommandLine, assert_error
+from command_line import COMMAND, CommandLine, assert_error
+from person import Person
 
 from cerebrum_cli.engine.speed import Speed
 
@@ -46,6 +47,16 @@ def test_list_available_shows_size_memory_license_and_use_in_a_pipe(new_user: Co
     assert done.err.startswith(
         "note: memory for a context of 8192 tokens, speed after a prompt of 200 tokens; this machine has "
     )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_list_available_ends_with_the_best_on_a_terminal(new_user: CommandLine) -> None:
+    best_first = [row["name"] for row in new_user.run("list", "--available", "--json").object]
+    env = new_user.environment({"TERM": "xterm-256color"})
+    person = Person([COMMAND, "list", "--available"], env, new_user.home, rows=60)
+    assert person.end() == 0
+    assert [line.split()[0] for line in person.screen.lines[1 : len(best_first) + 1]] == best_first[::-1]
 
 
 def test_pull_without_a_name_lists_what_fits_in_a_pipe(new_user: CommandLine, memory: int) -> None:

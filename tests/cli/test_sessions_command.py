@@ -43,7 +43,7 @@ def turns(session: dict[str, Any]) -> list[tuple[str, str]]:
 def test_ask_saves_the_exchange_and_how_it_was_generated(user: CommandLine) -> None:
     ask(user, "What is four by five?", "Twenty.", "--temperature", "0.5", "--seed", "7", "-s", "Be brief.")
     [row] = listed(user)
-    expected = ("what-is-four-by-five", "ask", "small", "embedded", 2, "What is four by five?")
+    expected = ("what-is-four-by-five", "script", "small", "embedded", 2, "What is four by five?")
     assert tuple(row[key] for key in ("name", "origin", "model", "format", "messages", "first")) == expected
     session = shown(user, "what-is-four-by-five")
     assert session["system_prompt"] == "Be brief."
@@ -166,6 +166,7 @@ def test_session_listings_strip_control_sequences_unlike_messages(user: CommandL
 def test_sessions_at_a_terminal(user: CommandLine) -> None:
     for number in range(2):
         ask(user, f"Number {number} **bold**?", f"# Title {number}")
+    ask(user, "Named?", "Yes.", "--session", "named")
     env = user.environment({"TERM": "xterm-256color", "PAGER": "cat"})
 
     def at_terminal(*arguments: str) -> Person:
@@ -173,7 +174,14 @@ def test_sessions_at_a_terminal(user: CommandLine) -> None:
         assert person.end() == 0
         return person
 
-    assert [line.split()[0] for line in at_terminal("list", "-n", "1").screen.lines] == ["name", "number-1-bold"]
+    def names(*arguments: str) -> list[str]:
+        return [line.split()[0] for line in at_terminal("list", *arguments).screen.lines]
+
+    hidden = "without 2 answers in pipes or files; cerebrum sessions list --all lists them all"
+    assert at_terminal("list").screen.lines[-1] == hidden
+    assert names("--all") == ["name", "number-0-bold", "number-1-bold", "named"]
+    ask(user, "More?", "Yes.", "--session", "number-1-bold")
+    assert names("-n", "1") == ["name", "number-1-bold", "without"]
     [row] = user.run("sessions", "search", "numb 1", "--json").object
     line = f"number-1-bold  {row['created'][:10]}  user: Number 1 **bold**?"
     assert line in at_terminal("search", "numb 1").screen.lines
