@@ -14,7 +14,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from operator import index
+from operator import index, itemgetter
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -155,7 +155,7 @@ class RowStore:
         """Store the rows that wait for it now. Raises BatchError; they then wait for the next try."""
         with self._lock:
             self._has_pending.clear()
-            rows = sorted(self._pending)
+            rows = sorted(self._pending, key=itemgetter(0))  # of two for a position, the later one stays the later
             if not rows:
                 return
             with self._transaction():

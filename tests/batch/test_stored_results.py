@@ -12,7 +12,7 @@ import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -32,6 +32,7 @@ from batch_files import (
     kill_at_each_call,
     open_batch,
     open_growing,
+    output_object,
     result_rows,
     rows_in,
     run,
@@ -43,6 +44,7 @@ from waiting import wait_until
 
 from cerebrum_cli.cli.row_commands import resumable
 from cerebrum_cli.core.errors import BatchError, NoServerError, UsageError
+from cerebrum_cli.core.row_fields import RowError
 from cerebrum_cli.results.results import open_results, output_paths
 from cerebrum_cli.results.rows import ResultRows, Results, StreamedResults
 
@@ -152,6 +154,16 @@ def test_results_take_few_bytes_a_row(output: Path) -> None:
         finally:
             tracemalloc.stop()
         assert peak / 20_000 < most
+
+
+def test_later_answer_to_a_row_is_the_one_that_is_stored(output: Path) -> None:
+    rows = rows_in("".join(f"question {number}\n" for number in range(200)))
+    with contextlib.closing(open_batch(output, rows=rows)) as results:
+        for values in ({"error": asdict(RowError("prompt_too_long", "it is"))}, {"text": "So."}):
+            for position, row in enumerate(rows):
+                results.write_row(position, output_object(row, **values))
+        results.complete()
+    assert [text for _, _, text in texts_by_row(output)] == ["So."] * len(rows)
 
 
 def test_identical_rows_are_distinguished_by_position(output: Path) -> None:
