@@ -20,7 +20,7 @@ from cerebrum_cli.core.events import (
     TallyEvent,
     TokenEvent,
 )
-from cerebrum_cli.core.text import one_line
+from cerebrum_cli.core.text import one_line, truncate
 from cerebrum_cli.terminal.streams import Streams, columns, is_plain_terminal
 
 SHOW_AFTER_S = 1.0  # shorter waits show nothing
@@ -29,6 +29,9 @@ PLAIN_EVERY_S = 5.0  # on a terminal without redrawn lines, where somebody waits
 DRAWS_PER_S = 10
 ECHO_COLUMNS = 3  # columns left free for the ^C that a terminal echoes, which must not wrap
 HINT_GAP = "    "
+MAX_TEXT = 10_000  # characters of a text that is not drawn
+MIN_ANSWER = 12  # characters of the answers of a vote
+MIN_SPEED_S = 1.0  # a speed of less time is unsteady
 
 Segment = tuple[str, str]  # a text and its color, which may be empty
 Segments = Iterator[Segment]
@@ -120,6 +123,58 @@ class Line:
                 self._drawn = drawn
 
 
+class RunningVote:
+    """A vote while its samples run: the tally, how many have started, and their speed."""
+
+    def __init__(self, minimum: int, maximum: int) -> None:
+        self._tally = TallyEvent((), 0, minimum, maximum)
+        self._started = set[int]()
+        self._tokens = 0
+        self._since = 0.0  # when a sample began to generate
+
+    def take(self, event: Event) -> bool:
+        """Add an event of a sample, or a tally. Returns whether one generates, so that there is a text."""
+        match event:
+            case TallyEvent():
+                self._tally = event
+            case PromptEvent(sequence, evaluated, total):
+                self._started.add(sequence.sample)
+                if evaluated < total and not self._tokens:
+                    return False
+            case TokenEvent(sequence):
+                self._started.add(sequence.sample)
+                self._tokens += max(1, len(event.tokens))
+            case FinishEvent() if not event.has_all_tokens:  # a server may send whole replies
+                self._tokens += event.completion_tokens
+            case FinishEvent():
+                pass
+            case _:
+                return False
+        self._since = self._since or time.monotonic()
+        return True
+
+    def text(self, width: int) -> str:
+        """Its answers, leading first: "4/5 x5 · 0.9 x1 (6 of 3-16 samples, 8 started, 810 tokens, 38 t/s)"."""
+        tally = self._tally
+        planned = str(tally.maximum)
+        if tally.minimum < tally.maximum:
+            planned = f"{tally.minimum}-{tally.maximum}"
+        counts = [f"{tally.samples} of {planned} samples"]
+        if self._started:
+            counts.append(f"{len(self._started)} started")
+        if self._tokens:
+            counts.append(f"{self._tokens} tokens")
+        seconds = time.monotonic() - self._since
+        if self._tokens and seconds > MIN_SPEED_S:
+            speed = self._tokens / seconds
+            counts.append(f"{speed:.{0 if speed >= 10 else 1}f} t/s")
+        answers = " · ".join(f"{one_line(answer)} x{count}" for answer, count in tally.tally) or "no answer yet"
+        counted = f" ({', '.join(counts)})"
+        if len(answers) + len(counted) > width and self._tokens:
+            counted = f" ({', '.join(count for count in counts if not count.endswith('tokens'))})"
+        return truncate(answers, max(MIN_ANSWER, width - len(counted))) + counted
+
+
 class StatusLine(Line):
     """Notices of a reply, and the stage that it waits for, shown if it takes longer than a second.
 
@@ -142,15 +197,15 @@ class StatusLine(Line):
     ) -> None:
         super().__init__(streams, streams.can_redraw and not is_hidden, SHOW_AFTER_S, log_every=PLAIN_EVERY_S)
         if streams.err_is_terminal and is_plain_terminal() and not (streams.is_quiet or is_hidden):
-            self.log = lambda: self._text
+            self.log = lambda: self._text(MAX_TEXT)
         self._hides_reasoning = hides_reasoning
         self._separates = separates
         self._model = model
         self._hint = hint
         self._counts_answer = counts_answer
-        self._tally = TallyEvent((), 0, *vote) if vote else None
+        self._vote = RunningVote(*vote) if vote else None
         self._tokens = Counter[str]()
-        self._text: str = ""
+        self._text: Callable[[int], str] = lambda _: ""  # for a number of columns
         self._has_hint = False
 
     def take(self, event: Event) -> None:
@@ -160,38 +215,17 @@ class StatusLine(Line):
             self.streams.blank_line()
         if isinstance(event, ServersEvent) or not (self.draws or self.log):
             return
-        is_reasoning = False
+        self._has_hint = isinstance(event, TokenEvent) and event.channel == "thinking"
         if isinstance(event, TokenEvent):
             self._tokens[event.channel] += max(1, len(event.tokens))
-            is_reasoning = event.channel == "thinking"
-        text = self._vote_text(event)
-        self._has_hint = is_reasoning and text is None
-        if text is None:
-            text = self._reply_text(event)
-        if text is None:
+        if self._vote and self._vote.take(event):
+            self._text = self._vote.text
+        elif text := self._reply_text(event):
+            self._text = lambda _: text
+        else:
             self.erase()
             return
-        self._text = text
         self.show(now=not isinstance(event, TokenEvent))
-
-    def _vote_text(self, event: Event) -> str | None:
-        """The tally of a running vote: "4/5 x5 · 0.9 x1 (6 of 3-16 samples, 81 tokens)"."""
-        if isinstance(event, TallyEvent):
-            self._tally = event
-        tally = self._tally
-        tokens = self._tokens.total()
-        if tally is None or not isinstance(event, (PromptEvent, TokenEvent, FinishEvent, TallyEvent)):
-            return None
-        if isinstance(event, PromptEvent) and event.evaluated < event.total and not tokens:
-            return None
-        answers = " · ".join(f"{one_line(answer)} x{count}" for answer, count in tally.tally) or "no answer yet"
-        planned = str(tally.maximum)
-        if tally.minimum < tally.maximum:
-            planned = f"{tally.minimum}-{tally.maximum}"
-        counted = f"{tally.samples} of {planned} samples"
-        if tokens:  # a server may send whole replies
-            counted += f", {tokens} tokens"
-        return f"{answers} ({counted})"
 
     def _reply_text(self, event: Event) -> str | None:
         match event:
@@ -210,8 +244,9 @@ class StatusLine(Line):
         return None
 
     def render(self, width: int) -> Segments:
-        yield self._text, ""
+        text = self._text(width)
+        yield text, ""
         if self._has_hint and (hint := self._hint()):
             hint = HINT_GAP + hint
-            if len(self._text) + len(hint) <= width:
+            if len(text) + len(hint) <= width:
                 yield hint, ""

@@ -24,6 +24,7 @@ from cerebrum_cli.core.events import (
     NoticeEvent,
     PromptEvent,
     SequenceId,
+    TallyEvent,
     Timings,
     TokenEvent,
 )
@@ -31,11 +32,11 @@ from cerebrum_cli.terminal import interrupts, status_line
 from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.progress import FileProgress
 from cerebrum_cli.terminal.sinks import AnswerSink, render
-from cerebrum_cli.terminal.status_line import StatusLine
+from cerebrum_cli.terminal.status_line import RunningVote, StatusLine
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import print_sessions, stats_line
 
-ONE = SequenceId(0)
+ONE, TWO = SequenceId(0), SequenceId(0, 1)
 FINISH = FinishEvent(ONE, "stop", 12, 0, 5, 42, 2048, Timings(0.5, 1.0, 1.25, 2.0, 12, 4))
 
 
@@ -161,6 +162,8 @@ def test_status_line_shows_nothing_for_a_short_wait() -> None:
 def test_status_line_shows_a_long_wait_and_is_erased(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status_line, "SHOW_AFTER_S", 0.02)
     streams = shown()
+    whole_reply = FINISH._replace(has_all_tokens=False)
+    tally = TallyEvent((("4/5", 3), ("x" * 60, 1)), 4, 3, 5)
     cases: list[tuple[StatusLine, list[tuple[Event, str]]]] = [
         (
             StatusLine(streams, "a \x1b[31mmodel"),
@@ -175,7 +178,10 @@ def test_status_line_shows_a_long_wait_and_is_erased(monkeypatch: pytest.MonkeyP
             StatusLine(streams, "model", vote=(3, 5)),
             [
                 (PromptEvent(ONE, 128, 1024), "prompt: 128 of 1024 tokens"),
-                (PromptEvent(ONE, 1024, 1024), "no answer yet (0 of 3-5 samples)"),  # a server may send whole replies
+                (PromptEvent(ONE, 1024, 1024), "no answer yet (0 of 3-5 samples, 1 started)"),
+                (PromptEvent(TWO, 1024, 1024), "no answer yet (0 of 3-5 samples, 2 started)"),
+                (whole_reply, "no answer yet (0 of 3-5 samples, 2 started, 5 tokens)"),
+                (tally, f"4/5 x3 · {'x' * 37}… (4 of 3-5 samples, 2 started)"),
             ],
         ),
         (StatusLine(streams, "m" * 200), [(LoadEvent(0.5), f"loading {'m' * 69}")]),  # no wider than the terminal
@@ -190,6 +196,18 @@ def test_status_line_shows_a_long_wait_and_is_erased(monkeypatch: pytest.MonkeyP
         assert lines(streams.err) == []
     assert "\x1b[31m" not in written(streams.err)
     assert written(streams.out) == ""
+
+
+def test_a_running_vote_shows_its_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [10.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    vote = RunningVote(8, 8)
+    vote.take(PromptEvent(ONE, 9, 9))
+    for seconds, count, speed in ((10.5, 10, ""), (14.0, 10, ", 5.0 t/s"), (15.0, 180, ", 40 t/s")):
+        now[0] = seconds
+        vote.take(TokenEvent(TWO, "so", tokens=range(count)))
+        assert vote.text(80).endswith(f" tokens{speed})")
+    assert vote.text(55) == "no answer yet (0 of 8 samples, 2 started, 40 t/s)"
 
 
 def test_status_line_logs_now_and_then_on_a_plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
