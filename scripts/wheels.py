@@ -58,7 +58,6 @@ def build(architecture: str, directory: Path, kernels: str) -> Path:
         zig = f"{sys.executable} {ROOT / 'scripts' / 'zig_cc.py'} {Path(ziglang.__file__).with_name('zig')}"
         environment |= {"CC": f"{zig} cc {flags}", "CXX": f"{zig} c++ {flags}"}
         options += ["-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={architecture}"]
-        environment["_PYTHON_HOST_PLATFORM"] = f"linux-{architecture}"  # the wheel's tag
     else:
         environment["MACOSX_DEPLOYMENT_TARGET"] = "13.3"
     requirement = run([str(ROOT / "scripts" / "build.sh"), "requirement"], capture_output=True).stdout.strip()
@@ -71,9 +70,11 @@ def build(architecture: str, directory: Path, kernels: str) -> Path:
     return wheel
 
 
-def repack(wheel: Path, directory: Path) -> Path:
+def repack(wheel: Path, architecture: str, directory: Path) -> Path:
     """Turn the wheel into one of `cerebrum-llama`, which can be installed beside llama-cpp-python; return its tree."""
     _, version, _, _, platform = wheel.stem.split("-")
+    if sys.platform == "linux":  # the name has this machine's architecture
+        platform = f"linux_{architecture}"
     tree = directory / f"cerebrum_llama-{version}"
     information = tree / f"cerebrum_llama-{version}.dist-info"
     library = tree / "cerebrum_llama" / "lib"
@@ -107,7 +108,7 @@ def run(command: list[str], **options: object) -> subprocess.CompletedProcess[st
 
 def main(architecture: str, directory: str, kernels: str = "") -> None:
     with tempfile.TemporaryDirectory() as temporary:
-        tree = repack(build(architecture, Path(temporary), kernels), Path(temporary))
+        tree = repack(build(architecture, Path(temporary), kernels), architecture, Path(temporary))
         run([sys.executable, "-m", "wheel", "pack", str(tree), "-d", temporary])
         [wheel] = Path(temporary).glob("cerebrum_llama-*.whl")
         Path(directory).mkdir(parents=True, exist_ok=True)
