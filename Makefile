@@ -12,9 +12,10 @@
 #   make slow     the slow tests and the property tests: the rest of `make test`
 #   make coverage   the quick tests with the share of statements they run, and its minimum
 #   make check    format, lint, types
-#   make docs     docs/reference/cli.md and chat.md, from the code
+#   make docs     docs/reference/cli.md, chat.md and cerebrum.1, from the code
 #   make catalogue   sizes and pinned revisions of models.toml, from the Hugging Face Hub
-#   make dist     the source archive, and the wheel, which needs that of `make wheels` instead of a compiler, in dist/
+#   make dist     dist/cerebrum_cli-*: the source archive, and the wheel, which needs that of `make wheels`
+#   make test-dist  what `make dist` and `make wheels` made, installed by pip, uv and pipx
 #   make picture MODEL=FILE  docs/vote.svg and accuracy.png, from a real vote and an evaluation
 #   make peers    llama.cpp's own programs and `llm`, for the benchmarks; the programs for `make fuzz` too
 #   make bench [DATA=DIR] [SHAPE=FILE] [MODEL=FILE]   all benchmarks, into benchmarks/RESULTS.md and two pictures beside
@@ -37,7 +38,7 @@ INSTALLED := $(VENV)/.installed$(if $(ACCEL),-$(ACCEL))$(if $(WHEELS),-$(firstwo
 
 WHEEL := $(VENV)/wheel/.installed$(if $(KERNELS),-$(KERNELS))
 
-.PHONY: setup demo test test-wheel wheels quick slow fuzz coverage check format lock docs catalogue dist picture peers bench clean
+.PHONY: setup demo test test-wheel wheels quick slow fuzz coverage check format lock docs catalogue dist test-dist picture peers bench clean
 
 setup: $(VENV)/.setup
 
@@ -103,12 +104,11 @@ docs: setup
 catalogue: setup
 	$(BIN)/python scripts/catalogue.py
 
-dist: wheels
-	rm -f dist/cerebrum_cli-*
-	$(BIN)/python -m hatchling build
-	cd dist && ../$(BIN)/python -m wheel unpack cerebrum_cli-*.whl && rm cerebrum_cli-*.whl && \
-		sed -i.bak 's/^Requires-Dist: llama-cpp-python/Requires-Dist: cerebrum-llama/' cerebrum_cli-*/*.dist-info/METADATA && \
-		rm cerebrum_cli-*/*.dist-info/*.bak && ../$(BIN)/python -m wheel pack cerebrum_cli-*/ && rm -r cerebrum_cli-*/
+dist: setup
+	$(BIN)/python scripts/dist.py dist
+
+test-dist:
+	scripts/test_dist.sh dist "$(PYTHON)"
 
 picture: setup
 	$(BIN)/python -m pip install --quiet --group bench

@@ -25,6 +25,9 @@ from cerebrum_cli.library.library import CATALOGUE
 ROOT = Path(__file__).parents[1]
 
 
+MAN_PAGE = "share/man/man1/cerebrum.1"
+
+
 def requirements() -> set[str]:
     """Names of the installed packages that this project needs, directly or not, without extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -44,6 +47,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel as a clone builds it, which requires llama-cpp-python."""
     directory = tmp_path_factory.mktemp("wheel")
     run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(directory)], ROOT)
     [path] = directory.glob("cerebrum_cli-*.whl")
@@ -82,7 +86,9 @@ def test_wheel_contains_package_and_catalogue_only(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert "cerebrum_cli/models.toml" in names
-    assert {name.partition("/")[0] for name in names} == {"cerebrum_cli", f"cerebrum_cli-{__version__}.dist-info"}
+    folders = {"cerebrum_cli", f"cerebrum_cli-{__version__}.data", f"cerebrum_cli-{__version__}.dist-info"}
+    assert {name.partition("/")[0] for name in names} == folders
+    assert [name for name in names if ".data/" in name] == [f"cerebrum_cli-{__version__}.data/data/{MAN_PAGE}"]
     suffixes = {Path(name).suffix for name in names if name.startswith("cerebrum_cli/")}
     assert suffixes <= {".py", ".yaml", ".toml", ".typed", ".gguf", ".txt", ".jsonl"}
     assert {"cerebrum_cli/data/nano.gguf", "cerebrum_cli/recipes/cerebrum-12b.yaml"} <= set(names)
@@ -103,6 +109,18 @@ def test_wheel_runs_in_a_bare_environment(bare: CommandLine) -> None:
     assert "What is 17 plus 25?" in prompt
     version = run([python_in(bare.home), "-m", "pip", "--version"], bare.home, environment)  # for `pull`
     assert version.startswith("pip ")
+
+
+def test_released_wheel_is_made_of_the_archive(wheel: Path, tmp_path: Path) -> None:
+    (tmp_path / "cerebrum_cli-0.0.9.tar.gz").touch()  # of an earlier version
+    run([sys.executable, "scripts/dist.py", str(tmp_path)], ROOT, {**os.environ, "GITHUB_REPOSITORY": "owner/name"})
+    name = f"cerebrum_cli-{__version__}"
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.tar.gz", f"{name}-py3-none-any.whl"}
+    with zipfile.ZipFile(tmp_path / f"{name}-py3-none-any.whl") as released, zipfile.ZipFile(wheel) as own:
+        assert sorted(released.namelist()) == sorted(own.namelist())
+        metadata = released.read(f"{name}.dist-info/METADATA").decode()
+    assert "Requires-Dist: cerebrum-llama<" in metadata
+    assert f"(https://github.com/owner/name/blob/v{__version__}/docs/getting-started.md)" in metadata
 
 
 RECORDER = """#!/bin/sh
