@@ -71,6 +71,7 @@ class ReplyRecorder:
     def _record_reply(self) -> Events:
         """Yield the events of the reply, which continues after older turns are dropped if it fills the context."""
         before, forced = None, ForcedTokens()
+        notices: list[NoticeEvent] = []  # behind the reply, not inside
         if self.continued:
             before, forced = self.continued.message, forced_tokens(self.continued.metadata)
         while True:
@@ -79,8 +80,9 @@ class ReplyRecorder:
                 begin_after(self.reply, before, forced)
             notice = yield from self._record_until_full()
             if notice is None:
+                yield from notices
                 return
-            yield notice
+            notices.append(notice)
             before, forced = self.reply.message, self.reply.finish.forced
             self._generated += self.reply.finish.completion_tokens
 

@@ -110,6 +110,23 @@ def answer_text(event: object) -> str:
     return ""
 
 
+def with_notices_behind(events: Iterable[Event]) -> Generator[Event, None, None]:
+    """The events of one reply, with notices behind its text instead of inside."""
+    held = []
+    has_text = False
+    try:
+        for event in events:
+            if has_text and isinstance(event, NoticeEvent):
+                held.append(event)
+                continue
+            has_text = has_text or (isinstance(event, TokenEvent) and bool(event.text))
+            yield event
+    except CerebrumError:
+        yield from held
+        raise
+    yield from held
+
+
 class CallEvent(NamedTuple):
     """A reply calls a function, with arguments as the model wrote them.
 

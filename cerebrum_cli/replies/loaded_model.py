@@ -22,6 +22,7 @@ from cerebrum_cli.core.events import (
     Timings,
     TokenEvent,
     raise_refusals,
+    with_notices_behind,
 )
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SamplingParams
@@ -117,7 +118,7 @@ class LoadedModel:
             for channel, text in texts:
                 yield TokenEvent(SequenceId(0), text, channel)
         with closing(self.engine.complete([prepared])) as events:
-            for event in raise_refusals(events):
+            for event in with_notices_behind(raise_refusals(events)):
                 if isinstance(event, FinishEvent):
                     self._timings.append(event.timings)
                 yield event

@@ -68,6 +68,12 @@ class AnswerSink:
         else:
             self._streams.answer(text)
 
+    @property
+    def is_in_line(self) -> bool:
+        """Whether the cursor is behind text, where nothing else may be drawn."""
+        is_plain = self._streams.out_is_terminal and not self._renders
+        return is_plain and bool(self._last) and not self._last.endswith("\n")
+
     def close(self) -> None:
         if self._held:
             text = strip_controls(self._held)
@@ -135,6 +141,11 @@ class ReasoningSink:
         self._is_ended = True
         self.model().answer_now.request()
         return True
+
+    @property
+    def is_in_line(self) -> bool:
+        """Whether the cursor is behind text, where nothing else may be drawn."""
+        return self.shows and self._started is not None
 
     @property
     def _lets_end(self) -> bool:
@@ -206,16 +217,18 @@ class ReplyDisplay:
         is_chat = self.signals is not None
         can_end = self.streams.in_is_terminal if is_chat else self.streams.out_is_terminal
         reasoning = ReasoningSink(model, self.streams, can_end, shows_reasoning, is_chat or shows_reasoning)
+        answer = AnswerSink(self.streams, markdown)
         line = self._line(
             model,
             hint=lambda: reasoning.hint,
             counts_answer=not prints_answer,
             hides_reasoning=shows_reasoning,
             separates=is_chat,
+            is_blocked=lambda: answer.is_in_line or reasoning.is_in_line,
         )
         sinks: list[Sink] = [line, reasoning]
         if prints_answer:
-            sinks.append(AnswerSink(self.streams, markdown))
+            sinks.append(answer)
         sinks += [self.calls, *others]
         render(events, lambda: model().cancel(), sinks, self.signals, reasoning.end_reasoning)
 

@@ -181,7 +181,8 @@ class StatusLine(Line):
     `hint` is shown beside reasoning where there is room. `counts_answer`: the answer is printed at the end, and its
     tokens are counted until then. `vote` bounds the number of a vote's samples, whose tally is shown. A line that
     `is_hidden` only prints notices; one that `hides_reasoning` leaves that to another sink. One that `separates` writes
-    a blank line where a reply begins. A plain terminal gets a line every few seconds.
+    a blank line where a reply begins. Nothing is drawn while it `is_blocked` by text in the same row. A plain terminal
+    gets a line every few seconds.
     """
 
     def __init__(
@@ -194,12 +195,14 @@ class StatusLine(Line):
         is_hidden: bool = False,
         hides_reasoning: bool = False,
         separates: bool = False,
+        is_blocked: Callable[[], bool] = bool,
     ) -> None:
         super().__init__(streams, streams.can_redraw and not is_hidden, SHOW_AFTER_S, log_every=PLAIN_EVERY_S)
         if streams.err_is_terminal and is_plain_terminal() and not (streams.is_quiet or is_hidden):
             self.log = lambda: self._text(MAX_TEXT)
         self._hides_reasoning = hides_reasoning
         self._separates = separates
+        self._is_blocked = is_blocked
         self._model = model
         self._hint = hint
         self._counts_answer = counts_answer
@@ -218,6 +221,9 @@ class StatusLine(Line):
         self._has_hint = isinstance(event, TokenEvent) and event.channel == "thinking"
         if isinstance(event, TokenEvent):
             self._tokens[event.channel] += max(1, len(event.tokens))
+        if self._is_blocked():
+            self.erase()
+            return
         if self._vote and self._vote.take(event):
             self._text = self._vote.text
         elif text := self._reply_text(event):

@@ -316,6 +316,7 @@ def test_chat_continues_a_reply_that_fills_the_context_without_the_oldest_turns(
     assert text(events) == story.lstrip() == chat.require_reply().message.content
     assert finish(events).reason == "stop"
     [notice] = [event for event in events if isinstance(event, NoticeEvent)]
+    assert events[-1] == notice  # behind the reply, not inside
     assert "dropped the 4 oldest messages (" in notice.message
     assert [message.content for message in chat.conversation.messages] == [Z, story.lstrip()]
     assert text(chat.retry()) == story.lstrip()
