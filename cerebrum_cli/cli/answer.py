@@ -116,6 +116,7 @@ class AnswerPrinter:
                 shows_reasoning=self.request.settings.show_thinking,
                 markdown=self._is_markdown,
                 prints_answer=self.options.streams_answer,
+                wraps=not (self.options.raw or self.request.grammar),
                 others=[HistoryPreload()] if self.record else [],
             )
             self._inspect(reply)

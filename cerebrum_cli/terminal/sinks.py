@@ -24,6 +24,7 @@ from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_e
 from cerebrum_cli.terminal.status_line import StatusLine
 from cerebrum_cli.terminal.streams import DIM, Streams
 from cerebrum_cli.terminal.tables import PIPE_WIDTH
+from cerebrum_cli.terminal.word_wrap import WordWrap
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
@@ -41,11 +42,15 @@ class Sink(Protocol):
 
 
 class AnswerSink:
-    """The text of an answer; on a terminal without its control sequences, and rendered if it is to be `markdown`."""
+    """The text of an answer; on a terminal without its control sequences, and rendered if it is to be `markdown`.
 
-    def __init__(self, streams: Streams, markdown: bool) -> None:
+    Other text is broken between words there, if it `wraps`.
+    """
+
+    def __init__(self, streams: Streams, markdown: bool, wraps: bool = False) -> None:
         self._streams = streams
         self._renders = markdown and streams.can_style
+        self._wrap = WordWrap.for_output(streams) if wraps else None
         self._held = ""  # a control sequence that is not complete
         self._stream: MarkdownStream | None = None
         self._last = ""  # last text written
@@ -65,6 +70,8 @@ class AnswerSink:
         self._last = text
         if self._renders:
             self._render(text)
+        elif self._wrap:
+            self._streams.answer(self._wrap.feed(text), is_styled=True)
         else:
             self._streams.answer(text)
 
@@ -91,8 +98,7 @@ class AnswerSink:
             with self._streams.writing_answer():
                 self._stream.pause()
         elif self._streams.out_is_terminal and self._last and not self._last.endswith("\n"):
-            self._last = "\n"
-            self._streams.answer(self._last)
+            self.emit(TokenEvent(SequenceId(0), "\n"))
 
     def _render(self, text: str) -> None:
         if self._stream is None:
@@ -129,6 +135,7 @@ class ReasoningSink:
     _started: float | None = None
     _tokens: int = 0
     _is_ended: bool = False  # by Ctrl-C
+    _wrap: WordWrap | None = None
 
     @property
     def hint(self) -> str:
@@ -166,10 +173,14 @@ class ReasoningSink:
     def _add(self, text: str) -> None:
         if self._started is None:
             self._started = time.monotonic()
+            self._wrap = WordWrap.for_output(self.streams.on_stderr)
         self._tokens += 1
         if not self.shows:
             return
-        self.streams.draw(self.streams.on_stderr.styled(strip_controls(text), DIM))
+        text = strip_controls(text)
+        if self._wrap:
+            text = self._wrap.feed(text)
+        self.streams.draw(self.streams.on_stderr.styled(text, DIM))
 
     def close(self) -> None:
         if self._started is None:
@@ -208,16 +219,17 @@ class ReplyDisplay:
         shows_reasoning: bool,
         markdown: bool,
         prints_answer: bool = True,
+        wraps: bool = True,
         others: Iterable[Sink] = (),
     ) -> None:
         """Show a reply; `model` is the one in use, since a chat may load another. Ctrl-C ends the reasoning first.
 
-        Without `prints_answer`, its tokens are counted.
+        Without `prints_answer`, its tokens are counted. An answer that `wraps` is broken between words on a terminal.
         """
         is_chat = self.signals is not None
         can_end = self.streams.in_is_terminal if is_chat else self.streams.out_is_terminal
         reasoning = ReasoningSink(model, self.streams, can_end, shows_reasoning, is_chat or shows_reasoning)
-        answer = AnswerSink(self.streams, markdown)
+        answer = AnswerSink(self.streams, markdown, wraps)
         line = self._line(
             model,
             hint=lambda: reasoning.hint,
