@@ -12,10 +12,9 @@ from pathlib import Path
 
 from cerebrum_cli.chat.archive import SUFFIX_FORMATS, format_transcript
 from cerebrum_cli.chat.model_view import (
-    NO_CONTINUATION,
     calls_of,
-    can_continue,
     is_author,
+    no_continuation,
     without_last,
     without_partial_character,
 )
@@ -125,8 +124,8 @@ class Chat(SessionModel):
         if last.is_edited:
             yield from self.reply_from(last.message.content)
             return
-        if not can_continue(last, self.loaded.model):
-            raise SessionError(NO_CONTINUATION, "ask a question, or use /retry")
+        if problem := no_continuation(last, self.loaded.model):
+            raise SessionError(problem, "ask a question, or use /retry")
         yield from self.load()
         if last.metadata.finish_reason == "context" and not self.loaded.is_remote:
             self._enlarge_context(last)

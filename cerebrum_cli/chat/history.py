@@ -15,9 +15,8 @@ from zlib import crc32
 
 from cerebrum_cli.chat.database import OR_UNSAVED, check_integrity
 from cerebrum_cli.chat.model_view import (
-    NO_CONTINUATION,
-    can_continue,
     conversation_of,
+    no_continuation,
     visible_messages,
     without_last,
     without_partial_character,
@@ -157,7 +156,7 @@ class History:
     def get(self, name: str, hint: str = "list sessions with cerebrum sessions list") -> Session:
         session = self.store.find(name)
         if session is None:
-            raise UsageError(f"no session named {name!r}", did_you_mean(name, self.store.names(), cutoff=0.7) + hint)
+            raise UsageError(f"no session named {name!r}", did_you_mean(name, self.store.names(), 3, 0.7) + hint)
         return session
 
     def close(self) -> None:
@@ -230,8 +229,9 @@ class History:
     ) -> tuple[StoredMessage, Conversation, Settings]:
         """A reply to continue, the conversation before it, and its settings. Raises SessionError."""
         messages = self.store.messages(session)
-        if not messages or not can_continue(messages[-1], model):
-            raise SessionError(NO_CONTINUATION, 'ask a question: cerebrum ask -c "..."')
+        problem = no_continuation(messages[-1], model) if messages else "nothing to continue: the session is empty"
+        if problem:
+            raise SessionError(problem, 'ask a question: cerebrum ask -c "..."')
         settings = settings_of(messages[-1], settings)
         return messages[-1], without_last(conversation_of(session, messages, model)), settings
 

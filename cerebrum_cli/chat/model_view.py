@@ -11,8 +11,6 @@ from cerebrum_cli.core.vocabulary import drop_partial_character
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.replies.interface import Model
 
-NO_CONTINUATION = "nothing to continue: the reply is complete, by another model, or without token ids"
-
 
 def conversation_of(session: Session, messages: Messages, model: InstalledModel) -> Conversation:
     """Build the conversation that a model sees of a session, starting at the first message in its context.
@@ -52,10 +50,20 @@ def calls_of(reply: Message) -> Message | None:
     return Message("assistant", "", rounds=reply.rounds)
 
 
-def can_continue(last: StoredMessage, model: InstalledModel) -> bool:
-    """Whether a model wrote the last reply, it was cut off, and its server takes token ids."""
-    is_cut_off = last.metadata.finish_reason != "stop"
-    return is_cut_off and not model.is_served and has_valid_tokens(last, model)
+def no_continuation(last: StoredMessage, model: InstalledModel) -> str | None:
+    """Why a model cannot continue the last reply; None if it can."""
+    author = last.metadata.model
+    if last.metadata.finish_reason == "stop":
+        return "nothing to continue: the reply is complete"
+    if model.is_served:
+        return "this server cannot continue a reply: it takes messages, not token ids"
+    if author != model.reference:
+        return f"{author or 'another program'} wrote the last reply; {model.reference} cannot continue it"
+    if not is_author(model, last.metadata):
+        return "the last reply cannot be continued: the model's file or adapters have changed"
+    if last.message.tokens is None:
+        return "the last reply cannot be continued: its tokens are not saved"
+    return None
 
 
 def has_valid_tokens(stored: StoredMessage, model: InstalledModel) -> bool:

@@ -34,6 +34,14 @@ def save_interval(elapsed_s: float) -> float:
     return max(SAVE_EVERY_S, elapsed_s * SAVE_SHARE)
 
 
+def larger_context(loaded: Model) -> str:
+    """Advice for a chat whose context is full."""
+    size, trained = loaded.engine.context_size, loaded.model.trained_context
+    if loaded.is_remote:
+        return loaded.engine.larger_context
+    return f"/set ctx {min(2 * size, trained)} enlarges it" if size < trained else "this is the model's largest context"
+
+
 @dataclass(slots=True)
 class ReplyRecorder:
     """The reply to the last question of `session`; it may continue the reply `continued`, or begin with `prefill`."""
@@ -154,8 +162,7 @@ class ReplyRecorder:
         return NoticeEvent(
             f"the context of {size} tokens is nearly full: dropped the"
             f" {dropped} oldest messages ({tokens} tokens) from it",
-            f"the session keeps them; {self.loaded.engine.larger_context} to fit more, or use --set overflow=stop to"
-            " refuse such questions",
+            f"the session keeps them; {larger_context(self.loaded)}; /set overflow stop refuses such questions instead",
         )
 
     def _count(self, conversation: Conversation) -> int:

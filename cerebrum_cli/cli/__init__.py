@@ -40,7 +40,7 @@ COMMANDS = (
         "cerebrum_cli.cli.ask",
         "ask",
         "Answer one question",
-        dict.fromkeys(("-o", "--output"), "redirect the output: cerebrum ask ... > FILE"),
+        dict.fromkeys(("-o", "--output"), "redirect the output: ... > FILE; a setting is --set KEY=VALUE"),
     ),
     Command("chat", "cerebrum_cli.cli.chat", "chat", "Chat interactively", {"--votes": "type /votes K in the chat"}),
     Command("batch", "cerebrum_cli.cli.batch", "batch", "Answer many questions from a file"),

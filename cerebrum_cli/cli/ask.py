@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cerebrum_cli.cli.commands import tool_options
-from cerebrum_cli.cli.options import AskOptions, Names, only_question
+from cerebrum_cli.cli.options import QUOTE_PATTERN, AskOptions, Names, only_question
 from cerebrum_cli.cli.signature import Argument, composed, settings_options
+from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ def ask(
     overrides = SourcedLayer(overrides, applied)
     reader = AttachmentReader(app.config.documents, options.offline)
     text = only_question(words)
+    if text and options.file and exists(Path(text)):
+        app.streams.note(f"the question is the name of a file: {text}", QUOTE_PATTERN)
     question = PromptSources(text, options.file, options.messages, options.raw, app.streams.report, saved, reader)
     votes = options.vote_bounds(app.settings(overrides).sandbox)
     continues = continues_reply(app, options, question)

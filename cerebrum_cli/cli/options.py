@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 Names = frozenset[str]  # of the options on a command line
 FIRST, LAST = "first", "last"  # code blocks of a reply
+QUOTE_PATTERN = "quote a pattern: -f 'src/*.py'; or write -f before each file"
 Json = Annotated[bool, Option("Print a JSON object", "Output", SWITCH)]
 JsonArray = Annotated[bool, Option("Print a JSON array", "Output", SWITCH)]
 Yes = Annotated[bool, Option("Answer yes to every question", "Output", SWITCH, short="-y")]
@@ -350,7 +351,7 @@ def only_question(words: list[str] | None) -> str | None:
     if words and len(words) > 1:
         hint = f"quote the question: {quote(' '.join(words))}"
         if all(exists(Path(word)) for word in words[:-1]):  # what a shell made of a pattern
-            hint = "quote a pattern: -f 'src/*.py'; or write -f before each file"
+            hint = QUOTE_PATTERN
         raise UsageError("more than one question given", hint)
     return words[0] if words else None
 

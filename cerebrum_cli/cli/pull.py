@@ -110,7 +110,7 @@ def pull(
     else:
         installed = pull_model(app, opened, text, options.name)
         if options.default:
-            app.library.registry.set_default(installed.reference)
+            make_default(app, installed)
         if app.streams.err_is_terminal:
             report_next_step(app, installed)
     if options.json:
@@ -134,6 +134,15 @@ def suggested_model(app: App, ctx: int | None) -> str:
 
 def given_flags(options: object, *names: str) -> list[str]:
     return [flag(name) for name in names if getattr(options, name)]
+
+
+def make_default(app: App, model: InstalledModel) -> None:
+    app.library.registry.set_default(model.reference)
+    app.streams.report(f"default model: {model.reference}")
+    settings = app.readable_settings({})
+    if settings.model:
+        hint = "cerebrum config unset model removes it" if settings.origin("model") == "config.toml" else ""
+        app.streams.note(f"{settings.origin('model')} sets {settings.model}, which takes precedence", hint)
 
 
 def report_next_step(app: App, model: InstalledModel) -> None:

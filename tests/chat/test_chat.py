@@ -291,7 +291,7 @@ def test_chat_drops_the_oldest_turns_from_the_context_with_a_notice(small_chat: 
     events = list(chat.send(Z))
     [notice] = [event for event in events if isinstance(event, NoticeEvent)]
     assert "dropped the 2 oldest messages (" in notice.message
-    assert "--set overflow=stop" in notice.hint
+    assert notice.hint.startswith("the session keeps them; ") and "; /set overflow stop refuses" in notice.hint
     assert text(events) == "Third."
     assert contents(chat) == [X, "First.", Y, "Second.", Z, "Third."]
     assert [message.content for message in chat.conversation.messages] == [Y, "Second.", Z, "Third."]

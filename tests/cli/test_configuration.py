@@ -43,6 +43,17 @@ def test_settings_are_set_for_all_commands(user: CommandLine) -> None:
     assert done.object["model"] == "nano" and "temperature 0.5" in done.err
 
 
+def test_a_new_default_names_the_setting_that_precedes_it(user: CommandLine) -> None:
+    assert user.run("pull", "--default", "nano").err.splitlines()[-1] == "default model: nano"
+    config(user, "set", "model", "starter")
+    done = user.run("pull", "--default", "nano")
+    assert done.err.splitlines()[-3:] == [
+        "default model: nano",
+        "note: config.toml sets starter, which takes precedence",
+        "      cerebrum config unset model removes it",
+    ]
+
+
 def test_the_rest_of_the_file_stays(user: CommandLine) -> None:
     file = write(user, WRITTEN)
     file.chmod(0o644)

@@ -258,7 +258,7 @@ def test_chat_reloads_the_model_for_another_adapter(user: CommandLine, adapter: 
         done = user.run(
             "chat", "small", "--quiet", stdin=script, env={"CEREBRUM_MAX_TOKENS": "8", "CEREBRUM_TEMPERATURE": "0"}
         )
-        refused.append("nothing to continue: the reply is complete, by another model" in done.err)
+        refused.append("cannot be continued: the model's file or adapters have changed" in done.err)
         return [reply for reply in re.split(r"^> .*\n", done.out, flags=re.MULTILINE) if reply]
 
     refused: list[bool] = []

@@ -49,6 +49,7 @@ def test_chat_drops_old_turns_before_it_asks_for_a_larger_context(
         person.type(f"{QUESTION}\r", shows="The answer is 85.")
     person.leave()
     assert "nearly full: dropped the" in flat(person)
+    assert "the session keeps them; /set ctx 200 enlarges it; /set overflow stop" in flat(person)
     assert "only reasoning" not in flat(person)
 
 

@@ -276,12 +276,17 @@ def test_chat_continues_a_reply_that_was_truncated_while_reasoning(talk: Talk) -
     assert err[-2:] == ["note: reply truncated at 9 tokens of reasoning", "      /continue resumes it"]
 
 
+def test_chat_shows_that_a_reply_fills_the_context(talk: Talk) -> None:
+    _, err = talk("Who?\n/tokens\n", context=150, rows={"Who?": "Me, and you. " * 9})
+    assert err[-1] == "context 150/150, full"
+
+
 def test_chat_writes_empty_lines_around_a_reply_but_not_before_an_error(talk: Talk) -> None:
     out, err = talk("/retry\nWho?\n/continue\n", shows_out=True)
     assert [strip_controls(line) for line in out] == ["> /retry", "> Who?", "", "Me.", "", "> /continue"]
     assert [line for line in err if "error" in line] == [
         "error: no question yet",
-        "error: nothing to continue: the reply is complete, by another model, or without token ids",
+        "error: nothing to continue: the reply is complete",
     ]
 
 

@@ -121,7 +121,7 @@ class Repl:
         if usage is None:
             return ""
         tokens, size = usage
-        warning = " nearly full" if tokens > NEARLY_FULL * size else ""
+        warning = " nearly full" if size > tokens > NEARLY_FULL * size else ""
         return context_text(tokens, size) + warning
 
     def render(self, events: Events) -> None:
@@ -233,8 +233,9 @@ class Repl:
             if not isinstance(error, PromptTooLong):
                 raise
             self.pending_files, self.pending_prompt = files, saved
-            advice = "/file none removes the files" if files else "/undo removes a turn, /clear starts over"
-            raise CerebrumError(error.message, f"{error.hint}; {advice}") from error
+            advice = "for files, /file none removes them" if files else "/undo removes a turn, /clear starts over"
+            hint = error.hint.replace("raise --ctx", "use /set ctx N")
+            raise CerebrumError(error.message, f"{hint}; {advice}") from error
 
     def ask(self, text: str) -> None:
         with self.signals.acting(self.signals.postpone), self._pending_input(text) as (question, pictures):
@@ -291,4 +292,7 @@ def model_text(loaded: Model) -> str:
 
 
 def context_text(used: int, size: int) -> str:
+    """How full a context is; the markup around a reply that fills it would take more than is there."""
+    if used >= size:
+        return f"context {size}/{size}, full"
     return f"context {used}/{size} ({used / size:.0%})"

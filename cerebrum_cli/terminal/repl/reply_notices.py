@@ -7,6 +7,8 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.replies.reply import Reply
 
 REPETITION_HINT = "try /retry 0.9, or /set repeat_penalty 1.1 to avoid repetition"
+REASONING_HINT = "/think show prints it; use /think off or /think N, then /retry"
+BLANK_HINT = "/prompt shows what the model got; /retry 0.9 asks again"
 
 
 def reply_notice(reply: Reply, chat: Chat, at_terminal: bool) -> NoticeEvent | None:
@@ -25,6 +27,8 @@ def reply_notice(reply: Reply, chat: Chat, at_terminal: bool) -> NoticeEvent | N
         return notice._replace(hint=full_context_hint(reply, chat.doubled_context))
     if reason == "repetition":
         return notice._replace(hint=REPETITION_HINT)
+    if reason == "stop" and not chat.loaded.is_remote:
+        return notice._replace(hint=REASONING_HINT if reply.reasoning else BLANK_HINT)
     return notice
 
 
