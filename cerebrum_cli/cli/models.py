@@ -23,6 +23,7 @@ from cerebrum_cli.core.declaration import option_group, switch
 from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, UsageError
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, Layer, Settings, SourcedLayer
+from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.progress import FileProgress, interruptible
 
 if TYPE_CHECKING:
@@ -110,10 +111,19 @@ def print_installed(app: App, listed: list[JsonDict], is_outdated: bool) -> None
     if is_outdated:
         streams.report("next: cerebrum pull MODEL" if listed else "no installed model has a newer upload")
         return
+    if listed:
+        streams.report(disk_use(app, listed))
     pull = "" if listed else "; cerebrum list --available shows models to pull"
     streams.report(f"bundled, for trying the program: nano{pull}")
     for model in app.library.vocabularies():
         streams.report(f"vocabulary only, for --endpoint: {model.reference}")
+
+
+def disk_use(app: App, listed: list[JsonDict]) -> str:
+    from cerebrum_cli.engine.local import prompt_cache_size
+
+    models = format_size(sum(row["size"] or 0 for row in listed))
+    return f"total: {models}; prompt cache: {format_size(prompt_cache_size(app.prompt_cache_directory))}"
 
 
 @composed

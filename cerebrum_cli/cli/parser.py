@@ -33,6 +33,7 @@ HELP = "help"  # instead of KEY=VALUE
 SET_OPTION = Option(
     f"Change a setting; `--{SET} {HELP}` lists them (repeatable)", "Model", TEXTS, metavar="KEY=VALUE", name=SET
 )
+SETTINGS_WIDTH = 200  # of a terminal that shows a setting with its default and range in one line
 VARIABLES = ("api_key",)  # what only a variable sets
 UNCONVERTED: Any = None  # instead of a type
 NO_HELP = {"default_map": {HELP: False}}  # a value that Typer need not convert
@@ -212,4 +213,11 @@ def print_settings(streams: Streams, settable: Options) -> None:
     for name, declared in with_shorthands(settable).items():
         meaning, _, default = declared.help.removesuffix("]").partition(" [default: ")
         rows.append((name, default or "none", declared.expected, meaning))
-    print_table(streams, ("key", "default", "range", "meaning"), rows, "range", ("range", "default"))
+    if not streams.out_is_terminal or streams.columns >= SETTINGS_WIDTH:
+        print_table(streams, ("key", "default", "range", "meaning"), rows)
+        return
+    indent = max(len(name) for name, *_ in rows) + 2
+    for name, default, expected, meaning in rows:
+        lines = (meaning, f"{expected}; default: {default}")
+        text = f"\n{' ' * indent}".join(streams.wrapped(line, indent) for line in lines)
+        streams.answer(f"{name:<{indent}}{text}\n")

@@ -108,7 +108,7 @@ def test_list_shows_installed_models(hub_user: HubUser, chatml_model: Path) -> N
         ["*", "cerebrum-7b", "Q4_K_M", "225", "kB", "cerebrum", "2048", "-", f"hf.co/{CATALOGUED}"],
         [OWNED, "Q8_0", "225", "kB", "embedded", "2048", second["last_used"][:10], f"hf.co/{OWNED}"],
     ]
-    assert done.err == "* default model\nbundled, for trying the program: nano\n"
+    assert done.err == "* default model\ntotal: 451 kB; prompt cache: 0 kB\nbundled, for trying the program: nano\n"
 
 
 def test_show_describes_an_installed_model(hub_user: HubUser) -> None:

@@ -118,3 +118,12 @@ def test_copy_inside_tmux_reaches_the_clipboard(
     person.type("/copy\r", shows="copied the reply via tmux, to its buffer and")
     person.wait_for_output(base64.b64encode(b"Tea.").decode())
     person.leave()
+
+
+@pytest.mark.slow
+def test_settings_are_listed_with_ranges_and_defaults_on_a_narrow_terminal(open_terminal: OpenTerminal) -> None:
+    person = open_terminal(COMMAND, "ask", "--set", "help", size=(80, 200))
+    person.wait_for("Programs required to confirm")
+    lines = [line.rstrip() for line in person.screen.lines]
+    place = lines.index("min_p                 Drop tokens below P times the likeliest")
+    assert lines[place + 1] == f"{' ' * 22}a number from 0 to 1; default: the model's, else 0.05"
