@@ -21,6 +21,7 @@ from cerebrum_cli.cli.signature import Argument, composed
 from cerebrum_cli.cli.variables import environment_layer
 from cerebrum_cli.core.declaration import option_group, switch
 from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, UsageError
+from cerebrum_cli.core.files import folder_size
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.text import format_size
@@ -120,10 +121,8 @@ def print_installed(app: App, listed: list[JsonDict], is_outdated: bool) -> None
 
 
 def disk_use(app: App, listed: list[JsonDict]) -> str:
-    from cerebrum_cli.engine.local import prompt_cache_size
-
     models = format_size(sum(row["size"] or 0 for row in listed))
-    return f"total: {models}; prompt cache: {format_size(prompt_cache_size(app.prompt_cache_directory))}"
+    return f"total: {models}; prompt cache: {format_size(folder_size(app.prompt_cache_directory))}"
 
 
 @composed

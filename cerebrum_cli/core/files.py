@@ -294,6 +294,15 @@ def _discard(part: Path) -> None:
         remove(part)
 
 
+def folder_size(folder: Path) -> int:
+    """Bytes of the files directly in a folder; 0 if there is none."""
+    size = 0
+    for path in folder.glob("*"):
+        with suppress(OSError):  # another process has just removed it
+            size += path.stat().st_size
+    return size
+
+
 def remove(path: Path) -> None:
     with suppress(OSError):
         path.unlink()

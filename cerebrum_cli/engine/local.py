@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -47,17 +46,6 @@ def open_engine(options: LoadOptions, open_file: OpenFile, cache: PromptCacheOpt
     from cerebrum_cli.engine.state_store import StateStore
 
     return LocalEngine(partial(open_file, options), StateStore(*cache) if cache else None)
-
-
-def prompt_cache_size(directory: Path) -> int:
-    """Bytes of the saved prompts of all models."""
-    from cerebrum_cli.engine.state_store import STATE
-
-    size = 0
-    for path in directory.glob(f"*{STATE}"):
-        with suppress(OSError):  # another process has just removed it
-            size += path.stat().st_size
-    return size
 
 
 def clear_prompt_cache(directory: Path) -> None:
