@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 GLIBC = "2.28"
+BUILD = 0  # of releases with the same version of llama-cpp-python, from 0
 OPTIONS = (
     *("-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON", "-DGGML_NATIVE=OFF", "-DGGML_OPENMP=OFF"),
     *("-DLLAVA_BUILD=OFF", f"-DCMAKE_INSTALL_RPATH={'@loader_path' if sys.platform == 'darwin' else '$ORIGIN'}"),
@@ -73,6 +74,8 @@ def build(architecture: str, directory: Path, kernels: str) -> Path:
 def repack(wheel: Path, architecture: str, directory: Path) -> Path:
     """Turn the wheel into one of `cerebrum-llama`, which can be installed beside llama-cpp-python; return its tree."""
     _, version, _, _, platform = wheel.stem.split("-")
+    if BUILD:
+        version += f".post{BUILD}"
     if sys.platform == "linux":  # the name has this machine's architecture
         platform = f"linux_{architecture}"
     tree = directory / f"cerebrum_llama-{version}"
