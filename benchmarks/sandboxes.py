@@ -34,8 +34,8 @@ Programs in both sandboxes, one after the other; {day}, written by `benchmarks/s
 agree if both print the same last line, or nothing. Times are medians, in bubblewrap and
 in Monty, beside other programs on two cores. The last columns are
 the accuracy of votes of all samples: of replies alone, and with what the programs print in each sandbox. Programs of
-Codex are the outputs of github.com/TIGER-AI-Lab/Program-of-Thoughts, which end in `print(ans)` here. So few questions
-do not show what votes gain; but no program prints anything else in Monty, so that the votes are the same.
+Codex are the outputs of github.com/TIGER-AI-Lab/Program-of-Thoughts, which end in `print(ans)` here. No
+program prints anything else in Monty, so that the votes are the same.
 """
 HEAD = """\
 | programs | number | Monty cannot run | agreement on the others | ms | majority | with programs |
