@@ -57,7 +57,7 @@ class McpServer:
             except LeftOut as problem:
                 self._report(NoticeEvent(f"{self._label}: {problem}"))
             else:
-                tools[spec.name] = Tool(spec, partial(self._run, spec.name), True, digest)
+                tools[spec.name] = Tool(spec, partial(self._run, spec.name), True, digest, self._table.name)
         if not tools:
             raise self._error("has no functions that a model can call", "omit it")
         return tools

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Self
 
 from cerebrum_cli.core.config import MCP_EXAMPLE
 from cerebrum_cli.core.errors import UsageError
@@ -19,27 +18,33 @@ from cerebrum_cli.mcp.server_table import ServerTable
 class McpServers:
     """Servers by name, each started when its functions are first asked for; close them."""
 
-    def __init__(self, tables: Iterable[ServerTable], report: OnNotice) -> None:
-        self._servers = {table.name: McpServer(table, report) for table in tables}
+    def __init__(self, tables: Mapping[str, JsonObject], path: Path, commands: Iterable[str], report: OnNotice) -> None:
+        """The tables of config.toml, which are read when they are named, and command lines. Raises UsageError."""
+        self._tables, self._path, self._report = tables, path, report
+        self._servers = {}
+        for command in commands:
+            if command not in tables:  # a table has its name to itself
+                self._servers[command] = McpServer(ServerTable.of_command(command), report)
 
-    @classmethod
-    def configured(
-        cls, tables: Mapping[str, JsonObject], path: Path, commands: Iterable[str], report: OnNotice
-    ) -> Self:
-        """The servers of config.toml, and those of command lines. Raises ConfigError, UsageError."""
-        named = [ServerTable.of_table(name, table, path) for name, table in tables.items()]
-        return cls([*map(ServerTable.of_command, commands), *named], report)  # a table has its name to itself
+    def _server(self, name: str) -> McpServer | None:
+        """A server by its name. Raises ConfigError if its table is invalid; those of others do not matter."""
+        if name not in self._servers and name in self._tables:
+            table = ServerTable.of_table(name, self._tables[name], self._path)
+            self._servers[name] = McpServer(table, self._report)
+        return self._servers.get(name)
 
     def tools_of(self, source: str) -> Tools:
         """All functions of a server, by its name, or one, by NAME.FUNCTION. Raises UsageError."""
         name, function = source, ""
-        if source not in self._servers:
+        server = self._server(name)
+        if server is None:
             name, _, function = source.partition(".")
-        if name not in self._servers:
-            near = did_you_mean(name, [*self._servers])
+            server = self._server(name)
+        if server is None:
+            near = did_you_mean(name, [*self._tables, *self._servers])
             expected = f"python, the path of a Python file (.py), or an MCP server in config.toml: {MCP_EXAMPLE}"
             raise UsageError(f"invalid tool: {source!r}", f"{near}it must be {expected}")
-        tools = self._servers[name].tools
+        tools = server.tools
         if not function:
             return tuple(tools.values())
         if function not in tools:

@@ -37,7 +37,7 @@ class McpOptions(ToolOptions):
             from cerebrum_cli.mcp.mcp_servers import McpServers
 
             path = app.config_directory / "config.toml"
-            found = McpServers.configured(app.config.mcp, path, self.mcp, app.streams.report)
+            found = McpServers(app.config.mcp, path, self.mcp, app.streams.report)
             app.on_exit.callback(found.close)
             return found
 

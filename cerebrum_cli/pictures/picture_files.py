@@ -14,6 +14,7 @@ from cerebrum_cli.core.pictures import Picture
 from cerebrum_cli.core.text import format_size, truncate, well_formed
 
 MAX_PICTURE_BYTES = 20_000_000
+MAX_REQUEST_BYTES = 50_000_000  # of all pictures of a conversation, which are sent with each question
 BEGINNINGS = {
     "image/png": re.compile(rb"\x89PNG\r\n\x1a\n.{4}IHDR", re.DOTALL),
     "image/jpeg": re.compile(rb"\xff\xd8\xff"),
@@ -79,10 +80,20 @@ def is_picture(path: Path) -> bool:
 
 
 def with_data(conversation: Conversation) -> Conversation:
-    """A conversation with the data of its pictures. Raises UsageError for one that is gone or has changed."""
-    messages = []
+    """A conversation with the data of its pictures. Raises UsageError for one that is gone or has changed.
+
+    Also if they have more than MAX_REQUEST_BYTES together.
+    """
+    messages, size = [], 0
     for message in conversation.messages:
-        messages.append(replace(message, pictures=tuple(map(_read_again, message.pictures))))
+        pictures = []
+        for picture in map(_read_again, message.pictures):
+            pictures.append(picture)
+            size += len(picture.data)
+            if size > MAX_REQUEST_BYTES:
+                problem = f"the pictures are larger than {format_size(MAX_REQUEST_BYTES)} together"
+                raise UsageError(problem, "attach fewer or smaller ones, or start a new session")
+        messages.append(replace(message, pictures=tuple(pictures)))
     return replace(conversation, messages=tuple(messages))
 
 

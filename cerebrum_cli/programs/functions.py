@@ -84,7 +84,8 @@ def _confirmed(tool: Tool, confirm: Confirm) -> Tool:
 
     def run(arguments: JsonObject) -> ToolCall:
         call = ToolCall(tool.spec.name, arguments)
-        return tool.run(arguments) if confirm(call) else replace(call, result=REFUSED)
+        shown = replace(call, name=f"{tool.server}: {call.name}") if tool.server else call
+        return tool.run(arguments) if confirm(shown) else replace(call, result=REFUSED)
 
     return replace(tool, run=run)
 

@@ -285,7 +285,10 @@ class ModelSource:
 
     def votes_fingerprint(self, votes: Votes) -> JsonDict:
         """What votes depend on besides the answers to a prompt, by readable names."""
-        where = {"sandbox": "monty"} if votes.checks and self.settings.sandbox != "bwrap" else {}
+        from cerebrum_cli.programs.sandbox import require_sandbox
+
+        in_monty = votes.checks and require_sandbox(self.settings.sandbox).runner.name == "monty"
+        where = {"sandbox": "monty"} if in_monty else {}
         return {"votes": str(votes), **where}
 
     def start_engine(self, format_name: str) -> Engine:

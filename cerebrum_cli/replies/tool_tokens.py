@@ -19,10 +19,10 @@ def listing_tokens(conversation: Conversation, count_tokens: CountTokens) -> int
 
 def listing_notice(conversation: Conversation, count_tokens: CountTokens, context_size: int) -> NoticeEvent | None:
     """The notice of a list that takes a large part of the context; it names the largest function."""
-    tokens = listing_tokens(conversation, count_tokens)
+    total = count_tokens(conversation)
+    tokens = total - count_tokens(replace(conversation, tools=()))
     if tokens * SHARE <= context_size:
         return None
-    total = count_tokens(conversation)
     sizes = {}
     for tool in conversation.tools:
         others = tuple(other for other in conversation.tools if other is not tool)

@@ -308,11 +308,13 @@ def test_invalid_table_is_an_error(servers: Servers, table: str, problem: str) -
     assert "server" in error.value.message and error.value.hint
 
 
-@pytest.mark.parametrize("name", ["python", '"a.py"', '"a.b"'])
-def test_name_of_other_tools_is_invalid(servers: Servers, name: str) -> None:
-    servers.configure(name, command="a")
+def test_only_the_table_that_is_named_must_be_valid(servers: Servers) -> None:
+    (servers.app.config_directory / "config.toml").write_text('[mcp."a.b"]\ncommand = "a"\n[mcp.c]\ncommand = "/"\n')
+    find = McpOptions().tool_finder(servers.app)
     with pytest.raises(ConfigError, match="invalid name"):
-        McpOptions().tool_finder(servers.app)("a")
+        find("a.b")
+    with pytest.raises(UsageError, match="c cannot be started"):
+        find("c")
 
 
 def test_tables_must_be_tables(servers: Servers) -> None:

@@ -70,11 +70,16 @@ def apply_setting(repl: Repl, key: str, value: str, source: str) -> str:
     if value != DEFAULT:
         for changed in changes:
             changes[changed] = OPTIONS[changed].parse([value], source)
+    before = repl.chat.settings.sandbox
     repl.wait_for(repl.chat.change_settings(changes))
     settings = repl.chat.settings
     if key == "sandbox":
         tools = ["python" if tool.spec.name == "python" and not tool.asks else tool for tool in repl.chat.tools]
-        repl.chat.tools = repl.display.calls.tools_of(tools, settings.sandbox)
+        try:
+            repl.chat.tools = repl.display.calls.tools_of(tools, settings.sandbox)
+        except UsageError:
+            repl.wait_for(repl.chat.change_settings({key: before}))
+            raise
         repl.wait_for(repl.chat.load())
     shown = {changed: getattr(settings, changed) for changed in changes}
     return settings_lines(shown, settings.origins if value == DEFAULT else {})
