@@ -3,9 +3,10 @@
 import json
 import re
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEve
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.servers import client
 from cerebrum_cli.servers.description import KINDS as SERVER_KINDS
+from cerebrum_cli.servers.endpoint import ServerTimeouts
 from cerebrum_cli.servers.remote_engine import RemoteEngine
 
 ROWS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8, grammar="root ::= .*") for at in range(20))
@@ -390,9 +392,9 @@ ONLY = {
         requests=ROWS[:1],
     ),
     "a silent stream": only(["error: first: silence"], {"hang_after": 0}, requests=[STREAM], row_timeout=0.2),
-    "500": only([UNAVAILABLE, NO_SERVER], failing(500), patience=0.2),
-    "503": only([NO_SERVER], failing(503), patience=0.2),
-    "429": only([NO_SERVER], failing(429, headers={"Retry-After": "0"}), patience=0.2),
+    "500": only([UNAVAILABLE, NO_SERVER], failing(500)),
+    "503": only([NO_SERVER], failing(503), busy=60.0),
+    "429": only([NO_SERVER], failing(429, headers={"Retry-After": "0"}), busy=60.0),
     "403": only(["error: first requires an API key"], failing(403, 1)),
     # So few replies cannot separate 17 refusals into runs of less than five.
     "403 once it has answered": only(["error: first requires an API key"], failing(403, None, let_through=3)),
@@ -420,16 +422,44 @@ ONLY = {
 }
 
 
+@contextmanager
+def patience_ends(timeouts: ServerTimeouts, when: Callable[[], bool]) -> Iterator[None]:
+    """Let the patience end once a failure is known, however late that is on a loaded machine."""
+
+    def end() -> None:
+        wait_until(when)
+        object.__setattr__(timeouts, "patience", 0.0)
+
+    thread = Thread(target=end)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def asked_what_it_is(server: ModelServer) -> int:
+    """How often a server was asked so; again only after its failure has been handled."""
+    with server.changed:
+        return sum(asked.path == "/v1/models" for asked in server.asked)
+
+
 @pytest.mark.parametrize("name", ONLY)
 def test_server_fault_of_the_only_one(name: str) -> None:
-    expected, faults, requests, timeouts = ONLY[name]
-    model = STORY if requests[0].ask.stream else random_model
+    expected, faults, requests, changes = ONLY[name]
+    model, timeouts = STORY if requests[0].ask.stream else random_model, replace(QUICK, **changes)
     with (
         serving_kind(LlamaServer, model) as servers,
-        connected(*servers, timeouts=replace(QUICK, **timeouts)) as engine,
+        connected(*servers, timeouts=timeouts) as engine,
+        ExitStack() as stack,
     ):
+        asked = asked_what_it_is(servers[0])
         for fault in faults:
             servers[0].arm(**fault)
+        if name == "500":
+            stack.enter_context(patience_ends(timeouts, lambda: asked_what_it_is(servers[0]) > asked))
+        elif expected == [NO_SERVER]:  # busy servers have no notice
+            stack.enter_context(patience_ends(timeouts, lambda: engine.pool.known[0].problem is not None))
         assert transcript(engine, servers, requests)[-len(expected) :] == expected
 
 
@@ -469,6 +499,7 @@ def test_server_refuses_a_request_and_answers_the_others(
 OTHER_OWNER = b'{"object":"list","data":[{"id":"x"}]}'
 UNREACHED = "no server answers (first: scripted)"
 MODELS: dict[str, Any] = {"path": "/v1/models", "times": None}
+WAITS = replace(QUICK, waits_at_start=True)
 START_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({**MODELS, "status": 401, "body": b'{"error":"Unauthorized"}'}, "first requires an API key"),
     ({**MODELS, "body": b"[]"}, "first: not a language model server"),
@@ -486,7 +517,7 @@ START_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"server": {"models": ("a", "b")}}, "first serves several models"),
     ({"server": {"models": ("a", "b")}, "endpoint": {"served_model": "c"}}, "first does not serve the model 'c'"),
     *(
-        ({**MODELS, **fault, "timeouts": replace(QUICK, patience=0.2, waits_at_start=True)}, UNREACHED)
+        ({**MODELS, **fault, "timeouts": WAITS}, UNREACHED)
         for fault in ({"status": 503}, {"status": 500}, {"status": 429, "headers": {"Retry-After": "0"}})
     ),
 ]
@@ -500,14 +531,19 @@ def test_server_that_cannot_be_used_is_refused(
     fault = dict(fault)
     if key := fault.pop("key", None):
         monkeypatch.setenv("CEREBRUM_API_KEY", key)
-    options = {"timeouts": fault.pop("timeouts", QUICK), **fault.pop("endpoint", {})}
+    options = {"timeouts": replace(fault.pop("timeouts", QUICK)), **fault.pop("endpoint", {})}
     with serving_kind(kind, random_model) as [server]:
         path = SERVER_KINDS[server.owner].description_path
         for name, value in fault.pop("server", {}).items():
             setattr(server, name, value)
         if fault:
             server.arm(**fault | {"path": path if fault["path"] == "description" else fault["path"]})
-        with closing(remote_engine(server, **options)) as engine, pytest.raises(EndpointError) as raised:
+        ends = patience_ends(options["timeouts"], lambda: asked_what_it_is(server) > 1)
+        with (
+            ends if options["timeouts"].waits_at_start else nullcontext(),
+            closing(remote_engine(server, **options)) as engine,
+            pytest.raises(EndpointError) as raised,
+        ):
             list(engine.load())
     assert engine.has_failed and raised.value.hint and "wrong-key" not in repr(raised.value)
     assert named(raised.value.message, [server]).replace(path, "description") == message
