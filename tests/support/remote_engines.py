@@ -24,7 +24,7 @@ from cerebrum_cli.servers.remote_engine import RemoteEngine
 
 # Servers are tried again soon, and waited for at the start however loaded the machine is.
 QUICK = ServerTimeouts(retries=(0.02,), busy=0.02, tick=0.02, notices=0.0, join=60.0, busy_notice=60.0)
-HASTY = replace(QUICK, patience=0.3)
+HASTY = replace(QUICK, patience=2.0)  # in which a loaded machine learns that servers are lost
 Kind = TypeVar("Kind", bound=ModelServer)
 CHARACTERS = ("a", "é", "日", "🙂", " ")
 
