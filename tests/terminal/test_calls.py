@@ -54,8 +54,8 @@ def printed(call: ToolCall, is_terminal: bool = False, is_quiet: bool = False) -
 
 def test_call_and_result_have_a_line_each() -> None:
     call = ToolCall("weather", {"city": "Oslo", "days": 2}, "\nDry.\nTomorrow: rain.")
-    assert printed(call) == f"{SHOWN}\n-> Dry.\n"
-    assert printed(call, is_terminal=True) == f"\x1b[2m{SHOWN}\x1b[0m\n\x1b[2m-> Dry.\x1b[0m\n"
+    assert printed(call) == f"{SHOWN}\n-> Dry. Tomorrow: rain.\n"
+    assert printed(call, is_terminal=True) == f"\x1b[2m{SHOWN}\x1b[0m\n\x1b[2m-> Dry. Tomorrow: rain.\x1b[0m\n"
     assert printed(call, is_quiet=True) == ""
 
 
@@ -106,7 +106,7 @@ def test_functions_of_a_file_need_a_terminal_or_agreement(tmp_path: Path, chatml
     problem = "error: no terminal to confirm calls of weather\n hint: add -y to run functions without asking\n"
     assert refused.err == problem
     agreed = ask(tmp_path, chatml_model, "--tool", functions, "-y")
-    assert agreed.code == 0 and agreed.err.endswith(f"{SHOWN}\n-> Dry in Oslo.\n")
+    assert agreed.code == 0 and agreed.err.endswith(f"{SHOWN}\n-> Dry in Oslo. Tomorrow: rain.\n")
 
 
 PYTHON = '{"name": "python", "arguments": {"code": "6 * 7"}}'
