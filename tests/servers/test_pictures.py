@@ -268,3 +268,11 @@ def test_question_of_a_saved_prompt_keeps_its_pictures(run: Run, server: OllamaS
     write_rows({"prompt": "What?", "pictures": "a.png"})
     assert run("batch", "-p", "look", "in.jsonl", "-o", "-").code == 0
     assert sent(server) == ([("data:image/png", PNG)], "Look: What?")
+
+
+def test_pictures_that_are_too_large_together_are_refused(run: Run, server: OllamaServer) -> None:
+    for name in ("a.png", "photo.jpg", "b.dat"):
+        os.truncate(name, 18_000_000)
+    done = run("ask", "-f", "a.png", "-f", "photo.jpg", "-f", "b.dat", "What is this?")
+    assert done.code == 2 and "error: the pictures are larger than 50 MB together" in done.err
+    assert not any(asked.path == server.completion_path for asked in server.asked)
