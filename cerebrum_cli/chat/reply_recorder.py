@@ -15,7 +15,7 @@ from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import Interrupted, SessionError
-from cerebrum_cli.core.events import Event, Events, FinishEvent, ForcedTokens, NoticeEvent
+from cerebrum_cli.core.events import Event, Events, FinishEvent, ForcedTokens, NoticeEvent, with_notices_behind
 from cerebrum_cli.core.settings import Settings, reply_room
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import Tools
@@ -73,13 +73,13 @@ class ReplyRecorder:
             finally:
                 self.reply = majority_vote.reply or self.reply
         else:
-            yield from self._record_reply()
+            with closing(self._record_reply()) as events:
+                yield from with_notices_behind(events)
         self._save("cancelled")
 
     def _record_reply(self) -> Events:
         """Yield the events of the reply, which continues after older turns are dropped if it fills the context."""
         before, forced = None, ForcedTokens()
-        notices: list[NoticeEvent] = []  # behind the reply, not inside
         if self.continued:
             before, forced = self.continued.message, forced_tokens(self.continued.metadata)
         while True:
@@ -88,9 +88,8 @@ class ReplyRecorder:
                 begin_after(self.reply, before, forced)
             notice = yield from self._record_until_full()
             if notice is None:
-                yield from notices
                 return
-            notices.append(notice)
+            yield notice
             before, forced = self.reply.message, self.reply.finish.forced
             self._generated += self.reply.finish.completion_tokens
 
