@@ -61,6 +61,7 @@ BENCHMARKS = (
     Benchmark("drafts", (MT_BENCH,), needs_model=True),
     Benchmark("scores"),
     Benchmark("forecast", needs_model=True),
+    Benchmark("layouts", needs_model=True),
     Benchmark("sampling", needs_model=True),
     Benchmark("real", (GSM8K,), needs_model=True),
     Benchmark("same_text", (MT_BENCH, GSM8K, HUMAN_EVAL), needs_model=True),

@@ -25,7 +25,7 @@ from cerebrum_cli.core.declaration import is_address
 from cerebrum_cli.core.environment import is_hub_offline
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent, OnNotice
-from cerebrum_cli.core.files import decode_text, read_beginning, read_text, readable
+from cerebrum_cli.core.files import decode_text, is_file, read_beginning, read_text, readable
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.pictures import Picture, Pictures
@@ -184,6 +184,13 @@ class PromptSources:
             raise UsageError("the prompt is `-`, but nothing is piped in", "pipe it in, or give it as an argument")
         if self.messages is None and not self.files:
             fill(self.saved, self.prompt or "")
+
+    @property
+    def expected_tokens(self) -> int:
+        """About how many tokens the question and named text files have, before anything is read."""
+        texts = [path for path in self.files if isinstance(path, Path) and not converts(path, self.reader.commands)]
+        size = sum(path.stat().st_size for path in texts if is_file(path))
+        return (len(self.prompt or "") + size) // BYTES_PER_TOKEN
 
     def read(self, piped: SupportsRead[bytes] | None, settings: Settings, system: str | None) -> Conversation:
         """Read all sources. Raises UsageError for a source that cannot be read, PromptTooLong for one without end.

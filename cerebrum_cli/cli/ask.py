@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.votes import Votes
     from cerebrum_cli.replies.reply import Reply
 
+SHORT_REPLY = 60  # tokens that a schema or a grammar mostly leaves
+
 OVERRIDES = settings_options((*REPLY_KEYS, "speculative", "cache_gb", "show_thinking", "no_log", "markdown"))
 
 
@@ -93,7 +95,14 @@ def answer(
         if session:
             overrides = session.add_defaults(overrides, is_remote=bool(options.endpoint))
     source = options.find_source(app, overrides)
-    source = replace(source, raw=options.raw, vocabulary_only=options.dry_run, caches_prompts=True)
+    source = replace(
+        source,
+        raw=options.raw,
+        vocabulary_only=options.dry_run,
+        caches_prompts=True,
+        prompt_tokens=question.expected_tokens,
+        reply_tokens=source.settings.max_tokens or (SHORT_REPLY if options.schema or options.grammar else None),
+    )
     if votes:
         source = source.for_samples("--votes", votes.maximum)
     settings = source.settings

@@ -90,9 +90,10 @@ class LoadOptions:
     - `whole_context`: allocate the KV cache for the longest sequence while loading, as a chat needs it; otherwise it is
       allocated for the first request, so that a single answer starts sooner
     - `repack`: convert weights to CPU-optimized layouts: faster for a single sequence, slower for batches, a longer
-      load and twice the memory; None decides by the quantization
+      load and twice the memory; None decides as `plan_repacking` does
     - `cpu_moe`: number of the first layers whose experts stay in host memory, with "auto" as few as let all layers fit
       on the GPU; "off" is none
+    - `prompt_tokens`, `reply_tokens`: about how many a single prompt, and its reply, will have; None is not known
     """
 
     file: GgufFile
@@ -102,6 +103,8 @@ class LoadOptions:
     vocabulary_only: bool = False
     whole_context: bool = False
     cpu_moe: str = "auto"
+    prompt_tokens: int = 0
+    reply_tokens: int | None = None
 
 
 class Force(NamedTuple):

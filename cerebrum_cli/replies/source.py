@@ -171,6 +171,7 @@ class ModelSource:
     - `vocabulary_only`: without weights, and so always in this process
     - `is_chat`: memory for the whole context is allocated while the model loads, and weights are repacked
     - `caches_prompts`: on disk
+    - `prompt_tokens`, `reply_tokens`: about how many a single prompt, and its reply, will have; None is not known
     """
 
     installation: Installation
@@ -183,6 +184,8 @@ class ModelSource:
     vocabulary_only: bool = False
     is_chat: bool = False
     caches_prompts: bool = False
+    prompt_tokens: int = 0
+    reply_tokens: int | None = None
 
     def for_chat(self) -> ModelSource:
         """This for a chat, which is greedy only if that is recommended or set, as the cards of Cerebrum do."""
@@ -241,7 +244,8 @@ class ModelSource:
         """How to load the model. Raises UsageError for attention that is rejected."""
         from cerebrum_cli.replies.loading import load_options
 
-        return load_options(self.model, self.settings, self.context, self.vocabulary_only, self.is_chat)
+        options = load_options(self.model, self.settings, self.context, self.vocabulary_only, self.is_chat)
+        return replace(options, prompt_tokens=self.prompt_tokens, reply_tokens=self.reply_tokens)
 
     def check(self, grammar: Grammar) -> None:
         """Raise GrammarError for what cannot be enforced."""

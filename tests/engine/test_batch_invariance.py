@@ -16,7 +16,7 @@ from cerebrum_cli.core.events import TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import requests as engine_requests
 from cerebrum_cli.engine.llama.batch_invariance import pad_step, stable_slots
-from cerebrum_cli.engine.llama.load import open_llama, plan_repacking
+from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import installed_build
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions, Request
@@ -80,7 +80,7 @@ def replies(
         GgufFile(path, 2048, header.sizes),
         ContextOptions(context_size, slots, **(defaults | context)),
         gpu_layers="0",
-        repack=plan_repacking(header.quantization, is_chat=True) if repack is None else repack,
+        repack=repack is not False,
     )
     said: Replies = [[] for _ in requests]
     params = SamplingParams(max_tokens=limit)

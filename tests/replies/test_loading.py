@@ -14,9 +14,8 @@ import pytest
 from cerebrum_cli.core.errors import EngineError, ModelFileError
 from cerebrum_cli.core.events import Event, LoadEvent
 from cerebrum_cli.engine import machine
-from cerebrum_cli.engine.llama import load as loading
 from cerebrum_cli.engine.llama.bindings import Log
-from cerebrum_cli.engine.llama.load import open_llama, option_notices, plan_repacking
+from cerebrum_cli.engine.llama.load import open_llama, option_notices
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.machine import cgroup_memory, cgroup_quota, own_cgroups
 from cerebrum_cli.engine.memory import GPU_UBATCH, HEADROOM, Device, FreeMemory, context_needs, memory_needs
@@ -210,16 +209,3 @@ def test_own_cgroups_include_all_ancestors(tmp_path: Path, monkeypatch: pytest.M
 def test_load_notes_options_without_effect(changes: dict[str, Any], devices: tuple[Device, ...], problem: str) -> None:
     asked = replace(options(Path("model.gguf")), **changes)
     assert "".join(notice.message for notice in option_notices(asked, devices)) == problem
-
-
-@pytest.mark.parametrize("instructions", ["x86", "avx512"])
-def test_plan_repacking_leaves_k_quants_on_x86_as_they_are_unless_repacking_pays(
-    instructions: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loading, "instruction_set", lambda: instructions)
-    assert plan_repacking("Q4_K_M", is_chat=True)
-    assert not plan_repacking("Q6_K")
-    assert plan_repacking("Q4_0") and plan_repacking(None)
-    assert plan_repacking("Q4_K_M", is_batch=True) is (instructions == "x86")
-    monkeypatch.setattr(loading, "instruction_set", lambda: "arm64")
-    assert plan_repacking("Q4_K_M")

@@ -17,9 +17,10 @@ from cerebrum_cli.engine.llama.bindings import SHOW_LOG, llama, log, suppress_lo
 from cerebrum_cli.engine.llama.context import Adapters, has_recurrent_state, model_metadata
 from cerebrum_cli.engine.llama.devices import bind, expert_overrides, free_memory
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.engine.machine import instruction_set, processors, save_devices
+from cerebrum_cli.engine.machine import processors, save_devices
 from cerebrum_cli.engine.memory import Device, Devices, FreeMemory, host_bytes
 from cerebrum_cli.engine.memory_plan import LoadPlan, plan_load
+from cerebrum_cli.engine.repacking import plan_repacking
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.gguf.sizes import facts_of
@@ -39,9 +40,7 @@ def open_llama(options: LoadOptions, emit: Emit, stop: StopFlag, records: Path |
     for notice in option_notices(options, free.devices):
         emit(notice)
     if options.repack is None:
-        is_batch = options.context.slots > 1 or options.context.pad_steps
-        repack = plan_repacking(options.file.quantization, is_chat=options.whole_context, is_batch=is_batch)
-        options = replace(options, repack=repack)
+        options = replace(options, repack=plan_repacking(options, free.host, records))
     plan = plan_load(options, free, emit)
     model = load_model(options, plan, free.devices, emit, stop)
     for notice in model_notices(options, plan, model):
@@ -65,23 +64,6 @@ def require_loadable(options: LoadOptions, records: Path, emit: Emit, stop: Stop
     require_loads(file.path, records, stop, kind=kind, emit=emit)
     for path, _ in file.adapters:
         require_loads(path, records, stop, kind="adapter", model=file.path, emit=emit)
-
-
-def plan_repacking(quantization: str | None, *, is_chat: bool = False, is_batch: bool = False) -> bool:
-    """Whether to repack weights, which is llama.cpp's default, with this processor's `instruction_set`.
-
-    On x86, K-quants only for a chat, whose replies make up for the longer load, and for a batch without AVX-512.
-    Measured on two cores without repacking, compared to repacked weights:
-
-    - A model of Mistral-7B's shape in Q4_K_M, with AVX-512: prefill 1.5 times as fast, a single sequence 0.7 times, 32
-      sequences 1.15 times, a tenth of the load time, 4.6 GB instead of 7.9 GB of memory. Q4_0 was slower in everything.
-    - Qwen2.5-Coder 1.5B in Q4_K_M, with AVX-512: prefill 1.5 times as fast, 1, 16 and 32 sequences 0.84, 0.90 and 1.05
-      times; without AVX-512: prefill as fast, 1, 16 and 32 sequences 0.76, 0.76 and 0.90 times.
-    """
-    if is_chat or "_K" not in (quantization or ""):
-        return True
-    instructions = instruction_set()
-    return instructions not in ("x86", "avx512") or (is_batch and instructions == "x86")
 
 
 def option_notices(options: LoadOptions, devices: Devices) -> Iterator[NoticeEvent]:

@@ -1,0 +1,87 @@
+"""Compare `cerebrum ask`, which chooses whether to repack weights, with both layouts, and with llama-completion.
+
+Needs `make peers`. Usage: python benchmarks/layouts.py --model FILE [--tokens N...] [--runs N] [--dry-run]
+
+FILE is a K-quant in GGUF, on a processor with AVX2 or AVX-512; on others, weights are always repacked. Whole processes
+are measured, which generate N tokens each; the first answer of all is not, from which the speed is recorded.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from answering import THREADS
+from completion import completion_peers
+from harness import Environment, Row, argument_parser, isolated_environment, kernels, record, require_peers, run
+
+QUESTION = (
+    "Write a Python function that merges two sorted lists. Explain it in detail, with examples, tests and variants."
+)
+LAYOUTS = {"as in the file": False, "repacked": True}
+FORCED = """
+from cerebrum_cli.engine.llama import load
+load.plan_repacking = lambda *_: {}
+from cerebrum_cli.__main__ import main
+main()
+"""
+
+
+def main() -> None:
+    """Measure all lengths and record them unless this is a dry run."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[32, 128, 250, 500])
+    parser.add_argument("--runs", type=int, default=3)
+    options = parser.parse_args()
+    require_peers()
+    with tempfile.TemporaryDirectory() as name:
+        environment = isolated_environment(Path(name))
+        run(ask(str(options.model), 64), environment=environment)
+        for tokens in options.tokens:
+            record(rows(str(options.model), tokens, environment, options.runs), options.dry_run)
+
+
+def ask(model: str, tokens: int, repack: bool | None = None) -> list[str]:
+    """Command that answers the question, with weights in a given layout or the chosen one."""
+    code = "from cerebrum_cli.__main__ import main; main()" if repack is None else FORCED.format(repack)
+    command = [sys.executable, "-c", code, "ask", "-m", model, "-n", str(tokens), QUESTION]
+    return [*command, "--set", f"threads={THREADS}", "--set", "cache_gb=0"]
+
+
+def rows(model: str, tokens: int, environment: Environment, runs: int) -> Iterator[Row]:
+    """Rows of one length: the choice beside the faster layout, and beside llama-completion."""
+    chosen = ask(model, tokens)
+    generated = json.loads(run([*chosen, "--json"], environment=environment).output)["completion_tokens"]
+    if generated != tokens:
+        raise RuntimeError(f"the model stopped after {generated} of {tokens} tokens: ask another question")
+    peer = completion_peers(chosen, model, tokens, environment)[0].command
+    commands = [chosen, *(ask(model, tokens, repack) for repack in LAYOUTS.values()), peer]
+    measured: list[list[float]] = []
+    for number in range(runs):
+        order = [*commands[number % 4 :], *commands[: number % 4]]
+        seconds = {id(command): run(command, environment=environment).seconds for command in order}
+        measured.append([seconds[id(command)] for command in commands])
+    medians = dict(
+        zip(LAYOUTS, [statistics.median(column) for column in zip(*measured, strict=True)][1:3], strict=True)
+    )
+    better = min(medians, key=lambda layout: medians[layout])
+    at = 1 + list(LAYOUTS).index(better)
+    label = f"ask of {tokens} tokens, {Path(model).stem}, {kernels()}"
+    yield compared(f"{label}, better layout ({better})", [(each[0], each[at]) for each in measured], "<= 1.02")
+    if tokens >= 128:
+        peers = [(each[0], each[3]) for each in measured]
+        yield compared(f"{label}, llama-completion --no-warmup", peers, "<= 0.98")
+
+
+def compared(label: str, pairs: Sequence[tuple[float, float]], target: str) -> Row:
+    ours, peer = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return Row(label, f"{ours:.2f} s", f"{peer:.2f} s", statistics.median(a / b for a, b in pairs), target)
+
+
+if __name__ == "__main__":
+    main()
