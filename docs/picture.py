@@ -32,10 +32,11 @@ PROMPT = "$ "  # of the shell that runs the vote
 
 # Lines to type, and the text that appears on the screen when each is done.
 NEXT_PROMPT = f"\n{PROMPT.rstrip()}"
-QUESTION = "A shop sells pens at $3. How much do 15 pens cost with 10% off?"  # greedily, the 1.5B answers 34.5
+# Greedily, the 1.5B answers 6.50.
+QUESTION = "A parking garage charges $4 for the first hour and $2.50 for each further one. What do 5 hours cost?"
 VOTE = (
     (f"cerebrum ask '{QUESTION}' --final", NEXT_PROMPT),
-    (f"cerebrum ask '{QUESTION}' --votes 8 --seed 1", NEXT_PROMPT),
+    (f"cerebrum ask '{QUESTION}' --votes 8 --seed 2", NEXT_PROMPT),
 )
 
 
