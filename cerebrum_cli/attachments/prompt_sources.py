@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +45,7 @@ STANDARD_INPUT = Path("-")  # to other programs
 MAX_FOUND_BYTES = 1_000_000  # of a file that was not named itself: larger ones are data, and fill most contexts
 PromptFile = tuple[str, str | Picture]  # the name of a file, and its text, or the picture that it is
 BYTES_PER_TOKEN = 4  # about, in many languages
+PIPED_TOKENS = 2000  # as a diff or a log may have
 LEFT_OUT = "binary files, hidden ones and those in .gitignore are left out; PATH/*.pdf takes documents"
 
 
@@ -185,12 +187,18 @@ class PromptSources:
         if self.messages is None and not self.files:
             fill(self.saved, self.prompt or "")
 
-    @property
-    def expected_tokens(self) -> int:
-        """About how many tokens the question and named text files have, before anything is read."""
-        texts = [path for path in self.files if isinstance(path, Path) and not converts(path, self.reader.commands)]
-        size = sum(path.stat().st_size for path in texts if is_file(path))
-        return (len(self.prompt or "") + size) // BYTES_PER_TOKEN
+    def expected_tokens(self, piped: SupportsRead[bytes] | None) -> int:
+        """About how many tokens the question has, before any of its sources is read.
+
+        Documents, pages and directories do not count, and text from another program as PIPED_TOKENS.
+        """
+        named = [path for path in (*self.files, self.messages) if isinstance(path, Path)]
+        size = len(self.prompt or "")
+        for path in named:
+            if is_file(path) and not converts(path, self.reader.commands):
+                with suppress(OSError):  # reading it reports the error
+                    size += path.stat().st_size
+        return size // BYTES_PER_TOKEN + (PIPED_TOKENS if piped else 0)
 
     def read(self, piped: SupportsRead[bytes] | None, settings: Settings, system: str | None) -> Conversation:
         """Read all sources. Raises UsageError for a source that cannot be read, PromptTooLong for one without end.

@@ -57,6 +57,10 @@ def no_continuation(last: StoredMessage, model: InstalledModel) -> str | None:
         return "nothing to continue: the reply is complete"
     if model.is_served:
         return "this server cannot continue a reply: it takes messages, not token ids"
+    if last.is_edited:
+        return "the last reply cannot be continued here: it was edited; /continue in a chat continues it"
+    if author is None and last.metadata.finish_reason == "cancelled" and not last.message.content:
+        return "nothing to continue: the reply was interrupted before it began"
     if author != model.reference:
         return f"{author or 'another program'} wrote the last reply; {model.reference} cannot continue it"
     if not is_author(model, last.metadata):

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.votes import Votes
     from cerebrum_cli.replies.reply import Reply
 
-SHORT_REPLY = 60  # tokens that a schema or a grammar mostly leaves
+USUAL_ANSWER = 250  # tokens, about
+SHORT_ANSWER = 60  # under a schema or a grammar
 
 OVERRIDES = settings_options((*REPLY_KEYS, "speculative", "cache_gb", "show_thinking", "no_log", "markdown"))
 
@@ -100,8 +101,8 @@ def answer(
         raw=options.raw,
         vocabulary_only=options.dry_run,
         caches_prompts=True,
-        prompt_tokens=question.expected_tokens,
-        reply_tokens=source.settings.max_tokens or (SHORT_REPLY if options.schema or options.grammar else None),
+        prompt_tokens=question.expected_tokens(app.streams.piped),
+        answer_tokens=SHORT_ANSWER if options.schema or options.grammar else USUAL_ANSWER,
     )
     if votes:
         source = source.for_samples("--votes", votes.maximum)

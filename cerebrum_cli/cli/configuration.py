@@ -83,6 +83,9 @@ def flat(table: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in table.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            for index, item in enumerate(value):
+                yield from flat(item, f"{prefix}{key}[{index}].")
         else:
             yield f"{prefix}{key}", value
 
@@ -91,8 +94,8 @@ def plain(value: Any) -> Any:
     """A value of TOML as one of JSON: dates and numbers that JSON lacks as text."""
     if isinstance(value, list):
         return list(map(plain, value))
-    is_number = isinstance(value, int | float) and isfinite(value)
-    return value if is_number or isinstance(value, str) else str(value)
+    is_exact = isinstance(value, int | str) or (isinstance(value, float) and isfinite(value))
+    return value if is_exact else str(value)
 
 
 def shown(value: Any) -> str:

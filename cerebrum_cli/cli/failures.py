@@ -144,10 +144,11 @@ def usage_error(
     hint = f"did you mean {near}?" if near else f"see {path} --help"
     if context and (unknown := re.fullmatch("No such option: (.*)", problem, re.DOTALL)):
         option = unknown[1]
-        hint = hints.get(option) or same_option(option, context) or similar_options(option, context) or hint
+        meant = hints.get(option) or same_option(option, context) or similar_options(option, context)
+        hint = meant or hint
         if re.match("-([^a-zA-Z-]|$)", option) and context.info_name in ("ask", "chat"):
             hint = f'put -- before a question that begins with a hyphen: {path} -- "..."'
-        elif context.info_name == "config":
+        elif context.info_name == "config" and not meant:
             hint = f"put -- before a value that begins with a hyphen: {path} set KEY -- VALUE"
     elif unknown := re.fullmatch("No such command .(.*).", problem, re.DOTALL):
         hint = OTHER_COMMANDS.get(unknown[1], hint)

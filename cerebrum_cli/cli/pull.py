@@ -139,8 +139,8 @@ def given_flags(options: object, *names: str) -> list[str]:
 def make_default(app: App, model: InstalledModel) -> None:
     app.library.registry.set_default(model.reference)
     app.streams.report(f"default model: {model.reference}")
-    settings = app.readable_settings({})
-    if settings.model:
+    settings = app.readable_settings(environment_layer("model"))
+    if settings.model and settings.model not in model.references:
         hint = "cerebrum config unset model removes it" if settings.origin("model") == "config.toml" else ""
         app.streams.note(f"{settings.origin('model')} sets {settings.model}, which takes precedence", hint)
 

@@ -159,8 +159,8 @@ def _without_pictures(message: JsonDict, where: str, read: ReadPicture) -> tuple
             case _:
                 groups[-1].append(part)
     texts: list[Any] = []
-    for group in filter(None, groups):
-        if texts:
+    for group in groups:
+        if _text_of({"content": texts}) and _text_of({"content": group}):
             texts.append("\n\n")
         texts += group
     return {**message, "content": texts}, tuple(pictures)

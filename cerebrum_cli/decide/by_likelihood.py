@@ -179,5 +179,5 @@ def combined(
 
 def decision(question: ChoiceQuestion, shares: Sequence[Sequence[float]]) -> Decision:
     choices = question.choices
-    listing = replace(question.listing, in_one_order=len(shares) == 1)  # as that of a score is
+    listing = replace(question.listing, in_one_order=len(shares) == 1)  # a score has only one order
     return Decision(choices.names, tuple(average(shares)), listing.method, choices.is_score)

@@ -44,6 +44,10 @@ def decide_one(
     by_letter: bool,
 ) -> Decision:
     """The decision of one question. Raises UsageError, PromptTooLong, FormatError, EngineError, EndpointError."""
+    if votes and in_one_order:
+        raise UsageError.conflict("votes", "fast")
+    if by_letter and (votes or score is not None):
+        raise UsageError.conflict("letters", "votes" if votes else "score")
     if score is not None:
         given = score_choices(*score)
     elif isinstance(choices, Mapping):

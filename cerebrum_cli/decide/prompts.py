@@ -14,7 +14,7 @@ from cerebrum_cli.decide.given_choices import Choice, GivenChoices, Order
 
 @frozen
 class ChoiceListing:
-    """How prompts list the choices: in one order or in several, and perhaps after letters, which replies then give."""
+    """How prompts list the choices: in one order or in several, with letters before them or without."""
 
     in_one_order: bool = False
     by_letter: bool = False

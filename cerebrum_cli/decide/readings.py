@@ -100,7 +100,9 @@ class BeginningReader(ABC):
             owners.update(dict.fromkeys(self._read(reply, own), position))
         for position in {*range(len(self._names))} - {*owners.values()}:
             problem = f"the beginning of a reply does not tell {self._names[position]!r} from another choice"
-            raise UsageError(problem, "give them names that begin with different words, or add --letters")
+            raise UsageError(
+                problem, "give the choices names that begin with different words; or use --letters or --votes 8"
+            )
         shared = {key: meant[each] for each in meant if len(meant[each]) > 1 for key in self._read(each, ())}
         return Beginnings(owners, shared)
 

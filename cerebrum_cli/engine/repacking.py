@@ -3,14 +3,14 @@
 The load takes longer, by about as much as it takes to generate some dozens of tokens, and with AVX-512, prompts are
 evaluated at 0.65 times the speed. Qwen2.5-Coder 1.5B in Q4_K_M on two threads, as in the file / repacked:
 
-| processor | load, s | prompt, tokens/s | a token, ms | equally fast with tokens of the reply |
+| processor | load, s | prompt, tokens/s | a token, ms | break-even length of the reply, tokens |
 |---|---|---|---|---|
-| AMD EPYC, AVX-512 | 0.6 longer | 263 / 177 | 34 / 26.5 | 75 + 0.23 * prompt |
+| AMD EPYC, AVX-512 | 0.6 more | 263 / 177 | 34 / 26.5 | 75 + 0.23 * prompt |
 | Intel Xeon, AVX-512 | 0.28 / 0.73 | 141 / 95 | 95 / 74 | 20 + 0.17 * prompt |
 | Intel Xeon, AVX2 | 0.29 / 0.75 | 68 / 66 | 99 / 78 | 20 |
 
 What it costs and what it saves are both in proportion to the bytes of the weights, so the number of tokens depends on
-the processor alone. It is in proportion to the speed of generation, since the load differs little.
+the processor alone, and is roughly in proportion to its speed of generation.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from cerebrum_cli.engine.machine import instruction_set
 from cerebrum_cli.engine.requests import LoadOptions
 from cerebrum_cli.engine.speed import load_speed
 
-USUAL_REPLY, USUAL_THINKING = 250, 1000  # tokens, for replies without a limit
-TOKENS_PER_GBS = 1.3  # tokens that take as long as the load takes longer, for each GB/s of generation
-AVX512_PROMPT = 0.2  # tokens that take as long as a token of the prompt takes longer
+TOKENS_PER_GBS = 1.3  # tokens of a reply that make up for the longer load, for each GB/s of generation
+AVX512_PROMPT = 0.2  # further tokens of a reply, for each token of the prompt
 
 
 def plan_repacking(options: LoadOptions, free: int, records: Path | None) -> bool:
@@ -31,8 +30,8 @@ def plan_repacking(options: LoadOptions, free: int, records: Path | None) -> boo
 
     Other weights than K-quants, and those on other processors than x86, are repacked, which is llama.cpp's default:
     Q4_0 as in the file is slower in everything. K-quants on x86 are repacked for a chat, for a batch without AVX-512
-    (32 sequences as in the file are 1.05 to 1.15 times as fast with it, 0.9 times without), and for a single reply if
-    it is expected to end sooner, and if memory also holds the file: otherwise the next command would read it again.
+    (32 sequences as in the file are 1.05 to 1.15 times as fast with it, 0.9 times without), and for a single reply
+    unless it is expected to end later, if memory also holds the file: otherwise the next command would read it again.
     """
     instructions = instruction_set()
     is_k_quant = "_K" in (options.file.quantization or "")
@@ -42,9 +41,7 @@ def plan_repacking(options: LoadOptions, free: int, records: Path | None) -> boo
         return instructions == "x86"
     if 2 * options.file.sizes.weight_bytes > free:
         return False
-    usual = USUAL_THINKING if options.file.thinks else USUAL_REPLY
-    reply = usual if options.reply_tokens is None else min(options.reply_tokens, usual)
     generation = load_speed(records).generation if records else 0
     longer_load = TOKENS_PER_GBS * generation / 1e9
     longer_prompt = AVX512_PROMPT * options.prompt_tokens if instructions == "avx512" else 0
-    return reply > longer_load + longer_prompt
+    return not options.reply_tokens or options.reply_tokens > longer_load + longer_prompt

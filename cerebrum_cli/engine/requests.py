@@ -93,7 +93,7 @@ class LoadOptions:
       load and twice the memory; None decides as `plan_repacking` does
     - `cpu_moe`: number of the first layers whose experts stay in host memory, with "auto" as few as let all layers fit
       on the GPU; "off" is none
-    - `prompt_tokens`, `reply_tokens`: about how many a single prompt, and its reply, will have; None is not known
+    - `prompt_tokens`, `reply_tokens`: about how many a single prompt and its reply will have; 0 is unknown
     """
 
     file: GgufFile
@@ -104,7 +104,7 @@ class LoadOptions:
     whole_context: bool = False
     cpu_moe: str = "auto"
     prompt_tokens: int = 0
-    reply_tokens: int | None = None
+    reply_tokens: int = 0
 
 
 class Force(NamedTuple):

@@ -41,7 +41,7 @@ class VoteDetails:
 
     @property
     def object(self) -> JsonDict:
-        return {"share_promised": self.promised.object}
+        return {"share_promised": {} if self.promised.are_none else self.promised.object}
 
     def print(self, streams: Streams) -> None:
         """Print what can be promised, if anything."""
@@ -54,7 +54,7 @@ class VoteDetails:
     def draw(self) -> Figure:
         from cerebrum_cli.eval.plot import draw_report
 
-        return draw_report(report_of(self.run, self.samples), self.promised)
+        return draw_report(report_of(self.run, self.samples), None if self.promised.are_none else self.promised)
 
     def compare(self, other: VoteDetails, names: Sequence[str]) -> str:
         """How many questions two runs would decide at one error; nothing if neither can promise anything."""

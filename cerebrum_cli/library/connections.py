@@ -77,7 +77,7 @@ class Transfer:
         return self.hashed == len(self.partial.states)
 
     def hash_piece(self) -> bool:
-        """Hash the next piece if it is there; request it and others again if they are lost. False if neither."""
+        """Hash the next piece; if it is lost, request it and others again. False if it has not come yet."""
         if self.is_hashed:
             return False
         was_there = bool(self.partial.states[self.hashed])

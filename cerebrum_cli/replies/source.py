@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 PROMPTS = "prompts"  # in the configuration directory
 ONLY_HERE = "programs check only replies of a model on this machine", "omit --check, or --endpoint"
 CHAT_SLOTS = 16  # one sequence, except for votes
+USUAL_REASONING = 1000  # tokens, about, before an answer
 AUTO_PARALLEL = 64  # sequences; more than this was nowhere faster
 MAX_TEMPLATE_BYTES = 2**20
 FINGERPRINTED = ("system", *GENERATION_KEYS, "tool_rounds", "ctx", "cache_type_k", "cache_type_v")
@@ -171,7 +172,7 @@ class ModelSource:
     - `vocabulary_only`: without weights, and so always in this process
     - `is_chat`: memory for the whole context is allocated while the model loads, and weights are repacked
     - `caches_prompts`: on disk
-    - `prompt_tokens`, `reply_tokens`: about how many a single prompt, and its reply, will have; None is not known
+    - `prompt_tokens`, `answer_tokens`: about how many a single question and its answer will have; 0 is unknown
     """
 
     installation: Installation
@@ -185,7 +186,7 @@ class ModelSource:
     is_chat: bool = False
     caches_prompts: bool = False
     prompt_tokens: int = 0
-    reply_tokens: int | None = None
+    answer_tokens: int = 0
 
     def for_chat(self) -> ModelSource:
         """This for a chat, which is greedy only if that is recommended or set, as the cards of Cerebrum do."""
@@ -245,7 +246,12 @@ class ModelSource:
         from cerebrum_cli.replies.loading import load_options
 
         options = load_options(self.model, self.settings, self.context, self.vocabulary_only, self.is_chat)
-        return replace(options, prompt_tokens=self.prompt_tokens, reply_tokens=self.reply_tokens)
+        if not self.answer_tokens:
+            return options
+        thinks = options.file.thinks and self.settings.thinks is not False
+        expected = self.answer_tokens + (USUAL_REASONING if thinks else 0)
+        reply_tokens = min(expected, self.settings.max_tokens or expected)
+        return replace(options, prompt_tokens=self.prompt_tokens, reply_tokens=reply_tokens)
 
     def check(self, grammar: Grammar) -> None:
         """Raise GrammarError for what cannot be enforced."""

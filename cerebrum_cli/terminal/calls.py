@@ -63,7 +63,7 @@ class CallSink:
         if not isinstance(event, CallEvent) or self.streams.is_quiet:
             return
         if event.is_done:
-            self._print(" ".join(["->", *event.call.result.split()]))
+            self._print(f"-> {event.call.result}")
         elif event.call.name not in self._asking:  # the question shows the whole call
             self._print(str(event.call))
 

@@ -61,6 +61,7 @@ class AnswerSink:
         if isinstance(event, TokenEvent) and event.ends_reasoning:
             self.close()
             self._stream, self._last = None, ""
+            self._wrap = self._wrap and WordWrap.for_output(self._streams)
             self._streams.report(MISREAD)
         text = answer_text(event)
         if self._streams.out_is_terminal:

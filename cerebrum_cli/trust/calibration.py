@@ -107,7 +107,7 @@ class Promises:
 
     @property
     def are_none(self) -> bool:
-        """Whether no share is decided for any of them."""
+        """Whether nothing can be promised."""
         return not any(self.shares.values())
 
     @property

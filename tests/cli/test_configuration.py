@@ -52,6 +52,10 @@ def test_a_new_default_names_the_setting_that_precedes_it(user: CommandLine) -> 
         "note: config.toml sets starter, which takes precedence",
         "      cerebrum config unset model removes it",
     ]
+    config(user, "set", "model", "nano")
+    assert user.run("pull", "--default", "nano").err.splitlines()[-1] == "default model: nano"
+    done = user.run("pull", "--default", "nano", env={"CEREBRUM_MODEL": "starter"})
+    assert done.err.splitlines()[-1] == "note: CEREBRUM_MODEL sets starter, which takes precedence"
 
 
 def test_the_rest_of_the_file_stays(user: CommandLine) -> None:
@@ -68,6 +72,17 @@ def test_the_rest_of_the_file_stays(user: CommandLine) -> None:
     assert config(user, "unset", "max_tokens").code == 0 and config(user, "unset", "cache_type").code == 0
     assert file.read_text() == "# mine\n" + WRITTEN[WRITTEN.index("\n[") :]
     assert "endpoints.gpu.url" in config(user).out
+
+
+def test_tables_in_a_list_hide_their_variables(user: CommandLine) -> None:
+    write(user, f'[[mcp.time]]\ncommand = "a"\nenv = {{TOKEN = "secret"}}\n[[mcp.time]]\ncommand = {10**400}\n')
+    listed = config(user, "--json")
+    assert "secret" not in listed.out and '"mcp.time[0].command"' in listed.out
+
+
+def test_unknown_options_are_corrected(user: CommandLine) -> None:
+    assert "did you mean --json" in config(user, "--jsn").err
+    assert "put -- before a value" in config(user, "set", "temperature", "-1").err
 
 
 def test_line_ends_stay_and_unknown_settings_can_be_removed(user: CommandLine) -> None:

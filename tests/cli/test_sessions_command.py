@@ -13,6 +13,7 @@ from command_line import COMMAND, CommandLine, Finished, assert_error, fixed_rep
 from person import Person
 from prompt_toolkit.history import FileHistory
 
+from cerebrum_cli.chat.session import ReplyMetadata
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Message
 
@@ -78,6 +79,28 @@ def test_ask_continue_without_a_prompt_continues_a_reply_that_was_cut_off(user: 
     assert_error(refused, 2, "no prompt given")
     ask(user, "Is it complete?", "Yes.")
     assert_error(user.run("ask", "-c"), 1, "nothing to continue: the reply is complete", 'cerebrum ask -c "..."')
+
+
+@pytest.mark.parametrize(
+    ("reply", "metadata", "problem"),
+    [
+        (
+            "",
+            ReplyMetadata(finish_reason="cancelled"),
+            "nothing to continue: the reply was interrupted before it began",
+        ),
+        ("No.", ReplyMetadata(), "the last reply cannot be continued here: it was edited; /continue in a chat"),
+    ],
+)
+def test_ask_continue_says_why_a_reply_cannot_be_continued(
+    user: CommandLine, reply: str, metadata: ReplyMetadata, problem: str
+) -> None:
+    ask(user, "Why?", "Because.")
+    with closing(Store(database(user))) as store:
+        [summary] = store.summaries()
+        session = store.add_message(summary.session, Message("user", "And?"))
+        store.add_message(session, Message("assistant", reply), metadata)
+    assert_error(user.run("ask", "-c"), 1, problem)
 
 
 def test_ask_session_creates_and_continues_a_named_session(user: CommandLine) -> None:

@@ -460,6 +460,9 @@ def test_a_model_decides() -> None:
         for choices in (["yes"], "yes,no", [1, 2], ["a", " A"], ["a", " "]):
             with pytest.raises(UsageError):
                 model.decide("Is it?", choices)  # type: ignore[arg-type]
+        for options in ({"fast": True, "votes": 2}, {"letters": True, "votes": 2}, {"letters": True, "score": (1, 5)}):
+            with pytest.raises(UsageError, match="cannot be used together"):
+                model.decide("Is it?", **options)
         with pytest.raises(PromptTooLong):
             model.decide("word " * 20_000)
 

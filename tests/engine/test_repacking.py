@@ -17,8 +17,8 @@ MEMORY = 3 * SIZES.weight_bytes
 BATCH = ContextOptions(slots=16)
 
 
-def options(quantization: str | None = "Q4_K_M", thinks: bool = False, **others: Any) -> LoadOptions:
-    return replace(LoadOptions(GgufFile(Path("m"), 4096, SIZES, thinks=thinks, quantization=quantization)), **others)
+def options(quantization: str | None = "Q4_K_M", **others: Any) -> LoadOptions:
+    return replace(LoadOptions(GgufFile(Path("m"), 4096, SIZES, quantization=quantization)), **others)
 
 
 def on(monkeypatch: pytest.MonkeyPatch, instructions: str, generation: float = 20e9) -> None:
@@ -51,12 +51,12 @@ def test_faster_processors_repack_for_longer_replies(monkeypatch: pytest.MonkeyP
 
 
 def test_long_prompts_are_evaluated_as_in_the_file_with_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
-    long = options(prompt_tokens=3000)
+    long = options(prompt_tokens=3000, reply_tokens=250)
     on(monkeypatch, "x86")
     assert repacks(long)
     on(monkeypatch, "avx512")
     assert not repacks(long)
-    assert repacks(options(prompt_tokens=3000, thinks=True)), "its reply is longer"
+    assert repacks(options(prompt_tokens=3000, reply_tokens=1250)), "with reasoning"
 
 
 def test_other_weights_and_processors_repack(monkeypatch: pytest.MonkeyPatch) -> None:

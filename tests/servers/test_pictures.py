@@ -191,6 +191,8 @@ def test_pictures_divide_a_text_and_may_be_a_whole_question() -> None:
     assert asked(part).pictures == (Picture("image/png", "a"),)
     message = asked(part, "A?", part, part, "B?", part)
     assert message.content == "A?\n\nB?" and len(message.pictures) == 4
+    empty = {"type": "text", "text": ""}
+    assert asked(empty, part, "A?", part, empty, part, "B?").content == "A?\n\nB?"
 
 
 def test_edited_question_keeps_the_pictures_that_it_names() -> None:
