@@ -112,13 +112,16 @@ def answer_text(event: object) -> str:
 
 def with_notices_behind(events: Iterable[Event]) -> Generator[Event, None, None]:
     """The events of one reply, with notices behind its text instead of inside."""
-    held = []
+    held: list[NoticeEvent] = []
     has_text = False
     try:
         for event in events:
             if has_text and isinstance(event, NoticeEvent):
                 held.append(event)
                 continue
+            if isinstance(event, FinishEvent):
+                yield from held
+                held.clear()
             has_text = has_text or (isinstance(event, TokenEvent) and bool(event.text))
             yield event
     except CerebrumError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -46,6 +47,7 @@ class BatchProgress(Line):
         self._elsewhere = 0  # tokens without events
         self._phase = "preparing prompts"
         self._tokens = 0
+        self._counted = Counter[SequenceId]()  # of them, those of running sequences
         self._started = self._latest = 0.0  # when tokens and rows were reported; Ray takes seconds to stop after that
         self._began = 0.0  # when rows were reported first: some are answered without tokens
 
@@ -70,10 +72,12 @@ class BatchProgress(Line):
                 self._running.add(sequence)
                 self._phase = "generating"
                 self._tokens += len(event.tokens)
+                self._counted[sequence] += len(event.tokens)
             case FinishEvent(sequence) | RefusedEvent(sequence):
                 self._running.discard(sequence)
-                if isinstance(event, FinishEvent) and not event.has_all_tokens:  # it came without them
-                    self._tokens += event.completion_tokens
+                counted = self._counted.pop(sequence, 0)
+                if isinstance(event, FinishEvent) and not event.has_all_tokens:  # it came without some, or all
+                    self._tokens += event.completion_tokens - counted
             case ServersEvent(tokens):
                 self._elsewhere = tokens
             case RowProgress():

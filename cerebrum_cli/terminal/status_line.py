@@ -15,6 +15,7 @@ from cerebrum_cli.core.events import (
     LoadEvent,
     NoticeEvent,
     PromptEvent,
+    SequenceId,
     ServersEvent,
     StageEvent,
     TallyEvent,
@@ -129,7 +130,7 @@ class RunningVote:
     def __init__(self, minimum: int, maximum: int) -> None:
         self._tally = TallyEvent((), 0, minimum, maximum)
         self._started = set[int]()
-        self._tokens = 0
+        self._tokens = Counter[SequenceId]()
         self._since = 0.0  # when a sample began to generate
 
     def take(self, event: Event) -> bool:
@@ -139,13 +140,13 @@ class RunningVote:
                 self._tally = event
             case PromptEvent(sequence, evaluated, total):
                 self._started.add(sequence.sample)
-                if evaluated < total and not self._tokens:
+                if evaluated < total and not self._tokens.total():
                     return False
             case TokenEvent(sequence):
                 self._started.add(sequence.sample)
-                self._tokens += max(1, len(event.tokens))
-            case FinishEvent() if not event.has_all_tokens:  # a server may send whole replies
-                self._tokens += event.completion_tokens
+                self._tokens[sequence] += max(1, len(event.tokens))  # some servers send only text
+            case FinishEvent(sequence) if not event.has_all_tokens:
+                self._tokens[sequence] = event.completion_tokens
             case FinishEvent():
                 pass
             case _:
@@ -162,15 +163,16 @@ class RunningVote:
         counts = [f"{tally.samples} of {planned} samples"]
         if self._started:
             counts.append(f"{len(self._started)} started")
-        if self._tokens:
-            counts.append(f"{self._tokens} tokens")
+        tokens = self._tokens.total()
+        if tokens:
+            counts.append(f"{tokens} tokens")
         seconds = time.monotonic() - self._since
-        if self._tokens and seconds > MIN_SPEED_S:
-            speed = self._tokens / seconds
+        if tokens and seconds > MIN_SPEED_S:
+            speed = tokens / seconds
             counts.append(f"{speed:.{0 if speed >= 10 else 1}f} t/s")
         answers = " · ".join(f"{one_line(answer)} x{count}" for answer, count in tally.tally) or "no answer yet"
         counted = f" ({', '.join(counts)})"
-        if len(answers) + len(counted) > width and self._tokens:
+        if len(answers) + len(counted) > width and tokens:
             counted = f" ({', '.join(count for count in counts if not count.endswith('tokens'))})"
         return truncate(answers, max(MIN_ANSWER, width - len(counted))) + counted
 

@@ -17,7 +17,7 @@ from cerebrum_cli.chat.reply_recorder import save_interval
 from cerebrum_cli.chat.session import Session
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.errors import EngineError, ModelNotFound, PromptTooLong, SessionError
-from cerebrum_cli.core.events import Event, NoticeEvent, TokenEvent
+from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, TokenEvent
 from cerebrum_cli.core.tools import Round, ToolCall
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.step import StopFlag
@@ -316,7 +316,7 @@ def test_chat_continues_a_reply_that_fills_the_context_without_the_oldest_turns(
     assert text(events) == story.lstrip() == chat.require_reply().message.content
     assert finish(events).reason == "stop"
     [notice] = [event for event in events if isinstance(event, NoticeEvent)]
-    assert events[-1] == notice  # behind the reply, not inside
+    assert events[-2] == notice and isinstance(events[-1], FinishEvent)  # behind the text, not inside
     assert "dropped the 4 oldest messages (" in notice.message
     assert [message.content for message in chat.conversation.messages] == [Z, story.lstrip()]
     assert text(chat.retry()) == story.lstrip()

@@ -210,6 +210,15 @@ def test_a_running_vote_shows_its_speed(monkeypatch: pytest.MonkeyPatch) -> None
     assert vote.text(55) == "no answer yet (0 of 8 samples, 2 started, 40 t/s)"
 
 
+def test_a_running_vote_counts_the_tokens_of_servers_once() -> None:
+    vote = RunningVote(2, 2)
+    vote.take(TokenEvent(ONE, "so"))
+    vote.take(TokenEvent(TWO, "so", tokens=range(5)))
+    for sequence in (ONE, TWO):
+        vote.take(FinishEvent(sequence, "stop", 9, 0, 7, 1, 99, Timings(), has_all_tokens=False))
+    assert "14 tokens" in vote.text(80)
+
+
 def test_status_line_logs_now_and_then_on_a_plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCESSIBLE", "1")
     streams = shown()
