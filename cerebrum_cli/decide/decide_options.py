@@ -55,10 +55,7 @@ class ChoiceOptions:
         """The choices that are given; None without any. Raises UsageError."""
         if self.choices is not None and self.score is not None:
             raise UsageError.conflict("--choices", "--score")
-        if self.votes and self.fast:
-            raise UsageError.conflict("--votes", "--fast")
-        if self.letters and (self.votes or self.score is not None):
-            raise UsageError.conflict("--letters", "--votes" if self.votes else "--score")
+        self.listing.require(self.votes, self.score is not None, prefix="--")
         if self.choices is not None:
             return parse_choices(self.choices)
         return parse_score(self.score) if self.score is not None else None

@@ -44,10 +44,8 @@ def decide_one(
     by_letter: bool,
 ) -> Decision:
     """The decision of one question. Raises UsageError, PromptTooLong, FormatError, EngineError, EndpointError."""
-    if votes and in_one_order:
-        raise UsageError.conflict("votes", "fast")
-    if by_letter and (votes or score is not None):
-        raise UsageError.conflict("letters", "votes" if votes else "score")
+    listing = ChoiceListing(in_one_order, by_letter)
+    listing.require(votes, is_score=score is not None)
     if score is not None:
         given = score_choices(*score)
     elif isinstance(choices, Mapping):
@@ -57,7 +55,6 @@ def decide_one(
         if isinstance(choices, str) or not all(isinstance(name, str) for name in names):
             raise UsageError.invalid("choices", choices, "a list of texts")
         given = choices_of(map(Choice, names))
-    listing = ChoiceListing(in_one_order, by_letter)
     for event in decide(model, [ChoiceQuestion(conversation, given, listing)], votes):
         if isinstance(event, Decided):
             if isinstance(event.result, CerebrumError):

@@ -19,6 +19,13 @@ class ChoiceListing:
     in_one_order: bool = False
     by_letter: bool = False
 
+    def require(self, votes: int | None, is_score: bool, prefix: str = "") -> None:
+        """Raise UsageError for votes or a score that it excludes; errors name options with a prefix."""
+        if votes and self.in_one_order:
+            raise UsageError.conflict(f"{prefix}votes", f"{prefix}fast")
+        if self.by_letter and (votes or is_score):
+            raise UsageError.conflict(f"{prefix}letters", f"{prefix}{'votes' if votes else 'score'}")
+
     @property
     def method(self) -> str:
         orders = "one order" if self.in_one_order else "averaged orders"
