@@ -43,11 +43,10 @@ class BatchProgress(Line):
         self._status = StatusLine(streams, model or "", is_hidden=model is None)
         self._rows: RowProgress | None = None
         self._before = 0  # rows answered by earlier runs
-        self._running = set[SequenceId]()
+        self._running = Counter[SequenceId]()  # tokens of each sequence so far
         self._elsewhere = 0  # tokens without events
         self._phase = "preparing prompts"
         self._tokens = 0
-        self._counted = Counter[SequenceId]()  # of them, those of running sequences
         self._started = self._latest = 0.0  # when tokens and rows were reported; Ray takes seconds to stop after that
         self._began = 0.0  # when rows were reported first: some are answered without tokens
 
@@ -64,18 +63,16 @@ class BatchProgress(Line):
         self._latest = time.monotonic()
         match event:
             case PromptEvent(sequence, evaluated, total):
-                self._running.add(sequence)
+                self._running[sequence] += 0
                 if self._phase != "generating":
                     self._phase = "reading prompts" if evaluated < total else "generating"
                     self._started = self._started or self._latest
             case TokenEvent(sequence):
-                self._running.add(sequence)
                 self._phase = "generating"
                 self._tokens += len(event.tokens)
-                self._counted[sequence] += len(event.tokens)
+                self._running[sequence] += len(event.tokens)
             case FinishEvent(sequence) | RefusedEvent(sequence):
-                self._running.discard(sequence)
-                counted = self._counted.pop(sequence, 0)
+                counted = self._running.pop(sequence, 0)
                 if isinstance(event, FinishEvent) and not event.has_all_tokens:  # it came without some, or all
                     self._tokens += event.completion_tokens - counted
             case ServersEvent(tokens):
