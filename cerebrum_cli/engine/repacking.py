@@ -41,7 +41,9 @@ def plan_repacking(options: LoadOptions, free: int, records: Path | None) -> boo
         return instructions == "x86"
     if 2 * options.file.sizes.weight_bytes > free:
         return False
+    if not options.reply_tokens:
+        return True
     generation = load_speed(records).generation if records else 0
     longer_load = TOKENS_PER_GBS * generation / 1e9
     longer_prompt = AVX512_PROMPT * options.prompt_tokens if instructions == "avx512" else 0
-    return not options.reply_tokens or options.reply_tokens > longer_load + longer_prompt
+    return options.reply_tokens > longer_load + longer_prompt
