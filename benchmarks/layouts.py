@@ -17,7 +17,17 @@ from pathlib import Path
 
 from answering import THREADS
 from completion import completion_peers
-from harness import Environment, Row, argument_parser, isolated_environment, kernels, record, require_peers, run
+from harness import (
+    Environment,
+    Row,
+    argument_parser,
+    isolated_environment,
+    kernels,
+    medians,
+    record,
+    require_peers,
+    run,
+)
 
 QUESTION = (
     "Write a Python function that merges two sorted lists. Explain it in detail, with examples, tests and variants."
@@ -60,27 +70,26 @@ def rows(model: str, tokens: int, environment: Environment, runs: int) -> Iterat
     if generated != tokens:
         raise RuntimeError(f"the model stopped after {generated} of {tokens} tokens: ask another question")
     peer = completion_peers(chosen, model, tokens, environment)[0].command
-    commands = [chosen, *(ask(model, tokens, repack) for repack in LAYOUTS.values()), peer]
-    measured: list[list[float]] = []
+    commands = {
+        "chosen": chosen,
+        **{name: ask(model, tokens, repack) for name, repack in LAYOUTS.items()},
+        "peer": peer,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
     for number in range(runs):
-        order = [*commands[number % 4 :], *commands[: number % 4]]
-        seconds = {id(command): run(command, environment=environment).seconds for command in order}
-        measured.append([seconds[id(command)] for command in commands])
-    medians = dict(
-        zip(LAYOUTS, [statistics.median(column) for column in zip(*measured, strict=True)][1:3], strict=True)
-    )
-    better = min(medians, key=lambda layout: medians[layout])
-    at = 1 + list(LAYOUTS).index(better)
+        first = number % len(commands)
+        for name in [*commands][first:] + [*commands][:first]:
+            seconds[name].append(run(commands[name], environment=environment).seconds)
+    better = min(LAYOUTS, key=lambda name: statistics.median(seconds[name]))
     label = f"ask of {tokens} tokens, {Path(model).stem}, {kernels()}"
-    yield compared(f"{label}, better layout ({better})", [(each[0], each[at]) for each in measured], "<= 1.02")
+    yield compared(f"{label}, better layout ({better})", seconds["chosen"], seconds[better], "<= 1.02")
     if tokens >= 128:
-        peers = [(each[0], each[3]) for each in measured]
-        yield compared(f"{label}, llama-completion --no-warmup", peers, "<= 0.98")
+        yield compared(f"{label}, llama-completion --no-warmup", seconds["chosen"], seconds["peer"], "<= 0.98")
 
 
-def compared(label: str, pairs: Sequence[tuple[float, float]], target: str) -> Row:
-    ours, peer = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return Row(label, f"{ours:.2f} s", f"{peer:.2f} s", statistics.median(a / b for a, b in pairs), target)
+def compared(label: str, ours: Sequence[float], peer: Sequence[float], target: str) -> Row:
+    ours_s, peer_s, ratio = medians([*zip(ours, peer, strict=True)])
+    return Row(label, f"{ours_s:.2f} s", f"{peer_s:.2f} s", ratio, target)
 
 
 if __name__ == "__main__":
