@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
+from cerebrum_cli.cli.variables import environment_layer
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import COMMAND_LINE, DEFAULT, SESSION, Settings
@@ -44,6 +45,14 @@ def pull_missing(app: App, settings: Settings, error: ModelNotFound, *, yes: boo
         elif not (yes or confirm_pull(app, error, puller, text)):
             raise error
     return pull_model(app, app.puller(offline, settings.ctx, yes), text)
+
+
+def note_precedence(app: App, default: InstalledModel) -> None:
+    """Write a note if config.toml or a variable sets another model than the default model."""
+    settings = app.readable_settings(environment_layer("model"))
+    if settings.model and settings.model not in default.references:
+        hint = "cerebrum config unset model removes it" if settings.origin("model") == "config.toml" else ""
+        app.streams.note(f"{settings.origin('model')} sets {settings.model}, which takes precedence", hint)
 
 
 def choose_model(app: App, heading: str, rows: list[JsonDict]) -> str | None:

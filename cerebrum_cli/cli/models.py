@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from cerebrum_cli.cli.completion_values import stored_models
+from cerebrum_cli.cli.model_choice import note_precedence
 from cerebrum_cli.cli.model_tables import (
     is_url,
     print_candidates,
@@ -109,6 +110,7 @@ def print_installed(app: App, listed: list[JsonDict], is_outdated: bool) -> None
                 streams.report(f"another {row['name']}:{row['quantization']}, by its URL: {row['reference']}")
         if any(row["default"] for row in listed):
             streams.report("* default model")
+            note_precedence(app, app.library.resolve(None))
     if is_outdated:
         streams.report("next: cerebrum pull MODEL" if listed else "no installed model has a newer upload")
         return

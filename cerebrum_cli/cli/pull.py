@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 from cerebrum_cli.cli.completion_values import known_models
-from cerebrum_cli.cli.model_choice import choose_model, pull_model
+from cerebrum_cli.cli.model_choice import choose_model, note_precedence, pull_model
 from cerebrum_cli.cli.model_tables import (
     print_candidates,
     print_repositories,
@@ -139,10 +139,7 @@ def given_flags(options: object, *names: str) -> list[str]:
 def make_default(app: App, model: InstalledModel) -> None:
     app.library.registry.set_default(model.reference)
     app.streams.report(f"default model: {model.reference}")
-    settings = app.readable_settings(environment_layer("model"))
-    if settings.model and settings.model not in model.references:
-        hint = "cerebrum config unset model removes it" if settings.origin("model") == "config.toml" else ""
-        app.streams.note(f"{settings.origin('model')} sets {settings.model}, which takes precedence", hint)
+    note_precedence(app, model)
 
 
 def report_next_step(app: App, model: InstalledModel) -> None:

@@ -109,6 +109,8 @@ def test_list_shows_installed_models(hub_user: HubUser, chatml_model: Path) -> N
         [OWNED, "Q8_0", "225", "kB", "embedded", "2048", second["last_used"][:10], f"hf.co/{OWNED}"],
     ]
     assert done.err == "* default model\ntotal: 451 kB; prompt cache: 0 kB\nbundled, for trying the program: nano\n"
+    done = hub_user.run("list", CEREBRUM_MODEL="nano")
+    assert done.err.splitlines()[:2] == ["* default model", "note: CEREBRUM_MODEL sets nano, which takes precedence"]
 
 
 def test_show_describes_an_installed_model(hub_user: HubUser) -> None:
