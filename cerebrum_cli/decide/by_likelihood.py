@@ -44,6 +44,7 @@ class ListingPrompt:
     """One of the prompts of a question, and the beginnings of a reply that name a choice."""
 
     number: int
+    choices: GivenChoices
     request: Request
     beginnings: Beginnings
 
@@ -105,7 +106,7 @@ def prompts_of(
         if request.rules and request.rules.opened:
             raise UsageError(REASONS, f"take {VOTES}")
         reader = readers(question.listing.replies(choices, order))
-        yield ListingPrompt(number, request, reader.find(request.prompt_tokens))
+        yield ListingPrompt(number, choices, request, reader.find(request.prompt_tokens))
 
 
 def read_here(model: Model, prompts: Sequence[ListingPrompt]) -> Iterator[Event | Read]:
@@ -134,7 +135,7 @@ def read_on_servers(model: Model, prompts: Sequence[ListingPrompt]) -> Iterator[
         for event in events:
             if isinstance(event, OpeningEvent):
                 found.add(event.sequence.request)
-                yield Read(event.sequence.request, read_opening(prompts[event.sequence.request].beginnings, event))
+                yield Read(event.sequence.request, read_opening(prompts[event.sequence.request], event))
             elif isinstance(event, FinishEvent):
                 if event.reason != "cancelled" and event.sequence.request not in found:
                     problem = EndpointError("the server sends no log probabilities", f"use llama-server, or {VOTES}")
@@ -147,11 +148,12 @@ def read_on_servers(model: Model, prompts: Sequence[ListingPrompt]) -> Iterator[
                 yield event
 
 
-def read_opening(beginnings: Beginnings, event: OpeningEvent) -> Sequence[float] | CerebrumError:
+def read_opening(prompt: ListingPrompt, event: OpeningEvent) -> Sequence[float] | CerebrumError:
     """The logarithms of the probabilities of choices by the likeliest first tokens, or why there are none."""
+    beginnings = prompt.beginnings
     known = {key: logprob for key, logprob in event.logprobs.items() if key in beginnings.owners}
     if not beginnings.is_clear(event.logprobs):
-        return EndpointError(NOT_CLEAR, f"give them other names, add --letters, or take {VOTES}")
+        return EndpointError(NOT_CLEAR, prompt.choices.other_ways)
     if not known:
         return EndpointError(NOT_LIKELY, f"use a model on this machine, or {VOTES}")
     return log_shares(beginnings.owners, known)

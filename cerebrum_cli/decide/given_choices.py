@@ -67,6 +67,13 @@ class GivenChoices:
         swapped = (*turned, *middle, *mirrored)
         return [given, given[::-1], swapped, swapped[::-1]]
 
+    @property
+    def other_ways(self) -> str:
+        """What to do if beginnings of replies do not tell these choices apart."""
+        if self.is_score:
+            return "score with fewer numbers, or take votes: --votes 8"
+        return "give them names that begin with different words, add --letters, or take votes: --votes 8"
+
     def find(self, name: str) -> int:
         """The position of a choice by its name, written in any case. Raises KeyError."""
         exact = {each: position for position, each in reversed([*enumerate(self.names)])}

@@ -76,7 +76,7 @@ class BeginningReader(ABC):
     """Finds the beginnings of replies that name a choice: they are as long as it takes to tell it from the others."""
 
     def __init__(self, choices: GivenChoices) -> None:
-        self._names = choices.names
+        self._choices = choices
         self._known: dict[int | None, Beginnings] = {}
 
     def find(self, prompt: Sequence[int]) -> Beginnings:
@@ -87,9 +87,8 @@ class BeginningReader(ABC):
         return self._known[last]
 
     def _find(self, last: int | None) -> Beginnings:
-        replies = [
-            (reply, position) for position, name in enumerate(self._names) for reply in self._replies(last, name)
-        ]
+        names = self._choices.names
+        replies = [(reply, position) for position, name in enumerate(names) for reply in self._replies(last, name)]
         meant: dict[Any, set[int]] = defaultdict(set)  # the choices that a reply may come to name after a beginning
         for reply, position in replies:
             for length in range(1, 1 + len(reply)):
@@ -98,11 +97,9 @@ class BeginningReader(ABC):
         for reply, position in replies:
             own = [reply[:length] for length in range(1, 1 + len(reply)) if meant[reply[:length]] == {position}]
             owners.update(dict.fromkeys(self._read(reply, own), position))
-        for position in {*range(len(self._names))} - {*owners.values()}:
-            problem = f"the beginning of a reply does not tell {self._names[position]!r} from another choice"
-            raise UsageError(
-                problem, "give the choices names that begin with different words; or use --letters or --votes 8"
-            )
+        for position in {*range(len(names))} - {*owners.values()}:
+            problem = f"the beginning of a reply does not tell {names[position]!r} from another choice"
+            raise UsageError(problem, self._choices.other_ways)
         shared = {key: meant[each] for each in meant if len(meant[each]) > 1 for key in self._read(each, ())}
         return Beginnings(owners, shared)
 

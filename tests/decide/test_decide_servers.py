@@ -103,7 +103,8 @@ def test_choices_that_begin_alike_are_refused_on_servers() -> None:
 
 def test_a_number_that_begins_another_is_clear_if_both_are_tokens() -> None:
     with asking(OllamaServer, {"1": -0.5, "2": -1.0}) as (model, server):
-        assert isinstance(decided(model, parse_score("1..10")).result, EndpointError)
+        error = decided(model, parse_score("1..10")).result
+        assert isinstance(error, EndpointError) and error.hint == "score with fewer numbers, or take votes: --votes 8"
         server.openings = {"1": -0.5, "2": -1.0, "10": -2.0}
         decision = decided(model, parse_score("1..10")).result
         assert isinstance(decision, Decision) and decision.answer == "1"
