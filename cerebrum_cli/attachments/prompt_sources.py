@@ -93,7 +93,10 @@ class AttachmentReader:
             if picture := picture_in(source, data):
                 return name, picture
             refuse_media(data, str(source))
-            return name, decode_text(data, str(source), MAX_PROMPT_BYTES, PromptTooLong)
+            text = decode_text(data, str(source), MAX_PROMPT_BYTES, PromptTooLong)
+            if not text.strip():
+                on_notice(NoticeEvent(f"{name} is empty"))
+            return name, text
         tokens = max(1, len(text.encode()) // BYTES_PER_TOKEN)
         on_notice(NoticeEvent(f"{name}: about {tokens:,} tokens"))
         if note:

@@ -218,7 +218,7 @@ def test_prompt_files_follow_the_rules_above_their_directory(folder: Path, monke
 
 
 def test_prompt_files_of_an_ignored_directory_are_read_if_it_is_named(folder: Path) -> None:
-    write_tree(folder, {".gitignore": "build\n", "build/a": "", "build/.gitignore": "b\n", "build/b": "", "c": ""})
+    write_tree(folder, {".gitignore": "build\n", "build/a": "", "build/.gitignore": "b\n", "build/b": "b", "c": ""})
     assert (names("."), names("build"), names("build/*")) == (["c"], ["build/a"], ["build/a"])
     assert names("build/b") == ["build/b"]
 
@@ -265,3 +265,10 @@ def test_prompt_file_names_are_well_formed(folder: Path) -> None:
     Path(os.fsdecode(b"in/caf\xe9")).write_text("a")
     assert names("in") == ["in/caf\ufffd"]
     assert names(os.fsdecode(b"in/caf\xe9")) == ["in/caf\ufffd"]
+
+
+def test_an_empty_file_is_noticed(folder: Path) -> None:
+    write_tree(folder, {"a.txt": " \n", "b.txt": "b"})
+    files, notices = read("a.txt", "b.txt")
+    assert [content for _, content in files] == [" \n", "b"]
+    assert [notice.message for notice in notices] == ["a.txt is empty"]
