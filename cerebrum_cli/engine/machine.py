@@ -46,6 +46,7 @@ RECENT_FLAGS = ("avx512_bf16", "i8mm", "avx_vnni", "amx_int8", "sme")
 LISTED_BY = [5, 19]
 MIN_CAPACITY = 0.6  # of the fastest core: Cortex-A55 in an RK3588 has 0.52, Cortex-A76 in a Tensor 0.61
 CPUINFO = Path("/proc/cpuinfo")
+MEMORY = Path("/proc/meminfo")
 DEVICES_FILE = "devices.json"
 DEVICES = Path("/sys/devices")
 MEMORY_LIMITS = ("memory.max", "memory.limit_in_bytes", "memory/memory.limit_in_bytes")  # of cgroup v2 and v1
@@ -214,16 +215,25 @@ def cgroup_quota(root: Path) -> float:
 
 def available_memory() -> int:
     """Bytes of memory this process can still allocate, within its cgroups."""
-    import psutil
-
-    return int(max(0, min(psutil.virtual_memory().available, *map(cgroup_memory, own_cgroups()))))
+    available, _ = system_memory()
+    return int(max(0, min(available, *map(cgroup_memory, own_cgroups()))))
 
 
 def total_memory() -> int:
     """Bytes of memory of this machine, used or free, within its cgroups."""
+    _, total = system_memory()
+    return int(min(total, *(_integer(root, *MEMORY_LIMITS) for root in own_cgroups())))
+
+
+def system_memory() -> tuple[int, int]:
+    """Available and total bytes, as Linux lists them: importing psutil takes 20 ms of each command's start."""
+    listed = dict(re.findall(r"^(MemAvailable|MemTotal): +(\d+) kB$", _text(MEMORY, ""), re.MULTILINE))
+    if len(listed) == 2:
+        return int(listed["MemAvailable"]) * 1024, int(listed["MemTotal"]) * 1024
     import psutil
 
-    return int(min(psutil.virtual_memory().total, *(_integer(root, *MEMORY_LIMITS) for root in own_cgroups())))
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total
 
 
 def cgroup_memory(root: Path) -> float:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from random import SystemRandom
 from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 from cerebrum_cli.core.ask import Ask
@@ -167,7 +167,7 @@ class Request:
         """Seed of the first sample: that requested, or a random one. Raises UsageError if the prompt is empty."""
         if not self.prompt_tokens:
             raise UsageError("the prompt is empty", "write a prompt")
-        return secrets.randbelow(SEEDS) if self.params.seed is None else self.params.seed
+        return SystemRandom().randrange(SEEDS) if self.params.seed is None else self.params.seed
 
     @property
     def stop_anywhere(self) -> Texts:

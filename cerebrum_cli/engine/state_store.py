@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from contextlib import suppress
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 from zlib import crc32
@@ -180,6 +179,8 @@ def footer(file: BinaryIO, length: int) -> bytes:
 
 def digest(data: bytes) -> str:
     """First 128 bits of a SHA-256 digest in hexadecimal."""
+    from hashlib import sha256
+
     return sha256(data).hexdigest()[:32]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import field
 from pathlib import Path
 
@@ -90,9 +91,13 @@ class ChosenFormat:
         )
 
     def preload(self) -> None:
-        """Import what builds an embedded format, which takes long."""
+        """Import what builds an embedded format, and compile its template, which take long."""
         if self.template is not None:
             import cerebrum_cli.formats.template  # noqa: F401
+            from cerebrum_cli.formats.template_sandbox import compile_template
+
+            with suppress(FormatError):  # building the format raises it
+                compile_template(self.template)
 
 
 def choose_format(requested: str | None, known: str | None, template: str | None) -> ChosenFormat:

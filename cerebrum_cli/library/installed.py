@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,6 +90,8 @@ class InstalledModel:
         It has 16 bytes, and covers those of the vocabulary in the file, a few megabytes: a millisecond for 49,000
         tokens.
         """
+        from hashlib import sha256
+
         start, end = self.header.vocabulary
         try:
             with self.path.open("rb") as file:
@@ -212,6 +213,8 @@ class InstalledModel:
     @property
     def usage_key(self) -> str:
         """Name of its usage record, which stays the same in new commits of its repository."""
+        from hashlib import sha256
+
         name = f"{self.cached.repo_id}/{self.cached.names[0]}" if self.cached else str(self.path)
         return sha256(os.fsencode(name)).hexdigest()[:32]
 

@@ -9,7 +9,7 @@ from typing import Self
 from cerebrum_cli.terminal.streams import Streams, is_plain_terminal
 
 _WIDE = "\u2e80-\ud7ff\uf900-\ufaff\uff00-\uff60"  # between these characters, any row may end
-_PARTS = re.compile(rf"\n|[ \t]+|[{_WIDE}]|[^\s{_WIDE}]+|\s")
+_PARTS = rf"\n|[ \t]+|[{_WIDE}]|[^\s{_WIDE}]+|\s"  # compiled when it is used: this takes 3 ms
 _CODE = ("    ", "\t", "```", "~~~")  # beginnings of lines that are left as they are, since they may be copied
 _TAB = 8  # columns
 
@@ -41,7 +41,7 @@ class WordWrap:
         width = self._columns()
         if width != self._width:  # the terminal has moved what is shown
             self._width, self._word = width, ""
-        return "".join(map(self._placed, _PARTS.findall(text)))
+        return "".join(map(self._placed, re.findall(_PARTS, text)))
 
     def _placed(self, part: str) -> str:
         from rich.cells import cell_len

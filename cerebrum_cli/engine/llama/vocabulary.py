@@ -14,7 +14,6 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property, lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -260,6 +259,8 @@ class LlamaVocabulary:
 def _with_stack(size: int, call: Callable[..., list[int]], *arguments: object) -> list[int]:
     """Call a function in a thread that has a stack of so many bytes, and at least 16 MB."""
     with STACK_SIZE:
+        from concurrent.futures import ThreadPoolExecutor
+
         previous = threading.stack_size(max(size, 2**24))
         try:
             with ThreadPoolExecutor(1) as thread:
