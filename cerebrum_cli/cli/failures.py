@@ -152,6 +152,8 @@ def usage_error(
             hint = f"put -- before a value that begins with a hyphen: {path} set KEY -- VALUE"
     elif unknown := re.fullmatch("No such command .(.*).", problem, re.DOTALL):
         hint = OTHER_COMMANDS.get(unknown[1], hint)
+        if context and unknown[1] == "help" and words[-1] in getattr(context.command, "commands", ()):
+            hint = f"did you mean cerebrum {words[-1]} --help?"
         is_name = re.fullmatch(r"(?a)[\w-]+", unknown[1]) and len(words) < SENTENCE
         if path == "cerebrum" and unknown[1] not in OTHER_COMMANDS and not is_name:
             hint = 'did you mean cerebrum ask "..."?'
