@@ -82,9 +82,10 @@ def print_available(app: App, listed: list[JsonDict], ctx: int | None) -> None:
     from cerebrum_cli.engine.local import FORECAST, planned_context
 
     shown = listed[::-1] if app.streams.out_is_terminal else listed
-    print_catalogue(app.streams, shown)
+    left_out = print_catalogue(app.streams, shown)
     planned = f"memory for a context of {planned_context(ctx, None)} tokens, {FORECAST}"
-    app.streams.note(f"{planned}; {app.library.capacity().description}")
+    hint = f"this window is too narrow for: {', '.join(left_out)}; --json prints all" if left_out else ""
+    app.streams.note(f"{planned}; {app.library.capacity().description}", hint)
 
 
 def print_found_models(app: App, listed: list[JsonDict]) -> None:

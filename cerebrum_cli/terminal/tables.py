@@ -41,9 +41,10 @@ Column = str | Callable[[Row], Any]  # the key of a row, or what is shown of the
 
 def print_columns(
     columns: Mapping[str, Column], streams: Streams, rows: Iterable[Row], shorten: str = "", drop: Sequence[str] = ()
-) -> None:
+) -> list[str]:
+    """Print a table of rows; the columns that did not fit."""
     cells = [[column_value(row, column) for column in columns.values()] for row in rows]
-    print_table(streams, tuple(columns), cells, shorten, drop)
+    return print_table(streams, tuple(columns), cells, shorten, drop)
 
 
 def column_value(row: Row, column: Column) -> Any:
@@ -76,10 +77,10 @@ def print_table(
     rows: Sequence[Sequence[Any]],
     shorten: str = "",
     drop: Sequence[str] = (),
-) -> None:
+) -> list[str]:
     """Print a table; on a narrow terminal, the column `shorten` is truncated, then columns are left out.
 
-    Columns are left out in the order of `drop`, and after these from the last on.
+    They are left out in the order of `drop`, and after these from the last on. Returns their headings.
     """
     from rich.cells import cell_len
     from rich.console import Console
@@ -95,6 +96,7 @@ def print_table(
     lines = ["  ".join(line).rstrip() for line in zip(*padded, strict=True)]
     lines[0] = streams.styled(lines[0], BOLD)
     streams.answer("".join(f"{line}\n" for line in lines), is_styled=True)
+    return [heading for heading in headings if heading not in widths]
 
 
 def _fit_widths(widths: dict[str, int], width: int, shorten: str, drop: Sequence[str]) -> None:
@@ -167,7 +169,7 @@ def print_rows(
     streams: Streams,
     rows: list[JsonDict],
     json: bool,
-    as_table: Callable[[Streams, Iterable[Row]], None],
+    as_table: Callable[[Streams, Iterable[Row]], object],
     empty: str,
 ) -> None:
     """Print rows as one JSON list or as a table; without any, print the message `empty`, if there is one."""
