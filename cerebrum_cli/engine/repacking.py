@@ -1,16 +1,17 @@
 """Whether to repack weights while a model loads: generation is then faster, but the first token comes later.
 
-The load takes longer, by about as much as it takes to generate some dozens of tokens, and with AVX-512, prompts are
-evaluated at 0.65 times the speed. Qwen2.5-Coder 1.5B in Q4_K_M on two threads, as in the file / repacked:
+The process takes longer, by about as much as it takes to generate some dozens of tokens, and with AVX-512, prompts are
+evaluated at 0.65 times the speed. Qwen2.5-Coder 1.5B in Q4_K_M on two threads, whole processes, as in the file /
+repacked:
 
-| processor | load, s | prompt, tokens/s | a token, ms | break-even length of the reply, tokens |
-|---|---|---|---|---|
-| AMD EPYC, AVX-512 | 0.6 more | 263 / 177 | 34 / 26.5 | 75 + 0.23 * prompt |
-| Intel Xeon, AVX-512 | 0.28 / 0.73 | 141 / 95 | 95 / 74 | 20 + 0.17 * prompt |
-| Intel Xeon, AVX2 | 0.29 / 0.75 | 68 / 66 | 99 / 78 | 20 |
+| processor | all but tokens, s | a token, ms | break-even length of the reply, tokens |
+|---|---|---|---|
+| AMD EPYC, AVX-512 | 0.76 more | 34 / 26.5 | 84 |
+| Intel Xeon, AVX-512 | 0.79 more | 117 / 97 | 43 |
+| Intel Xeon, AVX2 | 0.66 more | 137 / 119 | 41 |
 
 What it costs and what it saves are both in proportion to the bytes of the weights, so the number of tokens depends on
-the processor alone, and is roughly in proportion to its speed of generation.
+the processor alone, and grows with its speed of generation.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from cerebrum_cli.engine.machine import instruction_set
 from cerebrum_cli.engine.requests import LoadOptions
 from cerebrum_cli.engine.speed import load_speed
 
-TOKENS_PER_GBS = 1.3  # tokens of a reply that make up for the longer load, for each GB/s of generation
+TOKENS = 28  # of a reply that make up for the longer load
+TOKENS_PER_GBS = 1.5  # further ones, for each GB/s of generation
 AVX512_PROMPT = 0.2  # further tokens of a reply, for each token of the prompt
 
 
@@ -44,6 +46,6 @@ def plan_repacking(options: LoadOptions, free: int, records: Path | None) -> boo
     if not options.reply_tokens:
         return True
     generation = load_speed(records).generation if records else 0
-    longer_load = TOKENS_PER_GBS * generation / 1e9
+    longer_load = TOKENS + TOKENS_PER_GBS * generation / 1e9
     longer_prompt = AVX512_PROMPT * options.prompt_tokens if instructions == "avx512" else 0
     return options.reply_tokens > longer_load + longer_prompt

@@ -43,7 +43,7 @@ def test_k_quants_on_x86_are_repacked_where_that_pays(instructions: str, monkeyp
 
 
 def test_faster_processors_repack_for_longer_replies(monkeypatch: pytest.MonkeyPatch) -> None:
-    short = options(reply_tokens=32)
+    short = options(reply_tokens=60)
     on(monkeypatch, "avx512", generation=10e9)
     assert repacks(short)
     on(monkeypatch, "avx512", generation=40e9)
