@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import field
 from pathlib import Path
 
@@ -91,13 +90,9 @@ class ChosenFormat:
         )
 
     def preload(self) -> None:
-        """Import what builds an embedded format, and compile its template, which take long."""
+        """Import what builds an embedded format, which takes long. A template of a file may not be tried yet."""
         if self.template is not None:
             import cerebrum_cli.formats.template  # noqa: F401
-            from cerebrum_cli.formats.template_sandbox import compile_template
-
-            with suppress(FormatError):  # building the format raises it
-                compile_template(self.template)
 
 
 def choose_format(requested: str | None, known: str | None, template: str | None) -> ChosenFormat:
