@@ -83,9 +83,10 @@ class ReplyRecorder:
         if self.continued:
             before, forced = self.continued.message, forced_tokens(self.continued.metadata)
         while True:
-            self.reply = self.loaded.respond(self._request)
+            reply = self.loaded.respond(self._request)
             if before:
-                begin_after(self.reply, before, forced)
+                begin_after(reply, before, forced)
+            self.reply = reply
             notice = yield from self._record_until_full()
             if notice is None:
                 return
@@ -122,8 +123,13 @@ class ReplyRecorder:
         return Ask(conversation, settings, prefix_tokens=self._prefix, tools=self.tools)
 
     def end_early(self, error: BaseException, previous_leaf: int | None) -> None:
-        """Save an interrupted reply, even if empty; after an error without a reply, remove the question."""
-        if isinstance(error, INTERRUPTIONS) or (self._has_output and not isinstance(error, SessionError)):
+        """Save an interrupted reply, even if empty; after an error without a reply, remove the question.
+
+        One that was to continue another, and got nothing further, leaves that in place.
+        """
+        continues = self.continued or self.prefill
+        is_kept = self._has_output or (isinstance(error, INTERRUPTIONS) and not continues)
+        if is_kept and not isinstance(error, SessionError):
             with suppress(SessionError):
                 self._save("cancelled")
                 return

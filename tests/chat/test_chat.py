@@ -1,6 +1,7 @@
 """Chat: moving through the session's tree, saving every turn, and evaluating each prefix only once."""
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from cerebrum_cli.chat.history import History
 from cerebrum_cli.chat.reply_recorder import save_interval
 from cerebrum_cli.chat.session import Session
 from cerebrum_cli.chat.store import Store
-from cerebrum_cli.core.errors import EngineError, ModelNotFound, PromptTooLong, SessionError
+from cerebrum_cli.core.errors import EngineError, Interrupted, ModelNotFound, PromptTooLong, SessionError
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, TokenEvent
 from cerebrum_cli.core.tools import Round, ToolCall
 from cerebrum_cli.engine.backend import Backend
@@ -162,6 +163,30 @@ def test_continue_extends_a_truncated_reply(endless_chat: Chat) -> None:
     assert text(chat.continue_reply()) == " so on"
     assert chat.require_reply().message.tokens == tuple(b" and so on")
     assert contents(chat) == ["One?", "and so on"]
+
+
+def test_a_continuation_that_is_interrupted_before_it_begins_leaves_the_reply(
+    endless_chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = endless_chat
+    list(chat.change_settings({"max_tokens": 4}))
+    list(chat.send("One?"))
+
+    def interrupt(*_: object) -> int:
+        raise Interrupted(signal.SIGINT, "")
+
+    for begin in (chat.continue_reply, lambda: chat.reply_from("and")):
+        with monkeypatch.context() as patched:
+            patched.setattr(type(chat.loaded), "count_tokens", interrupt)
+            with pytest.raises(Interrupted):
+                list(begin())
+        assert contents(chat) == ["One?", "and"]
+    events = chat.continue_reply()
+    next(events)  # of its prompt
+    events.close()
+    assert contents(chat) == ["One?", "and"]
+    assert chat.require_reply().metadata.finish_reason == "length"
+    assert text(chat.continue_reply()) == " so"
 
 
 def test_continue_keeps_the_calls_of_a_truncated_reply(start_chat: Start, store: Store) -> None:
