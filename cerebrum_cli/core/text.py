@@ -118,6 +118,13 @@ def text_digest(text: str) -> str:
     return sha256(text.encode()).hexdigest()
 
 
+def short_digest(data: bytes) -> str:
+    """First 128 bits of a SHA-256 digest, in hexadecimal digits."""
+    from hashlib import sha256
+
+    return sha256(data).hexdigest()[:32]
+
+
 def format_duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

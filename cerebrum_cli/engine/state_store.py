@@ -23,6 +23,7 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent, OnNotice
 from cerebrum_cli.core.files import remove, remove_abandoned, unfinished_file
 from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.text import short_digest
 from cerebrum_cli.core.token_ids import TOKEN_BYTES, TokenIds, common_tokens, pack_tokens
 
 STATE = ".state"
@@ -92,7 +93,7 @@ class StateStore:
         if size > self.limit:
             return
         packed = pack_tokens(tokens)
-        path = self.directory / f"{self._prefix(kind)}{digest(packed)}{STATE}"
+        path = self.directory / f"{self._prefix(kind)}{short_digest(packed)}{STATE}"
         try:
             self.directory.mkdir(0o700, parents=True, exist_ok=True)  # conversations are private
             with unfinished_file(path) as part:
@@ -144,7 +145,7 @@ class StateStore:
     def _prefix(self, kind: str) -> str:
         """How the names of files with this kind of states begin."""
         identity = {"model": self.model, "format": self.format, "kind": kind}
-        return f"{digest(json.dumps(identity).encode())}-"
+        return f"{short_digest(json.dumps(identity).encode())}-"
 
 
 def read_state(path: Path) -> State | None:
@@ -175,13 +176,6 @@ def footer(file: BinaryIO, length: int) -> bytes:
         value = crc32(data, value)
         length -= len(data)
     return FOOTER.pack(value, MAGIC)
-
-
-def digest(data: bytes) -> str:
-    """First 128 bits of a SHA-256 digest in hexadecimal."""
-    from hashlib import sha256
-
-    return sha256(data).hexdigest()[:32]
 
 
 def write_error(directory: Path, reason: str) -> EngineError:

@@ -6,7 +6,6 @@ import json
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -20,7 +19,7 @@ from cerebrum_cli.core.errors import CerebrumError, FormatError, UsageError
 from cerebrum_cli.core.events import Event, LoadEvent, StageEvent
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import LOAD_KEYS, Layer
-from cerebrum_cli.core.text import pip_install
+from cerebrum_cli.core.text import pip_install, short_digest
 from cerebrum_cli.eval.completions import presets
 
 if TYPE_CHECKING:
@@ -256,7 +255,7 @@ def cache_path(app: App, source: ModelSource, options: LmEvalOptions) -> Path:
         settings.cache_type_k,
         settings.cache_type_v,
     )
-    digest = sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]
+    digest = short_digest(json.dumps(record, sort_keys=True).encode())
     return app.cache_directory / "lm-eval" / digest
 
 

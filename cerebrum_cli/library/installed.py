@@ -14,6 +14,7 @@ from cerebrum_cli.core.files import Paths
 from cerebrum_cli.core.metadata_keys import CONVERTED, MERGE_FORMAT, MERGE_SOURCES
 from cerebrum_cli.core.paths import is_missing
 from cerebrum_cli.core.settings import EMBEDDED, Layer, SourcedLayer
+from cerebrum_cli.core.text import short_digest
 from cerebrum_cli.formats.choice import FORMAT_NAMES
 from cerebrum_cli.gguf.header import Header, parts_sizes, read_header, require_generative
 from cerebrum_cli.gguf.sizes import ModelSizes
@@ -90,13 +91,11 @@ class InstalledModel:
         It has 16 bytes, and covers those of the vocabulary in the file, a few megabytes: a millisecond for 49,000
         tokens.
         """
-        from hashlib import sha256
-
         start, end = self.header.vocabulary
         try:
             with self.path.open("rb") as file:
                 file.seek(start)
-                return sha256(file.read(end - start)).hexdigest()[:32]
+                return short_digest(file.read(end - start))
         except OSError:
             return None
 
@@ -213,10 +212,8 @@ class InstalledModel:
     @property
     def usage_key(self) -> str:
         """Name of its usage record, which stays the same in new commits of its repository."""
-        from hashlib import sha256
-
         name = f"{self.cached.repo_id}/{self.cached.names[0]}" if self.cached else str(self.path)
-        return sha256(os.fsencode(name)).hexdigest()[:32]
+        return short_digest(os.fsencode(name))
 
     @property
     def quantization(self) -> str | None:
