@@ -47,10 +47,10 @@ def pull_missing(app: App, settings: Settings, error: ModelNotFound, *, yes: boo
     return pull_model(app, app.puller(offline, settings.ctx, yes), text)
 
 
-def note_precedence(app: App, default: InstalledModel) -> None:
+def note_precedence(app: App) -> None:
     """Write a note if config.toml or a variable sets another model than the default model."""
     settings = app.readable_settings(environment_layer("model"))
-    if settings.model and settings.model not in default.references:
+    if settings.model and settings.model not in app.library.resolve(None).references:
         hint = "cerebrum config unset model removes it" if settings.origin("model") == "config.toml" else ""
         app.streams.note(f"{settings.origin('model')} sets {settings.model}, which takes precedence", hint)
 

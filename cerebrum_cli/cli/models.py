@@ -111,7 +111,7 @@ def print_installed(app: App, listed: list[JsonDict], is_outdated: bool) -> None
                 streams.report(f"another {row['name']}:{row['quantization']}, by its URL: {row['reference']}")
         if any(row["default"] for row in listed):
             streams.report("* default model")
-            note_precedence(app, app.library.resolve(None))
+            note_precedence(app)
     if is_outdated:
         streams.report("next: cerebrum pull MODEL" if listed else "no installed model has a newer upload")
         return

@@ -139,7 +139,7 @@ def given_flags(options: object, *names: str) -> list[str]:
 def make_default(app: App, model: InstalledModel) -> None:
     app.library.registry.set_default(model.reference)
     app.streams.report(f"default model: {model.reference}")
-    note_precedence(app, model)
+    note_precedence(app)
 
 
 def report_next_step(app: App, model: InstalledModel) -> None:
