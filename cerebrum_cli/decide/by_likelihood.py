@@ -22,7 +22,7 @@ from cerebrum_cli.core.events import Event, FinishEvent, OpeningEvent, PromptEve
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings
 from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Decided
-from cerebrum_cli.decide.given_choices import GivenChoices
+from cerebrum_cli.decide.given_choices import VOTES, GivenChoices
 from cerebrum_cli.decide.prompts import ChoiceListing
 from cerebrum_cli.decide.readings import BeginningReader, Beginnings, TextReader, TokenReader, average, log_shares
 from cerebrum_cli.engine.engine import LogprobScores
@@ -31,7 +31,6 @@ from cerebrum_cli.engine.requests import Request, ScoreRequest
 if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
 
-VOTES = "votes: --votes 8"
 REASONS = "this model reasons before each answer, so no probability can be read from how its reply begins"
 UNUSED = (*SAMPLING_KEYS, "think", "loop_check", "tool_rounds")  # settings of replies that are generated
 LIKELIEST = 20  # first tokens: the most that the OpenAI API and vLLM give

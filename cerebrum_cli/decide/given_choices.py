@@ -19,6 +19,7 @@ HOW = "separate choices by commas, or name an existing file with one on each lin
 MANY = 20  # with more choices, fewer orders
 MAX_BYTES = 1_000_000  # of a file with choices
 SHOWN = 60  # characters of a name in an error
+VOTES = "votes: --votes 8"  # what helps where no probability can be read
 Order: TypeAlias = tuple[int, ...]  # positions of the choices, in the order in which a prompt lists them
 _QUOTED = r'\s*"[^"]*"\s*'
 # A name, and perhaps its description; either may be in quotes as a whole.
@@ -71,8 +72,8 @@ class GivenChoices:
     def other_ways(self) -> str:
         """What to do if beginnings of replies do not tell these choices apart."""
         if self.is_score:
-            return "score with fewer numbers, or take votes: --votes 8"
-        return "give them names that begin with different words, add --letters, or take votes: --votes 8"
+            return f"score with fewer numbers, or take {VOTES}"
+        return f"give them names that begin with different words, add --letters, or take {VOTES}"
 
     def find(self, name: str) -> int:
         """The position of a choice by its name, written in any case. Raises KeyError."""
