@@ -46,7 +46,7 @@ RECENT_FLAGS = ("avx512_bf16", "i8mm", "avx_vnni", "amx_int8", "sme")
 LISTED_BY = [5, 19]
 MIN_CAPACITY = 0.6  # of the fastest core: Cortex-A55 in an RK3588 has 0.52, Cortex-A76 in a Tensor 0.61
 CPUINFO = Path("/proc/cpuinfo")
-MEMORY = Path("/proc/meminfo")
+PROCESSES = Path("/proc")
 DEVICES_FILE = "devices.json"
 DEVICES = Path("/sys/devices")
 MEMORY_LIMITS = ("memory.max", "memory.limit_in_bytes", "memory/memory.limit_in_bytes")  # of cgroup v2 and v1
@@ -227,7 +227,7 @@ def total_memory() -> int:
 
 def system_memory() -> tuple[int, int]:
     """Available and total bytes, as Linux lists them: importing psutil takes 20 ms of each command's start."""
-    listed = dict(re.findall(r"^(MemAvailable|MemTotal): +(\d+) kB$", _text(MEMORY, ""), re.MULTILINE))
+    listed = dict(re.findall(r"^(MemAvailable|MemTotal): +(\d+) kB$", _text(PROCESSES, "meminfo"), re.MULTILINE))
     if len(listed) == 2:
         return int(listed["MemAvailable"]) * 1024, int(listed["MemTotal"]) * 1024
     import psutil

@@ -42,7 +42,7 @@ Column = str | Callable[[Row], Any]  # the key of a row, or what is shown of the
 def print_columns(
     columns: Mapping[str, Column], streams: Streams, rows: Iterable[Row], shorten: str = "", drop: Sequence[str] = ()
 ) -> list[str]:
-    """Print a table of rows; the columns that did not fit."""
+    """Print a table of rows, as `print_table` does."""
     cells = [[column_value(row, column) for column in columns.values()] for row in rows]
     return print_table(streams, tuple(columns), cells, shorten, drop)
 
