@@ -17,7 +17,7 @@ from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.terminal.sinks import ReplyDisplay, show_answer
-from cerebrum_cli.terminal.tables import result_text, sampling_text, stats_line
+from cerebrum_cli.terminal.tables import sampling_text, stats_line
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.inspection import UncertainToken
@@ -207,10 +207,7 @@ class AnswerPrinter:
         is_shown = options.json or not vote.tally.tied
         self._print_rest(reply, vote.final_answer if is_shown else None, votes_object(vote))
         if options.stats or (streams.err_is_terminal and not streams.is_quiet):
-            result = result_text(vote.tally_event)
-            leader = vote.tally.leader
-            if leader and leader.is_checked:
-                result += f"; checked by {format_count(leader.programs, 'program')}"
+            result = vote.tally.result
             if unsupported := vote.unsupported_programs:
                 result += f"; {format_count(unsupported, 'program')} not supported by Monty"
             streams.info(result)

@@ -16,6 +16,7 @@ from math import comb, fsum
 from typing import NamedTuple
 
 from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.text import format_count, one_line
 from cerebrum_cli.core.votes import Votes
 
 _LONG = re.compile(r"-?\d+\.\d{10,}", re.ASCII)  # floats have 15 to 17 digits
@@ -92,6 +93,12 @@ class Count:
     def rank(self) -> tuple[bool, int, int]:
         return self.is_checked, self.count, self.stated
 
+    @property
+    def sources(self) -> str:
+        """How many replies and programs come to it."""
+        replies = "1 reply" if self.replies == 1 else f"{self.replies} replies"
+        return f"{replies} and {format_count(self.programs, 'program')}"
+
     def satisfies(self, votes: Votes, more: int = 0) -> bool:
         """Whether it would have enough votes to win, with so many more."""
         is_checked = self.is_checked or more > 0 or not votes.needed_checked
@@ -156,6 +163,24 @@ class Tally:
         if leader and leader.satisfies(self.votes):
             return leader
         return None
+
+    @property
+    def result(self) -> str:
+        """The two leading answers: "4/5: 5 of 6 votes (83%); runner-up 0.9: 1".
+
+        With programs: "4/5: 5 replies and 4 programs of 6 samples; runner-up 0.9: 0 replies and 1 program".
+        """
+        samples = format_count(self.samples, "sample")
+        if not self.counts:
+            return f"no final answer in {samples}"
+        leader, *others = self.counts
+        result = f"{one_line(leader.answer)}: {leader.count} of {self.samples} votes ({leader.count / self.samples:.0%})"
+        if self.votes.checks:
+            result = f"{one_line(leader.answer)}: {leader.sources} of {samples}"
+        if not others:
+            return result
+        second = others[0]
+        return f"{result}; runner-up {one_line(second.answer)}: {second.sources if self.votes.checks else second.count}"
 
     @property
     def tied(self) -> tuple[Count, ...]:

@@ -18,7 +18,7 @@ from cerebrum_cli.core.text import format_count, format_size, one_line
 from cerebrum_cli.terminal.streams import BOLD, Streams
 
 if TYPE_CHECKING:
-    from cerebrum_cli.core.events import FinishEvent, TallyEvent
+    from cerebrum_cli.core.events import FinishEvent
     from cerebrum_cli.core.inspection import ScoredToken, UncertainToken
 
 PIPE_WIDTH = 10_000  # columns of text in a pipe, where nothing is wrapped
@@ -219,18 +219,6 @@ def _rate(tokens_per_second: float) -> str:
     if tokens_per_second:
         return f", {tokens_per_second:.1f} t/s"
     return ""
-
-
-def result_text(event: TallyEvent) -> str:
-    """Result of a vote: "4/5: 5 of 6 votes (83%); runner-up 0.9: 1"."""
-    if not event.tally:
-        return f"no final answer in {format_count(event.samples, 'sample')}"
-    (winner, count), *behind = event.tally
-    text = f"{one_line(winner)}: {count} of {event.samples} votes ({count / event.samples:.0%})"
-    if not behind:
-        return text
-    second, second_count = behind[0]
-    return f"{text}; runner-up {one_line(second)}: {second_count}"
 
 
 _print_prompts = partial(

@@ -181,7 +181,8 @@ def test_check_without_bubblewrap_runs_programs_in_monty(
     assert [sample.get("program_unsupported") for sample in votes["samples"]] == [True, None, True, None]
     assert [sample["program_output"] for sample in votes["samples"]] == [None, "4", None, None]
     done = run(tmp_path, chatml_model, "q", "--votes", "4", "--stats", programs=programs)
-    assert "; checked by 1 program; 2 programs not supported by Monty\n" in done.err
+    result = "4: 1 reply and 1 program of 4 samples; runner-up 5: 2 replies and 0 programs"
+    assert f"{result}; 2 programs not supported by Monty\n" in done.err
     assert_error(
         run(tmp_path, chatml_model, "q", "--votes", "4", "--set", "sandbox=bwrap"), 2, "bwrap is not installed"
     )

@@ -24,7 +24,6 @@ from cerebrum_cli.terminal.repl.reply_notices import reply_notice
 from cerebrum_cli.terminal.repl.slash_lines import BARE_EXITS, SlashCommand, parse_slash
 from cerebrum_cli.terminal.sinks import ReplyDisplay, Sink, show_answer
 from cerebrum_cli.terminal.streams import Streams
-from cerebrum_cli.terminal.tables import result_text
 
 LIST_SESSIONS = "list sessions with /sessions"
 NEARLY_FULL = 0.75
@@ -177,7 +176,7 @@ class Repl:
         finally:
             if reply := majority_vote.reply:
                 show_answer(self.streams, reply.text, self.chat.settings.markdown)
-                self.streams.report(result_text(majority_vote.tally_event))
+                self.streams.report(majority_vote.tally.result)
                 self.streams.report(majority_vote.notice)
                 self._end_turn()
 
