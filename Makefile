@@ -12,7 +12,7 @@
 #   make slow     the slow tests and the property tests: the rest of `make test`
 #   make coverage   the quick tests with the share of statements they run, and its minimum
 #   make check    format, lint, types
-#   make docs     docs/reference/cli.md, chat.md and cerebrum.1, from the code
+#   make docs     generated pages of docs/reference, from the code
 #   make catalogue   sizes and pinned revisions of models.toml, from the Hugging Face Hub
 #   make dist     dist/cerebrum_cli-*: the source archive, and the wheel, which needs that of `make wheels`
 #   make test-dist  what `make dist` and `make wheels` made, installed by pip, uv and pipx

@@ -1,4 +1,4 @@
-"""Write cli.md, chat.md and cerebrum.1 of docs/reference from the code: commands, slash commands and keys."""
+"""Write pages of docs/reference from the code: commands, slash commands and keys, and syntaxes of function calls."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from cerebrum_cli.cli.commands import own_commands
 from cerebrum_cli.core.declaration import HEADINGS
+from cerebrum_cli.formats.tool_families import FAMILIES
 from cerebrum_cli.main import assembled
 from cerebrum_cli.terminal.repl.interactive import chat_help
 
@@ -27,6 +28,13 @@ changes.
 
 Each command lists those that it has. Almost all commands also have `-q`, and all have `-h`.
 """
+CALLS = """\
+The families of models whose syntax of [function calls](../how-to/call-functions.md) is known, with the source:
+documentation, a chat template, or a parser's tests. Variants that these models write are read, too. Each example calls
+`weather(city="Oslo")`.
+
+| Family | A call |
+|---|---|"""
 
 
 def main() -> None:
@@ -38,7 +46,12 @@ def main() -> None:
 def pages() -> dict[str, str]:
     """Generated pages by file name."""
     commands = cli_page()
-    return {"cli.md": commands, "chat.md": chat_page(), "cerebrum.1": man_page(commands)}
+    return {
+        "cli.md": commands,
+        "chat.md": chat_page(),
+        "function-calls.md": calls_page(),
+        "cerebrum.1": man_page(commands),
+    }
 
 
 def cli_page() -> str:
@@ -124,6 +137,18 @@ def common_options(shared: list[tuple[Row, str]], common: list[Row]) -> str:
         parts.append(", ".join(names))
     text = "; ".join(parts)
     return fill(text, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+
+
+def calls_page() -> str:
+    """Every family of models whose calls are known, with an example."""
+    rows = [f"| [{family.name}]({family.source}) | {code(family.syntax.example)} |" for family in FAMILIES]
+    return "\n".join(["# Function calls", "", NOTE, "", CALLS, *rows]) + "\n"
+
+
+def code(text: str) -> str:
+    """Text as code in a cell of a table in Markdown."""
+    text = text.replace("\n", " ").replace("|", r"\|")
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def plain(text: str) -> str:

@@ -93,7 +93,7 @@ class Unreachable:
             problem = f"{labelled}, the smallest error that can be promised is {self.smallest_error:.0%}"
         if self.more_rows is None:
             return f"{problem}; even the surest answers are too often wrong for {100 * self.error:.3g}%"
-        return f"{problem}; label about {self.more_rows:,} more"
+        return f"{problem}; for {100 * self.error:.3g}%, label about {self.more_rows:,} more"
 
 
 @frozen

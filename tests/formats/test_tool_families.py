@@ -1,4 +1,4 @@
-"""Known families: their documented calls, any calls as they write them, and the table of the documentation."""
+"""Known families: their documented calls, and any calls as they write them."""
 
 import json
 from collections.abc import Sequence
@@ -36,18 +36,6 @@ def test_family_is_recognised_and_its_example_is_read(family: ToolFamily, chatml
     assert family_of(" ".join(family.texts)) == family
     assert format_of(family.name, chatml).read(family.syntax.example, TOOLS)[0] == (OSLO,)
     assert family.source.startswith("https://")
-
-
-def test_table_of_the_documentation_lists_the_families() -> None:
-    page = (ROOT / "docs" / "how-to" / "call-functions.md").read_text()
-    rows = [f"| [{family.name}]({family.source}) | {code(family.syntax.example)} |" for family in FAMILIES]
-    assert [line for line in page.splitlines() if line.startswith("| [")] == rows
-
-
-def code(text: str) -> str:
-    """Text as code in a cell of a table in Markdown."""
-    text = text.replace("\n", " ").replace("|", r"\|")
-    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 # Documented replies.

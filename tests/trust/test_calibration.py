@@ -92,7 +92,8 @@ def test_unreachable_names_the_smallest_error_and_the_rows_to_label() -> None:
     assert few.more_rows is not None and 15 <= few.more_rows <= 150
     assert (
         str(few)
-        == f"with 30 labelled rows, the smallest error that can be promised is 8%; label about {few.more_rows} more"
+        == "with 30 labelled rows, the smallest error that can be promised is 8%; "
+        f"for 5%, label about {few.more_rows} more"
     )
 
 
