@@ -174,7 +174,9 @@ class Tally:
         if not self.counts:
             return f"no final answer in {samples}"
         leader, *others = self.counts
-        result = f"{one_line(leader.answer)}: {leader.count} of {self.samples} votes ({leader.count / self.samples:.0%})"
+        result = (
+            f"{one_line(leader.answer)}: {leader.count} of {self.samples} votes ({leader.count / self.samples:.0%})"
+        )
         if self.votes.checks:
             result = f"{one_line(leader.answer)}: {leader.sources} of {samples}"
         if not others:

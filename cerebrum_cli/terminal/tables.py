@@ -14,7 +14,7 @@ from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.inspection import CERTAIN
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import DEFAULT
-from cerebrum_cli.core.text import format_count, format_size, one_line
+from cerebrum_cli.core.text import format_count, format_size
 from cerebrum_cli.terminal.streams import BOLD, Streams
 
 if TYPE_CHECKING:

@@ -91,8 +91,7 @@ def test_unreachable_names_the_smallest_error_and_the_rows_to_label() -> None:
     assert (few.rows, few.smallest_error) == (30, 0.08)
     assert few.more_rows is not None and 15 <= few.more_rows <= 150
     assert (
-        str(few)
-        == "with 30 labelled rows, the smallest error that can be promised is 8%; "
+        str(few) == "with 30 labelled rows, the smallest error that can be promised is 8%; "
         f"for 5%, label about {few.more_rows} more"
     )
 
