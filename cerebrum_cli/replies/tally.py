@@ -174,11 +174,10 @@ class Tally:
         if not self.counts:
             return f"no final answer in {samples}"
         leader, *others = self.counts
-        result = (
-            f"{one_line(leader.answer)}: {leader.count} of {self.samples} votes ({leader.count / self.samples:.0%})"
-        )
+        votes = f"{leader.count} of {self.samples} votes ({leader.count / self.samples:.0%})"
         if self.votes.checks:
-            result = f"{one_line(leader.answer)}: {leader.sources} of {samples}"
+            votes = f"{leader.sources} of {samples}"
+        result = f"{one_line(leader.answer)}: {votes}"
         if not others:
             return result
         second = others[0]
