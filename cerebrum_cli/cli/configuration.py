@@ -178,7 +178,8 @@ def with_keys(document: TOMLDocument, values: dict[str, Any]) -> TOMLDocument:
     import tomlkit
 
     if all(isinstance(value, dict) for value in document.values()):
-        return tomlkit.parse(tomlkit.dumps(values) + "\n" * bool(document) + tomlkit.dumps(document))
+        blank_line = "\n" if document else ""
+        return tomlkit.parse(tomlkit.dumps(values) + blank_line + tomlkit.dumps(document))
     document.update(values)
     return document
 

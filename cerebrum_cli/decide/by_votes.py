@@ -64,7 +64,8 @@ def vote(model: Model, questions: Sequence[ChoiceQuestion], samples: int) -> Ite
 def spread(samples: int, orders: int) -> list[int]:
     """As many samples for each order, or one more for the first; none for orders without a sample."""
     each, more = divmod(samples, orders)
-    return [each + (place < more) for place in range(orders) if each + (place < more)]
+    shares = [each + 1] * more + [each] * (orders - more)
+    return [share for share in shares if share]
 
 
 def counted(question: ChoiceQuestion, votes: Sequence[MajorityVote]) -> Decision | CerebrumError:
