@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing, suppress
 from importlib import import_module
 
-from cerebrum_cli.core.errors import EndpointError, EngineError, NotReadyError
+from cerebrum_cli.core.errors import EndpointError, EngineError, NoServerError, NotReadyError
 from cerebrum_cli.core.events import Event, SequenceId
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.engine.engine import CancelScope, Completions, Engine, OpenBackend
@@ -31,7 +31,10 @@ READ_AT = 1.5  # such requests; together, since submitting wakes the thread of t
 
 
 def probe(endpoint: Endpoint) -> ServerInfo:
-    """Ask a server what it is. Raises EndpointError if it cannot be used, NotReadyError if not yet."""
+    """Ask a server what it is.
+
+    Raises EndpointError if it cannot be used, NotReadyError if not yet, NoServerError without a connection.
+    """
 
     async def ask() -> ServerInfo:
         async with aclosing(Client(endpoint)) as client:
@@ -45,8 +48,10 @@ def probe(endpoint: Endpoint) -> ServerInfo:
             f"{endpoint.name} is not ready: {busy.reason}", "other commands wait for it; try again later"
         ) from busy
     except LostServerError as lost:
-        remedy = "the log of the server" if lost.was_sent else "start the server there"
-        raise EndpointError(f"{endpoint.name}: {lost.reason}", f"check the URL, and {remedy}") from lost
+        problem = f"{endpoint.name}: {lost.reason}"
+        if lost.was_sent:
+            raise EndpointError(problem, "check the URL, and the log of the server") from lost
+        raise NoServerError(problem, "check the URL, and start the server there") from lost
 
 
 class RemoteCompletions(Completions):

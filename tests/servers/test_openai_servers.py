@@ -311,7 +311,20 @@ def test_served_model_needs_servers_of_one_kind_that_answer(server: OllamaServer
     with LlamaServer(server.model) as other:
         assert_error(ask("ask", "2 + 2?", "--endpoint", other.url), 1, f"{other.url} takes token ids", "one kind")
     server.kill()
-    assert_error(ask("ask", "2 + 2?"), 1, "Connection refused", "start the server there")
+    assert_error(ask("ask", "2 + 2?"), 7, "Connection refused", "start the server there")
+
+
+def test_question_goes_to_the_first_server_that_answers(server: OllamaServer, tmp_path: Path) -> None:
+    def ask(*servers: OllamaServer) -> Finished:
+        endpoints = [text for server in servers for text in ("--endpoint", server.url)]
+        return run_here(dict(SCRIPT), tmp_path, "ask", "2 + 3?", "-m", MODEL, "--final", *endpoints)
+
+    with type(server)(server.model, context_size=5000) as other:
+        other.models = server.models
+        other.kill()
+        assert (ask(other, server).code, ask(other, server).out) == (0, "4\n")
+        server.kill()
+        assert_error(ask(other, server), 7, f"{other.url}: Connection refused; {server.url}: Connection refused")
 
 
 def test_served_model_is_checked_by_doctor(server: OllamaServer, tmp_path: Path) -> None:
