@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from cerebrum_cli.cli.completion_values import known_models
 from cerebrum_cli.cli.model_choice import choose_model, note_precedence, pull_model
@@ -120,13 +123,19 @@ def pull(
 
 
 def suggested_model(app: App, ctx: int | None) -> str:
-    """A model that the user chooses from a few that fit. Raises UsageError without a choice."""
+    """A model that the user chooses from a few that fit; exit 1 with nothing pulled if the user quits.
+
+    Raises UsageError if there is no terminal to ask on, or no model that fits.
+    """
     from cerebrum_cli.cli.model_objects import suggestions
 
     app.machine.record_bandwidth()
     rows = suggestions(app.library, ctx)
     chosen = choose_model(app, "models that fit this machine, best first", rows)
     if chosen is None:
+        if rows and app.streams.can_ask:
+            app.streams.info("nothing pulled")
+            raise typer.Exit(1)
         example = f"name one, such as cerebrum pull {rows[0]['name']}, or " if rows else ""
         raise UsageError("no model given", f"{example}see cerebrum list --available")
     return chosen
@@ -173,4 +182,5 @@ def show_download_plan(app: App, opened: AbstractContextManager[Puller], text: s
         what = f"convert {format_size(plan.conversion.size)} of safetensors to {plan.reference}"
     elif plan.listing:
         _ = plan.download  # raises an error if several models were meant
-    app.streams.report(f"cerebrum pull {reference} would {what}")
+    source = text if isinstance(reference, Path) else reference  # with ./, without which a path is a name
+    app.streams.report(f"cerebrum pull {source} would {what}")

@@ -133,6 +133,8 @@ def test_weights_in_a_folder_are_converted(owner: HubUser, folder: Path) -> None
     plan = owner.run("pull", "--dry-run", "--json", folder).object
     assert (plan["name"], plan["repo_id"]) == ("Tiny-C2F", None)
     assert plan["weights"] == pytest.approx(size_of(folder), rel=0.02)
+    dry = owner.command.run("pull", "--dry-run", f"./{folder.name}", directory=folder.parent)
+    assert dry.err.startswith(f"cerebrum pull ./{folder.name} would convert ")
     done = owner.pull(folder, "--type", "Q4_K_M")
     problem = "23 tensors cannot be quantized as Q4_K_M prescribes: the row length is not divisible by the block size"
     assert f"{problem}: other types are used: Q5_0 instead of Q4_K (20), " in cleaned(done)

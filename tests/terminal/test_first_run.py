@@ -31,6 +31,14 @@ def test_ask_without_a_model_lists_some_and_can_be_declined(open_terminal: OpenT
     assert any(line.startswith(" hint: cerebrum pull  (choose") for line in window.screen.lines)
 
 
+def test_pull_without_a_model_can_be_declined(open_terminal: OpenTerminal) -> None:
+    window = open_terminal(COMMAND, "pull")
+    window.wait_for_output("Pull which one?")
+    window.type("q\r")
+    assert window.end() == 1
+    assert window.screen.lines[-1] == "nothing pulled"
+
+
 @pytest.mark.parametrize("command", [("ask", "-n", "4", "Why?"), ("chat",)], ids=lambda words: words[0])
 def test_first_run_pulls_the_chosen_model_and_continues(
     open_terminal: OpenTerminal, hub_user: HubUser, chatml_model: Path, command: tuple[str, ...]
