@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from cerebrum_cli.core.errors import EndpointError, ModelNotFound, NoServerError, NotReadyError, UsageError
+from cerebrum_cli.core.errors import EndpointError, ModelNotFound, NotReadyError, UsageError
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.settings import CHOSEN, ENVIRONMENT, Settings
 from cerebrum_cli.library.installed import InstalledModel, served_model
 from cerebrum_cli.library.library import Library
-from cerebrum_cli.servers.endpoint import Endpoint, ServerInfo
+from cerebrum_cli.servers.endpoint import Endpoint
 from cerebrum_cli.servers.remote_engine import probe
 
 
@@ -57,7 +57,7 @@ def find_remote_model(library: Library, settings: Settings, endpoints: Sequence[
     if model and is_chosen(settings):
         return model
     try:
-        info = probe_first(endpoints)
+        info = probe(*endpoints)
         if info.takes_messages:
             return served_model(info.weights)
     except NotReadyError:
@@ -66,19 +66,6 @@ def find_remote_model(library: Library, settings: Settings, endpoints: Sequence[
         if not model:
             raise
     return model or library.resolve_vocabulary(settings.model)
-
-
-def probe_first(endpoints: Sequence[Endpoint]) -> ServerInfo:
-    """Ask the first server that has a connection what it is. Raises NoServerError if none has, EndpointError."""
-    problems = []
-    for endpoint in endpoints:
-        try:
-            return probe(endpoint)
-        except NoServerError as error:
-            problems.append(error)
-    if len(problems) == 1:
-        raise problems[0]
-    raise NoServerError(f"no server answers ({'; '.join(str(error) for error in problems)})", problems[0].hint)
 
 
 def find_vocabulary(library: Library, name: str | None) -> InstalledModel | None:

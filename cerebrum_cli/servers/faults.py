@@ -29,10 +29,14 @@ class ExchangeError(Exception):
 
 @dataclass(eq=False)
 class LostServerError(ExchangeError):
-    """The server is lost, or where `server_works`, only this reply; if it `was_sent`, the request may be the cause."""
+    """The server is lost, or where `server_works`, only this reply.
+
+    If the request `was_sent`, it may be the cause. One that `is_late` has used up the time for a row.
+    """
 
     was_sent: bool = True
     server_works: bool = False
+    is_late: bool = False
 
 
 @dataclass(eq=False)

@@ -227,7 +227,8 @@ class Pool:
         attempts = ATTEMPTS if server.failures <= 1 else 2 * ATTEMPTS
         if together == 1 and job.losses >= attempts:
             problem = f"this request failed {job.losses} times, last on {server.alias}: {lost}"
-            job.refuse(EndpointError(problem, "check the log of the server"))
+            hint = "raise --set row_timeout=SECONDS, or " if lost.is_late else ""
+            job.refuse(EndpointError(problem, f"{hint}check the log of the server"))
         else:
             self._requeue(job)
 

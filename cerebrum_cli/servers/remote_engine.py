@@ -30,19 +30,29 @@ AHEAD = 2  # requests submitted for each sample that the servers run at a time
 READ_AT = 1.5  # such requests; together, since submitting wakes the thread of the servers
 
 
-def probe(endpoint: Endpoint) -> ServerInfo:
-    """Ask a server what it is.
+def probe(*endpoints: Endpoint) -> ServerInfo:
+    """Ask servers one after the other what they are; return the first answer.
 
-    Raises EndpointError if it cannot be used, NotReadyError if not yet, NoServerError without a connection.
+    Without any, raises NoServerError if none has a connection, NotReadyError if one may answer later, or EndpointError.
     """
+    errors = []
+    for endpoint in endpoints:
+        try:
+            return asyncio.run(ask(endpoint))
+        except EndpointError as error:
+            errors.append(error)
+    for error in errors:
+        if len(errors) == 1 or not isinstance(error, NoServerError):
+            raise error
+    raise NoServerError(f"no server answers ({'; '.join(map(str, errors))})", errors[0].hint)
 
-    async def ask() -> ServerInfo:
+
+async def ask(endpoint: Endpoint) -> ServerInfo:
+    """What a server is. Raises EndpointError, NotReadyError, or NoServerError."""
+    try:
         async with aclosing(Client(endpoint)) as client:
             _, info = await describe(client)
             return info
-
-    try:
-        return asyncio.run(ask())
     except BusyServerError as busy:
         raise NotReadyError(
             f"{endpoint.name} is not ready: {busy.reason}", "other commands wait for it; try again later"

@@ -251,14 +251,16 @@ class Server:
         self.rest(problem)
 
     def rest(self, problem: ExchangeError | EndpointError) -> None:
-        """Give it no rows for as long as it asks for, or longer after each failure."""
+        """Give it no rows for as long as it asks for, or longer after each failure; late rows are no reason for that."""
         self.problem = problem
         if isinstance(problem, BusyServerError):
             delay = max(self.timeouts.busy, min(problem.retry_after or 0.0, self.timeouts.patience))
             self.window = max(1, min(self.window, self.outstanding))
         else:
-            delay = self.timeouts.retry_delay(self.failures)
-            self.failures += 1
+            is_late = isinstance(problem, LostServerError) and problem.is_late
+            failures = 0 if is_late else self.failures
+            delay = self.timeouts.retry_delay(failures)
+            self.failures = failures + 1
         self._retry_at = monotonic() + delay
 
     def stop_all(self) -> None:

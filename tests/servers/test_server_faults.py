@@ -215,6 +215,17 @@ def test_server_that_exceeds_the_time_of_a_row_costs_no_row(kind: type[ModelServ
         servers[0].wait_for(lambda: all(asked.is_left for asked in servers[0].completions()))
 
 
+def test_rows_that_exceed_the_time_on_each_server_are_refused_soon() -> None:
+    """Servers that answer what they are, but no row in time, are not left alone for long."""
+    timeouts = replace(QUICK, row_timeout=0.05, retries=(0.02, 60.0))
+    with serving_kind(LlamaServer, random_model, 2) as servers, connected(*servers, timeouts=timeouts) as engine:
+        for server in servers:
+            server.arm(hang_after=0, times=None)
+        refusals = [event.error for event in engine.complete(FEW[:4]) if isinstance(event, RefusedEvent)]
+    assert len(refusals) == 4
+    assert all(error.message.startswith("this request failed 3 times, last on ") for error in refusals)
+
+
 # A server that takes requests and sends nothing.
 
 IMPATIENT = replace(QUICK, silent_row=0.1)
