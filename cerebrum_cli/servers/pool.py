@@ -311,12 +311,13 @@ class Pool:
             self._notices.emit(ServersEvent())  # so that it is recorded before its first reply
 
     def _note_servers(self) -> None:
-        """Note problems of servers, and their ends."""
+        """Note problems of servers, and their ends; none while others may still answer at the start."""
+        if not self._is_connected and any(server.problem is NOT_ASKED for server in self._servers):
+            return
         is_usable = any(server.problem is None for server in self._servers)
         hint = "retrying" if is_usable else f"giving up in {self._left_s:.0f} s"
         for server in self._servers:
-            is_first = not (is_usable or self._is_connected or server.problem is NOT_ASKED)
-            if server.is_noteworthy or is_first:
+            if server.is_noteworthy or (not is_usable and not self._is_connected):
                 self._notices.note_problem(server, hint)
             else:
                 self._notices.note_end(server)
