@@ -221,7 +221,8 @@ def connect(address: str) -> None:
         ray.init(resolved, log_to_driver=False)
     except Exception as error:
         problem = f"no Ray cluster at {address}: {reason_of(error)}"
-        raise EndpointError(problem, "run ray start --head, or use --ray local") from error
+        hint = "run ray start --head, or use --ray local; if Ray requires a token, set RAY_AUTH_MODE=token"
+        raise EndpointError(problem, hint) from error
 
 
 class Place(NamedTuple):

@@ -190,7 +190,7 @@ class Settings(SamplingParams):
         """Raise UsageError for adapters, with an option that cannot apply them."""
         if self.lora:
             problem = f"{option} cannot apply the adapter {self.lora[0]}: adapters apply to local models"
-            hint = "load it in the server, and use --lora none" if option == "--endpoint" else "use --lora none"
+            hint = "start the server with it, and use --lora none" if option == "--endpoint" else "use --lora none"
             raise UsageError(problem, hint)
 
     @property

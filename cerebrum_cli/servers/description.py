@@ -71,7 +71,8 @@ class ExpectedModel:
         """Raise EndpointError for another vocabulary, or another model or kind of server than before."""
         name = client.endpoint.name
         if info.takes_messages and not self.messages:
-            raise EndpointError(f"{name} takes messages, not token ids", f"omit -m, or use {EXACT}")
+            hint = f"name its model with --set served_model_name=NAME instead of -m, or use {EXACT}"
+            raise EndpointError(f"{name} takes messages, not token ids", hint)
         if self.messages and not info.takes_messages:
             raise EndpointError(f"{name} takes token ids, the first server messages", "use servers of one kind")
         if not self.messages:

@@ -23,16 +23,17 @@ class Notices:
         self._given = set[NoticeEvent]()
 
     def note_problem(self, server: Server, hint: str) -> None:
-        """Note why a server is not usable, once until it is, and once within an interval."""
+        """Note why a server is not usable: once that it does not fit, else once until it is and within an interval."""
         now = monotonic()
         problem = server.problem
-        if server.is_noted or now - server.noted_at < self._interval_s or not self._is_read():
+        if not self._is_read():
             return
-        server.is_noted = True
-        server.noted_at = now
         if isinstance(problem, EndpointError):
-            self.emit(NoticeEvent(problem.message, problem.hint))
-        else:
+            server.is_noted = True
+            self._note_once(NoticeEvent(problem.message, problem.hint))
+        elif not server.is_noted and now - server.noted_at >= self._interval_s:
+            server.is_noted = True
+            server.noted_at = now
             self.emit(NoticeEvent(f"{server.name} is unavailable: {problem}", hint))
 
     def note_end(self, server: Server) -> None:

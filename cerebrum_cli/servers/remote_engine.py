@@ -35,16 +35,16 @@ def probe(*endpoints: Endpoint) -> ServerInfo:
 
     Without any, raises NoServerError if none has a connection, NotReadyError if one may answer later, or EndpointError.
     """
-    errors = []
+    problems = []
     for endpoint in endpoints:
         try:
             return asyncio.run(ask(endpoint))
         except EndpointError as error:
-            errors.append(error)
-    for error in errors:
-        if len(errors) == 1 or not isinstance(error, NoServerError):
-            raise error
-    raise NoServerError(f"no server answers ({'; '.join(map(str, errors))})", errors[0].hint)
+            problems.append(error)
+    for problem in problems:
+        if len(problems) == 1 or not isinstance(problem, NoServerError):
+            raise problem
+    raise NoServerError(f"no server answers ({'; '.join(map(str, problems))})", problems[0].hint)
 
 
 async def ask(endpoint: Endpoint) -> ServerInfo:

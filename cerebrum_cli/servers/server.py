@@ -251,7 +251,7 @@ class Server:
         self.rest(problem)
 
     def rest(self, problem: ExchangeError | EndpointError) -> None:
-        """Give it no rows for as long as it asks for, or longer after each failure; late rows are no reason for that."""
+        """Give it no rows for as long as it asks for, or longer after each failure but a late row."""
         self.problem = problem
         if isinstance(problem, BusyServerError):
             delay = max(self.timeouts.busy, min(problem.retry_after or 0.0, self.timeouts.patience))

@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from threading import Thread
@@ -14,7 +15,7 @@ from model_servers import Armed, ModelServer
 from remote_engines import QUICK, connected, local_replies, remote_engine, request_of, serving_kind
 from scripted_backend import END, endless, random_model
 from server_kinds import KINDS, LlamaServer, SglangServer, VllmServer
-from waiting import wait_until
+from waiting import TIMEOUT_S, wait_until
 
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId, TokenEvent
@@ -213,6 +214,20 @@ def test_server_that_exceeds_the_time_of_a_row_costs_no_row(kind: type[ModelServ
         servers[0].arm(hang_after=0, times=None)
         assert transcript(engine, servers, FEW) == [SILENT, ALL]
         servers[0].wait_for(lambda: all(asked.is_left for asked in servers[0].completions()))
+
+
+def test_server_that_comes_back_with_another_model_is_noted() -> None:
+    with serving_kind(LlamaServer, random_model, 2) as [first, second], connected(first, second) as engine:
+        first.models = ("other.gguf",)
+        first.arm(is_truncated=True)
+        held = second.arm(hang_after=0)
+        with ThreadPoolExecutor() as meanwhile:
+            asking = meanwhile.submit(transcript, engine, (first, second), ROWS)
+            first.wait_for(lambda: [asked.path for asked in first.asked].count("/tokenize") > 3)
+            held.released.set()
+            lines = asking.result(TIMEOUT_S)
+    assert lines[0] == LOST and lines[-1] == f"{len(ROWS)} replies"
+    assert [line for line in lines if line.startswith("first serves other.gguf ")] == lines[1:-1]
 
 
 def test_rows_that_exceed_the_time_on_each_server_are_refused_soon() -> None:
