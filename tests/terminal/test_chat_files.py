@@ -158,7 +158,7 @@ HINTS = {
     "/set nothink": "use /think off",
     "/set verbose": "use /stats",
     "/set top_k=5": "use /set top_k 5",
-    "/set think": "/set think needs a value",
+    "/set think": "think  default",
     "/use tea": "with tea |",
     "/use none": "using no saved prompt",
 }

@@ -5,12 +5,14 @@ from __future__ import annotations
 from itertools import chain
 
 from cerebrum_cli.core.declaration import NONE
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import format_names
 from cerebrum_cli.terminal.repl.repl import LIST_SESSIONS, Repl
 from cerebrum_cli.terminal.repl.slash_lines import (
     COUNT,
     KEYS,
     SlashCommand,
+    commands_like,
     find_slash,
     help_text,
     parse_path,
@@ -47,7 +49,11 @@ from cerebrum_cli.terminal.tables import PIPE_WIDTH, print_latest
 def show_help(repl: Repl, argument: str) -> None:
     rows = [(group, ", ".join(slash.usage for slash in commands)) for group, commands in COMMAND_GROUPS.items()]
     rows += [("", ""), *KEYS]
-    if slash := find_slash(argument.removeprefix("/"), SLASH_COMMANDS):
+    if name := argument.removeprefix("/"):
+        slash = find_slash(name, SLASH_COMMANDS)
+        if slash is None:
+            hint = f"{commands_like(name, SLASH_COMMANDS)}list commands with /help"
+            raise UsageError(f"unknown command /{name}", hint)
         rows = [(slash.usage, slash.help)]
     width = repl.streams.columns if repl.streams.out_is_terminal else PIPE_WIDTH
     repl.streams.answer(help_text(rows, width))
@@ -92,6 +98,8 @@ def export_session(repl: Repl, argument: str) -> str:
 
 def attach_file(repl: Repl, argument: str) -> str | None:
     if argument == NONE:
+        if not repl.pending_files:
+            return "no files attached"
         repl.detach_files()
         return None
     paths, question = split_paths(argument)
@@ -105,7 +113,7 @@ def attach_file(repl: Repl, argument: str) -> str | None:
 
 COMMAND_GROUPS = {
     "Chat": (
-        SlashCommand("help", show_help, "[WORD]", "show commands and keys, or explain a command"),
+        SlashCommand("help", show_help, "[WORD]", "show commands and keys, or explain a command", "command"),
         SlashCommand("exit", exit_chat, "", "exit; so do /quit, /bye, /q and Ctrl-D", aliases=("quit", "bye", "q")),
         SlashCommand("clear", start_new, "", "start a new conversation; this one stays saved"),
         SlashCommand(
@@ -129,7 +137,7 @@ COMMAND_GROUPS = {
             "set",
             change_setting,
             "[KEY [VALUE]]",
-            "list all settings, change one, or reset it (`default`, or no value)",
+            "list all settings, or show one, change it, or reset it (`default`)",
             "setting",
         ),
         SlashCommand(

@@ -18,7 +18,7 @@ from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.paths import as_path
 from cerebrum_cli.core.text import Texts, did_you_mean
 
-ArgumentKind = Literal["", "path", "model", "session", "setting", "part", "prompt", "think"]
+ArgumentKind = Literal["", "command", "path", "model", "session", "setting", "part", "prompt", "think"]
 
 
 class SlashCommand(NamedTuple):
@@ -49,7 +49,7 @@ KEYS: tuple[HelpRow, ...] = (
     ('"""', "start or end multi-line input"),
     ("Tab", "complete a command, or its argument"),
     ("Up, Down, Ctrl-R", "previous questions; search them"),
-    ("Ctrl-X Ctrl-E", "edit in $VISUAL or $EDITOR"),
+    ("Ctrl-X Ctrl-E", "edit in $VISUAL or $EDITOR, and send"),
     ("Ctrl-L", "clear the screen"),
     ("Ctrl-C", "end the reasoning, stop a reply, clear the line; twice: exit"),
     ("Ctrl-D", "exit"),
@@ -134,8 +134,7 @@ def parse_slash(line: str, commands: Sequence[SlashCommand]) -> tuple[SlashComma
     argument = argument.strip()
     slash = find_slash(name, commands)
     if slash is None:
-        known = [f"/{slash.name}" for slash in commands]
-        near = did_you_mean(f"/{OTHER_NAMES.get(name, name)}", known, cutoff=0.7)
+        near = commands_like(name, commands)
         hint = f"{near}list commands with /help"
         if not argument and (near or not name):
             hint += "; to send the text itself, put a space before the slash"
@@ -156,6 +155,12 @@ def find_slash(name: str, commands: Iterable[SlashCommand]) -> SlashCommand | No
         if name == slash.name or name in slash.aliases:
             return slash
     return None
+
+
+def commands_like(name: str, commands: Iterable[SlashCommand]) -> str:
+    """Beginning of a hint with the commands most like a name; empty without any."""
+    known = [f"/{slash.name}" for slash in commands]
+    return did_you_mean(f"/{OTHER_NAMES.get(name, name)}", known, cutoff=0.7)
 
 
 def help_text(rows: Sequence[HelpRow], width: int) -> str:

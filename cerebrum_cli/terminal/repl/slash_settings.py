@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from cerebrum_cli.core.declaration import NONE
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SAMPLERS
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import LOCAL_KEYS, OPTIONS, SHORTHANDS, Settings, keys_of
@@ -40,7 +41,7 @@ def set_system_prompt(repl: Repl, argument: str) -> str:
     shown = repl.chat.conversation.system_prompt
     if shown is None:
         shown = repl.chat.loaded.format.default_system
-    return f"system prompt: {shown}" if shown else "no system prompt"
+    return f"system prompt: {shown}" if shown else "no system prompt but what the chat template adds; /prompt shows it"
 
 
 def change_model(repl: Repl, argument: str) -> str:
@@ -58,10 +59,10 @@ def change_setting(repl: Repl, argument: str) -> str:
         return list_settings(repl, asdict(repl.chat.settings))
     if key not in (*SETTABLE, *SHORTHANDS):
         raise UsageError(f"unknown setting {key!r}", setting_hint(argument))
-    expected = OPTIONS[keys_of(key)[0]].expected
-    if not value and "off" in expected:
-        raise UsageError(f"/set {key} needs a value", f"{expected}; or {DEFAULT} to reset it")
-    return apply_setting(repl, key, value or DEFAULT, key)
+    if not value:
+        current = settings_in_effect(repl)
+        return settings_lines({name: current[name] for name in keys_of(key)}, repl.chat.settings.origins)
+    return apply_setting(repl, key, value, key)
 
 
 def apply_setting(repl: Repl, key: str, value: str, source: str) -> str:
@@ -72,15 +73,15 @@ def apply_setting(repl: Repl, key: str, value: str, source: str) -> str:
             changes[changed] = OPTIONS[changed].parse([value], source)
     before = repl.chat.settings.sandbox
     repl.wait_for(repl.chat.change_settings(changes))
-    settings = repl.chat.settings
     if key == "sandbox":
         tools = ["python" if tool.spec.name == "python" and not tool.asks else tool for tool in repl.chat.tools]
         try:
-            repl.chat.tools = repl.display.calls.tools_of(tools, settings.sandbox)
+            repl.chat.tools = repl.display.calls.tools_of(tools, repl.chat.settings.sandbox)
         except UsageError:
             repl.wait_for(repl.chat.change_settings({key: before}))
             raise
         repl.wait_for(repl.chat.load())
+    settings = repl.chat.settings
     shown = {changed: getattr(settings, changed) for changed in changes}
     return settings_lines(shown, settings.origins if value == DEFAULT else {})
 
@@ -110,15 +111,20 @@ def show_settings(repl: Repl, _: str) -> str:
 
 def list_settings(repl: Repl, shown: Collection[str]) -> str:
     chat = repl.chat
-    values = {**asdict(chat.settings), "format": chat.loaded.format_name}
-    if usage := chat.context_usage:
-        values["ctx"] = usage[1]
     settable = SETTABLE_ON_SERVERS if chat.loaded.is_remote else SETTABLE
     listed = {"model": chat.loaded.model.reference}
-    for key, value in values.items():
+    for key, value in settings_in_effect(repl).items():
         if key in shown and key in (*settable, *LOADED):
             listed[key] = value
     return settings_lines(listed, chat.settings.origins)
+
+
+def settings_in_effect(repl: Repl) -> JsonDict:
+    """All settings, with the format and the context size of the loaded model."""
+    values = {**asdict(repl.chat.settings), "format": repl.chat.loaded.format_name}
+    if usage := repl.chat.context_usage:
+        values["ctx"] = usage[1]
+    return values
 
 
 def think(repl: Repl, argument: str) -> str | None:
@@ -140,7 +146,9 @@ def use_prompt(repl: Repl, argument: str) -> str | None:
     saved = SavedPrompt("no saved prompt") if argument == NONE else repl.chat.installation.prompts.find_use(argument)
     repl.wait_for(repl.chat.use(saved))
     repl.pending_prompt = saved if saved.prompt else None
-    return f"using {saved.name}{' for the next question' if saved.prompt else ''}"
+    if saved.prompt:
+        return f"using {saved.name} for the next question"
+    return f"using {saved.name}" if argument == NONE else f"using {saved.name} until /use none"
 
 
 def change_tools(repl: Repl, argument: str) -> str:
