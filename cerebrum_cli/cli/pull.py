@@ -183,6 +183,6 @@ def show_download_plan(app: App, opened: AbstractContextManager[Puller], text: s
     elif plan.listing:
         _ = plan.download  # raises an error if several models were meant
     elif plan.chosen.installed:
-        what = f"use the installed {plan.reference}"
+        what = "use the installed model"
     source = text if isinstance(reference, Path) else reference  # with ./, without which a path is a name
     app.streams.report(f"cerebrum pull {source} would {what}")

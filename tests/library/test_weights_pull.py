@@ -139,7 +139,7 @@ def test_weights_in_a_folder_are_converted(owner: HubUser, folder: Path) -> None
     problem = "23 tensors cannot be quantized as Q4_K_M prescribes: the row length is not divisible by the block size"
     assert f"{problem}: other types are used: Q5_0 instead of Q4_K (20), " in cleaned(done)
     owner.pull(folder, "--type", "Q4_K_M")
-    assert owner.run("pull", "--dry-run", "Tiny-C2F").err.endswith(" would use the installed Tiny-C2F:Q4_K_M\n")
+    assert owner.run("pull", "--dry-run", "Tiny-C2F").err.endswith(" would use the installed model\n")
     [row] = owner.listed()
     assert (row["reference"], row["converted_from"]["source"]) == ("Tiny-C2F:Q4_K_M", "Tiny-C2F")
     assert owner.ask("-m", "Tiny-C2F") == owner.ask("-m", "Tiny-C2F:q4_k_m")
