@@ -34,7 +34,7 @@ done
 if [ ! -d "$sources" ]; then
     rm -rf "$peers/unpacked"
     mkdir "$peers/unpacked"
-    "$python" -m pip download --quiet --no-deps --no-binary :all: --dest "$peers/unpacked" "llama-cpp-python==$version"
+    "$python" -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest "$peers/unpacked" "llama-cpp-python==$version"
     tar -xzf "$peers/unpacked/llama_cpp_python-$version.tar.gz" -C "$peers/unpacked"
     mv "$peers/unpacked/llama_cpp_python-$version" "$sources"
     rm -r "$peers/unpacked"

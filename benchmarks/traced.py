@@ -79,18 +79,18 @@ def wrap(
 
 def trace_command() -> None:
     """Trace where a command gets its app, and where that opens a model."""
-    import cerebrum_cli.replies.loading as loading
-    from cerebrum_cli.cli import signature
+    from cerebrum_cli.cli import parser
+    from cerebrum_cli.engine.local import MachineRecords
 
-    original: Any = getattr(loading, "open_with_llama")  # noqa: B009
+    original: Any = MachineRecords.open_file
 
-    def open_with_llama(*arguments: Any) -> Any:
+    def open_file(*arguments: Any) -> Any:
         end_phase(RESOLVED)
         trace_engine()
         return original(*arguments)
 
-    setattr(loading, "open_with_llama", open_with_llama)  # noqa: B010
-    wrap(signature, "app_of", end_on_call=USE_CASE, on_return=trace_answer)
+    setattr(MachineRecords, "open_file", open_file)  # noqa: B010
+    wrap(parser, "app_of", end_on_call=USE_CASE, on_return=trace_answer)
 
 
 def trace_answer() -> None:
