@@ -137,7 +137,7 @@ def test_batch_is_not_resumed_with_other_recommendations(user: User) -> None:
 
 
 def test_think_switches_the_recommended_sampling(user: User) -> None:
-    typed = "One\n/think off\nTwo\n/set temperature 0.1\nThree\n/set temperature\n/think on\nFour\n"
+    typed = "One\n/think off\nTwo\n/set temperature 0.1\nThree\n/set temperature default\n/think on\nFour\n"
     assert user.sampled("-q", typed=typed, command="chat") == [ON, OFF, OFF | {"temperature": 0.1}, ON]
 
 
