@@ -262,7 +262,7 @@ def test_chat_reloads_the_model_for_another_adapter(user: CommandLine, adapter: 
         return [reply for reply in re.split(r"^> .*\n", done.out, flags=re.MULTILINE) if reply]
 
     refused: list[bool] = []
-    plain, adapted, again = chat(f"/set lora {adapter}", "/retry", "/set lora", "/retry")
+    plain, adapted, again = chat(f"/set lora {adapter}", "/retry", "/set lora default", "/retry")
     assert plain == again != adapted
     assert [len(chat("/continue")), len(chat(f"/set lora {adapter}", "/continue"))] == [2, 1]
     assert refused == [False, False, True]
