@@ -182,7 +182,7 @@ def show_download_plan(app: App, opened: AbstractContextManager[Puller], text: s
         what = f"convert {format_size(plan.conversion.size)} of safetensors to {plan.reference}"
     elif plan.listing:
         _ = plan.download  # raises an error if several models were meant
-    elif plan.chosen.installed:
+    if plan.chosen.installed:
         what = "use the installed model"
     source = text if isinstance(reference, Path) else reference  # with ./, without which a path is a name
     app.streams.report(f"cerebrum pull {source} would {what}")

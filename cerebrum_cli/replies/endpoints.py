@@ -61,7 +61,8 @@ def find_remote_model(library: Library, settings: Settings, endpoints: Sequence[
         if info.takes_messages:
             return served_model(info.weights)
     except NotReadyError:
-        pass
+        if not model:
+            raise
     except EndpointError:
         if not model:
             raise

@@ -178,10 +178,10 @@ class Tally:
         if self.votes.checks:
             votes = f"{leader.sources} of {samples}"
         result = f"{one_line(leader.answer)}: {votes}"
-        if not others:
-            return result
-        second = others[0]
-        return f"{result}; runner-up {one_line(second.answer)}: {second.sources if self.votes.checks else second.count}"
+        for second in others[:1]:
+            votes = second.sources if self.votes.checks else str(second.count)
+            result += f"; runner-up {one_line(second.answer)}: {votes}"
+        return result
 
     @property
     def tied(self) -> tuple[Count, ...]:

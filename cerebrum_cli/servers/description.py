@@ -71,10 +71,10 @@ class ExpectedModel:
         """Raise EndpointError for another vocabulary, or another model or kind of server than before."""
         name = client.endpoint.name
         if info.takes_messages and not self.messages:
-            hint = f"name its model with --set served_model_name=NAME instead of -m, or use {EXACT}"
+            hint = f"omit -m, or name the model with --set served_model_name=NAME; or use only {EXACT}"
             raise EndpointError(f"{name} takes messages, not token ids", hint)
         if self.messages and not info.takes_messages:
-            raise EndpointError(f"{name} takes token ids, the first server messages", "use servers of one kind")
+            raise EndpointError(f"{name} takes token ids, another server messages", "use servers of one kind")
         if not self.messages:
             await self._check_vocabulary(client, info)
         before = list(dict.fromkeys(map(origin, self.earlier)))

@@ -49,7 +49,7 @@ class Exchange(NamedTuple):
             raise self.server.refusal(job, error) from error
         except TimeoutError as error:
             works = self.server.heard_at > job.start  # has answered others meanwhile
-            raise LostServerError(f"no reply within {limit:g} s", server_works=works, is_late=True) from error
+            raise LostServerError(f"no reply within {limit:g} s", server_works=works, timed_out=True) from error
         except (*DAMAGE, UnknownToken) as error:
             raise LostServerError("damaged reply") from error
 

@@ -31,12 +31,12 @@ class ExchangeError(Exception):
 class LostServerError(ExchangeError):
     """The server is lost, or where `server_works`, only this reply.
 
-    If the request `was_sent`, it may be the cause. One that `is_late` has used up the time for a row.
+    If the request `was_sent`, it may be the cause. One that `timed_out` has used up the time for a row.
     """
 
     was_sent: bool = True
     server_works: bool = False
-    is_late: bool = False
+    timed_out: bool = False
 
 
 @dataclass(eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 from time import monotonic
 
 from cerebrum_cli.core.errors import EndpointError
@@ -23,23 +24,24 @@ class Notices:
         self._given = set[NoticeEvent]()
 
     def note_problem(self, server: Server, hint: str) -> None:
-        """Note why a server is not usable: once that it does not fit, else once until it is and within an interval."""
+        """Note that a server is unavailable, or that it does not fit: each once until it is usable, and an interval."""
         now = monotonic()
         problem = server.problem
-        if not self._is_read():
+        kind = "unfit" if isinstance(problem, EndpointError) else "unavailable"
+        is_recent = now - server.noted_at.get(kind, -inf) < self._interval_s
+        if kind in server.noted or is_recent or not self._is_read():
             return
+        server.noted.add(kind)
+        server.noted_at[kind] = now
         if isinstance(problem, EndpointError):
-            server.is_noted = True
-            self._note_once(NoticeEvent(problem.message, problem.hint))
-        elif not server.is_noted and now - server.noted_at >= self._interval_s:
-            server.is_noted = True
-            server.noted_at = now
+            self.emit(NoticeEvent(problem.message, problem.hint))
+        else:
             self.emit(NoticeEvent(f"{server.name} is unavailable: {problem}", hint))
 
     def note_end(self, server: Server) -> None:
         """Note that a server has no problem, if users know of one."""
-        if server.is_noted and server.problem is None and self._is_read():
-            server.is_noted = False
+        if server.noted and server.problem is None and self._is_read():
+            server.noted.clear()
             self.emit(NoticeEvent(f"{server.name} is available again"))
 
     def note_differences(self, servers: Sequence[Server]) -> None:

@@ -224,10 +224,11 @@ class Pool:
         job.losses += lost.was_sent
         if job.losses >= ATTEMPTS - 1:
             job.group = max(1, together // SPLIT)
-        attempts = ATTEMPTS if server.failures <= 1 else 2 * ATTEMPTS
+        is_fair = server.failures <= 1 or (lost.timed_out and not others)
+        attempts = ATTEMPTS if is_fair else 2 * ATTEMPTS
         if together == 1 and job.losses >= attempts:
             problem = f"this request failed {job.losses} times, last on {server.alias}: {lost}"
-            hint = "raise --set row_timeout=SECONDS, or " if lost.is_late else ""
+            hint = "allow more time with --set row_timeout=SECONDS, or " if lost.timed_out else ""
             job.refuse(EndpointError(problem, f"{hint}check the log of the server"))
         else:
             self._requeue(job)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from importlib import import_module
 
@@ -26,42 +26,48 @@ from cerebrum_cli.servers.token_replies import TokenSample
 
 MAX_OPEN_FILES = 10_240  # macOS refuses more where its hard limit is unlimited
 OTHER_FILES = 128  # that are open besides connections
+FASTER_S = 1.0  # after which a server that has said what it is counts before those listed earlier
 AHEAD = 2  # requests submitted for each sample that the servers run at a time
 READ_AT = 1.5  # such requests; together, since submitting wakes the thread of the servers
 
 
 def probe(*endpoints: Endpoint) -> ServerInfo:
-    """Ask servers one after the other what they are; return the first answer.
+    """Ask servers what they are; return the answer of the first, or of one that is a second faster.
 
-    Without any, raises NoServerError if none has a connection, NotReadyError if one may answer later, or EndpointError.
+    Without any, raises NoServerError if none can be reached, else another error of the first that can: NotReadyError if
+    it is not ready yet, or EndpointError.
     """
+    return asyncio.run(ask_all(endpoints))
+
+
+async def ask_all(endpoints: Sequence[Endpoint]) -> ServerInfo:
+    tasks = [asyncio.create_task(ask(endpoint)) for endpoint in endpoints]
+    await asyncio.wait(tasks, timeout=FASTER_S)
     problems = []
-    for endpoint in endpoints:
-        try:
-            return asyncio.run(ask(endpoint))
-        except EndpointError as error:
-            problems.append(error)
-    for problem in problems:
-        if len(problems) == 1 or not isinstance(problem, NoServerError):
-            raise problem
+    for task in sorted(tasks, key=lambda task: not task.done()):
+        answer = await task
+        if isinstance(answer, ServerInfo):
+            return answer
+        problems.append(answer)
+    others = [problem for problem in problems if not isinstance(problem, NoServerError)]
+    if others or len(problems) == 1:
+        raise (others or problems)[0]
     raise NoServerError(f"no server answers ({'; '.join(map(str, problems))})", problems[0].hint)
 
 
-async def ask(endpoint: Endpoint) -> ServerInfo:
-    """What a server is. Raises EndpointError, NotReadyError, or NoServerError."""
+async def ask(endpoint: Endpoint) -> ServerInfo | EndpointError:
+    """What a server is, or why that is not known."""
     try:
         async with aclosing(Client(endpoint)) as client:
             _, info = await describe(client)
             return info
     except BusyServerError as busy:
-        raise NotReadyError(
-            f"{endpoint.name} is not ready: {busy.reason}", "other commands wait for it; try again later"
-        ) from busy
+        return NotReadyError(f"{endpoint.name} is not ready: {busy.reason}", "try again later")
     except LostServerError as lost:
-        problem = f"{endpoint.name}: {lost.reason}"
-        if lost.was_sent:
-            raise EndpointError(problem, "check the URL, and the log of the server") from lost
-        raise NoServerError(problem, "check the URL, and start the server there") from lost
+        remedy = "the log of the server" if lost.was_sent else "start the server there"
+        return NoServerError(f"{endpoint.name}: {lost.reason}", f"check the URL, and {remedy}")
+    except EndpointError as error:
+        return error
 
 
 class RemoteCompletions(Completions):

@@ -142,7 +142,8 @@ class Server:
         self.reply_s = 0.0  # of its last reply
         self.is_known = False
         self.is_reached = False  # since it was lost, it has answered what it is, and fits
-        self.is_noted, self.noted_at = False, -inf  # whether users know its problem, and since when
+        self.noted = set[str]()  # kinds of problems that users know of
+        self.noted_at: dict[str, float] = {}  # when they last learned of one of each kind
         self.window = self._limit = 0
         self._refusals = 0  # in turn
         self._first_reply_at = inf
@@ -251,16 +252,15 @@ class Server:
         self.rest(problem)
 
     def rest(self, problem: ExchangeError | EndpointError) -> None:
-        """Give it no rows for as long as it asks for, or longer after each failure but a late row."""
+        """Give it no rows for as long as it asks for, or longer after each failure, but not after a row timed out."""
         self.problem = problem
         if isinstance(problem, BusyServerError):
             delay = max(self.timeouts.busy, min(problem.retry_after or 0.0, self.timeouts.patience))
             self.window = max(1, min(self.window, self.outstanding))
         else:
-            is_late = isinstance(problem, LostServerError) and problem.is_late
-            failures = 0 if is_late else self.failures
-            delay = self.timeouts.retry_delay(failures)
-            self.failures = failures + 1
+            timed_out = isinstance(problem, LostServerError) and problem.timed_out
+            delay = self.timeouts.retry_delay(0 if timed_out else self.failures)
+            self.failures += 1
         self._retry_at = monotonic() + delay
 
     def stop_all(self) -> None:

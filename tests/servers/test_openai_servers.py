@@ -321,6 +321,9 @@ def test_question_goes_to_the_first_server_that_answers(server: OllamaServer, tm
 
     with type(server)(server.model, context_size=5000) as other:
         other.models = server.models
+        silent = other.arm(path="/v1/models", hang_after=0, times=None)
+        assert ask(other, server).out == "4\n"
+        silent.released.set()
         other.kill()
         assert (ask(other, server).code, ask(other, server).out) == (0, "4\n")
         server.kill()

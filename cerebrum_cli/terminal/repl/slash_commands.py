@@ -47,14 +47,15 @@ from cerebrum_cli.terminal.tables import PIPE_WIDTH, print_latest
 
 
 def show_help(repl: Repl, argument: str) -> None:
-    rows = [(group, ", ".join(slash.usage for slash in commands)) for group, commands in COMMAND_GROUPS.items()]
-    rows += [("", ""), *KEYS]
     if name := argument.removeprefix("/"):
         slash = find_slash(name, SLASH_COMMANDS)
         if slash is None:
             hint = f"{commands_like(name, SLASH_COMMANDS)}list commands with /help"
             raise UsageError(f"unknown command /{name}", hint)
         rows = [(slash.usage, slash.help)]
+    else:
+        rows = [(group, ", ".join(slash.usage for slash in commands)) for group, commands in COMMAND_GROUPS.items()]
+        rows += [("", ""), *KEYS]
     width = repl.streams.columns if repl.streams.out_is_terminal else PIPE_WIDTH
     repl.streams.answer(help_text(rows, width))
 
@@ -113,7 +114,7 @@ def attach_file(repl: Repl, argument: str) -> str | None:
 
 COMMAND_GROUPS = {
     "Chat": (
-        SlashCommand("help", show_help, "[WORD]", "show commands and keys, or explain a command", "command"),
+        SlashCommand("help", show_help, "[COMMAND]", "show commands and keys, or explain a command", "command"),
         SlashCommand("exit", exit_chat, "", "exit; so do /quit, /bye, /q and Ctrl-D", aliases=("quit", "bye", "q")),
         SlashCommand("clear", start_new, "", "start a new conversation; this one stays saved"),
         SlashCommand(

@@ -41,7 +41,11 @@ def set_system_prompt(repl: Repl, argument: str) -> str:
     shown = repl.chat.conversation.system_prompt
     if shown is None:
         shown = repl.chat.loaded.format.default_system
-    return f"system prompt: {shown}" if shown else "no system prompt but what the chat template adds; /prompt shows it"
+    if shown:
+        return f"system prompt: {shown}"
+    if repl.chat.loaded.model.is_served:
+        return "no system prompt"
+    return "no system prompt, except what the chat template may add; /prompt shows the whole prompt"
 
 
 def change_model(repl: Repl, argument: str) -> str:
@@ -60,8 +64,7 @@ def change_setting(repl: Repl, argument: str) -> str:
     if key not in (*SETTABLE, *SHORTHANDS):
         raise UsageError(f"unknown setting {key!r}", setting_hint(argument))
     if not value:
-        current = settings_in_effect(repl)
-        return settings_lines({name: current[name] for name in keys_of(key)}, repl.chat.settings.origins)
+        return show_setting(repl, key)
     return apply_setting(repl, key, value, key)
 
 
@@ -81,9 +84,13 @@ def apply_setting(repl: Repl, key: str, value: str, source: str) -> str:
             repl.wait_for(repl.chat.change_settings({key: before}))
             raise
         repl.wait_for(repl.chat.load())
-    settings = repl.chat.settings
-    shown = {changed: getattr(settings, changed) for changed in changes}
-    return settings_lines(shown, settings.origins if value == DEFAULT else {})
+    return show_setting(repl, key, with_origin=value == DEFAULT)
+
+
+def show_setting(repl: Repl, key: str, with_origin: bool = True) -> str:
+    current = settings_in_effect(repl)
+    origins = repl.chat.settings.origins if with_origin else {}
+    return settings_lines({name: current[name] for name in keys_of(key)}, origins)
 
 
 def setting_key(text: str) -> str:
@@ -146,9 +153,9 @@ def use_prompt(repl: Repl, argument: str) -> str | None:
     saved = SavedPrompt("no saved prompt") if argument == NONE else repl.chat.installation.prompts.find_use(argument)
     repl.wait_for(repl.chat.use(saved))
     repl.pending_prompt = saved if saved.prompt else None
-    if saved.prompt:
-        return f"using {saved.name} for the next question"
-    return f"using {saved.name}" if argument == NONE else f"using {saved.name} until /use none"
+    if argument == NONE:
+        return "using no saved prompt"
+    return f"using {saved.name} {'for the next question' if saved.prompt else 'until /use none'}"
 
 
 def change_tools(repl: Repl, argument: str) -> str:
