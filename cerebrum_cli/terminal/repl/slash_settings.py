@@ -74,15 +74,12 @@ def apply_setting(repl: Repl, key: str, value: str, source: str) -> str:
     if value != DEFAULT:
         for changed in changes:
             changes[changed] = OPTIONS[changed].parse([value], source)
-    before = repl.chat.settings.sandbox
+    tools = ["python" if tool.spec.name == "python" and not tool.asks else tool for tool in repl.chat.tools]
+    if sandbox := changes.get("sandbox"):
+        repl.display.calls.tools_of(tools, sandbox)  # raises UsageError before anything changes
     repl.wait_for(repl.chat.change_settings(changes))
     if key == "sandbox":
-        tools = ["python" if tool.spec.name == "python" and not tool.asks else tool for tool in repl.chat.tools]
-        try:
-            repl.chat.tools = repl.display.calls.tools_of(tools, repl.chat.settings.sandbox)
-        except UsageError:
-            repl.wait_for(repl.chat.change_settings({key: before}))
-            raise
+        repl.chat.tools = repl.display.calls.tools_of(tools, repl.chat.settings.sandbox)
         repl.wait_for(repl.chat.load())
     return show_setting(repl, key, with_origin=value == DEFAULT)
 
