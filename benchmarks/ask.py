@@ -75,7 +75,7 @@ def ask_command(model: str, tokens: int, *prompt: str) -> list[str]:
 
 def decode_row(model: str, environment: Environment, runs: int) -> Row:
     """Compare the speed of single-stream decode, STEPS tokens from the start of a text, in tokens per second."""
-    ask = ask_command(model, STEPS + 1, "--raw", "The", "--json")
+    ask = ask_command(model, STEPS + 1, "--set", "speculative=off", "--raw", "The", "--json")
     bench = [str(PEER_PROGRAMS / "llama-bench"), "-m", model, "-p", "0", "-n", str(STEPS), "-r", "1"]
     bench += ["-t", str(THREADS), "-o", "json"]
 
