@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.votes import Votes
     from cerebrum_cli.replies.reply import Reply
+    from cerebrum_cli.replies.source import ModelSource
 
 USUAL_ANSWER = 250  # tokens, about
 SHORT_ANSWER = 60  # under a schema or a grammar
@@ -95,17 +96,7 @@ def answer(
         session = open_history().acquire_named(options.session, app.streams.report)
         if session:
             overrides = session.add_defaults(overrides, is_remote=bool(options.endpoint))
-    source = options.find_source(app, overrides)
-    source = replace(
-        source,
-        raw=options.raw,
-        vocabulary_only=options.dry_run,
-        caches_prompts=True,
-        prompt_tokens=question.expected_tokens(app.streams.piped),
-        answer_tokens=SHORT_ANSWER if options.schema or options.grammar else USUAL_ANSWER,
-    )
-    if votes:
-        source = source.for_samples("--votes", votes.maximum)
+    source = find_source(app, overrides, options, question, votes)
     settings = source.settings
     grammar = options.read_grammar(source)
     if session and continues:
@@ -141,3 +132,20 @@ def answer(
                 printer.show_vote(votes)
             else:
                 printer.show_reply()
+
+
+def find_source(
+    app: App, overrides: Layer, options: AskOptions, question: PromptSources, votes: Votes | None
+) -> ModelSource:
+    """The model that answers, and the lengths that are expected of the prompt and the answer."""
+    source = replace(
+        options.find_source(app, overrides),
+        raw=options.raw,
+        vocabulary_only=options.dry_run,
+        caches_prompts=True,
+        prompt_tokens=question.expected_tokens(app.streams.piped),
+        answer_tokens=SHORT_ANSWER if options.schema or options.grammar else USUAL_ANSWER,
+    )
+    if votes:
+        return source.for_samples("--votes", votes.maximum)
+    return source

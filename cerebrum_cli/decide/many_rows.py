@@ -17,7 +17,7 @@ from cerebrum_cli.batch.readers import InputOptions
 from cerebrum_cli.cli.row_commands import Work, answer_missing, resumable
 from cerebrum_cli.core.errors import SOME_FAILED, UsageError
 from cerebrum_cli.core.json_types import JsonDict, to_json
-from cerebrum_cli.core.row_fields import parse_template
+from cerebrum_cli.core.row_fields import Template, parse_template
 from cerebrum_cli.core.settings import SourcedLayer
 from cerebrum_cli.core.text import format_count, text_digest
 from cerebrum_cli.decide.by_likelihood import UNUSED
@@ -51,10 +51,7 @@ def decide_file(
     """Decide the rows of a file that have no decision yet. Raises Interrupted with how to resume, and Exit."""
     if output and output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
-    template = parse_template(question) if {*question} & {*"{}"} else None
-    if saved and question and not template:
-        hint = 'omit QUESTION, or let it name a column: "{text}"'
-        raise UsageError(f"the saved prompt {saved.name} has its own question", hint)
+    template = template_of(question, saved)
     reading = InputOptions(
         template,
         options.input_format,
@@ -93,6 +90,19 @@ def decide_file(
         if is_table:
             passes[0].asked.require_columns()
         write_decisions(app, passes, output)
+
+
+def template_of(question: str, saved: SavedPrompt | None) -> Template | None:
+    """The template of a question that names fields of a row; None for one that is added to each row.
+
+    Raises UsageError for one that is added to a saved prompt.
+    """
+    if "{" in question or "}" in question:
+        return parse_template(question)
+    if saved and question:
+        hint = 'omit QUESTION, or let it name a column: "{text}"'
+        raise UsageError(f"the saved prompt {saved.name} has its own question", hint)
+    return None
 
 
 def measure_rows(

@@ -91,17 +91,25 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
         is_raw=options.raw,
         tools=tools,
     )
+    fingerprint = fingerprint_of(evaluation, task, model_source, options, sandbox)
+    return PreparedEvaluation(task, evaluation, model_source, fingerprint)
+
+
+def fingerprint_of(
+    evaluation: Evaluation, task: LoadedTask, source: ModelSource, options: EvalOptions, sandbox: str
+) -> JsonDict:
+    """Everything that the answers of an evaluation depend on, by readable names."""
     fingerprint: JsonDict = {
         **task.fingerprint,
-        **provenance(model_source),
-        **model_source.fingerprint(evaluation.grammar),
-        **options.tool_record(tools),
+        **provenance(source),
+        **source.fingerprint(evaluation.grammar),
+        **options.tool_record(evaluation.tools),
     }
     if options.check:
         fingerprint[CHECK] = options.check
     if sandbox == "monty":
         fingerprint[SANDBOX] = sandbox
-    return PreparedEvaluation(task, evaluation, model_source, fingerprint)
+    return fingerprint
 
 
 def with_remark(task: LoadedTask, source: ModelSource, preset: Preset, options: EvalOptions) -> LoadedTask:
