@@ -28,6 +28,8 @@ EXCERPT_LENGTH = 100  # characters
 LISTED = 20  # sessions that a terminal shows unless asked for more
 UNCERTAIN = ("position", "after", "token", "prob.", "alternatives")
 MAX_TOKEN_TEXT = 16  # characters
+MIN_WHOLE = 60  # columns of a terminal in which alternatives are continued on further lines, not cut
+ROOM_BEFORE, ROOM_FOR_ONE = 47, 14  # columns before the alternatives of a token, without its position; for one
 SIZES = ("size", "memory")  # columns of numbers of bytes
 UPDATED = "updated"  # a column of times, shown up to the minute
 WEIGHTS = {True: "weights repacked where possible", False: "weights as in the file (not repacked)"}
@@ -277,11 +279,16 @@ def print_uncertain(streams: Streams, tokens: Sequence[UncertainToken]) -> None:
     if not tokens:
         streams.info(f"no token of the reply had a probability below {CERTAIN:.0%}")
         return
-    rows = []
+    room = streams.columns if streams.out_is_terminal else PIPE_WIDTH
+    is_cut = room < MIN_WHOLE
+    count = PIPE_WIDTH if is_cut else max(1, (room - ROOM_BEFORE) // ROOM_FOR_ONE)  # alternatives on a line
+    rows: list[Sequence[object]] = []
     for token in tokens:
-        others = ", ".join(f"{quoted(choice.text)} {percentage(choice)}" for choice in token.alternatives)
-        rows.append((token.position, token.before, quoted(token.given.text), percentage(token.given), others))
-    print_table(streams, UNCERTAIN, rows, shorten="alternatives", drop=("position", "after"))
+        others = [f"{quoted(choice.text)} {percentage(choice)}" for choice in token.alternatives]
+        first, *more = [", ".join(others[at : at + count]) for at in range(0, len(others), count)]
+        rows.append((token.position, token.before, quoted(token.given.text), percentage(token.given), first))
+        rows += [("", "", "", "", line) for line in more]
+    print_table(streams, UNCERTAIN, rows, "alternatives" if is_cut else "", drop=("position", "after"))
 
 
 def quoted(text: str) -> str:

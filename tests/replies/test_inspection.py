@@ -270,3 +270,19 @@ def test_why_prints_a_table_that_fits_the_terminal(open_terminal: OpenTerminal, 
     assert all(line.rstrip().endswith("…") for line in lines)
     person.type("/why x\r", shows="invalid number of alternatives")
     person.leave()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_why_continues_alternatives_on_further_lines(open_terminal: OpenTerminal, chatml_model: Path) -> None:
+    script = json.dumps({"rows": {}, "seeds": ["It is 42."]})
+    person = open_terminal(sys.executable, SCRIPTED, script, "chat", "-m", chatml_model, size=(80, 80))
+    person.wait_for("context ")
+    person.type("hi\r", shows="42.")
+    person.type("/why 5\r", shows="prob.")
+    person.wait_for("context ")
+    lines = [line for line in person.screen.lines if '"' in line]
+    tokens = [line for line in lines if line[0].isdecimal()]
+    assert len(tokens) > 3 and not any("…" in line for line in lines)
+    assert sum(line.count("%") for line in lines) == (1 + 5) * len(tokens)
+    person.leave()
