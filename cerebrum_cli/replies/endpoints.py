@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from cerebrum_cli.core.errors import EndpointError, ModelNotFound, NotReadyError, UsageError
+from cerebrum_cli.core.errors import EndpointError, ModelNotFound, UsageError
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.settings import CHOSEN, ENVIRONMENT, Settings
 from cerebrum_cli.library.installed import InstalledModel, served_model
@@ -60,9 +60,6 @@ def find_remote_model(library: Library, settings: Settings, endpoints: Sequence[
         info = probe(*endpoints)
         if info.takes_messages:
             return served_model(info.weights)
-    except NotReadyError:
-        if not model:
-            raise
     except EndpointError:
         if not model:
             raise

@@ -171,17 +171,18 @@ class Tally:
         With programs: "4/5: 5 replies and 4 programs of 6 samples; runner-up 0.9: 0 replies and 1 program".
         """
         samples = format_count(self.samples, "sample")
-        if not self.counts:
+        leading = self.counts[:2]
+        if not leading:
             return f"no final answer in {samples}"
-        leader, *others = self.counts
-        votes = f"{leader.count} of {self.samples} votes ({leader.count / self.samples:.0%})"
         if self.votes.checks:
-            votes = f"{leader.sources} of {samples}"
-        result = f"{one_line(leader.answer)}: {votes}"
-        for second in others[:1]:
-            votes = second.sources if self.votes.checks else str(second.count)
-            result += f"; runner-up {one_line(second.answer)}: {votes}"
-        return result
+            votes = [count.sources for count in leading]
+            votes[0] += f" of {samples}"
+        else:
+            votes = [str(count.count) for count in leading]
+            votes[0] += f" of {self.samples} votes ({leading[0].count / self.samples:.0%})"
+        return "; runner-up ".join(
+            f"{one_line(count.answer)}: {text}" for count, text in zip(leading, votes, strict=True)
+        )
 
     @property
     def tied(self) -> tuple[Count, ...]:

@@ -29,7 +29,7 @@ from cerebrum_cli.servers.faults import BusyServerError, ExchangeError, LostServ
 from cerebrum_cli.servers.notices import Notices
 from cerebrum_cli.servers.server import LATE, NOT_ASKED, AsyncioTask, PoolJob, Server
 
-ATTEMPTS = 3  # at a row; twice as many at servers that answer nothing else
+ATTEMPTS = 3  # at a row; twice as many at servers that answer nothing else, unless it timed out and none works
 SPLIT = 4  # divides a group of rows that was lost together
 STUCK = 10  # times the longest reply, after which no server is expected to answer
 
@@ -224,8 +224,8 @@ class Pool:
         job.losses += lost.was_sent
         if job.losses >= ATTEMPTS - 1:
             job.group = max(1, together // SPLIT)
-        is_fair = server.failures <= 1 or (lost.timed_out and not others)
-        attempts = ATTEMPTS if is_fair else 2 * ATTEMPTS
+        is_timed_out_everywhere = lost.timed_out and not others
+        attempts = ATTEMPTS if server.failures <= 1 or is_timed_out_everywhere else 2 * ATTEMPTS
         if together == 1 and job.losses >= attempts:
             problem = f"this request failed {job.losses} times, last on {server.alias}: {lost}"
             hint = "allow more time with --set row_timeout=SECONDS, or " if lost.timed_out else ""
