@@ -29,7 +29,7 @@ LISTED = 20  # sessions that a terminal shows unless asked for more
 UNCERTAIN = ("position", "after", "token", "prob.", "alternatives")
 MAX_TOKEN_TEXT = 16  # characters
 MIN_WHOLE = 60  # columns of a terminal in which alternatives are continued on further lines, not cut
-ROOM_BEFORE, ROOM_FOR_ONE = 47, 14  # columns before the alternatives of a token, without its position; for one
+COLUMNS_BEFORE, ALTERNATIVE_COLUMNS = 47, 14  # before the alternatives of a token, without its position; of one
 SIZES = ("size", "memory")  # columns of numbers of bytes
 UPDATED = "updated"  # a column of times, shown up to the minute
 WEIGHTS = {True: "weights repacked where possible", False: "weights as in the file (not repacked)"}
@@ -39,6 +39,11 @@ _ONE_LINE = str.maketrans("\t\n", "  ")
 Row = JsonObject
 Fields = Mapping[str, str]  # texts by name
 Column = str | Callable[[Row], Any]  # the key of a row, or what is shown of the row
+
+
+def output_width(streams: Streams) -> int:
+    """Columns of the terminal that shows the output, or of a pipe."""
+    return streams.columns if streams.out_is_terminal else PIPE_WIDTH
 
 
 def print_columns(
@@ -279,9 +284,9 @@ def print_uncertain(streams: Streams, tokens: Sequence[UncertainToken]) -> None:
     if not tokens:
         streams.info(f"no token of the reply had a probability below {CERTAIN:.0%}")
         return
-    room = streams.columns if streams.out_is_terminal else PIPE_WIDTH
-    is_cut = room < MIN_WHOLE
-    count = PIPE_WIDTH if is_cut else max(1, (room - ROOM_BEFORE) // ROOM_FOR_ONE)  # alternatives on a line
+    is_cut = output_width(streams) < MIN_WHOLE
+    width = PIPE_WIDTH if is_cut else output_width(streams)
+    count = max(1, (width - COLUMNS_BEFORE) // ALTERNATIVE_COLUMNS)  # on a line
     rows: list[Sequence[object]] = []
     for token in tokens:
         others = [f"{quoted(choice.text)} {percentage(choice)}" for choice in token.alternatives]

@@ -13,7 +13,7 @@ from asking import ask, collect_replies, generate, loaded, running_engine
 from chats import finish, make_chat
 from command_line import Finished
 from llama_engines import in_f32, options
-from person import OpenTerminal
+from person import OpenTerminal, Person
 from scripted_backend import END, ScriptedBackend, endless, replies, tokens
 from scripted_command import SCRIPTED, run_here
 from templates import TEMPLATES
@@ -256,16 +256,23 @@ def test_ask_inspects_the_winner_of_a_vote(chatml_model: Path, tmp_path: Path) -
     assert all(answer["text"][each["position"]] == each["token"] for each in answer["least_certain"])
 
 
+def open_why(
+    open_terminal: OpenTerminal, model: Path, reply: str, count: int, size: tuple[int, int]
+) -> tuple[Person, list[str]]:
+    """A chat in a terminal of some lines and columns, and the lines that `/why` prints of a reply."""
+    script = json.dumps({"rows": {}, "seeds": [reply]})
+    person = open_terminal(sys.executable, SCRIPTED, script, "chat", "-m", model, size=size)
+    person.wait_for("context ")
+    person.type("hi\r", shows="42.")
+    person.type(f"/why {count}\r", shows="prob.")
+    person.wait_for("context ")
+    return person, [line for line in person.screen.lines if '"' in line]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_why_prints_a_table_that_fits_the_terminal(open_terminal: OpenTerminal, chatml_model: Path) -> None:
-    script = json.dumps({"rows": {}, "seeds": ["Well,\nit is <|im_end|> and 日本 42."]})
-    person = open_terminal(sys.executable, SCRIPTED, script, "chat", "-m", chatml_model, size=(44, 40))
-    person.wait_for("context ")
-    person.type("hi\r", shows="42.")
-    person.type("/why 20\r", shows="prob.")
-    person.wait_for("context ")
-    lines = [line for line in person.screen.lines if '"' in line]
+    person, lines = open_why(open_terminal, chatml_model, "Well,\nit is <|im_end|> and 日本 42.", 20, (44, 40))
     assert len(lines) == MAX_ROWS
     assert all(line.rstrip().endswith("…") for line in lines)
     person.type("/why x\r", shows="invalid number of alternatives")
@@ -275,13 +282,7 @@ def test_why_prints_a_table_that_fits_the_terminal(open_terminal: OpenTerminal, 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_why_continues_alternatives_on_further_lines(open_terminal: OpenTerminal, chatml_model: Path) -> None:
-    script = json.dumps({"rows": {}, "seeds": ["It is 42."]})
-    person = open_terminal(sys.executable, SCRIPTED, script, "chat", "-m", chatml_model, size=(80, 80))
-    person.wait_for("context ")
-    person.type("hi\r", shows="42.")
-    person.type("/why 5\r", shows="prob.")
-    person.wait_for("context ")
-    lines = [line for line in person.screen.lines if '"' in line]
+    person, lines = open_why(open_terminal, chatml_model, "It is 42.", 5, (80, 80))
     tokens = [line for line in lines if line[0].isdecimal()]
     assert len(tokens) > 3 and not any("…" in line for line in lines)
     assert sum(line.count("%") for line in lines) == (1 + 5) * len(tokens)

@@ -43,7 +43,7 @@ from cerebrum_cli.terminal.repl.slash_settings import (
     think,
     use_prompt,
 )
-from cerebrum_cli.terminal.tables import PIPE_WIDTH, print_latest
+from cerebrum_cli.terminal.tables import output_width, print_latest
 
 
 def show_help(repl: Repl, argument: str) -> None:
@@ -56,8 +56,7 @@ def show_help(repl: Repl, argument: str) -> None:
     else:
         rows = [(group, ", ".join(slash.usage for slash in commands)) for group, commands in COMMAND_GROUPS.items()]
         rows += [("", ""), *KEYS]
-    width = repl.streams.columns if repl.streams.out_is_terminal else PIPE_WIDTH
-    repl.streams.answer(help_text(rows, width))
+    repl.streams.answer(help_text(rows, output_width(repl.streams)))
 
 
 def exit_chat(repl: Repl, _: str) -> None:

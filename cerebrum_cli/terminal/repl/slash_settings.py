@@ -13,6 +13,7 @@ from cerebrum_cli.core.sampling import SAMPLERS
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import LOCAL_KEYS, OPTIONS, SHORTHANDS, Settings, keys_of
 from cerebrum_cli.core.text import did_you_mean
+from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.formats.choice import FORMAT_NAMES
 from cerebrum_cli.terminal.repl.repl import Repl, model_text
 from cerebrum_cli.terminal.tables import print_prompts, settings_lines
@@ -74,14 +75,19 @@ def apply_setting(repl: Repl, key: str, value: str, source: str) -> str:
     if value != DEFAULT:
         for changed in changes:
             changes[changed] = OPTIONS[changed].parse([value], source)
-    tools = ["python" if tool.spec.name == "python" and not tool.asks else tool for tool in repl.chat.tools]
     if sandbox := changes.get("sandbox"):
-        repl.display.calls.tools_of(tools, sandbox)  # raises UsageError before anything changes
+        tools_in(repl, sandbox)  # raises UsageError before anything changes
     repl.wait_for(repl.chat.change_settings(changes))
     if key == "sandbox":
-        repl.chat.tools = repl.display.calls.tools_of(tools, repl.chat.settings.sandbox)
+        repl.chat.tools = tools_in(repl, repl.chat.settings.sandbox)
         repl.wait_for(repl.chat.load())
     return show_setting(repl, key, with_origin=value == DEFAULT)
+
+
+def tools_in(repl: Repl, sandbox: str) -> Tools:
+    """The tools of the chat, with `python` in a sandbox. Raises UsageError if that does not work here."""
+    tools = ["python" if tool.spec.name == "python" and not tool.asks else tool for tool in repl.chat.tools]
+    return repl.display.calls.tools_of(tools, sandbox)
 
 
 def show_setting(repl: Repl, key: str, with_origin: bool = True) -> str:
