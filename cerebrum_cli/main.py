@@ -33,7 +33,7 @@ def assembled(commands: Commands, names: Collection[str]) -> Any:
     """The command line; only commands of these names have options, since loading those of all takes 20 ms."""
     return TyperGroup(
         name="cerebrum",
-        help="Run language models on your own computer, and know which answers to trust.",
+        help="Chat with language models on your own computer, from the terminal.",
         epilog="Every option can also be set as CEREBRUM_...: --max-tokens is CEREBRUM_MAX_TOKENS.",
         commands={name: assembled_command(command, name in names) for name, command in commands.items()},
         params=[VersionOption(), *get_install_completion_arguments()],

@@ -36,17 +36,10 @@ class Extension(NamedTuple):
 
 COMMANDS = (
     Command(
-        "ask",
-        "cerebrum_cli.cli.ask",
-        "ask",
-        "Answer one question",
-        dict.fromkeys(("-o", "--output"), "redirect the output: ... > FILE; a setting is --set KEY=VALUE"),
-    ),
-    Command(
         "chat",
         "cerebrum_cli.cli.chat",
         "chat",
-        "Chat interactively",
+        "Chat with a model",
         {
             "--votes": "type /votes K in the chat",
             "--verbose": "type /stats in the chat; --set verbose=on shows llama.cpp's log",
@@ -54,17 +47,24 @@ COMMANDS = (
         },
     ),
     Command(
+        "ask",
+        "cerebrum_cli.cli.ask",
+        "ask",
+        "Answer one question, also in a pipe",
+        dict.fromkeys(("-o", "--output"), "redirect the output: ... > FILE; a setting is --set KEY=VALUE"),
+    ),
+    Command(
         "batch",
         "cerebrum_cli.cli.batch",
         "batch",
-        "Answer many questions from a file",
+        "Answer the prompts in a file",
         {"--prompt": 'did you mean --template "... {text}"?'},
     ),
-    Command("search", "cerebrum_cli.cli.pull", "search", "Search the Hugging Face Hub for models"),
     Command("pull", "cerebrum_cli.cli.pull", "pull", "Download a model, or register a local file"),
     Command("list", "cerebrum_cli.cli.models", "list_models", "List installed models"),
     Command("show", "cerebrum_cli.cli.models", "show", "Show a model's metadata and prompt format"),
     Command("rm", "cerebrum_cli.cli.models", "rm", "Delete a model"),
+    Command("search", "cerebrum_cli.cli.pull", "search", "Search the Hugging Face Hub for models"),
     Command("sessions", "cerebrum_cli.cli.sessions", "group", "List, search, export and delete saved sessions"),
     Command("config", "cerebrum_cli.cli.configuration", "config", "List and change the settings in config.toml"),
     Command("prompts", "cerebrum_cli.cli.prompts", "group", "List, show, edit and delete saved prompts"),

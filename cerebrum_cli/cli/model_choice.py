@@ -38,7 +38,7 @@ def pull_missing(app: App, settings: Settings, error: ModelNotFound, *, yes: boo
             from cerebrum_cli.cli.model_objects import suggestions
 
             rows = suggestions(app.library, settings.ctx)
-            chosen = choose_model(app, f"{error.message}; these fit this machine, best first", rows)
+            chosen = choose_model(app, f"{error.message}; these fit this machine, the tested one first", rows)
             if chosen is None:
                 raise error
             text = chosen

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.library import Library
 
 SHOWN = ("think", "chat_template")  # settings of a question, besides those of the catalog, its format and context
-SUGGESTIONS = 5  # models to choose a first one from: the best, and the smallest of the others
+SUGGESTIONS = 5  # models to choose a first one from
 # Keys of tables of models, and what they show of a quantization.
 BEST_FIT = {"recommended": "quantization", "size": "size", "memory": "needed", "fit": "fit", "speed": "speed"}
 
@@ -181,6 +181,7 @@ def catalogue_rows(library: Library, context: int | None) -> list[JsonDict]:
             "context_size": spec.context_size,
             "license": spec.license,
             "good_for": spec.good_for,
+            "tested": spec.tested,
             "repo_id": spec.repo_id or spec.weights,
             **best_fit(asdict(plan.chosen) if plan else {}),
             "quantizations": [asdict(candidate) for candidate in plan.candidates] if plan else [],
@@ -196,9 +197,11 @@ def best_fit(chosen: JsonObject) -> JsonDict:
 
 
 def suggestions(library: Library, context: int | None) -> list[JsonDict]:
+    """Models that fit this machine: the largest that was run with its real weights, then the best of the others."""
     fitting = [row for row in catalogue_rows(library, context) if row["fit"] == "fits"]
-    others = sorted(fitting[SUGGESTIONS - 1 :], key=lambda row: row["size"])
-    return [*fitting[: SUGGESTIONS - 1], *others[:1]]
+    tested = sorted((row for row in fitting if row["tested"]), key=lambda row: row["size"])[-1:]
+    others = [row for row in fitting if not row["tested"]]
+    return [*tested, *others[: SUGGESTIONS - len(tested)]]
 
 
 def metadata_json(value: Scalar | Array) -> Any:

@@ -131,7 +131,7 @@ def suggested_model(app: App, ctx: int | None) -> str:
 
     app.machine.record_bandwidth()
     rows = suggestions(app.library, ctx)
-    chosen = choose_model(app, "models that fit this machine, best first", rows)
+    chosen = choose_model(app, "models that fit this machine, the tested one first", rows)
     if chosen is None:
         if rows and app.streams.can_ask:
             app.streams.info("nothing pulled")
@@ -172,7 +172,11 @@ def report_next_step(app: App, model: InstalledModel) -> None:
 def show_download_plan(app: App, opened: AbstractContextManager[Puller], text: str, is_json: bool) -> None:
     with opened as puller:
         reference = puller.parse(text)
+        if catalogued := puller.catalogued(reference):
+            app.streams.note(f"{reference} is {catalogued} in the catalog", "--from-weights: its own safetensors")
+            reference = catalogued
         plan = puller.plan(reference)
+        merge = puller.describe_merge(plan)
     if is_json:
         app.streams.answer_object(plan.described)
         return
@@ -180,9 +184,13 @@ def show_download_plan(app: App, opened: AbstractContextManager[Puller], text: s
     what = f"download {plan.reference}"
     if plan.conversion:
         what = f"convert {format_size(plan.conversion.size)} of safetensors to {plan.reference}"
+    elif merge:
+        what = merge
     elif plan.listing:
         _ = plan.download  # raises an error if several models were meant
     if plan.chosen.installed:
         what = "use the installed model"
+    if plan.spec and plan.spec.notes:
+        app.streams.note(plan.spec.title, plan.spec.notes)
     source = text if isinstance(reference, Path) else reference  # with ./, without which a path is a name
     app.streams.report(f"cerebrum pull {source} would {what}")

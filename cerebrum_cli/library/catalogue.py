@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path, PurePosixPath
 
 from cerebrum_cli.core.errors import PullError
@@ -56,12 +56,14 @@ class PackageSource:
 class ModelSpec:
     """A catalog model. Without `format` its chat template is used; without a source it is merged or converted.
 
-    `context_size` is the trained context in tokens, `kv_bytes_per_token` its KV cache in f16. `active_percent` of the
+    `assumed_format` is a guess for a model without a template whose card states no format. `card` is the repository of
+    its model card, if that has other files, or none. `context_size` is the trained context in tokens, `kv_bytes_per_token` its KV cache in f16. `active_percent` of the
     weights are read for each token. It thinks for about `thinking_tokens` before it answers; 0 if unknown. In `file`,
     `{quant}` stands for the quantization; `revision` is a commit, branch or tag other than main. `recipe` is the merge
     recipe of a model that is not downloaded itself. `weights` is the repository with its own weights in safetensors.
     `settings` are recommended settings; `thinking` and `no_thinking` override them while `think` is on or off.
-    `good_for` is one word. `refuse` has broken repositories, and what is wrong with each.
+    `good_for` is one word. It is `tested` if it was run with its real weights. `refuse` has broken repositories, and what
+    is wrong with each.
     """
 
     name: str
@@ -72,16 +74,19 @@ class ModelSpec:
     file: str | None = None
     quantizations: Sizes = ()
     format: str | None = None
+    assumed_format: str | None = None
     context_size: int | None = None
     kv_bytes_per_token: int | None = None
     active_percent: int | None = None
     thinking_tokens: int = 0
     license: str | None = None
     good_for: str | None = None
+    tested: bool = False
     notes: str = ""
     package: PackageSource | None = None
     recipe: Path | None = None
     weights: str | None = None
+    card: str | None = None
     alternatives: tuple[Repository, ...] = ()
     refuse: Mapping[str, str] = field(default_factory=dict)
     settings: Layer = field(default_factory=dict)
@@ -134,6 +139,15 @@ class Catalogue:
 
     def meant_by(self, reference: Reference) -> ModelSpec | None:
         return self.named(reference.name) if isinstance(reference, ModelReference) else None
+
+    def of_card(self, reference: ModelReference) -> ModelReference | None:
+        """The model of the catalog whose card or weights are in a repository, in the same quantization."""
+        if not reference.is_on_hub or reference.file or reference.revision:
+            return None
+        for spec in self.specs:
+            if reference.name.lower() in (str(spec.card).lower(), str(spec.weights).lower()):
+                return replace(reference, name=spec.name)
+        return None
 
     def merged(self, text: str) -> ModelSpec | None:
         """The model that a text names, with or without a quantization, if it is merged from a recipe."""

@@ -129,6 +129,12 @@ def _positive_integer(value: object) -> int:
     return value
 
 
+def _boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _Invalid("must be true or false")
+    return value
+
+
 _text = _text_that(str.strip, "must be non-empty text")
 _name = _text_that(MODEL_NAME.fullmatch, "must be a name of letters, digits, `.`, `_` and `-`")
 _REPOSITORY: dict[str, Check] = {
@@ -145,13 +151,14 @@ _ROW: dict[str, Check] = {
     "title": _text,
     "aliases": _list(_name),
     **_REPOSITORY,
-    "format": _text,
+    **dict.fromkeys(("format", "assumed_format"), _text),
     **dict.fromkeys(("context_size", "kv_bytes_per_token"), _positive_integer),
     **dict.fromkeys(("active_percent", "thinking_tokens"), _positive_integer),
     "license": _text,
     "good_for": _text,
     "notes": _text,
-    "weights": _text_that(REPO_ID.fullmatch, "must be OWNER/NAME"),
+    "tested": _boolean,
+    **dict.fromkeys(("weights", "card"), _text_that(REPO_ID.fullmatch, "must be OWNER/NAME")),
     "refuse": lambda value: {repo_id: _at(repo_id, _text, reason) for repo_id, reason in _dict(value).items()},
     "package": lambda value: PackageSource(**_table(_PACKAGE, value, _PACKAGE)),
     "alternatives": _list(lambda value: Repository(**_table(_REPOSITORY, value, ("repo_id", "file")))),

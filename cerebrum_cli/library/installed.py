@@ -263,8 +263,15 @@ class InstalledModel:
         return merged if merged != EMBEDDED and merged in FORMAT_NAMES else None
 
     @property
+    def assumed_format(self) -> str | None:
+        """The format of its catalog entry that is only a guess, if nothing else says what its format is."""
+        if self.spec is None or self.known_format or self.header.chat_template:
+            return None
+        return self.spec.assumed_format
+
+    @property
     def default_format(self) -> str | None:
-        return self.known_format or (EMBEDDED if self.header.chat_template else None)
+        return self.known_format or self.assumed_format or (EMBEDDED if self.header.chat_template else None)
 
     @property
     def recommended(self) -> Layer:

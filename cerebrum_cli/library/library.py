@@ -171,6 +171,8 @@ class Library:
             raise ModelNotFound(f"{reference} is not registered", f"cerebrum pull {reference}")
         if model := self.best_match(reference, self.models()):
             return model
+        if catalogued := self.catalogue.of_card(reference):
+            return self.find(catalogued)
         if reference.is_on_hub:
             raise not_installed(reference)
         if spec := self.catalogue.named(reference.name):

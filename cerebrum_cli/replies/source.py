@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from cerebrum_cli.core.config import Config, read_config
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import read_text
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
@@ -229,9 +230,18 @@ class ModelSource:
         template, origin = header.chat_template, f"embedded in {self.model.path.name}"
         if path := self.settings.template_file:
             requested, template, origin = EMBEDDED, read_text(path, MAX_TEMPLATE_BYTES), str(path)
-        chosen = choose_format(requested, self.model.known_format, template)
+        chosen = choose_format(requested, self.model.known_format or self.model.assumed_format, template)
         variables = self.template_variables
         return replace(chosen, origin=origin, architecture=header.architecture, variables=variables)
+
+    @property
+    def format_notice(self) -> NoticeEvent | None:
+        """A notice of a format that is only a guess."""
+        assumed = self.model.assumed_format
+        if not assumed or self.raw or self.model.is_served or self.settings.format or self.settings.template_file:
+            return None
+        problem = f"the card of {self.model.name} states no prompt format; {assumed} is a guess"
+        return NoticeEvent(problem, "--format NAME chooses another, --chat-template FILE any")
 
     def choose_format(self) -> ChosenFormat:
         """The prompt format, checked. Raises FormatError, UsageError, ModelFileError."""

@@ -19,6 +19,7 @@ from cerebrum_cli.gguf.header import Header, require_generative
 from cerebrum_cli.library.installed import InstalledModel, folder_model
 from cerebrum_cli.library.library import Library
 from cerebrum_cli.library.pull import ModelBuilder, Puller, RemoteFiles
+from cerebrum_cli.library.reference import ModelReference
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
 from cerebrum_cli.weights.source_weights import Weights, local_weights, repository_weights
 from cerebrum_cli.weights.table import Table
@@ -234,4 +235,18 @@ def estimate_seconds(table: Table, type: str) -> float:
     return (perf_counter() - started) * weights / sample.size / thread_count()
 
 
-BUILDER = ModelBuilder(converter, merge)
+def describe_merge(puller: Puller, reference: ModelReference) -> str:
+    """What a merge of a catalog model pulls and writes, as the end of a sentence."""
+    from cerebrum_cli.weights.merge import read_recipe, source_references
+
+    recipe, quantization = read_recipe(puller.library, str(reference))
+    if puller.from_weights:
+        sources = f"download the safetensors of {' and '.join(recipe.models)}"
+    else:
+        references = source_references(puller.library, recipe.models, quantization)
+        sources = f"pull {' and '.join(references.values())}"
+    how = f"stack {len(recipe.slices)} slices of it" if len(recipe.slices) > 1 else "merge"
+    return f"{sources}, and {how} to {reference}"
+
+
+BUILDER = ModelBuilder(converter, merge, describe_merge)

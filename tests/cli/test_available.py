@@ -20,6 +20,7 @@ def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> i
     return int(request.param * GIB)
 
 
+TESTED = "qwen2.5-coder-1.5b"
 BEST = {8: "granite-4.1-3b", 16: "gemma4-e4b", 32: "gemma4-26b-a4b", 64: "gemma4-26b-a4b"}
 
 
@@ -62,8 +63,7 @@ def test_list_available_ends_with_the_best_on_a_terminal(new_user: CommandLine) 
 def test_pull_without_a_name_lists_what_fits_in_a_pipe(new_user: CommandLine, memory: int) -> None:
     done = new_user.run("pull")
     lines = done.err.splitlines()
-    assert lines[0] == "models that fit this machine, best first:"
-    best = BEST[memory // GIB]
-    assert lines[2].split()[0] == "name" and lines[3].split()[:2] == ["1", best]
-    assert lines[7].split()[:2] == ["5", "starter"]
-    assert_error(done, 2, "no model given", f"name one, such as cerebrum pull {best}, or see cerebrum list --available")
+    assert lines[0] == "models that fit this machine, the tested one first:"
+    assert lines[2].split()[0] == "name" and lines[3].split()[:2] == ["1", TESTED]
+    assert lines[4].split()[:2] == ["2", BEST[memory // GIB]] and len(lines[3:-2]) == 5
+    assert_error(done, 2, "no model given", f"name one, such as cerebrum pull {TESTED}, or see cerebrum list")

@@ -91,7 +91,7 @@ def test_catalogue_rows_recommend_sampling_for_each_mode() -> None:
     assert all("think" in spec.settings for spec in modes)  # without it, neither table would apply
     greedy = {name for name in PACKAGED if sampled(name)[1] == 0}
     first = {"cerebrum-7b", "cerebrum-8x7b", "cerebrum-12b", "collective-cognition-7b", "mistral-c2f-7b", "starter"}
-    assert greedy == first | {"granite-4.1-3b", "ministral-3-8b"}
+    assert greedy == first | {"granite-4.1-3b", "ministral-3-8b", "qwen2.5-coder-1.5b"}
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,20 @@ file = "tiny-{quant}.gguf"
 kv_bytes_per_token = 8
 license = "mit"
 quantizations = {Q8_0 = 225_000}
+tested = true
+
+[models."qwen2.5-coder-1.5b"]
+tested = false
+
+[models.starter]
+tested = false
 """
 
 
 def test_ask_without_a_model_lists_some_and_can_be_declined(open_terminal: OpenTerminal) -> None:
     window = open_terminal(COMMAND, "ask", "hi")
     window.wait_for_output("Pull which one? [1 to 5, q to quit; Enter: 1] ")
-    assert "no model is installed; these fit this machine, best first:" in window.screen.lines
+    assert "no model is installed; these fit this machine, the tested one first:" in window.screen.lines
     window.type("6\r", shows="Pull which one?")
     window.type("q\r")
     assert window.end() == 3
@@ -43,13 +50,13 @@ def test_pull_without_a_model_can_be_declined(open_terminal: OpenTerminal) -> No
 def test_first_run_pulls_the_chosen_model_and_continues(
     open_terminal: OpenTerminal, hub_user: HubUser, chatml_model: Path, command: tuple[str, ...]
 ) -> None:
-    """The smallest model that fits, which is the last of the list, is on the Hub of the tests."""
+    """The tested model, which is the first of the list, is on the Hub of the tests."""
     hub_user.hub.repository("someone/tiny-GGUF", {"tiny-Q8_0.gguf": chatml_model})
     (hub_user.command.config / "models.toml").write_text(TINY)
     window = open_terminal(COMMAND, *command, **hub_user.environment({}))
     window.wait_for_output("Pull which one?")
-    assert re.search(r"^5  tiny +\d+ kB ", "\n".join(window.screen.lines), re.MULTILINE)
-    window.type("5\r")
+    assert re.search(r"^1  tiny +\d+ kB ", "\n".join(window.screen.lines), re.MULTILINE)
+    window.type("1\r")
     window.wait_for_output("installed tiny:Q8_0: ")
     if command == ("chat",):
         window.wait_for(">")
