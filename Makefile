@@ -16,7 +16,7 @@
 #   make catalogue   sizes and pinned revisions of models.toml, from the Hugging Face Hub
 #   make dist     dist/cerebrum_cli-*: the source archive, and the wheel, which needs that of `make wheels`
 #   make test-dist  what `make dist` and `make wheels` made, installed by pip, uv and pipx
-#   make picture MODEL=FILE  docs/vote.svg and accuracy.png, from a real vote and an evaluation
+#   make picture MODEL=FILE [NAME=NAME]   docs/chat.svg, vote.svg and accuracy.png, from a real chat, a vote, an evaluation
 #   make peers    llama.cpp's own programs and `llm`, for the benchmarks; the programs for `make fuzz` too
 #   make bench [DATA=DIR] [SHAPE=FILE] [MODEL=FILE]   all benchmarks, into benchmarks/RESULTS.md and two pictures beside
 #                 it; DIR holds the questions of MT-bench and GSM8K, the first FILE is a model of Mistral-7B's shape, the
@@ -29,6 +29,7 @@ KERNELS ?=
 DATA ?=
 SHAPE ?=
 MODEL ?=
+NAME ?= qwen2.5-coder-1.5b
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
@@ -112,7 +113,7 @@ test-dist:
 
 picture: setup
 	$(BIN)/python -m pip install --quiet --group bench
-	$(BIN)/python docs/picture.py "$(MODEL)"
+	$(BIN)/python docs/picture.py "$(MODEL)" "$(NAME)"
 
 peers: setup
 	benchmarks/peers.sh $(BIN)/python

@@ -1,7 +1,7 @@
-"""Draw docs/vote.svg and accuracy.png: a vote of a model, and an evaluation of nano.
+"""Draw docs/chat.svg, vote.svg and accuracy.png: a chat and a vote of a model, and an evaluation of nano.
 
-Usage: python docs/picture.py FILE, a model such as Qwen2.5-Coder-1.5B-Instruct in Q4_K_M. The evaluation is the one in
-evaluate.md.
+Usage: python docs/picture.py FILE NAME, a model such as Qwen2.5-Coder-1.5B-Instruct in Q4_K_M, and its name in the
+pictures. The evaluation is the one in evaluate.md.
 """
 
 from __future__ import annotations
@@ -25,13 +25,24 @@ from rich.text import Text
 
 CEREBRUM = Path(sys.executable).with_name("cerebrum")
 DOCS = Path(__file__).parent
-COLUMNS = 96
+COLUMNS = 94  # no line of the dialogs breaks within a word
 TIMEOUT_S = 200.0
-QUIET_S = 1.0  # the screen is complete after so long without output
-PROMPT = "$ "  # of the shell that runs the vote
+QUIET_S = 1.0  # the screen is complete after so long without a change
+PROMPT = "$ "  # of the shell
+CHAT_ROWS, VOTE_ROWS = 36, 32
 
 # Lines to type, and the text that appears on the screen when each is done.
-NEXT_PROMPT = f"\n{PROMPT.rstrip()}"
+NEXT_PROMPT, NEXT_QUESTION = f"\n{PROMPT.rstrip()}", "\n>"
+CHAT = (
+    ("cerebrum chat --temperature 0 --session sums", NEXT_QUESTION),
+    ("What is the sum of the first n integers? One sentence.", NEXT_QUESTION),
+    ("/undo", NEXT_QUESTION),
+    (
+        "Write the sum of the first n integers as a formula in LaTeX, as a Python function, and as a table for"
+        " n = 1, 2, 3, 4. Be brief.",
+        NEXT_QUESTION,
+    ),
+)
 # Greedily, the 1.5B answers 6.50.
 QUESTION = "A parking garage charges $4 for the first hour and $2.50 for each further one. What do 5 hours cost?"
 VOTE = (
@@ -56,13 +67,17 @@ class Terminal:
         self.wait_for(expected, before)
 
     def wait_for(self, expected: str, before: int = 0) -> None:
-        """Read until a text occurs more often than before and the output stops."""
+        """Read until a text occurs more often than before and the screen stays as it is."""
         deadline = time.monotonic() + TIMEOUT_S
         while self._count(expected) <= before:
             if time.monotonic() > deadline:
                 sys.exit(f"{expected!r} did not appear:\n{self._text()}")
             self._read(0.1)
-        self._read(QUIET_S)
+        shown, since = "", time.monotonic()
+        while time.monotonic() - since < QUIET_S:
+            self._read(0.1)  # a chat redraws its status line all the time
+            if self._text() != shown:
+                shown, since = self._text(), time.monotonic()
 
     def close(self) -> None:
         """Close the terminal, which ends the program."""
@@ -84,8 +99,8 @@ class Terminal:
 
 
 def main() -> None:
-    """Draw both pictures, with sessions, settings and prompt cache in a temporary home directory."""
-    model = str(Path(sys.argv[1]).resolve())
+    """Draw the pictures, with sessions, settings and prompt cache in a temporary home directory."""
+    file, name = sys.argv[1:]
     with tempfile.TemporaryDirectory() as home:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CEREBRUM_")}
         directories = dict.fromkeys(("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), home)
@@ -94,17 +109,16 @@ def main() -> None:
         run = partial(subprocess.run, cwd=home, env=env, check=True)
         run([CEREBRUM, "eval", "sums", "-m", "nano", "--samples", "16", "-o", "votes.jsonl", "-q"])
         run([CEREBRUM, "runs", "show", "votes.jsonl", "--plot", DOCS / "accuracy.png"])
-        run([CEREBRUM, "pull", "--quiet", model, "--default"])
-        draw("vote", ["bash", "--norc", "--noprofile"], env, 32, PROMPT, VOTE)
+        run([CEREBRUM, "pull", "--quiet", Path(file).absolute(), "--name", name, "--default"])
+        draw("chat", env, CHAT_ROWS, CHAT)
+        draw("vote", env, VOTE_ROWS, VOTE)
 
 
-def draw(
-    name: str, argv: list[str], env: dict[str, str], rows: int, ready: str, dialog: tuple[tuple[str, str], ...]
-) -> None:
-    """Run a program, type the lines of a dialog, and write the screen as docs/NAME.svg."""
-    terminal = Terminal(argv, env, rows)
+def draw(name: str, env: dict[str, str], rows: int, dialog: tuple[tuple[str, str], ...]) -> None:
+    """Type the lines of a dialog into a shell, and write the screen as docs/NAME.svg."""
+    terminal = Terminal(["bash", "--norc", "--noprofile"], env, rows)
     try:
-        terminal.wait_for(ready.rstrip())
+        terminal.wait_for(PROMPT.rstrip())
         for line, expected in dialog:
             terminal.run(line, expected)
     finally:

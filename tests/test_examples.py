@@ -25,7 +25,7 @@ from vocabularies import open_vocabulary
 pytestmark = pytest.mark.slow
 
 DOCUMENTS = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md")))
-MERGE, EVALUATE = "docs/how-to/merge.md", "docs/how-to/evaluate.md"
+MERGE, EVALUATE, MADE_FOR = "docs/how-to/merge.md", "docs/how-to/evaluate.md", "docs/made-for.md"
 LEFT_OUT = {
     "builds or installs programs": r"^((make|source|pip|pipx|uv|git clone) |CMAKE_ARGS=|.*scripts/setup\.sh)",
     "asks on a terminal, or changes the shell": r"cerebrum pull( author/model)? +#|--install-completion|chat --tool",
@@ -40,16 +40,24 @@ SKIPPED = re.compile("|".join(LEFT_OUT.values()))
 SUCCESS = (0, 4, 5, 6)  # a prompt may not fit in the context of a tiny model, and it may give no answer
 ASKS = re.compile(r"cerebrum (sessions )?rm ")  # for confirmation
 SHELL = re.compile(r"[|&;<>]|(?<!\\)\$")
+IN_ORDER = ("README.md", "docs/getting-started.md", MADE_FOR)  # from the first line to the last, in an empty home
 MODELS = {  # files by the repositories that the catalog and the pages name
     "unsloth/Qwen3.5-4B-GGUF": ("Qwen3.5-4B-Q4_K_M.gguf",),
     "bartowski/Cerebrum-1.0-7b-GGUF": ("Cerebrum-1.0-7b-Q4_K_M.gguf", "Cerebrum-1.0-7b-Q8_0.gguf"),
     "bartowski/Cerebrum-1.0-8x7b-GGUF": ("Cerebrum-1.0-8x7b-Q4_K_M.gguf",),
+    "TheBloke/CollectiveCognition-v1-Mistral-7B-GGUF": ("collectivecognition-v1-mistral-7b.Q4_K_M.gguf",),
     "Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF": ("qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",),
     "owner/repo": ("model-Q5_K_M.gguf",),
     "author/model": (),
     "AetherResearch/Cerebrum-1.0-7b": (),
+    "zhengchenphd/Mistral-C2F-7B": (),
 }
-CHECKPOINTS = {"AetherResearch/Cerebrum-1.0-7b": 32, "author/model": 3, "owner/repo": 3}  # numbers of layers
+CHECKPOINTS = {  # numbers of layers
+    "AetherResearch/Cerebrum-1.0-7b": 32,
+    "zhengchenphd/Mistral-C2F-7B": 3,
+    "author/model": 3,
+    "owner/repo": 3,
+}
 SERVERS: dict[str, tuple[type[ModelServer], str]] = {
     "http://localhost:8080": (LlamaServer, "cerebrum-7b"),
     "http://node1:8080": (LlamaServer, "cerebrum-7b"),
@@ -67,6 +75,7 @@ INSTALLED = {  # models by what in a page needs them
 }
 LOCAL = ("model.gguf", "actor.gguf", "instruct.gguf", "Cerebrum-1.0-7b-Q4_K_M.gguf", "SmolLM2-135M-Instruct.Q4_1.gguf")
 CONFIGURATION = {"docs/how-to/use-a-server.md": "config.toml", "docs/how-to/choose-a-model.md": "models.toml"}
+PRINTED_FORMATS = ("cerebrum", "collective-cognition", "mistral")  # of which the page has prompts, in this order
 UNPRINTED = {MERGE: ["cerebrum merge weights.yaml -o weights.gguf"]}  # the page says "save one of those below"
 EDITOR = "#!/bin/sh\nprintf 'Describe this change:\\n' > \"$1\"\n"
 PROGRAMS = {"jq": "#!/bin/sh\ncat\n", "git": "#!/bin/sh\necho change\n", "editor": EDITOR}
@@ -80,9 +89,11 @@ PAGES = [page for page in DOCUMENTS if blocks(page, "sh")]
 
 
 def commands(page: str) -> list[str]:
-    """Lines of the shell blocks of a page that can be run here; those that write a file come first."""
+    """Lines of the shell blocks of a page that can be run here; except in order, those that write a file come first."""
     text = "".join(blocks(page, "sh")).replace("\\\n", "")
     lines = [line for line in text.splitlines() if line and not SKIPPED.search(line)]
+    if page in IN_ORDER:
+        return lines
     return sorted(lines, key=lambda line: not line.startswith("printf")) + UNPRINTED.get(page, [])
 
 
@@ -119,7 +130,7 @@ def hub(page: str, thinker: Path, seven: Path, checkpoints: dict[str, Path]) -> 
     sums = [{"question": f"{n} + 1?", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in range(3)]
     with HubServer() as hub:
         for repo_id, names in MODELS.items():
-            files = dict.fromkeys(names, seven if page == MERGE else thinker)
+            files = dict.fromkeys(names, seven if page in (MERGE, MADE_FOR, "README.md") else thinker)
             if repo_id in checkpoints:
                 files |= {path.name: path for path in checkpoints[repo_id].iterdir()}
             hub.repository(repo_id, files)
@@ -201,7 +212,7 @@ def test_examples_run_as_printed(
         shutil.copy(checkout / "style.gguf", command.config)
     lines, failures = commands(page), []
     needed = [model for named, model in INSTALLED.items() if named in "".join(lines) and name != "models.toml"]
-    setup = [f"cerebrum pull {model}" for model in needed]
+    setup = [f"cerebrum pull {model}" for model in needed if page not in IN_ORDER]
     for line in (*setup, *lines):
         answers = {"CEREBRUM_YES": "1"} if ASKS.search(line) else {}
         done = run_line(at(servers, line), command, checkout, env | answers)
@@ -242,9 +253,13 @@ def test_output_has_the_printed_shape(page: str, command: CommandLine) -> None:
 
 
 def test_prompts_are_as_printed(command: CommandLine, mistral_model: Path) -> None:
-    formats = ("cerebrum", "collective-cognition")
-    for name, block in zip(formats, blocks("docs/reference/prompt-formats.md", "text"), strict=True):
-        done = command.run("ask", "--dry-run", "--format", name, "-m", mistral_model, "Are you conscious?")
+    single = [{"role": "user", "content": "Are you conscious?"}]
+    turns = (("user", "What is 15% of 80?"), ("assistant", "15% of 80 is 12."), ("user", "And of 90?"))
+    conversation = [{"role": role, "content": content} for role, content in turns]
+    cases = [(name, asked) for name in PRINTED_FORMATS for asked in (single, conversation)]
+    for (name, asked), block in zip(cases, blocks(MADE_FOR, "text"), strict=True):
+        (command.home / "asked.json").write_text(json.dumps(asked))
+        done = command.run("ask", "--dry-run", "--format", name, "-m", mistral_model, "--messages", "asked.json")
         assert done.out.strip() == block.strip()
     [block] = blocks("docs/reference/evaluation.md", "text")
     row = {"question": block.partition("\n")[0], "choices": re.findall(r"^\w\) (.+)", block, re.M), "answer": "B"}

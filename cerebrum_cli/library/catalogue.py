@@ -57,13 +57,14 @@ class ModelSpec:
     """A catalog model. Without `format` its chat template is used; without a source it is merged or converted.
 
     `assumed_format` is a guess for a model without a template whose card states no format. `card` is the repository of
-    its model card, if that has other files, or none. `context_size` is the trained context in tokens, `kv_bytes_per_token` its KV cache in f16. `active_percent` of the
-    weights are read for each token. It thinks for about `thinking_tokens` before it answers; 0 if unknown. In `file`,
-    `{quant}` stands for the quantization; `revision` is a commit, branch or tag other than main. `recipe` is the merge
-    recipe of a model that is not downloaded itself. `weights` is the repository with its own weights in safetensors.
+    its model card, if its files are in others. `context_size` is the trained context in tokens, `kv_bytes_per_token`
+    its KV cache in f16. `active_percent` of the weights are read for each token. It thinks for about `thinking_tokens`
+    before it answers; 0 if unknown. In `file`, `{quant}` stands for the quantization; `revision` is a commit, branch or
+    tag other than main. `recipe` is the merge recipe of a model that is not downloaded itself. `weights` is the
+    repository with its own weights in safetensors.
     `settings` are recommended settings; `thinking` and `no_thinking` override them while `think` is on or off.
-    `good_for` is one word. It is `tested` if it was run with its real weights. `refuse` has broken repositories, and what
-    is wrong with each.
+    `good_for` is one word. It is `tested` if it was run with its real weights. `refuse` has broken repositories, and
+    what is wrong with each.
     """
 
     name: str

@@ -264,7 +264,7 @@ class InstalledModel:
 
     @property
     def assumed_format(self) -> str | None:
-        """The format of its catalog entry that is only a guess, if nothing else says what its format is."""
+        """A guess in its catalog entry, if nothing else says what its format is."""
         if self.spec is None or self.known_format or self.header.chat_template:
             return None
         return self.spec.assumed_format

@@ -156,7 +156,7 @@ class Puller:
         if spec and not (spec.sources or spec.recipe):
             return model
         problem = f"{reference} is {model} in the catalog"
-        answer = self.confirm(f"{problem}. Pull {model}?", True)
+        answer = self.confirm(f"{problem}. Pull that?", True)
         if answer is None:
             hint = f"cerebrum pull {model}; add --from-weights to convert the safetensors of {reference} instead"
             raise PullError(problem, hint)

@@ -237,11 +237,12 @@ class ModelSource:
     @property
     def format_notice(self) -> NoticeEvent | None:
         """A notice of a format that is only a guess."""
-        assumed = self.model.assumed_format
-        if not assumed or self.raw or self.model.is_served or self.settings.format or self.settings.template_file:
+        spec, assumed = self.model.spec, self.model.assumed_format
+        is_chosen = self.raw or self.settings.format or self.settings.template_file
+        if not (spec and assumed) or is_chosen or self.model.is_served:
             return None
-        problem = f"the card of {self.model.name} states no prompt format; {assumed} is a guess"
-        return NoticeEvent(problem, "--format NAME chooses another, --chat-template FILE any")
+        problem = f"the card of {spec.title} states no prompt format; {assumed} is a guess"
+        return NoticeEvent(problem, "choose another with --format NAME or --chat-template FILE")
 
     def choose_format(self) -> ChosenFormat:
         """The prompt format, checked. Raises FormatError, UsageError, ModelFileError."""

@@ -207,16 +207,17 @@ def write_quantized(
     encoding: str = "Q4_K_M",
     name: str = "tiny quantized",
     chat_template: str | None = CHATML_TEMPLATE,
+    vocabulary: Mapping[str, MetadataValue] | None = None,
 ) -> Path:
     """Write a Llama, or with `experts` a Mixtral, of Mistral-7B's structure; no two tensors are equal.
 
-    Its matrices are Q4_K and Q6_K, mixed as in llama.cpp's Q4_K_M, or all of another type. Vocabulary of
-    `write_chatml`.
+    Its matrices are Q4_K and Q6_K, mixed as in llama.cpp's Q4_K_M, or all of another type. The default is the
+    vocabulary of `write_chatml`.
     """
     from gguf import LlamaFileType
 
     file_type = int(LlamaFileType[f"MOSTLY_{encoding}"])
-    metadata = {**bpe_metadata(), **described(name, chat_template), "general.file_type": file_type}
+    metadata = {**(vocabulary or bpe_metadata()), **described(name, chat_template), "general.file_type": file_type}
     sizes = {**_transformer_sizes(shape, 2048), "experts": experts}
     return _write(path, MIXTRAL if experts else LLAMA, sizes, metadata, seed, partial(_quantized, encoding))
 
