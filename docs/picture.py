@@ -29,7 +29,7 @@ COLUMNS = 94  # no line of the dialogs breaks within a word
 TIMEOUT_S = 200.0
 QUIET_S = 1.0  # the screen is complete after so long without a change
 PROMPT = "$ "  # of the shell
-CHAT_ROWS, VOTE_ROWS = 36, 32
+CHAT_ROWS, VOTE_ROWS = 31, 32
 
 # Lines to type, and the text that appears on the screen when each is done.
 NEXT_PROMPT, NEXT_QUESTION = f"\n{PROMPT.rstrip()}", "\n>"
