@@ -25,7 +25,7 @@ from rich.text import Text
 
 CEREBRUM = Path(sys.executable).with_name("cerebrum")
 DOCS = Path(__file__).parent
-COLUMNS = 94  # no line of the dialogs breaks within a word
+COLUMNS = 91  # no line of the dialogs breaks within a word
 TIMEOUT_S = 200.0
 QUIET_S = 1.0  # the screen is complete after so long without a change
 PROMPT = "$ "  # of the shell
@@ -38,8 +38,8 @@ CHAT = (
     ("What is the sum of the first n integers? One sentence.", NEXT_QUESTION),
     ("/undo", NEXT_QUESTION),
     (
-        "Write the sum of the first n integers as a formula in LaTeX, as a Python function, and as a table for"
-        " n = 1, 2, 3, 4. Be brief.",
+        "Write the sum of the first n integers as a formula, as a Python function, and as a table for n = 1, 2, 3, 4."
+        " Be brief.",
         NEXT_QUESTION,
     ),
 )
