@@ -44,11 +44,18 @@ class Person:
     def _wait(self, condition: Callable[[], bool], expected: str) -> None:
         deadline = time.monotonic() + TIMEOUT_S
         while not condition():
-            assert time.monotonic() < deadline, f"timed out waiting for {expected!r}: {self.screen.lines[-50:]}"
+            if time.monotonic() > deadline:
+                raise self._failure(f"timed out waiting for {expected!r}")
             try:
                 self._read(0.2)
             except pexpect.TIMEOUT:
                 continue
+            except pexpect.EOF:
+                problem = f"the program ended with exit code {self._exit_code()} before it showed {expected!r}"
+                raise self._failure(problem) from None
+
+    def _failure(self, problem: str) -> AssertionError:
+        return AssertionError("\n".join([f"{problem}; its screen:", *self.screen.lines[-50:]]))
 
     def resize(self, columns: int, rows: int) -> None:
         self.screen.resize(columns, rows)
@@ -88,7 +95,12 @@ class Person:
                 self._read(TIMEOUT_S)
         except pexpect.EOF:
             self.has_echo_at_end = self.has_echo
-            self._pty.wait()
+        except pexpect.TIMEOUT:
+            raise self._failure("timed out waiting for the end of the program") from None
+        return self._exit_code()
+
+    def _exit_code(self) -> int:
+        self._pty.wait()
         code = self._pty.exitstatus
         return int(128 + self._pty.signalstatus if code is None else code)
 
