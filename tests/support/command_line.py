@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from cerebrum_cli.main import run
 
 ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).with_name("cerebrum"))
+PYTHON = shlex.quote(sys.executable)  # a word of a shell: the path may have spaces
 USER_PREFIXES = ("CEREBRUM_", "XDG_", "HF_")
 TERMINAL_VARIABLES = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES", "ACCESSIBLE")
 SOUND_MODELS = [ROOT / "cerebrum_cli" / "data" / "nano.gguf"]  # no home loads them in a child process first
