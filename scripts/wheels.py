@@ -56,7 +56,10 @@ def build(architecture: str, directory: Path, kernels: str) -> Path:
         flags = f"-O2 -s -target {architecture}-linux-gnu.{GLIBC}"
         if architecture == "x86_64":
             flags += " -mevex512"  # which this Clang wants beside -mavx512f
-        zig = f"{sys.executable} {ROOT / 'scripts' / 'zig_cc.py'} {Path(ziglang.__file__).with_name('zig')}"
+        zig = directory / "zig"  # CMake splits a command at spaces, which the path of the checkout may have
+        words = (sys.executable, ROOT / "scripts" / "zig_cc.py", Path(ziglang.__file__).with_name("zig"))
+        zig.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, words))} "$@"\n')
+        zig.chmod(0o755)
         environment |= {"CC": f"{zig} cc {flags}", "CXX": f"{zig} c++ {flags}"}
         options += ["-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={architecture}"]
     else:
