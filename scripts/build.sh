@@ -24,7 +24,9 @@ else
 fi
 # Named after this machine, for whose processor it is, and what the build depends on.
 changes=$({ cat scripts/llama.cmake && echo "${CMAKE_ARGS:-}"; } | cksum | cut -d ' ' -f 1)
-wheels="${XDG_CACHE_HOME:-$HOME/.cache}/cerebrum/wheels/$(uname -n)/$kind-$changes"
+kept="${XDG_CACHE_HOME:-$HOME/.cache}/cerebrum/wheels/$(uname -n)"
+mkdir -p "$kept" 2>/dev/null || kept=.venv/wheels  # for a user without a home, as in some containers
+wheels="$kept/$kind-$changes"
 shift
 
 install() {

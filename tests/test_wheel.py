@@ -165,6 +165,14 @@ def test_setup_builds_llama_cpp_once(tmp_path: Path) -> None:
     assert [call for call in calls if " pip wheel " in call] == []
 
 
+def test_setup_needs_no_home(tmp_path: Path) -> None:
+    for _ in range(2):
+        done, calls = set_up(tmp_path, CXX="true", HOME="/proc/no-home")
+        assert done.returncode == 0, done.stderr
+        assert any("--find-links .venv/wheels/cpu-" in call for call in calls)
+    assert [call for call in calls if " pip wheel " in call] == []
+
+
 def test_setup_downloads_a_compiler_where_there_is_none(tmp_path: Path) -> None:
     done, calls = set_up(tmp_path, CXX="no-compiler-of-this-name")
     assert done.returncode == 0, done.stderr
