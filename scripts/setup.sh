@@ -39,6 +39,10 @@ else
         "$(scripts/build.sh requirement)"
 fi
 $python -m pip install --quiet --no-compile --editable .
+# The path of this checkout may not be ASCII, and before 3.13, Python reads it in the encoding of the locale.
+for path in .venv/lib/python*/site-packages/_editable_impl_cerebrum_cli.pth; do
+    [ ! -e "$path" ] || echo ../../../.. >"$path"
+done
 # A wheel may have been built for another processor.
 [ -z "$WHEELS" ] || .venv/bin/cerebrum doctor --offline --quiet
 rm -f .venv/.installed-*  # what make has installed

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine
 
+from cerebrum_cli import __version__
 from cerebrum_cli.cli.commands import own_commands
 from cerebrum_cli.main import assembled
 
@@ -54,6 +55,11 @@ codes = [run(words) for words in json.loads(sys.argv[1])]
 print(*sorted(sys.modules), file=sys.stderr)
 sys.exit(max(codes))
 """
+
+
+def test_command_starts_in_the_c_locale(new_user: CommandLine) -> None:
+    done = new_user.run_process("--version", env={"LC_ALL": "C"})  # before 3.13, not below a path that is not ASCII
+    assert (done.code, done.out, done.err) == (0, f"cerebrum {__version__}\n", "")
 
 
 def test_command_ends_after_the_threads_that_it_started() -> None:
