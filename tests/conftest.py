@@ -20,6 +20,8 @@ from gguf_files import rewritten
 from hub_server import HubServer
 from hub_user import OTHER, READER, HubUser
 from hypothesis import settings
+from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 from llama_engines import MODELS
 from merges import FOUR_LAYERS, SIX_LAYERS, Home, part_paths
 from person import SHELL, OpenTerminal, Person
@@ -49,6 +51,15 @@ if hasattr(signal, "SIGHUP"):
 for variable in TERMINAL_VARIABLES:
     os.environ.pop(variable, None)
 os.environ["TERM"] = "xterm-256color"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def same_cases() -> Iterator[None]:
+    """Leave constants of the modules that a process has imported so far out of the cases of Hypothesis."""
+    with pytest.MonkeyPatch.context() as patch:
+        if settings.get_current_profile_name() == "test":
+            patch.setattr(providers, "_get_local_constants", Constants, raising=False)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

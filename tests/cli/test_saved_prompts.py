@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
+from shlex import join
 
 import pytest
 from command_line import CommandLine
@@ -30,7 +32,7 @@ class Home:
         program = self.home / "editor.py"
         opened = "import sys, pathlib\npath = pathlib.Path(sys.argv[-1])\ntext = path.read_text()"
         program.write_text(f"{opened}\n{code}\npath.write_text(text)\n")
-        done = self.run("prompts", "edit", name, env={"VISUAL": f"'{sys.executable}' '{program}'"})
+        done = self.run("prompts", "edit", name, env={"VISUAL": join([sys.executable, str(program)])})
         return done.code, done.err
 
 
@@ -47,8 +49,10 @@ def test_saved_prompt_holds_any_text(system: str, prompt: str) -> None:
     assert text.removesuffix("\n") == (f"\n{prompt}" if prompt else "")
 
 
+WITHOUT_PLACEHOLDERS = st.text().filter(lambda text: not re.search(r"\{\w+\}", text))
 JSON = st.recursive(
-    st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    st.none() | st.integers() | WITHOUT_PLACEHOLDERS,
+    lambda inner: st.lists(inner) | st.dictionaries(WITHOUT_PLACEHOLDERS, inner),
 )
 
 
