@@ -224,7 +224,8 @@ async def forecast(place: Place, options: Options, limit: Optional[int]) -> Plac
 
 
 def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "function_worker" in " ".join(child.cmdline())]
+    alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in alive if "function_worker" in " ".join(child.cmdline())]
 
 
 SWALLOWS = """
