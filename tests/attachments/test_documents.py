@@ -16,6 +16,7 @@ from threading import Event
 from typing import Any, ClassVar
 
 import pytest
+from command_line import PYTHON
 from documents import ENCRYPTED, pdf, write_docx
 from loopback import Loopback, LoopbackHandler
 
@@ -188,8 +189,7 @@ def test_document_without_markitdown_names_the_extra(monkeypatch: pytest.MonkeyP
     with pytest.raises(UsageError, match="needs markitdown") as raised:
         read(Path("a.pdf"))
     assert raised.value.hint == (
-        f'{sys.executable} -m pip install "cerebrum-cli[documents]"; '
-        "or set a command for pdf in config.toml, below [documents]"
+        f'{PYTHON} -m pip install "cerebrum-cli[documents]"; or set a command for pdf in config.toml, below [documents]'
     )
     assert read(Path("a.pdf"), pdf="cat $1") == pdf("A pear.").decode()
 
@@ -323,7 +323,7 @@ def test_command_of_an_ending_takes_precedence(folder: Path) -> None:
 def test_command_that_fails_is_one_line() -> None:
     Path("fail.py").write_text("import sys\nprint('A' * 100_000, file=sys.stderr)\nsys.exit('\\nit is broken\\n')")
     Path("a.epub").write_bytes(b"A pear.")
-    assert refusal(Path("a.epub"), epub=f"{sys.executable} fail.py $1") == "a.epub cannot be converted: it is broken"
+    assert refusal(Path("a.epub"), epub=f"{PYTHON} fail.py $1") == "a.epub cannot be converted: it is broken"
     assert refusal(Path("a.epub"), epub="false $1") == "a.epub cannot be converted: false failed"
     assert refusal(Path("a.epub"), epub="no-such-command $1") == (
         "a.epub cannot be converted: sh: 1: exec: no-such-command: not found"
@@ -336,7 +336,7 @@ def test_command_that_fails_is_one_line() -> None:
 def test_command_that_takes_too_long_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "TIMEOUT_S", 0.5)
     Path("a.epub").write_bytes(b"A pear.")
-    sleep = f'{sys.executable} -c \'import os, time; open("pid", "w").write(str(os.getpid())); time.sleep(60)\' $1'
+    sleep = f'{PYTHON} -c \'import os, time; open("pid", "w").write(str(os.getpid())); time.sleep(60)\' $1'
     assert refusal(Path("a.epub"), epub=sleep) == "a.epub: not converted within 0.5 s"
     with pytest.raises(ProcessLookupError):
         os.kill(int(Path("pid").read_text()), 0)

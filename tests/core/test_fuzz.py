@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import CommandLine, assert_error
+from command_line import PYTHON, CommandLine, assert_error
 from tiny_models import write_chatml
 
 pytestmark = pytest.mark.slow
@@ -59,7 +59,7 @@ def test_hostile_template_is_an_error_line(user: CommandLine) -> None:
 # Python whose child processes check a template for 1 s.
 IMPATIENT = f"""#!/bin/sh
 shift 3
-exec {sys.executable} -P -c "import sys
+exec {PYTHON} -P -c "import sys
 from cerebrum_cli.engine.llama import first_load
 first_load.MAX_CHECK_S = 1
 first_load.main(*sys.argv[1:])" "$@"

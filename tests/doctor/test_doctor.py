@@ -13,7 +13,7 @@ from typing import Any
 
 import pexpect
 import pytest
-from command_line import COMMAND, CommandLine, Finished, start_python
+from command_line import COMMAND, PYTHON, CommandLine, Finished, start_python
 from hub_server import HubServer
 from screen import Screen
 from scripted_command import app_for
@@ -326,7 +326,7 @@ SEEMS = "this machine seems to have a GPU"
         (assess_threads(state(LIMITED), None), "ok", "2 threads; 8 cores available, cgroup quota 1.5", ""),
         (assess_devices(WITH_GPU, "cuda"), "ok", "CUDA0 NVIDIA H200: 140.00 GB of 150.00 GB free", ""),
         (assess_devices(WITHOUT_DRIVER, "cuda"), "warning", "was built for GPUs and finds none", "nvidia-smi"),
-        (assess_devices(CPU, "cuda"), "warning", SEEMS, f'CMAKE_ARGS="-DGGML_CUDA=on" {sys.executable} -m pip install'),
+        (assess_devices(CPU, "cuda"), "warning", SEEMS, f'CMAKE_ARGS="-DGGML_CUDA=on" {PYTHON} -m pip install'),
         (assess_devices(CPU, "metal"), "warning", SEEMS, "make setup ACCEL=metal"),
         (assess_devices(CPU, None), "ok", "none: everything runs on the CPU", ""),
         (assess_build(CPU, None), "ok", "backends CPU; no offload; CPU: AVX2, OPENMP", ""),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from command_line import environment_of
+from command_line import PYTHON, environment_of
 from dataset_files import table
 from hub_server import DATASETS
 from hub_user import HubUser
@@ -130,7 +130,7 @@ def test_task_of_mathematics_is_scored_with_math_verify_if_installed(
     assert (found.fingerprint["match"], found.fingerprint["scoring"]) == ("math", scored_by)
     form = "answers are compared by their normal form"
     assert comparison_of(f"{rules} with Math-Verify 0.8") == f"{form} and by Math-Verify 0.8"
-    install = f'; Math-Verify is not installed: {sys.executable} -m pip install "cerebrum-cli[math]"'
+    install = f'; Math-Verify is not installed: {PYTHON} -m pip install "cerebrum-cli[math]"'
     assert comparison_of(rules) == f"{form} only{'' if version else install}"
     assert (plain.fingerprint["match"], plain.fingerprint["scoring"]) == ("answer", rules)
     assert sums.fingerprint["match"] == "answer"
@@ -214,7 +214,7 @@ def test_dataset_in_parquet_needs_pyarrow(hub_user: HubUser, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     problem, hint = refusal(hub_user, "gsm8k")
     assert problem.startswith("Parquet files need pyarrow: ")
-    assert hint == f'{sys.executable} -m pip install "cerebrum-cli[eval]"'
+    assert hint == f'{PYTHON} -m pip install "cerebrum-cli[eval]"'
     assert load(hub_user, "math500")
 
 

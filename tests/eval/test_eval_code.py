@@ -15,6 +15,7 @@ from time import process_time
 import psutil
 import pytest
 from batch_files import stored_lines
+from command_line import PYTHON
 from dataset_files import cache_dataset, table
 from scripted_command import run_here, start_scripted
 from waiting import user_seconds, wait_for_end, wait_until
@@ -190,7 +191,7 @@ def test_sandbox_is_refused_where_namespaces_are_forbidden(bwrap: Path) -> None:
 
 @pytest.mark.slow
 def test_sandbox_is_refused_if_it_does_not_isolate(bwrap: Path) -> None:
-    write_program(bwrap, f'while [ "$1" != -P ]; do shift; done; exec "{sys.executable}" "$@"')
+    write_program(bwrap, f'while [ "$1" != -P ]; do shift; done; exec {PYTHON} "$@"')
     assert refusal().message.endswith("AssertionError: it has sockets")
 
 

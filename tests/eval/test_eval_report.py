@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from command_line import PYTHON
 
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.eval.estimates import Estimate, Interval, estimate, majorities, mean
@@ -173,5 +174,5 @@ def test_plot_without_matplotlib_names_the_extra(
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # an import of it raises ModuleNotFoundError
     with pytest.raises(UsageError, match="matplotlib") as error:
         plot_report(votes, tmp_path / "plot.png")
-    assert error.value.hint == f'{sys.executable} -m pip install "cerebrum-cli[eval]"'
+    assert error.value.hint == f'{PYTHON} -m pip install "cerebrum-cli[eval]"'
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
-from command_line import CommandLine, Finished
+from command_line import PYTHON, CommandLine, Finished
 from nano.measure import MODEL_FILE
 from nano.questions import held_out
 from scripted_command import run_here
@@ -224,7 +224,7 @@ def test_lm_eval_names_the_extra_where_it_is_missing(command: CommandLine, monke
     monkeypatch.setitem(sys.modules, "lm_eval", None)  # an import of it raises ModuleNotFoundError
     assert problem(command.run("lm-eval", "arc_easy", *MODEL)) == [
         "error: lm-eval is not installed",
-        f' hint: {sys.executable} -m pip install "cerebrum-cli[lm-eval]"',
+        f' hint: {PYTHON} -m pip install "cerebrum-cli[lm-eval]"',
     ]
 
 

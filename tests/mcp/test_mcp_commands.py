@@ -1,6 +1,7 @@
 """Functions of MCP servers in commands: what is asked, shown, stored and refused."""
 
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from cerebrum_cli.terminal.streams import Streams
 
 pytestmark = pytest.mark.slow
 
-COMMAND = f"{sys.executable} {mcp_stand_in.__file__}"
+COMMAND = shlex.join([sys.executable, mcp_stand_in.__file__])
 
 
 def call(name: str, text: str = "") -> str:
@@ -115,7 +116,7 @@ def test_two_functions_of_one_name_are_refused(asker: Asker) -> None:
 def test_problem_of_a_server_is_one_line_without_controls(asker: Asker, open_terminal: OpenTerminal) -> None:
     assert_error(asker.run("ask", "--mcp", f"{COMMAND} exits", "a?"), 2, "ended: exit code 3: ValueError: ", "no luck")
     person = open_terminal(sys.executable, SCRIPTED, "{}", "ask", "-m", asker.model, "--mcp", f"{COMMAND} exits", "a?")
-    person.wait_for("hint: run it yourself to see why: ")
+    person.wait_for("hint: run it yourself to see why:")
     assert "no luck" in person.output and "\x1b[2J" not in person.output
 
 
@@ -184,7 +185,7 @@ def test_evaluation_calls_functions_of_a_server(asker: Asker) -> None:
 
 def test_terminal_asks_before_a_call(asker: Asker, open_terminal: OpenTerminal) -> None:
     chat = ("chat", "-m", asker.model, "--mcp", COMMAND)
-    person = open_terminal(sys.executable, SCRIPTED, json.dumps({"rows": asker.rows}), *chat)
+    person = open_terminal(sys.executable, SCRIPTED, json.dumps({"rows": asker.rows}), *chat, size=(1000, 24))
     person.wait_for(">")
     person.type("a?\r", shows="echo(text='heard a')? [y/N]")
     person.type("n\r", shows="-> the user refused this call")

@@ -338,11 +338,11 @@ def test_server_ends_with_its_command(servers: Servers, behaviour: str) -> None:
 
 
 COMMAND = f"""
-import sys
+import shlex, sys
 from pathlib import Path
 from scripted_command import app_for
 from cerebrum_cli.mcp.tool_options import McpOptions
-command = f"{{sys.executable}} {STAND_IN} {{sys.argv[1]}}"
+command = shlex.join([sys.executable, {STAND_IN!r}, sys.argv[1]])
 tools = McpOptions(mcp=(command,)).tool_finder(app_for({{}}, Path("home")))(command)
 [silent] = [tool for tool in tools if tool.spec.name == "silent"]
 silent.run({{"text": "started"}})

@@ -2,13 +2,13 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import PYTHON
 from loopback import Loopback
 from scripted_command import run_here
 
@@ -22,7 +22,7 @@ def call(name: str, **arguments: Any) -> str:
 
 
 def module(name: str) -> str:
-    return f"{sys.executable} -m {name}"
+    return f"{PYTHON} -m {name}"
 
 
 class Page(BaseHTTPRequestHandler):

@@ -25,6 +25,7 @@ import numpy
 import psutil
 import pydantic
 import pytest
+from command_line import PYTHON
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -719,7 +720,7 @@ def test_files_that_give_no_tools_are_rejected(tmp_path: Path, source: str | Non
 @pytest.fixture
 def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tool:
     bwrap = tmp_path / "bwrap"
-    bwrap.write_text(f'#!/bin/sh\nwhile [ "$1" != -P ]; do shift; done\nexec "{sys.executable}" "$@"\n')
+    bwrap.write_text(f'#!/bin/sh\nwhile [ "$1" != -P ]; do shift; done\nexec {PYTHON} "$@"\n')
     bwrap.chmod(0o755)
     monkeypatch.setattr(functions, "require_sandbox", lambda _: Sandbox(Bubblewrap(str(bwrap), call_filter("x86_64"))))
     [tool] = tools_of(["python"])

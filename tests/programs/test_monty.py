@@ -1,11 +1,11 @@
 """Programs in Monty: what it cannot run, and hostile programs, in both sandboxes."""
 
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from command_line import PYTHON
 from waiting import wait_for_end
 
 from cerebrum_cli.core.errors import UsageError
@@ -190,7 +190,7 @@ def test_end_of_a_program_does_not_end_the_command(code: str, monty: Sandbox) ->
 
 
 def test_monty_that_opens_files_or_is_missing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script(tmp_path / "monty", f'exec "{sys.executable}" -')
+    script(tmp_path / "monty", f"exec {PYTHON} -")
     monkeypatch.setattr(monty_module, "monty_path", lambda: tmp_path / "monty")
     with pytest.raises(UsageError, match="Monty does not work here: passed: 42"):
         require_sandbox("monty")

@@ -10,9 +10,11 @@ import struct
 import sys
 import time
 from pathlib import Path
+from shlex import quote
 
 import psutil
 import pytest
+from command_line import PYTHON
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.programs import bubblewrap as bubblewrap_module
@@ -342,7 +344,7 @@ needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is
 
 def bubblewrap(path: Path, text: str) -> Sandbox:
     """A sandbox whose program starts with this shell script, and then runs Python without isolation."""
-    path.write_text(f'#!/bin/sh\n{text}\nwhile [ "$1" != -P ]; do shift; done\nexec "{sys.executable}" "$@"\n')
+    path.write_text(f'#!/bin/sh\n{text}\nwhile [ "$1" != -P ]; do shift; done\nexec {PYTHON} "$@"\n')
     path.chmod(0o755)
     return Sandbox(Bubblewrap(str(path), call_filter("x86_64")))
 
@@ -351,7 +353,7 @@ def bubblewrap(path: Path, text: str) -> Sandbox:
 @pytest.mark.slow
 def test_waiting_for_a_program_that_cannot_be_killed_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bubblewrap_module, "END_S", 0.3)
-    survivor = f"\"{sys.executable}\" -c 'import os, time; os.setsid(); time.sleep(3)' &"
+    survivor = f"{PYTHON} -c 'import os, time; os.setsid(); time.sleep(3)' &"
     start = time.monotonic()
     with pytest.raises(UsageError, match="a program that was killed did not end"):
         bubblewrap(tmp_path / "bwrap", f"{survivor}\nsleep 0.3").run("while True: pass", "", timeout_s=0.5)
@@ -404,12 +406,13 @@ def test_sandbox_is_refused_if_bubblewrap_ignores(
     assert isinstance(sandbox.runner, Bubblewrap)
     real = sandbox.runner.path
     n_values = 1 if option == "--seccomp" else 0
-    script = (
-        f"#!{sys.executable}\nimport os, sys\narguments = sys.argv[1:]\nat = arguments.index({option!r})\n"
+    program = tmp_path / "bwrap.py"
+    program.write_text(
+        f"import os, sys\narguments = sys.argv[1:]\nat = arguments.index({option!r})\n"
         f"del arguments[at : at + 1 + {n_values}]\nos.execv({real!r}, ['bwrap', *arguments])\n"
     )
     path = tmp_path / "bwrap"
-    path.write_text(script)
+    path.write_text(f'#!/bin/sh\nexec {PYTHON} {quote(str(program))} "$@"\n')
     path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(UsageError, match=r"does not work here: AssertionError: it (is not|has|can)"):

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from shlex import join, quote
 
 import pytest
 from command_line import COMMAND, CommandLine
@@ -184,8 +185,8 @@ def test_chat_grows_its_context_for_a_file_and_knows_other_programs_settings(
 def test_piped_lines_are_questions_and_words_inside_them_are_found(
     open_terminal: OpenTerminal, chatml_model: Path
 ) -> None:
-    chat = f"{COMMAND} chat -m {chatml_model} -n 1 --session capital"
-    script = f'printf "One?\\r\\n日本の首都\u2028はどこ?\\n" | {chat}; {COMMAND} sessions search 首都'
+    chat = join([COMMAND, "chat", "-m", str(chatml_model), "-n", "1", "--session", "capital"])
+    script = f'printf "One?\\r\\n日本の首都\u2028はどこ?\\n" | {chat}; {quote(COMMAND)} sessions search 首都'
     person = open_terminal("sh", "-c", script)
     assert person.end() == 0
     asked = [line for line in person.screen.lines if line.startswith("> ")]

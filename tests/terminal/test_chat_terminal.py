@@ -2,6 +2,7 @@
 
 import signal
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pytest
@@ -102,7 +103,7 @@ def test_chat_output_can_be_piped_from_a_terminal(
     open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path
 ) -> None:
     env = user.environment({"TERM": "xterm-256color"})
-    person = Person(["sh", "-c", f"{COMMAND} chat -m small -n 4 --seed 1 | tee log"], env, tmp_path)
+    person = Person(["sh", "-c", f"{quote(COMMAND)} chat -m small -n 4 --seed 1 | tee log"], env, tmp_path)
     person.wait_for(">")
     person.type("One?", shows="> One?")
     person.type("\r", shows="truncated at 4 tokens")

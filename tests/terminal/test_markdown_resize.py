@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -52,7 +53,7 @@ class Window:
         self._directory = directory
         self._chunk_count = 0
         (directory / "program.py").write_text(PROGRAM)
-        program = f"exec {sys.executable} {directory}/program.py {directory}"
+        program = shlex.join(["exec", sys.executable, str(directory / "program.py"), str(directory)])
         size = ("-x", str(columns), "-y", str(rows))
         options = ("set", "-g", "status", "off", ";", "set", "-g", "default-terminal", "tmux-256color", ";")
         self._tmux(*options, "new-session", "-d", "-s", "reply", *size, program)

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from shlex import join
 from typing import Any
 
 import pytest
@@ -98,7 +99,8 @@ def test_ask_ctrl_c_keeps_the_partial_answer_on_screen(open_terminal: OpenTermin
 
 
 def test_ask_notes_that_it_waits_for_standard_input(open_terminal: OpenTerminal, chatml_model: Path) -> None:
-    window = open_terminal("sh", "-c", f"sleep 30 | {COMMAND} ask hi -n 1 --model {chatml_model}")
+    ask = ("ask", "hi", "-n", "1", "--model", str(chatml_model))
+    window = open_terminal("sh", "-c", f"sleep 30 | {join([COMMAND, *ask])}")
     window.wait_for_output("note: reading standard input")
     window.type("\x03")
     assert window.end() != 0

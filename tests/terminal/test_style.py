@@ -50,10 +50,9 @@ def test_ask_has_a_session_and_wrong_commands_the_right_hint(
 ) -> None:
     ask = join([sys.executable, SCRIPTED, json.dumps(SCRIPT), "ask", "-m", str(chatml_model), "--session", "tea"])
     base = write_chatml(tmp_path / "base.gguf", chat_template=None)
-    wrong = [[COMMAND, "Why is it so?"], [COMMAND, "ask", "--max_tokens", "5", "tea?"], [COMMAND, "ask", "-5+3="]]
-    person = open_terminal(
-        "sh", "-c", "; ".join([f"{ask} --json tea?", "export NO_COLOR=1", *map(join, wrong), f"{COMMAND} show {base}"])
-    )
+    wrong = [("Why is it so?",), ("ask", "--max_tokens", "5", "tea?"), ("ask", "-5+3="), ("show", str(base))]
+    commands = [join([COMMAND, *words]) for words in wrong]
+    person = open_terminal("sh", "-c", "; ".join([f"{ask} --json tea?", "export NO_COLOR=1", *commands]))
     person.end()
     lines = person.screen.lines
     assert "format              unknown; choose one with --format, or use ask --raw" in lines
