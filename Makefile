@@ -55,12 +55,12 @@ demo: $(INSTALLED)
 	$(BIN)/cerebrum pull starter
 	$(BIN)/cerebrum ask -m starter --stats "Out of six apples three are bad. What is the probability of picking a good one?"
 
-# Three processes for two cores: many tests wait for other processes.
+# Four processes for two cores: many tests wait for other processes.
 test: setup
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile $(ARGS)
 
 slow: setup
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile -m "(slow or hypothesis) and not fuzz" $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile -m "(slow or hypothesis) and not fuzz" $(ARGS)
 
 wheels: setup
 	rm -f dist/cerebrum_llama-*.whl
