@@ -1,14 +1,16 @@
 """Measure how often the answer that a reply means is found: in replies of models, and in GSM8K's own solutions.
 
-Usage: python benchmarks/answers.py --data DIR [--failures]
+Usage: python benchmarks/answers.py --data DIR [DIR...] [--failures]
 
-DIR contains some of these files, of JSON objects in lines:
+The directories contain some of these files, of JSON objects in lines:
 
+everyday.jsonl        question, reply, and the answer that a reader takes from it
 replies-math.jsonl    question, reply, and intended: the answer that the reply means, null if it means none
 replies-choice.jsonl  the same, with choices; intended is a letter
 gsm8k-200.jsonl       question and answer, as in openai/gsm8k: with its last line, and without, where nothing is stated
+answers*.jsonl        question, reply, reference, and equal: whether a reader would mark the reply right
 
-Nothing is recorded. --failures lists what was found instead.
+Nothing is recorded. --failures lists what was found instead, and the rule that found it.
 """
 
 from __future__ import annotations
@@ -21,66 +23,78 @@ from typing import Any, NamedTuple
 
 from answering import GSM8K
 
-from cerebrum_cli.answers.canonical import equals_reference
-from cerebrum_cli.eval.questions import Question
-from cerebrum_cli.eval.scorers import score_answer
+from cerebrum_cli.answers.equality import equals_reference
+from cerebrum_cli.answers.final import compare_answer, final_answer
 
 
-class Case(NamedTuple):
-    """A reply, and the answer that it means; None if it means none."""
+class Result(NamedTuple):
+    """Whether a reply was read right, with what was found and how; and whether a wrong one was taken for right."""
 
-    id: str
+    is_right: bool
+    found: str
     reply: str
-    intended: str | None
-    choices: tuple[str, ...] = ()
-
-    def found(self) -> str | None:
-        question = Question(0, self.id, "?", self.intended or "?", self.choices)
-        return score_answer(question, self.reply, True).answer
-
-    def is_right(self, found: str | None) -> bool:
-        if self.choices or self.intended is None:
-            return found == self.intended
-        return equals_reference(found, self.intended)
+    is_false: bool = False
 
 
 def main() -> None:
     """Print for each kind of reply how many are right."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="directory with the files")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR", help="directories with the files")
     parser.add_argument("--failures", action="store_true", help="list what was found instead")
     options = parser.parse_args()
-    for kind, cases in measured(options.data):
-        failures = [(case, found) for case in cases if not case.is_right(found := case.found())]
-        print(f"{kind:28} {len(cases) - len(failures):4} of {len(cases):4}  {1 - len(failures) / len(cases):.4f}")
-        for case, found in failures if options.failures else ():
-            print(f"  {case.id}: {found!r}, not {case.intended!r}: ...{case.reply[-120:]!r}")
+    for kind, results in measured(options.data):
+        right, false = sum(result.is_right for result in results), sum(result.is_false for result in results)
+        note = f"  {false} wrong ones taken for right" if false else ""
+        print(f"{kind:24} {right:4} of {len(results):4}  {right / len(results):.4f}{note}")
+        for result in results if options.failures else ():
+            if not result.is_right:
+                print(f"  {result.found}: ...{result.reply[-120:]!r}")
 
 
-def measured(data: Path) -> Iterator[tuple[str, list[Case]]]:
-    for kind in ("math", "choice"):
-        yield from named(f"replies, {kind}", [replied(row) for row in rows(data / f"replies-{kind}.jsonl")])
-    solutions = [(f"line {number}", row["answer"]) for number, row in enumerate(rows(data / GSM8K), start=1)]
-    yield from named("solutions, stated", [Case(id, text, reference(text)) for id, text in solutions])
-    unstated = [Case(id, text.rpartition("\n####")[0], reference(text)) for id, text in solutions]
-    yield from named("solutions, not stated", unstated)
+def measured(directories: list[Path]) -> Iterator[tuple[str, list[Result]]]:
+    for path in sorted(path for directory in directories for path in directory.glob("*.jsonl")):
+        rows = [json.loads(line) for line in path.open(encoding="utf-8")]
+        if path.name == "everyday.jsonl":
+            yield path.stem, [everyday(row) for row in rows]
+        elif path.name in ("replies-math.jsonl", "replies-choice.jsonl"):
+            yield path.stem, [replied(row) for row in rows]
+        elif path.name == GSM8K:
+            yield f"{path.stem}, stated", [solved(row["answer"], row["answer"]) for row in rows]
+            yield f"{path.stem}, prose", [solved(row["answer"].rpartition("\n####")[0], row["answer"]) for row in rows]
+        elif path.name.startswith("answers"):
+            yield path.stem, [marked(row) for row in rows]
 
 
-def named(kind: str, cases: list[Case]) -> Iterator[tuple[str, list[Case]]]:
-    if cases:
-        yield kind, cases
+def everyday(row: dict[str, Any]) -> Result:
+    """Right is also a line that contains the answer."""
+    answer, wanted = final_answer(row["question"], row["reply"]), row["answer"]
+    is_right = answer is not None and (
+        equals_reference(answer.text, wanted) or wanted.casefold() in answer.text.casefold()
+    )
+    return Result(is_right, f"{answer}, not {wanted!r}", row["reply"], answer is not None and not is_right)
 
 
-def replied(row: dict[str, Any]) -> Case:
-    return Case(row["id"], row["reply"], row["intended"], tuple(row.get("choices") or ()))
+def replied(row: dict[str, Any]) -> Result:
+    choices, intended = tuple(row.get("choices") or ()), row["intended"]
+    found = compare_answer(row["reply"], True, intended or "?", choices).answer
+    is_same = choices or intended is None
+    is_right = found == intended if is_same else equals_reference(found, intended)
+    return Result(is_right, f"{found!r}, not {intended!r}", row["reply"])
 
 
-def reference(solution: str) -> str:
-    return solution.rpartition("####")[2].strip()
+def solved(text: str, solution: str) -> Result:
+    reference = solution.rpartition("####")[2].strip()
+    found = compare_answer(text, True, reference)
+    return Result(found.is_correct, f"{found.answer!r}, not {reference!r}", text)
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.open(encoding="utf-8")] if path.exists() else []
+def marked(row: dict[str, Any]) -> Result:
+    choices = tuple(row.get("choices") or ())
+    found = compare_answer(row["reply"], True, row["reference"], choices, row.get("question", ""))
+    is_false = found.is_correct and not row["equal"]
+    return Result(
+        found.is_correct == row["equal"], f"{found.answer!r} for {row['reference']!r}", row["reply"], is_false
+    )
 
 
 if __name__ == "__main__":

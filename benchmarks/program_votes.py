@@ -119,7 +119,7 @@ def only_checked(samples: Sequence[Sample]) -> QuestionVotes:
     agreeing = tuple(replace(answer, computed_form=None) for answer in vote.tally.answers if answer.is_checked)
     if not agreeing:
         return plain(samples)
-    vote.tally = replace(vote.tally, answers=agreeing)
+    vote.tally = replace(vote.tally, read=agreeing)
     return QuestionVotes(vote, correct)
 
 
@@ -134,7 +134,7 @@ def curve(
                 of_prose, of_others = count(subset), votes_of(others)
                 answers = of_prose.vote.tally.answers + of_others.vote.tally.answers
                 vote = MajorityVote(Votes(1, len(answers)))
-                vote.tally = replace(vote.tally, answers=answers)
+                vote.tally = replace(vote.tally, read=answers)
                 votes = QuestionVotes(vote, {**of_others.correct, **of_prose.correct})
                 right += majorities([votes])[len(answers)]
                 costs.append(sum(cost(sample, count is not plain) for sample in (*subset, *others)))

@@ -23,7 +23,7 @@ from all import GSM8K
 from harness import ROOT, argument_parser, machine, record_lines
 
 from cerebrum_cli import open_model
-from cerebrum_cli.answers.canonical import canonical
+from cerebrum_cli.answers.equality import canonical
 from cerebrum_cli.replies import reply_controls
 from cerebrum_cli.replies.reply import Reply
 

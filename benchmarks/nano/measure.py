@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.answers.final import answers_to
+from cerebrum_cli.answers import final
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message, Text
 from cerebrum_cli.core.events import FinishEvent, SequenceId, TokenEvent, raise_refusals
@@ -34,7 +34,8 @@ FOLLOW_UP_SEED = 7
 
 
 def final_answer(text: str) -> str | None:
-    return answers_to("", text, True)[0]
+    answer = final.final_answer("", text)
+    return answer and answer.text
 
 
 @dataclass(frozen=True, slots=True)

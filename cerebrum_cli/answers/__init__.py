@@ -1,4 +1,4 @@
-"""The final answer in a reply, and its normal form; pure functions.
+"""The final answer of a reply, and when two answers are equal; pure functions.
 
-Public modules: `canonical` and `final`.
+Public modules: `equality` and `final`.
 """

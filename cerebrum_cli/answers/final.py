@@ -1,32 +1,104 @@
-"""Read the final answer of a reply, as the question wants it, and compare it with a reference answer."""
+"""The final answer of a reply: what it states, or else a guess, which is a whole line or a number.
+
+The first of these rules that finds something answers; `Answer.rule` names it:
+
+    box, key, mark, tag, lead-in, bold line     the reply states its answer; the last statement counts
+    first letter, last sentence that names ...  the choice, where choices are given or the question lists them
+    first word, last sentence                   yes or no, where that is asked
+    number                                      the one that the last sentence with numbers comes to, where one is asked
+    formula                                     a last line that is a formula
+    marked                                      the only passage in bold, code or quotes that the question has not
+    rest                                        what follows where a sentence repeats the question
+    line                                        the only line of a reply, as it stands
+"""
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from collections.abc import Sequence
+from itertools import chain
+from typing import Literal, NamedTuple
 
-from cerebrum_cli.answers.by_kind import (
-    QuestionAndReply,
-    read_choice,
-    read_value,
-    read_words,
-    read_yes_or_no,
-    wants_set,
+from cerebrum_cli.answers.choices import chosen, listed_choices, yes_or_no
+from cerebrum_cli.answers.equality import YES_NO, canonical, equals_reference, whole_number
+from cerebrum_cli.answers.numbers import numbers
+from cerebrum_cli.answers.passages import LONGEST, lines, plain, sentences, unwrapped
+from cerebrum_cli.answers.statements import statements
+
+Kind = Literal["any", "number", "yes or no", "choice"]
+MOST = 50_000  # characters of a reply that are read
+STATED = ("box", "key", "mark", "tag", "lead-in", "bold line", "first letter", "first word")
+
+_ASKS_NUMBER = re.compile(
+    r"(?i)\bhow\s(?:many|much|old|tall|long|far|high|fast|big|heavy)\b|\bwie\s?viele?\b|\bcombien\b|\bcuánt[oa]s?\b|\bсколько\b|\bquant[ieao]s?\b"
 )
-from cerebrum_cli.answers.canonical import canonical, equals_reference
-from cerebrum_cli.answers.conclusions import concludes
-from cerebrum_cli.answers.dates import iso_date
-from cerebrum_cli.answers.expected import Expected, expected_answer
-from cerebrum_cli.answers.extract import Answers
-from cerebrum_cli.answers.lists import wants_several
-from cerebrum_cli.answers.own_text import own_text
-from cerebrum_cli.answers.parts import asks_for_parts
-from cerebrum_cli.answers.units import in_unit_of
-from cerebrum_cli.answers.words import wants_names
-from cerebrum_cli.core.text import Texts
+_ASKS_YES_OR_NO = re.compile(
+    r"(?is).*\b(?:yes|true|right)\s?(?:or|/)\s?(?:no|false|wrong)\b.*|(?:.*[.!]\s+)?(?:is|are|was|were|do|does|did|can|could|will|would|has|have|had"
+    r"|should|must)\b(?!.*\b(?:or|which|what|how|who|you)\b).*\?\s*"
+)
+_REFUSAL = re.compile(
+    r"(?i)\b(?:(?:can(?:no|['’])t|can\snot|impossible\sto|unable\sto)\s(?:be\s)?(?:determine|know|answer|say|calculate|give|provide)|indeterminate|no\sidea|not\ssure|(?:do\snot|don['’]t)\sknow"
+    r"|(?:not|n['’]t)\senough\sinformation|insufficient\sinformation|unknown|not\s(?:specified|given|provided))"
+)
+_ITEM = re.compile(r"\A(?:\d+\.|[-*•])\s+")
+_IN_BRACKETS = re.compile(r"\s\((?:[^()]|\([^()]*\))*\)")
+_DENIED = re.compile(
+    r"(?i)\b(?:not|isn['’]t|instead\sof|rather\sthan)\s[^,;.]*?(?=[,;.]|\bbut\b|$)|[^,;.]*\b(?:can['’]t|cannot)\sbe\s[^,;.]*(?:,\sbecause[^.]*)?"
+)
+# Where the last of several parts has the number that a sentence comes to.
+_PARTS = tuple(
+    map(
+        re.compile,
+        (
+            r"(?i)[;:]\s|,?\s(?:so|thus|therefore|hence|then|i\.\s?e\.,?|that\sis,?|which\s\w+(?:\sto)?)\s|,\s(?=together|altogether)",
+            r"[=≈]",
+            r"(?i)\bfrom\s\S+\sto\s(?=\S*\d)",
+        ),
+    )
+)
+_NOT_EXACT = re.compile(
+    r"(?i)(?:\b(?:(?:more|less|fewer|greater|larger|smaller)\sthan|at\smost|at\sleast|over|under|half\sof|twice|between|maybe|perhaps)\s|(?<!=)[<>≤≥]\s?)"
+    r"[$€£]?\d|\d\s?(?:\bor\b|\bto\b|-|R|[x×*])\s?[-$]?\d|/\s?0\b|±|\d\s\w+\sand\s\d"
+)
+_PARTIAL = re.compile(
+    r"(?i)\A\W*\([b-h]\)\s|\b\w\s?=[^=]*[,;]\s?\w\s?=|\b(?:step|page|chapter)\s\d"
+)  # of several numbers
+_CONTINUED = re.compile(
+    r"(?!(?:[kcm]?[mglsLJW]|km|kg|USD|EUR|[ap]m)\b)[A-Za-z]|\s?[π√]|\^[\d(]|[:'’]\d"
+)  # no number alone
+_FORMULA = re.compile(r"(?:\$\$|\\\[).+(?:\$\$|\\\])\.?|\w\s?=\s?\S+")
+_MARKED = re.compile(r"```\w*\n([^\n]+)\n```|\*\*([^*\n]+)\*\*|`([^`\n]+)`|[\"“]([^\"“”\n]+)[\"”]")
+_VERB = re.compile(
+    r"(?i)(?<!\w)(?:is|are|was|were|be|equals?|gives?|means?|stands?\sfor|translates?\s(?:to|as)|evaluates?\sto|returns?|contains?|becomes?|ist|sind"
+    r"|lautet|est|sont|es|son|è|sono)(?!\w)|:(?=\s)"
+)
+_EQUALS = re.compile(r"=(?=\s)")
+_CONCLUDES = re.compile(r"(?i)(?:so|thus|therefore|hence|finally|overall|in\sconclusion)\b")
+_RESULT = re.compile(
+    r"(?i)(?:(?:so|thus|therefore|hence|finally|and),?\s)?(?:(?:the|its|our|this|it)(?:\s[\w'’]+){0,4}|\W{0,2}\w(?:\(\w\))?)\s?$"
+)
+_VALUE = re.compile(r"(?:about\s|approximately\s)?[$*(\[{\\-]*[\d√π(\[\\]")
+_PARTICIPLE = re.compile(
+    r"(?i)(?:(?:typically|usually|commonly|generally|approximately|about|roughly|often|also)\s(?:an?\s)?)?(?:(?:\w+(?:ed|en|wn|lt|nt)\s)?"
+    r"(?:by|as|on|in|at|to|from|called|named)\s(?=\S))?"
+)
+_STOP_WORDS = """
+a also an and answer are as at be by did do does for from generally how in is it its name of on one only or reply say
+than that the there this to typically two usually was were what when where which who whom whose why with word words
+write you
+"""
+_STOP = frozenset(_STOP_WORDS.split())
 
-_WORDS = re.compile(r"(?!(?:yes|no)\Z)[^\W\d_]{2}[^\\=^{}$<>|+*/]*+")  # normal form of an answer in words
-_FORMULA = re.compile(r"=|\b(?:ln|log|exp|sin|cos|tan)(?:\b|_)[\W_]*\d")
+
+class Answer(NamedTuple):
+    """The answer as the reply has it, without markup around it, and the rule that found it."""
+
+    text: str
+    rule: str
+
+    @property
+    def is_stated(self) -> bool:
+        return self.rule in STATED
 
 
 class ComparedAnswer(NamedTuple):
@@ -37,75 +109,153 @@ class ComparedAnswer(NamedTuple):
     is_correct: bool
 
 
-def answers_to(question: str, text: str, is_complete: bool) -> Answers:
-    """Find the final answer of a reply to a question, as `read_answers` does."""
-    expected = expected_answer(question)
-    if expected.kind == "any" and wants_names(question):
-        expected = Expected("words")
-    return read_answers(text, is_complete, expected, question)
+def final_answer(question: str, reply: str, is_complete: bool = True, kind: Kind | None = None) -> Answer | None:
+    """The final answer of a reply, of a kind that is expected, or else of the one that the question asks for.
 
-
-def read_answers(text: str, is_complete: bool, expected: Expected, question: str = "") -> Answers:
-    """Find the final answer of a reply.
-
-    To a question of yes or no it is "yes" or "no", and to one with choices a letter; without these, there is none.
+    A reply that is not complete has only what it states.
     """
-    reply = QuestionAndReply(question, *own_text(text, is_complete))
-    match expected.kind:
-        case "choice":
-            return read_choice(reply, expected.choices)
-        case "yes or no":
-            return read_yes_or_no(reply)
-        case "words":
-            return read_words(reply)
-        case "any":
-            return read_value(reply)
+    if kind:
+        return _read(question, reply, kind, is_complete)
+    if choices := listed_choices(question):
+        return _read(question, reply, "choice", is_complete, choices)
+    if _ASKS_YES_OR_NO.fullmatch(question):
+        return _read(question, reply, "yes or no", is_complete)
+    is_number = _ASKS_NUMBER.search(question) and re.search(r"\d", reply)  # which may also be in words
+    return _read(question, reply, "number" if is_number else "any", is_complete)
 
 
 def compare_answer(
-    text: str, is_complete: bool, reference: str, choices: Texts = (), question: str = ""
+    text: str, is_complete: bool, reference: str, choices: Sequence[str] = (), question: str = ""
 ) -> ComparedAnswer:
-    """Find the final answer of a reply, of the kind that a reference answer has, and compare it with that."""
-    expected = _expected(reference, choices, question)
-    answer, stated = read_answers(text, is_complete, expected, question)
-    is_correct = (
-        equals_reference(in_unit_of(reference, answer, text), reference)
-        or (answer is not None and _is_same_set(question, answer, reference))
-        or _is_surname(question, answer, reference)
-        or (expected.kind == "words" and concludes(question, text, answer, reference))
-    )
-    return ComparedAnswer(answer, stated, is_correct)
+    """Find the final answer of a reply, of the kind that a reference answer has, and compare it with that.
 
-
-def _expected(reference: str, choices: Texts, question: str) -> Expected:
-    """The kind of answer that a reference answer has, with the help of its question."""
-    if choices:
-        return Expected("choice", choices)
-    if canonical(reference) in ("yes", "no"):
-        return Expected("yes or no")
-    is_date = iso_date(reference) is not None and re.search(r"(?i)\b(?:where|who)\b", question) is not None
-    asks_for_words = is_date or wants_names(question) or _asks_for_name(question)
-    return Expected("words" if asks_for_words or (is_in_words(reference) and not asks_for_parts(question)) else "any")
+    A guess is also right if it has the words of a reference answer and does not deny them.
+    """
+    kind: Kind = "number" if whole_number(reference) else "any"
+    if choices or canonical(reference) in YES_NO.values():
+        kind = "choice" if choices else "yes or no"
+    found = _read(question, text, kind, is_complete, choices)
+    if found is None:
+        return ComparedAnswer(None, None, False)
+    before, wanted, _ = f" {canonical(found.text)} ".partition(f" {canonical(reference)} ")
+    is_named = bool(wanted) and not found.is_stated and is_in_words(reference) and not _DENIED.search(f"{before} ")
+    is_correct = equals_reference(found.text, reference) or is_named
+    return ComparedAnswer(found.text, found.text if found.is_stated else None, is_correct)
 
 
 def is_in_words(reference: str) -> bool:
     """Whether a reference answer is words, rather than a number, a letter, yes or no."""
-    return _WORDS.fullmatch(canonical(reference)) is not None and not _FORMULA.search(reference)
+    return re.fullmatch(r"(?!(?:yes|no)\Z)[^\W\d_]{2}[^\d\\=^{}$<>|+*/]*", canonical(reference)) is not None
 
 
-def _asks_for_name(question: str) -> bool:
-    """Whether no number is asked for: "who", "which planet"; "what", and "where" without a name, may ask for one."""
-    may_be_number = re.search(r"(?i)\bwhat\b|\bwhere\b(?!.*(?-i:[A-Z])\w\w)", question)
-    return expected_answer(question).kind == "words" and may_be_number is None
+def _read(question: str, reply: str, kind: Kind, is_complete: bool, choices: Sequence[str] = ()) -> Answer | None:
+    """The final answer of the kind that is expected, in the end of a very long reply."""
+    reply = reply[-MOST:]
+    if kind == "number":
+        answer = _number(reply)
+    elif kind == "any":
+        answer = _any(question, reply)
+    else:
+        found, rule = chosen(reply, choices) if kind == "choice" else yes_or_no(reply)
+        answer = Answer(found, rule) if found else None
+    if answer and (is_complete or answer.is_stated):
+        return answer
+    return None
 
 
-def _is_same_set(question: str, answer: str, reference: str) -> bool:
-    """Whether an answer has the members of a reference answer, where a question leaves their order open."""
-    is_set = wants_set(question) or wants_several(question)
-    return is_set and equals_reference(f"{{{answer}}}", f"{{{reference}}}")
+def _any(question: str, reply: str) -> Answer | None:
+    """What is stated, or else a guess; none behind a refusal."""
+    for text, rule in statements(reply):
+        if _REFUSAL.search(text):
+            return None
+        if answer := unwrapped(sentences(text)[0] if rule == "lead-in" else text):
+            return Answer(answer, rule)
+    guess = _guess(question, reply)
+    return None if guess is None or _REFUSAL.search(guess.text) else guess
 
 
-def _is_surname(question: str, answer: str | None, reference: str) -> bool:
-    """Whether an answer to "who" is the last of the names in the reference answer: "Armstrong"."""
-    names = reference.split()
-    return len(names) > 1 and answer == names[-1] and re.search(r"(?i)\bwho\b", question) is not None
+def _number(reply: str) -> Answer | None:
+    """The number that is stated, or that the last sentence with numbers comes to; none behind a refusal."""
+    guesses = (sentence for line in reversed(lines(reply)) for sentence in reversed(sentences(_ITEM.sub("", line))))
+    for text, rule in chain(statements(reply), ((sentence, "number") for sentence in guesses if sentence[-1:] != "?")):
+        if _REFUSAL.search(text):
+            return None
+        if found := _asserted_number(text):
+            return Answer(found, rule)
+        if rule == "number" and re.search(r"\d", text):
+            return None
+    return None
+
+
+def _asserted_number(passage: str) -> str | None:
+    """The number that a passage comes to, as it is written there, without what is denied or in brackets."""
+    text = plain(passage[-LONGEST:])
+    if _PARTIAL.search(text):
+        return None
+    bare = _DENIED.sub(" ", _IN_BRACKETS.sub(" ", text))
+    kept = bare if next(numbers(bare), None) else _DENIED.sub(" ", text)
+    exact, approximate, _ = kept.partition("≈")
+    if approximate and re.search(r"[=/]", exact):
+        kept = exact
+    for pattern in _PARTS:
+        kept = next((part for part in reversed(pattern.split(kept)) if next(numbers(part), None)), kept)
+    found = next(numbers(kept), None)
+    if (
+        found is None
+        or _NOT_EXACT.search(f"{kept[: found.start]}1{kept[found.end :]}")
+        or _CONTINUED.match(kept, found.end)
+    ):
+        return None
+    return kept[found.start : found.end].strip()
+
+
+def _guess(question: str, reply: str) -> Answer | None:
+    """What a reply that states nothing comes to: its only line, its conclusion, or what repeats the question."""
+    content = lines(reply)
+    if not content:
+        return None
+    parts = sentences(content[0])
+    asked = _stems(question)
+    if len(content) > 1:
+        if _FORMULA.fullmatch(content[-1]):
+            return Answer(unwrapped(content[-1]), "formula")
+        marked = _marked(question, reply)
+        if len(marked) == 1:
+            return Answer(marked[0], "marked")
+        parts = [part for part in (sentences(content[-1])[-1], parts[0]) if not part.endswith(":")]
+    told = [part for part in parts if _CONCLUDES.match(part) or len(asked & _stems(part)) * 2 >= len(asked)]
+    if len(content) == 1 and (len(parts) == 1 or len(parts[0].split()) < 4):
+        told = told or parts  # "Paris. It has been the capital since 987."
+    return _of_sentence(question, told[0], asked) if told else None
+
+
+def _of_sentence(question: str, sentence: str, asked: frozenset[str]) -> Answer:
+    """What a sentence says where it repeats the question; the whole sentence where that is not plain."""
+    sentence = re.sub(r"(?i)\bnot\s[^.]*\bbut\s", "", sentence)
+    marked = _marked(question, sentence)
+    if len(marked) == 1:
+        return Answer(unwrapped(marked[0]), "marked")
+    verbs = [*_VERB.finditer(sentence)] or [*_EQUALS.finditer(sentence)]
+    sides = [(sentence[: verb.start()], sentence[verb.end() :].strip()) for verb in verbs]
+    repeating = [pair for pair in sides if _stems(pair[0]) and _stems(pair[0]) <= asked]
+    for left, right in (*reversed(repeating), *sides):
+        repeated, said = _stems(left), _stems(right)
+        is_result = _RESULT.match(left) and _VALUE.match(right)
+        is_subject = said <= asked and (" than " in right or not repeated <= asked)
+        if said and is_subject and 0 < len(left.split()) < 6:
+            return Answer(unwrapped(left), "rest")
+        if is_result or (asked & repeated and (repeated <= asked or len(asked & repeated) * 2 >= len(asked))):
+            rest = _PARTICIPLE.sub("", right, count=1)
+            return Answer(unwrapped(rest) or unwrapped(sentence), "rest")
+    return Answer(unwrapped(sentence) if len(sentence.split()) < 4 else sentence.strip(), "line")
+
+
+def _marked(question: str, passage: str) -> list[str]:
+    """Passages in bold, code or quotes that the question has not."""
+    found = ("".join(filter(None, match.groups())).strip() for match in _MARKED.finditer(passage))
+    return [text for text in dict.fromkeys(found) if text and text not in question]
+
+
+def _stems(text: str) -> frozenset[str]:
+    """The beginnings of the words of a text that bear its meaning."""
+    return frozenset(word[:4] for word in re.findall(r"[\w.+#]*\w", text.casefold()) if word not in _STOP)

@@ -15,6 +15,7 @@ from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer, Outpu
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import format_count
+from cerebrum_cli.core.votes import ASK_FOR_ANSWER
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.terminal.sinks import ReplyDisplay, show_answer
 from cerebrum_cli.terminal.tables import sampling_text, stats_line
@@ -167,9 +168,10 @@ class AnswerPrinter:
         options = self.options
         if options.extract_flag and self._code(reply) is None:
             language = f"{options.extract_lang} " if options.extract_lang else ""
-            raise NoAnswer(f"the reply has no {language}code block", self._hint_to_read(reply, "a code block"))
+            hint = "ask for a code block in the prompt"
+            raise NoAnswer(f"the reply has no {language}code block", self._hint_to_read(reply, hint))
         if options.final and self._final_answer(reply) is None:
-            raise NoAnswer("the reply states no final answer", self._hint_to_read(reply, "a final answer"))
+            raise NoAnswer("no final answer in the reply", self._hint_to_read(reply, ASK_FOR_ANSWER))
 
     @property
     def _continuation(self) -> str:
@@ -234,7 +236,7 @@ class AnswerPrinter:
         notice = vote.notice
         if vote.tally.leader is None:
             problem = f"no final answer in {format_count(vote.tally.samples, 'sample')}"
-            raise NoAnswer(problem, self._hint_to_read(reply, "a final answer"))
+            raise NoAnswer(problem, self._hint_to_read(reply, ASK_FOR_ANSWER))
         if notice and (self.options.final or not vote.tally.winner):
             raise NoAnswer(notice.message, notice.hint)
         self.streams.report(notice or vote.doubt)
@@ -265,15 +267,14 @@ class AnswerPrinter:
             notice = notice._replace(hint=notice.hint + self._continuation)
         self.streams.report(notice)
 
-    def _hint_to_read(self, reply: Reply, missing: str) -> str:
-        """Hint for reading a reply that lacks what was asked for; print it if it was neither printed nor saved."""
-        options = self.options
-        if options.streams_answer or options.json:
-            return f"ask for {missing} in the prompt"
+    def _hint_to_read(self, reply: Reply, hint: str) -> str:
+        """A hint, and how to read a reply that lacks what was asked for; it is printed if it was not, and not saved."""
+        if self.options.streams_answer or self.options.json:
+            return hint
         if self.saved_as is None:
             self.streams.info(reply.text)
-            return f"omit {options.extract_flag or '--final'}, or ask for {missing} in the prompt"
-        return f"read the reply: cerebrum sessions show {quote(self.saved_as)}"
+            return hint
+        return f"{hint}; read the reply: cerebrum sessions show {quote(self.saved_as)}"
 
     def _print_rest(
         self, reply: Reply, final_answer: str | None, votes: JsonObject | None = None, code: str | None = None

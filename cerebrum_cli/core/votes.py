@@ -55,6 +55,7 @@ class Votes:
 
 
 AUTO = Votes(3, 16)
+ASK_FOR_ANSWER = 'end the question with "Finish with: The answer is ...", or use --schema'  # without a final answer
 
 
 def parse_votes(text: str) -> Votes:

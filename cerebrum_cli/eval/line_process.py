@@ -81,6 +81,11 @@ def math_verify_version() -> str | None:
         return None
 
 
+_ROOT = re.compile(r"√\s?(\w+|\([^()]*\))")
+_NAMES = {"π": "pi", "±": "pm", "∞": "infty", "∪": "cup", "∩": "cap", "≤": "le", "≥": "ge", "×": "times", "·": "cdot"}
+_SYMBOLS = str.maketrans({character: f"\\{name} " for character, name in _NAMES.items()} | {"−": "-", "°": ""})
+
+
 class MathVerify(LineProcess):
     """Whether answers equal references by Math-Verify; those whose comparison fails or takes too long do not.
 
@@ -94,13 +99,16 @@ class MathVerify(LineProcess):
         self._known: dict[tuple[str, str], bool] = {}
 
     def is_equal(self, answer: str, reference: str) -> bool:
-        from cerebrum_cli.answers.canonical import latex
-
-        pair = latex(answer), latex(reference)
+        pair = _latex(answer), _latex(reference)
         if pair not in self._known:
             is_text = any(len(text) > MAX_LENGTH or _TEXT.search(text) for text in pair)
             self._known[pair] = not is_text and self.ask(pair, TIMEOUT_S) == _EQUAL
         return self._known[pair]
+
+
+def _latex(answer: str) -> str:
+    """An answer with LaTeX's commands in place of symbols."""
+    return _ROOT.sub(r"\\sqrt{\1}", answer).translate(_SYMBOLS)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from itertools import chain
 from math import fsum
 
-from cerebrum_cli.answers.canonical import equals_reference
+from cerebrum_cli.answers.equality import equals_reference
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.votes import Votes

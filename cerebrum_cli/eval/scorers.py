@@ -24,7 +24,7 @@ for line in sys.stdin:
 """
 SCORING_RULES = "scoring"  # key of a fingerprint: the rules that scored a run, such as "1 with Math-Verify 0.9.0"
 MATH_VERIFY = "Math-Verify"
-SCORING_VERSION = 4  # of the rules by which replies are scored; raise it when a score may change
+SCORING_VERSION = 5  # of the rules by which replies are scored; raise it when a score may change
 
 
 class ScoredAnswer(NamedTuple):
@@ -166,7 +166,7 @@ def score_answer(question: Question, text: str, is_complete: bool) -> ScoredAnsw
     answer, stated, is_correct = compare_answer(
         text, is_complete, question.reference, question.choices, question.prompt
     )
-    basis: Basis = "stated" if answer == stated else "guessed"
+    basis: Basis = "stated" if stated else "guessed"
     if answer is None:
         basis = "missing"
     return ScoredAnswer(answer, is_correct, basis)

@@ -59,7 +59,7 @@ class ModelBuilder(NamedTuple):
 
     conversion: Callable[[Puller, Path | RemoteFiles], Conversion]
     merge: Callable[[Puller, str, str | None], InstalledModel]
-    describe_merge: Callable[[Puller, ModelReference], str]
+    describe_merge: Callable[[Puller, str], str]
 
 
 @dataclass(kw_only=True)
@@ -166,7 +166,7 @@ class Puller:
         """How the chosen model is merged; None if it is not."""
         if not (plan.spec and plan.spec.recipe and self.builder):
             return None
-        return self.builder.describe_merge(self, plan.reference)
+        return self.builder.describe_merge(self, str(plan.reference))
 
     def pull_vocabulary(self, reference: Reference) -> InstalledModel:
         """Download the header of a model, with its vocabulary, unless the model is installed."""

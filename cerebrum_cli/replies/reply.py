@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import exp, fsum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.errors import CerebrumError, NoAnswer
@@ -24,6 +24,7 @@ from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.replies.reply_stream import ReplyStream
 
 if TYPE_CHECKING:
+    from cerebrum_cli.answers.final import Answer
     from cerebrum_cli.core.votes import Votes
     from cerebrum_cli.engine.engine import Completions
     from cerebrum_cli.replies.tally import Program
@@ -50,22 +51,29 @@ class Reply(ReplyStream):
     @property
     def final_answer(self) -> str | None:
         """The final answer of the text; None without one."""
-        return self._answers()[0]
+        answer = self._read()
+        return answer and answer.text
 
     @property
     def is_answer_stated(self) -> bool:
-        """Whether the text states its final answer, which is guessed otherwise from how it ends."""
-        answer, stated = self._answers()
-        return answer is not None and answer == stated
+        """Whether the text states its final answer, which is guessed otherwise."""
+        answer = self._read()
+        return answer is not None and answer.is_stated
 
-    def _answers(self) -> tuple[str | None, str | None]:
-        from cerebrum_cli.answers.final import answers_to  # compiling its patterns is slow
+    @property
+    def number(self) -> str | None:
+        """The final answer of the text if that must be a number; None without one."""
+        answer = self._read("number")
+        return answer and answer.text
+
+    def _read(self, kind: Literal["number"] | None = None) -> Answer | None:
+        from cerebrum_cli.answers.final import final_answer  # compiling its patterns is slow
 
         text = self.message.content  # which waits for the reply
         is_complete = self._finish is not None and self._finish.reason == "stop"
         asked = self._conversation
         question = asked.question if asked and asked.messages else ""
-        return answers_to(question, text, is_complete)
+        return final_answer(question, text, is_complete, kind)
 
     @property
     def probability(self) -> float:
@@ -164,7 +172,11 @@ class MajorityVote:
                 self.tally = self.tally.add(None)
             else:
                 self.replies[self.tally.samples] = ready
-                self.tally = self.tally.add(ready.vote, ready.probability, ready.is_answer_stated, ready.program)
+                answer = ready.vote
+                number = None if answer is None or ready.is_answer_stated else ready.number
+                self.tally = self.tally.add(
+                    answer, ready.probability, ready.is_answer_stated, ready.program, number=number
+                )
         if self.is_over:
             completions.abort(index)
             self._inspect_tied(index, completions)

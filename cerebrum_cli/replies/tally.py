@@ -27,6 +27,7 @@ _LABEL = re.compile(
 # The value of a list, a tuple, a set or a dictionary of one.
 _ALONE = re.compile(r"""\A[\[({]\s*(?:['"]?[\w ]+['"]?:\s*)?(['"]?)([^\[\](){},;:'"]+?)\1,?\s*[\])}]\Z""")
 _AMOUNT = re.compile(r"\d[\d.,/]*")
+_NUMBER_FORM = re.compile(r"-?\d+(?:/\d+)?")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _PRINTED = {"True": "yes", "False": "no", **dict.fromkeys(("", "None", "nan", "inf", "-inf"))}
 
@@ -52,8 +53,8 @@ class Program(NamedTuple):
 class SampleAnswer:
     """A finished sample: its final answer as the model wrote it, its normal form, and the answer of its program.
 
-    `probability` is the exponential of the mean log probability of its tokens, 0 until a tie needs it. The program's
-    form is that of the reply if the program comes to its answer.
+    `number` is that of one which states no answer. `probability` is the exponential of the mean log probability of its
+    tokens, 0 until a tie needs it. The program's form is that of the reply if the program comes to its answer.
     """
 
     answer: str | None
@@ -62,6 +63,7 @@ class SampleAnswer:
     is_stated: bool
     computed: str | None
     computed_form: str | None
+    number: str | None = None
 
     @property
     def is_checked(self) -> bool:
@@ -107,10 +109,20 @@ class Count:
 
 @frozen
 class Tally:
-    """Answers of the first samples, in their order: the outcome does not depend on which finishes first."""
+    """Answers of the first samples, in their order: the outcome does not depend on which finishes first.
+
+    `read` has each as it is alone. If most of them are numbers, the number of a line is what counts of it.
+    """
 
     votes: Votes
-    answers: tuple[SampleAnswer, ...] = ()
+    read: tuple[SampleAnswer, ...] = ()
+
+    @property
+    def answers(self) -> tuple[SampleAnswer, ...]:
+        numeric = sum(_NUMBER_FORM.fullmatch(sample.form or "") is not None for sample in self.read)
+        if 2 * numeric <= sum(sample.form is not None for sample in self.read) or numeric == len(self.read):
+            return self.read
+        return tuple(map(_as_number, self.read))
 
     def add(
         self,
@@ -118,25 +130,26 @@ class Tally:
         probability: float = 0.0,
         is_stated: bool = False,
         program: Program | None = None,
+        number: str | None = None,
     ) -> Tally:
-        from cerebrum_cli.answers.canonical import canonical  # its patterns take 50 ms to compile
+        from cerebrum_cli.answers.equality import canonical  # its patterns take long to compile
 
         form = None if answer is None else canonical(answer)
         computed = program and program.answer
         agrees = program is not None and answer is not None and comes_to(program.output or "", answer)
         computed_form = form if agrees else computed and canonical(computed)
-        sample = SampleAnswer(answer, form, probability, is_stated, computed, computed_form)
-        return replace(self, answers=(*self.answers, sample))
+        sample = SampleAnswer(answer, form, probability, is_stated, computed, computed_form, number)
+        return replace(self, read=(*self.read, sample))
 
     def with_probabilities(self, probabilities: Mapping[int, float]) -> Tally:
-        answers = list(self.answers)
+        read = list(self.read)
         for sample, probability in probabilities.items():
-            answers[sample] = replace(answers[sample], probability=probability)
-        return replace(self, answers=tuple(answers))
+            read[sample] = replace(read[sample], probability=probability)
+        return replace(self, read=tuple(read))
 
     @property
     def samples(self) -> int:
-        return len(self.answers)
+        return len(self.read)
 
     @property
     def counts(self) -> tuple[Count, ...]:
@@ -254,6 +267,14 @@ class Tally:
         return is_adaptive and self.samples + more >= votes.minimum and is_lead_certain(leader, second)
 
 
+def _as_number(sample: SampleAnswer) -> SampleAnswer:
+    from cerebrum_cli.answers.equality import canonical
+
+    if sample.number is None or sample.is_checked or _NUMBER_FORM.fullmatch(sample.form or ""):
+        return sample
+    return replace(sample, answer=sample.number, form=canonical(sample.number))
+
+
 def _count(form: str, group: Sequence[SampleAnswer]) -> Count:
     """The count of a form, from the samples whose replies or programs come to it."""
     replies = [sample for sample in group if sample.form == form]
@@ -272,18 +293,22 @@ def _count(form: str, group: Sequence[SampleAnswer]) -> Count:
 
 def _value(output: str) -> str:
     """What a program prints after a label, as the only number of a sentence, or alone in brackets; otherwise all."""
-    from cerebrum_cli.answers.final import answers_to
+    from cerebrum_cli.answers.final import final_answer
 
-    if label := _LABEL.fullmatch(output):
+    found = final_answer("", output)
+    if found and found.is_stated:
+        output = found.text
+    elif label := _LABEL.fullmatch(output):
         output = label[1]
     elif len(_WORD.findall(output)) > 2 and len(_AMOUNT.findall(output)) == 1:
-        output = answers_to("", output, True)[0] or output
+        number = final_answer("", output, kind="number")
+        output = number.text if number else output
     return _ALONE.sub(r"\2", output)
 
 
 def comes_to(output: str, answer: str) -> bool:
     """Whether a program's output is an answer, which may be rounded to some decimals."""
-    from cerebrum_cli.answers.canonical import canonical
+    from cerebrum_cli.answers.equality import canonical
 
     form, printed = canonical(answer), canonical(Program("", output).answer or output)
     if form in (printed, canonical(output)):

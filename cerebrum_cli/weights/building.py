@@ -19,7 +19,6 @@ from cerebrum_cli.gguf.header import Header, require_generative
 from cerebrum_cli.library.installed import InstalledModel, folder_model
 from cerebrum_cli.library.library import Library
 from cerebrum_cli.library.pull import ModelBuilder, Puller, RemoteFiles
-from cerebrum_cli.library.reference import ModelReference
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
 from cerebrum_cli.weights.source_weights import Weights, local_weights, repository_weights
 from cerebrum_cli.weights.table import Table
@@ -235,11 +234,11 @@ def estimate_seconds(table: Table, type: str) -> float:
     return (perf_counter() - started) * weights / sample.size / thread_count()
 
 
-def describe_merge(puller: Puller, reference: ModelReference) -> str:
+def describe_merge(puller: Puller, reference: str) -> str:
     """What a merge of a catalog model pulls and writes, as the end of a sentence."""
     from cerebrum_cli.weights.merge import read_recipe, source_references
 
-    recipe, quantization = read_recipe(puller.library, str(reference))
+    recipe, quantization = read_recipe(puller.library, reference)
     if puller.from_weights:
         sources = f"download the safetensors of {' and '.join(recipe.models)}"
     else:

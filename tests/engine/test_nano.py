@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine
-from final_answers import final_answer
 from nano.measure import MODEL_FILE, generate, loaded_engine, majority_answer
 from nano.questions import held_out
 
+from cerebrum_cli.answers.final import final_answer
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.engine.local_engine import LocalEngine
 
@@ -58,7 +58,7 @@ def test_nano_majority_beats_single_samples(engine: LocalEngine) -> None:
     sampled = generate(engine, [Conversation().user(turns[0]) for turns, _ in problems], n=8, temperature=0.8, seed=1)
     right = [answer for _, answer in problems]
     single = [
-        final_answer(sample.text) == answer
+        (found := final_answer("", sample.text)) is not None and found.text == answer
         for samples, answer in zip(sampled, right, strict=True)
         for sample in samples
     ]

@@ -265,7 +265,7 @@ def test_vote_with_checks_stops_early_when_checked_samples_agree() -> None:
         *(("29", "Total cost: 29", True), ("$29", "The total cost of 3 shirts is $29.00.", True)),
         *(("29", "**Total ($):** 29.000000000000004", True), ("18", "Janet makes $18 every day.", True)),
         *(("yes", "Is prime: True", True), ("B", "Answer: B", True), ("10:30", "Time: 10:30", True)),
-        *(("B", "B: 12", True), ("4", "Apples: 3, pears: 4", False), ("4", "The ratio is 3 : 4", False)),
+        *(("4", "Apples: 3, pears: 4", False), ("4", "The ratio is 3 : 4", False)),
         *(("12", "Area: 12π", False), ("5", "Result: (2, 5)", False), ("1", "x^2 + 1", False), ("5", "x > 5", False)),
         *(("1.2e-5", "0.04", False), ("5", "Sum of 5 and 3: 8", False)),
         *(("29", output, True) for output in ("Total:29", "Total:$29", "Answer=29", "x = 29", "29.0", "29 dollars")),

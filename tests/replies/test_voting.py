@@ -17,7 +17,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, PromptEvent, TallyEvent, TokenEvent
 from cerebrum_cli.core.settings import fold
-from cerebrum_cli.core.votes import parse_votes
+from cerebrum_cli.core.votes import ASK_FOR_ANSWER, parse_votes
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.replies.concurrent_rows import vote_events
 from cerebrum_cli.replies.interface import Model
@@ -105,10 +105,10 @@ def test_vote_json_lists_samples_in_seed_order(runner: VoteRunner) -> None:
 
 @pytest.mark.parametrize("arguments", [(), ("--final",), ("--json",)])
 def test_vote_without_a_final_answer_exits_5(runner: VoteRunner, arguments: tuple[str, ...]) -> None:
-    done = runner.run("q", "--votes", "3", *arguments, replies=["I went on and on. " * 3, "so it goes on, and"])
+    done = runner.run("q", "--votes", "3", *arguments, replies=["I cannot say. " * 3, "I am not sure, and"])
     assert done.code == 5
-    hints = {True: "read the reply: cerebrum sessions show q", False: "ask for a final answer in the prompt"}
-    assert done.err == f"error: no final answer in 3 samples\n hint: {hints['--final' in arguments]}\n"
+    saved = "; read the reply: cerebrum sessions show q" if "--final" in arguments else ""
+    assert done.err == f"error: no final answer in 3 samples\n hint: {ASK_FOR_ANSWER}{saved}\n"
     assert "no final answer in 1 sample\n" in runner.run("q", "--votes", "1").err
     if "--json" in arguments:
         votes = done.object["votes"]

@@ -12,7 +12,7 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.core.sampling import samplers_in_effect
 from cerebrum_cli.core.settings import OPTIONS, Settings
-from cerebrum_cli.core.votes import MAX_VOTES, parse_votes
+from cerebrum_cli.core.votes import ASK_FOR_ANSWER, MAX_VOTES, parse_votes
 from cerebrum_cli.replies.reply import MajorityVote
 from cerebrum_cli.terminal.repl.clipboard import copy_to_clipboard
 from cerebrum_cli.terminal.repl.questions import shorten_question
@@ -142,14 +142,14 @@ def copy_reply(repl: Repl, argument: str) -> None:
 
 
 def show_final_answer(repl: Repl, _: str) -> None:
-    from cerebrum_cli.answers.final import answers_to  # compiling its patterns is slow
+    from cerebrum_cli.answers.final import final_answer  # compiling its patterns is slow
 
     last = repl.chat.require_reply()
     question = repl.chat.conversation.messages[-2].content
-    answer, _stated = answers_to(question, last.message.content, last.metadata.finish_reason in ("stop", None))
+    answer = final_answer(question, last.message.content, last.metadata.finish_reason in ("stop", None))
     if answer is None:
-        raise UsageError("the last reply states no final answer", "ask for one")
-    repl.streams.answer(answer + "\n")
+        raise UsageError("the last reply has no final answer", ASK_FOR_ANSWER)
+    repl.streams.answer(answer.text + "\n")
 
 
 def show_stats(repl: Repl, _: str) -> None:
