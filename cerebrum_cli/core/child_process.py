@@ -31,10 +31,10 @@ class ChildProcess(subprocess.Popen[bytes]):
         env: Mapping[str, str] | None = None,
         grace_s: float = 0.0,
     ) -> None:
-        super().__init__(
-            command, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds, env=env, start_new_session=True
-        )
         try:
+            super().__init__(
+                command, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds, env=env, start_new_session=True
+            )
             self._guard = subprocess.Popen(
                 ["/bin/sh", "-c", f"read _; sleep {grace_s:g}; kill -s KILL -- -{self.pid}"],
                 stdin=subprocess.PIPE,
@@ -42,8 +42,10 @@ class ChildProcess(subprocess.Popen[bytes]):
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        except OSError:  # such as too many processes
-            self._end()
+        except BaseException:  # such as too many processes, or Ctrl-C
+            if getattr(self, "pid", None) and self.returncode is None:
+                self.kill()  # which may not have a session yet
+                self._end()
             raise
 
     def close(self) -> None:

@@ -76,6 +76,23 @@ def test_child_does_not_stay_if_its_guard_cannot_start(tmp_path: Path, monkeypat
     assert_ended(started(numbers))
 
 
+@pytest.mark.parametrize("place", ["subprocess.Popen", "os.read"])  # of the guard, or within the start of the child
+def test_child_does_not_stay_if_ctrl_c_interrupts_its_start(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = tmp_path / "numbers"
+
+    def interrupt(*_: object, **__: object) -> None:
+        started(numbers)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ChildProcess(["sh", "-c", CHILD, str(numbers)])
+    monkeypatch.undo()
+    assert_ended(started(numbers))
+
+
 def test_child_that_has_ended_keeps_its_exit_code() -> None:
     with ChildProcess(["sh", "-c", "exit 3"]) as child:
         assert child.wait() == 3
