@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-from cerebrum_cli.answers.passages import LONGEST, lines
+from cerebrum_cli.answers.passages import LONGEST, lines, sentences
 
 # What leads in an answer, by language; a colon or a verb of being follows, or a line break.
 LEAD_INS = {
@@ -31,7 +31,7 @@ _RULES = (  # the name of a rule, what precedes an answer, and what ends it
         "lead-in",
         re.compile(
             rf"(?:{'|'.join(LEAD_INS.values())})(?:{_TO_WHAT})?[*_)]*\s?"
-            rf"(?:(?:\s?(?:{_BEING}|IS)(?!\w)(?:\s?:)?|[:：=])[*_\s]*|\n+(?:[=-]+\n+)?)(?=\S)"
+            rf"(?:(?:\s?(?:{_BEING}|IS)(?!\w)(?:\s?:)?|[:：=]|\((?=\"))[*_\s]*|\n+(?:[=-]+\n+)?)(?=\S)"
         ),
         "\n",
     ),
@@ -68,7 +68,9 @@ def statements(reply: str) -> Iterator[Statement]:
             if not _NOT_ASSERTED.search(reply, max(0, match.start() - 40), match.start()):
                 rest = reply[match.end() : match.end() + LONGEST]
                 end = "\n\n" if rest.startswith(("\\[\n", "$$\n")) else end
-                yield Statement(rest.partition(end)[0].strip(), rule)
+                text = rest.partition(end)[0].strip()
+                if "\n" not in match[0] or len(sentences(text)) == 1:  # not a heading over an explanation
+                    yield Statement(text, rule)
     last = lines(reply)[-1:] or [""]
     if bold := _BOLD.fullmatch(last[0]):
         yield Statement(bold[1], "bold line")
