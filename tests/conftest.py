@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from command_line import SOUND_MODELS, TERMINAL_VARIABLES, CommandLine
 from gguf_files import rewritten
@@ -31,6 +32,7 @@ from scripted_command import SCRIPTED, install
 from served import Served, serving_user
 from tiny_models import write_chatml, write_mistral, write_quantized, write_recurrent, write_sliding_window
 from vocabularies import open_vocabulary
+from waiting import NewChildren
 
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.config import parse_toml
@@ -162,6 +164,13 @@ def parts(chatml_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """The tiny ChatML model in three files, as llama.cpp splits them."""
     first = rewritten(chatml_model, tmp_path_factory.mktemp("parts") / "tiny-Q8_0.gguf", tensors=8)
     return {path.name: path for path in part_paths(first)}
+
+
+@pytest.fixture
+def new_children() -> NewChildren:
+    """A function that lists the processes that this test has started; those of earlier tests may still run."""
+    before = psutil.Process().children(recursive=True)
+    return lambda: [child for child in psutil.Process().children(recursive=True) if child not in before]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from batch_files import stored_lines
 from command_line import PYTHON
 from dataset_files import cache_dataset, table
 from scripted_command import run_here, start_scripted
-from waiting import user_seconds, wait_for_end, wait_until
+from waiting import NewChildren, user_seconds, wait_for_end, wait_until
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.engine.local import thread_count
@@ -416,7 +416,9 @@ def test_eval_scores_programs_beside_a_slow_one(
 
 
 @pytest.mark.slow
-def test_scorer_runs_as_many_programs_as_cores(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scorer_runs_as_many_programs_as_cores(
+    new_children: NewChildren, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Adding one never waits for a core: the loop that adds programs also takes the model's tokens."""
     monkeypatch.setattr(scorers, "thread_count", lambda: 2)
     questions = [Question(at, at, "", f"{SEVEN}\ncheck(f)", entry_point="f") for at in range(5)]
@@ -428,9 +430,10 @@ def test_scorer_runs_as_many_programs_as_cores(sandbox: Sandbox, monkeypatch: py
         assert scorer.is_running
         while scores := scorer.scores(None):
             found += scores
-            assert len(psutil.Process().children()) <= 2
+            own = {*psutil.Process().children()} & {*new_children()}
+            assert len(own) <= 2
         assert [key for key, _ in found][-1] == 0, "the slow one does not keep the others waiting"
         assert {key: score.correct for key, score in found} == {0: True, 1: True, 2: False, 3: False, 4: True}
         scorer.add(0, questions[0], reply_with("f", 60))
-        wait_until(lambda: bool(psutil.Process().children()))
-    assert psutil.Process().children(recursive=True) == []
+        wait_until(lambda: bool(new_children()))
+    assert new_children() == []

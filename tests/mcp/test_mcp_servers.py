@@ -16,7 +16,7 @@ import mcp_stand_in
 import psutil
 import pytest
 from scripted_command import app_for
-from waiting import wait_for_end, wait_until
+from waiting import NewChildren, wait_for_end, wait_until
 
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.tools import Tool
@@ -60,10 +60,10 @@ class Servers:
 
 
 @pytest.fixture
-def servers(tmp_path: Path) -> Iterator[Servers]:
+def servers(new_children: NewChildren, tmp_path: Path) -> Iterator[Servers]:
     opened = Servers(tmp_path)
     yield opened
-    started = psutil.Process().children(recursive=True)
+    started = new_children()
     opened.close()
     wait_for_end(started)
 
@@ -128,10 +128,10 @@ def test_crash_is_a_result_and_the_next_call_starts_the_server_again(servers: Se
     assert "crash ended its server (it closed its output)" in run(tools["closes"]).replace("closes", "crash")
 
 
-def test_server_that_ended_between_calls_starts_again(servers: Servers) -> None:
+def test_server_that_ended_between_calls_starts_again(new_children: NewChildren, servers: Servers) -> None:
     tools = servers.find()
     assert run(tools["leaves"], "bye") == "bye"
-    wait_for_end([child for child in psutil.Process().children() if STAND_IN in child.cmdline()])
+    wait_for_end([child for child in new_children() if STAND_IN in child.cmdline()])
     assert run(tools["counted"]) == "1"
 
 
@@ -327,10 +327,10 @@ def test_tables_must_be_tables(servers: Servers) -> None:
 
 
 @pytest.mark.parametrize("behaviour", ["", "stubborn", "child"])
-def test_server_ends_with_its_command(servers: Servers, behaviour: str) -> None:
+def test_server_ends_with_its_command(new_children: NewChildren, servers: Servers, behaviour: str) -> None:
     tools = servers.find(behaviour)
     assert run(tools["echo"], "a") == "a"
-    started = psutil.Process().children(recursive=True)
+    started = new_children()
     begin = time.monotonic()
     servers.close()
     wait_for_end(started)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from waiting import wait_until
+from waiting import NewChildren, wait_until
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -166,10 +166,10 @@ def test_file_that_cannot_be_imported_is_an_error(opened: Open, source: str, pro
         opened(source)
 
 
-def test_thread_of_a_module_does_not_delay_the_end(opened: Open) -> None:
+def test_thread_of_a_module_does_not_delay_the_end(new_children: NewChildren, opened: Open) -> None:
     tools = opened("threading.Thread(target=time.sleep, args=[60]).start()")
     assert run(tools["counted"]) == "1"
-    [process] = children()
+    [process] = workers(new_children())
     start = time.monotonic()
     del tools
     assert not process.is_running() and time.monotonic() - start < 5
@@ -223,9 +223,8 @@ async def forecast(place: Place, options: Options, limit: Optional[int]) -> Plac
 # The end.
 
 
-def children() -> list[psutil.Process]:
-    alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
-    return [child for child in alive if "function_worker" in " ".join(child.cmdline())]
+def workers(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in processes if "function_worker" in " ".join(process.cmdline())]
 
 
 SWALLOWS = """
@@ -251,7 +250,7 @@ def sleep():
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "survives"), [("sleep", True), ("wait", False), ("compute", False)])
 def test_ctrl_c_ends_a_function_also_if_it_ignores_that(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, survives: bool
+    new_children: NewChildren, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, survives: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mytools.py").write_text(HEAD + SWALLOWS)
@@ -270,7 +269,7 @@ def test_ctrl_c_ends_a_function_also_if_it_ignores_that(
         try:
             run(tools[name])
         finally:
-            first = len(children())
+            first = len(workers(new_children()))
     thread.join()
     assert (first == 1) is survives
     assert [notice.message for notice in notices] == (

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Optional, Required, TypedDict
 
 import numpy
-import psutil
 import pydantic
 import pytest
 from command_line import PYTHON
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting import NewChildren
 
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.json_types import JsonObject
@@ -777,12 +777,12 @@ def test_python_needs_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_linux
 @pytest.mark.slow
-def test_ctrl_c_ends_a_program(python: Tool, ctrl_c: Callable[[float], None]) -> None:
+def test_ctrl_c_ends_a_program(new_children: NewChildren, python: Tool, ctrl_c: Callable[[float], None]) -> None:
     run_tool(python, {})
     ctrl_c(0.5)
     with pytest.raises(KeyboardInterrupt):
         run_tool(python, {"code": "import time\ntime.sleep(60)"})
-    assert psutil.Process().children() == []
+    assert new_children() == []
 
 
 @pytest.mark.slow

@@ -3,10 +3,9 @@
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from command_line import PYTHON
-from waiting import wait_for_end
+from waiting import NewChildren, wait_for_end
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.programs import monty as monty_module
@@ -55,7 +54,7 @@ HOSTILE: dict[str, tuple[Reason, ...]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("code", HOSTILE, ids=lambda code: ascii(code[:30]))
 def test_hostile_program_ends_in_time_and_leaves_nothing(
-    each_sandbox: Sandbox, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    new_children: NewChildren, each_sandbox: Sandbox, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     start = time.monotonic()
@@ -64,7 +63,7 @@ def test_hostile_program_ends_in_time_and_leaves_nothing(
     assert time.monotonic() - start < 8
     assert len(result.detail) < 9000
     assert list(tmp_path.iterdir()) == []
-    wait_for_end(psutil.Process().children(recursive=True))
+    wait_for_end(new_children())
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from shlex import quote
 
-import psutil
 import pytest
 from command_line import PYTHON
+from waiting import NewChildren
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.programs import bubblewrap as bubblewrap_module
@@ -330,13 +330,13 @@ NAME = "'/tmp/' + 'x' * 240 + str(number)"
     ],
 )
 def test_program_that_takes_what_no_limit_counts_is_ended(
-    sandbox: Sandbox, code: str, reason: str, monkeypatch: pytest.MonkeyPatch
+    new_children: NewChildren, sandbox: Sandbox, code: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bubblewrap_module, "MAX_KERNEL_MEMORY", 2**23)  # so that the test is faster
     start = time.monotonic()
     assert sandbox.run(f"import os\n{code}", "", 1 if reason == "timeout" else 8).reason == reason
     assert time.monotonic() - start < 6
-    assert psutil.Process().children() == []
+    assert new_children() == []
 
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is for Linux")

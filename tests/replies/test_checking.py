@@ -12,7 +12,7 @@ import psutil
 import pytest
 from command_line import Finished, assert_error
 from scripted_command import run_here, start_scripted
-from waiting import user_seconds, wait_for_end, wait_until
+from waiting import NewChildren, user_seconds, wait_for_end, wait_until
 
 from cerebrum_cli.programs.code_result import CodeResult
 from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
@@ -256,7 +256,7 @@ HOSTILE = (  # programs, and what they print at most
 
 @pytest.mark.slow
 def test_hostile_programs_print_nothing_and_leave_nothing(
-    tmp_path: Path, each_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+    new_children: NewChildren, tmp_path: Path, each_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Monty has none of the modules with which those that print something do so."""
     monkeypatch.chdir(tmp_path)
@@ -265,7 +265,7 @@ def test_hostile_programs_print_nothing_and_leave_nothing(
     allowed = dict(HOSTILE) if each_sandbox.runner.name == "bwrap" else dict.fromkeys(dict(HOSTILE))
     assert {code: output for (code, _), output in zip(HOSTILE, results, strict=True)} == allowed
     assert list(tmp_path.iterdir()) == []
-    wait_for_end(psutil.Process().children(recursive=True))
+    wait_for_end(new_children())
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import psutil
 
 TIMEOUT_S = 30
+NewChildren = Callable[[], list[psutil.Process]]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
