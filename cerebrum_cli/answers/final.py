@@ -236,15 +236,16 @@ def _of_sentence(question: str, sentence: str, asked: frozenset[str]) -> Answer:
     if len(marked) == 1:
         return Answer(unwrapped(marked[0]), "marked")
     verbs = [*_VERB.finditer(sentence)] or [*_EQUALS.finditer(sentence)]
-    sides = [(sentence[: verb.start()], sentence[verb.end() :].strip()) for verb in verbs]
-    repeating = [pair for pair in sides if _stems(pair[0]) and _stems(pair[0]) <= asked]
-    for left, right in (*reversed(repeating), *sides):
+    sides = [(sentence[: verb.start()], verb[0], sentence[verb.end() :].strip()) for verb in verbs]
+    repeating = [side for side in sides if _stems(side[0]) and _stems(side[0]) <= asked]
+    for left, verb, right in (*reversed(repeating), *sides):
         repeated, said = _stems(left), _stems(right)
-        is_result = _RESULT.match(left) and _VALUE.match(right)
-        is_subject = said <= asked and (" than " in right or not repeated <= asked)
-        if said and is_subject and 0 < len(left.split()) < 6:
+        has_asked = bool(said) and said <= asked  # "positive", where the question has it
+        is_subject = has_asked and verb != ":" and (" than " in right or not repeated <= asked)
+        if is_subject and 0 < len(left.split()) < 6:
             return Answer(unwrapped(left), "rest")
-        if is_result or (asked & repeated and (repeated <= asked or len(asked & repeated) * 2 >= len(asked))):
+        is_value = (_RESULT.match(left) and _VALUE.match(right)) or (has_asked and verb == ":")
+        if is_value or (asked & repeated and (repeated <= asked or len(asked & repeated) * 2 >= len(asked))):
             rest = _PARTICIPLE.sub("", right, count=1)
             return Answer(unwrapped(rest) or unwrapped(sentence), "rest")
     return Answer(unwrapped(sentence) if len(sentence.split()) < 4 else sentence.strip(), "line")

@@ -42,6 +42,7 @@ REPLIES = [
     ("What is the tag?", "[INST]", "[INST]", "line"),
     ("What is the capital of Australia?", "The capital of Australia is Canberra.", "Canberra", "rest"),
     ("Which city is the capital of France?", "Paris is the capital of France.", "Paris", "rest"),
+    ("Is this review positive or negative?", "Label: positive", "positive", "rest"),
     ("Which is larger, 9.11 or 9.9?", "9.11 is larger than 9.9.", "9.11", "rest"),
     ("Who painted the Mona Lisa?", "The Mona Lisa was painted by Leonardo da Vinci.", "Leonardo da Vinci", "rest"),
     ("Who wrote Harry Potter?", "Harry Potter was written by J.K. Rowling.", "J.K. Rowling", "rest"),
