@@ -76,25 +76,24 @@ def everyday(row: dict[str, Any]) -> Result:
 
 def replied(row: dict[str, Any]) -> Result:
     choices, intended = tuple(row.get("choices") or ()), row["intended"]
-    found = compare_answer(row["reply"], True, intended or "?", choices).answer
+    answer = compare_answer(row["reply"], True, intended or "?", choices).answer
+    text = answer and answer.text
     is_same = choices or intended is None
-    is_right = found == intended if is_same else equals_reference(found, intended)
-    return Result(is_right, f"{found!r}, not {intended!r}", row["reply"])
+    is_right = text == intended if is_same else equals_reference(text, intended)
+    return Result(is_right, f"{answer}, not {intended!r}", row["reply"])
 
 
 def solved(text: str, solution: str) -> Result:
     reference = solution.rpartition("####")[2].strip()
     found = compare_answer(text, True, reference)
-    return Result(found.is_correct, f"{found.answer!r}, not {reference!r}", text)
+    return Result(found.is_correct, f"{found.answer}, not {reference!r}", text)
 
 
 def marked(row: dict[str, Any]) -> Result:
     choices = tuple(row.get("choices") or ())
     found = compare_answer(row["reply"], True, row["reference"], choices, row.get("question", ""))
     is_false = found.is_correct and not row["equal"]
-    return Result(
-        found.is_correct == row["equal"], f"{found.answer!r} for {row['reference']!r}", row["reply"], is_false
-    )
+    return Result(found.is_correct == row["equal"], f"{found.answer} for {row['reference']!r}", row["reply"], is_false)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ from cerebrum_cli.answers.statements import statements
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Found = tuple[str | None, str]  # an answer, and the rule that found it
 
-_LISTED = re.compile(r"(?<!\w)[*_]*\(?([A-Ja-j])[).:][*_]*\s+(?=\S)")
+_LISTED = re.compile(r"(?<!\w)[*_]{0,3}\(?([A-Ja-j])[).:][*_]*\s+(?=\S)")
 _FIRST = re.compile(
     r"(?i)[\W_]{0,9}(?:(?:option|choice|answer|letter)\s[\W_]{0,9})?([A-Z])(?![\w’'])(?=[\W_]{0,9}\Z|[\W_]{0,9}[).:,\-–—*\n]|\s(?:is(?!\s(?:wrong|incorrect|not|false|out))|because|since)\b)"
 )
 _LETTER = re.compile(
-    r"(?<![\w'’])\(([A-Za-z])\)|(?<![\w.'’])([B-HJ-Z]|A(?!\s[a-z])|I(?!\s[a-z]|['’]))(?![\w'’+-]|\.\w)"
+    r"(?<![\w'’])\(([A-Za-z])\)|(?<![\w.'’])([B-HJ-Z]|A(?!\s[a-z])|I(?!\s[a-z]|['’]))(?![\w'’+-]|\.\w|\W{0,3}\s(?:is|are)\s(?:both\s)?(?:wrong|incorrect|not|false)\b)"
 )
 _DENIED = re.compile(
     r"(?i)\b(?:not|n['’]t|isn['’]t|neither|never|nor|rather\sthan|instead\sof|unlike|wrong|incorrect|except"
@@ -31,7 +31,7 @@ _NOT_ONE = re.compile(
     r"|both\s(?=[A-Z]\b))|\b(?-i:[A-Z])\W{1,3}(?:and|or|und|oder|&|/)\W{1,3}(?-i:[A-Z])\b|\b(?-i:[A-Z])\s(?:or|and)\Z|\A(?-i:[A-Z]{2,4})\Z|\A\W*[A-Z](?:,\s?[A-Z])+\W*\Z"
 )
 _YES_OR_NO = re.compile(
-    r"(?i)(?<![\w-])(?:(yes|true|ja|oui|sí|sim|да|是的?|correct|possible)|(no(?!\sone\b)|不是|否|false|nein|non|não|нет|incorrect|impossible))(?![\w-])"
+    r"(?i)(?<![\w-])(?:(yes|true|ja|oui|sí|sim|да|是的?|correct|possible)|(no(?!\s(?!(?:it|they|s?he|this|that|there|the|you|i|we|because|but|and)\b)\w)|不是|否|false|nein|non|não|нет|incorrect|impossible))(?![\w-])"
 )
 _OPEN = re.compile(r"(?i)\b(?:or|say|depends|if)\b")
 _TURNED = re.compile(r"(?i)\b(?:not|isn['’]t|cannot|can['’]t|never)\s[\w\s]{0,20}\Z")

@@ -17,8 +17,9 @@ from cerebrum_cli.answers.passages import LONGEST, plain, unwrapped
 
 YES_NO = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 _DEPTH = 3
-_NO_UNIT = (
-    "in|of|to|out|or|and|dozen|remainder|r|times|am|pm|bc|ad|by|x|y|z|n"  # words that make another amount of a number
+_NO_UNIT = (  # words that make something else of a number than an amount
+    "in|of|to|out|or|and|dozen|remainder|r|times|am|pm|bce?|ce|ad|by|x|y|z|n|more|less|left|right|north|south|east|west|"
+    "(?:jan|feb|mar|apr|may|ju[nl]|aug|sep|oct|nov|dec)[a-z]*"
 )
 _UNIT = re.compile(
     rf"""(?ix)\s?[€£¥₹$]?\.? | \s?°\s?[CFK]?
@@ -35,7 +36,9 @@ _BRACKETS = re.compile(r"([(\[{<])([^()\[\]{}]+)([)\]}>])")
 _EXPRESSION = re.compile(
     r"(?!.*[A-Za-z]{4})(?=.*(?:[\d=^√π<>≤≥±∞]|\b\w\s?[-+*/]\s?\w\b))[\w\s+\-*/^()=<>≤≥≠√π.,:|∞∪∩±×·°!\[\]{};%∈→]*"
 )
-_ARTICLE = re.compile(r"\b(?:the|a|an)\s(?=\S)|(?<=\w)\s\([^()]*\)\Z|[\"“”'’]|(?<!\d)\.(?!\w)|[\s.,;:!?]+\Z")
+_REMARK = re.compile(r"(?<=\w)\s\([^()]*\)\Z")
+_AND = re.compile(r",?\s(?:and|&)\s")
+_ARTICLE = re.compile(r"\b(?:the|a|an)\s(?=\S)|[\"“”'’]|(?<!\d)\.(?!\w)|[\s.,;:!?]+\Z")
 
 
 @lru_cache(10_000)  # samples that vote have few different answers
@@ -43,19 +46,19 @@ def canonical(answer: str) -> str:
     """Normal form of an answer."""
     if len(answer) > 2 * LONGEST:
         return " ".join(answer.casefold().split())
-    return _form(unwrapped(plain(unwrapped(answer))), _DEPTH)
+    return _form(unwrapped(plain(unwrapped(answer))), _DEPTH) or answer.casefold().strip()
 
 
 def equals_reference(answer: str | None, reference: str) -> bool:
-    """Whether an answer equals a reference answer, in its normal form, as a share of it in percent, or as its set."""
+    """Whether an answer equals a reference answer: its normal form, as a percentage, as a set, or with a remark."""
     if answer is None:
         return False
     ours, theirs = whole_number(answer), whole_number(reference)
     if ours and theirs and ours.is_percent != theirs.is_percent:
         percentage, number = (ours, theirs) if ours.is_percent else (theirs, ours)
-        return number.value in (percentage.value / 100,) if 0 < number.value < 1 else number.value == percentage.value
+        return number.value * (100 if 0 < number.value < 1 else 1) == percentage.value
     form, wanted = canonical(answer), canonical(reference)
-    return form == wanted or _as_set(form) == _as_set(wanted)
+    return wanted in (form, _REMARK.sub("", form)) or _as_set(form) == _as_set(wanted)
 
 
 def whole_number(answer: str) -> Number | None:
@@ -76,7 +79,7 @@ def _form(text: str, depth: int) -> str:
         return nested
     if _EXPRESSION.fullmatch(text) or "begin{" in text:
         return re.sub(r"(?<=\d)\s?[*·×]\s?(?=[A-Za-zπ√(])|\s|°", "", text)
-    return " ".join(_ARTICLE.sub("", text.casefold()).split()) or text
+    return " ".join(_AND.sub(", ", _ARTICLE.sub("", text.casefold())).split()) or text
 
 
 def _nested(text: str, depth: int) -> str | None:

@@ -37,13 +37,16 @@ _ASKS_YES_OR_NO = re.compile(
     r"|should|must)\b(?!.*\b(?:or|which|what|how|who|you)\b).*\?\s*"
 )
 _REFUSAL = re.compile(
-    r"(?i)\b(?:(?:can(?:no|['’])t|can\snot|impossible\sto|unable\sto)\s(?:be\s)?(?:determine|know|answer|say|calculate|give|provide)|indeterminate|no\sidea|not\ssure|(?:do\snot|don['’]t)\sknow"
+    r"(?i)\b(?:(?:can(?:no|['’])t|can\snot|impossible\sto|unable\sto)\s(?:be\s)?(?:determine|know|answer|say|calculate|give|provide)|indeterminate|no\sidea|not\ssure|(?:do\snot|don['’]t)\s(?:know|have\saccess)"
     r"|(?:not|n['’]t)\senough\sinformation|insufficient\sinformation|unknown|not\s(?:specified|given|provided))"
 )
 _ITEM = re.compile(r"\A(?:\d+\.|[-*•])\s+")
 _IN_BRACKETS = re.compile(r"\s\((?:[^()]|\([^()]*\))*\)")
 _DENIED = re.compile(
     r"(?i)\b(?:not|isn['’]t|instead\sof|rather\sthan)\s[^,;.]*?(?=[,;.]|\bbut\b|$)|[^,;.]*\b(?:can['’]t|cannot)\sbe\s[^,;.]*(?:,\sbecause[^.]*)?"
+)
+_DOUBTED = re.compile(  # the words of a reference, which are at the bar
+    r"\b(?:not|never|neither|nor|or|than|although|unlike|instead|cannot|(?:is|are|was|were|do|does|did)nt|cant)\b.*\||\|(?:or\b|is\s(?:not|wrong|incorrect))"
 )
 # Where the last of several parts has the number that a sentence comes to.
 _PARTS = tuple(
@@ -53,6 +56,8 @@ _PARTS = tuple(
             r"(?i)[;:]\s|,?\s(?:so|thus|therefore|hence|then|i\.\s?e\.,?|that\sis,?|which\s\w+(?:\sto)?)\s|,\s(?=together|altogether)",
             r"[=≈]",
             r"(?i)\bfrom\s\S+\sto\s(?=\S*\d)",
+            r"(?i)\b(?:is|are|equals?|gives?|makes?|ha(?:ve|s)|holds?|contains?|costs?)\s(?:an?\s\w+\sof\s)?(?:equal\sto\s)?(?:about\s|around\s"
+            r"|approximately\s|exactly\s|only\s)?(?=[$€£-]?\s?\d)",
         ),
     )
 )
@@ -67,7 +72,7 @@ _CONTINUED = re.compile(
     r"(?!(?:[kcm]?[mglsLJW]|km|kg|USD|EUR|[ap]m)\b)[A-Za-z]|\s?[π√]|\^[\d(]|[:'’]\d"
 )  # no number alone
 _FORMULA = re.compile(r"(?:\$\$|\\\[).+(?:\$\$|\\\])\.?|\w\s?=\s?\S+")
-_MARKED = re.compile(r"```\w*\n([^\n]+)\n```|\*\*([^*\n]+)\*\*|`([^`\n]+)`|[\"“]([^\"“”\n]+)[\"”]")
+_MARKED = re.compile(r"```\w*\n([^\n]+)\n```|\*\*([^*\n]+)(?<!:)\*\*|`([^`\n]+)`|[\"“]([^\"“”\n]+)[\"”]")
 _VERB = re.compile(
     r"(?i)(?<!\w)(?:is|are|was|were|be|equals?|gives?|means?|stands?\sfor|translates?\s(?:to|as)|evaluates?\sto|returns?|contains?|becomes?|ist|sind"
     r"|lautet|est|sont|es|son|è|sono)(?!\w)|:(?=\s)"
@@ -77,6 +82,7 @@ _CONCLUDES = re.compile(r"(?i)(?:so|thus|therefore|hence|finally|overall|in\scon
 _RESULT = re.compile(
     r"(?i)(?:(?:so|thus|therefore|hence|finally|and),?\s)?(?:(?:the|its|our|this|it)(?:\s[\w'’]+){0,4}|\W{0,2}\w(?:\(\w\))?)\s?$"
 )
+_COMPARED = re.compile(r"(?i)(\w+er|more|less)\b(?=[\w\s]{0,30}\sthan\b|[\w\s]{0,20}\W*\Z)")
 _VALUE = re.compile(r"(?:about\s|approximately\s)?[$*(\[{\\-]*[\d√π(\[\\]")
 _PARTICIPLE = re.compile(
     r"(?i)(?:(?:typically|usually|commonly|generally|approximately|about|roughly|often|also)\s(?:an?\s)?)?(?:(?:\w+(?:ed|en|wn|lt|nt)\s)?"
@@ -102,10 +108,9 @@ class Answer(NamedTuple):
 
 
 class ComparedAnswer(NamedTuple):
-    """The final answer of a reply, what it states even if truncated, and whether it equals a reference answer."""
+    """The final answer of a reply, and whether it equals a reference answer."""
 
-    answer: str | None
-    stated: str | None
+    answer: Answer | None
     is_correct: bool
 
 
@@ -136,11 +141,11 @@ def compare_answer(
         kind = "choice" if choices else "yes or no"
     found = _read(question, text, kind, is_complete, choices)
     if found is None:
-        return ComparedAnswer(None, None, False)
-    before, wanted, _ = f" {canonical(found.text)} ".partition(f" {canonical(reference)} ")
-    is_named = bool(wanted) and not found.is_stated and is_in_words(reference) and not _DENIED.search(f"{before} ")
-    is_correct = equals_reference(found.text, reference) or is_named
-    return ComparedAnswer(found.text, found.text if found.is_stated else None, is_correct)
+        return ComparedAnswer(None, False)
+    before, wanted, after = f" {canonical(found.text)} ".partition(f" {canonical(reference)} ")
+    is_named = bool(wanted) and not found.is_stated and is_in_words(reference)
+    is_correct = equals_reference(found.text, reference) or (is_named and not _DOUBTED.search(f"{before}|{after}"))
+    return ComparedAnswer(found, is_correct)
 
 
 def is_in_words(reference: str) -> bool:
@@ -220,7 +225,8 @@ def _guess(question: str, reply: str) -> Answer | None:
         if _FORMULA.fullmatch(content[-1]):
             return Answer(unwrapped(content[-1]), "formula")
         marked = _marked(question, reply)
-        if len(marked) == 1:
+        short = " ".join(line for line in content if len(line.split()) < 7)
+        if len(marked) == 1 and marked[0] in short:
             return Answer(marked[0], "marked")
         parts = [part for part in (sentences(content[-1])[-1], parts[0]) if not part.endswith(":")]
     told = [part for part in parts if _CONCLUDES.match(part) or len(asked & _stems(part)) * 2 >= len(asked)]
@@ -231,7 +237,9 @@ def _guess(question: str, reply: str) -> Answer | None:
 
 def _of_sentence(question: str, sentence: str, asked: frozenset[str]) -> Answer:
     """What a sentence says where it repeats the question; the whole sentence where that is not plain."""
-    sentence = re.sub(r"(?i)\bnot\s[^.]*\bbut\s", "", sentence)
+    sentence = re.sub(r"(?i)\bnot\s[^.]*?(?:\bbut\s|,\sit\sis\s)", "", sentence)
+    if sentence[:1] in "{[":
+        return Answer(sentence, "line")  # JSON
     marked = _marked(question, sentence)
     if len(marked) == 1:
         return Answer(unwrapped(marked[0]), "marked")
@@ -241,10 +249,13 @@ def _of_sentence(question: str, sentence: str, asked: frozenset[str]) -> Answer:
     for left, verb, right in (*reversed(repeating), *sides):
         repeated, said = _stems(left), _stems(right)
         has_asked = bool(said) and said <= asked  # "positive", where the question has it
-        is_subject = has_asked and verb != ":" and (" than " in right or not repeated <= asked)
-        if is_subject and 0 < len(left.split()) < 6:
+        compared = _COMPARED.match(right)
+        is_subject = has_asked and verb != ":" and not asked & repeated
+        if (compared and _stems(compared[1]) <= asked) or (is_subject and 0 < len(left.split()) < 6):
             return Answer(unwrapped(left), "rest")
-        is_value = (_RESULT.match(left) and _VALUE.match(right)) or (has_asked and verb == ":")
+        if compared:
+            continue
+        is_value = (_RESULT.match(left) and _VALUE.match(right)) or (has_asked and verb != "=")
         if is_value or (asked & repeated and (repeated <= asked or len(asked & repeated) * 2 >= len(asked))):
             rest = _PARTICIPLE.sub("", right, count=1)
             return Answer(unwrapped(rest) or unwrapped(sentence), "rest")

@@ -11,10 +11,10 @@ SCALES = {"thousand": 3, "k": 3, "million": 6, "billion": 9, "trillion": 12, "mi
 _NUMBER = re.compile(
     rf"""(?x)(?<![\w.^_,/√])
     (?P<sign>-\s?|(?:minus|negative)\s)? (?:US)?[€£¥₹$]?\s?
-    (?P<whole>\d{{1,3}}(?:[,\u00a0\u202f'’_\s]\d{{3}})+(?!\d) | \d{{1,3}}(?:\.\d{{3}})+(?=,\d\d\b) | \d+)?
+    (?P<whole>1(?=0\s?\^) | \d{{1,3}}(?:[,\u00a0\u202f'’_\s]\d{{3}})+(?!\d) | \d{{1,3}}(?:\.\d{{3}})+(?=,\d\d\b) | \d+)?
     (?P<decimals>\.\d+ | (?<=\d),\d{{1,2}}(?![\d,]))?
     (?:\s(?:and\s)?(?P<mixed>\d+/\d+)|/(?P<over>-?0*[1-9]\d*)(?![\d/]))?
-    (?:\s?(?:×|x|\*)\s?10\s?\^\s?\(?(?P<power>-?\d{{1,4}})\)?|[eE](?P<exponent>[+-]?\d{{1,4}}))?
+    (?:(?:\s?(?:×|x|\*|·)\s?1|(?<=\b1))0\s?\^\s?\(?(?P<power>-?\d{{1,3}})(?!\d)\)?|[eE](?P<exponent>[+-]?\d{{1,3}})(?!\d))?
     (?:\s?(?P<scale>{"|".join(SCALES)})\b)?
     (?P<percent>\s?(?:%|percent\b|per\scent\b|Prozent\b))?"""
 )

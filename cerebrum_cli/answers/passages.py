@@ -10,7 +10,7 @@ _FENCE = re.compile(r"\s*(?:```|~~~)")
 _SENTENCE_END = re.compile(
     r"(?<=[.!?。！？])(?<!\b[A-Z]\.)(?<!\b(?:Dr|Mr|Ms|St|vs)\.)(?<!\bMrs\.)[*_\"'”’)\]]*(?:\s+(?=[^\sa-z=])|(?<=[。！？]))"
 )
-_IN_PAIR = re.compile(r"(?s)(\*\*|__|[*_`\"']|\$\$?|\\\(|\\\[|[“‘„«「])((?:(?!\1).)+)(?:\1|\\\)|\\\]|[”’“»」])")
+_IN_PAIR = re.compile(r"(?s)(\*\*|[*_`\"']|\$\$?|\\\(|\\\[|[“‘„«「])((?:(?!\1).)+)(?:\1|\\\)|\\\]|[”’“»」])")
 _EDGE = re.compile(r"\A[\s,;:。；、：✅✓✔☑💯🎉←↵]+|(?:[\s,:。；、：！✅✓✔☑💯🎉←↵]|(?<!\.)(?<!\.[A-Z])\.|(?<!\d)!)+\Z")
 _ARGUMENT = r"\s*\{([^{}]*)\}"
 # LaTeX and HTML as plain text, in order; those that nest are repeated.
@@ -51,11 +51,11 @@ def sentences(line: str) -> list[str]:
 
 
 def unwrapped(passage: str) -> str:
-    """A passage without markup, quotes and punctuation around it."""
-    passage = _EDGE.sub("", passage)
-    while pair := _IN_PAIR.fullmatch(passage):
-        passage = _EDGE.sub("", pair[2])
-    return passage
+    """A passage without markup, quotes and punctuation around it, unless it has nothing else."""
+    bare = _EDGE.sub("", passage)
+    while pair := _IN_PAIR.fullmatch(bare):
+        bare = _EDGE.sub("", pair[2])
+    return bare or passage.strip()
 
 
 def plain(passage: str) -> str:

@@ -25,13 +25,19 @@ LEAD_INS = {
 _BEING = r"is|are|was|would\sbe|will\sbe|must\sbe|should\sbe|ist|lautet|sind|est|es|è|é|是|は|为|это"
 _TO_WHAT = r"\s(?:(?:to|of|for)\s(?:the|this|your)|in)\s\w+(?:\s\w+)?"  # "to the question", "in meters"
 _RULES = (  # the name of a rule, what precedes an answer, and what ends it
-    ("mark", re.compile(r"(?m)^[ \t]*####\s+(?!#)(?:\**(?:Final\s)?Answer:?\**\s*)?(?=\S)"), "\n"),
+    (
+        "mark",
+        re.compile(
+            r"(?m)^[ \t]*####\s+(?!#)(?:\**(?:Final\s)?Answer:?\**\s*)?(?=\S[^\n]*\s*\Z|[-$€£]*\d[\d,.]*[^\w\n]*\n)"
+        ),
+        "\n",
+    ),
     ("tag", re.compile(r"<answer>\s*(?=\S)"), "<"),
     (
         "lead-in",
         re.compile(
             rf"(?:{'|'.join(LEAD_INS.values())})(?:{_TO_WHAT})?[*_)]*\s?"
-            rf"(?:(?:\s?(?:{_BEING}|IS)(?!\w)(?:\s?:)?|[:：=]|\((?=\"))[*_\s]*|\n+(?:[=-]+\n+)?)(?=\S)"
+            rf"(?:(?:\s?(?:{_BEING}|IS)(?!\w)(?:\s?:)?|[:：=]|\((?=\"))[*\s]*|\n+(?:[=-]+\n+)?)(?=\S)(?!(?:not(?!.*\bbut\b)|as\sfollows|yours)\b)"
         ),
         "\n",
     ),
@@ -42,7 +48,7 @@ _KEY = re.compile(r"""["']answer["']\s*:\s*(?=\S)""")
 _NOT_ASSERTED = re.compile(
     r"(?i)(?:\b(?:wrong|incorrect|false|whether|if|can(?:no|')t|another|other)\s(?:the\s|a\s)?[*_]*|\w)\Z"
 )
-_BOLD = re.compile(r"[#>•\s-]*(?:\*\*|__)((?!\*\*).{1,200}?)(?:\*\*|__)[.!]?")
+_BOLD = re.compile(r"[#>•\s-]*\*\*((?!\*\*).{1,200}?)(?<!:)\*\*[.!]?")
 
 
 class Statement(NamedTuple):
@@ -62,13 +68,16 @@ def statements(reply: str) -> Iterator[Statement]:
         yield Statement(", ".join(box[1] for box in boxes[first:]), "box")
     for key in reversed(list(_KEY.finditer(reply))):
         with suppress(ValueError):
-            yield Statement(str(json.JSONDecoder().raw_decode(reply[key.end() :])[0]), "key")
+            value, _ = json.JSONDecoder().raw_decode(reply[key.end() :])
+            yield Statement(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), "key")
     for rule, pattern, end in _RULES:
         for match in reversed(list(pattern.finditer(reply))):
             if not _NOT_ASSERTED.search(reply, max(0, match.start() - 40), match.start()):
                 rest = reply[match.end() : match.end() + LONGEST]
                 end = "\n\n" if rest.startswith(("\\[\n", "$$\n")) else end
                 text = rest.partition(end)[0].strip()
+                if text.count("**") % 2:  # it begins in the lead-in
+                    text = text.replace("**", "", 1)
                 if "\n" not in match[0] or len(sentences(text)) == 1:  # not a heading over an explanation
                     yield Statement(text, rule)
     last = lines(reply)[-1:] or [""]

@@ -163,13 +163,10 @@ def require_run_code(run_code: bool) -> None:
 
 
 def score_answer(question: Question, text: str, is_complete: bool) -> ScoredAnswer:
-    answer, stated, is_correct = compare_answer(
-        text, is_complete, question.reference, question.choices, question.prompt
-    )
-    basis: Basis = "stated" if stated else "guessed"
-    if answer is None:
-        basis = "missing"
-    return ScoredAnswer(answer, is_correct, basis)
+    found, is_correct = compare_answer(text, is_complete, question.reference, question.choices, question.prompt)
+    if found is None:
+        return ScoredAnswer(None, False, "missing")
+    return ScoredAnswer(found.text, is_correct, "stated" if found.is_stated else "guessed")
 
 
 def score_exact(question: Question, text: str, is_complete: bool) -> ScoredAnswer:

@@ -40,6 +40,18 @@ REPLIES = [
     ("Which version?", "2.14.0rc1", "2.14.0rc1", "line"),
     ("Give a pattern for digits. The pattern only.", "```regex\n\\d+\n```", "\\d+", "line"),
     ("What is the tag?", "[INST]", "[INST]", "line"),
+    ("Which method initializes an object? Name only.", "__init__", "__init__", "line"),
+    ("Which operator negates in C? Operator only.", "!", "!", "line"),
+    ("Extract the status as JSON.", '{"status": "open"}', '{"status": "open"}', "line"),
+    ("Is it open? As JSON.", '{"answer": true}', "true", "key"),
+    ("", "The answer is: **C++**", "C++", "lead-in"),
+    ("", "The answer is not 5.", "The answer is not 5.", "line"),
+    ("What is 3 + 4?", "3 + 4 is 7.\n\n#### Explanation\n\n3 + 4 = 7", "7", "rest"),
+    ("Which is larger, 9.11 or 9.9?", "The larger number is 9.9.", "9.9", "rest"),
+    ("Which is larger, 9.11 or 9.9?", "9.11 is less than 9.9.", "9.11 is less than 9.9.", "line"),
+    ("Which is faster, a car or a bike?", "A car is faster.", "A car", "rest"),
+    ("How much is 20% of 50?", "20% of 50 is 10.", "10", "number"),
+    ("How many hours are in 3 days?", "3 days have 72 hours.", "72", "number"),
     ("What is the capital of Australia?", "The capital of Australia is Canberra.", "Canberra", "rest"),
     ("Which city is the capital of France?", "Paris is the capital of France.", "Paris", "rest"),
     ("Is this review positive or negative?", "Label: positive", "positive", "rest"),
@@ -111,6 +123,9 @@ def test_truncated_reply_has_only_what_it_states() -> None:
         ("Who was it?", "It was Armstrong.", "Armstrong", True),
         ("Which city?", "It is not Paris but Rome.", "Rome", True),
         ("Which city?", "It is definitely not Paris.", "Paris", False),
+        ("Which city?", "It was never Paris.", "Paris", False),
+        ("Which city?", "Paris is wrong.", "Paris", False),
+        ("Which city?", "Paris or Rome, I think.", "Rome", False),
         ("Where was it?", "Answer: Marseille", "Mars", False),
         ("Which planet has rings?", "The planet with rings is Saturn.", "Saturn", True),
         ("What is x?", "So $x = 3\\sqrt{2}$.", "3\\sqrt{2}", True),
@@ -133,6 +148,7 @@ def test_answer_is_compared_with_a_reference(question: str, reply: str, referenc
         ("\\boxed{\\text{(B) carbon dioxide}}", "B"),
         ("I initially thought A, but the answer is B.", "B"),
         ("Not A, not C, but D.", "D"),
+        ("Option A is wrong. Option B is right. Option C is wrong.", "B"),
         ('Action: Answer("D")\n\nExplanation:\nOptions A, B, and C are not supported.', "D"),
         ("By elimination, only D remains.", "D"),
         ("ANSWER: AB", None),
@@ -141,7 +157,8 @@ def test_answer_is_compared_with_a_reference(question: str, reply: str, referenc
     ],
 )
 def test_choice_is_named_last_and_not_denied(reply: str, letter: str | None) -> None:
-    assert compare_answer(reply, True, "B", CHOICES).answer == letter
+    answer = compare_answer(reply, True, "B", CHOICES).answer
+    assert (answer and answer.text) == letter
 
 
 @given(st.text(max_size=200), st.sampled_from(("", "How many?", "Is it so?", QUESTION)))
