@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from cerebrum_cli.answers.equality import canonical
-from cerebrum_cli.answers.passages import lines, plain, sentences, unwrapped
+from cerebrum_cli.answers.passages import LONGEST, last_sentences, lines, plain, unwrapped
 from cerebrum_cli.answers.statements import statements
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -60,16 +60,15 @@ def chosen(reply: str, choices: Sequence[str]) -> Found:
         if (letter := _named(text, choices) or _equal(text, choices)) or _NOT_ONE.search(text):
             return letter, stated.rule
     content = lines(reply) or [""]
-    first = _FIRST.match(plain(content[0]))
+    beginning = plain(content[0][:LONGEST])
+    first = _FIRST.match(beginning)
     is_listing = any(map(_FIRST.match, content[1:2]))
-    is_open = is_listing or _NOT_ONE.search(plain(content[0])) is not None
-    if first and first[1].upper() in LETTERS[: len(choices)] and not is_open:
+    if first and first[1].upper() in LETTERS[: len(choices)] and not (is_listing or _NOT_ONE.search(beginning)):
         return first[1].upper(), "first letter"
-    for line in reversed(content[-12:]):
-        for sentence in reversed(sentences(plain(line))):
-            is_open = _NOT_ONE.search(sentence) is not None and not _DENIED.search(sentence)
-            if (letter := _named(sentence, choices)) or is_open:
-                return letter, "last sentence that names a choice"
+    for sentence in last_sentences(content):
+        is_open = _NOT_ONE.search(sentence) and not _DENIED.search(sentence)
+        if (letter := _named(sentence, choices)) or is_open:
+            return letter, "last sentence that names a choice"
     return None, ""
 
 
@@ -111,16 +110,15 @@ def _words(text: str) -> str:
 def yes_or_no(reply: str) -> Found:
     """Yes or no: the first word of a reply, what it states, or else the only one of its last sentence that has any."""
     content = lines(reply) or [""]
-    if first := _YES_OR_NO.match(unwrapped(plain(content[0])).lstrip("*_ ")):
+    if first := _YES_OR_NO.match(unwrapped(plain(content[0][:LONGEST])).lstrip("*_ ")):
         return _polarity(first), "first word"
     for stated in statements(reply):
         if found := _YES_OR_NO.search(plain(stated.text)):
             return _polarity(found), stated.rule
-    for line in reversed(content[-4:]):
-        for sentence in reversed(sentences(plain(line))):
-            words = list(_YES_OR_NO.finditer(sentence))
-            if words and len(set(map(_polarity, words))) == 1 and not _OPEN.search(sentence):
-                return _polarity(words[0], bool(_TURNED.search(sentence, 0, words[0].start()))), "last sentence"
+    for sentence in last_sentences(content[-4:]):
+        words = list(_YES_OR_NO.finditer(sentence))
+        if words and len(set(map(_polarity, words))) == 1 and not _OPEN.search(sentence):
+            return _polarity(words[0], bool(_TURNED.search(sentence, 0, words[0].start()))), "last sentence"
     return None, ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from unicodedata import normalize
 
 LONGEST = 500  # characters of a passage that is read for an answer
@@ -48,6 +49,12 @@ def lines(text: str) -> list[str]:
 def sentences(line: str) -> list[str]:
     """Sentences of a line, of each the end that is read."""
     return [sentence[-LONGEST:] for sentence in _SENTENCE_END.split(line)]
+
+
+def last_sentences(content: list[str]) -> Iterator[str]:
+    """Sentences of the last lines as plain text, the last one first, of each line the end."""
+    for line in reversed(content[-12:]):
+        yield from reversed(sentences(plain(line[-4 * LONGEST :])))
 
 
 def unwrapped(passage: str) -> str:

@@ -37,7 +37,7 @@ _RULES = (  # the name of a rule, what precedes an answer, and what ends it
         "lead-in",
         re.compile(
             rf"(?:{'|'.join(LEAD_INS.values())})(?:{_TO_WHAT})?[*_)]*\s?"
-            rf"(?:(?:\s?(?:{_BEING}|IS)(?!\w)(?:\s?:)?|[:：=]|\((?=\"))[*\s]*|\n+(?:[=-]+\n+)?)(?=\S)(?!(?:not(?!.*\bbut\b)|as\sfollows|yours)\b)"
+            rf"(?:(?:\s?(?:{_BEING}|IS)(?!\w)(?:\s?:)?|[:：=]|\((?=\"))[*\s]*|\n+(?:[=-]+\n+)?)(?=\S)(?!(?:not(?!.{{0,80}}\bbut\b)|as\sfollows|yours)\b)"
         ),
         "\n",
     ),
