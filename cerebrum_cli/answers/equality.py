@@ -46,7 +46,7 @@ def canonical(answer: str) -> str:
     """Normal form of an answer."""
     if len(answer) > 2 * LONGEST:
         return " ".join(answer.casefold().split())
-    return _form(unwrapped(plain(unwrapped(answer))), _DEPTH) or answer.casefold().strip()
+    return _form(unwrapped(plain(unwrapped(answer))), _DEPTH) or answer.strip()
 
 
 def equals_reference(answer: str | None, reference: str) -> bool:
