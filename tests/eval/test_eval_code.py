@@ -408,7 +408,7 @@ def test_eval_scores_programs_beside_a_slow_one(
     assert FIRST not in [json.loads(line)["id"] for line in saved]  # it was finished, but not scored
     process = start()
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 0, err
+    assert process.returncode == 0, err.decode()
     samples = (tmp_path / "run.jsonl").read_text().splitlines()
     assert set(saved) <= set(samples)
     assert sorted(json.loads(line)["id"] for line in samples) == sorted(IDS)
