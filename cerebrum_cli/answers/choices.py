@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from string import ascii_uppercase as LETTERS
 
 from cerebrum_cli.answers.equality import canonical
 from cerebrum_cli.answers.passages import LONGEST, last_sentences, lines, plain, unwrapped
-from cerebrum_cli.answers.statements import statements
-
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-Found = tuple[str | None, str]  # an answer, and the rule that found it
+from cerebrum_cli.answers.statements import Answer, statements
 
 _LISTED = re.compile(r"(?<!\w)[*_]{0,3}\(?([A-Ja-j])[).:][*_]*\s+(?=\S)")
 _FIRST = re.compile(
@@ -50,26 +48,29 @@ def listed_choices(question: str) -> list[str]:
     return texts if len(texts) > 1 else []
 
 
-def chosen(reply: str, choices: Sequence[str]) -> Found:
+def chosen(reply: str, choices: Sequence[str]) -> Answer | None:
     """The letter of the choice that a reply states, begins with, or names last and does not deny."""
     for stated in statements(reply):
         text = plain(stated.text)
         first = _FIRST.match(text)
         if first and first[1].upper() in LETTERS[: len(choices)] and not _NOT_ONE.search(text):
-            return first[1].upper(), stated.rule
-        if (letter := _named(text, choices) or _equal(text, choices)) or _NOT_ONE.search(text):
-            return letter, stated.rule
+            return Answer(first[1].upper(), stated.rule)
+        if letter := _named(text, choices) or _equal(text, choices):
+            return Answer(letter, stated.rule)
+        if _NOT_ONE.search(text):
+            return None
     content = lines(reply) or [""]
     beginning = plain(content[0][:LONGEST])
     first = _FIRST.match(beginning)
     is_listing = any(map(_FIRST.match, content[1:2]))
     if first and first[1].upper() in LETTERS[: len(choices)] and not (is_listing or _NOT_ONE.search(beginning)):
-        return first[1].upper(), "first letter"
+        return Answer(first[1].upper(), "first letter")
     for sentence in last_sentences(content):
-        is_open = _NOT_ONE.search(sentence) and not _DENIED.search(sentence)
-        if (letter := _named(sentence, choices)) or is_open:
-            return letter, "last sentence that names a choice"
-    return None, ""
+        if letter := _named(sentence, choices):
+            return Answer(letter, "last sentence that names a choice")
+        if _NOT_ONE.search(sentence) and not _DENIED.search(sentence):
+            return None
+    return None
 
 
 def _named(sentence: str, choices: Sequence[str]) -> str | None:
@@ -107,19 +108,20 @@ def _words(text: str) -> str:
     return " ".join(re.findall(r"[\w.%$+-]*\w", plain(text).casefold()))
 
 
-def yes_or_no(reply: str) -> Found:
+def yes_or_no(reply: str) -> Answer | None:
     """Yes or no: the first word of a reply, what it states, or else the only one of its last sentence that has any."""
     content = lines(reply) or [""]
     if first := _YES_OR_NO.match(unwrapped(plain(content[0][:LONGEST])).lstrip("*_ ")):
-        return _polarity(first), "first word"
+        return Answer(_polarity(first), "first word")
     for stated in statements(reply):
         if found := _YES_OR_NO.search(plain(stated.text)):
-            return _polarity(found), stated.rule
+            return Answer(_polarity(found), stated.rule)
     for sentence in last_sentences(content[-4:]):
         words = list(_YES_OR_NO.finditer(sentence))
         if words and len(set(map(_polarity, words))) == 1 and not _OPEN.search(sentence):
-            return _polarity(words[0], bool(_TURNED.search(sentence, 0, words[0].start()))), "last sentence"
-    return None, ""
+            is_turned = _TURNED.search(sentence, 0, words[0].start()) is not None
+            return Answer(_polarity(words[0], is_turned), "last sentence")
+    return None
 
 
 def _polarity(word: re.Match[str], is_turned: bool = False) -> str:

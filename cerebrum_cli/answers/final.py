@@ -23,11 +23,11 @@ from cerebrum_cli.answers.choices import chosen, listed_choices, yes_or_no
 from cerebrum_cli.answers.equality import YES_NO, canonical, equals_reference, whole_number
 from cerebrum_cli.answers.numbers import numbers
 from cerebrum_cli.answers.passages import LONGEST, lines, plain, sentences, unwrapped
-from cerebrum_cli.answers.statements import statements
+from cerebrum_cli.answers.statements import Answer, statements
 
+__all__ = ["Answer", "ComparedAnswer", "Kind", "compare_answer", "final_answer", "is_in_words"]
 Kind = Literal["any", "number", "yes or no", "choice"]
 MOST = 50_000  # characters of a reply that are read
-STATED = ("box", "key", "mark", "tag", "lead-in", "bold line", "first letter", "first word")
 
 _ASKS_NUMBER = re.compile(
     r"(?i)\bhow\s(?:many|much|old|tall|long|far|high|fast|big|heavy)\b|\bwie\s?viele?\b|\bcombien\b|\bcuánt[oa]s?\b|\bсколько\b|\bquant[ieao]s?\b"
@@ -96,17 +96,6 @@ write you
 _STOP = frozenset(_STOP_WORDS.split())
 
 
-class Answer(NamedTuple):
-    """The answer as the reply has it, without markup around it, and the rule that found it."""
-
-    text: str
-    rule: str
-
-    @property
-    def is_stated(self) -> bool:
-        return self.rule in STATED
-
-
 class ComparedAnswer(NamedTuple):
     """The final answer of a reply, and whether it equals a reference answer."""
 
@@ -158,11 +147,12 @@ def _read(question: str, reply: str, kind: Kind, is_complete: bool, choices: Seq
     reply = reply[-MOST:]
     if kind == "number":
         answer = _number(reply)
-    elif kind == "any":
-        answer = _any(question, reply)
+    elif kind == "choice":
+        answer = chosen(reply, choices)
+    elif kind == "yes or no":
+        answer = yes_or_no(reply)
     else:
-        found, rule = chosen(reply, choices) if kind == "choice" else yes_or_no(reply)
-        answer = Answer(found, rule) if found else None
+        answer = _any(question, reply)
     if answer and (is_complete or answer.is_stated):
         return answer
     return None

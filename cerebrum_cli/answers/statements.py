@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.answers.passages import LONGEST, lines, sentences
 
+STATED = ("box", "key", "mark", "tag", "lead-in", "bold line", "first letter", "first word")  # rules
 # What leads in an answer, by language; a colon or a verb of being follows, or a line break.
 LEAD_INS = {
     "en": r"[Aa]nswers?|ANSWER|[Oo]ption|[Cc]hoice",
@@ -51,25 +52,29 @@ _NOT_ASSERTED = re.compile(
 _BOLD = re.compile(r"[#>•\s-]*\*\*((?!\*\*).{1,200}?)(?<!:)\*\*[.!]?")
 
 
-class Statement(NamedTuple):
-    """A stated answer, and the rule that found it."""
+class Answer(NamedTuple):
+    """An answer as the reply has it, and the rule that found it."""
 
     text: str
     rule: str
 
+    @property
+    def is_stated(self) -> bool:
+        return self.rule in STATED
 
-def statements(reply: str) -> Iterator[Statement]:
+
+def statements(reply: str) -> Iterator[Answer]:
     """What a reply states, the strongest kind first, and of each kind the last first."""
     boxes = list(_BOX.finditer(reply))
     if boxes:
         first = len(boxes) - 1
         while first and _BETWEEN_BOXES.fullmatch(reply, boxes[first - 1].end(), boxes[first].start()):
             first -= 1
-        yield Statement(", ".join(box[1] for box in boxes[first:]), "box")
+        yield Answer(", ".join(box[1] for box in boxes[first:]), "box")
     for key in reversed(list(_KEY.finditer(reply))):
         with suppress(ValueError):
             value, _ = json.JSONDecoder().raw_decode(reply[key.end() :])
-            yield Statement(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), "key")
+            yield Answer(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), "key")
     for rule, pattern, end in _RULES:
         for match in reversed(list(pattern.finditer(reply))):
             if not _NOT_ASSERTED.search(reply, max(0, match.start() - 40), match.start()):
@@ -79,7 +84,7 @@ def statements(reply: str) -> Iterator[Statement]:
                 if text.count("**") % 2:  # it begins in the lead-in
                     text = text.replace("**", "", 1)
                 if "\n" not in match[0] or len(sentences(text)) == 1:  # not a heading over an explanation
-                    yield Statement(text, rule)
+                    yield Answer(text, rule)
     last = lines(reply)[-1:] or [""]
     if bold := _BOLD.fullmatch(last[0]):
-        yield Statement(bold[1], "bold line")
+        yield Answer(bold[1], "bold line")
