@@ -172,11 +172,9 @@ class MajorityVote:
                 self.tally = self.tally.add(None)
             else:
                 self.replies[self.tally.samples] = ready
-                answer = ready.vote
-                number = None if answer is None or ready.is_answer_stated else ready.number
-                self.tally = self.tally.add(
-                    answer, ready.probability, ready.is_answer_stated, ready.program, number=number
-                )
+                answer, is_stated = ready.vote, ready.is_answer_stated
+                number = None if answer is None or is_stated else ready.number
+                self.tally = self.tally.add(answer, ready.probability, is_stated, ready.program, number)
         if self.is_over:
             completions.abort(index)
             self._inspect_tied(index, completions)
