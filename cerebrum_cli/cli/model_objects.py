@@ -146,9 +146,9 @@ def _facts_of_file(model: InstalledModel, capacity: Capacity) -> JsonDict:
 def found_rows(library: Library) -> Iterator[JsonDict]:
     """Objects of `list --found --json`; `error` is set for a file that cannot be used."""
     names = {entry.path: entry.name for entry in library.registry.entries()}
-    for stored in library.found_models():
+    for stored in library.ollama_models():
         name = names.get(absolute_path(stored.path))
-        named = {"reference": stored.reference, "path": str(stored.path), "name": name}
+        named = {"reference": str(stored.reference), "path": str(stored.path), "name": name}
         try:
             model = library.model_at(stored.path)
             facts = {
@@ -156,7 +156,7 @@ def found_rows(library: Library) -> Iterator[JsonDict]:
                 "quantization": model.quantization,
                 "size": model.size,
                 "context_size": model.header.context_length,
-                "error": "only Ollama can load it" if stored.needs_ollama else model.header.unsupported,
+                "error": model.refusal or None,
             }
         except (ModelFileError, ModelNotFound, OSError) as error:
             unknown = dict.fromkeys(("architecture", "quantization", "size", "context_size"))

