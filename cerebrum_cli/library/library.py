@@ -18,8 +18,6 @@ from cerebrum_cli.library.installed import NANO_NAME, InstalledModel, bundled_mo
 from cerebrum_cli.library.not_found import file_not_found, no_default, not_installed, unknown_model
 from cerebrum_cli.library.origins import Bundled, LocalFile, Pulled, Registered
 from cerebrum_cli.library.reference import (
-    FILE_OF_REPO,
-    HUB,
     MODEL_NAME,
     ModelReference,
     OllamaReference,
@@ -146,11 +144,7 @@ class Library:
             if "/" in text or text.endswith(":"):
                 raise ModelNotFound(error.message, error.hint) from error
             raise self._unknown(text) from error
-        if not isinstance(reference, Path):
-            return reference
-        if FILE_OF_REPO.match(text) and is_missing(reference.parent):
-            return self.parse(f"{HUB}/{text}")
-        return as_path(text)
+        return as_path(text) if isinstance(reference, Path) else reference
 
     def find(self, reference: Reference) -> InstalledModel:
         if isinstance(reference, Path):

@@ -1,13 +1,12 @@
 """Model references, which text is parsed into, and what the names of model files mean.
 
     NAME[:QUANT]                            a model by name, as listed by `cerebrum list`
-    [hf.co/]OWNER/REPO[:QUANT]              a repository on the Hugging Face Hub
-    OWNER/REPO@REVISION[:QUANT]             its branch, tag or commit, or a pull request, refs/pr/N
-    [hf.co/]OWNER/REPO/FILE.gguf            one file of it; so is OWNER/REPO:FILE.gguf
-    https://huggingface.co/OWNER/REPO/resolve/REVISION/FILE.gguf       the same (`blob` and other views likewise)
+    OWNER/REPO[@REVISION][:QUANT]           a repository on the Hugging Face Hub, at a branch, tag or commit
+    https://huggingface.co/OWNER/REPO/resolve/REVISION/FILE.gguf       a file of it
     PATH                                    begins with / ./ ../ or ~, or ends in .gguf
     ollama:NAME[:TAG]                       a model of Ollama
 
+A repository may have the Hub's address before it, and so may its page `tree/REVISION`; a file's page is `blob/...`.
 `str()` of a value is a reference that parses to the same value; of a path, if it is absolute or ends in .gguf.
 """
 
@@ -18,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
@@ -33,18 +32,11 @@ RepositoryKind = Literal["model", "dataset"]
 # Also of a quantization. Without `:` and `/`, which separate the parts of a reference.
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
-_GIT = re.compile(r"(?:\.git)+$")  # of the URL that git clones
 REPO_ID = re.compile(rf"(?!.*(?:--|\.\.)){_PART}/{_PART}")  # `--` stands for the slash in the cache
-FILE_OF_REPO = re.compile(rf"{_PART}/{_PART}[@:/]", re.IGNORECASE)
-# How the address of the Hub is written, and what follows it: views are pages of a file or a branch.
-_HUB_ADDRESS = re.compile(
-    r"^(?:(?:hf|huggingface):/*|(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)(?::443|:80)?/)", re.IGNORECASE
-)
-_HUB_PATH = re.compile(
-    rf"(?P<repo>{_PART}/{_PART})(?:(?:@|/(?:resolve|blob|raw|tree|blame|commits|edit)/)"
-    r"(?P<revision>refs/(?:pr|convert)/[^/:]+|[^/:]+?))?"
-    r"(?:[:/](?P<file>.+\.gguf)|:(?P<quantization>[^/]*))?/*",
-    re.IGNORECASE,
+_HUB_ADDRESS = re.compile(r"(?:https?://)?(?:huggingface\.co|hf\.co)/", re.IGNORECASE)
+_REPOSITORY = re.compile(r"(?P<repo>[^/@:]+/[^/@:]+)(?:(?:@|/tree/)(?P<revision>[^:]+))?(?::(?P<quantization>.*))?")
+_FILE = re.compile(
+    r"(?P<repo>[^/]+/[^/]+)/(?:resolve|blob)/(?P<revision>[^/]+)/(?P<file>.+\.gguf)(?:[?#].*)?", re.IGNORECASE
 )
 _FORMS = "use NAME[:QUANT], OWNER/REPO[:QUANT], the URL of a .gguf file, or a path"
 
@@ -66,15 +58,12 @@ class ModelReference:
         return bool(REPO_ID.fullmatch(self.name))
 
     def __str__(self) -> str:
-        suffix = f":{self.quantization}" if self.quantization else ""
         if self.file:
             return f"https://{HUB}/{self.name}/resolve/{quote(self.revision or MAIN, safe='')}/{quote(self.file)}"
-        if self.revision:
-            return f"https://{HUB}/{self.name}/tree/{quote(self.revision, safe='')}{suffix}"
-        plain = f"{self.name}{suffix}"
-        if looks_like_path(plain) or _HUB_ADDRESS.match(plain):
-            return f"hf.co/{plain}"
-        return plain
+        revision = f"@{self.revision}" if self.revision else ""
+        quantization = f":{self.quantization}" if self.quantization else ""
+        text = f"{self.name}{revision}{quantization}"
+        return f"{HUB}/{text}" if looks_like_path(text) or _HUB_ADDRESS.match(text) else text
 
 
 @frozen
@@ -97,18 +86,25 @@ def parse_reference(text: str, endpoint: str | None = None) -> Reference:
     text = text.strip()
     if text.startswith(OLLAMA):
         return OllamaReference(text.removeprefix(OLLAMA).removesuffix(DEFAULT_TAG))
-    path = _HUB_ADDRESS.sub("", text)
-    if "://" in path:
-        return _parse_hub_path(text, _path_on_endpoint(text, endpoint))
-    if path == text:
-        if looks_like_path(text) and "\0" not in text:
-            return Path(text)
-        if "/" not in text:
-            name, quantization = _split_quantization(text)
-            if not MODEL_NAME.fullmatch(name):
-                raise UsageError(f"{text!r} is not a model reference", _FORMS)
-            return ModelReference(name, quantization)
-    return _parse_hub_path(text, re.split("[?#]", path)[0])
+    if endpoint and text.startswith(other_hub := f"{endpoint.rstrip('/')}/"):
+        return _parse_hub_path(text.removeprefix(other_hub))
+    if address := _HUB_ADDRESS.match(text):
+        return _parse_hub_path(text[address.end() :])
+    if "://" in text:
+        raise UsageError(
+            "can only pull from the Hugging Face Hub",
+            "download the file, then: cerebrum pull PATH  (for another Hub, set HF_ENDPOINT to its URL)",
+        )
+    if looks_like_path(text) and "\0" not in text:
+        return Path(text)
+    if "/" in text:
+        return _parse_hub_path(text)
+    name, colon, quantization = text.partition(":")
+    if not MODEL_NAME.fullmatch(name):
+        raise UsageError(f"{text!r} is not a model reference", _FORMS)
+    if colon:
+        _require_quantization(quantization)
+    return ModelReference(name, quantization or None)
 
 
 def is_storable(name: str) -> bool:
@@ -123,56 +119,25 @@ def is_safe_path(name: str) -> bool:
     return name.isprintable() and "\\" not in name and not any(part in ("", ".", "..") for part in name.split("/"))
 
 
-def _path_on_endpoint(text: str, endpoint: str | None) -> str:
-    """The path of a URL on another Hub."""
-    try:
-        parts = urlsplit(text)
-        own_host = urlsplit(endpoint or "").netloc.lower()
-    except ValueError as error:
-        raise UsageError(f"{text!r} is not a URL: {error}", _FORMS) from error
-    if parts.scheme not in ("http", "https") or parts.netloc.lower() != own_host:
-        raise UsageError(
-            f"{parts.hostname or ''!r}: can only pull from the Hugging Face Hub",
-            "download the file, then: cerebrum pull PATH  (for another Hub, set HF_ENDPOINT to its URL)",
-        )
-    return parts.path.removeprefix("/")
+def _parse_hub_path(path: str) -> ModelReference:
+    """Parse what follows the address of the Hub."""
+    problem = f"{path!r} does not name a repository of the Hub, or a .gguf file in one"
+    if match := _FILE.fullmatch(path):
+        reference = ModelReference(match["repo"], None, unquote(match["file"]), unquote(match["revision"]))
+    elif match := _REPOSITORY.fullmatch(path.rstrip("/")):
+        reference = ModelReference(match["repo"], match["quantization"], None, match["revision"])
+    else:
+        raise UsageError(problem, _FORMS)
+    stored = filter(None, (reference.file, reference.revision))  # in paths below the cache
+    if not reference.is_on_hub or not all(map(is_safe_path, stored)):
+        raise UsageError(problem, _FORMS)
+    _require_quantization(reference.quantization)
+    return reference
 
 
-def _parse_hub_path(text: str, path: str) -> ModelReference:
-    match = _HUB_PATH.fullmatch(path)
-    repo_id = _GIT.sub("", match["repo"]) if match else ""
-    if not match or not REPO_ID.fullmatch(repo_id):
-        raise UsageError(f"{text!r} does not name a repository of the Hub, or a .gguf file in one", _FORMS)
-    revision, file, quantization = match.group("revision", "file", "quantization")
-    if quantization is not None:
-        _, quantization = _split_quantization(f"{repo_id}:{quantization}")
-    if revision:
-        revision = _unquote(text, revision)
-    if file:
-        file = _unquote(text, file)
-        revision = revision or MAIN
-    return ModelReference(repo_id, quantization, file, revision)
-
-
-def _split_quantization(text: str) -> tuple[str, str | None]:
-    """Split a name from the quantization behind it; of a repository, Ollama's default tag means any."""
-    name, colon, quantization = text.partition(":")
-    if colon and not MODEL_NAME.fullmatch(quantization):
-        raise UsageError(f"{text!r} has no quantization after the colon", "add one, such as :Q4_K_M")
-    if "/" in name and quantization.lower() == DEFAULT_TAG[1:]:
-        return name, None
-    return name, quantization or None
-
-
-def _unquote(text: str, part: str) -> str:
-    """Decode the escapes in a URL's file or revision, which will become a path below a local directory."""
-    try:
-        unquoted = unquote(part, errors="strict")
-    except UnicodeDecodeError:
-        unquoted = ""
-    if not is_safe_path(unquoted):
-        raise UsageError(f"{text!r} is not a URL of the Hub", _FORMS)
-    return unquoted
+def _require_quantization(text: str | None) -> None:
+    if text is not None and not MODEL_NAME.fullmatch(text):
+        raise UsageError(f"{text!r} is not a quantization", "use one such as :Q4_K_M")
 
 
 # Files of a repository.
