@@ -257,7 +257,7 @@ class Library:
             path = absolute_path(as_path(name))
             if not exists(path):
                 raise UsageError(f"adapter {short_name(path)} does not exist", "check the path, or use --lora none")
-            size = adapter_size(path, model.paths)
+            size = adapter_size(path, model.header.architecture)
             adapters.append(Adapter(path, scale, self.registry.digest(path).sha256, size))
         applied = tuple(adapter for adapter in adapters if adapter.scale)
         if applied != model.adapters:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from adapter_files import RANK, Factors, factors_for, write_adapter
-from command_line import CommandLine
+from command_line import CommandLine, assert_error
 from gguf_files import rewritten
 from installations import installation
 from llama_engines import TALE, options
@@ -19,13 +19,12 @@ from scripted_command import app_for
 from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.cluster.ray_options import RayOptions
-from cerebrum_cli.core.errors import ModelFileError, UsageError
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.requests import LoadOptions
 from cerebrum_cli.engine.step import StopFlag, TokenRow
-from cerebrum_cli.library import adapters
 from cerebrum_cli.library.adapters import adapter_size
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.replies.source import ModelSource
@@ -77,7 +76,7 @@ def assert_equals_merged(
     assert np.abs(adapted - logits(write_merged(folder / "merged.gguf", model, *changes))).max() < tolerance
     assert np.abs(adapted - logits(model)).max() > 0.5
     for path, (factors, _, _) in zip(paths, adapters, strict=True):
-        assert adapter_size(path, [model]) == sum(a.nbytes + b.nbytes for a, b in factors.values())
+        assert adapter_size(path, "llama") == sum(a.nbytes + b.nbytes for a, b in factors.values())
 
 
 def test_adapters_equal_their_changes_merged_into_the_weights(tmp_path: Path, chatml_model: Path) -> None:
@@ -102,67 +101,38 @@ def test_adapter_applies_to_repacked_quantized_weights(tmp_path: Path, seven: Pa
     assert np.abs(logits(seven, (path, 1.0)) - logits(seven)).max() > 0.5
 
 
-# What is refused before loading.
+# What is refused.
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"metadata": {"general.type": "model"}}, "a model, not an adapter"),
+    ({"metadata": {"adapter.type": "dora"}}, "llama.cpp cannot apply it: "),
+    ({"metadata": {"general.architecture": "gemma2"}}, "made for the architecture 'gemma2', but the model's is"),
+    ({"metadata": {"adapter.alora.invocation_tokens": [1, 2]}}, "an activated LoRA adapter"),
+    ({"alpha": np.float64(6)}, "llama.cpp crashes on it: "),
+    ({"change": lambda name, values: (name.replace("blk.0", "blk.7"), values)}, "llama.cpp cannot apply it: "),
+    ({"change": lambda name, values: (name, np.ascontiguousarray(values.T))}, "llama.cpp cannot apply it: "),
+    ({"change": lambda name, values: (name, values.astype(np.int8))}, "llama.cpp crashes on it: "),
+]
 
 
-def renamed(old: str, new: str) -> dict[str, Any]:
-    return {"change": lambda name, values: (name.replace(old, new), values)}
-
-
-def typed(kind: type) -> dict[str, Any]:
-    return {"change": lambda name, values: (name, values.astype(kind))}
-
-
-def transposed(name: str, values: Values) -> tuple[str, Values]:
-    return name, np.ascontiguousarray(values.T)
-
-
-@pytest.mark.parametrize(
-    ("details", "problem"),
-    [
-        ({"metadata": {"general.type": "model"}}, "a model, not an adapter"),
-        ({"metadata": {"adapter.type": "dora"}}, "an adapter of type 'dora', not lora"),
-        ({"metadata": {"general.architecture": "gemma2"}}, "made for the architecture 'gemma2', but the model's is"),
-        ({"metadata": {"adapter.alora.invocation_tokens": [1, 2]}}, "an activated LoRA adapter"),
-        ({"alpha": 16}, "its adapter.lora.alpha is '16'"),
-        ({"alpha": float("nan")}, "its adapter.lora.alpha is 'nan'"),
-        ({"alpha": np.float64(6)}, "its adapter.lora.alpha is '6.0' of type FLOAT64"),
-        (renamed("blk.0", "blk.7"), "changes the tensor 'blk.7.attn_q.weight', which the model does not have"),
-        (renamed("attn_q.weight.lora_b", "attn_q.weight.diff"), "'blk.0.attn_q.weight.diff' is not part of a LoRA"),
-        (renamed("attn_q.weight.lora_b", "attn_k.weight.lora_b"), "missing tensor 'blk.0.attn_k.weight.lora_a'"),
-        (renamed("attn_q.weight", "attn_norm.weight"), "'blk.0.attn_norm.weight', which is not a matrix"),
-        (renamed("attn_q.weight", "ffn_up.weight"), "by 64×4 and 4×64, but the model's is 64×128"),
-        ({"change": transposed}, "changes 'blk.0.attn_q.weight' by 4×64 and 64×4"),
-        (typed(np.int8), "is of type I8, which cannot be multiplied"),
-        (typed(np.float64), "is of type F64, which cannot be multiplied"),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("details", "problem"), REFUSED)
 def test_adapter_that_does_not_fit_is_refused(
-    tmp_path: Path, chatml_model: Path, details: Mapping[str, Any], problem: str
+    user: CommandLine, chatml_model: Path, details: Mapping[str, Any], problem: str
 ) -> None:
-    path = write_adapter(tmp_path / "a.gguf", factors_for(chatml_model), **details)
-    with pytest.raises(ModelFileError) as caught:
-        adapter_size(path, [chatml_model])
-    assert problem in caught.value.message
-    assert "\n" not in caught.value.message
-    assert caught.value.hint
-
-
-def test_adapter_of_embeddings_that_are_also_the_output_is_refused(tmp_path: Path, sliding_window_model: Path) -> None:
-    factors = {"token_embd.weight": (np.zeros((275, 4), np.float32), np.zeros((64, 4), np.float32))}
-    path = write_adapter(tmp_path / "a.gguf", factors, metadata={"general.architecture": "gemma2"})
-    with pytest.raises(ModelFileError, match="also this model's output matrix"):
-        adapter_size(path, [sliding_window_model])
-
-
-def test_adapter_on_which_llama_cpp_crashes_is_an_error(
-    user: CommandLine, chatml_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(adapters, "ALPHA", "an error of no known kind")
-    path = write_adapter(user.home / "a.gguf", factors_for(chatml_model), alpha=np.float64(6))  # asserted to be FLOAT32
+    path = write_adapter(user.home / "a.gguf", factors_for(chatml_model), **details)
     done = user.run("ask", "-m", "small", "--lora", path, "hello", "--max-tokens", "2")
-    assert done.code == 2
-    assert f"{path}: llama.cpp crashes on it: " in done.err
+    assert_error(done, 2, f"{path}: {problem}")
+
+
+@pytest.mark.slow
+def test_adapter_of_embeddings_that_are_also_the_output_is_refused(
+    user: CommandLine, sliding_window_model: Path
+) -> None:
+    factors = {"token_embd.weight": (np.zeros((275, 4), np.float32), np.zeros((64, 4), np.float32))}
+    path = write_adapter(user.home / "a.gguf", factors, metadata={"general.architecture": "gemma2"})
+    done = user.run("ask", "--raw", "-m", sliding_window_model, "--lora", path, "hello", "--max-tokens", "2")
+    assert_error(done, 2, f"{path}: llama.cpp crashes on it: ")
 
 
 def answer(user: CommandLine, *arguments: str | Path) -> dict[str, Any]:

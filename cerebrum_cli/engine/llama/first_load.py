@@ -2,7 +2,7 @@
 
 Files that passed are remembered by device, inode, size and modification time. Run as a module, this is the child: it
 renders conversations with the chat template, then maps the file, converts text to tokens and back, creates a small
-context and decodes nothing.
+context and decodes nothing, or with an adapter, a token.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Literal
+from typing import Any, Literal
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelFileError
@@ -140,12 +140,23 @@ def _load(path: str, kind: Kind, adapter: str) -> None:
                     vocabulary.tokenize([Text(BYTES), Text(BYTES)])
                     for token in range(vocabulary.size):
                         vocabulary.piece(token, special=True)
-        if model and kind == "adapter":
-            llama.llama_adapter_lora_init(model, os.fsencode(adapter))
-        elif model and kind == "model":
+        if model and kind in ("model", "adapter"):
             options = llama.llama_context_default_params()
             options.n_ctx, options.n_batch, options.n_ubatch = 256, 32, 32
-            llama.llama_init_from_model(model, options)
+            context = llama.llama_init_from_model(model, options)
+            if context and kind == "adapter":
+                _decode_with(context, model, adapter)
+
+
+def _decode_with(context: Any, model: Any, path: str) -> None:
+    """Decode a token with an adapter, since llama.cpp multiplies its matrices only then."""
+    from cerebrum_cli.engine.llama.bindings import llama
+    from cerebrum_cli.engine.llama.context import apply_adapters
+
+    adapter = llama.llama_adapter_lora_init(model, os.fsencode(path))
+    if adapter:
+        apply_adapters(context, [(adapter, 1.0)])
+        llama.llama_decode(context, llama.llama_batch_get_one((llama.llama_token * 1)(0), 1))
 
 
 if __name__ == "__main__":
