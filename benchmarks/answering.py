@@ -48,7 +48,7 @@ class BatchJob:
     """A batch to run; `settings` come on top of the benchmark's format and threads, `parallel` None means `auto`.
 
     With `ignore_eos`, every reply has the maximum length: neither the end token nor a stop string ends it.
-    `batch_invariant` is the setting of that name, and `endpoint` the URL of a server that answers.
+    `endpoint` is the URL of a server that answers.
     """
 
     model: str
@@ -56,7 +56,6 @@ class BatchJob:
     settings: Mapping[str, Any] = field(default_factory=dict)
     parallel: int | None = None
     ignore_eos: bool = False
-    batch_invariant: bool = False
     endpoint: str | None = None
 
 
@@ -143,7 +142,7 @@ def opened_model(job: BatchJob, settings: Settings) -> AbstractContextManager[Mo
     if job.endpoint:
         return connected_model(job.model, settings, job.endpoint)
     slots = min(job.parallel or AUTO_PARALLEL, len(job.questions))
-    context = ContextOptions(slots=slots, batch_invariant=True, pad_steps=job.batch_invariant)
+    context = ContextOptions(slots=slots, batch_invariant=True)
     return loaded_model(job.model, settings, context)
 
 

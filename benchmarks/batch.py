@@ -24,16 +24,12 @@ share       Python's share of a decode step of SLOTS sequences: the part of the 
             in the engine's thread that is spent outside of it, including sampling with numpy. The CPU time in which the
             main thread consumes the step's tokens and writes rows is added, because it may take a core from llama.cpp;
             most of it overlaps with the computation, so the sum is an upper bound.
-invariant   The cost of `batch_invariant`: INVARIANT_QUESTIONS questions of INVARIANT_TOKENS tokens with and without,
-            all in parallel and one after another, and the load average before; with FILE also fewer on that model,
-            in one round.
 shape       With FILE, a model that benchmarks/mistral_shape.py has written: SHAPE_QUESTIONS questions of SHAPE_TOKENS
             tokens, as in `server`; one round without a warm-up by default, and no more slots than questions.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from bisect import bisect_right
@@ -61,11 +57,9 @@ from cerebrum_cli.batch.input_row import prompt_row
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event, TokenEvent
 
-PARTS = ("server", "sequential", "mixed", "share", "invariant", "shape")
+PARTS = ("server", "sequential", "mixed", "share", "shape")
 QUESTIONS, TOKENS = 64, 64
 SHAPE_QUESTIONS, SHAPE_TOKENS = 16, 16
-INVARIANT_QUESTIONS, INVARIANT_TOKENS = 8, 32
-INVARIANT_SHAPE_QUESTIONS, INVARIANT_SHAPE_TOKENS = 8, 8
 SERVER_SLOTS = (16, 32, 64)
 SLOTS = 16  # for `share`
 SHORT_ROWS, SHORT, LONG = 64, 300, 8000  # tokens of prompts, for `mixed`
@@ -99,15 +93,6 @@ def main() -> None:
         record([mixed_row(questions, options.tokens, runs)], options.dry_run)
     if "share" in parts:
         record([share_row(questions[:SLOTS], options.tokens, runs)], options.dry_run)
-    if "invariant" in parts:
-        subset, tokens = questions[:INVARIANT_QUESTIONS], min(INVARIANT_TOKENS, options.tokens)
-        for parallel in (None, 1):
-            record([invariant_row("starter", "starter", subset, tokens, parallel, runs)], options.dry_run)
-    if "invariant" in parts and options.shape:
-        subset, tokens = questions[:INVARIANT_SHAPE_QUESTIONS], min(INVARIANT_SHAPE_TOKENS, options.tokens)
-        for parallel in (None, 1):
-            row = invariant_row("7B shape", str(options.shape), subset, tokens, parallel, options.runs or 1)
-            record([row], options.dry_run)
     if "shape" in parts and options.shape:
         subset, tokens = questions[:SHAPE_QUESTIONS], min(SHAPE_TOKENS, options.tokens)
         record(
@@ -129,12 +114,10 @@ def checked_rate(result: BatchResult, prompts: Sequence[Sequence[int]], tokens: 
     return tokens * len(prompts) / result.seconds
 
 
-def make_job(
-    model: str, questions: Sequence[Question], tokens: int, parallel: int | None, batch_invariant: bool = False
-) -> BatchJob:
+def make_job(model: str, questions: Sequence[Question], tokens: int, parallel: int | None) -> BatchJob:
     """Batch job for these questions, with replies of exactly `tokens` tokens."""
     settings = {"max_tokens": tokens, "temperature": 0.0}
-    return BatchJob(model, questions, settings, parallel, ignore_eos=True, batch_invariant=batch_invariant)
+    return BatchJob(model, questions, settings, parallel, ignore_eos=True)
 
 
 def server_row(name: str, model: str, questions: Sequence[Question], tokens: int, runs: int, target: str) -> Row:
@@ -227,27 +210,6 @@ def sized_questions(model: str, questions: Sequence[Question], sizes: Sequence[i
             count = bisect_right(range(1, size), size, key=lambda count: token_count(words[:count]))
             rows.append(prompt_row(number, number, " ".join(words[:count])))
     return rows
-
-
-def invariant_row(
-    name: str, model: str, questions: Sequence[Question], tokens: int, parallel: int | None, runs: int
-) -> Row:
-    """Compare `batch_invariant` with the default, in tokens per second; a single round has no warm-up."""
-    prompts, load = in_subprocess(tokenized_prompts, model, questions), os.getloadavg()[0]
-
-    def measure(batch_invariant: bool) -> float:
-        return rate(make_job(model, questions, tokens, parallel, batch_invariant), prompts)
-
-    if runs > 1:
-        measure(True), measure(False)
-    rounds = [pair(lambda: measure(True), lambda: measure(False), number) for number in range(runs)]
-    invariant_rate, default_rate, ratio = medians(rounds)
-    label = (
-        f"batch of {len(questions)} questions, {tokens} tokens each, {name}, --parallel {parallel or 'auto'},"
-        " --batch-invariant / default"
-    )
-    target = ">= 0.9" if parallel is None else ">= 0.15"
-    return Row(label, f"{invariant_rate:.1f} tok/s (load {load:.1f})", f"{default_rate:.1f} tok/s", ratio, target)
 
 
 # Python's share of a decode step.

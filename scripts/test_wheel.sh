@@ -1,7 +1,7 @@
 #!/bin/sh
 # Tests the wheel for any processor in .venv/wheel: test_wheel.sh [PYTEST OPTION...]
 # First with the kernels that it chooses for this processor. If these use AVX-512, then with those for AVX2, too.
-# Each time, batch-invariant texts are compared with those of the build in .venv, and the tests of the engine run.
+# Each time, the texts of a batch, row by row, are compared with those of the build in .venv, and the tests of the engine run.
 # Tests that do not run llama.cpp are left out.
 set -eu
 cd "$(dirname "$0")/.."
@@ -9,7 +9,7 @@ python=.venv/bin/python
 
 texts() {
     seq 100 | PYTHONPATH=$1 $python -m cerebrum_cli batch - -m nano --template "What is {text} plus 25?" -n 64 \
-        --set batch_invariant=on --seed 1 -q -o - | $python -c "
+        --parallel 1 --seed 1 -q -o - | $python -c "
 import json, sys
 texts = [json.loads(line)['text'] for line in sys.stdin]
 assert len(texts) == 100

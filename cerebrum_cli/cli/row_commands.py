@@ -102,7 +102,6 @@ class ConcurrencyOptions(AnswerOptions):
         f"Seconds to wait while no server answers [default: {PATIENCE_S:g}]", kind=NUMBER, least=0
     )
     row_timeout: float | None = option("Seconds per row on a server [default: no limit]", kind=NUMBER, least=0.1)
-    batch_invariant: bool = switch("Make answers independent of concurrency; slower [default: off]", local=True)
 
     @property
     def window(self) -> int:
@@ -123,7 +122,7 @@ class ConcurrencyOptions(AnswerOptions):
         from cerebrum_cli.engine.requests import ContextOptions
 
         source = super().find_source(app, overrides, may_pull)
-        context = ContextOptions(slots=self.window, batch_invariant=True, pad_steps=self.batch_invariant)
+        context = ContextOptions(slots=self.window, batch_invariant=True)
         return replace(source, context=context)
 
     def find_servers(self, app: App, requested: Settings) -> Servers | None:

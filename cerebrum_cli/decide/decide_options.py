@@ -100,7 +100,5 @@ class DecideOptions(RowFileOptions, TrustOptions, ChoiceOptions, FileOptions, Sa
         source = super().find_source(app, overrides, may_pull)
         if self.votes:
             return source.for_samples("--votes")
-        if self.batch_invariant:
-            raise UsageError("batch_invariant=on applies only to votes", "omit it, or add --votes K")
         context = ContextOptions(slots=self.window or SLOTS, kv_unified=True, swa_full=True)
         return replace(source, context=context)

@@ -94,8 +94,6 @@ def cells(layer: LayerSizes, context: ContextOptions) -> int:
 
 def n_outputs_max(context: ContextOptions, vocabulary_size: int) -> int:
     """Maximum number of rows with logits in one decode; llama.cpp aborts the process for more."""
-    if context.pad_steps:  # marks rows of padding too
-        return max(context.slots, context.n_ubatch)
     scored = OUTPUT_BYTES // (4 * max(1, vocabulary_size))
     return max(context.slots, min(context.n_ubatch, max(MIN_OUTPUTS, scored)))
 

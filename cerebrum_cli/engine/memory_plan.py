@@ -38,7 +38,6 @@ from cerebrum_cli.engine.memory import (
 from cerebrum_cli.engine.requests import DEFAULT_CONTEXT, ContextOptions, LoadOptions
 from cerebrum_cli.gguf.sizes import ModelSizes
 
-MAX_SLOTS = 256
 THINKING_CONTEXT = 32_768  # of a model that thinks, if memory allows; cards of such models suggest as much
 EXPERTS_UBATCH = 512  # tokens, of a mixture of experts on a CPU
 HOST_EXPERTS_UBATCH = 2048  # each step copies experts to the GPU; gpt-oss-20b prefills 3 times as fast as with 512
@@ -197,13 +196,10 @@ def resolve(context: ContextOptions, sizes: ModelSizes, offloaded: LayerCounts) 
     experts of which 8 are used, in Q4_K_M, 1,024 prompt tokens, on two cores with AVX-512: 9.4 ms of CPU time a token
     with 128 rows, 7.3 ms with 256 and 6.4 ms with 512; repacked 12.1, 11.6 and 11.2 ms.
     """
-    least = MAX_SLOTS if context.pad_steps else context.slots + 1
     return replace(
         context,
-        n_ubatch=max(least, context.n_ubatch or _default_ubatch(sizes, offloaded)),
+        n_ubatch=max(context.slots + 1, context.n_ubatch or _default_ubatch(sizes, offloaded)),
         kv_unified=context.slots > 1 and context.kv_unified,
-        swa_full=context.swa_full or context.pad_steps,  # else the order of a window's cells depends on their number
-        flash_attention=None if context.pad_steps else context.flash_attention,  # off, kernels depend on rows per slot
     )
 
 

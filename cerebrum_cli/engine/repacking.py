@@ -39,7 +39,7 @@ def plan_repacking(options: LoadOptions, free: int, records: Path | None) -> boo
     is_k_quant = "_K" in (options.file.quantization or "")
     if not is_k_quant or instructions not in ("x86", "avx512") or options.whole_context:
         return True
-    if options.context.slots > 1 or options.context.pad_steps:
+    if options.context.slots > 1:
         return instructions == "x86"
     if 2 * options.file.sizes.weight_bytes > free:
         return False

@@ -37,7 +37,6 @@ class ContextOptions:
     - `kv_unified`: all sequences share one KV cache of that length, in which copies take no space
     - `batch_invariant`: on the CPU, attention to a token is the same whatever runs beside it; costs a row per single
       sequence
-    - `pad_steps`: with `batch_invariant`, so are matrix multiplications with any type of weights; costs several rows
     - `flash_attention`: None leaves it to llama.cpp
     - `cache_type_k`, `cache_type_v`: types of keys and values in the KV cache
     - `swa_full`: layers with a sliding window store all tokens, so that many slots can share their cells
@@ -50,7 +49,6 @@ class ContextOptions:
     n_ubatch: int = 0
     kv_unified: bool = False
     batch_invariant: bool = False
-    pad_steps: bool = False
     flash_attention: bool | None = None
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"

@@ -116,7 +116,6 @@ class ArchitectureFacts(NamedTuple):
       attention
     - `needs_equal_cache_types`: of keys and values, besides those with MLA
       (`llama_init_from_model` in llama-context.cpp)
-    - `has_stable_attention`: with padded steps, it does not depend on the rows of other sequences (tested with all)
     - `is_sequential`: llama.cpp aborts when it decodes several sequences (plamo2.cpp:398; others with split KV caches)
     """
 
@@ -125,7 +124,6 @@ class ArchitectureFacts(NamedTuple):
     layer_period: int = 1
     rolls_back: bool = False
     needs_equal_cache_types: bool = False
-    has_stable_attention: bool = True
     is_sequential: bool = False
 
 
@@ -140,7 +138,6 @@ _FACTS = {  # of the architectures that a key names
     "gemma3": ArchitectureFacts(window_period=6),
     "gemma3n": ArchitectureFacts(window_period=5),
     "gpt-oss": ArchitectureFacts(window_period=2),
-    "grok minimax-m3": ArchitectureFacts(has_stable_attention=False),
     "kimi-linear minimax-01 plamo2": ArchitectureFacts(is_sequential=True),
     "llama4": ArchitectureFacts(window_period=4, default_window=8192, layer_period=4),
     "plamo3": ArchitectureFacts(window_period=8),

@@ -1,4 +1,4 @@
-"""How a model file is loaded with some settings, and whether its attention allows what they ask for."""
+"""How a model file is loaded with some settings, and whether it can have the cache types that they ask for."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FLASH_ATTENTION = {"on": True, "off": False}
 def load_options(
     model: InstalledModel, settings: Settings, context: ContextOptions, vocabulary_only: bool, is_chat: bool
 ) -> LoadOptions:
-    """How to load the model. Raises UsageError for attention that is rejected.
+    """How to load the model. Raises UsageError for cache types that it cannot have.
 
     Speculative decoding needs copies of recurrent states: only if it was asked for.
     """
-    require_attention(model.header, settings, context.pad_steps)
+    require_cache_types(model.header, settings)
     applied = () if vocabulary_only else model.adapters
     adapters = tuple((adapter.path, adapter.scale) for adapter in applied)
     if settings.speculative and facts_of(model.header.architecture).rolls_back:
@@ -56,14 +56,8 @@ def load_options(
     )
 
 
-def require_attention(header: Header, settings: Settings, pad_steps: bool) -> None:
-    """Raise UsageError for cache types, or a choice of flash attention, that cannot be used with this model."""
-    if pad_steps and settings.flash_attn == "off":
-        raise UsageError.conflict("batch_invariant", "flash_attn=off")
-    if pad_steps and not has_stable_attention(header):
-        name = header.architecture
-        problem = f"batch_invariant=on: attention of the architecture {name} depends on other rows in llama.cpp"
-        raise UsageError(problem, "omit batch_invariant=on")
+def require_cache_types(header: Header, settings: Settings) -> None:
+    """Raise UsageError for types of the KV cache that cannot be used with this model."""
     require_block_sizes(header, "cache_type_k", settings.cache_type_k, 0)
     require_block_sizes(header, "cache_type_v", settings.cache_type_v, 1)
     facts = facts_of(header.architecture)
@@ -85,11 +79,6 @@ def require_block_sizes(header: Header, key: str, cache_type: str | None, index:
             needed = f"heads with a multiple of {block_size} elements"
             problem = f"{key}={cache_type} needs {needed}; this model's have {lengths[index]}"
             raise UsageError(problem, f"omit {key}={cache_type}")
-
-
-def has_stable_attention(header: Header) -> bool:
-    """Whether attention with padded steps does not depend on other sequences: with MLA, it multiplies by slot."""
-    return facts_of(header.architecture).has_stable_attention and not has_mla(header)
 
 
 def has_mla(header: Header) -> bool:

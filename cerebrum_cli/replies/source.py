@@ -292,7 +292,6 @@ class ModelSource:
         """Everything that the model's answer to a prompt depends on, by readable names."""
         model, values, chosen = self.model, asdict(self.settings), self.chosen_format
         return {
-            **({"batch invariance": "all types"} if self.context.pad_steps else {}),
             **({"engine": "servers"} if self.servers else {}),
             "template arguments": self.template_variables or None,
             "model": model.label,

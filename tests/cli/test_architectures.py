@@ -33,7 +33,6 @@ from cerebrum_cli.engine.requests import LoadOptions
 from cerebrum_cli.engine.step import TokenRow
 from cerebrum_cli.gguf.header import read_header, require_generative
 from cerebrum_cli.main import run
-from cerebrum_cli.replies.loading import has_stable_attention
 from cerebrum_cli.replies.reply import MajorityVote
 from cerebrum_cli.terminal.streams import Streams
 
@@ -167,10 +166,6 @@ def compare_commands(owner: Owner, story: str) -> Iterator[Comparison]:
     with_flash_attention = replace(owner, is_exact=False)
     singly, together = (with_flash_attention.batch(questions, parallel) for parallel in (1, 8))
     yield "batch with flash attention", singly, together
-    if has_stable_attention(read_header(owner.model)):
-        invariant = ("-ngl", "0", "--set", "batch_invariant=on")
-        singly, together = (with_flash_attention.batch(questions, parallel, *invariant) for parallel in (1, 8))
-        yield "batch_invariant", singly, together
 
 
 @pytest.fixture(scope="module")

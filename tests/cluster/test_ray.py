@@ -19,6 +19,7 @@ import pytest
 import ray_machines
 from batch_files import output_object, stored_lines
 from command_line import COMMAND, CommandLine, assert_error
+from tiny_models import Shape, write_quantized
 from waiting import wait_until
 
 from cerebrum_cli.batch.readers import InputOptions
@@ -233,7 +234,6 @@ def address(user: CommandLine) -> Iterator[str]:
 
 def arguments(model: Path, output: str, *more: str) -> list[str]:
     settings = ["-m", str(model), "--parallel", "4", "-n", "200", "--seed", "1", "--ignore-eos"]
-    settings += ["--set", "batch_invariant=on"]  # of a model of floats, texts depend on the rows beside them
     settings += ["--set", "chat_template=own.jinja"]
     return ["batch", "in.txt", "-o", output, *settings, *more]
 
@@ -298,13 +298,16 @@ def busy_workers() -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-def test_ray_batch_survives_a_lost_worker_and_a_bad_node(user: CommandLine, chatml_model: Path, address: str) -> None:
+def test_ray_batch_survives_a_lost_worker_and_a_bad_node(user: CommandLine, tmp_path: Path, address: str) -> None:
+    # of a model of floats, texts depend on the rows beside them
+    model = write_quantized(tmp_path / "tiny.gguf", shape=Shape(), encoding="Q8_0")
+
     def texts(name: str) -> list[tuple[int, int, str]]:
         lines = (user.home / name).read_text().splitlines()
         return [(row["id"], row["seed"], row["text"]) for row in map(json.loads, lines)]
 
     batch = subprocess.Popen(
-        [COMMAND, *arguments(chatml_model, "out"), "--ray", address],
+        [COMMAND, *arguments(model, "out"), "--ray", address],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -317,7 +320,7 @@ def test_ray_batch_survives_a_lost_worker_and_a_bad_node(user: CommandLine, chat
         time.sleep(0.1)
     with suppress(psutil.NoSuchProcess):  # it has just ended
         workers[0].kill()
-    local = user.run(*arguments(chatml_model, "local"))
+    local = user.run(*arguments(model, "local"))
     out, err = batch.communicate()
     assert (batch.returncode, out, local.code) == (0, "", 0)
     assert "is not used: it has version 99 of cerebrum, not" in err and "aylet" not in err

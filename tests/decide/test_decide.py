@@ -104,7 +104,6 @@ def test_choices_in_the_reverse_order_have_the_same_probabilities(count: int, le
         (("Is it?", "--score", "1..5", "--letters"), "text", ("--letters and --score",)),
         (("Is it?", "--choices", LETTERS, "--letters"), "text", ("27 choices for 26 letters", "omit --letters")),
         (("Is it?", "--temperature", "1"), "text", ("--temperature applies only to votes",)),
-        (("Is it?", "--set", "batch_invariant=on"), "text", ("batch_invariant=on applies only to votes",)),
         (("Is", "it?", "really"), "text", ("unexpected argument: really", "quote the question")),
         (("Is it?", "nowhere.csv", "-o", "out.csv"), None, ("nowhere.csv",)),
         ((REFUND, "tickets.csv"), None, ("missing option '-o'",)),

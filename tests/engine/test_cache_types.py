@@ -16,13 +16,11 @@ from tiny_models import Shape, write_chatml
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
+from cerebrum_cli.engine.requests import LoadOptions
 from cerebrum_cli.engine.step import StopFlag, TokenRow
 from cerebrum_cli.eval.lm_eval_command import open_for_lm_eval
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.replies.source import ModelSource
-
-SINGLE = ContextOptions()
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +29,9 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_chatml(tmp_path_factory.mktemp("models") / "wide.gguf", shape=Shape(width=128))
 
 
-def options_with(path: Path, context: ContextOptions = SINGLE, **settings: Any) -> LoadOptions:
+def options_with(path: Path, **settings: Any) -> LoadOptions:
     model = InstalledModel("tiny", (path,))
-    return ModelSource(installation(), model, Settings(**settings), context=context).options()
+    return ModelSource(installation(), model, Settings(**settings)).options()
 
 
 # What is refused before loading.
@@ -44,13 +42,10 @@ def options_with(path: Path, context: ContextOptions = SINGLE, **settings: Any) 
     [
         ("narrow", {"cache_type_k": "q4_0"}, "cache_type_k=q4_0 needs heads with a multiple of 32 elements.* have 16"),
         ("narrow", {"cache_type_v": "q4_0"}, "cache_type_v=q4_0 needs heads with a multiple of 32 elements.* have 16"),
-        ("wide", {"flash_attn": "off"}, "batch_invariant and flash_attn=off cannot be used together"),
         ("deepseek2", {"cache_type_v": "q8_0", "ctx": 256}, "deepseek2 needs the same type for keys and values"),
-        *((name, {}, f"batch_invariant=on: attention of the architecture {name}") for name in ("grok", "minimax-m3")),
-        ("deepseek2", {}, "batch_invariant=on: attention of the architecture deepseek2 depends on other"),
     ],
 )
-def test_cache_types_and_attention_that_a_model_cannot_have_are_refused(
+def test_cache_types_that_a_model_cannot_have_are_refused(
     tmp_path: Path, chatml_model: Path, wide: Path, model: str, settings: dict[str, Any], problem: str
 ) -> None:
     def fill(writer: gguf.GGUFWriter) -> None:
@@ -60,10 +55,8 @@ def test_cache_types_and_attention_that_a_model_cannot_have_are_refused(
             writer.add_key_length_mla(192)
 
     path = {"narrow": chatml_model, "wide": wide}.get(model) or write_model(tmp_path / "model.gguf", fill, model)
-    is_invariant = "batch_invariant" in problem
-    context = ContextOptions(slots=4, batch_invariant=is_invariant, pad_steps=is_invariant)
     with pytest.raises(UsageError, match=problem):
-        options_with(path, context, **settings)
+        options_with(path, **settings)
     allowed = options_with(wide, cache_type_k="q8_0", flash_attn="off")
     assert allowed.context.flash_attention is False
 

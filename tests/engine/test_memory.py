@@ -214,7 +214,6 @@ def test_outputs_are_limited_to_what_steps_need() -> None:
     ):
         assert n_outputs_max(ContextOptions(8192, slots, 1, n_ubatch), vocabulary) == outputs
     assert MAX_DRAFT < memory.MIN_OUTPUTS, "steps with draft tokens"
-    assert n_outputs_max(ContextOptions(8192, 16, 1, 256, pad_steps=True), 248_320) == 256
     large = replace(MISTRAL, vocabulary_size=248_320)
     assert compute_bytes(large, CHAT) == COMPUTE, "logits of 64 rows are smaller than a layer's activations"
 

@@ -20,11 +20,10 @@ STORY = "Once upon a time, in a land far away, there lived a fox who could count
 TALE = STORY * 5  # longer than the sliding window
 
 
-def options(path: Path, *, slots: int = 1, context_size: int = 2048, is_invariant: bool = False) -> LoadOptions:
-    """Load on one thread: tiny models need no more. `is_invariant` pads all steps, on the CPU."""
-    context = ContextOptions(context_size, slots, n_threads=1, batch_invariant=is_invariant, pad_steps=is_invariant)
-    gpu_layers = "0" if is_invariant else "auto"
-    return LoadOptions(GgufFile(path, 2048, read_header(path).sizes), context, gpu_layers)
+def options(path: Path, *, slots: int = 1, context_size: int = 2048) -> LoadOptions:
+    """Load on one thread: tiny models need no more."""
+    context = ContextOptions(context_size, slots, n_threads=1)
+    return LoadOptions(GgufFile(path, 2048, read_header(path).sizes), context)
 
 
 def in_f32(options: LoadOptions) -> LoadOptions:
@@ -34,10 +33,10 @@ def in_f32(options: LoadOptions) -> LoadOptions:
 
 
 def open_engine(
-    path: Path, states: Path | None = None, *, slots: int = 1, context_size: int = 2048, is_invariant: bool = False
+    path: Path, states: Path | None = None, *, slots: int = 1, context_size: int = 2048
 ) -> AbstractContextManager[LocalEngine]:
     """Start an engine on a real model, with a prompt cache in the directory `states`."""
-    load_options = options(path, slots=slots, context_size=context_size, is_invariant=is_invariant)
+    load_options = options(path, slots=slots, context_size=context_size)
     store = StateStore(states, 10**8, path.name, "plain") if states else None
     return loaded(LocalEngine(lambda tell, stop: open_llama(load_options, tell, stop), store))
 

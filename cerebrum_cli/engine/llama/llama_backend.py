@@ -69,8 +69,7 @@ class LlamaBackend(LlamaVocabulary):
         options = replace(plan.context, slots=min(plan.context.slots, llama.llama_max_parallel_sequences()))
         self._options = self._made_with = options
         self._batch_invariant = options.batch_invariant
-        self._room = batch_invariance.PADDING_ROOM if options.pad_steps else 0
-        self.context_size = max(1, options.length - self._room)
+        self.context_size = options.length
         self.slots = options.slots
         self.kv_unified = options.kv_unified
         self.shares_rows = options.kv_unified and not llama.llama_model_is_recurrent(model)
@@ -84,7 +83,7 @@ class LlamaBackend(LlamaVocabulary):
     def slots_for(self, length: int) -> int:
         if self._options.n_streams == 1:
             return self._options.slots
-        options = replace(self._options, length=length + self._room)
+        options = replace(self._options, length=length)
         free = self._free or self._measure_memory()
         return plan_slots(self._sizes, options, self._offloaded, free)
 
@@ -108,7 +107,7 @@ class LlamaBackend(LlamaVocabulary):
             length = self.context_size
         self._close_context()
         self._batch_invariant = self._options.batch_invariant
-        options = replace(self._options, length=length + self._room)
+        options = replace(self._options, length=length)
         requested = self._options.slots
         self._free = None
         if not is_single:
@@ -120,11 +119,7 @@ class LlamaBackend(LlamaVocabulary):
 
     def _create_context(self, options: ContextOptions, n_slots: int) -> int:
         """Try to create a context; return its number of slots, or that to try next if memory does not suffice."""
-        least = 1
-        if options.pad_steps:
-            n_slots = batch_invariance.stable_slots(n_slots)
-        elif self._batch_invariant:
-            least = 2  # single rows are padded in a free slot
+        least = 2 if self._batch_invariant else 1  # single rows are padded in a free slot
         options = replace(options, slots=max(n_slots, least))
         try:
             self.context = LlamaContext(self._model, options, self._stop, self._adapters)
@@ -135,7 +130,7 @@ class LlamaBackend(LlamaVocabulary):
             if n_slots == 1:  # one sequence alone needs no slot for padding
                 self._batch_invariant = False
             return max(1, n_slots // 2)  # memory was allocated meanwhile
-        self.capacity = self.context.capacity - self._room
+        self.capacity = self.context.capacity
         self._made_with = options
         self.max_outputs = n_outputs_max(options, self.size)
         self.checkpoint_budget = checkpoint_budget(self._sizes, options)
@@ -145,14 +140,12 @@ class LlamaBackend(LlamaVocabulary):
         return n_slots
 
     def prefill_chunk(self, position: int) -> int:
-        if self._options.pad_steps:
-            return batch_invariance.PREFILL_CHUNK
         if self._batch_invariant:
             return batch_invariance.prefill_chunk(position, self.batch_size)
         return self.batch_size
 
     def reusable_prefix(self, length: int) -> int:
-        if self._options.pad_steps or not self._batch_invariant:
+        if not self._batch_invariant:
             return length
         return batch_invariance.reusable_prefix(length, self.batch_size)
 
@@ -161,11 +154,7 @@ class LlamaBackend(LlamaVocabulary):
             self._batch_indices = range(len(rows))
             return self.context.decode(rows)
         slots = self._made_with.slots
-        length = self.context.length
-        if self._options.pad_steps:
-            padded, self._batch_indices = batch_invariance.pad_step(rows, slots, length)
-        else:
-            padded, self._batch_indices = batch_invariance.pad_single_rows(rows, slots, self.capacity, length)
+        padded, self._batch_indices = batch_invariance.pad_single_rows(rows, slots, self.capacity, self.context.length)
         is_done = self.context.decode(padded)
         for index in {*range(len(padded))}.difference(self._batch_indices):
             self.context.trim(padded[index].slot, padded[index].position)

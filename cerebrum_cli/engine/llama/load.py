@@ -84,11 +84,6 @@ def model_notices(options: LoadOptions, plan: LoadPlan, model: Any) -> Iterator[
     """Yield notices about options that the loaded model cannot follow."""
     if plan.context.slots > 1 and is_sequential(model) and not options.whole_context:  # a chat may never run several
         yield NoticeEvent("llama.cpp crashes when this model runs several sequences", "running them one at a time")
-    if not options.context.pad_steps:
-        return
-    if any(plan.offloaded) or has_recurrent_state(model) or plan.sizes.has_experts:
-        problem = "batch_invariant has no effect on a GPU, a recurrent model, or most mixtures of experts"
-        yield NoticeEvent(problem, "use the CPU with --gpu-layers 0; for such models, use --parallel 1")
 
 
 def is_sequential(model: Any) -> bool:
@@ -116,7 +111,6 @@ def adapted(plan: LoadPlan, model: Any) -> ContextOptions:
         kv_unified=context.kv_unified and runs_several,
         n_threads=context.n_threads or processors().threads,
         batch_invariant=is_invariant,
-        pad_steps=context.pad_steps and is_invariant,
     )
 
 
