@@ -1,4 +1,4 @@
-"""States of sequences that are not in a slot now: checkpoints, and those of the prompt cache on disk.
+"""Checkpoints: earlier states of slots, in memory.
 
 A model with recurrent states or sliding windows cannot forget its last tokens, only return to a checkpoint. With one KV
 cache, as in a chat, checkpoints are taken where a prompt continues an earlier one, and where its last question ends: a
@@ -10,22 +10,16 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from collections.abc import Sequence as Many
-from functools import partial
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.token_ids import TokenIds, common_prefix
+from cerebrum_cli.core.token_ids import common_prefix
 from cerebrum_cli.engine.scheduler import Scheduler, Slot, common_prefixes
 from cerebrum_cli.engine.sequence import Sequence
-from cerebrum_cli.engine.state_store import State, StateStore
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Backend
     from cerebrum_cli.engine.step import Checkpoint
 
-MIN_SAVED_TOKENS = 16  # fewer are evaluated as fast as a state is found
-MAX_READ_RATIO = 16  # tokens read for each token saved: reading takes about a twentieth of evaluating
 MIN_SNAPSHOT_TOKENS = 64  # fewer are evaluated as fast
 MAX_SNAPSHOT_BYTES = 256 * 2**20
 
@@ -133,103 +127,3 @@ class Checkpoints:
             least = 1 if oldest is slot else 0  # the one just taken stays
             while len(oldest.checkpoints) > least and held_bytes() > self._backend.checkpoint_budget:
                 oldest.checkpoints.pop(0)
-
-
-@frozen
-class PromptCache:
-    """States on disk: the longest common prefix is restored before admission, idle slots are saved on request."""
-
-    backend: Backend
-    scheduler: Scheduler
-    checkpoints: Checkpoints
-    store: StateStore
-
-    def find(self, sequence: Sequence, needs_memory: bool) -> State | None:
-        """Find the state that saves a waiting sequence the most tokens, if it is worth loading.
-
-        With `needs_memory`, memory is about to be allocated and can be of any size. Otherwise the state must fit:
-        growing the memory would empty the slots of others.
-        """
-        backend = self.backend
-        prompt = sequence.prompt[: sequence.first_output]
-        max_length = backend.context_size if needs_memory else backend.capacity
-        slots = [] if needs_memory else self.scheduler.slots
-        held = max(common_prefixes(slots, prompt, self.checkpoints.reusable), default=0)
-
-        def is_usable(length: int, shared: int) -> bool:
-            is_worth_it = shared - held >= max(MIN_SAVED_TOKENS, length // MAX_READ_RATIO)
-            return length <= max_length and is_worth_it and self._is_trimmable(length, shared)
-
-        kind = backend.state_kind if len(prompt) - held >= MIN_SAVED_TOKENS else None
-        return self.store.find_longest(prompt, kind, is_usable, sequence.emit) if kind else None
-
-    def restore(self, state: State) -> None:
-        """Load a state into a free slot, where admission will find it; not if copies of all of those are pending."""
-        slot = self.checkpoints.slot_to_load()
-        if slot is None:
-            return
-        context = self.backend.context
-        if context.load_state(slot.index, state.path) and context.length(slot.index) == len(state.tokens):
-            slot.extend(state.tokens)
-        else:
-            context.clear(slot.index)
-            self.store.reject(state)
-
-    def save(self, min_tokens: int, prompt: TokenIds | None = None, empties: bool = False) -> None:
-        """Save idle slots with at least `min_tokens` tokens in no state yet; with a prompt, only the best match.
-
-        `empties` those slots that are on disk then: in a unified cache, what they hold slows down others.
-        """
-        idle = [slot for slot in self._idle_slots() if len(slot.tokens) >= min_tokens]
-        if prompt is not None and idle:
-            idle = [max(idle, key=lambda slot: common_prefix(slot.tokens, prompt))]
-        for slot in sorted(idle, key=lambda slot: -len(slot.tokens)):
-            if self._count_unsaved(slot.tokens) >= min_tokens:
-                self._write(slot)
-                if slot.checkpoints:  # memory that cannot be trimmed: what a retry, or the next prompt, returns to
-                    newest = slot.checkpoints[-1]
-                    slot.truncate(newest.length if self.backend.context.restore(slot.index, newest) else 0)
-                    self._write(slot)
-            if empties and self._count_unsaved(slot.tokens) < min_tokens:
-                self.backend.context.clear(slot.index)
-                slot.truncate(0)
-
-    def save_prefix(self, tokens: TokenIds) -> None:
-        """Save a common prefix of prompts from an idle slot, which drops the rest, unless a state has it already."""
-        if not self._count_unsaved(tokens):
-            return
-        slot = next((slot for slot in self._idle_slots() if common_prefix(slot.tokens, tokens) == len(tokens)), None)
-        if slot and self.backend.context.trim(slot.index, len(tokens)):
-            slot.truncate(len(tokens))
-            self._write(slot)
-
-    def _idle_slots(self) -> list[Slot]:
-        if self.backend.state_kind is None:
-            return []
-        # a difference in length was never seen, but a mislabeled state would give wrong answers from then on
-        return [
-            slot
-            for slot in self.scheduler.free_slots
-            if slot.tokens
-            and self.backend.context.length(slot.index) == len(slot.tokens)
-            and slot.index not in self.backend.context.pending_copies
-        ]
-
-    def _count_unsaved(self, tokens: Many[int]) -> int:
-        """Number of tokens that no state holds which fits the largest context and can be trimmed to these."""
-        longest = self.backend.context_size
-        kind = self.backend.state_kind or ""
-        return len(tokens) - self.store.stored_prefix(
-            tokens, kind, lambda length, shared: length <= longest and self._is_trimmable(length, shared)
-        )
-
-    def _write(self, slot: Slot) -> None:
-        context = self.backend.context
-        kind = self.backend.state_kind
-        if kind and slot.tokens:
-            size = context.state_size(slot.index)
-            save = partial(context.save_state, slot.index, slot.tokens)
-            self.store.write(slot.tokens, kind, size, save)
-
-    def _is_trimmable(self, length: int, shared: int) -> bool:
-        return shared == length or length <= self.backend.trimmable_length

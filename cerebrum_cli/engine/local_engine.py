@@ -28,7 +28,6 @@ from cerebrum_cli.core.events import SequenceId
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.token_ids import TokenIds
-from cerebrum_cli.engine.context_checkpoints import PromptCache
 from cerebrum_cli.engine.engine import (
     CancelScope,
     Completions,
@@ -37,6 +36,7 @@ from cerebrum_cli.engine.engine import (
 )
 from cerebrum_cli.engine.loop import Loop, Work, fail_work
 from cerebrum_cli.engine.memory import group_lengths
+from cerebrum_cli.engine.prompt_cache import PromptCache
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.state_store import StateStore

@@ -7,8 +7,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import GrammarError
-from cerebrum_cli.engine.context_checkpoints import Checkpoints, PromptCache
+from cerebrum_cli.engine.context_checkpoints import Checkpoints
 from cerebrum_cli.engine.memory import plan_cache
+from cerebrum_cli.engine.prompt_cache import PromptCache
 from cerebrum_cli.engine.scheduler import Admission, Scheduler
 from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.state_store import StateStore
@@ -85,10 +86,10 @@ class Placement:
         state = cache.find(sequence, needs_memory) if cache else None
         if needs_memory:
             kind = self._backend.state_kind
-            self._reserve(len(state.tokens) if state else 0)
+            self._reserve(state.length if state else 0)
             if self._backend.state_kind != kind:  # fewer slots than requested
                 return
-        if cache and state and self.make_room(len(state.tokens)):
+        if cache and state and self.make_room(state.length):
             cache.restore(state)
 
     def _required_length(self, sequence: Sequence) -> int:

@@ -16,14 +16,15 @@ from scripted_backend import END, ScriptedBackend, expected_reply, random_model,
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.events import Event, NoticeEvent, SequenceId
+from cerebrum_cli.core.events import SequenceId
 from cerebrum_cli.core.files import PART
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.core.token_ids import common_prefix, pack_tokens
-from cerebrum_cli.engine.context_checkpoints import MIN_SAVED_TOKENS
+from cerebrum_cli.core.token_ids import pack_tokens
+from cerebrum_cli.engine import state_store
 from cerebrum_cli.engine.local_engine import LocalEngine
+from cerebrum_cli.engine.prompt_cache import MIN_SAVED_TOKENS
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.engine.state_store import DAMAGED, HEAD, State, StateStore
+from cerebrum_cli.engine.state_store import HEAD, StateStore
 
 # State files.
 
@@ -39,62 +40,42 @@ def put(states: StateStore, tokens: Sequence[int], *, body: bytes = BODY, kind: 
     def save(path: Path) -> None:
         path.write_bytes(HEAD.pack(b"ggsq", 2, len(tokens)) + pack_tokens(tokens) + body)
 
-    states.write(tokens, kind, len(body), save)
+    states.write(tokens, kind, save)
 
 
-def find(states: StateStore, prompt: Sequence[int], *, kind: str = "kind") -> tuple[State | None, list[NoticeEvent]]:
-    told: list[NoticeEvent] = []
-    return states.find_longest(prompt, kind, lambda length, shared: True, told.append), told
+def held(states: StateStore, kind: str = "kind") -> list[tuple[int, ...]]:
+    """Tokens of all intact states."""
+    return sorted(tuple(state.tokens) for state in states.states(kind) if states.use(state))
 
 
-def held(directory: Path) -> list[tuple[int, ...]]:
-    """Tokens of all states for the default model, as another process finds them."""
-    states = open_store(directory)
-    found = {state.tokens for token in range(10) if (state := find(states, [token])[0])}
-    return sorted(found)
-
-
-@given(
-    kept=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple), max_size=6),
-    prompt=st.lists(st.integers(0, 2), min_size=1, max_size=6),
-)
-def test_store_finds_the_state_with_the_longest_prefix(kept: list[tuple[int, ...]], prompt: list[int]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        states = open_store(Path(folder))
-        for tokens in kept:
-            put(states, tokens)
-        best = max((common_prefix(tokens, prompt) for tokens in kept), default=0)
-        for reader in (states, open_store(Path(folder))):
-            found, told = find(reader, prompt)
-            assert (common_prefix(found.tokens, prompt) if found else 0, told) == (best, [])
-            assert not found or BODY in found.path.read_bytes()
-            assert reader.stored_prefix(prompt, "kind", lambda length, shared: True) == best
-
-
-def test_store_removes_a_damaged_state_and_finds_the_next_best(tmp_path: Path) -> None:
-    put(open_store(tmp_path), (1, 2, 9))
+def test_store_removes_damaged_states(tmp_path: Path) -> None:
+    states = open_store(tmp_path)
+    put(states, (1, 2, 9))
     [other] = tmp_path.iterdir()
-    put(open_store(tmp_path), (1, 2, 3))
+    put(states, (1, 2, 3))
     [path] = {*tmp_path.iterdir()} - {other}
     whole = path.read_bytes()
     flipped = [whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :] for at in range(len(whole))]
-    for damaged in (*flipped, whole[:-1], whole[: len(whole) // 2], b"", whole + b"\0", whole[1:]):
+    endless = HEAD.pack(b"ggsq", 2, 2**32 - 1) + whole[HEAD.size :]
+    for damaged in (*flipped, whole[:-1], whole[: len(whole) // 2], b"", whole + b"\0", whole[1:], endless):
         path.write_bytes(damaged)
-        states = open_store(tmp_path)
-        found, told = find(states, (1, 2, 3, 4))
-        assert found and found.tokens == (1, 2, 9)
-        has_other_tokens = damaged[: HEAD.size + 12] != whole[: HEAD.size + 12]
-        assert told == [DAMAGED] or has_other_tokens
-        assert path.exists() != bool(told)
-        assert find(states, (1, 2, 3, 4)) == (found, [])
+        assert held(states) == [(1, 2, 9)]
+    put(states, (1, 2, 3))
+    assert held(states) == [(1, 2, 3), (1, 2, 9)]
 
 
 @pytest.mark.parametrize("other", [{"model": "another"}, {"format": "plain"}, {"kind": "another"}])
 def test_store_ignores_states_of_another_model_format_or_build(tmp_path: Path, other: dict[str, str]) -> None:
     kind = other.pop("kind", "kind")
     put(open_store(tmp_path, **other), TOKENS, kind=kind)  # type: ignore[arg-type]
-    assert find(open_store(tmp_path), TOKENS) == (None, [])
-    assert find(open_store(tmp_path, **other), TOKENS, kind=kind)[0]  # type: ignore[arg-type]
+    assert held(open_store(tmp_path)) == []
+    assert held(open_store(tmp_path, **other), kind) == [TOKENS]  # type: ignore[arg-type]
+
+
+def test_store_ignores_states_of_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(open_store(tmp_path), TOKENS)
+    monkeypatch.setattr(state_store, "VERSION", state_store.VERSION + 1)
+    assert held(open_store(tmp_path)) == []
 
 
 def test_store_evicts_least_recently_used_states_and_no_other_file(tmp_path: Path) -> None:
@@ -103,15 +84,15 @@ def test_store_evicts_least_recently_used_states_and_no_other_file(tmp_path: Pat
     states, other = (open_store(tmp_path, limit=3 * size + 3000, model=model) for model in ("digest", "another"))
     for age, store, token in ((300, states, 1), (200, other, 7), (100, states, 2)):
         put(store, (token,), body=bytes(size))
-        found, _ = find(store, (token,))
-        assert found
+        [found] = [state for state in store.states("kind") if state.tokens[0] == token]
         os.utime(found.path, (time.time() - age,) * 2)
-    assert find(states, (1,))[0]  # used now
+    [oldest] = [state for state in states.states("kind") if state.tokens[0] == 1]
+    assert states.use(oldest)
     put(states, (3,), body=bytes(size))
-    assert held(tmp_path) == [(1,), (2,), (3,)] and find(other, (7,)) == (None, [])
+    assert (held(states), held(other)) == ([(1,), (2,), (3,)], [])
     put(states, (4,), body=bytes(2 * size))
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 3 * size + 3000
-    assert len(held(tmp_path)) == 2 and (4,) in held(tmp_path) and (tmp_path / "notes.txt").exists()
+    assert len(held(states)) == 2 and (4,) in held(states) and (tmp_path / "notes.txt").exists()
 
 
 def test_store_replaces_states_by_their_extension(tmp_path: Path) -> None:
@@ -120,9 +101,7 @@ def test_store_replaces_states_by_their_extension(tmp_path: Path) -> None:
         put(states, saved)
     put(states, (1,), kind="another")
     put(open_store(tmp_path), (1, 3, 5))
-    assert len(list(tmp_path.iterdir())) == 3
-    assert [find(states, (1, end))[0].tokens for end in (2, 3)] == [(1, 2, 4), (1, 3, 5)]  # type: ignore[union-attr]
-    assert find(states, (1,), kind="another")[0]
+    assert (held(states), held(states, "another")) == ([(1, 2, 4), (1, 3, 5)], [(1,)])
 
 
 def test_store_files_are_private_and_unfinished_ones_are_removed(tmp_path: Path) -> None:
@@ -134,7 +113,7 @@ def test_store_files_are_private_and_unfinished_ones_are_removed(tmp_path: Path)
     [state] = directory.iterdir()
     assert (directory.stat().st_mode & 0o777, state.stat().st_mode & 0o777) == (0o700, 0o600)
     (directory / f".1-2.state.{'0' * 8}{PART}").write_bytes(bytes(1000))
-    find(open_store(directory), TOKENS)
+    put(open_store(directory), TOKENS)
     assert list(directory.iterdir()) == [state]
 
 
@@ -157,13 +136,8 @@ def caching_engine(
     return running_engine(backend, open_store(directory, limit=limit))
 
 
-def ask_once(
-    engine: LocalEngine, prompt: str, *, n: int = 1, limit: int | None = None
-) -> tuple[Reply, list[NoticeEvent]]:
-    """The first reply to a prompt, and the notices."""
-    events: list[Event] = list(generate(engine, [Request(tokens(prompt), SamplingParams(max_tokens=limit), Ask(n=n))]))
-    said = collect_replies(event for event in events if not isinstance(event, NoticeEvent))
-    return said[SequenceId(0)], [event for event in events if isinstance(event, NoticeEvent)]
+def ask_once(engine: LocalEngine, prompt: str) -> Reply:
+    return collect_replies(generate(engine, [Request(tokens(prompt))]))[SequenceId(0)]
 
 
 def fill_cache(directory: Path, prompt: str = FIRST, least: int = 1, limit: int = 10**6, **fields: object) -> None:
@@ -198,20 +172,32 @@ def test_cache_restores_what_a_new_engine_can_use(
     fill_cache(tmp_path, saved, **{**fields, "context_size": 300})
     backend = scripted(**fields)
     with caching_engine(backend, tmp_path) as engine:
-        said, told = ask_once(engine, prompt)
-    assert (said.text, said.cached, told, backend.loads) == (SCRIPT[prompt], cached, [], int(cached > 0))
+        said = ask_once(engine, prompt)
+    assert (said.text, said.cached, backend.loads) == (SCRIPT[prompt], cached, int(cached > 0))
     assert backend.evaluated == len(prompt) - cached + len(SCRIPT[prompt])
 
 
-def test_cache_reports_a_damaged_state_and_evaluates_again(tmp_path: Path) -> None:
+def test_cache_restores_the_shortest_state_with_the_longest_prefix(tmp_path: Path) -> None:
+    """Of conversations that share a system prompt, the long ones are not worth loading."""
+    system = "a system prompt of some tokens. "
+    script = {system + letter * 40 * len(system): letter for letter in "abc"} | {system: "d", f"{system}?": "e"}
+    for prompt in [*script][:4]:
+        with caching_engine(ScriptedBackend(replies(script), context_size=2000), tmp_path) as engine:
+            ask_once(engine, prompt)
+            engine.save_prompts(1)
+    with caching_engine(ScriptedBackend(replies(script), context_size=2000), tmp_path) as engine:
+        assert ask_once(engine, f"{system}?").cached == len(system)
+
+
+def test_cache_removes_a_damaged_state_and_evaluates_again(tmp_path: Path) -> None:
     fill_cache(tmp_path)
     [path] = tmp_path.iterdir()
     path.write_bytes(path.read_bytes() + b"?")
     with caching_engine(scripted(), tmp_path) as engine:
-        said, told = ask_once(engine, FIRST)
-        assert (said.text, said.cached, told, file_count(tmp_path)) == ("one. ", 0, [DAMAGED], 0)
-        said, told = ask_once(engine, FIRST)
-    assert (said.text, said.cached, told) == ("one. ", len(FIRST) - 1, [])
+        said = ask_once(engine, FIRST)
+        assert (said.text, said.cached, file_count(tmp_path)) == ("one. ", 0, 0)
+        said = ask_once(engine, FIRST)
+    assert (said.text, said.cached) == ("one. ", len(FIRST) - 1)
 
 
 def test_cache_skips_states_that_save_too_little(tmp_path: Path) -> None:
@@ -220,7 +206,7 @@ def test_cache_skips_states_that_save_too_little(tmp_path: Path) -> None:
     for prompt, loads in zip(script, (1, 0), strict=True):
         backend = ScriptedBackend(replies(script), context_size=300)
         with caching_engine(backend, tmp_path) as engine:
-            assert ask_once(engine, prompt)[0].text == script[prompt]
+            assert ask_once(engine, prompt).text == script[prompt]
         assert backend.loads == loads
 
 
@@ -229,7 +215,7 @@ def test_cache_keeps_a_slot_that_already_has_the_prefix(tmp_path: Path) -> None:
     backend = scripted()
     with caching_engine(backend, tmp_path) as engine:
         for prompt, loads in ((FIRST, 1), (GOES_ON, 1), (FIRST, 1), ("x" * 100, 1), (SECOND, 2)):
-            assert ask_once(engine, prompt)[0].text == SCRIPT[prompt]
+            assert ask_once(engine, prompt).text == SCRIPT[prompt]
             assert backend.loads == loads
 
 
@@ -279,7 +265,7 @@ def test_saving_failure_is_an_error_and_the_engine_continues(tmp_path: Path, unw
         ask_once(engine, SECOND)
         with pytest.raises(EngineError) as caught:
             engine.save_prompts(1)
-        assert ask_once(engine, GOES_ON)[0].text == "three. "
+        assert ask_once(engine, GOES_ON).text == "three. "
     if unwritable:
         assert file_count(folder) == 1
     else:

@@ -12,7 +12,7 @@ from llama_engines import TALE, greedy_reply, open_engine
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.token_ids import pack_tokens
-from cerebrum_cli.engine.state_store import FOOTER, HEAD, StateStore
+from cerebrum_cli.engine.state_store import CHECKSUM, HEAD, StateStore
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ def test_states_for_different_slot_counts_coexist(tmp_path: Path, chatml_model: 
     assert len(list(folder.iterdir())) == 2
 
 
-def test_state_rejected_by_llama_cpp_is_ignored(tmp_path: Path, chatml_model: Path) -> None:
+def test_state_rejected_by_llama_cpp_is_removed(tmp_path: Path, chatml_model: Path) -> None:
     with open_engine(chatml_model, tmp_path) as engine:
         prompt = engine.vocabulary.tokenize([Text(TALE)])
         kind = engine.backend.state_kind
@@ -37,10 +37,10 @@ def test_state_rejected_by_llama_cpp_is_ignored(tmp_path: Path, chatml_model: Pa
     def save(path: Path) -> None:
         path.write_bytes(HEAD.pack(b"none", 2, len(prompt)) + pack_tokens(prompt) + b"nothing of llama.cpp's")
 
-    StateStore(tmp_path, 10**8, chatml_model.name, "plain").write(prompt, kind, 10, save)
+    StateStore(tmp_path, 10**8, chatml_model.name, "plain").write(prompt, kind, save)
     with open_engine(chatml_model, tmp_path) as engine:
         reply, told = greedy_reply(engine, prompt)
-    assert (reply.cached, told, len(list(tmp_path.iterdir()))) == (0, [], 1)
+    assert (reply.cached, told, len(list(tmp_path.iterdir()))) == (0, [], 0)
 
 
 def test_full_disk_is_an_error_and_leaves_no_state(tmp_path: Path, chatml_model: Path) -> None:
@@ -51,7 +51,7 @@ def test_full_disk_is_an_error_and_leaves_no_state(tmp_path: Path, chatml_model:
         [state] = tmp_path.iterdir()
         size = state.stat().st_size
         state.unlink()
-        body = size - FOOTER.size
+        body = size - CHECKSUM.size
         for room in (body // 2, body - 1, body, size - 1):
             with full_disk(room), pytest.raises(EngineError) as caught:
                 engine.save_prompts(64)
