@@ -72,7 +72,7 @@ class SessionModel(OpenSession):
         """
         notice = None
         if self.session and self.session.leaf and not (session and session.leaf == self.session.leaf):
-            notice = self.loaded.save_prompt_cache(self.conversation, empties=True)
+            notice = self.loaded.save_prompt_cache(self.conversation)
         if session:
             session = self.history.acquire(session)
         else:

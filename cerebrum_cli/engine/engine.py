@@ -245,10 +245,12 @@ class Engine(ABC):
         self.cancel_scope = CancelScope()
         scope.set()  # it holds a lock meanwhile, and a signal handler may cancel again
 
-    def save_prompts(  # noqa: B027
-        self, min_tokens: int, prompt: TokenIds | None = None, empties: bool = False
-    ) -> None:
-        """Save evaluated tokens, if there is a prompt cache; for its options, see `PromptCache.save`."""
+    def save_prompts(self, min_tokens: int, prompt: TokenIds | None = None) -> None:  # noqa: B027
+        """Save evaluated tokens, of which `min_tokens` are not saved yet, if there is a prompt cache.
+
+        They are then dropped from memory. With a prompt, only those of the sequence that has the most of it are saved.
+        Raises EngineError if that fails.
+        """
 
     def save_prefix(self, tokens: TokenIds) -> None:  # noqa: B027
         """Save a common prefix of prompts that has been evaluated, if there is a prompt cache."""

@@ -249,8 +249,8 @@ class LocalEngine(Engine):
         super().cancel()
         self._commands.cancel(None)
 
-    def save_prompts(self, min_tokens: int, prompt: TokenIds | None = None, empties: bool = False) -> None:
-        self._use_prompt_cache(lambda cache: cache.save(min_tokens, prompt, empties))
+    def save_prompts(self, min_tokens: int, prompt: TokenIds | None = None) -> None:
+        self._use_prompt_cache(lambda cache: cache.save(min_tokens, prompt))
 
     def save_prefix(self, tokens: TokenIds) -> None:
         self._use_prompt_cache(lambda cache: cache.save_prefix(tokens))

@@ -62,10 +62,10 @@ class PromptCache:
             context.clear(slot.index)
             remove(state.path)
 
-    def save(self, min_tokens: int, prompt: TokenIds | None = None, empties: bool = False) -> None:
-        """Save idle slots with at least `min_tokens` tokens in no state yet; with a prompt, only the best match.
+    def save(self, min_tokens: int, prompt: TokenIds | None = None) -> None:
+        """Save and empty idle slots with at least `min_tokens` tokens in no state yet; with a prompt, the best match.
 
-        `empties` those slots that are on disk then: in a unified cache, what they hold slows down others.
+        In a unified cache, what idle slots hold slows down others.
         """
         idle = [slot for slot in self._idle_slots() if len(slot.tokens) >= min_tokens]
         if prompt is not None and idle:
@@ -77,7 +77,7 @@ class PromptCache:
                     newest = slot.checkpoints[-1]
                     slot.truncate(newest.length if self.backend.context.restore(slot.index, newest) else 0)
                     self._write(slot)
-            if empties and self._count_unsaved(slot.tokens) < min_tokens:
+            if self._count_unsaved(slot.tokens) < min_tokens:
                 self.backend.context.clear(slot.index)
                 slot.truncate(0)
 

@@ -364,21 +364,20 @@ class LoadedModel:
     def save_prompt_cache(
         self,
         conversation: Conversation | None = None,
-        empties: bool = False,
         is_slow: Callable[[int], bool] | None = None,
         min_tokens: int | None = MIN_CACHED_TOKENS,
     ) -> NoticeEvent | None:
-        """Save `min_tokens` or more evaluated tokens, of one conversation or all. Return a notice if that fails.
+        """Save `min_tokens` or more evaluated tokens, of one conversation or all, and drop them from memory.
 
-        With `empties`, they are then dropped from memory. The prefix that conversations with the same system prompt
-        share is saved too if it `is_slow` to evaluate this many tokens; tokens after it are dropped from memory.
+        The prefix that conversations with the same system prompt share is saved too if it `is_slow` to evaluate this
+        many tokens. Return a notice if saving fails.
         """
         if not self.engine.is_loaded:
             conversation = None
         try:
             if min_tokens is not None:
                 prompt = self.tokenize(conversation) if conversation else None
-                self.engine.save_prompts(min_tokens, prompt, empties)
+                self.engine.save_prompts(min_tokens, prompt)
             if is_slow and conversation:
                 prefix = self.shared_prefix(conversation)
                 if prefix and is_slow(len(prefix)):
