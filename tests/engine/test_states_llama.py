@@ -51,6 +51,7 @@ def test_full_disk_is_an_error_and_leaves_no_state(tmp_path: Path, chatml_model:
         [state] = tmp_path.iterdir()
         size = state.stat().st_size
         state.unlink()
+        greedy_reply(engine, prompt)
         body = size - CHECKSUM.size
         for room in (body // 2, body - 1, body, size - 1):
             with full_disk(room), pytest.raises(EngineError) as caught:
