@@ -19,10 +19,6 @@ def installed_models(app: App) -> Candidates:
     return (model.reference for model in app.library.models())
 
 
-def stored_models(app: App) -> Candidates:
-    return (model.reference for model in (*app.library.models(), *app.library.vocabularies()))
-
-
 def known_models(app: App) -> Candidates:
     return (spec.name for spec in app.library.catalogue.specs)
 

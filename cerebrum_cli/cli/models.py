@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-from cerebrum_cli.cli.completion_values import stored_models
+from cerebrum_cli.cli.completion_values import installed_models
 from cerebrum_cli.cli.model_choice import note_precedence
 from cerebrum_cli.cli.model_tables import (
     is_url,
@@ -119,8 +119,6 @@ def print_installed(app: App, listed: list[JsonDict], is_outdated: bool) -> None
         streams.report(disk_use(app, listed))
     pull = "" if listed else "; cerebrum list --available shows models to pull"
     streams.report(f"bundled, for trying the program: nano{pull}")
-    for model in app.library.vocabularies():
-        streams.report(f"vocabulary only, for --endpoint: {model.reference}")
 
 
 def disk_use(app: App, listed: list[JsonDict]) -> str:
@@ -131,7 +129,7 @@ def disk_use(app: App, listed: list[JsonDict]) -> str:
 @composed
 def show(
     app: App,
-    name: Annotated[str, Argument("MODEL", "A model reference, as for `cerebrum pull`", stored_models)],
+    name: Annotated[str, Argument("MODEL", "A model reference, as for `cerebrum pull`", installed_models)],
     options: QuietOptions,
     json: Json = False,
 ) -> None:
@@ -150,8 +148,6 @@ def show(
         description = describe_not_installed(app, name, error)
         plan = library.catalogue_plan(reference, ctx)
         note = f"{error.message}; to install it: {error.hint}" if error.pullable else error.message
-        if library.stored_vocabulary(reference):
-            note = f"only its vocabulary is installed, for --endpoint; {note}"
     else:
         with FileProgress(replace(app.streams, is_quiet=options.quiet or json)) as progress:
             description = describe(app, model, partial(progress.update, "verify"))
@@ -167,12 +163,10 @@ def show(
 
 
 def describe_not_installed(app: App, name: str, error: ModelNotFound) -> JsonDict:
-    """Describe a model by its vocabulary or the catalog. Raises the error without either."""
+    """Describe a model by the catalog. Raises the error if that does not have it."""
     from cerebrum_cli.cli.model_objects import sampling_object
 
     reference = app.library.parse(name)
-    if vocabulary := app.library.stored_vocabulary(reference):
-        return describe(app, vocabulary)
     spec = app.library.catalogue.meant_by(reference)
     if spec is None:
         raise error
@@ -224,7 +218,7 @@ def settings_by_mode(app: App, recommended: Layer) -> dict[str, Settings]:
 @composed
 def rm(
     app: App,
-    model: Annotated[str, Argument("MODEL", "An installed model or vocabulary", stored_models)],
+    model: Annotated[str, Argument("MODEL", "An installed model", installed_models)],
     _: QuietOptions,
     yes: Yes = False,
 ) -> None:

@@ -22,7 +22,6 @@ from cerebrum_cli.cli.variables import environment_layer
 from cerebrum_cli.core.declaration import SWITCH, Option, flag, option, option_group, switch
 from cerebrum_cli.core.errors import FormatError, UsageError
 from cerebrum_cli.core.text import format_size
-from cerebrum_cli.terminal.progress import interruptible
 from cerebrum_cli.terminal.tables import print_rows
 
 if TYPE_CHECKING:
@@ -63,7 +62,6 @@ def search(
 class PullCommandOptions(PullOptions):
     name: str | None = option("Name for the model", "Model", metavar="NAME")
     default: bool = switch("Make this the default model", "Model")
-    vocabulary: bool = switch("Download only the vocabulary, for --endpoint", "Model")
     type: str | None = option("Quantization; safetensors are converted to it", "Model", metavar="TYPE")
     from_weights: bool = switch("Convert safetensors even if GGUF files exist", "Model")
     discard: bool = switch("Delete downloaded safetensors once converted", "Model")
@@ -93,9 +91,6 @@ def pull(
       cerebrum pull ./folder --type Q4_K_M
       cerebrum pull --dry-run cerebrum-8x7b
     """
-    others = given_flags(options, "name", "default", "dry_run", "type", "from_weights", "discard")
-    if options.vocabulary and others:
-        raise UsageError.conflict("--vocabulary", others[0])
     ctx = app.settings(environment_layer("ctx")).ctx
     text = model or suggested_model(app, ctx)
     opened = app.puller(options.offline, ctx, options.yes, options.type, options.from_weights, options.discard)
@@ -103,17 +98,11 @@ def pull(
         app.machine.record_bandwidth()
         show_download_plan(app, opened, text, options.json)
         return
-    if options.vocabulary:
-        with opened as puller, interruptible("run it again"):
-            installed = puller.pull_vocabulary(puller.parse(text))
-        what = "installed the vocabulary of" if installed.is_vocabulary else "the vocabulary is part of the installed"
-        app.streams.report(f"{what} {installed.reference}: {installed.path}")
-    else:
-        installed = pull_model(app, opened, text, options.name)
-        if options.default:
-            make_default(app, installed)
-        if app.streams.err_is_terminal:
-            report_next_step(app, installed)
+    installed = pull_model(app, opened, text, options.name)
+    if options.default:
+        make_default(app, installed)
+    if app.streams.err_is_terminal:
+        report_next_step(app, installed)
     if options.json:
         from cerebrum_cli.cli.model_objects import row
 

@@ -237,7 +237,7 @@ def find_file(library: Library, file: NodeJob) -> InstalledModel:
         model = library.model_at(file.path)
         if library.hashed_identity(model) == file.identity:
             return model
-    for model in (*library.models(), *library.vocabularies()):
+    for model in library.models():
         if model.is_usable and library.file_identity(model) == file.identity:
             return model
     problem = f"{file.reference} is not installed on this node: no file has the SHA-256 {file.identity[:12]}..."

@@ -38,7 +38,7 @@ class RayOptions(RowOptions):
             return super().find_model(app, requested, servers)
         if servers is None:
             requested.require_no_adapters("--ray")
-        return app.library.resolve_vocabulary(requested.model)
+        return app.library.resolve(requested.model)
 
     @contextmanager
     def answering(self, source: ModelSource, results: Results, work: Work) -> Iterator[Answering]:

@@ -60,7 +60,7 @@ def _check_server(context: DoctorContext, endpoint: Endpoint) -> Steps:
         if is_served:
             model = served_model(info.weights)
         else:
-            model = context.app.library.resolve_vocabulary(context.settings.model)
+            model = context.app.library.resolve(context.settings.model)
     except ModelNotFound as error:
         yield check_result("", (f"skipped, along with all replies: {error.message}", error.hint))
         return

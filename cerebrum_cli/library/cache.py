@@ -30,10 +30,7 @@ _MODELS = "models--"
 
 @frozen
 class CachedModel:
-    """A model in the cache: its repository and commit, and its files in order with their blobs.
-
-    Those of a vocabulary have their headers only, and no weights.
-    """
+    """A model in the cache: its repository and commit, and its files in order with their blobs."""
 
     repo_id: str
     commit: str
@@ -41,7 +38,6 @@ class CachedModel:
     names: tuple[str, ...]
     paths: Paths
     blobs: Paths
-    is_vocabulary: bool = False
 
 
 class CachedFile(NamedTuple):
@@ -134,11 +130,10 @@ class CachePath:
 
 @frozen
 class Cache:
-    """The cache in one directory: the repositories of one kind, or vocabularies of models in the same layout."""
+    """The cache in one directory: the repositories of one kind."""
 
     directory: Path
     kind: RepositoryKind = "model"
-    has_vocabularies: bool = False
 
     def models(self) -> Iterator[CachedModel]:
         """Yield every complete GGUF model, newest commit of a repository first; models that commits share only once."""
@@ -155,9 +150,7 @@ class Cache:
         snapshot = self.snapshot(repo_id, commit)
         paths = tuple(snapshot / PurePosixPath(name) for name in variant.files)
         blobs = tuple(map(_link_target, paths))
-        return CachedModel(
-            repo_id, commit, variant.quantization, variant.files, paths, blobs, is_vocabulary=self.has_vocabularies
-        )
+        return CachedModel(repo_id, commit, variant.quantization, variant.files, paths, blobs)
 
     def model_at(self, path: Path) -> CachedModel | None:
         try:

@@ -143,11 +143,6 @@ class InstalledModel:
         return isinstance(self.origin, Folder)
 
     @property
-    def is_vocabulary(self) -> bool:
-        """Whether only its vocabulary is installed."""
-        return self.cached is not None and self.cached.is_vocabulary
-
-    @property
     def is_shadowed(self) -> bool:
         return isinstance(self.origin, Pulled) and self.origin.is_shadowed
 
@@ -165,8 +160,8 @@ class InstalledModel:
         match self.origin:
             case Registered(entry):
                 return entry.source
-            case Pulled(cached):
-                return "vocabulary" if cached.is_vocabulary else "hub"
+            case Pulled():
+                return "hub"
         return "local"
 
     @property

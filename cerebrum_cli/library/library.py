@@ -61,16 +61,6 @@ class Library:
 
         return Cache(cache_directory())
 
-    @property
-    def vocabulary_cache(self) -> Cache:
-        """Headers of models that are not installed, as sparse files, in the layout of the Hugging Face cache."""
-        from cerebrum_cli.library.cache import Cache
-
-        return Cache((self.registry.directory / "vocabularies").resolve(), has_vocabularies=True)
-
-    def cache_of(self, model: InstalledModel) -> Cache:
-        return self.vocabulary_cache if model.is_vocabulary else self.cache
-
     @cached_property
     def catalogue(self) -> Catalogue:
         from cerebrum_cli.library.catalogue import Catalogue
@@ -82,15 +72,12 @@ class Library:
         """Installed models: registered ones in order of registration, then those in the cache."""
         registered = [self.model_from_entry(entry) for entry in self.registry.entries()]
         paths = {model.path for model in registered}
-        return registered + [model for model in self._pulled(self.cache) if model.path not in paths]
+        return registered + [model for model in self._pulled() if model.path not in paths]
 
-    def vocabularies(self) -> list[InstalledModel]:
-        return self._pulled(self.vocabulary_cache)
-
-    def _pulled(self, cache: Cache) -> list[InstalledModel]:
+    def _pulled(self) -> list[InstalledModel]:
         seen = set[str]()
         pulled = []
-        for cached in cache.models():
+        for cached in self.cache.models():
             model = self.model_from_cache(cached)
             if model.reference in seen:
                 model = replace(model, origin=Pulled(cached, is_shadowed=True))
@@ -107,29 +94,6 @@ class Library:
         if text is None:
             return self._default_model()
         return self.find(self.parse(text))
-
-    def resolve_vocabulary(self, text: str | None) -> InstalledModel:
-        if text is None and (text := self.registry.default) is None:
-            raise ModelNotFound(
-                "no model given, and no default model is set", "name the model that the server runs: -m MODEL"
-            )
-        return self.find_vocabulary(self.parse(text))
-
-    def find_vocabulary(self, reference: Reference) -> InstalledModel:
-        try:
-            return self.find(reference)
-        except ModelNotFound as error:
-            if vocabulary := self.stored_vocabulary(reference):
-                return vocabulary
-            spec = self.catalogue.meant_by(reference)
-            if error.pullable is None or (spec and (spec.package or spec.is_built)):
-                raise
-            whole = f"cerebrum pull {error.pullable}"
-            error.hint = f"cerebrum pull --vocabulary {error.pullable}  (or the whole model: {whole})"
-            raise
-
-    def stored_vocabulary(self, reference: Reference) -> InstalledModel | None:
-        return self.best_match(reference, self.vocabularies())
 
     def parse(self, text: str) -> Reference:
         """Parse a reference; registered names come first. Raises ModelNotFound, or UsageError for an invalid URL."""
@@ -293,7 +257,7 @@ class Library:
             return False
         if reference.file not in (None, *cached.names):
             return False
-        return revision is None or self.cache_of(model).commit(cached.repo_id, revision) == cached.commit
+        return revision is None or self.cache.commit(cached.repo_id, revision) == cached.commit
 
     def best_match(self, reference: Reference, models: Iterable[InstalledModel]) -> InstalledModel | None:
         """The model of a reference: of several quantizations the default, else the recommended one."""
@@ -367,7 +331,7 @@ class Library:
         from cerebrum_cli.library.removal import Removal
 
         model = self._find_removable(self.parse(text))
-        return Removal(self.registry, self.cache_of(model), model)
+        return Removal(self.registry, self.cache, model)
 
     def _find_removable(self, reference: Reference) -> InstalledModel:
         if entry := self.registry.find(str(reference)):
@@ -377,8 +341,6 @@ class Library:
         try:
             model = self.find(reference)
         except ModelNotFound as error:
-            if vocabulary := self.stored_vocabulary(reference):
-                return vocabulary
             error.hint = "list installed models with cerebrum list"
             raise
         if model.origin == Bundled():

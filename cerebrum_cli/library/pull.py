@@ -17,7 +17,6 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import (
     atomic_write,
     exists,
-    fsync_directory,
     is_directory,
     is_file,
     translate_os_errors,
@@ -168,29 +167,11 @@ class Puller:
             return None
         return self.builder.describe_merge(self, str(plan.reference))
 
-    def pull_vocabulary(self, reference: Reference) -> InstalledModel:
-        """Download the header of a model, with its vocabulary, unless the model is installed."""
-        library = self.library
-        with suppress(ModelNotFound):
-            return library.find(reference)
-        error = PullError(f"the vocabulary of {reference} cannot be pulled alone", f"cerebrum pull {reference}")
-        spec = library.catalogue.meant_by(reference)
-        if spec and (spec.package or spec.is_built):
-            raise error
-        plan = self._plan_or_find(reference, library.find_vocabulary)
-        if isinstance(plan, InstalledModel):
-            return plan
-        if plan.conversion:
-            raise error
-        return self._download_vocabulary(plan)
-
-    def _plan_or_find(
-        self, reference: Reference, find: Callable[[Reference], InstalledModel]
-    ) -> DownloadPlan | InstalledModel:
-        """Plan a download; the installed model that `find` returns, if the network is disabled or the Hub fails."""
+    def _plan_or_find(self, reference: Reference) -> DownloadPlan | InstalledModel:
+        """Plan a download; the installed model, if the network is disabled or the Hub fails."""
         if self.is_unavailable_offline(reference):
             try:
-                return find(reference)
+                return self.library.find(reference)
             except ModelNotFound as error:
                 spec = self.library.catalogue.meant_by(reference)
                 if spec and not spec.is_obtainable:
@@ -205,29 +186,11 @@ class Puller:
             return self.planner.plan(reference)
         except HubError as error:
             try:
-                model = find(reference)
+                model = self.library.find(reference)
             except ModelNotFound:
                 raise error from None
             self.progress.notice(NoticeEvent(error.message, f"using the installed {model.reference}"))
             return model
-
-    def _download_vocabulary(self, plan: DownloadPlan) -> InstalledModel:
-        """Store the headers of all parts of a model, named after the SHA-256 that the Hub lists for the whole files.
-
-        llama.cpp opens the other parts for their tensor tables.
-        """
-        listing, variant = plan.download
-        cache = self.library.vocabulary_cache
-        self.planner.header(listing, variant)  # raises an error for one that cannot be used
-        for file in map(listing.file, variant.files):
-            place = listing.place(cache, file)
-            with translate_os_errors(PullError, cache.directory, ", then try again"):
-                place.make_directories()
-                if not exists(place.stored):  # a sparse file: llama.cpp reads no tensors for a vocabulary
-                    atomic_write(place.stored, self.planner.header_bytes(listing, file), file.size)
-                fsync_directory(place.link().parent)
-                cache.write_ref(listing.repo_id, listing.revision, listing.commit)
-        return self._stored(cache, listing, variant)
 
     def find_or_pull(self, reference: Reference, name: str | None = None) -> InstalledModel:
         """Pull a model unless it is installed, and leave the default model as it is."""
@@ -255,7 +218,7 @@ class Puller:
         return self.with_name(library.find(reference), name)
 
     def _pull_planned(self, reference: Reference, name: str | None) -> InstalledModel:
-        plan = self._plan_or_find(reference, self.library.find)
+        plan = self._plan_or_find(reference)
         if isinstance(plan, InstalledModel):
             return self.with_name(plan, name)
         if plan.conversion:
@@ -333,15 +296,15 @@ class Puller:
         if not plan.chosen.installed:
             self.planner.header(listing, variant)
         self.download(listing).fetch(files)
-        pulled = self._stored(library.cache, listing, variant)
+        pulled = self._stored(listing, variant)
         for model in library.models():
             if model.cached and model.path == pulled.path:
                 return model
         return pulled
 
-    def _stored(self, cache: Cache, listing: Listing, variant: Variant) -> InstalledModel:
-        """The model that was just stored in a cache; the digests of its files are known from now on."""
-        registry = self.library.registry
+    def _stored(self, listing: Listing, variant: Variant) -> InstalledModel:
+        """The model that was just stored in the cache; the digests of its files are known from now on."""
+        registry, cache = self.library.registry, self.library.cache
         for file in map(listing.file, variant.files):
             stored = listing.place(cache, file).stored
             if registry.known_digest(stored) is None:

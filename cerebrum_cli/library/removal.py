@@ -23,18 +23,13 @@ class Removal:
     @property
     def question(self) -> str:
         model = self.model
-        if model.is_vocabulary:
-            return f"Delete the vocabulary of {model.reference} in {model.path}?"
         if self._owns_files:
             return f"Delete {model.reference}, {format_size(model.size)} in {model.path}?"
         return f"Remove {model.reference} from the list, but keep its file?"
 
     def carry_out(self) -> str:
-        """Remove the model, and return a report; with a vocabulary file, what belongs to the whole model remains."""
+        """Remove the model, and return a report."""
         registry, model = self.registry, self.model
-        if model.is_vocabulary:
-            self._delete()
-            return f"deleted the vocabulary of {model.reference}"
         report = f"removed {model.reference} from the list; its file is kept"
         was_default = registry.default in model.references
         if self._owns_files:

@@ -24,7 +24,7 @@ def find_endpoints(
     allow_http_key: bool = False,
 ) -> tuple[Endpoint, ...]:
     named = settings.model
-    if not is_chosen(settings) and find_vocabulary(library, named):  # it may be meant for commands without servers
+    if not is_chosen(settings) and find_installed(library, named):  # it may be meant for commands without servers
         named = None
     endpoints = []
     for text in texts:
@@ -49,26 +49,27 @@ def find_endpoint(tables: Mapping[str, JsonObject], text: str) -> Endpoint:
 
 
 def find_remote_model(library: Library, settings: Settings, endpoints: Sequence[Endpoint]) -> InstalledModel:
-    """The model whose vocabulary the servers have, or the one that they are asked for, if they take messages.
+    """The installed model whose vocabulary the servers have, or the one that they are asked for, if they get messages.
 
-    Raises ModelNotFound, UsageError, ConfigError, EndpointError.
+    Raises UsageError, ConfigError, EndpointError.
     """
-    model = find_vocabulary(library, settings.model)
+    model = find_installed(library, settings.model)
     if model and is_chosen(settings):
         return model
     try:
-        info = probe(*endpoints)
-        if info.takes_messages:
-            return served_model(info.weights)
+        info = probe(*endpoints, as_messages=model is None)
     except EndpointError:
-        if not model:
-            raise
-    return model or library.resolve_vocabulary(settings.model)
+        if model:
+            return model
+        raise
+    if model and not info.takes_messages:
+        return model
+    return served_model(info.weights)
 
 
-def find_vocabulary(library: Library, name: str | None) -> InstalledModel | None:
+def find_installed(library: Library, name: str | None) -> InstalledModel | None:
     with contextlib.suppress(ModelNotFound):
-        return library.resolve_vocabulary(name)
+        return library.resolve(name)
     return None
 
 

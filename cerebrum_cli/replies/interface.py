@@ -234,7 +234,8 @@ def open_source(source: ModelSource) -> Model:
     """Start to load a model, or to connect to it, without waiting. Errors of file and format are raised before that."""
     if source.model.is_served and (source.raw or source.vocabulary_only):
         option = "--raw" if source.raw else "--dry-run"
-        raise UsageError(f"{option} needs the exact prompt, which the server builds", "omit it, or use llama-server")
+        hint = "omit it, or pull the server's model, and use llama-server"
+        raise UsageError(f"{option} needs the exact prompt, which the server builds", hint)
     chosen = source.choose_format()
     model = Model(source, source.start_engine(chosen.name), chosen)
     model.note(source.format_notice)

@@ -27,7 +27,7 @@ KINDS: Mapping[str, ServerKind] = {"llamacpp": LlamaServer(), "vllm": Vllm(), "s
 OTHER: ServerKind = OpenAIServer()
 NO_EXACT_PROMPTS = NoticeEvent(
     "this server builds the prompt itself",
-    f"for exact prompts, use {EXACT}, without a gateway",
+    f"for exact prompts, pull its model, and use {EXACT}, without a gateway",
 )
 
 SHOWN_MODELS = 20  # of a server that may have hundreds
@@ -73,8 +73,6 @@ class ExpectedModel:
         if info.takes_messages and not self.messages:
             hint = f"omit -m, or name the model with --set served_model_name=NAME; or use only {EXACT}"
             raise EndpointError(f"{name} takes messages, not token ids", hint)
-        if self.messages and not info.takes_messages:
-            raise EndpointError(f"{name} takes token ids, another server messages", "use servers of one kind")
         if not self.messages:
             await self._check_vocabulary(client, info)
         before = list(dict.fromkeys(map(origin, self.earlier)))
@@ -93,16 +91,17 @@ class ExpectedModel:
             raise EndpointError(f"{name}: /tokenize fails: {error}", f"update {info.kind}") from error
         if info.vocabulary_size not in (None, self.vocabulary.size) or tokens != self.probe:
             problem = f"{name} serves {info.model}, whose vocabulary differs from that of the local model"
-            raise EndpointError(problem, "name the server's model with -m, after cerebrum pull --vocabulary MODEL")
+            hint = f"pull the server's model, or name it as the server does: -m {foreign_line(info.model)}"
+            raise EndpointError(problem, hint)
 
 
-async def describe(client: Client) -> tuple[ServerKind, ServerInfo]:
-    """Ask a server what it is. Raises EndpointError if it cannot be used."""
+async def describe(client: Client, as_messages: bool) -> tuple[ServerKind, ServerInfo]:
+    """Ask a server what it is, or only which model to ask for, if it gets messages. Raises EndpointError."""
     path = "/v1/models"
     try:
-        entry = _choose_model(await client.get(path, DESCRIBE_S), client.endpoint)
+        entry = _choose_model(await client.get(path, DESCRIBE_S), client.endpoint, as_messages)
         kind = KINDS.get(str(entry.get("owned_by")))
-        if kind is None:
+        if kind is None or as_messages:
             return OTHER, OTHER.read_info(entry, None)
         path = kind.description_path
         return kind, kind.read_info(entry, await client.get(path, DESCRIBE_S, model=str(entry["id"])))
@@ -117,7 +116,7 @@ async def describe(client: Client) -> tuple[ServerKind, ServerInfo]:
         raise EndpointError(problem, "update the server") from error
 
 
-def _choose_model(listed: Any, endpoint: Endpoint) -> JsonObject:
+def _choose_model(listed: Any, endpoint: Endpoint, as_messages: bool) -> JsonObject:
     """The entry of the model to ask for: the only one, or the one named. Raises EndpointError."""
     try:
         models = {str(entry["id"]): entry for entry in listed["data"] or ()}
@@ -128,7 +127,7 @@ def _choose_model(listed: Any, endpoint: Endpoint) -> JsonObject:
         raise EndpointError(f"{endpoint.name} has no model", "download one there, or load it")
     names = format_names([foreign_line(name) for name in models], SHOWN_MODELS)
     named, option = endpoint.served_model, "--set served_model_name=NAME"
-    if not is_exact:
+    if as_messages or not is_exact:
         named, option = endpoint.named_model or named, "-m NAME"
     if named is None:
         if len(models) > 1:

@@ -31,17 +31,18 @@ AHEAD = 2  # requests submitted for each sample that the servers run at a time
 READ_AT = 1.5  # such requests; together, since submitting wakes the thread of the servers
 
 
-def probe(*endpoints: Endpoint) -> ServerInfo:
+def probe(*endpoints: Endpoint, as_messages: bool = False) -> ServerInfo:
     """Ask servers what they are; return the answer of the first, or of one that is a second faster.
 
+    To be used `as_messages`, they need not take token ids.
     Without any, raises NoServerError if none can be reached, else another error of the first that can: NotReadyError if
     it is not ready yet, or EndpointError.
     """
-    return asyncio.run(ask_all(endpoints))
+    return asyncio.run(ask_all(endpoints, as_messages))
 
 
-async def ask_all(endpoints: Sequence[Endpoint]) -> ServerInfo:
-    tasks = [asyncio.create_task(ask(endpoint)) for endpoint in endpoints]
+async def ask_all(endpoints: Sequence[Endpoint], as_messages: bool) -> ServerInfo:
+    tasks = [asyncio.create_task(ask(endpoint, as_messages)) for endpoint in endpoints]
     await asyncio.wait(tasks, timeout=FASTER_S)
     problems = []
     for task in sorted(tasks, key=lambda task: not task.done()):
@@ -55,11 +56,11 @@ async def ask_all(endpoints: Sequence[Endpoint]) -> ServerInfo:
     raise NoServerError(f"no server answers ({'; '.join(map(str, problems))})", problems[0].hint)
 
 
-async def ask(endpoint: Endpoint) -> ServerInfo | EndpointError:
+async def ask(endpoint: Endpoint, as_messages: bool) -> ServerInfo | EndpointError:
     """What a server is, or why that is not known."""
     try:
         async with aclosing(Client(endpoint)) as client:
-            _, info = await describe(client)
+            _, info = await describe(client, as_messages)
             return info
     except BusyServerError as busy:
         return NotReadyError(f"{endpoint.name} is not ready: {busy.reason}", "try again later")

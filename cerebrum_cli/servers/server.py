@@ -161,7 +161,7 @@ class Server:
         limit = self.timeouts.health if self.is_reached else None
         try:
             async with asyncio.timeout(limit):
-                kind, info = await describe(self.client)
+                kind, info = await describe(self.client, self._expected.messages)
                 await self._expected.check(self.client, info)
         except TimeoutError as error:
             raise LostServerError(f"no sign of life for {monotonic() - self.heard_at:.0f} s") from error

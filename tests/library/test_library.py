@@ -232,31 +232,6 @@ def store(cache: Cache, model: Path) -> Path:
     return place.link()
 
 
-REFERENCES = ["thinker", "thinker:q4_k_m", REPO, f"https://huggingface.co/{REPO}/resolve/{COMMIT}/Thinker-Q4_K_M.gguf"]
-
-
-@pytest.mark.parametrize("reference", REFERENCES)
-def test_vocabulary_is_found_where_no_model_is_installed(library: Library, chatml_model: Path, reference: str) -> None:
-    path = store(library.vocabulary_cache, chatml_model)
-    found = library.resolve_vocabulary(reference)
-    assert (found.path, found.reference, found.is_vocabulary) == (path, "thinker:Q4_K_M", True)
-    assert library.models() == []
-    with pytest.raises(ModelNotFound, match=r"is not downloaded"):
-        library.resolve(reference)
-    whole = store(library.cache, chatml_model)
-    installed = library.resolve_vocabulary(reference)
-    assert (installed.path, installed.is_vocabulary) == (whole, False)
-    assert library.identity(installed) == library.identity(found) == f"{DIGEST} {chatml_model.stat().st_size}"
-
-
-def test_vocabulary_missing_has_a_hint_to_pull_it(library: Library) -> None:
-    command = "cerebrum pull --vocabulary thinker:Q4_K_M  (or the whole model: cerebrum pull thinker:Q4_K_M)"
-    missing = ("thinker:Q4_K_M is not downloaded", command, "thinker:Q4_K_M")
-    assert error_of(library.resolve_vocabulary, "thinker:Q4_K_M") == missing
-    assert error_of(library.resolve_vocabulary, "packed")[1] == "cerebrum pull packed"
-    assert error_of(library.resolve_vocabulary, None)[1] == "name the model that the server runs: -m MODEL"
-
-
 def test_library_takes_no_other_commit_for_a_branch_that_was_never_pulled(library: Library, chatml_model: Path) -> None:
     path, url = store(library.cache, chatml_model), f"https://huggingface.co/{REPO}/resolve/%s/Thinker-Q4_K_M.gguf"
     library.cache.write_ref(REPO, "main", COMMIT)

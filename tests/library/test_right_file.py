@@ -235,9 +235,9 @@ def test_right_file_of_a_newer_model_is_refused_before_the_download(
     path = tmp_path / "x.gguf"
     path.write_bytes(chatml_model.read_bytes().replace(known, unknown))
     hub_user.hub.repository(REPO, {f"x-Q{number}_0.gguf": path for number in range(2, 9)})
-    for reference in (REPO, f"{REPO}:Q8_0", f"--vocabulary {REPO}"):
+    for reference in (REPO, f"{REPO}:Q8_0"):
         hub_user.hub.log.clear()
-        done = hub_user.run("pull", *reference.split())
+        done = hub_user.run("pull", reference)
         assert done.code == 2 and done.err.endswith(f"llama.cpp cannot load it: {problem}{NEWER}")
         assert len(hub_user.hub.log.requests("cdn")) == 1 and not hub_user.downloads()
     done = hub_user.run("ask", "-m", path, "Why?")

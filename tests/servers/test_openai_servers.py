@@ -103,6 +103,14 @@ def test_served_model_answers_through_chat_completions(server: OllamaServer, ask
     assert found["prompt_tokens"] > 40 and found["cached_tokens"] is None
 
 
+def test_llama_server_gets_messages_for_a_model_that_is_not_installed(server: OllamaServer, ask: Ask) -> None:
+    server.owner = "llamacpp"
+    done = ask("ask", "What is 2 + 2?", "-m", MODEL, "--json")
+    assert (done.code, done.object["text"], done.object["format"]) == (0, "The answer is 4.", "server")
+    assert "for exact prompts, pull its model" in done.err
+    assert_error(ask("ask", "2 + 2?", "-m", "cerebrum-7b"), 1, "does not serve the model 'cerebrum-7b'", MODEL)
+
+
 def test_served_model_continues_a_session(server: OllamaServer, ask: Ask) -> None:
     assert ask("ask", "One?").code == 0
     done = ask("ask", "-c", "Two?", "--think", "off")
@@ -309,7 +317,7 @@ def test_served_model_needs_servers_of_one_kind_that_answer(server: OllamaServer
         assert (done.code, done.err.count("builds the prompt itself")) == (0, 1), done.err
         assert server.completions() and other.completions()
     with LlamaServer(server.model) as other:
-        assert_error(ask("ask", "2 + 2?", "--endpoint", other.url), 1, f"{other.url} takes token ids", "one kind")
+        assert_error(ask("ask", "2 + 2?", "--endpoint", other.url), 1, f"instead of {MODEL}", "servers of one model")
     server.kill()
     assert_error(ask("ask", "2 + 2?"), 7, "Connection refused", "start the server there")
 
