@@ -280,8 +280,8 @@ def answer(model: Model) -> str:
 
 
 def has_run(call: ToolCall) -> bool:
-    """Whether a function was run: unread calls, and those of unknown functions or with invalid arguments, are not."""
-    return not call.result.startswith(("there is no function", "invalid arguments", "this call was not run"))
+    """Whether a function was run: those that do not exist, or have invalid arguments, are not."""
+    return not call.result.startswith(("there is no function", "invalid arguments"))
 
 
 def solve(model: Model, tools: Sequence[str]) -> str:

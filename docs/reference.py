@@ -1,4 +1,4 @@
-"""Write pages of docs/reference from the code: commands, slash commands and keys, and syntaxes of function calls."""
+"""Write pages of docs/reference from the code: commands, and slash commands and keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 from cerebrum_cli.cli.commands import own_commands
 from cerebrum_cli.core.declaration import HEADINGS
-from cerebrum_cli.formats.tool_families import FAMILIES
 from cerebrum_cli.main import assembled
 from cerebrum_cli.terminal.repl.interactive import chat_help
 
@@ -28,13 +27,6 @@ changes.
 
 Each command lists those that it has. Almost all commands also have `-q`, and all have `-h`.
 """
-CALLS = """\
-The families of models whose syntax of [function calls](../how-to/call-functions.md) is known, with the source:
-documentation, a chat template, or a parser's tests. Variants that these models write are read, too. Each example calls
-`weather(city="Oslo")`.
-
-| Family | A call |
-|---|---|"""
 
 
 def main() -> None:
@@ -49,7 +41,6 @@ def pages() -> dict[str, str]:
     return {
         "cli.md": commands,
         "chat.md": chat_page(),
-        "function-calls.md": calls_page(),
         "cerebrum.1": man_page(commands),
     }
 
@@ -137,18 +128,6 @@ def common_options(shared: list[tuple[Row, str]], common: list[Row]) -> str:
         parts.append(", ".join(names))
     text = "; ".join(parts)
     return fill(text, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
-
-
-def calls_page() -> str:
-    """Every family of models whose calls are known, with an example."""
-    rows = [f"| [{family.name}]({family.source}) | {code(family.syntax.example)} |" for family in FAMILIES]
-    return "\n".join(["# Function calls", "", NOTE, "", CALLS, *rows]) + "\n"
-
-
-def code(text: str) -> str:
-    """Text as code in a cell of a table in Markdown."""
-    text = text.replace("\n", " ").replace("|", r"\|")
-    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def plain(text: str) -> str:

@@ -10,14 +10,13 @@ from typing import Any
 from cerebrum_cli.core.json_types import JsonObject
 
 
-def typed(text: str, key: str, schema: JsonObject, kind: str | None = None) -> Any:
+def typed(text: str, key: str, schema: JsonObject) -> Any:
     """The value of an argument that is written as a text, by the type in its function's schema.
 
-    It is JSON, or a Python literal, if the schema has such a type, or none at all; otherwise it is the text. `kind` is
-    what the call says: "string" or "true" if it is a text.
+    It is JSON, or a Python literal, if the schema has such a type, or none at all; otherwise it is the text.
     """
     kinds = _kinds(schema.get("properties", {}).get(key, {}), schema)
-    if kinds == {"string"} or kind in ("string", "true"):
+    if kinds == {"string"}:
         return text
     for parse in (json.loads, ast.literal_eval) if kinds else (json.loads,):
         with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):

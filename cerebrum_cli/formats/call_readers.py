@@ -1,146 +1,165 @@
-"""Readers of calls by kind of syntax: JSON after a marker, a name before arguments, and Python. Pure.
-
-A syntax is one of these readers with its markers, bound to them as a `Finder`.
-"""
+"""How a model writes function calls, and the readers of calls that are written so. Pure."""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.core.text import Pattern
+from cerebrum_cli.core.text import Match, Pattern, Texts
 from cerebrum_cli.core.tools import ToolCall, ToolCalls, ToolSpecs
 from cerebrum_cli.formats.argument_types import typed
 
+NAME = r"(?P<name>[\w.:/-]+?)"  # of a function
 NAME_KEYS = ("name", "tool_name", "function", "tool")
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
+FENCE_END = re.compile(r"\s*```")
+BETWEEN_CALLS = " \t\r\n;,"
 JSON_WORDS = {"true": True, "false": False, "null": None}
-NAME = r"(?P<name>[\w.:/-]+?)"  # of a function
-BARE_START = re.compile(r"(?m)^[ \t]*(?P<fence>```[\w-]*\s*)?(?=[\[{])")  # of a call without markup
-PYTHON_START = re.compile(r"\s*(?P<list>\[)?\s*(?P<call>[A-Za-z_][\w.]*)\(")
-WHOLE_PYTHON = re.compile(r"\s*(?:```[\w-]*\s+)?(?P<name>[A-Za-z_][\w.]*)\(")  # of a reply that is only calls
-BETWEEN_CALLS = re.compile(r"[\s;,]*")
-QUOTED = r'"""(?:[^\\]|\\.)*?"""|"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\''  # strings in Python
-UNESCAPED = r'"(?:[^\\]|\\.)*?"(?=\s*[,:)\]}])|\'(?:[^\\]|\\.)*?\'(?=\s*[,:)\]}])'  # ... with quotes inside
-ESCAPES = {"\n": r"\n", "\r": r"\r", "\0": r"\0"}
-JSON_STRING = r'"""(?:[^\\]|\\.)*?"""|"(?:[^"\\]|\\.)*"'
-ZEROS = re.compile(r"(?<![\w.])0+(?=\d)")  # before a number, which Python rejects
-_DECODER = json.JSONDecoder(strict=False)  # strings may contain line breaks
+# In calls as Python, models write line breaks and quotes in strings as they are, and zeros before numbers.
+STRING_OR_ZEROS = re.compile(
+    r"""(?s)(?P<quote>["'])(?P<body>(?:[^\\]|\\.)*?)(?P=quote)(?=\s*[,:)\]}])|(?<![\w.])0+(?=\d)"""
+)
+ESCAPES = {"\n": r"\n", "\r": r"\r", "\0": r"\0", '"': r"\"", "'": r"\'"}
+DECODER = json.JSONDecoder(strict=False)  # strings may contain line breaks
+
+UNREADABLE = (ValueError, SyntaxError, RecursionError, MemoryError)
+
+Form = Literal["JSON call", "Python", "JSON", "bare keys", "pairs"]
+
+
+@frozen
+class CallSyntax:
+    """How a model writes calls: a header, and what follows it.
+
+    - `header`: precedes a call; its group `name`, if any, is the name of the function
+    - `form`: what follows. "JSON call" is objects with name and arguments, or a list of them; "Python" is calls, or a
+      list of them. The others are the arguments: "JSON", JSON with "bare keys", or "pairs" of a key and a text
+    - `pairs`: patterns with the groups `key` and `value`; the first that matches is used
+    - `quote`: what is around strings if keys are bare
+    - `closing`: ends Python, and arguments with bare keys
+    - `openings`: texts that calls begin with
+    - `markers`: texts of the markup, which may be special tokens
+    - `in_headers`: calls are in the headers of blocks, so they are read from the whole reply with all special tokens
+    """
+
+    header: Pattern
+    form: Form = "JSON call"
+    pairs: tuple[Pattern, ...] = ()
+    quote: str = ""
+    closing: str = ""
+    openings: Texts = ()
+    markers: Texts = ()
+    in_headers: bool = False
+
+
+Syntaxes = tuple[CallSyntax, ...]
 
 
 class Found(NamedTuple):
-    """Calls in a text, from where their markup begins to where their arguments end."""
+    """Calls in a text, from where their header begins to where their arguments end."""
 
     calls: ToolCalls
     start: int
     end: int
 
 
-Finder = Callable[[str, ToolSpecs], Iterable[Found]]
-CallsAtPlace = Callable[[int], tuple[ToolCalls, int]]  # at a place in a text, and their end
-Arguments = Callable[[str, int, JsonObject], tuple[JsonObject, int]]  # at a place, and their end; or ValueError
+def find_calls(text: str, syntaxes: Syntaxes, tools: ToolSpecs) -> list[Found]:
+    """The calls in a text in any of several syntaxes; of calls that overlap, those that begin first."""
+    found: list[Found] = []
+    of_all = (calls for syntax in syntaxes for calls in _calls_in(text, syntax, tools))
+    for calls in sorted(of_all, key=attrgetter("start")):
+        if not found or calls.start >= found[-1].end:
+            found.append(calls)
+    return found
 
 
-def no_calls(text: str, tools: ToolSpecs) -> tuple[Found, ...]:  # noqa: ARG001
-    return ()
-
-
-def first_calls(finders: Sequence[Finder], text: str, tools: ToolSpecs) -> Iterator[Found]:
-    """What several finders find, in the order of the text; of overlapping calls, those that begin first."""
-    end = 0
-    for found in sorted((found for finder in finders for found in finder(text, tools)), key=attrgetter("start")):
-        if found.start >= end:
-            yield found
-            end = found.end
-
-
-# Calls as JSON.
-
-
-def json_calls(header: Pattern, text: str, tools: ToolSpecs) -> Iterator[Found]:
-    """Calls as JSON objects, or lists of them, after a marker."""
-    return calls_after(header, lambda place: calls_at(text, place, tools), text)
-
-
-def calls_after(header: Pattern, calls_at_place: CallsAtPlace, text: str) -> Iterator[Found]:
-    """Calls that follow a marker, one after the other."""
+def _calls_in(text: str, syntax: CallSyntax, tools: ToolSpecs) -> Iterator[Found]:
+    read = READERS[syntax.form]
     at = 0
-    while marker := header.search(text, at):
-        start, at = marker.start(), marker.start() + 1
-        calls, end = calls_at_place(marker.end())
-        while calls:
-            yield Found(calls, start, end)
-            start = at = end
-            calls, end = calls_at_place(after_separator(text, end))
+    while header := syntax.header.search(text, at):
+        at = header.start() + 1
+        with suppress(*UNREADABLE):
+            calls, at = read(CallSite(text, header, syntax, tools))
+            if "```" in header[0] and (fence := FENCE_END.match(text, at)):
+                at = fence.end()
+            yield Found(calls, header.start(), at)
 
 
-def after_separator(text: str, start: int) -> int:
-    """The next place that is no white space, semicolon or comma."""
-    separator = BETWEEN_CALLS.match(text, start)
-    return separator.end() if separator else start
+class CallSite(NamedTuple):
+    """A header of a syntax in a text, with the functions that may be called."""
+
+    text: str
+    header: Match
+    syntax: CallSyntax
+    tools: ToolSpecs
+
+    @property
+    def start(self) -> int:
+        """Where what follows the header begins."""
+        return self.header.end()
+
+    @property
+    def end(self) -> int:
+        """Where what follows the header is closed."""
+        end = self.text.find(self.syntax.closing, self.start)
+        return len(self.text) if end < 0 else end
+
+    @property
+    def name(self) -> str:
+        return self.header["name"].removeprefix("functions.")
+
+    def call(self, arguments: JsonObject) -> ToolCalls:
+        """The call with the name in the header."""
+        return (ToolCall(self.name, arguments),)
 
 
-def calls_at(text: str, start: int, tools: ToolSpecs) -> tuple[ToolCalls, int]:
-    """The calls in the JSON value at a place, and where it ends; if it is anything else, none, and the next place."""
-    try:
-        value, end = decode(text, start)
-        items = value if isinstance(value, list) else [value]
-        return tuple(_call_of(item, tools) for item in items), end
-    except (ValueError, RecursionError):
-        return (), start + 1
+# Readers of what follows a header: they return the calls and their end, or raise one of UNREADABLE.
+
+
+def _json_calls(site: CallSite) -> tuple[ToolCalls, int]:
+    """Calls as JSON, one after the other."""
+    text = site.text
+    names = [tool.name for tool in site.tools if site.syntax.openings]  # without markup, `{name: ...}` may be anything
+    calls, end = json_calls_at(text, site.start, names)
+    with suppress(*UNREADABLE):
+        while True:
+            others, end = json_calls_at(text, len(text) - len(text[end:].lstrip(BETWEEN_CALLS)), names)
+            calls += others
+    return calls, end
+
+
+def json_calls_at(text: str, start: int, names: Sequence[str] = ()) -> tuple[ToolCalls, int]:
+    """The calls in the JSON value at a site, and its end. Raises ValueError or RecursionError.
+
+    An object has name and arguments under keys of their own, or one of the `names` as its only key.
+    """
+    value, end = decode(text, start)
+    items = value if isinstance(value, list) else [value]
+    if not items:
+        raise ValueError("no calls")
+    return tuple(_json_call(item, names) for item in items), end
 
 
 def decode(text: str, start: int) -> tuple[Any, int]:
-    """The JSON value at a place, after white space, and where it ends. Raises ValueError.
-
-    Strings may be in Python's triple quotes, as small models write programs.
-    """
-    while text[start : start + 1].isspace():
-        start += 1
-    try:
-        return _DECODER.raw_decode(text, start)
-    except ValueError:
-        if '"""' not in text[start:]:
-            raise
-        end = bracket_end(text, start, JSON_STRING)
-        return json.loads(without_triple_quotes(text[start:end]), strict=False), end
+    """The JSON value at a site, after white space, and its end. Raises ValueError or RecursionError."""
+    return DECODER.raw_decode(text, len(text) - len(text[start:].lstrip()))
 
 
-def without_triple_quotes(text: str) -> str:
-    pieces = text.split('"""')
-    pieces[1::2] = [json.dumps(piece)[1:-1] for piece in pieces[1::2]]
-    return '"'.join(pieces)
-
-
-def bracket_end(text: str, start: int, strings: str) -> int:
-    """Where the bracket at a place is closed; brackets in strings do not count. Raises JSONDecodeError."""
-    depth = 0
-    for token in re.compile(rf"(?s:{strings})|[\[{{(]|[\]}})]").finditer(text, start):
-        if token[0] in "[{(":
-            depth += 1
-        elif token[0] in "]})":
-            depth -= 1
-            if not depth:
-                return token.end()
-    raise json.JSONDecodeError("Unterminated brackets", text, start)
-
-
-def _call_of(item: Any, tools: ToolSpecs) -> ToolCall:
-    """A call as a JSON object: its name and arguments under keys of their own, or `{name: arguments}`."""
+def _json_call(item: Any, names: Sequence[str]) -> ToolCall:
     if not isinstance(item, dict):
         raise ValueError("no object")
     if isinstance(item.get("function"), dict):
         item = item["function"]
-    name, arguments = first_value(item, NAME_KEYS), first_value(item, ARGUMENT_KEYS)
-    for tool in tools:
-        if name is None and item.keys() == {tool.name}:
-            name, arguments = tool.name, item[tool.name]
+    name, arguments = _first_value(item, NAME_KEYS), _first_value(item, ARGUMENT_KEYS)
+    if len(item) == 1 and not item.keys().isdisjoint(names):
+        [(name, arguments)] = item.items()
     if isinstance(arguments, str):
         arguments = json.loads(arguments)
     if not isinstance(name, str) or not isinstance(arguments, dict):
@@ -148,105 +167,30 @@ def _call_of(item: Any, tools: ToolSpecs) -> ToolCall:
     return ToolCall(name, arguments)
 
 
-def first_value(item: JsonObject, keys: Sequence[str]) -> Any:
+def _first_value(item: JsonObject, keys: Sequence[str]) -> Any:
     """The value of the first of several keys that an object has; None without any."""
     return next((item[key] for key in keys if key in item), None)
 
 
-# Calls whose name precedes the arguments.
+def _python_calls(site: CallSite) -> tuple[ToolCalls, int]:
+    program = STRING_OR_ZEROS.sub(_as_python, site.text[site.start : site.end]).strip()
+    calls: list[ToolCall] = []
+    for statement in ast.parse(program).body:
+        if not isinstance(statement, ast.Expr):
+            raise ValueError("no expression")
+        value = _JsonWords().visit(statement.value)
+        calls += map(_python_call, value.elts if isinstance(value, ast.List) else [value])
+    if not calls:
+        raise ValueError("no calls")
+    return tuple(calls), site.end
 
 
-def named_calls(header: Pattern, arguments: Arguments, text: str, tools: ToolSpecs) -> Iterator[Found]:
-    """Calls whose header contains the name, and precedes the arguments."""
-    schemas = {tool.name: tool.parameters for tool in tools}
-    at = 0
-    while found := header.search(text, at):
-        at = found.end()
-        name = found["name"].removeprefix("functions.")
-        with suppress(ValueError, RecursionError):
-            values, at = arguments(text, found.end(), schemas.get(name, {}))
-            yield Found((ToolCall(name, values),), found.start(), at)
-
-
-def json_arguments(text: str, start: int, schema: JsonObject) -> tuple[JsonObject, int]:  # noqa: ARG001
-    """Arguments as a JSON object; none if the call ends here."""
-    rest = text[start:].lstrip()
-    if not rest or rest.startswith("<"):
-        return {}, start
-    value, end = decode(text, start)
-    if not isinstance(value, dict):
-        raise ValueError("no object")
-    return value, end
-
-
-def pair_arguments(pairs: Sequence[Pattern], text: str, start: int, schema: JsonObject) -> tuple[JsonObject, int]:
-    """Arguments as pairs of a key and a text, in the first form that matches; the schema says its type."""
-    values = {}
-    while found := next(filter(None, (pair.match(text, start) for pair in pairs)), None):
-        value, kind = found["value"], found.groupdict().get("type")
-        if value.startswith("<![CDATA["):
-            value = value.removeprefix("<![CDATA[").removesuffix("]]>")
-        values[found["key"]] = typed(value, found["key"], schema, kind)
-        start = found.end()
-    return values, start
-
-
-def bare_key_arguments(quote: str, text: str, start: int, schema: JsonObject) -> tuple[JsonObject, int]:  # noqa: ARG001
-    """Arguments as JSON whose keys have no quotes, and whose strings are between other quotes."""
-    mark = re.escape(quote)
-    end = bracket_end(text, start, f"{mark}.*?{mark}")
-    parts = []
-    for number, piece in enumerate(text[start:end].split(quote)):
-        if number % 2:
-            parts.append(json.dumps(piece))
-        else:
-            piece = re.sub(r"\bNone\b", "null", piece)
-            parts.append(re.sub(r"([{,]\s*)([\w.-]+)\s*:", r'\1"\2":', piece))
-    value, _ = json_arguments("".join(parts), 0, {})
-    return value, end
-
-
-# Calls as Python.
-
-
-def python_calls(header: Pattern, text: str, tools: ToolSpecs) -> Iterator[Found]:  # noqa: ARG001
-    """Calls as Python after a marker: a list of them, or one after the other."""
-    return calls_after(header, lambda place: python_calls_at(text, place), text)
-
-
-def python_calls_at(text: str, start: int) -> tuple[ToolCalls, int]:
-    """The calls in the Python list or call at a place, and its end; if it is neither, none, and the next place."""
-    found = PYTHON_START.match(text, start)
-    if found is None:
-        return (), start + 1
-    start, opening = found.start("call"), found.end() - 1
-    if found["list"]:
-        start = opening = found.start("list")
-    for strings in (QUOTED, UNESCAPED):
-        try:
-            end = bracket_end(text, opening, strings)
-            return _parsed(text[start:end], strings), end
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            continue
-    return (), start + 1
-
-
-def _parsed(written: str, strings: str) -> ToolCalls:
-    pieces = re.split(f"(?s:({strings}))", written)
-    pieces[::2] = [ZEROS.sub("", piece) for piece in pieces[::2]]
-    pieces[1::2] = [_escaped(piece) for piece in pieces[1::2]]
-    body = _JsonWords().visit(ast.parse("".join(pieces), mode="eval").body)
-    return tuple(_python_call(item) for item in (body.elts if isinstance(body, ast.List) else [body]))
-
-
-def _escaped(string: str) -> str:
-    """A string of Python, in which models write line breaks and quotes as they are."""
-    quote = string[0]
-    if string.startswith(3 * quote) and len(string) > 2:
-        return string
-    body = re.sub(rf"\\.|{quote}", lambda found: found[0] if found[0] != quote else f"\\{quote}", string[1:-1])
-    for character, escape in ESCAPES.items():
-        body = body.replace(character, escape)
+def _as_python(found: Match) -> str:
+    """A string with the escapes that models omit; nothing instead of zeros."""
+    quote = found["quote"]
+    if not quote:
+        return ""
+    body = re.sub(r"(?s)\\.|[\n\r\0\"']", lambda character: ESCAPES.get(character[0], character[0]), found["body"])
     return f"{quote}{body}{quote}"
 
 
@@ -260,5 +204,47 @@ class _JsonWords(ast.NodeTransformer):
 def _python_call(node: ast.expr) -> ToolCall:
     if not isinstance(node, ast.Call) or node.args:
         raise ValueError("no call with keyword arguments")
-    values = {str(item.arg): ast.literal_eval(item.value) for item in node.keywords}
-    return ToolCall(ast.unparse(node.func), values)
+    return ToolCall(ast.unparse(node.func), {str(item.arg): ast.literal_eval(item.value) for item in node.keywords})
+
+
+def _json_arguments(site: CallSite) -> tuple[ToolCalls, int]:
+    """A call with arguments as JSON, or without arguments if its markup ends there."""
+    rest = site.text[site.start :].lstrip()
+    if not rest or rest.startswith("<"):
+        return site.call({}), site.start
+    arguments, end = decode(site.text, site.start)
+    if not isinstance(arguments, dict):
+        raise ValueError("no object")
+    return site.call(arguments), end
+
+
+def _bare_keys(site: CallSite) -> tuple[ToolCalls, int]:
+    pieces = site.text[site.start : site.end].split(site.syntax.quote)
+    for number, piece in enumerate(pieces):
+        if number % 2:  # in quotes
+            pieces[number] = json.dumps(piece)
+        else:
+            piece = re.sub(r"\bNone\b", "null", piece)
+            pieces[number] = re.sub(r"([{,]\s*)([\w.-]+)\s*:", r'\1"\2":', piece)
+    return site.call(json.loads("".join(pieces))), site.end
+
+
+def _pairs(site: CallSite) -> tuple[ToolCalls, int]:
+    schema = next((tool.parameters for tool in site.tools if tool.name == site.name), {})
+    end, arguments = site.start, {}
+    while pair := next(filter(None, (pattern.match(site.text, end) for pattern in site.syntax.pairs)), None):
+        key, value = pair["key"], pair["value"]
+        if value.startswith("<![CDATA["):
+            value = value.removeprefix("<![CDATA[").removesuffix("]]>")
+        arguments[key] = typed(value, key, schema)
+        end = pair.end()
+    return site.call(arguments), end
+
+
+READERS: dict[Form, Callable[[CallSite], tuple[ToolCalls, int]]] = {
+    "JSON call": _json_calls,
+    "Python": _python_calls,
+    "JSON": _json_arguments,
+    "bare keys": _bare_keys,
+    "pairs": _pairs,
+}

@@ -8,28 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from itertools import product
 from operator import attrgetter
 
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.messages import wire_message
-from cerebrum_cli.core.text import Pattern
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls, ToolSpec
-from cerebrum_cli.formats.call_forms import Syntax
-from cerebrum_cli.formats.call_readers import (
-    NAME,
-    Finder,
-    calls_at,
-    decode,
-    json_arguments,
-    json_calls,
-    named_calls,
-    no_calls,
-    pair_arguments,
-)
+from cerebrum_cli.formats.call_readers import NAME, CallSyntax, Syntaxes, decode, find_calls, json_calls_at
 from cerebrum_cli.formats.markers import HEADERS, TAG
 from cerebrum_cli.formats.template_sandbox import ANSWER, NEXT_QUESTION, QUESTION, try_render
 from cerebrum_cli.formats.tool_calls import PLAIN_TOOLS, ToolFormat
@@ -55,6 +44,11 @@ PAIRS = re.compile(  # the first call; a template may repeat anything, so atomic
 )
 
 
+BARE_KEYS = re.compile(
+    rf"{FIRST}\{{{KEY}:(?P<quote>\S+?){TEXT}(?P=quote),{OTHER_KEY}:{NUMBER}\}}(?P<closing>{MARKER.pattern})"
+)
+
+
 def tool_variables(tools: Sequence[JsonDict]) -> JsonDict:
     """The variables of a template for functions as OpenAI describes them."""
     return dict.fromkeys(TOOL_VARIABLES, tools) if tools else {}
@@ -63,9 +57,11 @@ def tool_variables(tools: Sequence[JsonDict]) -> JsonDict:
 @cache
 def find_tool_format(source: str) -> ToolFormat:
     """Find out how a template supports functions, by rendering small conversations."""
+    family = family_of(source)
+    known = family.syntaxes if family else ()
     prompt = _after_question(source, ASKED)
     if prompt is None:
-        return _written_as(_known(source), PLAIN_TOOLS)
+        return replace(PLAIN_TOOLS, syntaxes=known)
     shown, before = prompt
     takes_text = False
     if as_text := _after_question(source, _replied(CALLS[:1], CALLS[1:]).user(NEXT_QUESTION), takes_text=True):
@@ -73,38 +69,32 @@ def find_tool_format(source: str) -> ToolFormat:
         takes_text = all(result in following for result in RESULTS)
         if takes_text:
             before = preceding
-    return replace(_call_format(source, before), has_place=FIRST in shown, takes_text=takes_text)
+    return replace(_call_format(source, before, known), has_place=FIRST in shown, takes_text=takes_text)
 
 
-def _call_format(source: str, before: str) -> ToolFormat:
-    """The format of a template's calls; `before` is the text before them in a prompt."""
-    known = _known(source)
+def _call_format(source: str, before: str, known: Syntaxes) -> ToolFormat:
+    """The format of a template's calls; `before` is the text before them in a prompt, `known` what its family writes.
+
+    A model may have the markup of a family and another syntax, which is then learned.
+    """
     for calls, text_arguments in product((CALLS, CALLS[:1]), (False, True)):
         written = _after_question(source, _replied(calls), text_arguments)
         if written and all(call.name in written[1] and call.result in written[1] for call in calls):
-            syntax = known
-            if known == Syntax() or not _reads(known, calls, written[1]):
-                syntax = _learn(_first_calls(written[1], before))
-            moves_text = _moves_text(source, calls, text_arguments)
-            return _written_as(syntax, ToolFormat(False, False, True, len(calls) > 1, text_arguments, moves_text))
-    return _written_as(known, PLAIN_TOOLS)
+            syntaxes = known if _reads(known, calls, written[1]) else learn(_first_calls(written[1], before))
+            return ToolFormat(
+                writes_calls=True,
+                writes_several=len(calls) > 1,
+                text_arguments=text_arguments,
+                moves_text=_moves_text(source, calls, text_arguments),
+                syntaxes=syntaxes,
+            )
+    return replace(PLAIN_TOOLS, syntaxes=known)
 
 
-def _known(source: str) -> Syntax:
-    """The syntax of a known family; without calls for any other."""
-    family = family_of(source)
-    return family.syntax if family else Syntax()
-
-
-def _reads(syntax: Syntax, calls: ToolCalls, written: str) -> bool:
-    """Whether calls are read as a template writes them: a model may have the markup of a family, and another syntax."""
-    written_calls = ToolFormat(find=syntax.find).read(written, PROBES)[0]
-    return [call.name for call in written_calls] == [call.name for call in calls]
-
-
-def _written_as(syntax: Syntax, support: ToolFormat) -> ToolFormat:
-    find, openings, markers, in_headers, _ = syntax
-    return replace(support, find=find, openings=openings, markers=markers, in_headers=in_headers)
+def _reads(syntaxes: Syntaxes, calls: ToolCalls, written: str) -> bool:
+    """Whether calls are read as a template writes them."""
+    found = find_calls(written, syntaxes, PROBES)
+    return [call.name for each in found for call in each.calls] == [call.name for call in calls]
 
 
 def _moves_text(source: str, calls: ToolCalls, text_arguments: bool) -> bool:
@@ -170,37 +160,67 @@ def _whole_markers(text: str) -> str:
     return text
 
 
-def _learn(written: str) -> Syntax:
-    """The syntax of calls that a template has written."""
+def learn(written: str) -> Syntaxes:
+    """The syntax of the calls that a template has written; none if they are JSON without markup, or unknown."""
     name = written.rfind(FIRST, 0, written.find(KEY))
     before = written[:name]
     markers = tuple(dict.fromkeys(MARKER.findall(written)))
-    for start in (found.start() for found in re.finditer(r"[\[{]", before)):
-        if calls_at(written, start, PROBES)[0]:
-            opening = written[:start].strip()
+    for bracket in re.finditer(r"[\[{]", before):
+        with suppress(ValueError):
+            json_calls_at(written, bracket.start(), (FIRST, SECOND))
+            opening = written[: bracket.start()].strip()
             header = re.compile(_pattern(opening) + r"\s*(?=[\[{])")
-            if not opening:
-                return Syntax(no_calls, (), markers)
-            return Syntax(partial(json_calls, header), (opening,), markers)
+            return (CallSyntax(header, openings=(opening,), markers=markers),) if opening else ()
+    syntax = _json_arguments(written, name) or _bare_keys(written, name) or _pairs(written, name)
+    if syntax is None:
+        return ()
     first = MARKER.match(before.strip())
-    in_headers = bool(HEADERS.keys() & markers) or "to=" in before
     opening = first[0] if first else before.strip()
-    return Syntax(_learn_named(written, name), (opening,) if opening else (), markers, in_headers)
+    in_headers = bool(HEADERS.keys() & markers) or "to=" in before
+    return (replace(syntax, openings=(opening,) if opening else (), markers=markers, in_headers=in_headers),)
 
 
-def _learn_named(written: str, name: int) -> Finder:
-    """The syntax of calls whose name is followed by the arguments."""
+# Calls with a name, and arguments behind it.
+
+
+def _json_arguments(written: str, name: int) -> CallSyntax | None:
     after_name = name + len(FIRST)
     start = written.find("{", after_name)
-    try:
+    with suppress(ValueError):
         arguments, end = decode(written, start)
-    except ValueError:
-        return _learn_pairs(written, name)
-    if arguments != CALLS[0].arguments:
-        return _learn_pairs(written, name)
-    before = _before_name(written, name, end)
-    header = rf"{before}{NAME}\s*{_pattern(written[after_name:start])}(?=\s*\{{)"
-    return partial(named_calls, re.compile(header), json_arguments)
+        if arguments == CALLS[0].arguments:
+            header = f"{_before_name(written, name, end)}{NAME}\\s*{_pattern(written[after_name:start])}"
+            return CallSyntax(re.compile(rf"{header}(?=\s*\{{)"), "JSON")
+    return None
+
+
+def _bare_keys(written: str, name: int) -> CallSyntax | None:
+    found = BARE_KEYS.match(written, name)
+    if found is None:
+        return None
+    header = re.compile(rf"{_before_name(written, name, found.end())}{NAME}\s*(?=\{{)")
+    return CallSyntax(header, "bare keys", quote=found["quote"], closing=found["closing"])
+
+
+def _pairs(written: str, name: int) -> CallSyntax | None:
+    found = PAIRS.match(written, name)
+    if found is None:
+        return None
+    before_key, between, after_text, between_number, after_number = found.groups()
+    after_text, after_number = after_text.replace(KEY, "\0"), after_number.replace(OTHER_KEY, "\0")
+    after_value = _whole_markers(shared_start(after_text, after_number))
+    key_opening = after_text[len(after_value) :]
+    if not after_value.strip() or not before_key.endswith(key_opening):
+        return None
+    closing = MARKER.match(after_number[len(after_value) :].strip())
+    end = re.escape(closing[0]) if closing else r"\Z"
+    followed = rf"(?=\s*(?:{_pattern(key_opening)}|{end}))"
+    before_pairs = _pattern(before_key.removesuffix(key_opening))
+    header = f"{_before_name(written, name, found.start(5))}{NAME}\\s*{before_pairs}{followed}"
+    before_value = _before_value(between, between_number)
+    value_end = _edge(after_value).replace("\0", "(?P=key)")
+    pair = rf"(?s)\s*{_pattern(key_opening)}(?P<key>[^<>\s\"]+?){before_value}(?P<value>.*?){value_end}{followed}"
+    return CallSyntax(re.compile(header), "pairs", pairs=(re.compile(pair),))
 
 
 def _before_name(written: str, name: int, end: int) -> str:
@@ -213,32 +233,6 @@ def _before_name(written: str, name: int, end: int) -> str:
     if shared.strip():
         return _pattern(shared[start:])
     return rf"(?:(?m:^)[ \t]*|{_pattern(gap)})"
-
-
-def _learn_pairs(written: str, name: int) -> Finder:
-    """The syntax of calls whose arguments are pairs of a key and a text."""
-    found = PAIRS.match(written, name)
-    if found is None:
-        return no_calls
-    before_key, between, after_text, between_number, after_number = found.groups()
-    after_text, after_number = after_text.replace(KEY, "\0"), after_number.replace(OTHER_KEY, "\0")
-    after_value = _whole_markers(shared_start(after_text, after_number))
-    key_opening = after_text[len(after_value) :]
-    if not after_value.strip() or not before_key.endswith(key_opening):
-        return no_calls
-    before = _before_name(written, name, found.start(5))
-    ends = MARKER.match(after_number[len(after_value) :].strip())
-    followed = _pattern(key_opening) + (f"|{re.escape(ends[0])}" if ends else r"|\Z")
-    header = rf"{before}{NAME}\s*{_pattern(before_key.removesuffix(key_opening))}(?=\s*(?:{followed}))"
-    middle = _before_value(between, between_number)
-    pair = _pair_pattern(key_opening, middle, after_value)
-    return partial(named_calls, re.compile(header), partial(pair_arguments, (pair,)))
-
-
-def _pair_pattern(key_opening: str, middle: str, after_value: str) -> Pattern:
-    value_end = _edge(after_value).replace("\0", "(?P=key)")
-    pair = rf"\s*{_pattern(key_opening)}(?P<key>[^<>\s\"]+?){middle}(?P<value>.*?){value_end}"
-    return re.compile(pair, re.DOTALL)
 
 
 def _before_value(text: str, number: str) -> str:
@@ -258,4 +252,5 @@ def _pattern(literal: str) -> str:
 
 def _edge(literal: str) -> str:
     """A regular expression of a literal beside a value: only its own white space is not the value's."""
-    return "".join(f"{re.escape(character)}{'?' * character.isspace()}" for character in literal)
+    text = "".join(f"{re.escape(character)}{'?' * character.isspace()}" for character in literal)
+    return text.replace("><", r">\s*<")

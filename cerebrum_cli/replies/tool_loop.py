@@ -49,11 +49,6 @@ class WrittenCalls:
     are_own: bool = False
 
     @property
-    def has_failed(self) -> bool:
-        """Whether a call could not be read."""
-        return any(call.result for call in self.calls)
-
-    @property
     def text(self) -> str:
         return "\n\n".join(filter(None, (self.shown, self.beside)))
 
@@ -78,7 +73,7 @@ class ToolLoop:
         self.is_last = self.is_over = False
         self.completion_tokens = 0
         self._known = asked.conversation.tools
-        self._has_failed = self.has_reminder = False
+        self.has_reminder = False
         self._returned = ""  # what the functions of the last round returned
         self.text = model.format.tool_format.filter(self._known)  # of the round that is generated
 
@@ -93,18 +88,17 @@ class ToolLoop:
         """Run the calls that a round ends with; yield them, and the round. A call that cannot be run has an error.
 
         If calls are refused, the model is asked to end its reply: without functions, and with the question after the
-        results. If the model fails to write a call a second time, that text ends the reply, with a notice.
+        results.
         """
         self.completion_tokens += reply.finish.completion_tokens
         written = self.calls_in(reply)
         is_complete = reply.finish.reason == "stop" or bool(reply.finish.calls)
-        if self.is_last or not written.calls or not is_complete or (written.has_failed and self._has_failed):
+        if self.is_last or not written.calls or not is_complete:
             if is_complete and not written.calls and self._ignores_results(reply.text):
                 yield from self._remind()
             else:
                 yield from self._end(written, reply.finish)
             return
-        self._has_failed = self._has_failed or written.has_failed
         if self.asked.grammar is None:
             yield TokenEvent(REPLY, written.unshown)
         if refusal := self.refusal(written.calls):
@@ -150,27 +144,26 @@ class ToolLoop:
             yield NoticeEvent(f"the answer has a function call that was not run: {problem or written.calls[0]}")
 
     def calls_in(self, reply: Reply) -> WrittenCalls:
-        """The calls that a round ends with, also those that failed."""
+        """The calls that a round ends with."""
         tool_format, answer = self._model.format.tool_format, reply.text
         passed = tool_format.filter(self._known)
         passed.feed(answer)
-        written = WrittenCalls(passed.shown.strip(), answer[len(passed.shown) :].strip(), reply.reasoning)
+        shown = passed.shown
+        written = WrittenCalls(shown.strip(), answer[len(shown) :].strip(), reply.reasoning)
         if reply.finish.calls:
             return replace(written, calls=reply.finish.calls)
-        text = self._model.detokenize(reply.sampled) if tool_format.in_headers else answer
-        calls, are_own = tool_format.read(text, self._known)
-        if calls and tool_format.in_headers:
-            return replace(written, calls=calls, are_own=are_own)
-        if calls:
-            beside = tool_format.text_beside(text, len(passed.shown), self._known)
-            return replace(written, beside=beside, calls=calls, are_own=are_own)
+        if tool_format.in_headers:
+            found = tool_format.read(self._model.detokenize(reply.sampled), self._known)
+            if found.are_own:
+                return replace(written, calls=found.calls, are_own=True)
+        found = tool_format.read(answer, self._known)
+        if found.calls:
+            beside = "\n".join(filter(None, (found.before[len(shown) :].strip(), found.behind)))
+            return replace(written, beside=beside, calls=found.calls, are_own=found.are_own)
         if not answer.strip():  # a model may call functions without ending its reasoning
-            reasoning, calls = tool_format.split_at_calls(reply.reasoning or "", self._known)
-            if calls:
-                return replace(written, reasoning=reasoning or None, calls=calls, are_own=True)
-        if failed := tool_format.failed(text, answer, self._known):
-            beside = answer[len(passed.shown) : failed.start] + answer[failed.end :]
-            return replace(written, beside=beside.strip(), calls=failed.calls, are_own=True)
+            found = tool_format.read(reply.reasoning or "", self._known)
+            if found.are_own and not found.behind:
+                return replace(written, reasoning=found.before or None, calls=found.calls, are_own=True)
         return written
 
     def refusal(self, calls: ToolCalls) -> NoticeEvent | None:
@@ -269,6 +262,6 @@ def _passed_on(events: Events, reply: Reply, loop: ToolLoop, is_silent: bool) ->
                 continue
             case TokenEvent(channel="answer"):
                 if event.ends_reasoning:
-                    loop.text.held = loop.text.shown = ""
+                    loop.text.clear()
                 event = event._replace(text=loop.text.feed(event.text))
         yield event

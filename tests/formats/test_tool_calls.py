@@ -2,8 +2,8 @@
 
 import ast
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import cycle
 from typing import Any
 
@@ -24,6 +24,7 @@ from tool_templates import (
 
 from cerebrum_cli.core.tools import ToolCall, ToolCalls
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
+from cerebrum_cli.formats.call_readers import CallSyntax
 from cerebrum_cli.formats.prompt_format import PromptFormat
 from cerebrum_cli.formats.template import EmbeddedFormat
 from cerebrum_cli.formats.tool_calls import PLAIN_TOOLS, ToolFormat
@@ -150,46 +151,41 @@ def test_any_calls_are_read_as_a_template_writes_them(name: str, calls: ToolCall
 # Calls without markup.
 
 WEATHER = '{"name": "weather", "arguments": {"city": "Oslo"}}'
-PROGRAM = '''{"name": "run_python", "arguments": {"code": """
-print(\'a\')
-print("b")
-"""}}'''  # no JSON
 BARE = {
-    WEATHER: (OSLO,),
-    f"I look.\n{WEATHER}\nSo.": (OSLO,),
-    f"I look:\n```json\n{WEATHER}\n```": (OSLO,),
-    f"```{WEATHER}```": (OSLO,),
-    f"[{WEATHER},\n {WEATHER}]": (OSLO, OSLO),
-    f"{WEATHER}\n{WEATHER}": (OSLO, OSLO),
-    '{"tool": "weather", "parameters": {"city": "Oslo"}}': (OSLO,),
-    '{"function": {"name": "weather", "arguments": "{\\"city\\": \\"Oslo\\"}"}}': (OSLO,),
-    '{"weather": {"city": "Oslo"}}': (OSLO,),
+    WEATHER: ((OSLO,), "", ""),
+    f"I look.\n{WEATHER}\nSo.": ((OSLO,), "I look.", "So."),
+    f"I look:\n```json\n{WEATHER}\n```": ((OSLO,), "I look:", ""),
+    f"```{WEATHER}```": ((OSLO,), "", ""),
+    f"{WEATHER}\n```sh\nls\n```": ((OSLO,), "", "```sh\nls\n```"),
+    f"[{WEATHER},\n {WEATHER}]": ((OSLO, OSLO), "", ""),
+    f"{WEATHER}\n{WEATHER}; {WEATHER};": ((OSLO, OSLO, OSLO), "", ""),
+    f"First:\n{WEATHER}\nthen:\n{WEATHER}": ((OSLO, OSLO), "First:", "then:"),
+    '{"tool": "weather", "parameters": {"city": "Oslo"}}': ((OSLO,), "", ""),
+    '{"function": {"name": "weather", "arguments": "{\\"city\\": \\"Oslo\\"}"}}': ((OSLO,), "", ""),
+    '{"name": "weather", "arguments": {}}': ((ToolCall("weather", {}),), "", ""),
     '{"name": "run_python", "arguments": {"code": "a = 1\nprint(a)"}}': (
-        ToolCall("run_python", {"code": "a = 1\nprint(a)"}),
+        (ToolCall("run_python", {"code": "a = 1\nprint(a)"}),),
+        "",
+        "",
     ),
-    PROGRAM: (ToolCall("run_python", {"code": "\nprint('a')\nprint(\"b\")\n"}),),
-    "[weather(city='Oslo'), run_python(code='1')]": (OSLO, ToolCall("run_python", {"code": "1"})),
-    "[weather(flag=true, data={'a': null})]": (ToolCall("weather", {"flag": True, "data": {"a": None}}),),
 }
 NO_CALL = (
     "",
     "It is sunny.",
     f"Use {WEATHER}.",
     '{"name": "unknown", "arguments": {}}',
-    '{"name": "weather", "arguments": {"town": "Oslo"}}',
     '{"name": "weather", "arguments": ["Oslo"]}',
     '{"name": "weather"}',
     '{"name": 5, "arguments": {}}',
     f"[{WEATHER}, 5]",
+    "[]",
     '{"city": "Oslo"}',
+    '{"weather": {"city": "Oslo"}}',
     "[1] A source.\n[2](https://example.org)",
-    "[weather(city)]",
-    "[weather('Oslo')]",
-    "[unknown(city='Oslo')]",
-    "[weather(city='Oslo')",
+    "[weather(city='Oslo')]",
+    "weather(city='Oslo')",
     "[" * 20_000,
     '{"a":' * 20_000,
-    "[f(" * 20_000,
     "```python\nprint('{}')\n```\nThat is all.",
     '```json\n{"name": "Ann", "age": 5}\n```',
     "{% for x in y %}\n{{ x }}\n{% endfor %}",
@@ -199,60 +195,64 @@ TAGGED = f"<tool_call>\n{WEATHER}\n</tool_call>"
 
 @pytest.mark.parametrize("text", BARE)
 def test_calls_without_markup_are_read(text: str) -> None:
-    assert PLAIN_TOOLS.read(text, TOOLS) == (BARE[text], False)
+    assert PLAIN_TOOLS.read(text, TOOLS) == (*BARE[text], False)
 
 
 @pytest.mark.parametrize("text", NO_CALL)
 def test_text_that_names_no_function_is_no_call(text: str) -> None:
-    assert PLAIN_TOOLS.read(text, TOOLS) == ((), False)
-
-
-def test_required_arguments_are_part_of_a_call_without_markup() -> None:
-    tool = replace(TOOLS[0], parameters={**TOOLS[0].parameters, "required": ["city", "days"]})
-    assert PLAIN_TOOLS.read(WEATHER, (tool,)) == ((), False)
-    whole = WEATHER.replace('"Oslo"', '"Oslo", "days": 2')
-    assert PLAIN_TOOLS.read(whole, (tool,)) == ((ToolCall("weather", {"city": "Oslo", "days": 2}),), False)
+    assert PLAIN_TOOLS.read(text, TOOLS) == ((), text, "", False)
 
 
 @pytest.mark.parametrize("value", ["NaN", "1e999"])
 def test_arguments_that_json_cannot_represent_are_an_error_for_the_model(value: str) -> None:
-    [call], _ = PLAIN_TOOLS.read(WEATHER.replace('"Oslo"', value), TOOLS)
+    [call] = PLAIN_TOOLS.read(WEATHER.replace('"Oslo"', value), TOOLS).calls
     assert (call.arguments, call.result.partition(":")[0]) == ({}, "invalid arguments")
 
 
-@pytest.mark.parametrize("text", ['[weather(city={"Oslo"})]', '[weather(city=b"Oslo")]', "[weather(city={(1, 2): 3})]"])
-def test_python_values_that_json_does_not_have_are_an_error_for_the_model(text: str) -> None:
-    [call], _ = PLAIN_TOOLS.read(text, TOOLS)
+@pytest.mark.parametrize("value", ['{"Oslo"}', 'b"Oslo"', "{(1, 2): 3}"])
+def test_python_values_that_json_does_not_have_are_an_error_for_the_model(value: str, chatml: LlamaBackend) -> None:
+    own = embedded(chatml, TOOL_TEMPLATES["LFM2.5"]).tool_format
+    [call] = own.read(f"<|tool_call_start|>[weather(city={value})]<|tool_call_end|>", TOOLS).calls
     assert (call.arguments, call.result.partition(":")[0]) == ({}, "invalid arguments")
 
 
-@pytest.mark.parametrize("text", [WEATHER.replace("Oslo", "\\ud83d"), '[weather(city="\\ud83d")]'])
-def test_half_a_character_in_a_call_is_replaced(text: str) -> None:
-    assert PLAIN_TOOLS.read(text, TOOLS)[0] == (ToolCall("weather", {"city": "\ufffd"}),)
+def test_half_a_character_in_a_call_is_replaced() -> None:
+    calls = PLAIN_TOOLS.read(WEATHER.replace("Oslo", "\\ud83d"), TOOLS).calls
+    assert calls == (ToolCall("weather", {"city": "\ufffd"}),)
 
 
 def test_half_a_character_in_an_unknown_name_is_replaced(chatml: LlamaBackend) -> None:
     own = embedded(chatml, TOOL_TEMPLATES["JSON in a tag"]).tool_format
-    [call], _ = own.read(TAGGED.replace("weather", "\\ud83d"), TOOLS)
+    [call] = own.read(TAGGED.replace("weather", "\\ud83d"), TOOLS).calls
     assert call.name == "\ufffd"
 
 
 def test_own_syntax_counts_anywhere_and_first(chatml: LlamaBackend) -> None:
     own = embedded(chatml, TOOL_TEMPLATES["JSON in a tag"]).tool_format
     other = '{"name": "run_python", "arguments": {"code": "1"}}'
-    assert own.read(f"{other}\nI look: {TAGGED}", TOOLS) == ((OSLO,), True)
-    assert own.read(other, TOOLS) == ((ToolCall("run_python", {"code": "1"}),), False)
-    assert own.read(TAGGED.replace("weather", "unknown"), TOOLS) == ((ToolCall("unknown", {"city": "Oslo"}),), True)
-    assert own.read(f"{TAGGED}\n{TAGGED}".removesuffix("</tool_call>"), TOOLS) == ((OSLO, OSLO), True)
-    assert own.read("<tool_call>\n{}\n</tool_call>", TOOLS) == ((), False)
+    assert own.read(f"{other}\nI look: {TAGGED}", TOOLS) == ((OSLO,), f"{other}\nI look:", "", True)
+    assert own.read(other, TOOLS) == ((ToolCall("run_python", {"code": "1"}),), "", "", False)
+    unknown = (ToolCall("unknown", {"city": "Oslo"}),)
+    assert own.read(TAGGED.replace("weather", "unknown"), TOOLS) == (unknown, "", "", True)
+    assert own.read(f"{TAGGED}\n{TAGGED}".removesuffix("</tool_call>"), TOOLS) == ((OSLO, OSLO), "", "", True)
+    assert own.read("<tool_call>\n{}\n</tool_call>", TOOLS).calls == ()
+
+
+def test_markup_that_text_is_about_stays_in_it(chatml: LlamaBackend) -> None:
+    own = embedded(chatml, TOOL_TEMPLATES["JSON in a tag"]).tool_format
+    found = own.read(f"`<tool_call>` begins a call:\n{TAGGED}\n`</tool_call>` ends it, {{so}}.", TOOLS)
+    assert found == ((OSLO,), "`<tool_call>` begins a call:", "`</tool_call>` ends it, {so}.", True)
 
 
 # What of an answer may be a call, and is withheld.
 
 
-def filtered(text: str, pieces: Sequence[int], *openings: str) -> tuple[str, str]:
+TAG = CallSyntax(re.compile("<tool_call>"), openings=("<tool_call>",))
+
+
+def filtered(text: str, pieces: Sequence[int], *syntaxes: CallSyntax) -> tuple[str, str]:
     """What is passed on of a text that comes in pieces, and what is withheld at its end; sizes of pieces repeat."""
-    calls = ToolFormat(openings=openings).filter(TOOLS)
+    calls = ToolFormat(syntaxes=syntaxes).filter(TOOLS)
     sizes, at, passed = cycle(pieces), 0, ""
     while at < len(text):
         size = next(sizes)
@@ -274,29 +274,22 @@ def filtered(text: str, pieces: Sequence[int], *openings: str) -> tuple[str, str
         (f"I look: {TAGGED}\nSo.", f" {TAGGED}\nSo."),
         (f"I look:\n{TAGGED}", f"\n{TAGGED}"),
         (f"I look:\n{WEATHER}", f"\n{WEATHER}"),
+        (f"I look: {WEATHER}", ""),
         (f"I look:\n```json\n{WEATHER}\n```\n", f"\n```json\n{WEATHER}\n```\n"),
         ("I look:\n  {", "\n  {"),
-        (PROGRAM[:-10], PROGRAM[:-10]),
-        (PROGRAM, PROGRAM),
+        ("I look:\n  [", "\n  ["),
+        (f"I look:\n[{WEATHER[:20]}", f"\n[{WEATHER[:20]}"),
         ('{"name": "weather", "arguments": {"flag": tru', '{"name": "weather", "arguments": {"flag": tru'),
         ('{"name": "weather", "arguments": {"days": 1.', '{"name": "weather", "arguments": {"days": 1.'),
         ('{"name": "weather", "arguments": {"city": "\\u00', '{"name": "weather", "arguments": {"city": "\\u00'),
-        ("[weather(city=", "[weather(city="),
-        ("weath", "weath"),
-        ("weather(ci", "weather(ci"),
-        ("weather(city='Oslo')\nweath", "weather(city='Oslo')\nweath"),
-        ("weather(city='Oslo') is", ""),
-        ("weather is", ""),
-        ("So:\nweather(ci", ""),
-        ("[weather(city)]\n", "[weather(city)]\n"),
-        ("[weather(city)](https://example.org)", ""),
-        ("[f(x)](https://example.org) is it.\nMore", ""),
+        ("weather(city=", ""),
+        ("[weather(city=", ""),
         ("[1] A source.", ""),
         ("[link](https://example.org)", ""),
         ("{% for x in y %}", ""),
+        ("{\n  return a", ""),
         ('{"name": "Ann"} and', ""),
-        ('{"name": "unknown", "arguments": {}}', '{"name": "unknown", "arguments": {}}'),
-        ('{"name": "unknown", "arguments": {}} is one.', ""),
+        ('{"name": "unknown", "arguments": {}}', ""),
         ("``", "``"),
         ("```python\n", "```python\n"),
         ("```python\np", ""),
@@ -307,26 +300,28 @@ def filtered(text: str, pieces: Sequence[int], *openings: str) -> tuple[str, str
 )
 @pytest.mark.parametrize("pieces", [[1], [3, 1, 2], [999]])
 def test_only_what_may_be_a_call_is_withheld(text: str, held: str, pieces: list[int]) -> None:
-    assert filtered(text, pieces, "<tool_call>")[1] == held
+    assert filtered(text, pieces, TAG)[1] == held
 
 
 answers = st.lists(
     texts
     | st.sampled_from(
-        [TAGGED, WEATHER, "\n", "<tool", "<tool_call>", "{", "[", "```", "```json\n", "[weather(", *NO_CALL[1:15]]
+        [TAGGED, WEATHER, "\n", "<tool", "<tool_call>", "{", "[", "```", "```json\n", "[weather(", *NO_CALL[1:14]]
     ),
     max_size=6,
 ).map("".join)
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=5)
 
 
-@given(text=answers, pieces=sizes, opening=st.sampled_from(["<tool_call>", ""]))
-def test_withheld_text_is_the_same_in_any_pieces_but_for_what_was_passed_on(
-    text: str, pieces: list[int], opening: str
-) -> None:
-    passed, held = filtered(text, pieces, *filter(None, [opening]))
+@given(text=answers, pieces=sizes, syntaxes=st.sampled_from([(TAG,), ()]))
+def test_nothing_is_lost_of_text_beside_calls(text: str, pieces: list[int], syntaxes: tuple[CallSyntax, ...]) -> None:
+    passed, held = filtered(text, pieces, *syntaxes)
     assert passed + held == text
-    assert not (opening and opening in passed)
+    found = ToolFormat(syntaxes=syntaxes).read(text, TOOLS)
+    if found.calls:
+        assert found.before.startswith(passed)
+    else:
+        assert found.before == text
 
 
 @given(
@@ -341,7 +336,7 @@ def test_nothing_of_a_call_is_passed_on(
         return
     if not tools.writes_several:
         calls = calls[:1]
-    passed, _ = filtered(said + written(prompt_format, calls), pieces, *tools.openings)
+    passed, _ = filtered(said + written(prompt_format, calls), pieces, *tools.syntaxes)
     assert passed.strip() == said.strip()
 
 
@@ -351,7 +346,6 @@ NO_FUNCTIONS = "it mentions no functions"
 SHOWS_NO_CALLS = "it lists functions, but calls are texts to it"
 CHANGES_LISTS = "it changes a list, which the sandbox forbids"
 WRITES_NO_CALLS = {
-    "CohereForAI-c4ai-command-r-plus-tool_use": "it needs a description of each argument",
     "HuggingFaceTB-SmolLM3-3B": NO_FUNCTIONS,
     "Kimi-K2-Instruct": CHANGES_LISTS,
     "Kimi-K2-Thinking": CHANGES_LISTS,
@@ -367,8 +361,12 @@ WRITES_NO_CALLS = {
 }
 UNESCAPED = "it escapes neither quotes nor line ends"
 MISREAD = {
-    **{("LFM2.5-8B-A1B", case): UNESCAPED for case in ("program", "nested", "two calls", "markup")},
+    **{("LFM2.5-8B-A1B", case): UNESCAPED for case in ("program", "markup")},
     ("MiniMax-M3", "nested"): "objects are elements of XML",
+    **{
+        ("CohereForAI-c4ai-command-r-plus-tool_use", case): "it needs a description of each argument"
+        for case in ROUND_TRIPS
+    },
 }
 
 

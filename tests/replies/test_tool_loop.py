@@ -148,24 +148,6 @@ def test_calls_in_a_row_of_several_kinds_are_run_in_order() -> None:
     assert reply.text == "Then:\n\nDry."
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "weather(city='Oslo')",
-        'weather(city="Oslo")\n',
-        "```python\nweather(city='Oslo')\n```",
-        "```tool_code\nweather(city='Oslo', days=1)\n```\n",
-        "weather(city='Oslo')\nweather(city='Rome')",
-        "weather(city='Oslo'); weather(city='Rome')",
-    ],
-)
-def test_reply_that_is_nothing_but_calls_as_python_is_run(text: str) -> None:
-    with opened(text, "Dry.") as (model, _):
-        reply = model.reply(QUESTION, tools=[weather]).wait()
-    assert [call.arguments["city"] for call in reply.calls] == re.findall("Oslo|Rome", text)
-    assert reply.text == "Dry."
-
-
 def test_reply_without_a_call_is_passed_on_whole() -> None:
     text = f'See:\n```json\n{{"name": "Ann"}}\n```\n{OSLO.replace("weather", "forecast")}\n[1] <tool'
     with opened(text) as (model, _):
@@ -272,103 +254,38 @@ def test_results_of_many_rounds_fit_the_context() -> None:
     assert len(reply.calls[5].result) < len(reply.calls[0].result)
 
 
-# Text that was meant as a call.
+# Text that is no call.
 
 FORECAST = '{"name": "forecast", "arguments": {"city": "Oslo"}}'
-UNREAD = "this call was not run, since "
-FAILED = {
-    FORECAST: ("forecast", "there is no function forecast; known: weather"),
-    f"I look.\n{FORECAST}\n": ("forecast", "there is no function forecast; known: weather"),
-    f"```json\n{FORECAST}\n```": ("forecast", "there is no function forecast; known: weather"),
-    f"[{FORECAST}]": ("forecast", "there is no function forecast; known: weather"),
-    '{"type": "function", "function": {"name": "forecast", "parameters": {}}}': (
-        "forecast",
-        "there is no function forecast; known: weather",
-    ),
-    '{"name": "weather", "arguments": {"town": "Oslo"}}': ("weather", "invalid arguments: "),
-    '{"name": "weather", "arguments": {}}\nI look it up.': ("weather", "invalid arguments: city: "),
-    '{"name": "weather", "arguments": ["Oslo"]}': ("weather", f"{UNREAD}its arguments are no object:"),
-    '{"name": "weather"}': ("weather", f"{UNREAD}it has no arguments:"),
-    '{"arguments": {"city": "Oslo"}}': ("unknown", f"{UNREAD}it has no name:"),
-    '{"name": "weather", "arguments": {"city": "Oslo"': ("weather", f"{UNREAD}it ends too early:"),
-    '{"name": "weather", "arguments": {"city": Oslo}}': ("weather", f"{UNREAD}Expecting value at 'Oslo}}}}':"),
-    "{'name': 'forecast', 'arguments': {'city': 'Oslo'}}": ("forecast", UNREAD),
-    '{{"name": "weather", "arguments": {"city": "Oslo"}}}': ("weather", UNREAD),
-    '[weather("Oslo")]': ("weather", f"{UNREAD}it is no list of calls with named arguments:"),
-    'weather("Oslo")': ("weather", f"{UNREAD}its arguments have no names, as in f(x=1):"),
-    'weather(town="Oslo")': ("weather", "invalid arguments: "),
-    "```python\nweather(city)\n```": ("weather", f"{UNREAD}its arguments have no names, as in f(x=1):"),
-    tagged(FORECAST): ("forecast", "there is no function forecast; known: weather"),
-    tagged('{"name": "weather", "arguments": {"city": "Oslo"}'): ("weather", UNREAD),
-    tagged('{"arguments": {"city": "Oslo"}}'): ("unknown", f"{UNREAD}it has no name:"),
-    tagged("weather Oslo"): ("weather", f"{UNREAD}it has no name and arguments:"),
-    "<tool_call>": ("unknown", f"{UNREAD}it has no name and arguments:"),
-}
 NO_CALLS = (
-    '{"name": "Ann", "age": 5}',
-    '{"name": "Ann", "parameters": [1, 2]}',
-    '{"city": "Oslo"}',
-    '{"weather": {"sky": "grey"}}',
-    '[{"name": "forecast", "arguments": {}}, 5]',
+    FORECAST,
+    f"[{FORECAST}, 5]",
     f"A call of another program is:\n```json\n{FORECAST}\n```",
-    f"```json\n{FORECAST}\n```\nThat is how it looks.",
-    f"{FORECAST} is a call.",
-    f"Write {FORECAST}",
+    f"Write {OSLO}",
+    '{"name": "Ann", "age": 5}',
+    '{"name": "weather"}',
+    '{"weather": {"sky": "grey"}}',
+    '{"name": "weather", "arguments": ["Oslo"]}',
+    '{"name": "weather", "arguments": {"city": Oslo}}',
+    '{"name": "weather", "arguments": {"city": "Oslo"',
+    "[weather(map)](https://example.org)",
+    'weather(city="Oslo")',
+    "```python\n[weather(city='Oslo')]\n```",
+    "Write:\n```js\nfunction f() {\n  return {a: [1, {b: 2}]}\n}\n```\nDone.",
     "`<tool_call>` begins a call.",
     "<tool_call> begins a call, and </tool_call> ends it.",
     "```\n<tool_call>\n...\n</tool_call>\n```",
-    "[weather(map)](https://example.org)",
-    'weather(city="Oslo") is a call.',
-    'Write:\nweather(city="Oslo")',
-    'forecast(city="Oslo")',
-    "weather",
-    "weather(s) change",
-    "```python\nweather(city='Oslo')\nprint(1)\n```",
-    "[1, 2]",
+    tagged('{"name": "weather", "arguments": {"city": "Oslo"}'),
+    "<tool_call>",
 )
 
 
-@pytest.mark.parametrize("text", FAILED)
-def test_model_is_told_why_a_call_failed(text: str) -> None:
-    name, problem = FAILED[text]
-    with opened(text, "Sorry.") as (model, script):
-        reply = model.reply(QUESTION, tools=[weather])
-        events = events_of(reply)
-    [call] = reply.calls
-    assert call.name == name and call.result.startswith(problem)
-    if problem.startswith(UNREAD):
-        assert text.removeprefix("I look.\n").strip() in call.result
-    assert f"tool\n{problem}" in script.prompts[1] and reply.text.endswith("Sorry.")
-    told = [event.call.result for event in events if isinstance(event, CallEvent) and event.is_done]
-    told += [notice.removeprefix("a function call was not run: ") for notice in notices(events)]
-    assert len(told) == 1 and told[0].startswith(problem.removesuffix(":"))
-
-
-@pytest.mark.parametrize("template", [*TOOL_TEMPLATES, ""])
-def test_model_is_told_in_every_format_why_a_call_failed(template: str) -> None:
-    name = EMBEDDED if template else "chatml"
-    with opened('{"arguments": {"city": "Oslo"}}', "Sorry.", template=template, name=name) as (model, script):
-        assert model.reply(QUESTION, tools=[weather]).text == "Sorry."
-    assert "it has no name:" in script.prompts[1]
-
-
 @pytest.mark.parametrize("text", NO_CALLS)
-def test_text_that_is_hardly_a_call_is_the_answer(text: str) -> None:
+def test_text_that_is_no_call_is_the_answer(text: str) -> None:
     with opened(text) as (model, _):
         reply = model.reply(QUESTION, tools=[weather])
         events = events_of(reply)
     assert (reply.text, reply.calls, notices(events)) == (text, (), [])
-
-
-def test_call_that_fails_twice_is_shown_with_a_notice() -> None:
-    broken_call = '{"name": "weather", "arguments": {city: "Oslo"}}'
-    with opened(broken_call, f"So:\n{broken_call}") as (model, _):
-        reply = model.reply(QUESTION, tools=[weather])
-        events = events_of(reply)
-    assert reply.text == f"So:\n{broken_call}" and len(reply.calls) == 1
-    first, second = notices(events)
-    assert first.startswith("a function call was not run: ")
-    assert second.startswith("the answer has a function call that was not run: ")
 
 
 def test_call_after_the_last_round_is_shown_with_a_notice() -> None:
@@ -382,15 +299,14 @@ def test_call_after_the_last_round_is_shown_with_a_notice() -> None:
     ]
 
 
-@pytest.mark.parametrize("call", [tagged(OSLO), OSLO, FORECAST])
-def test_call_in_a_truncated_reply_is_shown_with_a_notice(call: str) -> None:
+def test_call_in_a_truncated_reply_is_shown_with_a_notice() -> None:
+    call = tagged(OSLO)
     with opened(f"I look.\n{call}") as (model, _):
         reply = model.reply(QUESTION, tools=[weather], max_tokens=len(call) + 4)
         events = events_of(reply)
     assert reply.finish_reason == "length" and reply.calls == ()
     assert f"I look.\n{call}".startswith(reply.text) and len(reply.text) > len(call)
-    if "weather" in call:
-        assert notices(events) == ["the answer has a function call that was not run: the reply was cut off"]
+    assert notices(events) == ["the answer has a function call that was not run: the reply was cut off"]
 
 
 def test_text_behind_a_call_is_shown() -> None:

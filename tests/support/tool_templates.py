@@ -162,7 +162,8 @@ TOOL_TEMPLATES = {
     "text arguments": template("{{- '<|call|>' + name + '\n```json\n' + arguments + '\n```<|end_call|>' }}"),
     "Gemma 4": GEMMA,
     "gpt-oss": HARMONY,
-    "LFM2.5": template(
+    "LFM2.5": "{# List of tools: #}"
+    + template(
         "{{- '<|tool_call_start|>[' if loop.first else ', ' }}{{ name + '(' }}{% for key, value in arguments.items() %}"
         "{% set value = value | tojson if value is string or value is mapping else value | string %}"
         "{{ key + '=' + value + (', ' if not loop.last else '') }}{% endfor %})",
@@ -224,4 +225,4 @@ def written(prompt_format: PromptFormat, calls: Sequence[ToolCall]) -> str:
 
 def read_back(prompt_format: PromptFormat, calls: ToolCalls) -> ToolCalls:
     """The calls that a format reads in what it writes of calls."""
-    return prompt_format.tool_format.read(written(prompt_format, calls), TOOLS)[0]
+    return prompt_format.tool_format.read(written(prompt_format, calls), TOOLS).calls
