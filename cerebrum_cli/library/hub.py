@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from time import monotonic
-from typing import Any, NamedTuple
-from urllib.parse import quote, urlencode
+from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.errors import ModelNotFound, PullError
 from cerebrum_cli.core.files import Paths
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import truncate
 from cerebrum_cli.library.cache import COMMIT, Cache, CachePath
 from cerebrum_cli.library.hub_requests import (
-    CHECK_NETWORK,
     HubError,
     constants,
     endpoint,
+    hub_api,
     not_a_hub,
-    opened,
-    patience_s,
-    requested_json,
+    request_headers,
+    timeout,
     translated,
 )
 from cerebrum_cli.library.reference import MAIN, REPO_ID, RepositoryKind, is_storable
 from cerebrum_cli.library.registry import SHA256
 
-MIN_RATE = 1000  # bytes of a file per second, after as much time as a head may take
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
+    from huggingface_hub.hf_api import RepoSibling
 
 _SEARCH_FIELDS = ("downloads", "gated", "lastModified", "tags")
 _MAX_LICENSE = 40  # characters
-_MAX_DOWNLOADS = 10**12
 
 
 class HubFile(NamedTuple):
@@ -81,12 +79,14 @@ def list_repository(repo_id: str, revision: str | None = None, kind: RepositoryK
     Raises ModelNotFound for an unknown repository or revision, HubError for other failures.
     """
     revision = revision or MAIN
-    path = f"{kind}s/{repo_id}/revision/{quote(revision, safe='')}?blobs=true"
-    with requested_json(path, repo_id, kind) as info:
-        items = info.get("siblings") or ()
-        files = [_listed_file(item) for item in items if is_storable(item["rfilename"])]
-        left_out = len(items) - len(files)
-        commit = str(info["sha"])
+    api = hub_api()
+    request = api.dataset_info if kind == "dataset" else api.model_info
+    with translated(repo_id, kind):
+        info = request(repo_id, revision=revision, timeout=timeout(), files_metadata=True)
+        siblings = [sibling for sibling in info.siblings or () if is_storable(sibling.rfilename)]
+        files = [_listed_file(sibling) for sibling in siblings]
+        left_out = len(info.siblings or ()) - len(files)
+        commit = str(info.sha)
     if not COMMIT.fullmatch(commit):
         raise not_a_hub()
     verifiable = {file.name: file for file in files if file.digest}
@@ -97,13 +97,12 @@ def list_repository(repo_id: str, revision: str | None = None, kind: RepositoryK
     return Listing(repo_id, revision, commit, verifiable, kind, left_out)
 
 
-def _listed_file(item: JsonObject) -> HubFile:
-    """A file of a listing; its digest is empty if it, or the size, cannot be verified."""
-    size: Any = item.get("size")
-    digest: Any = item["lfs"]["sha256"] if item.get("lfs") else item.get("blobId")
-    file = HubFile(item["rfilename"], size, digest or "")
-    is_digest = SHA256.fullmatch(file.digest) or (COMMIT.fullmatch(file.digest) and not file.is_weights)
-    if is_digest and type(size) is int and 0 <= size < 2**63:
+def _listed_file(sibling: RepoSibling) -> HubFile:
+    """A file of a listing; its digest is empty if it cannot be verified."""
+    digest = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id or ""
+    file = HubFile(sibling.rfilename, sibling.size or 0, digest)
+    is_digest = SHA256.fullmatch(digest) or (COMMIT.fullmatch(digest) and not file.is_weights)
+    if is_digest and isinstance(sibling.size, int):
         return file
     return file._replace(digest="")
 
@@ -121,28 +120,30 @@ class FoundRepository(NamedTuple):
 def find_repositories(limit: int, *tags: str, text: str = "") -> tuple[FoundRepository, ...]:
     """Request the GGUF repositories with tags and a text in their names, the most downloaded first. Raises HubError.
 
-    huggingface_hub's own search waits half a minute before it reports that there is no network.
+    `HfApi.list_models` would take half a minute to find that there is no network, and has no timeout.
     """
     query: JsonDict = {"filter": ["gguf", *tags], "limit": limit, "sort": "downloads", "expand": _SEARCH_FIELDS}
     if text:
         query["search"] = text
-    with requested_json(f"models?{urlencode(query, doseq=True)}", "cerebrum search") as items:
-        found = tuple(_found_repository(item) for item in items if REPO_ID.fullmatch(item["id"]))
-        return found[:limit]
+    with translated("cerebrum search"):
+        from huggingface_hub import ModelInfo, get_session
+        from huggingface_hub.utils._http import hf_raise_for_status
+
+        address = f"{endpoint()}/api/models"
+        response = get_session().get(address, params=query, headers=request_headers(), timeout=timeout())
+        hf_raise_for_status(response)
+        models = [ModelInfo(**item) for item in response.json()]  # type: ignore[no-untyped-call]
+        return tuple(_found_repository(model) for model in models[:limit] if REPO_ID.fullmatch(model.id))
 
 
-def _found_repository(item: JsonObject) -> FoundRepository:
-    license_name = None
-    for tag in item.get("tags") or ():
-        if tag.startswith("license:"):
-            license_name = truncate(tag.removeprefix("license:"), _MAX_LICENSE)
-            break
+def _found_repository(model: ModelInfo) -> FoundRepository:
+    licenses = [tag.removeprefix("license:") for tag in model.tags or () if tag.startswith("license:")]
     return FoundRepository(
-        repo_id=item["id"],
-        downloads=min(int(item.get("downloads") or 0), _MAX_DOWNLOADS),
-        updated=str(item.get("lastModified") or "")[:10],
-        license=license_name,
-        gated=bool(item.get("gated")),
+        repo_id=model.id,
+        downloads=int(model.downloads or 0),
+        updated=str(model.last_modified or "")[:10],
+        license=truncate(licenses[0], _MAX_LICENSE) if licenses else None,
+        gated=bool(model.gated),
     )
 
 
@@ -160,28 +161,31 @@ class FileResponse(NamedTuple):
 @contextmanager
 def open_file(listing: Listing, name: str, start: int, end: int | None) -> Iterator[FileResponse]:
     """Open a file of a listing from byte `start` up to `end` or its end. Raises the errors of `list_repository`."""
-    from huggingface_hub import hf_hub_url
-
     subject = f"{listing.repo_id}/{name}"
-    url = hf_hub_url(listing.repo_id, name, repo_type=listing.kind, revision=listing.commit)
-    headers = {}
+    headers = {"Accept-Encoding": "identity"}
     if start or end is not None:
         headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-    with opened(url, headers, subject, listing.kind) as response:
+    with translated(subject, listing.kind):
+        from huggingface_hub import get_session, hf_hub_url
+        from huggingface_hub.utils._http import hf_raise_for_status
 
-        def chunks() -> Iterator[bytes]:
-            received = 0
-            begun = monotonic()
-            with translated(subject):
-                for chunk in response.iter_raw():
-                    received += len(chunk)
-                    if monotonic() - begun > patience_s() + received / MIN_RATE:
-                        raise HubError(f"{subject}: fewer than {MIN_RATE} bytes per second", CHECK_NETWORK)
-                    yield chunk
+        url = hf_hub_url(listing.repo_id, name, repo_type=listing.kind, revision=listing.commit)
+        client = get_session()
+        request = client.build_request("GET", url, headers=request_headers() | headers, timeout=timeout())
+        response = client.send(request, stream=True)
+        if not response.is_success:
+            with closing(response):
+                response.read()
+                hf_raise_for_status(response)
 
-        is_whole = response.status_code != 206
+    def chunks() -> Iterator[bytes]:
+        with translated(subject, listing.kind):
+            yield from response.iter_raw()
+
+    with closing(response):
         last = (listing.file(name).size if end is None else end) - 1
         sent = response.headers.get("Content-Range", "").rpartition("/")[0]
+        is_whole = response.status_code != 206
         is_exact = sent == f"bytes {start}-{last}" if "Range" in headers else is_whole
         yield FileResponse(is_exact, is_whole, chunks())
 

@@ -1,22 +1,15 @@
-"""Requests to the Hugging Face Hub: where it is, the user's token, and the translation of errors.
-
-The Hub is not trusted: its responses are limited in time and, except for files, in size.
-"""
+"""Requests to the Hugging Face Hub by huggingface_hub, and the translation of its errors."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from functools import partial
-from threading import Thread
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.core.environment import environment, named_proxy, set_environment
+from cerebrum_cli.core.environment import environment, named_proxy, set_environment, set_environment_default
 from cerebrum_cli.core.errors import DAMAGE, CerebrumError, ConfigError, ModelNotFound, PullError
 from cerebrum_cli.core.files import exists
-from cerebrum_cli.core.text import format_size
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.library.reference import RepositoryKind
 
@@ -24,14 +17,11 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     import httpx2
+    from huggingface_hub import HfApi
 
-TIMEOUT_S = 3.0  # of each stage of a request that only asks whether the Hub can be reached
-STAGES = 3  # time-outs that the head of a response may take, and that metadata may take after it
-MAX_BYTES = 5_000_000  # of metadata: a listing of 14,000 files
-MAX_REDIRECTS = 10
+CONNECT_S = 3.0  # for each address of the Hub
 
 _WAIT = re.compile(r"(?:^|r=0;t=)(\d+)")  # seconds, in `Retry-After: 55` or `RateLimit: "api";r=0;t=55`
-_LIBRARY_NAME = "cerebrum"  # for the Hub's statistics
 _LATER = "try again later"
 _LOG_IN = "run hf auth login, or set HF_TOKEN"
 CHECK_NETWORK = (
@@ -55,6 +45,40 @@ class HubError(PullError):
         self.is_overload = is_overload
 
 
+def constants() -> ModuleType:
+    """Values that huggingface_hub reads from the environment. Raises ConfigError for invalid ones."""
+    set_environment_default("HF_HUB_DISABLE_TELEMETRY", "1")  # else its first request is for a list of agents
+    try:
+        from huggingface_hub import constants as values
+    except ValueError as error:
+        raise ConfigError(f"invalid HF_ environment variable: {error}", "correct it, or unset it") from error
+    return values
+
+
+def endpoint() -> str:
+    return str(constants().ENDPOINT)
+
+
+def hub_api() -> HfApi:
+    constants()
+    from huggingface_hub import HfApi
+
+    return HfApi(library_name="cerebrum", library_version=__version__)
+
+
+def request_headers() -> dict[str, str]:
+    """Headers of huggingface_hub's own requests, with the user's token."""
+    from huggingface_hub.utils._headers import build_hf_headers
+
+    return build_hf_headers(library_name="cerebrum", library_version=__version__)
+
+
+def timeout() -> Any:  # which huggingface_hub takes for a number, and hands to httpx2
+    import httpx2
+
+    return httpx2.Timeout(float(constants().HF_HUB_DOWNLOAD_TIMEOUT), connect=CONNECT_S)
+
+
 def token_location() -> str | None:
     """Where the user's token is: in a variable or a file; None without one."""
     if environment("HF_TOKEN"):
@@ -64,17 +88,19 @@ def token_location() -> str | None:
 
 
 def check_reachable() -> str:
-    """Request the Hub without a token, for TIMEOUT_S in each stage, and return its address. Raises HubError."""
+    """Request the Hub without a token, and return its address. Raises HubError."""
     address = endpoint()
     with translated(address):
-        response = _within(partial(_send, "HEAD", address, {}, TIMEOUT_S))
+        from huggingface_hub import get_session
+
+        response = get_session().head(address, timeout=CONNECT_S)
     if response.status_code >= 500:
-        raise HubError(f"{address}: server error {response.status_code}", "try again later")
+        raise HubError(f"{address}: server error {response.status_code}", _LATER)
     return address
 
 
 def unreachable() -> str:
-    """Why the Hub cannot be reached, found within seconds; empty if it can."""
+    """Why the Hub cannot be reached; empty if it can."""
     try:
         check_reachable()
     except HubError as error:
@@ -86,128 +112,26 @@ def offline_if_unreachable() -> str:
     """If the Hub cannot be reached, keep this process from trying, and return why; otherwise return no text."""
     problem = unreachable()
     if problem:
-        import huggingface_hub
-
         set_environment("HF_HUB_OFFLINE", "1")
-        huggingface_hub.constants.HF_HUB_OFFLINE = True  # it has read the variable already
+        values: Any = constants()
+        values.HF_HUB_OFFLINE = True  # it has read the variable already
     return problem
 
 
-def constants() -> ModuleType:
-    """Values that huggingface_hub reads from the environment. Raises ConfigError for invalid ones."""
-    try:
-        from huggingface_hub import constants as values
-    except ValueError as error:
-        raise ConfigError(f"invalid HF_ environment variable: {error}", "correct it, or unset it") from error
-    return values
-
-
-def _timeout_s() -> float:
-    return float(constants().HF_HUB_DOWNLOAD_TIMEOUT)
-
-
-def patience_s() -> float:
-    """Seconds that the head of a response may take."""
-    return STAGES * _timeout_s()
-
-
 @contextmanager
-def requested_json(path: str, subject: str, kind: RepositoryKind = "model") -> Iterator[Any]:
-    """Request a value of the Hub's API, and translate the errors of reading it: it may have any shape."""
-    with translated(subject), opened(f"{endpoint()}/api/{path}", {}, subject, kind) as response:
-        yield json.loads(_within(partial(_content, response)))
-
-
-@contextmanager
-def opened(url: str, headers: dict[str, str], subject: str, kind: RepositoryKind) -> Iterator[httpx2.Response]:
-    """Open a successful response, whose content is not read yet."""
-    with translated(subject):
-        headers |= _request_headers()
-        response = _within(partial(_send, "GET", url, headers, _timeout_s()))
-    with closing(response):
-        if not response.is_success:
-            raise _response_error(subject, kind, response)
-        yield response
-
-
-def _request_headers() -> dict[str, str]:
-    """Headers like huggingface_hub's, whose own function would first request a list of agents, and trust it."""
-    from huggingface_hub.utils._headers import get_token_to_send
-
-    headers = {"User-Agent": f"{_LIBRARY_NAME}/{__version__}"}
-    if token := get_token_to_send(None):
-        headers["Authorization"] = f"Bearer {token}"
-    return headers
-
-
-def _send(method: str, url: str, headers: dict[str, str], timeout: float) -> httpx2.Response:
-    """Send a request, and follow redirects to a response whose content is not read yet."""
-    from huggingface_hub import get_session
-
-    headers["Accept-Encoding"] = "identity"  # a few compressed bytes can be gigabytes
-    client = get_session()
-    request = client.build_request(method, url, headers=headers, timeout=timeout)
-    for _ in range(MAX_REDIRECTS):
-        response = client.send(request, stream=True, follow_redirects=False)
-        if response.next_request is None:
-            return response
-        response.close()
-        request = response.next_request
-    raise ValueError(f"{url} has more than {MAX_REDIRECTS} redirects")
-
-
-def _content(response: httpx2.Response) -> bytes:
-    content = bytearray()
-    for chunk in response.iter_raw():
-        content += chunk
-        if len(content) > MAX_BYTES:
-            problem = f"{response.url.host} sent more than {format_size(MAX_BYTES)} of metadata"
-            raise HubError(problem, "check the reference, and HF_ENDPOINT if it is set")
-    return bytes(content)
-
-
-def _within(request: Callable[[], Any]) -> Any:
-    """The result of a request made in a thread; HubError if it takes too long.
-
-    Time-outs of httpx do not end a request to a server that sends a byte now and then.
-    """
-    from concurrent.futures import Future
-
-    future = Future[Any]()
-
-    def run() -> None:
-        try:
-            future.set_result(request())
-        except BaseException as error:
-            future.set_exception(error)
-
-    Thread(target=run, daemon=True).start()
-    limit_s = patience_s()
-    try:
-        return future.result(limit_s)
-    except TimeoutError as error:
-        raise HubError(f"{endpoint()} did not respond completely within {limit_s:g} s", CHECK_NETWORK) from error
-
-
-def not_a_hub() -> HubError:
-    return HubError(
-        f"unexpected response from {endpoint()}: not a Hugging Face Hub",
-        "check the network, and HF_ENDPOINT if it is set",
-    )
-
-
-@contextmanager
-def translated(subject: str) -> Iterator[None]:
-    """Translate the errors of requests about `subject`."""
+def translated(subject: str, kind: RepositoryKind = "model") -> Iterator[None]:
+    """Translate the errors of requests about `subject`, which begins with the ID of a repository."""
     constants()
     import httpx2
-    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
         yield
     except OfflineModeIsEnabled as error:
         hint = "unset it, or use an installed model (cerebrum list)"
         raise HubError(f"{subject}: HF_HUB_OFFLINE is set", hint) from error
+    except HfHubHTTPError as error:
+        raise _response_error(subject, kind, error) from error
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
         raise HubError(f"{subject}: {error}", "check the reference, and HF_ENDPOINT if it is set") from error
     except httpx2.TransportError as error:
@@ -221,55 +145,52 @@ def translated(subject: str) -> Iterator[None]:
         raise not_a_hub() from error
 
 
-def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Response) -> CerebrumError:
-    """Error for an HTTP error response; `subject` begins with the id of the repository."""
-    import httpx2
+def not_a_hub() -> HubError:
+    return HubError(
+        f"unexpected response from {endpoint()}: not a Hugging Face Hub",
+        "check the network, and HF_ENDPOINT if it is set",
+    )
 
+
+def _response_error(subject: str, kind: RepositoryKind, error: Any) -> CerebrumError:
+    """The error for an HfHubHTTPError."""
+    import httpx2
+    from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
+
+    response: httpx2.Response = error.response
     status = response.status_code
-    code = response.headers.get("X-Error-Code")
     repo_id = "/".join(subject.split("/")[:2])
-    page = f"{endpoint()}/{repo_id}"
-    if kind == "dataset":
-        page = f"{endpoint()}/datasets/{repo_id}"
-    if code == "RevisionNotFound":
+    page = f"{endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+    if isinstance(error, RevisionNotFoundError):
         return ModelNotFound(f"{repo_id} has no such revision", f"see its branches at {page}/tree/main")
     # The Hub redirects requests for files to its storage, whose URLs are valid for an hour, and renamed repositories.
     is_from_storage = response.url.netloc != httpx2.URL(endpoint()).netloc
     if is_from_storage and status in (401, 403, 404):
         return HubError(f"the Hub's storage rejected the download URL ({status})", _LATER, retries=2)
-    if code == "GatedRepo" or status in (401, 403, 404):
-        return _access_error(subject, repo_id, page, response)
-    retries = 5 if status in (408, 429) or status >= 500 else 0
-    problem = f"the Hub responded {status} {response.reason_phrase}"
-    wait_s = _requested_wait(response)
-    is_overload = status == 429 or (status == 503 and wait_s is not None)
-    return HubError(problem, _LATER, retries, wait_s, is_overload)
-
-
-def _requested_wait(response: httpx2.Response) -> float | None:
-    """Seconds that the Hub asks to wait before a retry; None if it does not ask."""
-    limit = _WAIT.search(f"{response.headers.get('Retry-After')} {response.headers.get('RateLimit')}")
-    return float(limit[1]) if limit else None
-
-
-def _access_error(subject: str, repo_id: str, page: str, response: httpx2.Response) -> CerebrumError:
-    """Error for a repository that needs a token, or another one, or does not exist."""
-    message = response.headers.get("X-Error-Message", "")
-    if response.headers.get("X-Error-Code") == "GatedRepo":
+    if isinstance(error, GatedRepoError):
         hint = f"accept them at {page}, then {_LOG_IN}"
         return HubError(f"{repo_id} is gated: you must accept its terms first", hint)
-    if response.status_code == 403:
-        hint = "use a token with access: set HF_TOKEN"
-        return HubError(f"the Hub denied access to {subject}: {message or 'forbidden'}", hint)
-    if response.status_code == 401 and "credentials in Authorization" in message:
+    message = response.headers.get("X-Error-Message", "")
+    if status == 403:
+        problem = f"the Hub denied access to {subject}: {message or 'forbidden'}"
+        return HubError(problem, "use a token with access: set HF_TOKEN")
+    if status == 401 and "credentials in Authorization" in message:
         return HubError(f"the Hub rejected the token in {token_location()}", _LOG_IN)
-    hint = f"check the spelling; for a private repository {_LOG_IN}"
-    return ModelNotFound(f"{repo_id}: no such repository on the Hub, or it is private", hint)
+    if status in (401, 404):
+        hint = f"check the spelling; for a private repository {_LOG_IN}"
+        return ModelNotFound(f"{repo_id}: no such repository on the Hub, or it is private", hint)
+    limit = _WAIT.search(f"{response.headers.get('Retry-After')} {response.headers.get('RateLimit')}")
+    wait_s = float(limit[1]) if limit else None
+    retries = 5 if status in (408, 429) or status >= 500 else 0
+    is_overload = status == 429 or (status == 503 and wait_s is not None)
+    return HubError(f"the Hub responded {status} {response.reason_phrase}", _LATER, retries, wait_s, is_overload)
 
 
 def _connection_error(error: httpx2.TransportError) -> HubError:
     import socket
     import ssl
+
+    import httpx2
 
     causes: list[BaseException] = [error]
     while cause := causes[-1].__cause__ or causes[-1].__context__:
@@ -277,6 +198,7 @@ def _connection_error(error: httpx2.TransportError) -> HubError:
     known = {  # the problem and the number of retries; the first match wins
         socket.gaierror: ("cannot resolve the host name", 1),
         ssl.SSLError: ("cannot verify its certificate", 0),
+        httpx2.ConnectTimeout: ("timed out", 1),
         TimeoutError: ("timed out", 5),
         ConnectionRefusedError: ("connection refused", 1),
         Exception: ("connection lost", 5),
@@ -287,7 +209,3 @@ def _connection_error(error: httpx2.TransportError) -> HubError:
     if proxy := named_proxy(url.scheme, url.host):
         host += f" via proxy {proxy.rpartition('//')[2].rpartition('@')[2]}"
     return HubError(f"{host}: {problem}", CHECK_NETWORK, retries)
-
-
-def endpoint() -> str:
-    return environment("HF_ENDPOINT") or "https://huggingface.co"

@@ -81,3 +81,11 @@ def test_search_is_retried_where_the_hub_asks_for_it_but_no_repository(hub_user:
     done = hub_user.run("search", "qwen", "--json")
     assert done.err.count("note: the Hub responded 429 Too Many Requests") == 2
     assert [row["fit"] for row in done.object] == [None, "too big", None, None, "fits"]
+
+
+@pytest.mark.slow
+def test_search_sends_no_telemetry(hub_user: HubUser) -> None:
+    variables = hub_user.environment({})
+    del variables["HF_HUB_DISABLE_TELEMETRY"]
+    assert hub_user.command.run_process("search", "other", env=variables).code == 0
+    assert {request.part for request in hub_user.hub.log.requests()} == {"api"}

@@ -1,46 +1,24 @@
-"""A Hub may send anything: a command ends with one line for the problem and one for the fix, soon, in little memory."""
+"""What is no Hub, or lists what cannot be downloaded: one line for the problem and one for the fix, soon."""
 
-import json
-import re
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from command_line import CommandLine, Finished, assert_error
 from gguf_files import write_model
-from hostile_hub import DIGEST, LATE, REPLIES, SEARCHES, HostileHub, Pieces, endless, head, http, listing
+from hostile_hub import DIGEST, LFS, REPLIES, SEARCHES, HostileHub, Pieces, head, http, listing
 
-from cerebrum_cli.library import hub_requests, retries
-
-MOST_SECONDS = 10  # for a plan, which takes less than two, on a busy machine
-MOST_MEMORY = 240 << 20  # bytes that a command may add to those of the tests
+from cerebrum_cli.library import retries
 
 
 def run(user: CommandLine, server: HostileHub, *arguments: str) -> Finished:
-    variables = {"HF_ENDPOINT": server.url, "HF_HOME": str(user.home / "hf")}
+    variables = {"HF_ENDPOINT": server.url, "HF_HOME": str(user.home / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
     network = {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "HF_HUB_DOWNLOAD_TIMEOUT": "10"}
     return user.run(*arguments, env={**variables, **network})
 
 
-def resident_bytes(key: str) -> int:
-    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) << 10
-
-
 @pytest.fixture(autouse=True)
-def limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Retry without waiting, and check time and, where the kernel counts it, memory."""
+def without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "sleep", lambda _: None)
-    peak = Path("/proc/self/clear_refs")
-    if peak.exists():
-        peak.write_text("5")  # the peak is counted from now on
-        before = resident_bytes("VmRSS")
-    begun = time.monotonic()
-    yield
-    assert time.monotonic() - begun < 20
-    assert not peak.exists() or resident_bytes("VmHWM") - before < MOST_MEMORY
 
 
 @pytest.mark.parametrize("reply", REPLIES.values(), ids=REPLIES)
@@ -52,48 +30,30 @@ def test_pull_survives_any_reply(new_user: CommandLine, reply: Pieces) -> None:
         assert {path.partition("?")[0] for path in server.paths} <= {"/api/models/a/b/revision/main", "/x"}
 
 
-@pytest.mark.parametrize("reply", LATE.values(), ids=LATE)
-def test_pull_ends_if_a_reply_comes_byte_by_byte(
-    new_user: CommandLine, monkeypatch: pytest.MonkeyPatch, reply: Pieces
-) -> None:
-    monkeypatch.setattr(hub_requests, "STAGES", 0.05)
-    with HostileHub(reply, pause_s=0.02) as server:
-        assert_error(run(new_user, server, "pull", "a/b"), 1, f"{server.url} did not respond completely within 0.5 s")
-        assert len(server.paths) == 1
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "reference", "code", "problem"),
     [
         ("{}.gguf", "a/b", 2, "a/b/1.gguf: truncated or damaged"),
         ("{}.gguf", "a/b:Q8_0", 3, ", and 13950 more"),
-        ("m-Q4_K_{}.gguf", "a/b:q4_k_9", 2, "a/b/m-Q4_K_9.gguf: truncated or damaged"),
-        ("m{}-" + "Q4_" * 40 + ".gguf", "a/b", 2, "a/b/m1-Q4_"),
         ("m-{:05}-of-14000.gguf", "a/b", 2, "a/b/m-00001-of-14000.gguf: truncated or damaged"),
         ("m-{:05}-of-99999.gguf", "a/b", 3, "a/b lacks m-14001-of-99999.gguf"),
         ("m{}-00001-of-99999.gguf", "a/b", 3, "a/b lacks m1-00002-of-99999.gguf"),
-        ("m{}-00001-of-07000.gguf", "a/b:Q4_0", 3, "a/b lacks m1-00002-of-07000.gguf"),
-        ("mmproj-{}-00001-of-99999.gguf", "a/b", 3, "a/b has no GGUF model"),
     ],
 )
-def test_pull_plans_a_repository_of_14000_files_in_seconds(
+def test_pull_plans_a_repository_of_14000_files(
     new_user: CommandLine, name: str, reference: str, code: int, problem: str
 ) -> None:
-    lfs = {"sha256": DIGEST, "size": 1}
-    files = [{"rfilename": name.format(number), "size": number, "lfs": lfs} for number in range(1, 14_001)]
+    files = [{"rfilename": name.format(number), "size": number, "lfs": LFS} for number in range(1, 14_001)]
     with HostileHub(http(listing(siblings=files)), http(b"GGUF")) as server:
-        begun = time.monotonic()
         assert_error(run(new_user, server, "pull", reference), code, problem)
-        assert time.monotonic() - begun < MOST_SECONDS
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["{}.gguf", "m{}-Q4_K_M.gguf"])
 def test_a_few_of_14000_models_are_read_and_named(new_user: CommandLine, tmp_path: Path, name: str) -> None:
     model = write_model(tmp_path / "model.gguf", lambda writer: writer.add_context_length(32)).read_bytes()
-    lfs = {"sha256": DIGEST, "size": len(model)}
-    files = [{"rfilename": name.format(number), "size": len(model), "lfs": lfs} for number in range(14_000)]
+    files = [{"rfilename": name.format(number), "size": len(model), "lfs": LFS} for number in range(14_000)]
     with HostileHub(http(listing(siblings=files)), http(model)) as server:
         done = run(new_user, server, "pull", "a/b")
         assert_error(done, 2, "or one of the others")
@@ -101,9 +61,8 @@ def test_a_few_of_14000_models_are_read_and_named(new_user: CommandLine, tmp_pat
 
 
 def test_files_whose_names_cannot_be_stored_are_left_out_with_a_notice(new_user: CommandLine) -> None:
-    lfs = {"sha256": DIGEST, "size": 1_000_000}
     names = ["m-Q4_K_M.gguf", f"{'x' * 250}-Q4_K_M.gguf", f"{'x' * 256}/m-Q4_K_M.gguf", "x/" * 600 + "m-Q4_K_M.gguf"]
-    files = [{"rfilename": name, "size": 1_000_000, "lfs": lfs} for name in names]
+    files = [{"rfilename": name, "size": 1_000_000, "lfs": LFS} for name in names]
     with HostileHub(http(listing(siblings=files)), http(b"GGUF")) as server:
         done = run(new_user, server, "pull", "a/b")
     assert (done.code, done.err.splitlines()[0]) == (2, "note: a/b: 3 files left out: their names cannot be stored")
@@ -118,9 +77,6 @@ def test_errors_print_at_most_200_characters_of_a_name(new_user: CommandLine, na
 
 
 FILES: dict[str, Pieces] = {
-    "endless": endless(200, "Connection: close"),
-    "endless error": endless(403, "Connection: close"),
-    "absurd range": [head(206, f"Content-Range: bytes {'9' * 4400}-1/*", "Content-Length: 5"), b"abcde"],
     "absurd length": [head(200, f"Content-Length: {'9' * 5000}"), b"abcde"],
     "compressed": http(b"abcde" * 250_000, 200, "Content-Encoding: gzip"),
     "redirect to itself": http(b"", 302, "Location: /a/b"),
@@ -135,25 +91,11 @@ def test_pull_survives_any_reply_for_a_file(new_user: CommandLine, reply: Pieces
         assert done.code in (1, 2, 3) and not list(new_user.home.rglob(DIGEST))
 
 
-def test_pull_ends_if_a_file_comes_byte_by_byte(new_user: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_requests, "STAGES", 0.05)
-    with HostileHub(http(listing()), [head(200, "Content-Length: 1000000"), *[b"G"] * 400], pause_s=0.02) as server:
-        assert_error(run(new_user, server, "pull", "a/b"), 1, "check the network")
-
-
 @pytest.mark.parametrize("reply", SEARCHES.values(), ids=SEARCHES)
 def test_search_survives_any_reply(new_user: CommandLine, reply: bytes) -> None:
     with HostileHub(http(reply)) as server:
         done = run(new_user, server, "search", "x")
         assert_error(done, 1, f"unexpected response from {server.url}: not a Hugging Face Hub")
-
-
-def test_search_truncates_absurd_values(new_user: CommandLine) -> None:
-    found = [{"id": "a/b", "tags": [f"license:{'x' * 100_000}"], "downloads": int("9" * 4000)}]
-    for options in ((), ("--json",)):
-        with HostileHub(http(json.dumps(found).encode())) as server:
-            done = run(new_user, server, "search", "x", *options)
-        assert (done.code, len(done.out) < 500) == (0, True)
 
 
 def test_search_requests_one_page_and_its_repositories(new_user: CommandLine) -> None:
@@ -164,7 +106,7 @@ def test_search_requests_one_page_and_its_repositories(new_user: CommandLine) ->
         assert (len(pages), len(server.paths) <= 11) == (1, True)  # a busy machine may give up a repository
 
 
-@pytest.mark.parametrize("name", ["nested lists", "gzip bomb", "endless body", "null"])
+@pytest.mark.parametrize("name", ["not JSON", "null"])
 def test_dataset_survives_any_reply(new_user: CommandLine, name: str) -> None:
     with HostileHub(REPLIES[name], http(b"")) as server:
         assert_error(run(new_user, server, "eval", "gsm8k", "-m", "starter"), 1)
