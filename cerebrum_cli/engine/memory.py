@@ -116,9 +116,7 @@ def memory_needs(sizes: ModelSizes, context: ContextOptions, offloaded: LayerCou
 
 def weight_needs(sizes: ModelSizes, offloaded: LayerCounts) -> MemoryNeeds:
     """Memory for the weights, also for those that are mapped."""
-    output_bytes = sizes.output_bytes
-    if sizes.is_tied and any(offloaded):  # the GPU gets a copy
-        output_bytes += sizes.input_bytes
+    output_bytes = sizes.offloaded_output_bytes if any(offloaded) else sizes.output_bytes
     layers = [layer.weight_bytes for layer in sizes.layers]
     on_host, on_devices = _divide([*layers, output_bytes], offloaded)
     return MemoryNeeds(sizes.input_bytes + sizes.host_expert_bytes + on_host, on_devices)
@@ -166,10 +164,13 @@ def checkpoint_budget(sizes: ModelSizes, context: ContextOptions) -> int:
 
 def fits(needs: MemoryNeeds, free: FreeMemory) -> bool:
     """Whether it fits with some memory left on the host and on each GPU."""
-    for need, device in zip(needs.devices, free.devices, strict=True):
-        if need and need + HEADROOM > device.free:
-            return False
-    return host_bytes(needs, free.devices) + HEADROOM <= free.host
+    return fits_devices(needs, free.devices) and host_bytes(needs, free.devices) + HEADROOM <= free.host
+
+
+def fits_devices(needs: MemoryNeeds, devices: Devices) -> bool:
+    """Whether it fits on each GPU that is used, with some memory left."""
+    pairs = zip(needs.devices, devices, strict=True)
+    return all(need + HEADROOM <= device.free for need, device in pairs if need)
 
 
 def host_bytes(needs: MemoryNeeds, devices: Sequence[Device]) -> int:

@@ -8,9 +8,9 @@ them again.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Emit, NoticeEvent
@@ -29,6 +29,7 @@ from cerebrum_cli.engine.memory import (
     context_needs,
     device_buffers,
     fits,
+    fits_devices,
     host_bytes,
     largest,
     longest,
@@ -57,6 +58,10 @@ class LoadPlan:
     offloaded: LayerCounts = ()
     host_experts: int = 0
     repack: bool = False
+
+    def is_whole(self, devices: Devices) -> bool:
+        """Whether all layers are on GPUs, with the output layer, and fit there."""
+        return sum(self.offloaded) > len(self.sizes.layers) and fits_devices(self.needs, devices)
 
     @property
     def needs(self) -> MemoryNeeds:
@@ -173,20 +178,24 @@ def fitting_slots(options: LoadOptions, context: ContextOptions, free: FreeMemor
 
 
 def place(options: LoadOptions, context: ContextOptions, devices: Devices) -> LoadPlan:
-    """Place weights beside a context: layers on GPUs, experts on the CPU where that lets all layers fit."""
+    """Place weights beside a context: layers on GPUs, and all experts on the CPU if only that lets all layers fit."""
     sizes = options.file.sizes
     if context.n_streams > 1:  # concurrent sequences are rarely as long as the context
         context = replace(context, length=max(context.length // context.slots, EXPECTED_LENGTH))
-    if not devices:
-        return LoadPlan(sizes, resolve(context, sizes, ()))
-    resolved = resolve(context, sizes, (1,) * len(devices))
-    while True:  # twice at most: steps are larger if experts stay on the host
-        count = plan_experts(sizes, options.cpu_moe, options.gpu_layers, resolved, devices)
-        placed = sizes.with_experts_on_host(count)
-        plan = LoadPlan(placed, resolved, plan_layers(placed, options.gpu_layers, resolved, devices), count)
-        resolved = resolve(context, placed, plan.offloaded)
-        if resolved.n_ubatch <= plan.context.n_ubatch:
-            return plan
+    if options.cpu_moe.isdecimal():
+        return _place(options, context, devices, min(int(options.cpu_moe), len(sizes.layers)))
+    plan = _place(options, context, devices, 0)
+    may_move = sizes.has_experts and options.cpu_moe == "auto" and options.gpu_layers in ("auto", "all")
+    if not may_move or all(device.is_unified for device in devices) or plan.is_whole(devices):
+        return plan
+    without_experts = _place(options, context, devices, len(sizes.layers))
+    return without_experts if without_experts.is_whole(devices) else plan
+
+
+def _place(options: LoadOptions, context: ContextOptions, devices: Devices, host_experts: int) -> LoadPlan:
+    sizes = options.file.sizes.with_experts_on_host(host_experts)
+    context = resolve(context, sizes, (1,) * len(devices))
+    return LoadPlan(sizes, context, plan_layers(sizes, options.gpu_layers, context, devices), host_experts)
 
 
 def resolve(context: ContextOptions, sizes: ModelSizes, offloaded: LayerCounts) -> ContextOptions:
@@ -216,62 +225,26 @@ def _single(options: LoadOptions, length: int, free: FreeMemory) -> LoadPlan:
 def plan_layers(sizes: ModelSizes, requested: str, context: ContextOptions, devices: Devices) -> LayerCounts:
     """Number of layers to offload to each GPU: the requested total, or what fits; the output layer counts as one more.
 
-    GPUs are filled in order. Layers that were requested and do not fit go to the last one.
+    The last layers of the model are offloaded, divided among the GPUs in proportion to their free memory.
     """
-    most = len(sizes.layers) + 1
+    if not devices:
+        return ()
+    layers = [layer.weight_bytes + cache_bytes(layer, context) for layer in sizes.layers]
+    layers.append(sizes.offloaded_output_bytes)
+    most = len(layers)
     if requested.isdecimal():
         most = min(int(requested), most)
     for count in range(most, 0, -1):
-        filled = _fill(sizes, context, devices, count)
-        left = count - sum(filled)
-        if requested != "auto" or not left:
-            return (*filled[:-1], filled[-1] + left)
+        buffers = HEADROOM + device_buffers(sizes, context, count, len(devices))
+        offloaded = _divide_layers(layers[-count:], [max(0, device.free - buffers) for device in devices])
+        if requested != "auto" or fits_devices(memory_needs(sizes, context, offloaded), devices):
+            return offloaded
     return (0,) * len(devices)
 
 
-def plan_experts(sizes: ModelSizes, requested: str, gpu_layers: str, context: ContextOptions, devices: Devices) -> int:
-    """Number of the first layers whose experts stay in host memory: the requested one, or as few as let all layers fit.
-
-    0 if all fit anyway, or not even without experts: fewer layers are then offloaded as a whole.
-    """
-    if requested.isdecimal():
-        return min(int(requested), len(sizes.layers))
-    is_needed = sizes.has_experts and gpu_layers in ("auto", "all")
-    if requested == "off" or not is_needed or all(device.is_unified for device in devices):
-        return 0
-    all_layers = len(sizes.layers) + 1
-
-    def fit_without(count: int) -> bool:
-        return sum(_fill(sizes.with_experts_on_host(count), context, devices, all_layers)) == all_layers
-
-    count = bisect_left(range(all_layers), True, key=fit_without)
-    if count == all_layers:
-        return 0
-    return count
-
-
-def _fill(sizes: ModelSizes, context: ContextOptions, devices: Devices, count: int) -> LayerCounts:
-    """Numbers of the last `count` layers, the output layer among them, that fit on each GPU."""
-    output_bytes = sizes.output_bytes
-    if sizes.is_tied:
-        output_bytes += sizes.input_bytes
-    layers = [layer.weight_bytes + cache_bytes(layer, context) for layer in sizes.layers]
-    layers.append(output_bytes)
-    offloaded = layers[len(layers) - count :]
-    filled = _fill_in_order(offloaded, devices, device_buffers(sizes, context, count, 1))
-    if sum(map(bool, filled)) > 1:  # several need more memory
-        filled = _fill_in_order(offloaded, devices, device_buffers(sizes, context, count, len(devices)))
-    return filled
-
-
-def _fill_in_order(layers: Sequence[int], devices: Devices, buffers: int) -> LayerCounts:
-    waiting = deque(layers)
-    filled = []
-    for device in devices:
-        room = device.free - HEADROOM - buffers
-        number = 0
-        while waiting and waiting[0] <= room:
-            room -= waiting.popleft()
-            number += 1
-        filled.append(number)
-    return tuple(filled)
+def _divide_layers(layers: Sequence[int], rooms: Sequence[int]) -> LayerCounts:
+    """Numbers of consecutive layers for devices, by bytes of layers and of room; all for the last one without any."""
+    middles = [end - size / 2 for end, size in zip(accumulate(layers), layers, strict=True)]
+    share = sum(layers) / max(1, sum(rooms))
+    ends = [bisect_left(middles, share * room) for room in accumulate(rooms[:-1])]
+    return tuple(end - start for start, end in pairwise([0, *ends, len(layers)]))

@@ -89,8 +89,8 @@ class LoadOptions:
       allocated for the first request, so that a single answer starts sooner
     - `repack`: convert weights to CPU-optimized layouts: faster for a single sequence, slower for batches, a longer
       load and twice the memory; None decides as `plan_repacking` does
-    - `cpu_moe`: number of the first layers whose experts stay in host memory, with "auto" as few as let all layers fit
-      on the GPU; "off" is none
+    - `cpu_moe`: number of the first layers whose experts stay in host memory, with "auto" all if only that lets all
+      layers fit on the GPUs; "off" is none
     - `prompt_tokens`, `reply_tokens`: about how many a single prompt and its reply will have; 0 is unknown
     """
 

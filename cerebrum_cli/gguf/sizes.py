@@ -59,6 +59,11 @@ class ModelSizes:
         return sum((layer.weight_bytes for layer in self.layers), others)
 
     @property
+    def offloaded_output_bytes(self) -> int:
+        """Bytes of the output layer on a GPU, which gets a copy of tied embeddings."""
+        return self.output_bytes + (self.input_bytes if self.is_tied else 0)
+
+    @property
     def has_experts(self) -> bool:
         return any(layer.expert_bytes for layer in self.layers)
 

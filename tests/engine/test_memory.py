@@ -156,12 +156,12 @@ def plan(sizes: ModelSizes, *devices: Device, layers: str = "auto", **options: A
         ((24 * GIB,), (33,), 256 * MIB + INPUTS + LOGITS, ((32 * 160 + 256) * MIB + COMPUTE + POOL,)),
         # 4096 - 512 - 96 - 124 - 8 = 3356 MiB hold the output layer, 256 MiB, and nineteen layers of 160 MiB
         ((4 * GIB,), (20,), (256 + 13 * 160) * MIB + COMPUTE + LOGITS, ((264 + 19 * 160) * MIB + COMPUTE + POOL,)),
-        # 2048 - 512 - 96 - 124 - 56 = 1260 MiB hold seven layers; all others go to the larger one
+        # 2048 - 512 - 96 - 124 - 56 = 1260 MiB, and 6144 MiB more: 0.145 and 0.855 of 5376 MiB
         (
             (2 * GIB, 8 * GIB),
-            (7, 26),
+            (5, 28),
             256 * MIB + INPUTS + COPIES + LOGITS,
-            (7 * 160 * MIB + COMPUTE + COPIES + POOL, (25 * 160 + 256) * MIB + COMPUTE + COPIES + POOL),
+            (5 * 160 * MIB + COMPUTE + COPIES + POOL, (27 * 160 + 256) * MIB + COMPUTE + COPIES + POOL),
         ),
         ((memory.HEADROOM,), (0,), WEIGHTS + 32 * 32 * MIB + COMPUTE + LOGITS, (0,)),
     ],

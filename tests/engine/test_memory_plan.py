@@ -253,14 +253,12 @@ def test_plan_of_a_chat_limits_slots_to_the_states_that_fit() -> None:
 MIXTURE = options("Qwen3 30B-A3B", CHAT, repack=True)
 
 
-def test_plan_keeps_experts_on_the_host_if_not_all_layers_fit() -> None:
-    for machine, experts, layers in (("8 GB", 36, 49), ("24 GB", 0, 49), ("unified", 0, 49)):
+def test_plan_keeps_all_experts_on_the_host_if_not_all_layers_fit() -> None:
+    for machine, experts, layers in (("8 GB", 48, 49), ("24 GB", 0, 49), ("two", 0, 49), ("unified", 0, 49)):
         plan, _ = planned(MIXTURE, machines(31 * GIB)[machine])
         assert (plan.host_experts, sum(plan.offloaded)) == (experts, layers)
         assert plan.repack is not bool(experts), "repacked experts could not be copied to the GPU"
         assert plan.context.n_ubatch == (HOST_EXPERTS_UBATCH if experts else memory.GPU_UBATCH)
-    tuned = replace(MIXTURE, context=replace(CHAT, n_ubatch=512))
-    assert planned(tuned, machines(31 * GIB)["8 GB"])[0].host_experts == 35, "its buffers are smaller"
 
 
 @pytest.mark.parametrize(
@@ -270,7 +268,7 @@ def test_plan_keeps_experts_on_the_host_if_not_all_layers_fit() -> None:
         ("48", "auto", 48, 49),
         ("100", "10", 48, 10),
         ("auto", "10", 0, 10),
-        ("auto", "all", 36, 49),
+        ("auto", "all", 48, 49),
     ],
 )
 def test_plan_follows_requested_experts_and_layers(cpu_moe: str, gpu_layers: str, experts: int, layers: int) -> None:
