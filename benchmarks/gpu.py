@@ -51,7 +51,7 @@ from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.memory import memory_needs
-from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions, Request
+from cerebrum_cli.engine.requests import ContextOptions, LoadOptions, Request
 from cerebrum_cli.gguf.header import read_header
 
 PARTS = ("stream", "batch", "share", "memory")
@@ -159,8 +159,17 @@ def opened(
     path: Path, context: ContextOptions, gpu_layers: str = "all", cpu_moe: str = "auto"
 ) -> Iterator[tuple[LocalEngine, list[LlamaBackend]]]:
     """A loaded engine, and its backend."""
-    file = GgufFile(path, 32768, read_header(path).sizes, is_verified=True)
-    options = LoadOptions(file, context, gpu_layers=gpu_layers, cpu_moe=cpu_moe, repack=False, whole_context=True)
+    options = LoadOptions(
+        path,
+        32768,
+        read_header(path).sizes,
+        context,
+        gpu_layers,
+        cpu_moe=cpu_moe,
+        repack=False,
+        whole_context=True,
+        is_verified=True,
+    )
     backends: list[LlamaBackend] = []
 
     def open_backend(emit, stop):  # type: ignore[no-untyped-def]

@@ -27,7 +27,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local_engine import LocalEngine
-from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions, Request
+from cerebrum_cli.engine.requests import ContextOptions, LoadOptions, Request
 from cerebrum_cli.gguf.header import read_header
 
 CONTEXT, SLOTS = 1024, 16
@@ -108,9 +108,9 @@ def gaps(path: Path, differ: Sequence[tuple[int, list[int], list[int]]]) -> Iter
 @contextmanager
 def opened(path: Path, layers: int, slots: int, drafts: bool = False) -> Iterator[LocalEngine]:
     """An engine with so many layers on GPUs and so many slots."""
-    file = GgufFile(path, CONTEXT, read_header(path).sizes, is_verified=True)
-    context = ContextOptions(CONTEXT, slots, THREADS, rolls_back=drafts and bool(file.sizes.state_bytes))
-    options = LoadOptions(file, context, gpu_layers=str(layers), repack=False)
+    sizes = read_header(path).sizes
+    context = ContextOptions(CONTEXT, slots, THREADS, rolls_back=drafts and bool(sizes.state_bytes))
+    options = LoadOptions(path, CONTEXT, sizes, context, str(layers), repack=False, is_verified=True)
     with closing(LocalEngine(lambda emit, stop: open_llama(options, emit, stop))) as engine:
         list(engine.load())
         yield engine

@@ -29,7 +29,7 @@ from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.llama.logits import Candidates, ChainSampler
 from cerebrum_cli.engine.llama.sampler import Prototype, create_chain
-from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
+from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.engine.step import StopFlag, TokenRow
 from cerebrum_cli.gguf.header import read_header
 
@@ -71,7 +71,7 @@ def draws_row(model: Path, runs: int) -> Row:
 def open_model(path: Path) -> LlamaBackend:
     """A loaded model without a context."""
     sizes = read_header(path).sizes
-    options = LoadOptions(GgufFile(path, LENGTH, sizes, is_verified=True), ContextOptions(length=LENGTH))
+    options = LoadOptions(path, LENGTH, sizes, ContextOptions(length=LENGTH), is_verified=True)
     return open_llama(options, lambda _: None, StopFlag())
 
 

@@ -18,7 +18,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local_engine import LocalEngine
-from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions, Request
+from cerebrum_cli.engine.requests import ContextOptions, LoadOptions, Request
 from cerebrum_cli.formats.choice import choose_format
 from cerebrum_cli.formats.prompt_format import CEREBRUM, PromptFormat
 from cerebrum_cli.gguf.header import read_header
@@ -50,7 +50,7 @@ class Sample:
 @contextmanager
 def loaded_engine(path: Path) -> Iterator[LocalEngine]:
     """Load a model with SLOTS slots."""
-    options = LoadOptions(GgufFile(path, CONTEXT, read_header(path).sizes), ContextOptions(CONTEXT, SLOTS, n_threads=1))
+    options = LoadOptions(path, CONTEXT, read_header(path).sizes, ContextOptions(CONTEXT, SLOTS, n_threads=1))
     engine = LocalEngine(lambda emit, stop: open_llama(options, emit, stop))
     try:
         list(engine.load())
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     with loaded_engine(options.file) as engine:
-        if options.file.stem == THINKER_FILE.stem:
+        if options.stem == THINKER_FILE.stem:
             measure_thinking(engine, options.file, options.temperature, options.seed)
             return
         measure_votes(engine, options.temperature, options.seed)

@@ -81,16 +81,16 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Emit) -> LoadPlan:
     on the CPU without a GPU.
     """
     if options.vocabulary_only:
-        length = options.context.length or min(options.file.trained_context, DEFAULT_CONTEXT)
+        length = options.context.length or min(options.trained_context, DEFAULT_CONTEXT)
         on_host = (0,) * len(free.devices)
-        context = resolve(replace(options.context, length=length), options.file.sizes, on_host)
-        return LoadPlan(options.file.sizes, context, on_host)
+        context = resolve(replace(options.context, length=length), options.sizes, on_host)
+        return LoadPlan(options.sizes, context, on_host)
     if options.cpu_moe.isdecimal() and not free.devices:
         problem = f"cpu_moe={options.cpu_moe} needs a GPU"
         raise UsageError(problem, "omit cpu_moe: without a GPU, all experts are on the CPU")
     fits_memory = fits(_single(options, PADDING, free).needs, free)
     if not fits_memory:
-        emit(mapped_weights_notice(options.file.sizes))
+        emit(mapped_weights_notice(options.sizes))
     require_context(options, free, counts_weights=fits_memory)
     length = options.context.length or default_length(options, free, emit)
     context = replace(options.context, length=length)
@@ -117,10 +117,10 @@ def default_length(options: LoadOptions, free: FreeMemory, emit: Emit) -> int:
 
     As long as fits, and at most THINKING_CONTEXT if the model thinks.
     """
-    default = min(options.file.trained_context, DEFAULT_CONTEXT)
+    default = min(options.trained_context, DEFAULT_CONTEXT)
     most = default
-    if options.file.thinks:
-        most = min(options.file.trained_context, THINKING_CONTEXT)
+    if options.thinks:
+        most = min(options.trained_context, THINKING_CONTEXT)
     length = longest(most, lambda length: fits(_single(options, length, free).needs, free))
     if length < default:
         problem = f"context limited to {length} tokens by free memory (default: {default})"
@@ -147,7 +147,7 @@ def require_context(options: LoadOptions, free: FreeMemory, counts_weights: bool
         size += " including the model's weights"
     raise EngineError(
         f"a context of {length} tokens needs {size}; {free.host / 1e9:.1f} GB is free",
-        f"use --ctx {min(most, options.file.trained_context)} or less",
+        f"use --ctx {min(most, options.trained_context)} or less",
     )
 
 
@@ -157,7 +157,7 @@ def fitting_slots(options: LoadOptions, context: ContextOptions, free: FreeMemor
     In a unified cache, slots cost no more than recurrent states, which leave the weights on the GPUs. Sliding windows
     allow a single one there: llama.cpp never reuses cells of a window that two sequences share.
     """
-    sizes = options.file.sizes
+    sizes = options.sizes
     most = context.slots
     if context.kv_unified:
         if sizes.has_windows and not context.swa_full:
@@ -179,7 +179,7 @@ def fitting_slots(options: LoadOptions, context: ContextOptions, free: FreeMemor
 
 def place(options: LoadOptions, context: ContextOptions, devices: Devices) -> LoadPlan:
     """Place weights beside a context: layers on GPUs, and all experts on the CPU if only that lets all layers fit."""
-    sizes = options.file.sizes
+    sizes = options.sizes
     if context.n_streams > 1:  # concurrent sequences are rarely as long as the context
         context = replace(context, length=max(context.length // context.slots, EXPECTED_LENGTH))
     if options.cpu_moe.isdecimal():
@@ -193,7 +193,7 @@ def place(options: LoadOptions, context: ContextOptions, devices: Devices) -> Lo
 
 
 def _place(options: LoadOptions, context: ContextOptions, devices: Devices, host_experts: int) -> LoadPlan:
-    sizes = options.file.sizes.with_experts_on_host(host_experts)
+    sizes = options.sizes.with_experts_on_host(host_experts)
     context = resolve(context, sizes, (1,) * len(devices))
     return LoadPlan(sizes, context, plan_layers(sizes, options.gpu_layers, context, devices), host_experts)
 

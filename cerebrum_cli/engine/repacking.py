@@ -36,12 +36,12 @@ def plan_repacking(options: LoadOptions, free: int, records: Path | None) -> boo
     unless it is expected to end later, if memory also holds the file: otherwise the next command would read it again.
     """
     instructions = instruction_set()
-    is_k_quant = "_K" in (options.file.quantization or "")
+    is_k_quant = "_K" in (options.quantization or "")
     if not is_k_quant or instructions not in ("x86", "avx512") or options.whole_context:
         return True
     if options.context.slots > 1:
         return instructions == "x86"
-    if 2 * options.file.sizes.weight_bytes > free:
+    if 2 * options.sizes.weight_bytes > free:
         return False
     if not options.reply_tokens:
         return True

@@ -66,25 +66,13 @@ class ContextOptions:
 
 
 @frozen
-class GgufFile:
-    """A GGUF file to load: facts of its header, and the adapters to apply, each with the factor of its effect.
-
-    With `is_verified`, its digest is known to be right, or we wrote the file. One that `thinks` marks its reasoning.
-    """
-
-    path: Path
-    trained_context: int
-    sizes: ModelSizes
-    adapters: tuple[tuple[Path, float], ...] = ()
-    is_verified: bool = False
-    thinks: bool = False
-    quantization: str | None = None
-
-
-@frozen
 class LoadOptions:
-    """How to load a model; "auto" is chosen for this machine.
+    """A GGUF file, and how to load it; "auto" is chosen for this machine.
 
+    - `sizes`, `trained_context`, `quantization`: facts of its header
+    - `adapters`: to apply, each with the factor of its effect
+    - `is_verified`: its digest is known to be right, or we wrote the file
+    - `thinks`: the model marks its reasoning
     - `whole_context`: allocate the KV cache for the longest sequence while loading, as a chat needs it; otherwise it is
       allocated for the first request, so that a single answer starts sooner
     - `repack`: convert weights to CPU-optimized layouts: faster for a single sequence, slower for batches, a longer
@@ -94,7 +82,9 @@ class LoadOptions:
     - `prompt_tokens`, `reply_tokens`: about how many a single prompt and its reply will have; 0 is unknown
     """
 
-    file: GgufFile
+    path: Path
+    trained_context: int
+    sizes: ModelSizes
     context: ContextOptions = ContextOptions()
     gpu_layers: str = "auto"
     repack: bool | None = None
@@ -103,6 +93,10 @@ class LoadOptions:
     cpu_moe: str = "auto"
     prompt_tokens: int = 0
     reply_tokens: int = 0
+    adapters: tuple[tuple[Path, float], ...] = ()
+    is_verified: bool = False
+    thinks: bool = False
+    quantization: str | None = None
 
 
 class Force(NamedTuple):

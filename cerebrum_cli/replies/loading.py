@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
+from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.formats.choice import mentions_reasoning
 from cerebrum_cli.gguf.contents import TENSOR_TYPES, TYPE_NUMBERS
 from cerebrum_cli.gguf.header import Header
@@ -36,23 +36,19 @@ def load_options(
         cache_type_k=settings.cache_type_k or context.cache_type_k,
         cache_type_v=settings.cache_type_v or context.cache_type_v,
     )
-    thinks = mentions_reasoning(model.header.chat_template)
-    file = GgufFile(
+    return LoadOptions(
         model.path,
         model.trained_context,
         model.sizes,
-        adapters,
-        model.is_verified,
-        thinks,
-        model.quantization,
-    )
-    return LoadOptions(
-        file,
         context,
         settings.gpu_layers,
         vocabulary_only=vocabulary_only,
         whole_context=is_chat,
         cpu_moe=settings.cpu_moe,
+        adapters=adapters,
+        is_verified=model.is_verified,
+        thinks=mentions_reasoning(model.header.chat_template),
+        quantization=model.quantization,
     )
 
 

@@ -259,7 +259,7 @@ class ModelSource:
         options = load_options(self.model, self.settings, self.context, self.vocabulary_only, self.is_chat)
         if not self.answer_tokens:
             return options
-        thinks = options.file.thinks and self.settings.thinks is not False
+        thinks = options.thinks and self.settings.thinks is not False
         expected = self.answer_tokens + (USUAL_REASONING if thinks else 0)
         reply_tokens = min(expected, self.settings.max_tokens or expected)
         return replace(options, prompt_tokens=self.prompt_tokens, reply_tokens=reply_tokens)

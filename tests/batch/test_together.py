@@ -17,7 +17,7 @@ from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.memory import CPU_UBATCH, HEADROOM, FreeMemory, memory_needs
-from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions, Request
+from cerebrum_cli.engine.requests import ContextOptions, LoadOptions, Request
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step import TokenRow
 from cerebrum_cli.formats.prompt_format import PLAIN_FORMATS
@@ -40,7 +40,7 @@ def open_engine(
 ) -> AbstractContextManager[LocalEngine]:
     invariant = batch_invariant and not kv_unified
     context = ContextOptions(context_size, slots, n_threads=1, kv_unified=kv_unified, batch_invariant=invariant)
-    options = LoadOptions(GgufFile(NANO, 512, read_header(NANO).sizes), context, whole_context=kv_unified)
+    options = LoadOptions(NANO, 512, read_header(NANO).sizes, context, whole_context=kv_unified)
     return loaded(LocalEngine(lambda tell, stop: open_llama(options, tell, stop), states))
 
 

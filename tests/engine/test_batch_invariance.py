@@ -13,7 +13,7 @@ from cerebrum_cli.engine import requests as engine_requests
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import installed_build
 from cerebrum_cli.engine.local_engine import LocalEngine
-from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions, Request
+from cerebrum_cli.engine.requests import ContextOptions, LoadOptions, Request
 from cerebrum_cli.gguf.header import read_header
 
 # Types whose rows are multiplied alike in any number, on x86-64; the documentation names them.
@@ -54,7 +54,7 @@ def replies(
     """Greedy replies to prompts, at most `slots` at the same time."""
     header = read_header(path)
     context = ContextOptions(context_size, slots, n_threads=1, batch_invariant=True)
-    options = LoadOptions(GgufFile(path, 2048, header.sizes), context, gpu_layers="0", repack=True)
+    options = LoadOptions(path, 2048, header.sizes, context, gpu_layers="0", repack=True)
     said: Replies = [[] for _ in requests]
     params = SamplingParams(max_tokens=limit)
     with loaded(LocalEngine(lambda tell, stop: open_llama(options, tell, stop))) as engine:

@@ -12,7 +12,7 @@ from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.load import load_model
 from cerebrum_cli.engine.memory import Device, fits, memory_needs
 from cerebrum_cli.engine.memory_plan import LoadPlan, plan_layers
-from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
+from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.gguf.header import read_header, read_tables
 from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes
@@ -101,6 +101,6 @@ def test_experts_of_the_first_layers_are_kept_on_the_host(tmp_path: Path) -> Non
     kept = [name for name in tensors if re.search(first.pattern.decode(), name)]
     assert kept == [name for name in tensors if "_exps" in name and not name.startswith("blk.11.")]
     assert first.buffer_type and not end.pattern and not end.buffer_type
-    options = LoadOptions(GgufFile(path, 512, read_header(path).sizes))
-    plan = LoadPlan(options.file.sizes, options.context, host_experts=11)
+    options = LoadOptions(path, 512, read_header(path).sizes)
+    plan = LoadPlan(options.sizes, options.context, host_experts=11)
     llama.llama_model_free(load_model(options, plan, (), lambda _: None, StopFlag()))

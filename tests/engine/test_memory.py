@@ -28,7 +28,7 @@ from cerebrum_cli.engine.memory import (
     n_outputs_max,
 )
 from cerebrum_cli.engine.memory_plan import LoadPlan, plan_layers
-from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
+from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.gguf.contents import Array
 from cerebrum_cli.gguf.header import parts_sizes, read_header
@@ -66,7 +66,7 @@ def logged_mib(path: Path, plan: LoadPlan, monkeypatch: pytest.MonkeyPatch) -> M
     """Load a model without repacking, and sum the buffers that llama.cpp logs: by device, or kind of host memory."""
     logged: list[str] = []
     monkeypatch.setattr(log, "forward", logged.append)
-    options = LoadOptions(GgufFile(path, plan.context.length, plan.sizes))
+    options = LoadOptions(path, plan.context.length, plan.sizes)
     model = load_model(options, plan, GPUS, lambda _: None, StopFlag())
     vocabulary_size = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
     context = llama.llama_init_from_model(model, context_params(plan.context, vocabulary_size))

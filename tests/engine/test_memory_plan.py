@@ -20,7 +20,7 @@ from cerebrum_cli.engine.memory import (
     weight_needs,
 )
 from cerebrum_cli.engine.memory_plan import HOST_EXPERTS_UBATCH, LoadPlan, plan_load
-from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
+from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.gguf.layers import Hyperparameters, model_sizes
 from cerebrum_cli.gguf.sizes import ModelSizes
 
@@ -121,7 +121,7 @@ def machines(memory: int) -> dict[str, FreeMemory]:
 
 
 def options(model: str, context: ContextOptions = ASK, **others: object) -> LoadOptions:
-    return LoadOptions(GgufFile(Path("model.gguf"), 32_768, SHAPES[model].sizes), context, **others)  # type: ignore[arg-type]
+    return LoadOptions(Path("model.gguf"), 32_768, SHAPES[model].sizes, context, **others)  # type: ignore[arg-type]
 
 
 def planned(load_options: LoadOptions, free: FreeMemory) -> tuple[LoadPlan, list[str]]:
@@ -171,7 +171,7 @@ def test_plan_of_weights_cache_and_buffers_fits_in_free_memory(model: str, memor
 @pytest.mark.parametrize("length", [8192, 4096, 512])
 def test_plan_context_is_the_default_or_what_fits(length: int) -> None:
     chat = options("Mistral 7B")
-    needed = memory.HEADROOM + memory_needs(chat.file.sizes, ContextOptions(length, n_ubatch=memory.CPU_UBATCH)).host
+    needed = memory.HEADROOM + memory_needs(chat.sizes, ContextOptions(length, n_ubatch=memory.CPU_UBATCH)).host
     for free, expected in ((64 * GIB, 8192), (needed, length), (needed - 1, length - 256)):
         plan, notices = planned(chat, FreeMemory(free))
         assert plan.context.length == expected
@@ -181,10 +181,10 @@ def test_plan_context_is_the_default_or_what_fits(length: int) -> None:
 
 def test_plan_context_has_room_for_long_reasoning_if_memory_allows() -> None:
     model = options("Mistral 7B")
-    chat = replace(model, file=replace(model.file, trained_context=131_072, thinks=True))
+    chat = replace(model, trained_context=131_072, thinks=True)
 
     def needed(length: int) -> int:
-        return memory.HEADROOM + memory_needs(chat.file.sizes, ContextOptions(length, n_ubatch=memory.CPU_UBATCH)).host
+        return memory.HEADROOM + memory_needs(chat.sizes, ContextOptions(length, n_ubatch=memory.CPU_UBATCH)).host
 
     for free, expected in ((64 * GIB, 32_768), (needed(20_480), 20_480), (needed(8192), 8192)):
         plan, notices = planned(chat, FreeMemory(free))

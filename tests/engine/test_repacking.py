@@ -8,7 +8,7 @@ import pytest
 
 from cerebrum_cli.engine import repacking
 from cerebrum_cli.engine.repacking import plan_repacking
-from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
+from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.engine.speed import Speed
 from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes
 
@@ -18,7 +18,7 @@ BATCH = ContextOptions(slots=16)
 
 
 def options(quantization: str | None = "Q4_K_M", **others: Any) -> LoadOptions:
-    return replace(LoadOptions(GgufFile(Path("m"), 4096, SIZES, quantization=quantization)), **others)
+    return replace(LoadOptions(Path("m"), 4096, SIZES, quantization=quantization), **others)
 
 
 def on(monkeypatch: pytest.MonkeyPatch, instructions: str, generation: float = 20e9) -> None:

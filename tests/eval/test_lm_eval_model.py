@@ -31,7 +31,7 @@ from cerebrum_cli.core.events import (  # noqa: E402
 from cerebrum_cli.core.settings import fold  # noqa: E402
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend  # noqa: E402
 from cerebrum_cli.engine.llama.load import open_llama  # noqa: E402
-from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions  # noqa: E402
+from cerebrum_cli.engine.requests import ContextOptions, LoadOptions  # noqa: E402
 from cerebrum_cli.engine.step import StopFlag, TokenRow  # noqa: E402
 from cerebrum_cli.eval.lm_eval.generation import answer_of  # noqa: E402
 from cerebrum_cli.eval.lm_eval.model import CerebrumLM, Use  # noqa: E402
@@ -115,7 +115,7 @@ def planned(model: Harness, prompts: Sequence[tuple[str, dict[str, Any]]]) -> li
 def plain_backend(path: Path) -> Iterator[LlamaBackend]:
     """A model in F32 that evaluates one token at a time."""
     sizes = InstalledModel("tiny", (path,)).sizes
-    options = in_f32(LoadOptions(GgufFile(path, 2048, sizes), ContextOptions(CONTEXT, n_threads=1)))
+    options = in_f32(LoadOptions(path, 2048, sizes, ContextOptions(CONTEXT, n_threads=1)))
     with closing(open_llama(options, lambda event: None, StopFlag())) as backend:
         backend.reserve(CONTEXT)
         yield backend

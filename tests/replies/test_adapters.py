@@ -48,7 +48,7 @@ def write_merged(path: Path, model: Path, *changes: tuple[Factors, float]) -> Pa
 
 
 def with_files(plain: LoadOptions, adapters: tuple[tuple[Path, float], ...]) -> LoadOptions:
-    return replace(plain, file=replace(plain.file, adapters=adapters))
+    return replace(plain, adapters=adapters)
 
 
 def logits(model: Path, *adapters: tuple[Path, float]) -> npt.NDArray[np.float32]:
@@ -203,7 +203,7 @@ def test_adapter_with_scale_zero_is_no_part_of_the_identity(tmp_path: Path, chat
     assert library.file_identity(library.with_adapters(plain, [str(adapter)])) == library.identity(plain)
     adapted = library.with_adapters(plain, [str(adapter)])
     assert adapted.sizes.weight_bytes == plain.sizes.weight_bytes + 2048 + 1536 + 3072
-    assert ModelSource(installation(), adapted, Settings()).options().file.adapters == ((adapter, 1.0),)
+    assert ModelSource(installation(), adapted, Settings()).options().adapters == ((adapter, 1.0),)
     both = [[f"{adapter}:1", f"{adapter}:2"], [f"{adapter}:2", f"{adapter}:1"]]
     assert len({library.identity(library.with_adapters(plain, each)) for each in both}) == 1
 

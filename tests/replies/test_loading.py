@@ -19,7 +19,7 @@ from cerebrum_cli.engine.llama.load import open_llama, option_notices
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.machine import cgroup_memory, cgroup_quota, own_cgroups
 from cerebrum_cli.engine.memory import GPU_UBATCH, HEADROOM, Device, FreeMemory, context_needs, memory_needs
-from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
+from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.gguf.header import read_header
 from cerebrum_cli.gguf.sizes import uniform_sizes
@@ -71,7 +71,7 @@ def test_cgroup_memory_ignores_cached_files(tmp_path: Path, files: dict[str, str
 
 
 def options(path: Path) -> LoadOptions:
-    return LoadOptions(GgufFile(path, 2048, uniform_sizes(1_000_000, 2, 128)), ContextOptions(n_threads=1))
+    return LoadOptions(path, 2048, uniform_sizes(1_000_000, 2, 128), ContextOptions(n_threads=1))
 
 
 def opened(told: list[Event], load: LoadOptions, stop: StopFlag | None = None) -> None:
@@ -103,7 +103,7 @@ def test_load_offloads_a_recurrent_model_with_the_one_state_it_gets(
     gpu = Device("CUDA0", "a GPU", needs.devices[0] + HEADROOM, GIB)
     monkeypatch.setattr("cerebrum_cli.engine.llama.load.free_memory", lambda: FreeMemory(8 * GIB, (gpu,)))
     context = ContextOptions(n_threads=1, slots=16, kv_unified=True)  # as a chat does
-    load = LoadOptions(GgufFile(recurrent_model, 2048, sizes), context)
+    load = LoadOptions(recurrent_model, 2048, sizes, context)
     backend = open_llama(load, lambda event: None, StopFlag())
     assert backend._offloaded == all_layers
     backend.close()
@@ -113,7 +113,7 @@ def test_load_plans_batches_beside_mapped_weights(seven: Path, monkeypatch: pyte
     sizes = read_header(seven).sizes
     batch = ContextOptions(1024, 64, 1, 128)
     cache = context_needs(sizes, replace(batch, slots=10)).host
-    load = LoadOptions(GgufFile(seven, 2048, sizes), batch)
+    load = LoadOptions(seven, 2048, sizes, batch)
     for allocated in (0, sizes.weight_bytes // 3, sizes.weight_bytes):  # while the file is loaded
         before = HEADROOM + sizes.weight_bytes + cache
         measured = iter([FreeMemory(before), *[FreeMemory(before - allocated)] * 2])
@@ -125,7 +125,7 @@ def test_load_plans_batches_beside_mapped_weights(seven: Path, monkeypatch: pyte
 
 
 def test_load_repacks_weights_where_memory_allows(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = LoadOptions(GgufFile(seven, 2048, read_header(seven).sizes), repack=True)
+    load = LoadOptions(seven, 2048, read_header(seven).sizes, repack=True)
     for free, repacks in ((8 * GIB, True), (HEADROOM, False)):
         monkeypatch.setattr("cerebrum_cli.engine.llama.load.free_memory", lambda free=free: FreeMemory(free))
         with closing(open_llama(load, lambda event: None, StopFlag())) as backend:

@@ -11,7 +11,7 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local_engine import LocalEngine
-from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions, Request
+from cerebrum_cli.engine.requests import ContextOptions, LoadOptions, Request
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.gguf.header import read_header
 
@@ -23,7 +23,7 @@ TALE = STORY * 5  # longer than the sliding window
 def options(path: Path, *, slots: int = 1, context_size: int = 2048) -> LoadOptions:
     """Load on one thread: tiny models need no more."""
     context = ContextOptions(context_size, slots, n_threads=1)
-    return LoadOptions(GgufFile(path, 2048, read_header(path).sizes), context)
+    return LoadOptions(path, 2048, read_header(path).sizes, context)
 
 
 def in_f32(options: LoadOptions) -> LoadOptions:

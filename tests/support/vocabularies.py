@@ -11,7 +11,7 @@ from tiny_models import SPECIAL_TOKENS, USER_DEFINED
 from cerebrum_cli.core.conversation import PromptPart, Text
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
+from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.gguf.sizes import uniform_sizes
 
@@ -24,7 +24,7 @@ marked_up = st.lists(markup | st.text(max_size=2), max_size=12).map("".join)
 
 @contextmanager
 def open_vocabulary(path: Path) -> Iterator[LlamaBackend]:
-    options = LoadOptions(GgufFile(path, 2048, uniform_sizes(0, 1, 1)), ContextOptions(256), vocabulary_only=True)
+    options = LoadOptions(path, 2048, uniform_sizes(0, 1, 1), ContextOptions(256), vocabulary_only=True)
     backend = open_llama(options, lambda _: None, StopFlag())
     try:
         yield backend

@@ -23,7 +23,7 @@ from tiny_models import Shape, write_quantized
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local_engine import LocalEngine
-from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
+from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.gguf.header import read_header
 
 BLOCK_TENSORS = {
@@ -34,7 +34,7 @@ WHOLE = stack(("a", 0, 6))
 
 
 def generate(path: Path, tokens: int = 6) -> list[int]:
-    options = LoadOptions(GgufFile(path, 2048, read_header(path).sizes), ContextOptions(256, n_threads=1))
+    options = LoadOptions(path, 2048, read_header(path).sizes, ContextOptions(256, n_threads=1))
     engine = LocalEngine(lambda tell, stop: open_llama(options, tell, stop))
     try:
         list(engine.load())

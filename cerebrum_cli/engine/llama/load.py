@@ -45,7 +45,7 @@ def open_llama(options: LoadOptions, emit: Emit, stop: StopFlag, records: Path |
     model = load_model(options, plan, free.devices, emit, stop)
     for notice in model_notices(options, plan, model):
         emit(notice)
-    adapters = load_adapters(model, options.file.adapters)
+    adapters = load_adapters(model, options.adapters)
     plan = replace(plan, context=adapted(plan, model))
     backend = LlamaBackend(model, plan, stop, adapters, mapped_bytes(plan, free))
     if options.whole_context:
@@ -55,20 +55,19 @@ def open_llama(options: LoadOptions, emit: Emit, stop: StopFlag, records: Path |
 
 def require_loadable(options: LoadOptions, records: Path, emit: Emit, stop: StopFlag) -> None:
     """Load unverified files in a child process first, unless they are recorded as loaded. Raises ModelFileError."""
-    file = options.file
-    if file.is_verified and not file.adapters:
+    if options.is_verified and not options.adapters:
         return
     from cerebrum_cli.engine.llama.first_load import Kind, require_loads
 
     kind: Kind = "vocabulary" if options.vocabulary_only else "model"
-    require_loads(file.path, records, stop, kind=kind, emit=emit)
-    for path, _ in file.adapters:
-        require_loads(path, records, stop, kind="adapter", model=file.path, emit=emit)
+    require_loads(options.path, records, stop, kind=kind, emit=emit)
+    for path, _ in options.adapters:
+        require_loads(path, records, stop, kind="adapter", model=options.path, emit=emit)
 
 
 def option_notices(options: LoadOptions, devices: Devices) -> Iterator[NoticeEvent]:
     """Yield notices about options that have no or an adverse effect."""
-    trained = options.file.trained_context
+    trained = options.trained_context
     length = options.context.length
     if options.gpu_layers not in ("auto", "0") and not devices:
         problem = f"--gpu-layers {options.gpu_layers}: llama.cpp finds no GPU; using the CPU"
@@ -122,7 +121,7 @@ def load_model(options: LoadOptions, plan: LoadPlan, devices: Sequence[Device], 
     params.use_extra_bufts = plan.repack
     place_weights(params, plan, devices)
     params.progress_callback = progress_callback(emit, stop)
-    path = os.fsencode(options.file.path)
+    path = os.fsencode(options.path)
     log.problems.clear()
     emit(LoadEvent(0.0))  # only now: its receivers import modules, which would delay this thread
     if any(plan.offloaded):  # greedy sampling needs it; it is imported while native code loads
@@ -135,10 +134,10 @@ def load_model(options: LoadOptions, plan: LoadPlan, devices: Sequence[Device], 
         if stop:
             raise EngineError("loading interrupted")
         reason = _reason("error loading model: ")
-        raise ModelFileError(options.file.path, f"llama.cpp cannot load it: {reason}", SHOW_LOG)
+        raise ModelFileError(options.path, f"llama.cpp cannot load it: {reason}", SHOW_LOG)
     if kind := unsupported_kind(model):
         llama.llama_model_free(model)
-        raise ModelFileError(options.file.path, f"{kind}, which is not supported", "use a decoder-only model")
+        raise ModelFileError(options.path, f"{kind}, which is not supported", "use a decoder-only model")
     return model
 
 
