@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import reprlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -26,22 +31,51 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 def from_json(kind: type[T], values: JsonObject) -> T:
-    """A dataclass with values from a file. Raises TypeError for an unknown field, or a value of another type."""
+    """A dataclass with values from a file, where its tuples are lists, and dataclasses in its fields are objects.
+
+    Raises TypeError for an unknown or missing field, or a value of another type; ValueError for an impossible path.
+    """
     hints = _hints_of(kind)
+    converted = {}
     for name, value in values.items():
-        if not _has_type(value, hints.get(name, object)):
-            raise TypeError(f"invalid {name}")
-    return kind(**values)
+        if name not in hints:
+            raise TypeError(f"unknown key {name}; the keys are {', '.join(hints)}")
+        converted[name] = _converted(value, hints[name], name)
+    for field in fields(kind):  # type: ignore[arg-type]
+        if field.name not in converted and field.default is MISSING and field.default_factory is MISSING and field.init:
+            raise TypeError(f"missing {field.name}")
+    return kind(**converted)
 
 
-def _has_type(value: object, hint: Any) -> bool:
+def _converted(value: Any, hint: Any, name: str) -> Any:
     kind, arguments = get_origin(hint), get_args(hint)
+    if hint in (Any, object):
+        return value
     if kind in (Union, UnionType):
-        return any(_has_type(value, option) for option in arguments)
-    if kind is Literal:
-        return value in arguments
-    if isinstance(value, int | float) and not abs(value) < MAX_NUMBER:  # NaN and infinity, too
-        return False
-    if hint is float:
-        return isinstance(value, int | float)
-    return isinstance(value, kind or hint)
+        for option in arguments:
+            with suppress(TypeError):
+                return _converted(value, option, name)
+    elif kind is Literal:
+        if value in arguments:
+            return value
+    elif isinstance(value, list) and kind is tuple:
+        return tuple(_converted(item, arguments[0], f"{name}.{number}") for number, item in enumerate(value, 1))
+    elif isinstance(value, dict) and isinstance(hint, type) and is_dataclass(hint):
+        return from_json(hint, value)
+    elif isinstance(value, dict) and kind is Mapping:
+        return {key: _converted(item, arguments[1], f"{name}.{key}") for key, item in value.items()}
+    elif isinstance(value, str) and hint is Path:
+        os.fsencode(value)
+        return Path(value)
+    elif _has_type(value, kind or hint):
+        return value
+    raise TypeError(f"invalid {name}: {reprlib.repr(value)}")
+
+
+def _has_type(value: object, kind: Any) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    if isinstance(value, int | float):
+        is_of_kind = kind is float or isinstance(value, kind)
+        return is_of_kind and abs(value) < MAX_NUMBER  # NaN and infinity are not
+    return isinstance(value, kind)

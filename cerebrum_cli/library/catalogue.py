@@ -16,8 +16,8 @@ _QUANT = r"(?:UD-)?(?:I?Q|TQ|MXFP|NVFP|B?F|B?FP)[0-9][A-Z0-9_]*"  # another word
 _SPLIT = r"-\d{5}-of-\d{5}"
 
 
-# Quantizations of a model: names in file names, and sizes in bytes (rounded if known in GB only).
-Sizes = tuple[tuple[str, int], ...]
+Sizes = Mapping[str, int]
+"""Bytes of a model's files by quantizations, as file names spell them."""
 
 
 @frozen
@@ -26,7 +26,7 @@ class Repository:
 
     repo_id: str
     file: str
-    quantizations: Sizes = ()
+    quantizations: Sizes = field(default_factory=dict)
     revision: str | None = None
 
     def matches(self, filename: str) -> bool:
@@ -73,7 +73,7 @@ class ModelSpec:
     repo_id: str | None = None
     revision: str | None = None
     file: str | None = None
-    quantizations: Sizes = ()
+    quantizations: Sizes = field(default_factory=dict)
     format: str | None = None
     assumed_format: str | None = None
     context_size: int | None = None

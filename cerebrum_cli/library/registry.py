@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,6 @@ Source = Literal["package", "local", "hub", "merge", "converted", "ollama"]
 
 LATEST_NS = 2**62  # a time in 2116
 SHA256 = re.compile(r"[0-9a-f]{64}")
-FILE = "registry.json"
 USED = "used"  # directory of empty files, which are named by the `usage_key` of a model and changed when it is used
 _VERSION = 1
 _CHUNK = 1 << 20
@@ -53,7 +52,14 @@ class RegistryEntry:
         return (self.size, self.mtime_ns) == (stat.st_size, _mtime_ns(stat))
 
 
-Contents = tuple[list[RegistryEntry], str | None]  # all models and digests, and the default model
+@dataclass(slots=True)
+class Contents:
+    """What registry.json has: models, digests of other files, and a reference to the default model."""
+
+    version: int
+    models: tuple[RegistryEntry, ...]
+    default: str | None
+    digests: tuple[RegistryEntry, ...]
 
 
 @frozen
@@ -61,6 +67,10 @@ class Registry:
     """Registered models by name. Every call reads the file again; changes are atomic and locked."""
 
     directory: Path
+
+    @property
+    def path(self) -> Path:
+        return self.directory / "registry.json"
 
     @property
     def merge_directory(self) -> Path:
@@ -72,36 +82,31 @@ class Registry:
 
     @property
     def default(self) -> str | None:
-        return self._read()[1]
+        return self._read().default
 
     def entries(self) -> tuple[RegistryEntry, ...]:
         """All models, oldest first. Raises ConfigError if registry.json is damaged."""
-        files, _ = self._read()
-        return tuple(entry for entry in files if entry.name)
+        return self._read().models
 
     def find(self, name: str) -> RegistryEntry | None:
         """The model with this name, in any case."""
-        for entry in self.entries():
-            if entry.name.lower() == name.lower():
-                return entry
-        return None
+        return next((entry for entry in self.entries() if entry.name.lower() == name.lower()), None)
 
     def add(self, model: RegistryEntry) -> None:
-        with self._locked() as (files, default):
-            others = [other for other in files if other.name != model.name]
-            self._write([*others, model], default)
+        with self._changed() as contents:
+            others = (other for other in contents.models if other.name != model.name)
+            contents.models = (*others, model)
 
     def remove(self, name: str) -> None:
         """Remove a model's name; the digest of its file is still known."""
-        with self._locked() as (files, default):
-            for index, model in enumerate(files):
-                if model.name == name:
-                    files[index] = replace(model, name="")
-            self._write(files, default)
+        with self._changed() as contents:
+            removed = (replace(model, name="") for model in contents.models if model.name == name)
+            contents.digests = (*contents.digests, *removed)
+            contents.models = tuple(model for model in contents.models if model.name != name)
 
     def set_default(self, reference: str | None) -> None:
-        with self._locked() as (files, _):
-            self._write(files, reference)
+        with self._changed() as contents:
+            contents.default = reference
 
     def known_digest(self, path: Path) -> RegistryEntry | None:
         """Digest of a file, if it need not be read: stored since its last change, or the name of the Hub's blob."""
@@ -109,8 +114,8 @@ class Registry:
             blob = path.readlink()
             if blob.parent.name == "blobs" and SHA256.fullmatch(blob.name):
                 return RegistryEntry.of_file(path, blob.name)
-        files, _ = self._read()
-        for entry in files:
+        contents = self._read()
+        for entry in (*contents.models, *contents.digests):
             if entry.path == path and entry.is_current:
                 return entry
         return None
@@ -125,9 +130,9 @@ class Registry:
 
     def remember_digest(self, digest: RegistryEntry) -> None:
         """Store a digest, which is valid until its file changes; those of deleted unregistered files are dropped."""
-        with suppress(ConfigError), self._locked() as (files, default):  # it can be computed again
-            others = (entry for entry in files if entry.name or (entry.path != digest.path and exists(entry.path)))
-            self._write([*others, digest], default)
+        with suppress(ConfigError), self._changed() as contents:  # it can be computed again
+            others = (other for other in contents.digests if other.path != digest.path and exists(other.path))
+            contents.digests = (*others, digest)
 
     def last_used(self, key: str) -> str | None:
         """When a model was used, in UTC; None for never."""
@@ -144,37 +149,26 @@ class Registry:
             marker.touch()
 
     @contextmanager
-    def _locked(self) -> Iterator[Contents]:
-        with translate_os_errors(ConfigError, self.directory / FILE):
+    def _changed(self) -> Iterator[Contents]:
+        """Yield the contents, and write them as they are at the end of the block."""
+        with translate_os_errors(ConfigError, self.path):
             self.directory.mkdir(parents=True, exist_ok=True)
             with lock_file(self.directory / "registry.lock", lambda: None, is_required=False):
-                yield self._read()
-
-    def _write(self, files: list[RegistryEntry], default: str | None) -> None:
-        models = [asdict(entry) for entry in files if entry.name]
-        digests = [asdict(entry) for entry in files if not entry.name]
-        value = {"version": _VERSION, "models": models, "default": default, "digests": digests}
-        atomic_write(self.directory / FILE, json.dumps(value, indent=2, default=str).encode("ascii"))
+                contents = self._read()
+                yield contents
+                atomic_write(self.path, json.dumps(asdict(contents), indent=2, default=str).encode("ascii"))
 
     def _read(self) -> Contents:
-        path = self.directory / FILE
         try:
-            with translate_os_errors(ConfigError, path), suppress(FileNotFoundError):
-                value = read_small_json(path)
-                if value["version"] != _VERSION:
-                    raise ValueError(f"version {value['version']!r}, not {_VERSION}")
-                entries = []
-                for row in (*value["models"], *value["digests"]):
-                    os.fsencode(row["path"])  # raises ValueError if it cannot be a path
-                    entries.append(from_json(RegistryEntry, row | {"path": Path(row["path"])}))
-                default = value["default"]
-                if not isinstance(default, str | None):
-                    raise TypeError("invalid default")
-                return entries, default
-            return [], None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            with translate_os_errors(ConfigError, self.path), suppress(FileNotFoundError):
+                contents = from_json(Contents, read_small_json(self.path))
+                if contents.version != _VERSION:
+                    raise ValueError(f"version {contents.version}, not {_VERSION}")
+                return contents
+            return Contents(_VERSION, (), None, ())
+        except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(
-                f"{path}: damaged registry ({type(error).__name__}: {error})",
+                f"{self.path}: damaged registry ({type(error).__name__}: {error})",
                 "move it elsewhere and pull your models again; the model files are intact",
             ) from error
 

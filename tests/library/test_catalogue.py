@@ -62,7 +62,7 @@ def test_spec_has_names_and_files_in_any_case() -> None:
 
 @pytest.mark.parametrize(("spec", "source"), SOURCES, ids=[source.repo_id for _, source in SOURCES])
 def test_spec_matches_whole_and_split_files_in_any_case(spec: ModelSpec, source: Repository) -> None:
-    for name, size in source.quantizations:
+    for name, size in source.quantizations.items():
         file = source.file.replace("{quant}", name)
         split = file.replace(".gguf", "-00001-of-00002.gguf")
         for spelling in (file, split, file.upper(), file.lower()):
@@ -127,8 +127,8 @@ def test_catalogue_user_file_adds_a_row(tmp_path: Path) -> None:
     lists = {"aliases": ["my-model", "m1"]}
     tables = {"refuse": {"you/Mine-old": "it is old"}, "quantizations": {"Q4_0": 10}, "alternatives": [yours]}
     spec = row(tmp_path, "mine", tomlkit.dumps({"models": {"mine": {**values, **lists, **tables}}}))
-    own = Repository("me/Mine-GGUF", "mine.{quant}.gguf", (("Q4_0", 10),), "refs/pr/1")
-    alternative = Repository("you/Mine", "Mine-{quant}.gguf", (("Q8_0", 20),), "v1")
+    own = Repository("me/Mine-GGUF", "mine.{quant}.gguf", {"Q4_0": 10}, "refs/pr/1")
+    alternative = Repository("you/Mine", "Mine-{quant}.gguf", {"Q8_0": 20}, "v1")
     assert spec == ModelSpec(
         "mine",
         **values,  # type: ignore[arg-type]
@@ -147,7 +147,7 @@ def test_catalogue_user_file_overrides_single_keys(tmp_path: Path) -> None:
     packaged = PACKAGED["cerebrum-7b"]
     assert (spec.aliases, spec.revision, spec.alternatives) == (("c",), "v2", ())
     assert (spec.repo_id, spec.file, spec.format) == (packaged.repo_id, packaged.file, packaged.format)
-    assert spec.quantizations == (("Q6_K", 3),)
+    assert spec.quantizations == {"Q6_K": 3}
     assert not spec.has_name("cerebrum")
     assert [source.revision for source in spec.sources] == ["v2"]
     with pytest.raises(ConfigError, match="Is a directory"):

@@ -29,7 +29,8 @@ def test_catalogue_row_resolves_and_is_planned(
     spec: ModelSpec, source: Repository, memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def listed(repo_id: str, revision: str | None) -> Listing:
-        files = {source.file.replace("{quant}", name): size for name, size in source.quantizations} | PARTS_OF_OTHERS
+        sizes = source.quantizations.items()
+        files = {source.file.replace("{quant}", name): size for name, size in sizes} | PARTS_OF_OTHERS
         assert (repo_id, revision) == (source.repo_id, source.revision if is_first else None)
         return Listing(
             repo_id, "main", "0" * 40, {name: HubFile(name, size, "00" * 32) for name, size in files.items()}
@@ -42,7 +43,7 @@ def test_catalogue_row_resolves_and_is_planned(
     puller = Puller(library=library, progress=RecordedProgress(), confirm=lambda *_: None)
     plan = puller.plan(library.parse(spec.name if is_first else source.repo_id))
     assert (plan.spec, plan.context) == (spec, DEFAULT_CONTEXT)
-    assert {fit.quantization: fit.size for fit in plan.candidates} == dict(source.quantizations)
+    assert {fit.quantization: fit.size for fit in plan.candidates} == source.quantizations
     for fit in plan.candidates:
         needed = fit.size + DEFAULT_CONTEXT * (spec.kv_bytes_per_token or 0) + HEADROOM
         assert needed < fit.needed < needed + 5_000_000  # the mask

@@ -91,7 +91,7 @@ def test_fit_changes_at_its_limits(here: Capacity, size: float, expected: str) -
     ],
 )
 def test_fit_recommends_by_memory(name: str, here: Capacity, quantization: str, expected: str) -> None:
-    candidates = assess_quantizations(CATALOGUE[name].quantizations, (), KV, DEFAULT_CONTEXT, here)
+    candidates = assess_quantizations(CATALOGUE[name].quantizations.items(), (), KV, DEFAULT_CONTEXT, here)
     assert [(each.quantization, each.fit) for each in candidates if each.recommended] == [(quantization, expected)]
 
 
