@@ -235,7 +235,7 @@ def planned_and_used(path: Path, layers: str, experts: str, context: ContextOpti
         requests = [Request(random_tokens(length), params, Ask(ignore_eos=True)) for _ in range(context.slots)]
         list(raise_refusals(engine.complete(requests)))
         used = before - free_memory().devices[0].free
-        needs = memory_needs(backend._sizes, backend._made_with, backend._offloaded)
+        needs = memory_needs(backend._plan.sizes, backend._made_with, backend._plan.offloaded)
     return needs.devices[0], used
 
 

@@ -3,8 +3,8 @@
 A layer's weights, its part of the KV cache and its recurrent states are on the device it was offloaded to, or else on
 the host; so are compute buffers. A GPU that shares the host's memory draws from both limits.
 
-Of a loaded model, `plan_slots` is the number of slots of a length that fit, `plan_cache` chooses the length for the
-sequences that wait, and `group_lengths` which requests run together.
+Of a loaded model, `plan_cache` chooses the length of the context for the sequences that wait, and `group_lengths` which
+requests run together.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -240,21 +239,6 @@ def longest(most: int, fit: Callable[[int], bool]) -> int:
     if fit(most):
         return most
     return largest(range(PADDING, max(most, PADDING + 1), PADDING), fit)
-
-
-def plan_slots(sizes: ModelSizes, context: ContextOptions, offloaded: LayerCounts, free: FreeMemory) -> int:
-    """Number of concurrent sequences: that of the context, or what fits; at least one.
-
-    `free` is measured beside the weights, also beside those that are mapped.
-    """
-    numbers = range(1, context.slots + 1)
-    return largest(numbers, lambda slots: fits(context_needs(sizes, replace(context, slots=slots), offloaded), free))
-
-
-def plan_length(sizes: ModelSizes, context: ContextOptions, offloaded: LayerCounts, free: FreeMemory, most: int) -> int:
-    """Length of a longer context of a loaded model: `most`, or what fits."""
-    single = replace(context, slots=1)
-    return longest(most, lambda length: fits(context_needs(sizes, replace(single, length=length), offloaded), free))
 
 
 def plan_cache(

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
+from typing import Any
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Emit, NoticeEvent
@@ -68,9 +69,30 @@ class LoadPlan:
         return memory_needs(self.sizes, self.context, self.offloaded)
 
     @property
+    def context_needs(self) -> MemoryNeeds:
+        """Bytes of all but the weights."""
+        return context_needs(self.sizes, self.context, self.offloaded)
+
+    @property
     def weights(self) -> MemoryNeeds:
         """Bytes of the weights, mapped ones included."""
         return weight_needs(self.sizes, self.offloaded)
+
+    def with_context(self, **changes: Any) -> LoadPlan:
+        """The same weights in the same places, with other options of the context."""
+        return replace(self, context=replace(self.context, **changes))
+
+    def slots_for(self, length: int, free: FreeMemory) -> int:
+        """Number of concurrent sequences of a length: that of the context, or what fits; at least one.
+
+        `free` is measured beside the weights, also beside those that are mapped.
+        """
+        numbers = range(1, self.context.slots + 1)
+        return largest(numbers, lambda slots: fits(self.with_context(length=length, slots=slots).context_needs, free))
+
+    def longest_context(self, most: int, free: FreeMemory) -> int:
+        """Length of a longer context with one slot: `most`, or what fits beside the weights."""
+        return longest(most, lambda length: fits(self.with_context(length=length, slots=1).context_needs, free))
 
 
 def plan_load(options: LoadOptions, free: FreeMemory, emit: Emit) -> LoadPlan:
@@ -135,7 +157,7 @@ def require_context(options: LoadOptions, free: FreeMemory, counts_weights: bool
         plan = _single(options, length, free)
         needs = plan.needs
         if not counts_weights:
-            needs = context_needs(plan.sizes, plan.context, plan.offloaded)
+            needs = plan.context_needs
         return host_bytes(needs, free.devices)
 
     length = options.context.length

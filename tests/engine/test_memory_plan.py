@@ -15,9 +15,6 @@ from cerebrum_cli.engine.memory import (
     fits,
     host_bytes,
     memory_needs,
-    plan_length,
-    plan_slots,
-    weight_needs,
 )
 from cerebrum_cli.engine.memory_plan import HOST_EXPERTS_UBATCH, LoadPlan, plan_load
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
@@ -132,10 +129,9 @@ def planned(load_options: LoadOptions, free: FreeMemory) -> tuple[LoadPlan, list
 
 def beside_weights(plan: LoadPlan, free: FreeMemory) -> FreeMemory:
     """Free memory once the weights are loaded, also those that are mapped."""
-    weights = weight_needs(plan.sizes, plan.offloaded)
-    pairs = zip(free.devices, weights.devices, strict=True)
+    pairs = zip(free.devices, plan.weights.devices, strict=True)
     devices = tuple(replace(each, free=each.free - need) for each, need in pairs)
-    return FreeMemory(free.host - host_bytes(weights, free.devices), devices)
+    return FreeMemory(free.host - host_bytes(plan.weights, free.devices), devices)
 
 
 def test_vocabulary_alone_takes_nothing_of_any_gpu() -> None:
@@ -156,16 +152,15 @@ def test_plan_of_weights_cache_and_buffers_fits_in_free_memory(model: str, memor
             assert plan.sizes.weight_bytes + GIB > free.host, machine
             continue
         assert plan.repack is (repack and not plan.host_experts)
-        longest = plan.context
         if use != "batch":
-            assert fits(memory_needs(plan.sizes, longest, plan.offloaded), free), machine
+            assert fits(plan.needs, free), machine
             continue
         left = beside_weights(plan, free)
-        for length in (320, 1280, longest.length):
-            requested = replace(longest, length=length)
-            slots = plan_slots(plan.sizes, requested, plan.offloaded, left)
-            needs = memory_needs(plan.sizes, replace(requested, slots=slots), plan.offloaded)
-            assert fits(needs, free) or (slots == 1 and length > 1280), (machine, length, slots)
+        for length in (320, 1280, plan.context.length):
+            slots = plan.slots_for(length, left)
+            is_least = slots == 1 and length > 1280
+            fitted = plan.with_context(length=length, slots=slots)
+            assert is_least or fits(fitted.needs, free), (machine, length, slots)
 
 
 @pytest.mark.parametrize("length", [8192, 4096, 512])
@@ -197,9 +192,9 @@ def test_plan_context_has_room_for_long_reasoning_if_memory_allows() -> None:
 def test_plan_length_is_what_fits_beside_the_weights() -> None:
     chat = options("Mistral 7B", CHAT)
     plan, _ = planned(chat, FreeMemory(64 * GIB))
-    needed = memory.HEADROOM + memory.context_needs(plan.sizes, replace(plan.context, length=20_480, slots=1)).host
+    needed = memory.HEADROOM + plan.with_context(length=20_480, slots=1).context_needs.host
     for free, expected in ((64 * GIB, 32_000), (needed, 20_480), (needed - 1, 20_224)):
-        assert plan_length(plan.sizes, plan.context, (), FreeMemory(free), 32_000) == expected
+        assert plan.longest_context(32_000, FreeMemory(free)) == expected
 
 
 def test_plan_context_uses_the_memory_of_a_gpu_only_if_allowed() -> None:

@@ -105,7 +105,7 @@ def test_load_offloads_a_recurrent_model_with_the_one_state_it_gets(
     context = ContextOptions(n_threads=1, slots=16, kv_unified=True)  # as a chat does
     load = LoadOptions(recurrent_model, 2048, sizes, context)
     backend = open_llama(load, lambda event: None, StopFlag())
-    assert backend._offloaded == all_layers
+    assert backend._plan.offloaded == all_layers
     backend.close()
 
 

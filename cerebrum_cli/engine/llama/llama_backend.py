@@ -23,7 +23,7 @@ from cerebrum_cli.engine.llama.context import LlamaContext, has_recurrent_state,
 from cerebrum_cli.engine.llama.devices import free_memory, hardware, library_text
 from cerebrum_cli.engine.llama.sampler import LlamaSampler, Prototype, create_chain
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
-from cerebrum_cli.engine.memory import FreeMemory, checkpoint_budget, n_outputs_max, plan_length, plan_slots
+from cerebrum_cli.engine.memory import FreeMemory, checkpoint_budget, n_outputs_max
 from cerebrum_cli.engine.memory_plan import LoadPlan
 from cerebrum_cli.engine.requests import ContextOptions
 from cerebrum_cli.engine.step import Constraint, StopFlag, TokenRow, TokenScore
@@ -57,8 +57,6 @@ class LlamaBackend(LlamaVocabulary):
         self._suppressed = tuple(suppressed[: count.value])  # the model must never generate these
         self._model = model
         self._stop = stop
-        self._sizes = plan.sizes
-        self._offloaded = plan.offloaded
         self._adapters = adapters
         self.trimmable_length = 0 if has_recurrent_state(model) else llama.llama_model_n_swa(model) or inf
         self._mapped_bytes = mapped_bytes
@@ -66,8 +64,8 @@ class LlamaBackend(LlamaVocabulary):
         self._free: FreeMemory | None = None  # before the current context was created
         self._batch_indices: Sequence[int] = ()  # of the rows of the last decode in its batch
         self.capacity = 0
-        options = replace(plan.context, slots=min(plan.context.slots, llama.llama_max_parallel_sequences()))
-        self._options = self._made_with = options
+        self._plan = plan.with_context(slots=min(plan.context.slots, llama.llama_max_parallel_sequences()))
+        self._made_with = options = self._plan.context
         self._batch_invariant = options.batch_invariant
         self.context_size = options.length
         self.slots = options.slots
@@ -81,16 +79,15 @@ class LlamaBackend(LlamaVocabulary):
         self.capacity = 0
 
     def slots_for(self, length: int) -> int:
-        if self._options.n_streams == 1:
-            return self._options.slots
-        options = replace(self._options, length=length)
-        free = self._free or self._measure_memory()
-        return plan_slots(self._sizes, options, self._offloaded, free)
+        options = self._plan.context
+        if options.n_streams == 1:
+            return options.slots
+        return self._plan.slots_for(length, self._free or self._measure_memory())
 
     def grow(self, length: int) -> None:
-        longest = plan_length(self._sizes, self._options, self._offloaded, self._measure_memory(), length)
+        longest = self._plan.longest_context(length, self._measure_memory())
         if longest > self.context_size:
-            self._options = replace(self._options, length=longest)
+            self._plan = self._plan.with_context(length=longest)
             self.context_size = longest
 
     def _measure_memory(self) -> FreeMemory:
@@ -102,20 +99,20 @@ class LlamaBackend(LlamaVocabulary):
 
         A context with a single KV cache is replaced only once, by one of the maximum size.
         """
-        is_single = self._options.n_streams == 1
+        options = self._plan.context
+        is_single = options.n_streams == 1
         if self.capacity and is_single:
             length = self.context_size
         self._close_context()
-        self._batch_invariant = self._options.batch_invariant
-        options = replace(self._options, length=length)
-        requested = self._options.slots
+        self._batch_invariant = options.batch_invariant
+        requested = options.slots
         self._free = None
         if not is_single:
             self._free = self._measure_memory()
             requested = min(slots or requested, self.slots_for(length))
         self.slots = requested
         while not self.capacity:
-            self.slots = self._create_context(options, self.slots)
+            self.slots = self._create_context(replace(options, length=length), self.slots)
 
     def _create_context(self, options: ContextOptions, n_slots: int) -> int:
         """Try to create a context; return its number of slots, or that to try next if memory does not suffice."""
@@ -124,7 +121,7 @@ class LlamaBackend(LlamaVocabulary):
         try:
             self.context = LlamaContext(self._model, options, self._stop, self._adapters)
         except MemoryError as error:
-            if self._options.n_streams == 1 or options.slots == 1:
+            if self._plan.context.n_streams == 1 or options.slots == 1:
                 size = f"{format_count(options.slots, 'sequence')} of {options.length} tokens"
                 raise EngineError(f"not enough memory for {size}", "use a smaller --ctx", error.args) from error
             if n_slots == 1:  # one sequence alone needs no slot for padding
@@ -133,7 +130,7 @@ class LlamaBackend(LlamaVocabulary):
         self.capacity = self.context.capacity
         self._made_with = options
         self.max_outputs = n_outputs_max(options, self.size)
-        self.checkpoint_budget = checkpoint_budget(self._sizes, options)
+        self.checkpoint_budget = checkpoint_budget(self._plan.sizes, options)
         self.max_draft = MAX_DRAFT if self.trimmable_length else self.context.max_rollback
         if self._batch_invariant:  # kernels differ by rows
             self.max_draft = 0
@@ -167,8 +164,8 @@ class LlamaBackend(LlamaVocabulary):
             params, dry_penalty_last_n=min(params.dry_penalty_last_n, self.context_size)
         )  # it takes memory
         sorts_few = params.temperature == 0 or params.top_k > 0
-        is_single = self._options.n_streams == 1
-        if params.is_argmax and any(self._offloaded):  # where a step is as fast as llama.cpp's search of all tokens
+        is_single = self._plan.context.n_streams == 1
+        if params.is_argmax and any(self._plan.offloaded):  # a step is as fast as llama.cpp's search there
             is_single = False
         if constraint is None and is_single and sorts_few:
             if self._suppressed:
@@ -250,7 +247,7 @@ class LlamaBackend(LlamaVocabulary):
     def conditions(self) -> JsonDict:
         return {
             "hardware": hardware(),
-            "GPU layers": sum(self._offloaded),
+            "GPU layers": sum(self._plan.offloaded),
             "threads": self._made_with.n_threads,
             "slots": self.slots,
             "flash attention": {None: "auto", True: "on", False: "off"}[self._made_with.flash_attention],

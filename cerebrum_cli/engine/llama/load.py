@@ -21,7 +21,7 @@ from cerebrum_cli.engine.machine import processors, save_devices
 from cerebrum_cli.engine.memory import Device, Devices, FreeMemory, host_bytes
 from cerebrum_cli.engine.memory_plan import LoadPlan, plan_load
 from cerebrum_cli.engine.repacking import plan_repacking
-from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
+from cerebrum_cli.engine.requests import LoadOptions
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.gguf.sizes import facts_of
 
@@ -46,7 +46,7 @@ def open_llama(options: LoadOptions, emit: Emit, stop: StopFlag, records: Path |
     for notice in model_notices(options, plan, model):
         emit(notice)
     adapters = load_adapters(model, options.adapters)
-    plan = replace(plan, context=adapted(plan, model))
+    plan = adapted(plan, model)
     backend = LlamaBackend(model, plan, stop, adapters, mapped_bytes(plan, free))
     if options.whole_context:
         backend.reserve(plan.context.length)
@@ -96,16 +96,15 @@ def mapped_bytes(plan: LoadPlan, free: FreeMemory) -> int:
     return max(0, weights - allocated)
 
 
-def adapted(plan: LoadPlan, model: Any) -> ContextOptions:
-    """Options of a context that suit the loaded model, whose file may not show that it has states or windows."""
+def adapted(plan: LoadPlan, model: Any) -> LoadPlan:
+    """The plan with a context that suits the loaded model, whose file may not show that it has states or windows."""
     context, sizes, has_state = plan.context, plan.sizes, has_recurrent_state(model)
     is_invariant = context.batch_invariant and not has_state and not any(plan.offloaded)
     has_unknown_state = has_state and not sizes.state_bytes
     has_unknown_window = llama.llama_model_n_swa(model) and not sizes.has_windows and not context.swa_full
     shares_cells = context.kv_unified and not (has_unknown_state or has_unknown_window)
     runs_several = not is_sequential(model) and (shares_cells or not context.kv_unified)
-    return replace(
-        context,
+    return plan.with_context(
         slots=context.slots if runs_several else 1,
         kv_unified=context.kv_unified and runs_several,
         n_threads=context.n_threads or processors().threads,
