@@ -1,22 +1,26 @@
 """Time `pull` of a 1 GB file from a Hub server on loopback against `hf download`, and time `list` and `show`.
 
-Also time it from a server that limits each connection to 20 MB/s, against the same server without ranges.
+Also time it from a server that limits each connection to 20 MB/s, against the same server without ranges, and count
+the bytes which that server sends to a pull that is killed three times, and to one of which it breaks five connections.
 
-Usage: python benchmarks/pull.py [--runs N] [--gigabytes G]
+Usage: python benchmarks/pull.py [--runs N] [--gigabytes G] [--dry-run]
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import random
 import shutil
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from harness import ROOT, SCRIPT, Row, alternate, record, run
+from harness import ROOT, SCRIPT, Row, alternate, argument_parser, record, run
 
 sys.path.append(str(ROOT / "tests" / "support"))
 
@@ -33,7 +37,7 @@ INTERPRETER = [sys.executable, "-c", "pass"]
 
 def main() -> None:
     """Measure all rows and record them."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argument_parser(__doc__)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--gigabytes", type=float, default=1.0)
     arguments = parser.parse_args()
@@ -44,7 +48,9 @@ def main() -> None:
         os.environ.update(XDG_DATA_HOME=str(directory / "data"), XDG_CONFIG_HOME=str(directory / "config"))
         hub.repository(LIMITED, {FILE: write_model(directory / "limited.gguf", LIMITED_BYTES)})
         limited = limited_row(directory, hub, arguments.runs)
-        record([download_row(directory, arguments), limited, *listing_rows(arguments.runs)])
+        losses = [kills_row(directory, hub, limited), breaks_row(directory, hub)]
+        rows = [limited, *losses, download_row(directory, arguments), *listing_rows(arguments.runs)]
+        record(rows, arguments.dry_run)
 
 
 def write_model(path: Path, size: int) -> Path:
@@ -92,7 +98,47 @@ def limited_row(directory: Path, hub: HubServer, runs: int) -> Row:
 
     ours, peer, ratio = alternate(timed(SLOW), timed(replace(SLOW, ignore_range=True)), runs)
     label = "pull 400 MB at 20 MB/s a connection / over one connection"
-    return Row(label, f"{ours:.2f} s", f"{peer:.2f} s", ratio, "<= 0.2")
+    return Row(label, f"{ours:.2f} s", f"{peer:.2f} s", ratio, "<= 0.3")
+
+
+def kills_row(directory: Path, hub: HubServer, limited: Row) -> Row:
+    """Kill a pull three times, at random moments of the time that a whole one takes."""
+    seconds = float(limited.ours.split()[0])
+    clear(directory, hub)
+    armed = hub.arm(SLOW)
+    for _ in range(3):
+        process = subprocess.Popen([SCRIPT, "pull", "--quiet", LIMITED])
+        time.sleep(random.uniform(seconds / 4, seconds / 2))
+        process.kill()
+        process.wait()
+    run([SCRIPT, "pull", "--quiet", LIMITED])
+    armed.disarm()
+    return sent_row(hub, "killed three times")
+
+
+def breaks_row(directory: Path, hub: HubServer) -> Row:
+    """Reset five connections of a pull at random bytes of their pieces."""
+    clear(directory, hub)
+    breaks = [
+        replace(SLOW, times=1, let_through=1, cut_after=random.randrange(16_000_000), reset=True) for _ in range(5)
+    ]
+    armed = [hub.arm(fault) for fault in (*breaks, SLOW)]
+    run([SCRIPT, "pull", "--quiet", LIMITED])
+    for each in armed:
+        each.disarm()
+    return sent_row(hub, "five connections reset")
+
+
+def clear(directory: Path, hub: HubServer) -> None:
+    shutil.rmtree(directory / "home", ignore_errors=True)
+    hub.log.clear()
+
+
+def sent_row(hub: HubServer, what: str) -> Row:
+    """Compare the bytes that the server has sent with those of the file."""
+    sent = sum(request.sent for request in hub.log.requests("cdn"))
+    label = f"pull 400 MB, {what}: bytes sent / bytes of the file"
+    return Row(label, f"{sent / 1e6:.1f} MB", f"{LIMITED_BYTES / 1e6:.0f} MB", sent / LIMITED_BYTES, "<= 1.1")
 
 
 def listing_rows(runs: int) -> list[Row]:

@@ -69,22 +69,16 @@ class CachePath:
 
     @property
     def partial(self) -> Path:
-        """Path of a partial download, by a name that `hf cache` knows as incomplete."""
-        return self.repository / "blobs" / f"{self.digest}.incomplete"
+        """Path of a partial download, which has holes: huggingface_hub must not take it for the start of the file.
 
-    @property
-    def pieces(self) -> Path:
-        """Path of one with holes, which older versions of huggingface_hub must not take for the beginning of a file."""
+        `hf cache` knows this name, and that of the record, as incomplete.
+        """
         return self.repository / "blobs" / f"{self.digest}.pieces.incomplete"
 
     @property
     def record(self) -> Path:
-        """Path of the record of its complete pieces."""
+        """Path of the record of its bytes."""
         return self.repository / "blobs" / f"{self.digest}.record.incomplete"
-
-    @property
-    def partial_files(self) -> tuple[Path, ...]:
-        return (self.record, self.pieces, self.partial)
 
     @property
     def pointer(self) -> Path:
@@ -105,7 +99,7 @@ class CachePath:
 
     def discard_partial(self) -> None:
         """Delete a partial download. A thread that still writes has open files, which have no names any more."""
-        for path in self.partial_files:
+        for path in (self.record, self.partial):
             remove(path)
 
     def make_directories(self) -> None:

@@ -1,4 +1,4 @@
-"""Download files from the Hub into the Hugging Face cache: downloads are atomic, verified, parallel and resumable.
+"""Download files from the Hub into the Hugging Face cache: complete and verified, or resumed by the next process.
 
 huggingface_hub 2.4 and hf_xet 1.8 cannot resume a download in a new process: the first deletes its partial file, the
 second truncates it, and by default caches no chunks. Here, partial files are named after the digest in the Hub's
@@ -7,21 +7,32 @@ listing, and a file is moved into place if it has that digest.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from time import monotonic
+from typing import NamedTuple
 
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import exists, lock_file, require_space, translate_os_errors
-from cerebrum_cli.core.transfers import Progress
-from cerebrum_cli.library.cache import Cache
-from cerebrum_cli.library.connections import Connections, git_hash, is_git_hash
-from cerebrum_cli.library.hub import HubFile, Listing
-from cerebrum_cli.library.partial_file import bytes_present
+from cerebrum_cli.core.transfers import OnProgress, Progress
+from cerebrum_cli.library.cache import Cache, CachePath
+from cerebrum_cli.library.hub import HubFile, Listing, open_file
+from cerebrum_cli.library.hub_requests import CHECK_NETWORK, HubError
+from cerebrum_cli.library.partial_file import FilePiece, PartialFile, bytes_present
 from cerebrum_cli.library.registry import RegistryEntry, hash_file
+from cerebrum_cli.library.retries import RetryPolicy
 
+MAX_CONNECTIONS = 8
 ELSEWHERE = "set HF_HUB_CACHE to a directory on another disk"  # hint for a full disk, or one without locks
+POLL_S = 0.1  # between reports of progress
+STOP_S = 0.5  # for threads to end
 
 
 @dataclass(slots=True)
@@ -36,48 +47,47 @@ class Download:
             require_space(self.cache.directory, missing, PullError, ELSEWHERE)
 
     def missing_bytes(self, files: tuple[HubFile, ...]) -> int:
-        return sum(file.size - self._bytes_present(file) for file in files)
-
-    def _bytes_present(self, file: HubFile) -> int:
-        return bytes_present(self.listing.place(self.cache, file), file.size)
+        return sum(file.size - bytes_present(self._place(file), file.size) for file in files)
 
     def fetch(self, files: tuple[HubFile, ...]) -> None:
+        """Download the files that the cache lacks, and wait for those that another process downloads."""
         self.require_space(files)
         total = sum(file.size for file in files)
         with (
             translate_os_errors(PullError, Path(files[0].name), ", then try again to resume", ELSEWHERE),
-            Connections(self.listing, self.progress, total) as connections,
+            ExitStack() as locks,
         ):
-            for file in files:
-                self._begin(file, connections)
-                while not connections.is_idle:
-                    connections.advance()
-            while connections.running:
-                connections.advance()
+            missing = list(self._missing(files, total, locks))
+            before = total - sum(partial_file.file.size for partial_file in missing)
+            for partial_file in missing:
+                self._receive(partial_file, stage(self.progress, "download", before, total))
+                before += partial_file.file.size
+            self._complete(missing)
             self.cache.write_ref(self.listing.repo_id, self.listing.revision, self.listing.commit)
 
-    def _begin(self, file: HubFile, connections: Connections) -> None:
-        """Begin to download a file unless the cache has it; wait while another process downloads it."""
-        place = self.listing.place(self.cache, file)
-        blob = place.stored
-        has_partial = any(exists(path) for path in place.partial_files)
-        is_linked = exists(place.pointer) and place.pointer.samefile(blob)
-        if is_linked and not has_partial and self._is_valid(blob, file):
-            connections.completed += file.size
-            return
-        place.make_directories()
-        lock = lock_file(place.lock, lambda: connections.advance(self._bytes_present(file)))
-        connections.locks.enter_context(lock)
-        if exists(blob) and not self._is_valid(blob, file):
-            self.progress.notice(NoticeEvent(f"{file.name} in the cache is damaged", "downloading it again"))
-            blob.unlink()
-        if not exists(blob):
-            connections.begin(file, place, lock)
-            return
-        with lock:
-            place.discard_partial()
-            place.link()
-            connections.completed += file.size
+    def _place(self, file: HubFile) -> CachePath:
+        return self.listing.place(self.cache, file)
+
+    def _missing(self, files: tuple[HubFile, ...], total: int, locks: ExitStack) -> Iterator[PartialFile]:
+        """Lock and yield the files that are not in the cache; link those that it has of another commit."""
+
+        def show_bytes_present() -> None:
+            self.progress.update("download", total - self.missing_bytes(files), total)
+
+        for file in files:
+            place = self._place(file)
+            blob = place.stored
+            if exists(place.pointer) and place.pointer.samefile(blob) and self._is_valid(blob, file):
+                continue
+            place.make_directories()
+            locks.enter_context(lock_file(place.lock, show_bytes_present, interval_s=POLL_S))
+            if exists(blob) and not self._is_valid(blob, file):
+                self.progress.notice(NoticeEvent(f"{file.name} in the cache is damaged", "downloading it again"))
+                blob.unlink()
+            if exists(blob):
+                place.link()
+            else:
+                yield PartialFile.opened(file, place)
 
     def _is_valid(self, blob: Path, file: HubFile) -> bool:
         if blob.stat().st_size != file.size:
@@ -85,3 +95,134 @@ class Download:
         if is_git_hash(file.digest):
             return git_hash(file.size, blob.read_bytes()).hexdigest() == file.digest
         return self.digest_of(blob).sha256 == file.digest
+
+    def _receive(self, partial_file: PartialFile, on_progress: OnProgress) -> None:
+        try:
+            Transfer(self.listing, partial_file, RetryPolicy(self.progress)).run(on_progress)
+        except RangeIgnored:
+            whole = PartialFile.without_ranges(partial_file.file, partial_file.place)
+            Transfer(self.listing, whole, RetryPolicy(self.progress)).run(on_progress)
+
+    def _complete(self, partial_files: list[PartialFile]) -> None:
+        """Move files into the cache. Raises PullError, and deletes a file, if its digest is wrong."""
+        total = sum(partial_file.file.size for partial_file in partial_files)
+        before = 0
+        for partial_file in partial_files:
+            file = partial_file.file
+            path = partial_file.place.partial
+            if is_git_hash(file.digest):
+                digest = git_hash(file.size, path.read_bytes()).hexdigest()
+            else:
+                digest = hash_file(path, stage(self.progress, "verify", before, total)).sha256
+            if digest != file.digest:
+                partial_file.place.discard_partial()
+                raise PullError(
+                    f"{file.name} was not downloaded correctly: its digest is {digest}, not {file.digest}",
+                    "the download was deleted; try again, or report it to the repository's owner",
+                )
+            partial_file.complete()
+            before += file.size
+
+
+class RangeIgnored(HubError):
+    """The server has sent other bytes than requested."""
+
+    def __init__(self) -> None:
+        super().__init__("the server sent other bytes than requested", "try again later", retries=5)
+
+
+class PieceResult(NamedTuple):
+    """The end of a request, and its error if bytes are missing; `attempt` counts the retries before it."""
+
+    piece: FilePiece
+    attempt: int
+    error: BaseException | None
+
+
+@dataclass(slots=True)
+class Transfer:
+    """Requests for the missing pieces of a file. Each runs in a thread; the caller's starts them, and retries."""
+
+    listing: Listing
+    partial_file: PartialFile
+    retry_policy: RetryPolicy
+    results: SimpleQueue[PieceResult] = field(default_factory=SimpleQueue)
+    stopped: Event = field(default_factory=Event)
+    attempt: int = 0
+    most_done: int = 0  # bytes at a failure
+    retry_at: float = 0.0
+
+    def run(self, on_progress: OnProgress) -> None:
+        """Write all missing pieces. Raises HubError, and OSError for the disk."""
+        size = self.partial_file.file.size
+        waiting = deque(piece for piece in self.partial_file.pieces if piece.missing)
+        running = 0
+        try:
+            while waiting or running:
+                while waiting and running < MAX_CONNECTIONS and monotonic() >= self.retry_at:
+                    Thread(target=self._request, args=(waiting.popleft(), self.attempt), daemon=True).start()
+                    running += 1
+                on_progress(self.partial_file.done, size)
+                with suppress(Empty):
+                    result = self.results.get(timeout=POLL_S)
+                    running -= 1
+                    if result.error:
+                        waiting.appendleft(result.piece)
+                        self._back_off(result.error, result.attempt)
+        finally:
+            self.stopped.set()
+            with suppress(Empty):  # not for long, for a thread may be in a system call
+                for _ in range(running):
+                    self.results.get(timeout=STOP_S)
+        on_progress(size, size)
+
+    def _request(self, piece: FilePiece, attempt: int) -> None:
+        error = None
+        try:
+            self._write(piece)
+        except BaseException as caught:
+            error = caught
+        self.results.put(PieceResult(piece, attempt, error if piece.missing else None))
+
+    def _write(self, piece: FilePiece) -> None:
+        """Request and write the missing bytes of a piece."""
+        partial_file = self.partial_file
+        with partial_file.writer(piece) as write:
+            end = None if piece.stop == partial_file.file.size else piece.stop
+            with open_file(self.listing, partial_file.file.name, piece.position, end) as response:
+                if not response.is_exact:
+                    raise RangeIgnored
+                for chunk in response.chunks:
+                    if self.stopped.is_set():
+                        return
+                    if len(chunk) > piece.missing:
+                        raise RangeIgnored
+                    write(chunk)
+        if piece.missing:
+            raise HubError(f"the connection ended at byte {piece.position:,}", CHECK_NETWORK, retries=5)
+
+    def _back_off(self, error: BaseException, attempt: int) -> None:
+        """Delay the next requests, unless this one began before the last retry; raise the error after the last."""
+        done = self.partial_file.done
+        if not isinstance(error, HubError) or (isinstance(error, RangeIgnored) and not done):
+            raise error
+        if done > self.most_done:
+            self.most_done = done
+            self.retry_policy.failures = 0
+        if attempt == self.attempt:
+            self.attempt += 1
+            self.retry_at = monotonic() + self.retry_policy.delay(error)
+
+
+def stage(progress: Progress, name: str, before: int, total: int) -> OnProgress:
+    """Report the bytes of one of several files, as part of their total."""
+    return lambda done, _: progress.update(name, before + done, total)
+
+
+def git_hash(size: int, data: bytes) -> hashlib._Hash:
+    """Hash by which git names a file, and the Hub a small one: SHA-1 over a header and the bytes."""
+    return hashlib.sha1(b"blob %d\0" % size + data, usedforsecurity=False)
+
+
+def is_git_hash(digest: str) -> bool:
+    return len(digest) == 40

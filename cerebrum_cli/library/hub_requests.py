@@ -31,18 +31,12 @@ CHECK_NETWORK = (
 
 
 class HubError(PullError):
-    """The Hub did not respond as expected. `retries` is how often to retry, `wait_s` the delay it asks for.
+    """The Hub did not respond as expected. `retries` is how often to retry, `wait_s` the delay it asks for."""
 
-    It `is_overload` if the Hub asks for fewer requests.
-    """
-
-    def __init__(
-        self, problem: str, hint: str, retries: int = 0, wait_s: float | None = None, is_overload: bool = False
-    ) -> None:
+    def __init__(self, problem: str, hint: str, retries: int = 0, wait_s: float | None = None) -> None:
         super().__init__(problem, hint)
         self.retries = retries
         self.wait_s = wait_s
-        self.is_overload = is_overload
 
 
 def constants() -> ModuleType:
@@ -182,8 +176,7 @@ def _response_error(subject: str, kind: RepositoryKind, error: Any) -> CerebrumE
     limit = _WAIT.search(f"{response.headers.get('Retry-After')} {response.headers.get('RateLimit')}")
     wait_s = float(limit[1]) if limit else None
     retries = 5 if status in (408, 429) or status >= 500 else 0
-    is_overload = status == 429 or (status == 503 and wait_s is not None)
-    return HubError(f"the Hub responded {status} {response.reason_phrase}", _LATER, retries, wait_s, is_overload)
+    return HubError(f"the Hub responded {status} {response.reason_phrase}", _LATER, retries, wait_s)
 
 
 def _connection_error(error: httpx2.TransportError) -> HubError:

@@ -28,8 +28,7 @@ from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.library.cache import Cache, CachedFile
 from cerebrum_cli.library.catalogue import ModelSpec, PackageSource
-from cerebrum_cli.library.connections import git_hash
-from cerebrum_cli.library.download import Download
+from cerebrum_cli.library.download import Download, git_hash
 from cerebrum_cli.library.hub import (
     HubFile,
     Listing,

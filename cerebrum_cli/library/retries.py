@@ -12,7 +12,7 @@ from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.library.hub_requests import HubError
 
 MAX_WAIT_S = 600.0  # the rate limits of the Hub last 300
-_MAX_BACKOFF_S = 16.0
+MAX_BACKOFF_S = 16.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class RetryPolicy:
-    """Waits between retries: exponential backoff, or as long as the Hub asks; each error sets its number of retries."""
+    """Delays before retries: exponential backoff, or as long as the Hub asks; each error sets its number of retries."""
 
     progress: Progress
     failures: int = 0  # in a row
@@ -30,13 +30,13 @@ class RetryPolicy:
             try:
                 return request(*arguments, **keywords)
             except HubError as error:
-                self.wait(error)
+                sleep(self.delay(error))
 
-    def wait(self, error: HubError) -> None:
-        """Sleep until the next attempt; raise the error if no retries are left, or the wait would be too long."""
-        seconds = min(_MAX_BACKOFF_S, 2.0**self.failures) if error.wait_s is None else error.wait_s
+    def delay(self, error: HubError) -> float:
+        """Seconds until the next attempt, after a notice; raise the error if there is none, or it would be too late."""
+        seconds = min(MAX_BACKOFF_S, 2.0**self.failures) if error.wait_s is None else error.wait_s
         self.failures += 1
         if self.failures > error.retries or seconds > MAX_WAIT_S:
             raise error
         self.progress.notice(NoticeEvent(error.message, f"retrying in {seconds:.0f} s"))
-        sleep(seconds)
+        return seconds

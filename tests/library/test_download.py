@@ -1,0 +1,385 @@
+"""A file comes over several connections; whatever happens, no wrong byte gets in, and the next pull resumes."""
+
+import hashlib
+import os
+import random
+import shutil
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from command_line import assert_error, environment_of
+from disks import full_disk
+from hub_server import (
+    ENTRY_NOT_FOUND,
+    FORBIDDEN,
+    GATED,
+    RATE_LIMITED,
+    SERVER_ERROR,
+    UNAVAILABLE,
+    UNSATISFIABLE,
+    Fault,
+    Refusal,
+    Request,
+)
+from hub_user import HubUser, RecordedProgress, cleaned
+from waiting import wait_until
+
+from cerebrum_cli.core.errors import PullError
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.library import partial_file, retries
+from cerebrum_cli.library.cache import Cache, CachePath
+from cerebrum_cli.library.download import Download
+from cerebrum_cli.library.hub import HubFile, Listing, list_repository
+from cerebrum_cli.library.hub_requests import HubError
+
+REPO, FILE = "owner/large", "large-Q4_K_M.gguf"
+MIB = 1 << 20
+PIECE = 2 * MIB
+CDN = Fault(part="cdn", let_through=1)  # the request for the header is let through
+LIMITED = replace(CDN, times=None, bytes_per_second=4_000_000)  # each connection
+FAILING = replace(CDN, let_through=5, times=None, refusal=FORBIDDEN)
+
+
+@pytest.fixture(scope="module")
+def large(mistral_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 34 MB, with noise after its weights."""
+    path = tmp_path_factory.mktemp("large") / FILE
+    path.write_bytes(mistral_model.read_bytes() + random.Random(0).randbytes(25_000_000))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def repository(hub_user: HubUser, large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces are small, and retries come without a delay, except in a process of its own."""
+    monkeypatch.setattr(partial_file, "PIECE_BYTES", PIECE)
+    monkeypatch.setattr(retries, "MAX_BACKOFF_S", 0.0)
+    hub_user.hub.repository(REPO, {FILE: large})
+
+
+def installed(hub_user: HubUser) -> str:
+    """What `pull` prints of the file, which is checked; nothing else is left of it."""
+    return hub_user.installed(FILE, REPO)
+
+
+def place(hub_user: HubUser) -> CachePath:
+    return CachePath(hub_user.folder(REPO), hub_user.commit(REPO), FILE, hub_user.digest(FILE, REPO))
+
+
+def recorded_bytes(hub_user: HubUser, size: int) -> int:
+    return partial_file.bytes_present(place(hub_user), size)
+
+
+def requested(hub_user: HubUser) -> list[Request]:
+    """The requests for the file, but for that of its header."""
+    return [request for request in hub_user.hub.log.requests("cdn") if request.range != f"bytes=0-{MIB - 1}"]
+
+
+def sent(hub_user: HubUser) -> int:
+    return sum(request.sent for request in requested(hub_user))
+
+
+def interrupted(hub_user: HubUser) -> None:
+    """Let a pull fail after four pieces, and the next one succeed."""
+    armed = hub_user.hub.arm(FAILING)
+    assert_error(hub_user.run("pull", REPO), 1)
+    assert place(hub_user).record.exists()
+    armed.disarm()
+    forget_requests(hub_user)
+
+
+def forget_requests(hub_user: HubUser) -> None:
+    """Empty the log, once the threads of a failed pull have ended, which a process of its own would not wait for."""
+    wait_until(lambda: not any("(_request)" in thread.name for thread in threading.enumerate()))
+    hub_user.hub.log.clear()
+
+
+@pytest.mark.slow
+def test_pull_requests_a_large_file_in_pieces(hub_user: HubUser, large: Path) -> None:
+    hub_user.hub.arm(replace(CDN, times=8, bytes_per_second=1_000_000))
+    assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
+    size = large.stat().st_size
+    ranges = {f"bytes={start}-{start + PIECE - 1 if start + PIECE < size else ''}" for start in range(0, size, PIECE)}
+    assert {request.range for request in requested(hub_user)} == ranges
+    assert sent(hub_user) == size
+    assert max(request.beside for request in requested(hub_user)) == 7
+
+
+OTHER_BYTES = "the server sent other bytes than requested"
+EXPIRED = "the Hub's storage rejected the download URL (403)"
+# What goes wrong, and of what `pull` then tells that it retries; nothing but that.
+SURVIVED = {
+    "no ranges": (replace(CDN, times=None, ignore_range=True), ""),
+    "wrong ranges": (replace(CDN, times=None, headers=(("Content-Range", "bytes 0-4/5"),)), ""),
+    "short ranges": (replace(CDN, times=None, most_bytes=100_000), ""),
+    "a range ignored": (replace(CDN, let_through=6, ignore_range=True), OTHER_BYTES),
+    "bytes promised after the last": (replace(CDN, times=8, promised_more=5), ""),
+    "connections closed": (replace(CDN, times=6, cut_after=1_500_000), "connection lost"),
+    "connections reset": (replace(CDN, times=6, cut_after=1_500_000, reset=True), "connection lost"),
+    "rate limit": (replace(CDN, times=4, refusal=RATE_LIMITED.resetting_after(0)), "429 Too Many Requests"),
+    "server errors": (replace(CDN, times=4, refusal=SERVER_ERROR), "500 Internal Server Error"),
+    "overload": (replace(CDN, times=4, refusal=UNAVAILABLE), "503 Service Unavailable"),
+    "expired URL": (replace(CDN, refusal=FORBIDDEN), EXPIRED),
+    "server error of the Hub": (
+        Fault(part="resolve", let_through=2, refusal=SERVER_ERROR),
+        "500 Internal Server Error",
+    ),
+    "server error of the listing": (Fault(part="api", refusal=SERVER_ERROR), "500 Internal Server Error"),
+}
+
+
+@pytest.mark.parametrize(("fault", "problem"), SURVIVED.values(), ids=SURVIVED)
+def test_pull_survives(hub_user: HubUser, fault: Fault, problem: str) -> None:
+    hub_user.hub.arm(fault)
+    *notes, last = cleaned(hub_user.pull(REPO)).splitlines(keepends=True)
+    assert last == installed(hub_user)
+    assert bool(notes) == bool(problem)
+    assert all(note.startswith("note: ") and f"{problem}: retrying in 0 s" in note for note in notes)
+
+
+@pytest.mark.parametrize("name", ["no ranges", "wrong ranges", "short ranges"])
+def test_pull_opens_one_connection_to_a_server_without_ranges(hub_user: HubUser, large: Path, name: str) -> None:
+    hub_user.hub.arm(SURVIVED[name][0])
+    hub_user.pull(REPO)
+    [whole] = [request for request in requested(hub_user) if request.range is None]
+    assert (whole.status, whole.sent) == (200, large.stat().st_size)
+
+
+LATER = "try again later"
+DELETED = "the download was deleted; try again, or report it to the repository's owner"
+# What goes wrong each time, the error and its hint, and whether bytes are left to resume from.
+REFUSED = {
+    "altered byte": (replace(CDN, flip_at=20_000_000), f"{FILE} was not downloaded correctly: its", DELETED, False),
+    "closed connections": (replace(CDN, cut_after=0), "connection lost", "check the network", True),
+    "range without a request": (replace(CDN, refusal=Refusal(206, "")), OTHER_BYTES, LATER, True),
+    "server errors": (replace(CDN, refusal=UNAVAILABLE), "the Hub responded 503 Service Unavailable", LATER, True),
+    "long rate limit": (
+        *(replace(CDN, refusal=RATE_LIMITED.with_header("Retry-After", "3600")), "the Hub responded 429 Too Many"),
+        *(LATER, True),
+    ),
+    "long rate limit of the API": (
+        *(Fault(part="api", refusal=RATE_LIMITED.resetting_after(3600)), "the Hub responded 429 Too Many Requests"),
+        *(LATER, False),
+    ),
+    "unsatisfiable range": (replace(CDN, refusal=UNSATISFIABLE), "the Hub responded 416 Requested", LATER, True),
+    "storage denies": (replace(CDN, refusal=FORBIDDEN), EXPIRED, LATER, True),
+    "token denied": (
+        *(Fault(part="resolve", let_through=1, refusal=FORBIDDEN), f"the Hub denied access to {REPO}/{FILE}"),
+        *("use a token with access: set HF_TOKEN", True),
+    ),
+    "gated meanwhile": (
+        *(Fault(part="resolve", let_through=1, refusal=GATED), f"{REPO} is gated: you must accept its terms first"),
+        *("accept them at", True),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("fault", "error", "hint", "is_resumable"), REFUSED.values(), ids=REFUSED)
+def test_pull_fails_with_a_hint(hub_user: HubUser, fault: Fault, error: str, hint: str, is_resumable: bool) -> None:
+    armed = hub_user.hub.arm(replace(fault, times=None))
+    done = hub_user.run("pull", REPO)
+    *_, said, fix = cleaned(done).splitlines()
+    assert (done.code, done.out) == (1, "")
+    assert said.startswith("error: ") and error in said
+    assert fix.startswith(f" hint: {hint}")
+    assert place(hub_user).partial.exists() == is_resumable
+    armed.disarm()
+    assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
+
+
+def test_pull_of_a_file_that_vanishes_meanwhile_is_refused(hub_user: HubUser) -> None:
+    hub_user.hub.arm(Fault(part="resolve", let_through=1, times=None, refusal=ENTRY_NOT_FOUND))
+    assert_error(hub_user.run("pull", REPO), 3, f"{REPO}: no such repository on the Hub, or it is private")
+
+
+def test_pull_gives_up_after_five_retries_without_progress(hub_user: HubUser) -> None:
+    """Every third request fails, more often than one is repeated."""
+    armed = [hub_user.hub.arm(replace(CDN, let_through=count, refusal=SERVER_ERROR)) for count in range(2, 18, 2)]
+    hub_user.pull(REPO)
+    assert sum(fault.struck for fault in armed) > 5
+    shutil.rmtree(hub_user.cache)
+    hub_user.hub.arm(replace(CDN, times=None, refusal=SERVER_ERROR))
+    done = hub_user.run("pull", REPO)
+    assert_error(done, 1, "the Hub responded 500 Internal Server Error", LATER)
+    assert cleaned(done).count("note: ") == 5
+
+
+@pytest.mark.slow
+def test_pull_retries_a_timeout(hub_user: HubUser) -> None:
+    hub_user.hub.arm(replace(CDN, hang_after=1_000_000))
+    said = cleaned(hub_user.pull(REPO, HF_HUB_DOWNLOAD_TIMEOUT="1"))
+    assert "timed out: retrying in 0 s\n" in said and said.endswith(installed(hub_user))
+
+
+def test_retries_back_off_until_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    progress = RecordedProgress()
+    policy = retries.RetryPolicy(progress)
+    lost = HubError("connection lost", "check the network", retries=6)
+    assert [policy.delay(lost) for _ in range(6)] == [1, 2, 4, 8, 16, 16]
+    with pytest.raises(HubError, match="connection lost"):
+        policy.delay(lost)
+    policy.failures = 0
+    assert policy.delay(lost) == 1
+    assert progress.notices[-1] == NoticeEvent("connection lost", "retrying in 1 s")
+    assert policy.delay(HubError("rate limit", LATER, retries=5, wait_s=55.0)) == 55
+
+
+@pytest.mark.slow
+def test_pull_resumes_after_kills(hub_user: HubUser, large: Path) -> None:
+    """What is recorded is not requested again; benchmarks/pull.py measures what a kill loses."""
+    size = large.stat().st_size
+    armed = hub_user.hub.arm(LIMITED)
+    for share in (0.25, 0.5, 0.75):
+        with hub_user.start("pull", REPO) as process:
+            wait_until(lambda: recorded_in_process(hub_user, size) >= share * size)  # noqa: B023
+            process.kill()
+        assert hub_user.listed() == []
+    armed.disarm()
+    left = size - recorded_in_process(hub_user, size)
+    hub_user.hub.log.clear()
+    assert hub_user.run_process("pull", REPO).code == 0
+    assert sent(hub_user) == left
+    installed(hub_user)
+
+
+def recorded_in_process(hub_user: HubUser, size: int) -> int:
+    """Bytes that a process of its own, whose pieces are not those of this one, has recorded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(partial_file, "PIECE_BYTES", 1 << 24)
+        return recorded_bytes(hub_user, size)
+
+
+@pytest.mark.slow
+def test_pull_interrupt_prints_how_to_resume(hub_user: HubUser, large: Path) -> None:
+    hub_user.hub.arm(LIMITED)
+    with hub_user.start("pull", REPO) as process:
+        wait_until(lambda: recorded_in_process(hub_user, large.stat().st_size) >= 1_000_000)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=10)
+    said = "download: 0 kB of 34 MB\nerror: interrupted\n hint: run it again to resume\n"
+    assert (process.returncode, out, err.decode()) == (130, b"", said)
+    assert recorded_in_process(hub_user, large.stat().st_size) >= 1_000_000
+
+
+@pytest.mark.slow
+def test_second_process_waits_for_the_download(hub_user: HubUser, large: Path) -> None:
+    hub_user.hub.arm(LIMITED)
+    with hub_user.start("pull", REPO) as first, hub_user.start("pull", REPO) as second:
+        assert [first.wait(60), second.wait(60)] == [0, 0]
+    assert sent(hub_user) == large.stat().st_size
+    installed(hub_user)
+
+
+def test_pull_resumes_a_failed_one(hub_user: HubUser, large: Path) -> None:
+    interrupted(hub_user)
+    left = large.stat().st_size - recorded_bytes(hub_user, large.stat().st_size)
+    assert 0 < left < large.stat().st_size
+    assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
+    assert sent(hub_user) == left
+
+
+@pytest.mark.parametrize("kept", [0, 30, 90, 1_000])
+def test_pull_starts_over_with_a_damaged_record(hub_user: HubUser, large: Path, kept: int) -> None:
+    interrupted(hub_user)
+    record = place(hub_user).record
+    record.write_bytes(record.read_bytes()[:kept] + b"\xff" * 3)
+    assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
+    assert sent(hub_user) == large.stat().st_size
+
+
+def test_pull_starts_over_without_the_partial_file(hub_user: HubUser, large: Path) -> None:
+    interrupted(hub_user)
+    place(hub_user).partial.unlink()
+    assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
+    assert sent(hub_user) == large.stat().st_size
+
+
+def test_pull_notices_bytes_that_a_crash_has_lost(hub_user: HubUser, large: Path) -> None:
+    """After a crash of the system, the record may be ahead of the file."""
+    interrupted(hub_user)
+    place(hub_user).partial.write_bytes(b"")
+    assert_error(hub_user.run("pull", REPO), 1, f"{FILE} was not downloaded correctly", DELETED)
+    assert hub_user.blobs(REPO) == {}
+    assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
+
+
+def test_pull_resumes_from_a_server_that_ignores_ranges_now(hub_user: HubUser, large: Path) -> None:
+    interrupted(hub_user)
+    hub_user.hub.arm(replace(CDN, times=None, ignore_range=True))
+    said = f"note: {OTHER_BYTES}: retrying in 0 s\n" * 5
+    assert cleaned(hub_user.pull(REPO)) == said + installed(hub_user)
+    [whole] = [request for request in requested(hub_user) if request.range is None]
+    assert whole.sent == large.stat().st_size
+
+
+def test_pull_downloads_what_is_new_on_the_hub(hub_user: HubUser, large: Path, tmp_path: Path) -> None:
+    interrupted(hub_user)
+    newer = tmp_path / FILE
+    newer.write_bytes(large.read_bytes()[:-5] + b"newer")
+    hub_user.hub.repositories[REPO].commit({FILE: newer})
+    hub_user.pull(REPO)
+    assert hub_user.path(FILE, REPO).read_bytes() == newer.read_bytes()
+
+
+@pytest.mark.slow
+def test_pull_replaces_a_damaged_blob(hub_user: HubUser) -> None:
+    hub_user.pull(REPO)
+    blob = place(hub_user).blob
+    data = bytearray(blob.read_bytes())
+    data[5_000_000] ^= 0xFF
+    blob.write_bytes(data)
+    os.utime(blob, ns=(1, 1))
+    damaged = f"note: {FILE} in the cache is damaged: downloading it again\n"
+    assert cleaned(hub_user.pull(REPO)) == damaged + installed(hub_user)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_pull_is_refused_where_the_file_system_has_no_locks(hub_user: HubUser) -> None:
+    hint = "set HF_HUB_CACHE to a directory on another disk"
+    assert_error(hub_user.run("pull", REPO), 1, ".lock: this file system has no file locks", hint)
+    assert hub_user.blobs(REPO) == {}
+
+
+def test_download_checks_disk_space_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=1, free=1_000_000_000))
+    file = HubFile(FILE, 4_000_000_000, "00" * 32)
+    listing = Listing(REPO, "main", "0" * 40, {file.name: file})
+    download = Download(listing, Cache(tmp_path / "hub"), RecordedProgress())
+    with pytest.raises(PullError) as caught:
+        download.require_space((file,))
+    assert caught.value.message == f"{tmp_path}: not enough disk space: needs 4.06 GB; 1.00 GB is free"
+    assert caught.value.hint == "free 3.06 GB, or set HF_HUB_CACHE to a directory on another disk"
+
+
+@pytest.mark.slow
+def test_pull_keeps_the_partial_file_when_the_disk_fills_up(hub_user: HubUser, large: Path) -> None:
+    with full_disk(4_000_000):
+        done = hub_user.run("pull", REPO)
+    said = f"error: {FILE}: File too large\n hint: free some disk space, then try again to resume\n"
+    assert (done.code, cleaned(done)) == (1, said)
+    forget_requests(hub_user)
+    left = large.stat().st_size - recorded_bytes(hub_user, large.stat().st_size)
+    assert left < large.stat().st_size
+    assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
+    assert sent(hub_user) == left
+
+
+def test_download_reports_each_stage_to_its_end(hub_user: HubUser, parts: dict[str, Path]) -> None:
+    hub_user.hub.repository("owner/split", dict(parts))
+    progress = RecordedProgress()
+    with environment_of(hub_user.command.environment(hub_user.environment({}))):
+        listing = list_repository("owner/split")
+        Download(listing, Cache(hub_user.cache), progress).fetch(tuple(map(listing.file, parts)))
+    total = sum(path.stat().st_size for path in parts.values())
+    stages = [name for name, _, _ in progress.stages]
+    assert stages == sorted(stages) and set(stages) == {"download", "verify"}
+    for stage in ("download", "verify"):
+        reported = [done for name, done, of in progress.stages if name == stage and of == total]
+        assert reported == sorted(reported) and reported[-1] == total
+    assert all(
+        hashlib.sha256(path.read_bytes()).hexdigest() == listing.file(name).digest for name, path in parts.items()
+    )
