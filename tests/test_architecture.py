@@ -125,7 +125,7 @@ DOORS: Mapping[str, Door] = {
     ),
     "grammars": Door(
         4,
-        ("guidance",),
+        ("guidance", "validation"),
     ),
     "engine": Door(
         33,

@@ -1,4 +1,4 @@
 """JSON Schemas, grammars and regular expressions that constrain an answer, as llguidance takes them.
 
-Public module: `guidance`.
+Public modules: `guidance`, `validation`.
 """

@@ -187,7 +187,7 @@ class ReplyStream:
         is_complete = finish.reason == "stop" and not finish.by_stop_string and answer.strip()
         if self._grammar is None or not self._grammar.is_schema or not is_complete:
             return None
-        from cerebrum_cli.grammars.guidance import schema_problem
+        from cerebrum_cli.grammars.validation import schema_problem
 
         if problem := schema_problem(self._grammar, answer):
             hint = "ask again, or update the server" if finish.origin else "ask again, or simplify the schema"

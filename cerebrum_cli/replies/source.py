@@ -267,7 +267,7 @@ class ModelSource:
     def check(self, grammar: Grammar) -> None:
         """Raise GrammarError for what cannot be enforced."""
         if self.servers is None:
-            from cerebrum_cli.grammars.guidance import check_grammar
+            from cerebrum_cli.grammars.validation import check_grammar
 
             check_grammar(grammar)
         else:

@@ -130,7 +130,7 @@ class Servers:
     def check_grammar(self, grammar: Grammar, as_messages: bool) -> None:
         """Raise GrammarError for a schema or grammar that servers cannot apply."""
         if grammar.is_schema:
-            from cerebrum_cli.grammars.guidance import check_grammar
+            from cerebrum_cli.grammars.validation import check_grammar
 
             check_grammar(grammar, is_local=False)
         elif as_messages:

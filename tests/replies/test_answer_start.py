@@ -249,7 +249,7 @@ def test_ask_checks_reasoning_under_a_grammar_for_loops(new_user: CommandLine, t
 def test_complete_answer_that_its_schema_does_not_accept_is_an_error(
     new_user: CommandLine, models: dict[str, Path]
 ) -> None:
-    problem = "the reply does not match the schema: '2025-02-29T00:00:00Z' does not match the format 'date-time'"
+    problem = "the reply does not match the schema: '2025-02-29T00:00:00Z' is not a 'date-time'"
     done = ask(new_user, models["own"], NO_DAY)
     assert_error(done, 5, problem, "ask again, or simplify the schema")
     assert (done.object["text"], done.object["finish_reason"]) == (f'"{NO_DAY["const"]}"', "stop")
