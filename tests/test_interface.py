@@ -155,11 +155,11 @@ def test_library_refuses_votes_at_a_chosen_temperature_0() -> None:
 def test_library_raises_for_an_answer_that_its_schema_does_not_accept(model: Model) -> None:
     no_day = {"const": "2025-02-29T00:00:00Z", "format": "date-time"}  # checked only once it is complete
     reply = model.reply(SUM, schema=no_day)
-    with pytest.raises(NoAnswer, match="does not match the schema: '2025-02-29T00:00:00Z' does not match the format"):
+    with pytest.raises(NoAnswer, match="does not match the schema: '2025-02-29T00:00:00Z' is not a "):
         list(reply)
     assert (reply.text, reply.is_finished) == ('"2025-02-29T00:00:00Z"', True)
     for samples in (None, 2):
-        with pytest.raises(NoAnswer, match="does not match the format 'date-time'"):
+        with pytest.raises(NoAnswer, match="is not a 'date-time'"):
             list(model.replies([SUM], samples, schema=no_day))
     assert model.reply(SUM, schema={"const": 1}).text == "1"
 
