@@ -130,7 +130,7 @@ def _facts_of_file(model: InstalledModel, capacity: Capacity) -> JsonDict:
         size = model.entry.size if model.entry else None
         unknown = dict.fromkeys(("quantization", "format", "context_size", "speed", "converted_from"))
         return {**unknown, "size": size, "merged_from": [], "error": problem}
-    speed = model.forecast(capacity)
+    speed = capacity.forecast(model.sizes, model.spec.thinking_tokens if model.spec else 0)
     return {
         "quantization": model.quantization,
         "size": model.size,

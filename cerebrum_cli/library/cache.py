@@ -19,13 +19,21 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from cerebrum_cli.core.files import Paths, atomic_write, exists, remove
+from cerebrum_cli.core.environment import environment
+from cerebrum_cli.core.files import Paths, atomic_write, exists, expand_user, remove
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.library.reference import MAIN, RepositoryKind, Variant, is_model, variant_of, variants
 from cerebrum_cli.library.registry import SHA256
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _MODELS = "models--"
+
+
+def cache_directory() -> Path:
+    """Directory of the cache, by the variables that huggingface_hub reads."""
+    home = environment("HF_HOME") or f"{environment('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    chosen = environment("HF_HUB_CACHE") or environment("HUGGINGFACE_HUB_CACHE") or f"{home}/hub"
+    return Path(expand_user(os.path.expandvars(chosen))).absolute()
 
 
 @frozen

@@ -15,7 +15,6 @@ from cerebrum_cli.core.text import truncate
 from cerebrum_cli.library.cache import COMMIT, Cache, CachePath
 from cerebrum_cli.library.hub_requests import (
     HubError,
-    constants,
     endpoint,
     hub_api,
     not_a_hub,
@@ -67,10 +66,6 @@ class Listing:
 
     def place(self, cache: Cache, file: HubFile) -> CachePath:
         return CachePath(cache.repository_directory(self.repo_id), self.commit, file.name, file.digest)
-
-
-def cache_directory() -> Path:
-    return Path(constants().HF_HUB_CACHE).absolute()
 
 
 def list_repository(repo_id: str, revision: str | None = None, kind: RepositoryKind = "model") -> Listing:

@@ -27,7 +27,6 @@ from cerebrum_cli.library.reference import (
 from cerebrum_cli.library.registry import RegistryEntry
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.local import Capacity, Forecast
     from cerebrum_cli.library.adapters import Adapter
     from cerebrum_cli.library.cache import CachedModel
     from cerebrum_cli.library.catalogue import ModelSpec
@@ -130,9 +129,6 @@ class InstalledModel:
         except ModelFileError as error:
             return f"{error.message}; {error.hint}"
         return ""
-
-    def forecast(self, capacity: Capacity) -> Forecast | None:
-        return capacity.forecast(self.sizes, self.spec.thinking_tokens if self.spec else 0)
 
     @property
     def is_served(self) -> bool:

@@ -56,8 +56,7 @@ class Library:
 
     @cached_property
     def cache(self) -> Cache:
-        from cerebrum_cli.library.cache import Cache
-        from cerebrum_cli.library.hub import cache_directory
+        from cerebrum_cli.library.cache import Cache, cache_directory
 
         return Cache(cache_directory())
 

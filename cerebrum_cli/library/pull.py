@@ -26,13 +26,12 @@ from cerebrum_cli.core.paths import is_missing
 from cerebrum_cli.core.text import name_from_stem
 from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.gguf.header import require_generative
-from cerebrum_cli.library.cache import Cache, CachedFile
+from cerebrum_cli.library.cache import Cache, CachedFile, cache_directory
 from cerebrum_cli.library.catalogue import ModelSpec, PackageSource
 from cerebrum_cli.library.download import Download, git_hash
 from cerebrum_cli.library.hub import (
     HubFile,
     Listing,
-    cache_directory,
     delete,
     list_repository,
 )

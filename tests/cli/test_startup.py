@@ -102,6 +102,11 @@ def test_startup_help_and_version_import_nothing_heavy(tmp_path: Path) -> None:
     assert modules.isdisjoint(HEAVY)
 
 
+def test_startup_list_does_not_import_huggingface_hub(tmp_path: Path) -> None:
+    modules = imported_modules(CommandLine(tmp_path), ("list",), ("list", "--available"))
+    assert modules.isdisjoint({"huggingface_hub", "httpx2", "llama_cpp", "numpy"})
+
+
 def test_startup_models_and_merges_do_not_import_llama_cpp(tmp_path: Path, chatml_model: Path) -> None:
     user = CommandLine(tmp_path)
     recipe = tmp_path / "recipe.yaml"

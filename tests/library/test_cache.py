@@ -3,9 +3,11 @@
 import os
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
+from command_line import environment_of
 
-from cerebrum_cli.library.cache import Cache, CachePath
+from cerebrum_cli.library.cache import Cache, CachePath, cache_directory
 
 OLD, NEW, NEWER = ("0" * 39 + digit for digit in "123")
 FILE = "Model-Q4_K_M.gguf"
@@ -150,3 +152,19 @@ def test_cache_ref_with_slashes_and_no_ref_for_a_commit(cache: Cache) -> None:
     assert cache.commit("o/r", "refs/pr/1") == OLD
     put(cache, FILE, "b", NEW, revision="refs/pr/1")
     assert cache.commit("o/r", "refs/pr/1") == NEW
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"XDG_CACHE_HOME": "/xdg"},
+        {"HF_HOME": "~/hf"},
+        {"HF_HOME": "/hf", "XDG_CACHE_HOME": "/xdg"},
+        {"HF_HOME": "/hf", "HUGGINGFACE_HUB_CACHE": "/old"},
+        {"HUGGINGFACE_HUB_CACHE": "/old", "HF_HUB_CACHE": "$HOME/new"},
+    ],
+)
+def test_cache_is_where_huggingface_hub_has_it(variables: dict[str, str], tmp_path: Path) -> None:
+    with environment_of({"HOME": str(tmp_path), **variables}):
+        assert str(cache_directory()) == huggingface_hub.constants.HF_HUB_CACHE
