@@ -20,13 +20,16 @@ NAME = r"(?P<name>[\w.:/-]+?)"  # of a function
 NAME_KEYS = ("name", "tool_name", "function", "tool")
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
 FENCE_END = re.compile(r"\s*```")
-BETWEEN_CALLS = " \t\r\n;,"
+NO_ARGUMENTS = re.compile(r"\s*(?:<|\Z)")
+BLANK = re.compile(r"\s*")
+SEPARATORS = re.compile(r"[\s;,]*")  # between calls
 JSON_WORDS = {"true": True, "false": False, "null": None}
-# In calls as Python, models write line breaks and quotes in strings as they are, and zeros before numbers.
+# In calls as Python, models write line breaks, quotes and backslashes in strings as they are, and zeros before numbers.
 STRING_OR_ZEROS = re.compile(
     r"""(?s)(?P<quote>["'])(?P<body>(?:[^\\]|\\.)*?)(?P=quote)(?=\s*[,:)\]}])|(?<![\w.])0+(?=\d)"""
 )
-ESCAPES = {"\n": r"\n", "\r": r"\r", "\0": r"\0", '"': r"\"", "'": r"\'"}
+UNESCAPED = re.compile(r"""(?s)\\(?=[^abfnrtvxuUN0-7'"\\\n])|(?P<escaped>\\.)|[\n\r\0"']""")
+ESCAPES = {"\\": r"\\", "\n": r"\n", "\r": r"\r", "\0": r"\0", '"': r"\"", "'": r"\'"}
 DECODER = json.JSONDecoder(strict=False)  # strings may contain line breaks
 
 UNREADABLE = (ValueError, SyntaxError, RecursionError, MemoryError)
@@ -87,8 +90,8 @@ def _calls_in(text: str, syntax: CallSyntax, tools: ToolSpecs) -> Iterator[Found
         at = header.start() + 1
         with suppress(*UNREADABLE):
             calls, at = read(CallSite(text, header, syntax, tools))
-            if "```" in header[0] and (fence := FENCE_END.match(text, at)):
-                at = fence.end()
+            if "```" in header[0]:
+                at = _after(FENCE_END, text, at)
             yield Found(calls, header.start(), at)
 
 
@@ -130,7 +133,7 @@ def _json_calls(site: CallSite) -> tuple[ToolCalls, int]:
     calls, end = json_calls_at(text, site.start, names)
     with suppress(*UNREADABLE):
         while True:
-            others, end = json_calls_at(text, len(text) - len(text[end:].lstrip(BETWEEN_CALLS)), names)
+            others, end = json_calls_at(text, _after(SEPARATORS, text, end), names)
             calls += others
     return calls, end
 
@@ -149,7 +152,13 @@ def json_calls_at(text: str, start: int, names: Sequence[str] = ()) -> tuple[Too
 
 def decode(text: str, start: int) -> tuple[Any, int]:
     """The JSON value at a site, after white space, and its end. Raises ValueError or RecursionError."""
-    return DECODER.raw_decode(text, len(text) - len(text[start:].lstrip()))
+    return DECODER.raw_decode(text, _after(BLANK, text, start))
+
+
+def _after(pattern: Pattern, text: str, start: int) -> int:
+    """Where what matches a pattern at a place ends."""
+    found = pattern.match(text, start)
+    return found.end() if found else start
 
 
 def _json_call(item: Any, names: Sequence[str]) -> ToolCall:
@@ -190,7 +199,7 @@ def _as_python(found: Match) -> str:
     quote = found["quote"]
     if not quote:
         return ""
-    body = re.sub(r"(?s)\\.|[\n\r\0\"']", lambda character: ESCAPES.get(character[0], character[0]), found["body"])
+    body = UNESCAPED.sub(lambda character: character["escaped"] or ESCAPES[character[0]], found["body"])
     return f"{quote}{body}{quote}"
 
 
@@ -209,8 +218,7 @@ def _python_call(node: ast.expr) -> ToolCall:
 
 def _json_arguments(site: CallSite) -> tuple[ToolCalls, int]:
     """A call with arguments as JSON, or without arguments if its markup ends there."""
-    rest = site.text[site.start :].lstrip()
-    if not rest or rest.startswith("<"):
+    if NO_ARGUMENTS.match(site.text, site.start):
         return site.call({}), site.start
     arguments, end = decode(site.text, site.start)
     if not isinstance(arguments, dict):

@@ -16,7 +16,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import Texts, partial_marker_length
 from cerebrum_cli.core.tools import ToolCalls, ToolSpecs, read_call
 from cerebrum_cli.formats.call_readers import (
-    BETWEEN_CALLS,
+    SEPARATORS,
     CallSyntax,
     Found,
     Syntaxes,
@@ -121,7 +121,7 @@ def _trim_start(text: str, markers: Texts) -> str:
         text = text.lstrip()
         marker = next(filter(text.startswith, markers), "")
         if not marker:
-            return text if text.strip(BETWEEN_CALLS) else ""
+            return "" if SEPARATORS.fullmatch(text) else text
         text = text.removeprefix(marker)
 
 

@@ -23,9 +23,11 @@ class ToolFamily(NamedTuple):
 
 def after(opening: str, closing: str = "", form: Form = "JSON call") -> CallSyntax:
     """Calls after a text, up to another one."""
-    header = re.compile(r"\s*".join(map(re.escape, opening.split())))
+    words = r"\s*".join(map(re.escape, opening.split()))
+    begins = r"\[?\s*[A-Za-z_]" if form == "Python" else r"[\[{]"
+    markers = (opening, closing) if closing else (opening,)
     return CallSyntax(
-        header, form, closing=closing, openings=(opening,), markers=tuple(filter(None, (opening, closing)))
+        re.compile(rf"{words}(?=\s*{begins})"), form, closing=closing, openings=(opening,), markers=markers
     )
 
 

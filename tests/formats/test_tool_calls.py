@@ -216,6 +216,12 @@ def test_python_values_that_json_does_not_have_are_an_error_for_the_model(value:
     assert (call.arguments, call.result.partition(":")[0]) == ({}, "invalid arguments")
 
 
+def test_backslashes_of_a_text_in_python_are_kept(chatml: LlamaBackend) -> None:
+    own = embedded(chatml, TOOL_TEMPLATES["LFM2.5"]).tool_format
+    [call] = own.read(r"<|tool_call_start|>[run_python(code='a\d\'b\n\\')]<|tool_call_end|>", TOOLS).calls
+    assert call.arguments == {"code": "a\\d'b\n\\"}
+
+
 def test_half_a_character_in_a_call_is_replaced() -> None:
     calls = PLAIN_TOOLS.read(WEATHER.replace("Oslo", "\\ud83d"), TOOLS).calls
     assert calls == (ToolCall("weather", {"city": "\ufffd"}),)
