@@ -19,6 +19,9 @@ from cerebrum_cli.formats.argument_types import typed
 NAME = r"(?P<name>[\w.:/-]+?)"  # of a function
 NAME_KEYS = ("name", "tool_name", "function", "tool")
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
+# Where calls as JSON begin. The template of Qwen2.5-Coder has two braces there, and the model copies them or the first.
+JSON_START = r"\{?(?=\{|\[\s*\{)"
+BRACE_END = re.compile(r"\s*\}")
 FENCE_END = re.compile(r"\s*```")
 NO_ARGUMENTS = re.compile(r"\s*(?:<|\Z)")
 BLANK = re.compile(r"\s*")
@@ -90,6 +93,8 @@ def _calls_in(text: str, syntax: CallSyntax, tools: ToolSpecs) -> Iterator[Found
         at = header.start() + 1
         with suppress(*UNREADABLE):
             calls, at = read(CallSite(text, header, syntax, tools))
+            if header[0].endswith("{"):
+                at = _after(BRACE_END, text, at)
             if "```" in header[0]:
                 at = _after(FENCE_END, text, at)
             yield Found(calls, header.start(), at)

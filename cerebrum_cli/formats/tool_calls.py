@@ -16,6 +16,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import Texts, partial_marker_length
 from cerebrum_cli.core.tools import ToolCalls, ToolSpecs, read_call
 from cerebrum_cli.formats.call_readers import (
+    JSON_START,
     SEPARATORS,
     CallSyntax,
     Found,
@@ -25,7 +26,7 @@ from cerebrum_cli.formats.call_readers import (
     json_calls_at,
 )
 
-BARE = CallSyntax(re.compile(r"(?m)^[ \t]*(?:```[\w-]*\s*)?(?=\{|\[\s*\{)"))
+BARE = CallSyntax(re.compile(rf"(?m)^[ \t]*(?:```[\w-]*\s*)?{JSON_START}"))
 BARE_BEGUN = re.compile(r"(?m)^[ \t]*(?:`{1,2}\Z|```[\w-]*\s*)?(?:\[\s*)?\Z")
 # What may precede the place of an error in incomplete JSON: a part of a number, of a word or of an escape.
 INCOMPLETE = re.compile(r"[\w+\-.\\]*\s*\Z")

@@ -10,7 +10,7 @@ import re
 from typing import NamedTuple
 
 from cerebrum_cli.core.text import Texts
-from cerebrum_cli.formats.call_readers import NAME, CallSyntax, Form, Syntaxes
+from cerebrum_cli.formats.call_readers import JSON_START, NAME, CallSyntax, Form, Syntaxes
 
 
 class ToolFamily(NamedTuple):
@@ -24,11 +24,9 @@ class ToolFamily(NamedTuple):
 def after(opening: str, closing: str = "", form: Form = "JSON call") -> CallSyntax:
     """Calls after a text, up to another one."""
     words = r"\s*".join(map(re.escape, opening.split()))
-    begins = r"\[?\s*[A-Za-z_]" if form == "Python" else r"[\[{]"
+    begins = r"(?=\[?\s*[A-Za-z_])" if form == "Python" else JSON_START
     markers = (opening, closing) if closing else (opening,)
-    return CallSyntax(
-        re.compile(rf"{words}(?=\s*{begins})"), form, closing=closing, openings=(opening,), markers=markers
-    )
+    return CallSyntax(re.compile(rf"{words}\s*{begins}"), form, closing=closing, openings=(opening,), markers=markers)
 
 
 def named(header: str, *openings: str, markers: Texts = (), in_headers: bool = False) -> CallSyntax:

@@ -159,6 +159,8 @@ BARE = {
     f"{WEATHER}\n```sh\nls\n```": ((OSLO,), "", "```sh\nls\n```"),
     f"[{WEATHER},\n {WEATHER}]": ((OSLO, OSLO), "", ""),
     f"{WEATHER}\n{WEATHER}; {WEATHER};": ((OSLO, OSLO, OSLO), "", ""),
+    f"{{{WEATHER}": ((OSLO,), "", ""),  # Qwen2.5-Coder 1.5B, whose template shows two braces
+    f"```json\n{{{WEATHER}}}\n```\nSo.": ((OSLO,), "", "So."),
     f"First:\n{WEATHER}\nthen:\n{WEATHER}": ((OSLO, OSLO), "First:", "then:"),
     '{"tool": "weather", "parameters": {"city": "Oslo"}}': ((OSLO,), "", ""),
     '{"function": {"name": "weather", "arguments": "{\\"city\\": \\"Oslo\\"}"}}': ((OSLO,), "", ""),
@@ -294,6 +296,8 @@ def filtered(text: str, pieces: Sequence[int], *syntaxes: CallSyntax) -> tuple[s
         ("[link](https://example.org)", ""),
         ("{% for x in y %}", ""),
         ("{\n  return a", ""),
+        ("{{ x }", ""),
+        (f"{{{WEATHER[:20]}", f"{{{WEATHER[:20]}"),
         ('{"name": "Ann"} and', ""),
         ('{"name": "unknown", "arguments": {}}', ""),
         ("``", "``"),
