@@ -79,7 +79,6 @@ UNUSUAL = "Continue: " + "\N{SLIGHTLY SMILING FACE}" * 12
 VOTES, VOTE_TOKENS, SEED = 8, 48, 1
 VOTE_QUESTION = "What is 17 * 3? Answer with a number."
 ROWS, TOKENS, SLOTS = 48, 32, 16
-FAILOVER_ROWS = 200
 CONTEXT, SLOT_CONTEXT = 2048, 512
 
 
@@ -105,7 +104,7 @@ def main() -> None:
             "cache": lambda: cache_rows(model, prompts, directory),
             "votes": lambda: vote_rows(model, environment),
             "batch": lambda: [batch_row(model, questions[: options.rows], options.runs)],
-            "failover": lambda: failover_rows(directory, model, FAILOVER_ROWS, environment),
+            "failover": lambda: failover_rows(directory, model, environment),
         }
         for part in parts:
             for row in measured[part]():

@@ -4,7 +4,6 @@ faulty   Four stand-ins that answer all but completions as a llama-server does. 
          headers and then nothing, one asks to wait for a day, and one replies after REPLY_S. Rows per second against
          the last one alone; a server may get one line in the log.
 kills    Two llama-servers: KILLS times, one of them or the batch is killed with SIGKILL, at random, and started again.
-all      Both are killed in the middle of a batch, which gives up; later it is run again.
 """
 
 from __future__ import annotations
@@ -33,13 +32,12 @@ POLL_S = 0.05
 TASK = "processing task"  # what llama-server logs when it starts a completion
 FAULTY_ROWS, REPLY_S = 600, 0.6
 KILLS, KILL_ROWS, PAUSES_S = 20, 2000, (0.2, 1.5)
-PATIENCE_S = 20
 
 Behaviour = Literal["replies", "fails", "hangs", "waits a day"]
 
 
-def failover_rows(directory: Path, model: Path, count: int, environment: Mapping[str, str]) -> Iterator[Row]:
-    """Run batches over servers that fail or are killed; the last one has `count` rows."""
+def failover_rows(directory: Path, model: Path, environment: Mapping[str, str]) -> Iterator[Row]:
+    """Run batches over servers that fail or are killed."""
     servers = [LlamaServer(directory, model, CONTEXT, 1, SLOTS) for _ in range(2)]
 
     def batch(name: str, rows: int, urls: Sequence[str]) -> Batch:
@@ -54,7 +52,6 @@ def failover_rows(directory: Path, model: Path, count: int, environment: Mapping
             yield faulty_row(batch("faulty", FAULTY_ROWS, urls), batch("alone", FAULTY_ROWS, urls[-1:]))
         urls = [server.url for server in servers]
         yield killed_row(batch("kills", KILL_ROWS, urls), servers)
-        yield all_killed_row(batch("all", count, urls), servers, count)
     finally:
         for server in servers:
             server.stop(signal.SIGKILL)
@@ -156,35 +153,6 @@ def killed_row(batch: Batch, servers: Sequence[LlamaServer]) -> Row:
     return Row(label, str(batch.answered_once), str(KILL_ROWS), batch.answered_once / KILL_ROWS, ">= 1")
 
 
-def all_killed_row(batch: Batch, servers: Sequence[LlamaServer], count: int) -> Row:
-    """Kill both servers after a third of the rows; once the batch has given up, start them and run it again."""
-    with batch.running() as process:
-        batch.wait_for(count // 3, process)
-        start = time.monotonic()
-        for server in servers:
-            server.stop(signal.SIGKILL)
-    seconds = time.monotonic() - start
-    done, errors = batch.written, batch.errors.strip()
-    print(f"both servers killed: exit {process.returncode} after {seconds:.0f} s, {len(done)} rows: {errors}")
-    if process.returncode != 7 or batch.output.exists() or any(row["error"] for row in done):
-        raise RuntimeError(f"the batch exits with {process.returncode}: {errors}")
-    for server in servers:
-        server.start()
-    label = f"batch of {count} rows, both llama-servers killed: exit 7; run again"
-    return rerun_row(label, batch, servers, count)
-
-
-def rerun_row(label: str, batch: Batch, servers: Sequence[LlamaServer], count: int) -> Row:
-    """Run a batch again to its end, and compare the requests with the rows that were left."""
-    left, before = count - len(batch.written), tasks(servers)
-    with batch.running() as process:
-        pass
-    asked = tasks(servers) - before
-    if process.returncode or batch.answered_once != count:
-        raise RuntimeError(f"{batch.answered_once} of {count} rows are answered once: {batch.errors}")
-    return Row(f"{label}: requests then / rows left", str(asked), str(left), asked / left, "<= 1")
-
-
 class Batch:
     """A run of `cerebrum batch` that may be killed and repeated."""
 
@@ -194,7 +162,7 @@ class Batch:
         self.output = output
         self.urls = urls
         self._command = [SCRIPT, "batch", str(source), "-o", str(output), "-m", str(model), "-n", str(TOKENS)]
-        self._command += ["--set", f"patience={PATIENCE_S}", *(part for url in urls for part in ("--endpoint", url))]
+        self._command += [part for url in urls for part in ("--endpoint", url)]
         self._environment = environment
         self._log = output.with_suffix(".log")
 

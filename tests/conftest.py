@@ -27,7 +27,7 @@ from llama_engines import MODELS
 from merges import FOUR_LAYERS, SIX_LAYERS, Home, part_paths
 from person import SHELL, OpenTerminal, Person
 from quantized import F32, quantize
-from remote_engines import QUICK, set_timeouts
+from remote_engines import set_patience
 from scripted_command import SCRIPTED, install
 from served import Served, serving_user
 from tiny_models import write_chatml, write_mistral, write_quantized, write_recurrent, write_sliding_window
@@ -269,7 +269,7 @@ def open_shell(open_terminal: OpenTerminal, tmp_path: Path) -> OpenTerminal:
 @pytest.fixture
 def served(tmp_path: Path, chatml_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """Two servers of a scripted model, and a user with little patience in the working directory."""
-    set_timeouts(monkeypatch, QUICK)
+    set_patience(monkeypatch)
     monkeypatch.chdir(tmp_path)
     with serving_user(tmp_path, chatml_model) as served:
         yield served

@@ -42,7 +42,6 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "llama_cpp": ("engine.llama", "weights.codec"),
     "huggingface_hub": ("library.hub", "library.hub_requests"),
     "httpx2": ("library.hub_requests", "servers.client", "attachments.web_page"),
-    "aiohttp": ("servers.client",),
     "gguf": (),  # headers are read without it, which takes half a second to import
     "yaml": ("weights.document",),
     "matplotlib": ("eval.plot", "eval.calibrated", "eval.runs_command", "decide.measures"),

@@ -92,12 +92,10 @@ class ServerOptions(QuietOptions):
         "Generate on this server (repeatable)", "Server", TEXTS, default=(), metavar="URL|NAME", splits=str.split
     )
     served_model_name: str | None = option("Model to request if the server has several")
-    allow_http_key: bool = switch("Send the API key without encryption [default: off]")
 
     def find_endpoints(self, installation: Installation, requested: Settings) -> tuple[Endpoint, ...]:
         """The servers, by their URLs or the names of their tables. Raises UsageError, ConfigError."""
-        name, allow_http_key = self.served_model_name, self.allow_http_key
-        return installation.find_endpoints(self.endpoint, requested, name, allow_http_key)
+        return installation.find_endpoints(self.endpoint, requested, self.served_model_name)
 
 
 @option_group

@@ -13,7 +13,7 @@ from cerebrum_cli.cli.options import AnswerOptions, ConstrainedOptions, ToolOpti
 from cerebrum_cli.core.declaration import NUMBER, flag, option, option_group, switch
 from cerebrum_cli.core.errors import EndpointError, EngineError, Interrupted, UsageError
 from cerebrum_cli.core.events import Events
-from cerebrum_cli.core.settings import MAX_PARALLEL, PATIENCE_S
+from cerebrum_cli.core.settings import MAX_PARALLEL
 from cerebrum_cli.core.tools import Tools
 
 if TYPE_CHECKING:
@@ -97,11 +97,6 @@ class TrustOptions:
 @option_group
 class ConcurrencyOptions(AnswerOptions):
     parallel: str | None = option("Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
-    allow_different_models: bool = switch("Allow servers with different models", "Server")
-    patience: float | None = option(
-        f"Seconds to wait while no server answers [default: {PATIENCE_S:g}]", kind=NUMBER, least=0
-    )
-    row_timeout: float | None = option("Seconds per row on a server [default: no limit]", kind=NUMBER, least=0.1)
 
     @property
     def window(self) -> int:
@@ -127,13 +122,7 @@ class ConcurrencyOptions(AnswerOptions):
 
     def find_servers(self, app: App, requested: Settings) -> Servers | None:
         servers = super().find_servers(app, requested)
-        if servers is None:
-            return None
-        timeouts = replace(servers.timeouts, waits_at_start=True, row_timeout=self.row_timeout)
-        if self.patience is not None:
-            timeouts = replace(timeouts, patience=self.patience)
-        may_differ = self.allow_different_models
-        return replace(servers, window=self.window or None, timeouts=timeouts, may_differ=may_differ)
+        return servers and replace(servers, window=self.window or None)
 
     def servers_before(self, results: Results) -> Sequence[JsonObject]:
         """The servers that answered other rows, whose model is to answer these, too."""

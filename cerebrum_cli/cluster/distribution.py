@@ -22,7 +22,7 @@ from cerebrum_cli.core.errors import EndpointError, ModelFileError, ModelNotFoun
 from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.core.settings import PATIENCE_S, in_directory
+from cerebrum_cli.core.settings import in_directory
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
 from cerebrum_cli.replies.interface import Model, open_source
@@ -36,12 +36,11 @@ BLOCK, SHORT_BLOCK, BLOCK_TOKENS = 64, 256, 65_536  # rows at most, and if each 
 BLOCKS_EACH = 4  # blocks for each worker at least, so that all end at about the same time
 SERVER_SAMPLES = 1024  # that a server of a node is given at a time, without --parallel
 MAX_FRUITLESS = 3  # attempts at blocks none of which is answered
-START_S = 120.0  # besides the patience, in which Ray and a worker start
+START_S = 120.0  # in which Ray and a worker start
+PATIENCE_S = START_S + 600.0  # without a worker
 
 
-def distribute(
-    source: ModelSource, work: Work, run: Results, address: str, workers: int | None, patience: float | None
-) -> Distribution:
+def distribute(source: ModelSource, work: Work, run: Results, address: str, workers: int | None) -> Distribution:
     """Some work, of which the rows that `run` lacks are to be answered on the cluster that `--ray` names.
 
     Raises UsageError.
@@ -65,8 +64,7 @@ def distribute(
     )
     job = NodeJob(identity, model.path, model.reference, portable, work.answer)
     cluster = partial(answer_blocks, parse_cluster(address), workers, not servers)
-    patience = START_S + (PATIENCE_S if patience is None else patience)
-    return Distribution(cluster, job, run, work.rows, slots // work.samples, patience)
+    return Distribution(cluster, job, run, work.rows, slots // work.samples)
 
 
 def parse_cluster(text: str) -> str | int:
@@ -150,9 +148,7 @@ class Distribution:
                 raise EndpointError(f"no worker could start ({report.host}: {report.problem})", report.hint)
             yield NoticeEvent(f"{report.host} is not used: {report.problem}", report.hint)
             return
-        servers = self.job.source.servers
-        if not (servers and servers.may_differ):
-            self._require_one_model()
+        self._require_one_model()
         self.run.note_servers(report.records)
         yield events.PromptEvent(events.SequenceId(0), 0, 1)
 
@@ -161,7 +157,7 @@ class Distribution:
         if len(models) > 1:
             (model, host), (other, there), *_ = models.items()
             problem = f"the servers differ: {there} has {other}, {host} has {model}"
-            raise EndpointError(problem, "use servers with the same model, or --allow-different-models")
+            raise EndpointError(problem, "use servers with the same model")
 
     def _write(self, answer: bytes) -> Events:
         objects, tokens, notices = pickle.loads(answer)

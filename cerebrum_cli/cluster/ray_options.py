@@ -48,5 +48,5 @@ class RayOptions(RowOptions):
             return
         from cerebrum_cli.cluster.distribution import distribute
 
-        distributed = distribute(source, work, results, self.ray, self.ray_workers, self.patience)
+        distributed = distribute(source, work, results, self.ray, self.ray_workers)
         yield distributed.answer(), distributed.cancelled.set

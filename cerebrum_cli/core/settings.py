@@ -44,7 +44,6 @@ ENVIRONMENT = variable("")  # how its origins begin
 RANKED = (*RECOMMENDED, CONFIG, SESSION, ENVIRONMENT, SAVED_PROMPT, COMMAND_LINE, SLASH_SET)
 EMBEDDED = "embedded"  # the format that the chat template in a model's file writes
 MAX_PARALLEL = 256  # sequences llama.cpp supports
-PATIENCE_S = 600.0  # without a usable server or worker
 CACHE_TYPES = ("f16", "q8_0", "q4_0")  # of the KV cache, for its keys and its values
 
 

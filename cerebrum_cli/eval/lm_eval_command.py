@@ -35,7 +35,7 @@ BOS = "add_bos_token"
 KEYS = (*LOAD_KEYS, "think", "seed")  # settings that apply
 # Options of servers.
 NEEDLESS = """
-endpoint served_model_name allow_http_key allow_different_models patience row_timeout
+endpoint served_model_name
 """
 ANSWER_RULES = 1  # by which reasoning is removed from replies: results in the cache depend on them
 

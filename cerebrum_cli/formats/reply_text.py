@@ -61,7 +61,6 @@ class ReplyRules:
     - `markers`: the texts that open reasoning or precede an answer, each with its special tokens. Such a token is never
       part of an answer. A marker without any is spelled out, and an answer may begin with the same characters.
     - `endings`: tokens of each text that ends reasoning
-    - `reasoning_end`: tokens within which the controls of a reply have ended its reasoning; None for any number
     - `plain_answer`: an answer has no markup, since it matches a grammar
     - `questions`: an answer may have the markers that they have
     """
@@ -74,7 +73,6 @@ class ReplyRules:
     stops_anywhere: bool = True
     markers: Mapping[str, frozenset[int]] = field(default_factory=dict, hash=False)
     endings: Tokenize | None = field(default=None, hash=False)
-    reasoning_end: int | None = None
     plain_answer: bool = False
     questions: Texts = ()
 

@@ -21,7 +21,6 @@ def find_endpoints(
     texts: Sequence[str],
     settings: Settings,
     served_model_name: str | None = None,
-    allow_http_key: bool = False,
 ) -> tuple[Endpoint, ...]:
     named = settings.model
     if not is_chosen(settings) and find_installed(library, named):  # it may be meant for commands without servers
@@ -30,7 +29,7 @@ def find_endpoints(
     for text in texts:
         endpoint = find_endpoint(tables, text)
         served = served_model_name or endpoint.served_model
-        endpoints.append(replace(endpoint, served_model=served, allow_http_key=allow_http_key, named_model=named))
+        endpoints.append(replace(endpoint, served_model=served, named_model=named))
         endpoints[-1].validate()
     urls = [endpoint.url for endpoint in endpoints]
     if repeated := next((url for url in urls if urls.count(url) > 1), None):

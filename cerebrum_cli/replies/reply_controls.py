@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 SENTENCE_TOKENS = 16  # to wait for the end of a sentence
 SOFT_END = 0.8  # of a limit, from where the end of the reasoning becomes likelier
 MAX_BIAS = 20.0  # of the logit of its end, at the limit; it grows linearly
-OPENING_TOKENS = 8  # within which a reply has mostly begun to reason, or to answer
 
 # Compiled when it is first searched for: few replies need it. A point behind a number may be a decimal point.
 _SENTENCE_END = r"""(?x) (?: \n | [。！？] | [^\W\d_][.!?] | [^\w\s][.!?] | \d[!?] ) ["')\]”’*]*+ \s*+ \Z"""
@@ -86,8 +85,7 @@ class ReplyControls:
             answer_now = AnswerNow()  # nobody asks for it
         answer_now.is_watched = True
         budget = partial(ReasoningBudget, mode.limit, answer_now, self.format.closing_sentence)
-        reasoning_end = None if mode.limit is None else OPENING_TOKENS + mode.limit + SENTENCE_TOKENS
-        return replace(rules, endings=self._endings, reasoning_end=reasoning_end), (budget,)
+        return replace(rules, endings=self._endings), (budget,)
 
     def _rules(self, asked: Ask, mode: ReasoningMode, prefix: str) -> ReplyRules:
         """How the text of a reply is read. Where the model may not reason, grammar and stop strings apply to all of it.

@@ -109,7 +109,6 @@ class Installation:
         texts: Sequence[str],
         settings: Settings,
         served_model_name: str | None = None,
-        allow_http_key: bool = False,
     ) -> tuple[Endpoint, ...]:
         """Servers, by their URLs or the names of their tables in config.toml. Raises UsageError, ConfigError."""
         if not texts:
@@ -117,7 +116,7 @@ class Installation:
         from cerebrum_cli.replies.endpoints import find_endpoints
 
         tables = self.config.endpoints
-        return find_endpoints(self.library, tables, texts, settings, served_model_name, allow_http_key)
+        return find_endpoints(self.library, tables, texts, settings, served_model_name)
 
     def find_model(self, settings: Settings, servers: Servers | None) -> InstalledModel:
         """The model of the servers, or one that is installed.

@@ -1,38 +1,21 @@
-"""Requests to a server; redirects are not followed, so a key never reaches another host.
-
-They are aiohttp's: httpx2, which downloads from the Hub use, takes six times the CPU time a request (3.4 ms to 0.55 ms
-at 128 requests at a time).
-"""
+"""Requests to a server; redirects are not followed, so a key never reaches another host."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import ssl
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, asynccontextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from email.utils import parsedate_to_datetime
-from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode
 
-from cerebrum_cli.core.environment import environment, named_proxy
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import foreign_line
-from cerebrum_cli.servers.bodies import (
-    QUESTION_BYTES,
-    REPLY_BYTES,
-    SAMPLES_BYTES,
-    error_body,
-    parse_json,
-    read_body,
-    read_events,
-    unpacked,
-)
+from cerebrum_cli.servers.bodies import error_body, parse_json, read_body, read_events
 from cerebrum_cli.servers.endpoint import KEY_VARIABLE, Endpoint
 from cerebrum_cli.servers.faults import (
     ExchangeError,
@@ -44,71 +27,67 @@ from cerebrum_cli.servers.faults import (
 )
 
 if TYPE_CHECKING:
-    import aiohttp
+    import httpx2
 
-MESSAGE_S = 5.0  # in which the message of an error must arrive
 CONNECT_S = 5.0
+MESSAGE_S = 5.0  # in which the message of an error must arrive
 IDLE_S = 2.0  # of a connection before it is closed: llama-server closes it after 5, perhaps while a request is sent
-# A peer that has vanished is noticed within a minute. TCP_KEEPALIVE is TCP_KEEPIDLE on macOS; the last is for a request
-# that is never acknowledged, in ms.
-KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
-SECRET = 8  # characters; a shorter key, or value of a query, is a word that messages may have
-RESEND_S = 1.0  # in which a kept connection breaks that the server had closed
-_opened = ContextVar[list[socket.socket]]("sockets that the running request has opened")
-CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+SECRET = 8  # characters; a shorter key is a word that messages may have
+EVENT_STREAM = "text/event-stream"
 
 
 class Client:
-    """Requests to a server, for the running event loop. Each raises LostServerError, BusyServerError, RequestError."""
+    """Requests to a server, for the running event loop. Each raises ExchangeError, or EndpointError if it affects all.
+
+    `heard_at` is when the last byte of a reply arrived.
+    """
 
     def __init__(self, endpoint: Endpoint) -> None:
-        import aiohttp
+        import httpx2
 
         endpoint.validate()
         self.endpoint = endpoint
-        certificates: ssl.SSLContext | bool = True
-        try:
-            self._proxy = None if endpoint.is_loopback else _proxy_of(urlsplit(endpoint.url))
-            if "https:" in (endpoint.url[:6], (self._proxy or "")[:6]):
-                certificates = _certificates(endpoint)
-        except (OSError, ValueError) as error:
-            problem = f"{endpoint.name}: {foreign_line(str(error))}"
-            hint = f"check the URL, HTTP_PROXY, ALL_PROXY, {' and '.join(CA_VARIABLES)}, or ca_file and client_cert"
-            raise EndpointError(problem, hint) from error
-        self._base_url, mark, query = endpoint.url.partition("?")
-        self._query = mark + query
-        secrets = (endpoint.key or "", *(value for _, value in parse_qsl(query)), query)
-        self._secrets = [secret.strip() for secret in secrets if len(secret) >= SECRET]
-        self._headers = {"User-Agent": "cerebrum-cli", "Accept-Encoding": "identity"}
+        self.heard_at = time.monotonic()
+        self._base_url, _, self._query = endpoint.url.partition("?")
+        headers = {"User-Agent": "cerebrum-cli", "Content-Type": "application/json"}
         if endpoint.key:
-            self._headers["Authorization"] = f"Bearer {endpoint.key.strip()}"  # those of a session also go to a proxy
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=IDLE_S, ssl=certificates, socket_factory=_open_socket
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            json_serialize=partial(json.dumps, separators=(",", ":")),
-        )
+            headers["Authorization"] = f"Bearer {endpoint.key.strip()}"
+        try:
+            self._http = httpx2.AsyncClient(
+                headers=headers,
+                verify=_certificates(endpoint),
+                trust_env=not endpoint.is_loopback,  # for proxies
+                timeout=httpx2.Timeout(None, connect=CONNECT_S),
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=IDLE_S),
+            )
+        except (OSError, ValueError, ImportError, httpx2.InvalidURL) as error:
+            problem = f"{endpoint.name}: {foreign_line(str(error))}"
+            hint = "check HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE, or ca_file and client_cert in config.toml"
+            raise EndpointError(problem, hint) from error
 
     async def get(self, path: str, timeout_s: float, **query: str) -> Any:
-        async with self._exchange("GET", path, timeout_s, params=query) as response:
-            return parse_json(await read_body(_body(response), QUESTION_BYTES))
+        async with self._response("GET", path, timeout_s, urlencode(query)) as response:
+            return parse_json(await read_body(response.aiter_bytes()))
 
-    async def post(self, path: str, body: JsonObject, timeout_s: float | None = None, samples: int = 1) -> Any:
-        """The JSON reply to a JSON body. Without a timeout, the caller must end the request in time."""
-        limit = QUESTION_BYTES if timeout_s else min(samples * REPLY_BYTES, SAMPLES_BYTES)
-        async with self._exchange("POST", path, timeout_s, json=body) as response:
-            return require_success(parse_json(await read_body(_body(response), limit)))
+    async def post(self, path: str, body: JsonObject, timeout_s: float) -> Any:
+        async with self._response("POST", path, timeout_s, content=json.dumps(body)) as response:
+            return require_success(parse_json(await read_body(response.aiter_bytes())))
 
     async def stream(self, path: str, body: JsonObject) -> AsyncGenerator[JsonDict, None]:
-        """Yield the values of events, or a reply that does not stream; closing the iterator closes the connection."""
-        async with (
-            self._exchange("POST", path, None, json=body) as response,
-            aclosing(read_events(_body(response))) as events,
-        ):
-            async for event in events:
-                yield event
+        """Yield the values of events, or a whole reply; closing the iterator closes the connection."""
+        async with self._response("POST", path, None, content=json.dumps(body)) as response:
+            parts = self._heard(response.aiter_bytes())
+            if EVENT_STREAM in response.headers.get("Content-Type", ""):
+                async for event in read_events(parts):
+                    yield event
+            else:
+                yield require_success(parse_json(await read_body(parts)))
+
+    async def _heard(self, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        self.heard_at = time.monotonic()
+        async for part in parts:
+            self.heard_at = time.monotonic()
+            yield part
 
     def fault(self, error: RequestError, hint: str, where: str = "") -> EndpointError:
         if error.status in (401, 403):
@@ -120,83 +99,69 @@ class Client:
         return EndpointError(f"{self.endpoint.name}: {where}{error}", hint)
 
     async def aclose(self) -> None:
-        await self._session.close()
+        await self._http.aclose()
 
     @asynccontextmanager
-    async def _exchange(
-        self, method: str, path: str, timeout_s: float | None, **content: Any
-    ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
+    async def _response(
+        self, method: str, path: str, timeout_s: float | None, query: str = "", content: str | None = None
+    ) -> AsyncGenerator[httpx2.Response, None]:
         """Send a request, and raise the error of a failure; the content of a success is not read yet."""
-        import aiohttp
+        import httpx2
 
-        timeout = aiohttp.ClientTimeout(timeout_s, sock_connect=CONNECT_S)
-        content |= {"headers": self._headers, "proxy": self._proxy, "allow_redirects": False, "timeout": timeout}
+        query = "&".join(filter(None, (self._query, query)))
+        url = f"{self._base_url}{path}?{query}".removesuffix("?")
         try:
-            async with await self._request(method, path, content) as response:
-                if response.status >= 300:
-                    raise await self._error(response)
+            async with (
+                asyncio.timeout(timeout_s),
+                self._http.stream(method, url, content=content) as response,
+            ):
+                if not response.is_success:
+                    raise await self._failure(response)
                 yield response
         except ExchangeError as error:
             error.reason = foreign_line(self._without_secrets(error.reason))
             raise
-        except aiohttp.InvalidURL as error:
+        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
             raise EndpointError(f"{self.endpoint.name}: not the URL of a server", "check the URL") from error
-        except aiohttp.ClientConnectorCertificateError as error:
-            reason = getattr(error.certificate_error, "verify_message", error)
-            hint = "check the URL, or set SSL_CERT_FILE, or ca_file in its table in config.toml"
-            raise EndpointError(f"{self.endpoint.name}: untrusted certificate: {reason}", hint) from error
-        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
-            raise LostServerError(connection_problem(error), was_sent=False) from error
-        except aiohttp.ClientHttpProxyError as error:
-            raise LostServerError(f"the proxy returned status {error.status}", was_sent=False) from error
-        except TimeoutError as error:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise self._no_connection(error) from error
+        except httpx2.ProxyError as error:
+            raise LostServerError(f"the proxy fails: {error}", was_sent=False) from error
+        except (TimeoutError, httpx2.TimeoutException) as error:
             raise LostServerError("no reply in time") from error
-        except (OSError, aiohttp.ClientError) as error:
+        except httpx2.TransportError as error:
             raise LostServerError("connection lost") from error
-        except (ValueError, RecursionError) as error:
+        except httpx2.DecodingError as error:
             raise LostServerError("damaged reply") from error
 
-    async def _request(self, method: str, path: str, content: JsonObject) -> aiohttp.ClientResponse:
-        """Send a request; again if a kept connection breaks immediately: a busy vLLM may have closed it meanwhile."""
-        import aiohttp
+    def _no_connection(self, error: httpx2.TransportError) -> Exception:
+        cause: BaseException | None = error
+        while cause:
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                problem = f"{self.endpoint.name}: untrusted certificate: {cause.verify_message}"
+                hint = "check the URL, or set SSL_CERT_FILE, or ca_file in its table in config.toml"
+                return EndpointError(problem, hint)
+            cause = cause.__cause__ or cause.__context__
+        return LostServerError(connection_problem(error) or "no connection in time", was_sent=False)
 
-        clock = asyncio.get_running_loop().time
-        broken = None
-        while True:
-            opened = list[socket.socket]()
-            _opened.set(opened)
-            sent_at = clock()
-            try:
-                return await self._session.request(method, self._base_url + path + self._query, **content)
-            except aiohttp.ClientConnectorError as error:
-                raise broken or error from error
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                if opened or clock() - sent_at > RESEND_S:
-                    raise
-                broken = error
-
-    async def _error(self, response: aiohttp.ClientResponse) -> Exception:
-        import aiohttp
-
-        if 300 <= response.status < 400:
-            location = self._without_secrets(response.headers.get("Location", "nowhere"))
-            problem = f"{self.endpoint.name} redirects to {foreign_line(location)}"
+    async def _failure(self, response: httpx2.Response) -> Exception:
+        if response.has_redirect_location:
+            location = foreign_line(self._without_secrets(response.headers["Location"]))
+            problem = f"{self.endpoint.name} redirects to {location}"
             return EndpointError(problem, "if you trust it, use that URL as --endpoint")
         body: Any = None
-        with suppress(TimeoutError, LostServerError, aiohttp.ClientError):
+        with suppress(TimeoutError, LostServerError):
             async with asyncio.timeout(MESSAGE_S):
-                body = error_body(await read_body(_body(response), QUESTION_BYTES))
-        return failure(response.status, body, _delay(response.headers.get("Retry-After", "")))
+                body = error_body(await read_body(response.aiter_bytes()))
+        return failure(response.status_code, body, _delay(response.headers.get("Retry-After", "")))
 
     def _without_secrets(self, text: str) -> str:
         """A text of the server, which may repeat what it was sent."""
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
+        query = (value for _, value in parse_qsl(self._query))
+        for secret in (self.endpoint.key, *query):
+            if secret and len(secret) >= SECRET:
+                text = text.replace(secret.strip(), "***")
         return text
-
-
-def _body(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
-    return unpacked(response.content.iter_any(), response.headers.get("Content-Encoding", "").lower())
 
 
 def _delay(retry_after: str) -> float | None:
@@ -209,28 +174,13 @@ def _delay(retry_after: str) -> float | None:
         return None
 
 
-def _open_socket(address: Any) -> socket.socket:
-    created = _kept_alive(address)
-    _opened.get().append(created)
-    return created
-
-
-def _kept_alive(address: Any) -> socket.socket:
-    family, kind, protocol, *_ = address
-    created = socket.socket(family, kind, protocol)
-    created.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in KEEPALIVE.items():
-        if option := getattr(socket, name, None):
-            created.setsockopt(socket.IPPROTO_TCP, option, value)
-    return created
-
-
-def _certificates(endpoint: Endpoint) -> ssl.SSLContext:
+def _certificates(endpoint: Endpoint) -> ssl.SSLContext | bool:
     """The trusted authorities, and the client's certificate. Raises ValueError for a file that cannot be read."""
     import httpx2
 
-    files = endpoint.ca_file, *map(environment, CA_VARIABLES)
-    file = next(filter(None, files), None)
+    if endpoint.is_loopback and endpoint.url.startswith("http:"):
+        return False  # loading them takes longer than a request
+    file = endpoint.ca_file
     try:
         certificates = ssl.create_default_context(cafile=file) if file else httpx2.create_ssl_context()
         if file := endpoint.client_cert:
@@ -238,14 +188,3 @@ def _certificates(endpoint: Endpoint) -> ssl.SSLContext:
     except OSError as error:
         raise ValueError(f"{file or 'certificates'}: {error.strerror or error}") from error
     return certificates
-
-
-def _proxy_of(url: SplitResult) -> str | None:
-    """The proxy that the environment names for a URL. Raises ValueError if it cannot be used."""
-    named = named_proxy(url.scheme, url.hostname or "")
-    if not named:
-        return None
-    proxy = urlsplit(named if "://" in named else f"http://{named}")
-    if proxy.scheme not in ("http", "https") or not proxy.hostname or proxy.port == 0:
-        raise ValueError("its proxy is not an HTTP proxy")  # which may contain a password
-    return proxy.geturl()

@@ -32,7 +32,7 @@ NO_EXACT_PROMPTS = NoticeEvent(
 
 SHOWN_MODELS = 20  # of a server that may have hundreds
 DESCRIBE_S = 30.0  # a busy server answers between two steps
-DIFFERENT_MODEL = "use servers of one model; batch and eval have --allow-different-models, and --restart to start over"
+DIFFERENT_MODEL = "use servers of one model; batch and eval have --restart to start over"
 PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6: return [a, b]  # don't"
 # Of the probe without BOS and the like, in the words of llama-server and of the others.
 TOKENIZE = {
@@ -48,12 +48,11 @@ TOKENIZE = {
 class ExpectedModel:
     """The model that servers must serve: one with this vocabulary, or with any if prompts are `messages`.
 
-    Unless they `may_differ`, it is also one that an `earlier` record names, of these replies or of the first server.
+    It is also one that an `earlier` record names, of these replies or of the first server.
     """
 
     vocabulary: Vocabulary
     earlier: Sequence[Mapping[str, str]] = ()
-    may_differ: bool = False
     messages: bool = False
 
     @cached_property
@@ -78,7 +77,7 @@ class ExpectedModel:
         before = list(dict.fromkeys(map(origin, self.earlier)))
         if not before:
             self.earlier = [info.recorded]
-        elif origin(info.recorded) not in before and not self.may_differ:
+        elif origin(info.recorded) not in before:
             problem = f"{name} serves {origin(info.recorded)} instead of {' or '.join(before)}"
             raise EndpointError(problem, DIFFERENT_MODEL)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field
 from ipaddress import ip_address
 from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
@@ -13,7 +12,6 @@ from cerebrum_cli.core.errors import ConfigError, GrammarError, UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.core.settings import PATIENCE_S
 from cerebrum_cli.core.token_ids import TokenIds
 
 KEY_VARIABLE = "CEREBRUM_API_KEY"
@@ -26,7 +24,6 @@ class Endpoint:
     name: str  # what messages call it
     url: str  # ends before `/v1`; its query is sent with each request
     served_model: str | None = None  # the model's id there
-    allow_http_key: bool = False  # the key may travel unencrypted to another machine
     named_model: str | None = None  # what a server of messages is asked for; others have its vocabulary
     ca_file: str | None = None  # PEM of the certificates to trust instead of the system's
     client_cert: str | None = None  # PEM of a certificate with its key
@@ -64,9 +61,9 @@ class Endpoint:
         """Raise UsageError if the API key must not be sent."""
         if self.key is None:
             return
-        if not (self.url.startswith("https:") or self.is_loopback or self.allow_http_key):
+        if not (self.url.startswith("https:") or self.is_loopback):
             problem = f"{self.name}: the API key would be sent unencrypted"
-            raise UsageError(problem, "use an https URL, or add --set allow_http_key=on")
+            raise UsageError(problem, "use an https URL, or a tunnel: ssh -L 8080:localhost:8080 HOST")
         if not (self.key.isascii() and self.key.isprintable()):
             raise UsageError(f"{self.name}: the API key is not printable ASCII", "check its variable for line breaks")
 
@@ -89,43 +86,14 @@ def base_url(text: str) -> str:
 
 
 @frozen
-class ServerTimeouts:
-    """How long servers are waited for, and when they are tried again, in seconds."""
-
-    patience: float = PATIENCE_S
-    row_timeout: float | None = None  # of one request
-    retries: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # before a lost server is tried again
-    hedge: float = 30.0  # of a row before other servers are asked, too
-    silent_row: float = 2.0  # of a row on a server that sends nothing, before faster servers are asked, too
-    silence: float = 30.0  # of a server with a reply that streams, before it is asked what it is
-    health: float = 25.0  # for the answer to that question
-    busy: float = 1.0  # before a busy server is, unless it states how long to wait
-    busy_notice: float = 5.0  # of a busy server before users are notified
-    notices: float = 300.0  # from one about a server to the next
-    join: float = 1.0  # for the other servers at the start, once one is ready
-    tick: float = 0.5  # after which servers and rows are looked at, if nothing happens
-    waits_at_start: bool = False  # for servers that do not answer then
-
-    def retry_delay(self, failures: int) -> float:
-        """Delay before a lost server is tried again; several are within the patience, unless that is short."""
-        longest = max(self.patience / 10, 1.0)
-        return min(self.retries[: failures + 1][-1], longest)
-
-
-@frozen
 class Servers:
-    """Servers of a model, with `window` requests each at a time; with `earlier` records, only such servers.
-
-    With `may_differ`, each may have its own model.
-    """
+    """Servers of a model, with `window` requests each at a time; with `earlier` records, only such servers."""
 
     MAX_WINDOW: ClassVar[int] = 4096
 
     endpoints: Sequence[Endpoint]
     window: int | None = None
     earlier: Sequence[Mapping[str, str]] = ()
-    timeouts: ServerTimeouts = field(default_factory=ServerTimeouts)
-    may_differ: bool = False
 
     def check_grammar(self, grammar: Grammar, as_messages: bool) -> None:
         """Raise GrammarError for a schema or grammar that servers cannot apply."""
@@ -152,6 +120,7 @@ class ServerInfo:
     max_window: int = Servers.MAX_WINDOW  # of sequences, if a user asks for more
     vocabulary_size: int | None = None
     takes_messages: bool = False  # instead of token ids
+    is_strict: bool = False  # it may refuse fields that it does not know
     has_seeds: bool = True  # the same seed gives the same sample
     is_adapter: bool = False  # of another model there
     end_tokens: TokenIds = ()  # of a reply here; the server's own files may name fewer

@@ -11,10 +11,11 @@ from typing import Any
 from cerebrum_cli.core.errors import CerebrumError
 
 RETRY_LATER = (408, 429, 503)
+BUSY_S = 1.0  # of a busy server that does not state for how long
+MAX_BUSY_S = 60.0  # one that is busy for longer is lost
 # Parts of messages that concern the request, though the status is 500, or missing within a stream.
 REFUSALS = ("validation error", "context length", "context window", "tools param requires")
-# Keys of an error's body for what went wrong: OpenAI's, FastAPI's (`detail`, a list of `msg`), and others.
-PROBLEMS = ("error", "message", "detail", "msg", "errors", "error_message", "error_msg")
+PROBLEMS = ("error", "message", "detail", "msg")  # keys of an error's body: OpenAI's and FastAPI's
 
 
 @dataclass(eq=False)
@@ -29,26 +30,21 @@ class ExchangeError(Exception):
 
 @dataclass(eq=False)
 class LostServerError(ExchangeError):
-    """The server is lost, or where `server_works`, only this reply.
-
-    If the request `was_sent`, it may be the cause. One that `timed_out` has used up the time for a row.
-    """
+    """No reply, or a damaged one. If the request `was_sent`, it may be the cause."""
 
     was_sent: bool = True
-    server_works: bool = False
-    timed_out: bool = False
 
 
 @dataclass(eq=False)
 class BusyServerError(ExchangeError):
-    """The server takes no more requests now; `retry_after` is in seconds, None if not stated."""
+    """The server takes no more requests for so many seconds."""
 
-    retry_after: float | None = None
+    retry_after: float
 
 
 @dataclass(eq=False)
 class RequestError(ExchangeError):
-    """A status of 400 to 499 that concerns one request, or 501."""
+    """A status of 400 to 499, or 501."""
 
     status: int
 
@@ -60,20 +56,21 @@ class RefusedRequestError(Exception):
     error: CerebrumError
 
 
-def failure(status: int, body: Any, retry_after: float | None = None) -> Exception:
+def failure(status: int, body: Any, retry_after: float | None = None) -> ExchangeError:
     """Error for an HTTP status and the JSON of a response, or of an event in the middle of a stream."""
     message = stated_problem(body) or f"status {status}"
-    if status in RETRY_LATER:
-        return BusyServerError(message, retry_after)
+    delay = BUSY_S if retry_after is None else retry_after
+    if status in RETRY_LATER and delay <= MAX_BUSY_S:
+        return BusyServerError(message, max(delay, BUSY_S))
     if status == 500 and any(sign in message.lower() for sign in REFUSALS):
         status = 400
-    if 400 <= status < 500 or status == 501:
+    if status not in RETRY_LATER and (400 <= status < 500 or status == 501):
         return RequestError(message, status)
     return LostServerError(message)
 
 
 def stated_problem(body: Any) -> str:
-    """What the body of an error says, in one of the usual places; empty if in none of them."""
+    """What the body of an error says; empty if it is not in one of the usual places."""
     if isinstance(body, str):
         return body.strip()
     if isinstance(body, list):
@@ -84,8 +81,15 @@ def stated_problem(body: Any) -> str:
     return next(filter(None, places), "")
 
 
-def stated_failure(body: Any) -> Exception:
-    """The error that a body states although its status is 200; some give the status there."""
+def require_success(reply: Any) -> Any:
+    """A reply or an event, unless it states an error although the status is 200."""
+    if isinstance(reply, dict) and (reply.get("error") or reply.get("object") == "error"):
+        raise stated_failure(reply)
+    return reply
+
+
+def stated_failure(body: Any) -> ExchangeError:
+    """The error that a body states although its status is 200; some give the status as its code."""
     status = 500
     for place in (body, body.get("error") if isinstance(body, dict) else None):
         code = place.get("code") if isinstance(place, dict) else None
@@ -94,20 +98,16 @@ def stated_failure(body: Any) -> Exception:
     return failure(status, body)
 
 
-def require_success(reply: Any) -> Any:
-    """A reply or an event, unless it, or a choice in it, states an error although the status is 200."""
-    if isinstance(reply, dict):
-        choices = reply.get("choices")
-        parts = [reply, *choices] if isinstance(choices, list) else [reply]
-        for part in parts:
-            if isinstance(part, dict) and (part.get("error") or part.get("object") == "error"):
-                raise stated_failure(part)
-    return reply
-
-
-def connection_problem(error: Exception) -> str:
-    cause = getattr(error, "os_error", error)
-    number = getattr(cause, "errno", None) or 0  # negative where a name has no address, and of another kind for TLS
-    if number <= 0 or isinstance(cause, ssl.SSLError):
-        return str(cause)
-    return os.strerror(number)
+def connection_problem(error: BaseException) -> str:
+    """The system's words for why there is no connection, from the causes of an error."""
+    cause: BaseException | None = error
+    while cause:
+        if isinstance(cause, BaseExceptionGroup):  # one for each address of a host
+            cause = cause.exceptions[0]
+        elif isinstance(cause, ssl.SSLError):
+            return str(cause)
+        elif isinstance(cause, OSError) and (cause.errno or 0) > 0:
+            return os.strerror(cause.errno or 0)
+        else:
+            cause = cause.__cause__ or cause.__context__
+    return str(error)

@@ -19,6 +19,8 @@ from cerebrum_cli.servers.endpoint import ServerInfo
 
 ANY_CONTEXT = 2**24  # tokens, of a server that does not state its context
 DEFAULTS = SamplingParams()
+SILENCE_S = 60.0
+LONG_SILENCE_S = 300.0  # of a server that sends nothing while it loads a model or evaluates a prompt
 
 Likeliest = Mapping[int | str, float]
 StopReason = Literal["eos", "stop string", "limit", "unstated"]
@@ -28,6 +30,7 @@ StopReason = Literal["eos", "stop string", "limit", "unstated"]
 class ReplyChunk:
     """A part of one sample's reply, or the whole: token ids, to be decoded here.
 
+    - `index`: of the sample, among those that were asked for together
     - `total`: number of tokens so far. With it, ids may be missing, and `text` is that of all tokens since the last
       text; without it, a `text` has no ids
     - `reasoning`: sent by the server apart from the text after it
@@ -37,7 +40,6 @@ class ReplyChunk:
     - `cached`: with `progress` or an `end`, the prompt tokens that came from the server's cache
     - `likeliest`: log probabilities of the likeliest first tokens, by id, or by text from a server that sends no ids
     - `withheld`: with an `end`, why the server withheld the rest
-    - `left_out`: with an `end`, what the server sent that is not text of this reply
     """
 
     tokens: Sequence[int] = ()
@@ -53,7 +55,7 @@ class ReplyChunk:
     timings: Timings = field(default_factory=Timings)
     likeliest: Likeliest = field(default_factory=dict)
     withheld: str = ""
-    left_out: str = ""
+    index: int = 0
 
 
 class ServerKind(ABC):
@@ -72,15 +74,15 @@ class ServerKind(ABC):
 
     @abstractmethod
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> JsonDict:
-        """Body that asks for samples, the first with this seed."""
-
-    @abstractmethod
-    def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
-        """Whole replies, in the order of the samples."""
+        """Body that asks for a stream of samples, the first with this seed."""
 
     @abstractmethod
     def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
-        """The parts of a streamed reply, the last with its end."""
+        """The parts of streamed replies, the last of each with its end; a server may also send a whole reply."""
+
+    def silence_s(self, request: Request) -> float:  # noqa: ARG002
+        """Seconds without a byte, not even a ping, after which the server hangs."""
+        return SILENCE_S
 
     def ignored(self, request: Request, info: ServerInfo) -> list[str]:
         """Settings of a request that have no effect there."""

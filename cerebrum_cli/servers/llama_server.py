@@ -12,6 +12,8 @@ from cerebrum_cli.core.text import foreign_line, well_formed
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.servers.endpoint import ServerInfo
 from cerebrum_cli.servers.kind import (
+    LONG_SILENCE_S,
+    SILENCE_S,
     Likeliest,
     ReplyChunk,
     ServerKind,
@@ -105,40 +107,39 @@ class LlamaServer(ServerKind):
             "n_probs": request.likeliest or int(request.ask.logprobs),
             "post_sampling_probs": False,
             "return_tokens": True,
-            "stream": request.ask.stream,
+            "stream": not request.likeliest,  # a stream has none if the first token is part of a character
             "return_progress": True,
             "sse_ping_interval": PING_S,
             "response_fields": _REPLY_FIELDS,
         }
 
-    def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
-        replies = answer
-        if not isinstance(answer, list):
-            replies = [answer]
-        return [_whole(reply) for reply in sorted(replies, key=lambda reply: int(reply["index"]))]
+    def silence_s(self, request: Request) -> float:
+        """In a stream, it reports the progress of prompts, and sends pings."""
+        return LONG_SILENCE_S if request.likeliest else SILENCE_S
 
     async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
         """Yield parts of one token each. While the text ends within a character, neither text nor ids are sent."""
         async for event in events:
+            index = int(event.get("index", 0))
             if progress := event.get("prompt_progress"):
                 evaluated = int(progress["processed"]), int(progress["total"])
-                yield ReplyChunk(progress=evaluated, cached=int(progress.get("cache", 0)))
+                yield ReplyChunk(progress=evaluated, cached=int(progress.get("cache", 0)), index=index)
             elif event.get("stop") and (event.get("tokens") or event.get("content")):  # it does not stream
                 yield _whole(event)
-                return
             elif event.get("stop"):
                 end = _end(event)
                 yield replace(end, total=int(event["tokens_predicted"]) - (end.end == "eos"))
-                return
             elif event:
+                tokens = event.get("tokens", ())
                 total = int(event["tokens_predicted"])
                 text = well_formed(event.get("content", ""))
-                yield ReplyChunk(event.get("tokens", ()), total=total, text=text)
+                yield ReplyChunk(tokens, _logprobs(event, tokens), total, text, index=index)
 
 
 def _end(reply: JsonObject) -> ReplyChunk:
     times = reply.get("timings", {})
     return ReplyChunk(
+        index=int(reply.get("index", 0)),
         end=_REASONS.get(reply.get("stop_type"), "limit"),
         prompt_tokens=reply.get("tokens_evaluated"),
         cached=int(times.get("cache_n", 0)),

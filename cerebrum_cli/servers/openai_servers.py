@@ -26,17 +26,10 @@ from cerebrum_cli.servers.kind import (
     stated_count,
 )
 
-SEQUENCES = 1024  # vLLM does not report its --max-num-seqs, which is this on large GPUs; what is too much waits there
+SEQUENCES = 256  # vLLM does not report its --max-num-seqs, which is at least this; what is too much waits there
 TOKEN_ID = "token_id:"  # before an id that stands for the text of a token
 MAX_SAMPLES = 64
-# By the reason to finish in small letters: that of vLLM and SGLang, and of Anthropic, Cohere, Gemini, Mistral and TGI.
-ENDS: Mapping[str, StopReason] = {
-    **dict.fromkeys(("stop", "eos", "eos_token", "stop_token", "end_turn", "complete"), "eos"),
-    **dict.fromkeys(("tool_calls", "tool_use", "function_call"), "eos"),
-    **dict.fromkeys(("stop_sequence", "stop_str"), "stop string"),
-    **dict.fromkeys(("length", "max_tokens", "model_length", "model_context_window_exceeded"), "limit"),
-    "unstated": "unstated",
-}
+ENDS: Mapping[str, StopReason] = {"stop": "eos", "length": "limit", "unstated": "unstated"}  # by `finish_reason`
 SHARED_PARAMS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")  # which have the same name here
 
 
@@ -95,10 +88,9 @@ class Vllm(_SharedFields):
             "seed": seed,
             "top_k": request.params.top_k,
             "return_token_ids": True,
-            "stream": request.ask.stream,
+            "stream": True,
+            "stream_options": {"include_usage": True},
         }
-        if request.ask.stream:
-            body["stream_options"] = {"include_usage": True}
         if request.likeliest:
             body |= {"logprobs": request.likeliest, "return_tokens_as_token_ids": True}
         elif request.ask.logprobs:
@@ -108,22 +100,19 @@ class Vllm(_SharedFields):
             body["structured_outputs"] = {name: request.ask.grammar.value}
         return body
 
-    def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
-        choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
-        return [_vllm_chunk(choice, answer.get("usage") or {}) for choice in choices]
-
     async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
-        last = {}
+        """Yield the ends after all else, since the counts come with the last event."""
+        last: list[JsonObject] = []
         usage = JsonDict()
         async for event in events:
             usage = event.get("usage") or usage
             for choice in event.get("choices", ()):
                 if choice.get("finish_reason"):
-                    last = choice
+                    last.append(choice)
                 else:
                     yield _vllm_chunk(choice)
-        if last:
-            yield _vllm_chunk(last, usage)
+        for choice in last:
+            yield _vllm_chunk(choice, usage)
 
 
 class Sglang(_SharedFields):
@@ -161,15 +150,12 @@ class Sglang(_SharedFields):
         if request.ask.grammar:
             params["json_schema" if request.ask.grammar.is_schema else "ebnf"] = request.ask.grammar.text
         body: JsonDict = {"input_ids": list(request.prompt_tokens), "sampling_params": params}
-        body |= {"stream": request.ask.stream, "return_logprob": request.ask.logprobs or request.likeliest > 0}
+        body |= {"stream": True, "return_logprob": request.ask.logprobs or request.likeliest > 0}
         if request.likeliest:
             body["top_logprobs_num"] = request.likeliest
         if info.is_adapter:
             body["lora_path"] = info.model
         return body
-
-    def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
-        return [_sglang_chunk(answer)]
 
     async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
         seen = 0
@@ -199,7 +185,7 @@ def _vllm_chunk(choice: JsonObject, usage: JsonObject | None = None) -> ReplyChu
     tokens = _scored(require_ids(choice.get("token_ids")), logprobs.get("token_logprobs"))
     first: JsonObject = (logprobs.get("top_logprobs") or [{}])[0] or {}
     likeliest: Likeliest = {int(name.removeprefix(TOKEN_ID)): float(first[name]) for name in first if TOKEN_ID in name}
-    tokens = replace(tokens, likeliest=likeliest)
+    tokens = replace(tokens, likeliest=likeliest, index=int(choice["index"]))
     if usage is None:
         return tokens
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
@@ -234,9 +220,9 @@ def _scored(tokens: Sequence[int], scores: Sequence[float] | None) -> ReplyChunk
 
 def _last(chunk: ReplyChunk, finish: str, matched: Any, prompt_tokens: Any, cached: Any) -> ReplyChunk:
     """The last part of a reply: `matched` is the stop string or the token that ended it."""
-    end = ENDS.get(finish.lower())
+    end = ENDS.get(finish)
     if end is None:  # such as "abort" or "repetition"
-        raise LostServerError(f"the reply ended with {foreign_line(finish)}", server_works=True)
+        raise LostServerError(f"the reply ended with {foreign_line(finish)}")
     if end == "eos" and isinstance(matched, str):
         end = "stop string"
     return replace(chunk, end=end, prompt_tokens=stated_count(prompt_tokens), cached=stated_count(cached) or 0)

@@ -7,6 +7,7 @@ import atexit
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from importlib import import_module
 
 from cerebrum_cli.core.errors import EndpointError, EngineError, NoServerError, NotReadyError
@@ -21,18 +22,16 @@ from cerebrum_cli.servers.faults import BusyServerError, LostServerError
 from cerebrum_cli.servers.kind import file_name
 from cerebrum_cli.servers.pool import Pool
 from cerebrum_cli.servers.replies import MessageSample, RemoteSample
-from cerebrum_cli.servers.server import AsyncioTask, PooledRequest, PoolJob, Server
+from cerebrum_cli.servers.server import Job
 from cerebrum_cli.servers.token_replies import TokenSample
 
 MAX_OPEN_FILES = 10_240  # macOS refuses more where its hard limit is unlimited
-OTHER_FILES = 128  # that are open besides connections
-FASTER_S = 1.0  # after which a server that has said what it is counts before those listed earlier
 AHEAD = 2  # requests submitted for each sample that the servers run at a time
 READ_AT = 1.5  # such requests; together, since submitting wakes the thread of the servers
 
 
 def probe(*endpoints: Endpoint, as_messages: bool = False) -> ServerInfo:
-    """Ask servers what they are; return the answer of the first, or of one that is a second faster.
+    """Ask servers what they are; return the first answer.
 
     To be used `as_messages`, they need not take token ids.
     Without any, raises NoServerError if none can be reached, else another error of the first that can: NotReadyError if
@@ -42,11 +41,9 @@ def probe(*endpoints: Endpoint, as_messages: bool = False) -> ServerInfo:
 
 
 async def ask_all(endpoints: Sequence[Endpoint], as_messages: bool) -> ServerInfo:
-    tasks = [asyncio.create_task(ask(endpoint, as_messages)) for endpoint in endpoints]
-    await asyncio.wait(tasks, timeout=FASTER_S)
     problems = []
-    for task in sorted(tasks, key=lambda task: not task.done()):
-        answer = await task
+    for answering in asyncio.as_completed([ask(endpoint, as_messages) for endpoint in endpoints]):
+        answer = await answering
         if isinstance(answer, ServerInfo):
             return answer
         problems.append(answer)
@@ -71,6 +68,16 @@ async def ask(endpoint: Endpoint, as_messages: bool) -> ServerInfo | EndpointErr
         return error
 
 
+@dataclass(slots=True)
+class Submitted:
+    """A request that may get more samples: how many it has got, and how many of them run."""
+
+    request: Request
+    seed: int  # of the first sample
+    samples: int = 0
+    running: int = 0
+
+
 class RemoteCompletions(Completions):
     """Completions of servers; the caller reads the source."""
 
@@ -78,12 +85,11 @@ class RemoteCompletions(Completions):
         super().__init__(scope)
         self._pool, self._call, self._vocabulary = engine.pool, engine.call, engine.vocabulary
         self._source: Iterator[tuple[int, Request]] = enumerate(requests)
-        self._submitted: dict[int, PooledRequest] = {}
+        self._submitted: dict[int, Submitted] = {}
         self._read_source()
 
     def abort(self, index: int) -> None:
-        if pooled := self._submitted.pop(index, None):
-            self._call(lambda: self._pool.cancel(lambda job: job.pooled is pooled))
+        self._cancel(lambda job: job.samples[0].id.request == index)
 
     def __next__(self) -> Event:
         if len(self._live) < READ_AT * self._pool.window:
@@ -92,15 +98,19 @@ class RemoteCompletions(Completions):
 
     def close(self) -> None:
         self._source = iter(())
-        self._call(lambda: self._pool.cancel(lambda job: job.pooled.emit == self._outbox.put))
+        self._cancel(lambda _: True)
         self._live.clear()
+
+    def _cancel(self, should_cancel: Callable[[Job], bool]) -> None:
+        emit = self._outbox.put
+        self._call(lambda: self._pool.cancel(lambda job: job.emit == emit and should_cancel(job)))
 
     def _read_source(self) -> None:
         jobs = []
         for index, request in self._source:
             if self._scope.is_set():
                 break
-            self._submitted[index] = PooledRequest(request, request.first_seed(), self._outbox.put)
+            self._submitted[index] = Submitted(request, request.first_seed())
             jobs += self._create_jobs(index, request.ask.n)
             if len(self._live) >= AHEAD * self._pool.window:
                 break
@@ -111,26 +121,26 @@ class RemoteCompletions(Completions):
         jobs = self._create_jobs(index, count)
         self._call(lambda: self._pool.submit(jobs, self._scope))
 
-    def _create_jobs(self, index: int, count: int) -> list[PoolJob]:
-        pooled = self._submitted[index]
-        numbers = range(pooled.samples, pooled.samples + count)
-        samples = tuple(self._create_sample(pooled, SequenceId(index, number)) for number in numbers)
-        pooled.samples += count
-        pooled.running |= {sample.id for sample in samples}
+    def _create_jobs(self, index: int, count: int) -> list[Job]:
+        submitted = self._submitted[index]
+        numbers = range(submitted.samples, submitted.samples + count)
+        samples = tuple(self._create_sample(submitted, SequenceId(index, number)) for number in numbers)
+        submitted.samples += count
+        submitted.running += count
         self._live.update((sample.id, sample) for sample in samples)
-        if pooled.request.ask.stream:
-            return [PoolJob(pooled, (sample,)) for sample in samples]
-        return [PoolJob(pooled, samples)]
+        groups = [(sample,) for sample in samples] if submitted.request.ask.stream else [samples]
+        return [Job(submitted.request, group, self._outbox.put) for group in groups]
 
-    def _create_sample(self, pooled: PooledRequest, id: SequenceId) -> RemoteSample:
-        request, seed = pooled.request, (pooled.seed + id.sample) % SEEDS
+    def _create_sample(self, submitted: Submitted, id: SequenceId) -> RemoteSample:
+        request, seed = submitted.request, (submitted.seed + id.sample) % SEEDS
         if request.as_messages:
             return MessageSample(id, request, seed)
         return TokenSample(id, request, seed, vocabulary=self._vocabulary)
 
     def _end_sample(self, index: int) -> None:
-        pooled = self._submitted.get(index)
-        if pooled and not pooled.running and pooled.samples >= pooled.request.ask.max_n:
+        submitted = self._submitted[index]
+        submitted.running -= 1
+        if not submitted.running and submitted.samples >= submitted.request.ask.max_n:
             del self._submitted[index]
 
 
@@ -140,9 +150,9 @@ class RemoteEngine(Engine):
     def __init__(self, open_vocabulary: OpenBackend, servers: Servers, as_messages: bool) -> None:
         self._open_vocabulary, self._servers, self._as_messages = open_vocabulary, servers, as_messages
         self._loop = asyncio.new_event_loop()
-        self._serving: AsyncioTask | None = None
+        self._serving: asyncio.Task[None] | None = None
         self._pool: Pool | None = None  # once it is connected
-        threading.Thread(target=import_module, args=["aiohttp"], daemon=True).start()  # while the vocabulary is loaded
+        threading.Thread(target=import_module, args=["httpx2"], daemon=True).start()  # while the vocabulary is loaded
         super().__init__("servers")
 
     # For callers, on any thread.
@@ -219,14 +229,9 @@ class RemoteEngine(Engine):
         if self._stop:
             raise EngineError("loading interrupted")
         self._serving = asyncio.current_task()
-        given = self._servers
-        expected = ExpectedModel(self.vocabulary, given.earlier, given.may_differ, self._as_messages)
-        most = max(1, (raise_open_files() - OTHER_FILES) // len(given.endpoints))
-        servers = []
-        for number, endpoint in enumerate(given.endpoints, 1):
-            alias = f"server {number}" if endpoint.name == endpoint.url else endpoint.name
-            servers.append(Server(endpoint, alias, given.window, most, expected, given.timeouts))
-        pool = Pool(servers, given.timeouts, self._loading.put)
+        raise_open_files()
+        expected = ExpectedModel(self.vocabulary, self._servers.earlier, self._as_messages)
+        pool = Pool(self._servers, expected, self._loading.put)
         try:
             await pool.connect()
             self._pool = pool
@@ -245,8 +250,8 @@ class RemoteEngine(Engine):
             self._serving = None  # a second time would interrupt the closing of connections
 
 
-def raise_open_files() -> int:
-    """Raise the limit of this process's open files, connections included, as far as it may be; return it."""
+def raise_open_files() -> None:
+    """Raise the limit of this process's open files, connections included, as far as it may be: macOS allows 256."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -254,4 +259,3 @@ def raise_open_files() -> int:
     if soft < highest:
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

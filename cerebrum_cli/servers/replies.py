@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from time import perf_counter
 from typing import TypeAlias
@@ -26,7 +26,6 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.core.tools import ToolCalls
 from cerebrum_cli.engine.requests import ReplySample, Request
 from cerebrum_cli.formats.reply_text import SplitText
-from cerebrum_cli.servers.estimated_tokens import EstimatedTokens
 from cerebrum_cli.servers.kind import ReplyChunk, StopReason
 
 SampleEvent: TypeAlias = PromptEvent | TokenEvent | OpeningEvent | FinishEvent | RefusedEvent
@@ -140,52 +139,29 @@ class RemoteSample(ReplySample):
 class MessageSample(RemoteSample):
     """A reply to messages, of which the server knows the markup, the stop strings and the grammar."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._estimated = EstimatedTokens()
-
     def take_turn(self) -> Request:
         return self.request
 
     def add(self, chunk: ReplyChunk) -> SampleEvents:
         self.has_all_tokens = False
-        chunk, repeats = self._up_to_repetition(chunk)
-        self._calls = chunk.calls
         text = chunk.reasoning + chunk.text
         if text or chunk.total:
             self._first_at = self._first_at or perf_counter()
+        if chunk.likeliest:
+            yield OpeningEvent(self.id, chunk.likeliest)
         pieces = self.text.feed_text(chunk.reasoning, "thinking") if chunk.reasoning else []
         pieces += self.text.feed_text(chunk.text)
         if text:
-            self.tokens += 1
             yield from self._emit(pieces)
         if chunk.total is not None:
             self.tokens = chunk.total
         if chunk.end:
+            self._calls = chunk.calls
             self.prompt_tokens = chunk.prompt_tokens or 0
-        if repeats:
-            yield from self._finish_reply("limit", "repetition")
-        elif chunk.end:
             refusal = None
             if chunk.withheld:
                 refusal = EndpointError(f"the server ended the reply: {chunk.withheld}", WITHHELD_HINT)
             yield from self._finish_reply(chunk.end, refusal=refusal)
-
-    def _up_to_repetition(self, chunk: ReplyChunk) -> tuple[ReplyChunk, bool]:
-        """A part of the reply up to the place where the reply repeats itself, and whether it does.
-
-        A grammar may ask for any repetition; it applies to the text after the reasoning.
-        """
-        tokens = self._estimated
-        checked, before = len(tokens.ids), tokens.characters
-        tokens.add(chunk.reasoning if self.request.ask.grammar else chunk.reasoning + chunk.text)
-        end = self.repetition_end(tokens.ids, checked)
-        if end is None:
-            return chunk, False
-        kept = tokens.characters_of(end) - before
-        reasoning = chunk.reasoning[:kept]
-        text = chunk.text[: max(0, kept - len(chunk.reasoning))]
-        return replace(chunk, reasoning=reasoning, text=text, total=end, calls=()), True
 
     @property
     def _truncation(self) -> FinishReason:

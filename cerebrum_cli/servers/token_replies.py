@@ -5,12 +5,11 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress, count
 from time import perf_counter
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EndpointError, GrammarError, NoAnswer
-from cerebrum_cli.core.events import FinishReason, Forced, Logprobs, PromptEvent, Timings
+from cerebrum_cli.core.events import FinishReason, Forced, Logprobs, OpeningEvent, PromptEvent, Timings
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.vocabulary import Vocabulary, continuation
 from cerebrum_cli.engine.requests import Force, Request
@@ -26,8 +25,8 @@ OVERHANG = "the answer begins in the token that ends the reasoning, so the serve
 class TokenSample(RemoteSample):
     """A reply in turns, each of which continues what has arrived of it, with the same seed.
 
-    Servers know no controls, and their grammars apply from the first token. So where reasoning has a limit, or a
-    grammar that applies to the answer, the first request is for the reasoning, without the grammar.
+    Servers know no controls, and their grammars apply from the first token. So a stream is left where a control forces
+    tokens, or where an answer begins that has to match a grammar; another request continues from there.
     """
 
     vocabulary: Vocabulary = field(kw_only=True)
@@ -36,30 +35,18 @@ class TokenSample(RemoteSample):
         super().__post_init__()
         self.prompt_tokens = len(self.request.prompt_tokens)
         self._unsent = b""  # of the tokens: the server still holds it back
-        self._markup = self.text.open_markup  # of the last reasoning
         self._begin_turn(self.request)
 
-    # Its requests.
-
     def take_turn(self) -> Request:
-        """The next request: for the reply, for its reasoning, or for what is left of it."""
+        """The next request: for the reply, or for what is left of it."""
         request = self.request
-        params = request.params
-        is_first = self._turn is request
-        limit = params.max_tokens
-        rules = request.rules
-        if rules.reasoning_end and is_first and not request.ask.stream:
-            limit = min(limit or rules.reasoning_end, rules.reasoning_end)
-        if limit is not None:
-            params = replace(params, max_tokens=limit - self.tokens)
-        turn = replace(request, params=params)
+        turn = request
         if self._ids:
-            turn = replace(turn, prompt_tokens=array("i", (*request.prompt_tokens, *self._ids)))
+            limit = request.params.max_tokens
+            left = replace(request.params, max_tokens=None if limit is None else limit - self.tokens)
+            turn = replace(request, prompt_tokens=array("i", (*request.prompt_tokens, *self._ids)), params=left)
         if self.awaits_answer:
             turn = replace(turn, ask=replace(request.ask, grammar=None))
-            if not request.ask.stream:  # it ends with the reasoning
-                closings = tuple(markup.close for markup in rules.markups)
-                turn = replace(turn, params=replace(params, stop=closings), rules=ReplyRules())
         elif request.ask.grammar:  # all of it is the answer
             turn = replace(turn, rules=ReplyRules())
         self._begin_turn(turn)
@@ -76,10 +63,12 @@ class TokenSample(RemoteSample):
 
     def add(self, chunk: ReplyChunk) -> SampleEvents:
         if chunk.progress:
-            if not self.tokens:
+            if self.request.ask.stream and not self.tokens:
                 self._cached = chunk.cached
                 yield PromptEvent(self.id, *chunk.progress)
             return
+        if chunk.likeliest:
+            yield OpeningEvent(self.id, chunk.likeliest)
         if chunk.tokens or chunk.text or chunk.total:
             self._first_at = self._first_at or perf_counter()
         yield from self._add_tokens(chunk)
@@ -106,9 +95,6 @@ class TokenSample(RemoteSample):
 
     def _read(self, tokens: Sequence[int], logprobs: Logprobs) -> SampleEvents:
         """Read tokens up to one that ends the turn, or after which a control intervenes."""
-        if not self._is_read_by_token:
-            yield from self._read_whole(tokens, logprobs)
-            return
         for at, token in enumerate(tokens):
             if self._is_over or self._intervention or self._starts_answer(token):
                 return
@@ -116,16 +102,9 @@ class TokenSample(RemoteSample):
                 self._has_end_token = True
                 return
             is_constrained = self.is_constrained
-            yield from self._add((token,), logprobs[at : at + 1])
+            yield from self._add(token, logprobs[at : at + 1])
             if not (is_constrained or self._is_over):
                 self._control()
-
-    @property
-    def _is_read_by_token(self) -> bool:
-        """Whether the reply may end, or continue otherwise, after any of its tokens."""
-        request = self.request
-        has_late_stop = request.params.stop and not request.rules.stops_anywhere
-        return bool(request.ask.stream or request.controls or has_late_stop or self.awaits_answer)
 
     @property
     def _is_over(self) -> bool:
@@ -135,34 +114,14 @@ class TokenSample(RemoteSample):
     def _bytes_of(self, tokens: Sequence[int]) -> bytes:
         return b"".join(map(self.vocabulary.piece, tokens, map(self.request.is_visible, tokens)))
 
-    def _read_whole(self, tokens: Sequence[int], logprobs: Logprobs) -> SampleEvents:
-        """Add all of a turn that nothing but its own end, or a loop, can end."""
-        if not self.request.ask.ignore_eos:
-            ends = compress(count(), map(self.vocabulary.is_eog, tokens))  # a reply may have thousands of tokens
-            if (end := next(ends, None)) is not None:
-                self._has_end_token = True
-                tokens = tokens[:end]
-        if not self.is_constrained:
-            tokens = tokens[: self._check_loop(array("i", tokens))]
-        yield from self._add(tokens, logprobs[: len(tokens)])
-
-    def _check_loop(self, tokens: array[int], checked: int = 0) -> int:
-        """The number of tokens after which they repeat themselves, or of all; the first `checked` do not."""
-        end = self.repetition_end(tokens, checked)
-        if end is None:
-            return len(tokens)
-        self._intervention = "repetition"
-        return end
-
-    def _add(self, tokens: Sequence[int], logprobs: Logprobs = ()) -> SampleEvents:
-        """Add tokens, of which the last may complete a stop string."""
-        pieces = self.text.feed(self._bytes_of(tokens), tokens)
-        self._markup = self.text.open_markup or self._markup
-        self.tokens += len(tokens)
-        self._ids.extend(tokens)
+    def _add(self, token: int, logprobs: Logprobs = ()) -> SampleEvents:
+        """Add a token, which may complete a stop string."""
+        pieces = self.text.feed(self._bytes_of((token,)), (token,))
+        self.tokens += 1
+        self._ids.append(token)
         if self.request.ask.logprobs and not self.request.ask.stream:
-            self._logprobs += logprobs or [None] * len(tokens)
-        yield from self._emit(pieces, tokens, logprobs)
+            self._logprobs += logprobs or (None,)
+        yield from self._emit(pieces, (token,), logprobs)
 
     # Where the reply is left, to be continued by another request.
 
@@ -170,15 +129,14 @@ class TokenSample(RemoteSample):
         """Let the controls intervene after the last token. Raises RefusedRequestError."""
         if self.is_constrained:
             self._leave_answer()
-            return
-        self._check_loop(self._ids, len(self._ids) - 1)
-        if self._intervention:
-            return
-        for control in self.controls:
-            intervention = control.intervene(self.text, self._ids)
-            if isinstance(intervention, (str, Force)):
-                self._intervention = intervention
-                return
+        elif self.repetition_end(self._ids, len(self._ids) - 1) is not None:
+            self._intervention = "repetition"
+        else:
+            for control in self.controls:
+                intervention = control.intervene(self.text, self._ids)
+                if isinstance(intervention, (str, Force)):
+                    self._intervention = intervention
+                    return
 
     def _starts_answer(self, token: int | None) -> bool:
         """Whether a token, or the end of the turn, does not precede the answer, which is then asked for."""
@@ -218,12 +176,10 @@ class TokenSample(RemoteSample):
             return
         if end == "eos":
             self._starts_answer(None)
-        elif end == "stop string" and self.awaits_answer:
-            self._intervention = Force(self._rest_of_markup)
-        if not isinstance(self._intervention, Force) and not self._is_shortened(end):
+        if not isinstance(self._intervention, Force):
             yield from self._finish(end)
             return
-        yield from self._force()
+        yield from self._force(self._intervention.tokens)
         if self._is_over or self._is_full:
             yield from self._finish("limit")
         else:
@@ -235,33 +191,14 @@ class TokenSample(RemoteSample):
             problem = f"the server evaluated {prompt_tokens} prompt tokens instead of {sent}"
             raise EndpointError(problem, "its model has a different vocabulary; name that model with -m")
 
-    def _is_shortened(self, end: StopReason) -> bool:
-        """Whether the turn has ended where no more tokens were asked for, but the reply has not."""
-        limit = self._turn.params.max_tokens
-        if end != "limit" or limit is None or self._is_over or self._intervention:
-            return False
-        return self.tokens - self._turn_start >= limit and not self._is_full
-
-    @property
-    def _rest_of_markup(self) -> TokenIds:
-        """Tokens of the markup between the end of the reasoning, which may be missing itself, and the answer."""
-        if self.text.stage == "thinking":
-            return self.text.closing
-        if self._markup is None:
-            return ()
-        _, close, rest = self._markup.ending().rpartition(self._markup.close)
-        begun = self.text.tail.rpartition(close)[2]
-        return continuation(self.vocabulary, (Text(rest.removeprefix(begun), trusted=True),))
-
-    def _force(self) -> SampleEvents:
+    def _force(self, tokens: TokenIds) -> SampleEvents:
         """Add tokens that a control forces, or the markup before the answer; a grammar applies from there."""
-        tokens = self._intervention.tokens if isinstance(self._intervention, Force) else ()
         if tokens and not (self.awaits_answer and self.text.stage == "undecided"):  # where it is markup
             self.forced.append(Forced(self.request.rules.prefix_tokens + self.tokens, len(tokens)))
         for token in tokens:
             if self._is_over or self._is_full:
                 return
-            yield from self._add((token,))
+            yield from self._add(token)
         if self.request.ask.grammar:
             self.text.begin_answer()
 

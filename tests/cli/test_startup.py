@@ -112,7 +112,7 @@ def test_startup_models_and_merges_do_not_import_llama_cpp(tmp_path: Path, chatm
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"merge_method: passthrough\nmodels: [{{model: {chatml_model}}}]")
     modules = imported_modules(user, ("pull", chatml_model), ("list", "--available"), ("show", "chatml"))
-    assert modules.isdisjoint({"llama_cpp", "numpy", "jinja2", "httpx2", "aiohttp", "prompt_toolkit", "pydantic"})
+    assert modules.isdisjoint({"llama_cpp", "numpy", "jinja2", "httpx2", "prompt_toolkit", "pydantic"})
     modules = imported_modules(user, ("merge", recipe, "-o", tmp_path / "merged.gguf"))
     assert modules.isdisjoint({"llama_cpp", "prompt_toolkit", "sqlite3"})
 
@@ -130,7 +130,6 @@ def test_startup_ask_imports_only_the_bindings(tmp_path: Path, mistral_model: Pa
         "huggingface_hub",
         "prompt_toolkit",
         "httpx2",
-        "aiohttp",
         "asyncio",
         "llguidance",
     }
@@ -142,7 +141,7 @@ def test_startup_batch_imports_neither_servers_nor_a_cluster(tmp_path: Path, cha
     paths = (tmp_path / "in.txt", "-o", tmp_path / "out.jsonl", "-m", chatml_model, "-n", "2")
     modules = imported_modules(CommandLine(tmp_path), ("batch", *paths))
     assert "llama_cpp" in modules
-    assert modules.isdisjoint({"ray", "llguidance", "jsonschema", "httpx2", "aiohttp", "cerebrum_cli.servers.pool"})
+    assert modules.isdisjoint({"ray", "llguidance", "jsonschema", "httpx2", "cerebrum_cli.servers.pool"})
 
 
 def test_startup_overview_has_the_same_help_as_the_whole_command_line() -> None:

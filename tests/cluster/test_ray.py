@@ -35,7 +35,7 @@ from cerebrum_cli.library.library import Library
 from cerebrum_cli.library.registry import Registry, RegistryEntry, hash_file
 from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.results.results import open_results
-from cerebrum_cli.servers.endpoint import Endpoint, Servers, ServerTimeouts
+from cerebrum_cli.servers.endpoint import Endpoint, Servers
 
 ROWS = 40
 CLUSTER_ROWS = 80
@@ -82,11 +82,9 @@ def on_servers(job: NodeJob, servers: Servers) -> NodeJob:
     return replace(job, source=replace(job.source, servers=servers))
 
 
-def answer_all(
-    source: Path, cluster: ScriptedCluster, may_differ: bool = False, **options: Any
-) -> tuple[list[Event], list[str]]:
+def answer_all(source: Path, cluster: ScriptedCluster, **options: Any) -> tuple[list[Event], list[str]]:
     """The events of a batch on a cluster, and its texts; a first call may fail, and a second resumes."""
-    job = on_servers(node_job("", source, ""), Servers((), may_differ=may_differ))
+    job = on_servers(node_job("", source, ""), Servers(()))
     output = source.with_name("out.jsonl")
     with (
         closing(InputOptions().open(source, None, output)) as rows,
@@ -129,7 +127,6 @@ def test_ray_refuses_servers_with_different_models(source: Path) -> None:
 
     with pytest.raises(EndpointError, match="the servers differ: there has n, here has m"):
         answer_all(source, ScriptedCluster([script]))
-    assert answer_all(source, ScriptedCluster([script]), may_differ=True)[1] == EXPECTED
 
 
 SILENT = "no worker is running"
@@ -181,19 +178,15 @@ def test_ray_node_finds_the_model_by_its_digest(tmp_path: Path, chatml_model: Pa
     assert find_file(library, file).path == elsewhere
 
 
-def test_ray_node_sends_notices_while_it_waits_for_a_server(
+def test_ray_node_says_that_its_server_does_not_answer(
     tmp_path: Path, chatml_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(variable, str(tmp_path))
     digest = hash_file(chatml_model)
-    endpoint = Endpoint("there", "http://127.0.0.1:9")
-    servers = Servers([endpoint], timeouts=ServerTimeouts(waits_at_start=True, patience=2.0))
     job = node_job(f"{digest.sha256} {digest.size}", chatml_model, "chatml")
-    opening = on_servers(job, servers)(1)
-    [notice] = pickle.loads(next(opening))[-1]
-    assert notice.message.startswith("there is unavailable")
+    opening = on_servers(job, Servers([Endpoint("there", "http://127.0.0.1:9")]))(1)
     with pytest.raises(NoServerError, match="no server answers"):
         list(opening)
 

@@ -26,7 +26,6 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.repetition import MAX_PERIOD, MIN_TOKENS, STEP, repetition_end
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.servers.estimated_tokens import EstimatedTokens
 
 ROOT = Path(__file__).parents[2]
 CODE_FILES, CHARACTERS = 30, 12_000
@@ -126,33 +125,12 @@ def test_loop_check_ends_any_passage_that_is_repeated_without_end(
     assert end is not None and end < len(before) + len(passage) + MIN_TOKENS + STEP
 
 
+@pytest.mark.slow
 def test_loop_check_passes_documents_that_repeat_themselves() -> None:
     assert len(DOCUMENTS) >= 100
-    for name, text in DOCUMENTS.items():
-        estimated = EstimatedTokens()
-        estimated.add(text)
-        assert repetition_end(estimated.ids, 0) is None, name
-
-
-@pytest.mark.slow
-def test_loop_check_passes_the_same_documents_in_tokens() -> None:
     with open_engine(MODEL_FILE) as engine:
         for name, text in DOCUMENTS.items():
             assert found_at(engine.vocabulary.tokenize((Text(text),)), 10_000) is None, name
-
-
-@pytest.mark.parametrize("unit", [LINE, "ha ", "| | |\n", "0, ", "- [ ] \n", "我以后再也不迟到了。\n", "<td></td>\n"])
-def test_loop_check_ends_a_text_alike_by_tokens_and_by_estimated_tokens(unit: str) -> None:
-    text = unit * 6000
-    estimated = EstimatedTokens()
-    estimated.add(text)
-    end = repetition_end(estimated.ids, 0)
-    with open_engine(MODEL_FILE) as engine:
-        ids = engine.vocabulary.tokenize((Text(text[:20_000]),))
-        here = found_at(ids, 10_000)
-        assert end and here
-        characters = len(b"".join(map(engine.vocabulary.piece, ids[:here])).decode(errors="replace"))
-    assert 0.5 < estimated.characters_of(end) / characters < 2
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from command_line import Finished
-from remote_engines import QUICK, set_timeouts
+from remote_engines import set_patience
 from scripted_backend import END
 from scripted_command import app_for, run_here
 from server_kinds import LlamaServer, OllamaServer
@@ -48,7 +48,7 @@ def server() -> Iterator[OllamaServer]:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    set_timeouts(monkeypatch, QUICK)
+    set_patience(monkeypatch)
     monkeypatch.chdir(tmp_path)
     for name, data in {"photo.jpg": JPEG, "a.png": PNG, "b.dat": GIF, "c.webp": WEBP}.items():
         Path(name).write_bytes(data)

@@ -21,7 +21,6 @@ from cerebrum_cli.core.events import SequenceId
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.formats.reply_text import ReplyRules
-from cerebrum_cli.replies.reply_controls import OPENING_TOKENS, SENTENCE_TOKENS
 from cerebrum_cli.servers.faults import RefusedRequestError
 from cerebrum_cli.servers.kind import ReplyChunk
 from cerebrum_cli.servers.token_replies import TokenSample
@@ -46,7 +45,7 @@ every_model = pytest.mark.parametrize("name", MODELS)
 
 
 def requests(limit: int = LIMIT, **more: Any) -> list[Request]:
-    values = {**UNLIMITED, "loop_check": True, "controls": (budget(limit),), "rules": thinking(limit), **more}
+    values = {**UNLIMITED, "loop_check": True, "controls": (budget(limit),), "rules": thinking(), **more}
     limited = {**values, "max_tokens": 33}
     if values.get("stream"):
         return [request_of("go", seed=3, **values), request_of("go", seed=3, **limited)]
@@ -66,12 +65,12 @@ def test_remote_controls_act_as_here(kind: type[ModelServer], name: str, stream:
         assert summaries(replies_of(engine, *given)) == local(MODELS[name], *given)
 
 
-def test_remote_reasoning_asks_for_no_more_than_it_needs() -> None:
+def test_remote_samples_are_continued_one_by_one_after_their_reasoning() -> None:
     given, _ = requests()
     with serving_kind(LlamaServer, MODELS["ended"], context_size=300) as [server], connected(server) as engine:
         replies = replies_of(engine, given)
         first, *others = (asked.body for asked in server.completions())
-    assert (first["n_cmpl"], first["n_predict"]) == (3, OPENING_TOKENS + LIMIT + SENTENCE_TOKENS)
+    assert first["n_cmpl"] == 3
     prompt_length = len(f"go<think>\nI can see 3!{ENDING}")
     later = sorted((body["seed"], body["n_cmpl"], len(body["prompt"])) for body in others)
     assert later == [(seed, 1, prompt_length) for seed in (3, 4, 5)]
@@ -103,7 +102,7 @@ EVERY_KIND = [(LlamaServer, False), (LlamaServer, True), (VllmServer, False), (V
 def answering(stream: bool = False, limit: int | None = None, **more: Any) -> Request:
     """A request with something that applies once the answer starts, after reasoning that may have a limit."""
     controls = () if limit is None else (budget(limit),)
-    values = {"rules": answering_late(limit), "loop_check": True, "controls": controls, **UNLIMITED, **more}
+    values = {"rules": answering_late(), "loop_check": True, "controls": controls, **UNLIMITED, **more}
     return request_of("go", seed=3, stream=stream, **values, **({} if stream else {"n": 3, "max_n": 3}))
 
 

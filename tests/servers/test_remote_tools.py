@@ -161,7 +161,7 @@ def test_remote_reply_of_calls_alone_is_not_blank(model: Model, server: OllamaSe
     assert notice and notice.message == "the model's answer is blank"
 
 
-@pytest.mark.parametrize("finish", ["tool_calls", "function_call", "tool_use", "stop"])
+@pytest.mark.parametrize("finish", ["tool_calls", "stop"])
 def test_remote_reply_with_calls_has_ended_by_itself(engine: RemoteEngine, server: OllamaServer, finish: str) -> None:
     server.arm(body=stream_of({"content": "See."}, {"tool_calls": [piece("", "weather", index=0)]}, finish=finish))
     *_, last = events = events_of(engine, Request((81,), ask=Ask(stream=True, conversation=ASKED), as_messages=True))

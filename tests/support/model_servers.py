@@ -327,7 +327,12 @@ class _Exchange(LoopbackHandler):
     def _send(
         self, data: bytes, status: int = 200, headers: Mapping[str, str] = {}, is_truncated: bool = False
     ) -> None:
-        length = {"Content-Type": "application/json; charset=utf-8", "Content-Length": str(len(data))}
+        kind = (
+            "text/event-stream"
+            if data.lstrip().startswith((b"data:", b"event:", b":"))
+            else "application/json; charset=utf-8"
+        )
+        length = {"Content-Type": kind, "Content-Length": str(len(data))}
         self.write_head(status, {**length, **headers}.items())
         self.wfile.write(data[: len(data) // 2] if is_truncated else data)
         if is_truncated:

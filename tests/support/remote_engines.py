@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import asdict, replace
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -19,12 +18,11 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.servers.endpoint import Endpoint, Servers, ServerTimeouts
+from cerebrum_cli.servers import chat_completions, faults, llama_server, pool
+from cerebrum_cli.servers import kind as kind_module
+from cerebrum_cli.servers.endpoint import Endpoint, Servers
 from cerebrum_cli.servers.remote_engine import RemoteEngine
 
-# Servers are tried again soon, and waited for at the start however loaded the machine is.
-QUICK = ServerTimeouts(retries=(0.02,), busy=0.02, tick=0.02, notices=0.0, join=60.0, busy_notice=60.0)
-HASTY = replace(QUICK, patience=2.0)  # in which a loaded machine learns that servers are lost
 Kind = TypeVar("Kind", bound=ModelServer)
 CHARACTERS = ("a", "é", "日", "🙂", " ")
 
@@ -58,9 +56,15 @@ def serving(model: Model, count: int = 1, **options: Any) -> AbstractContextMana
     return serving_kind(LlamaServer, model, count, **options)
 
 
-def set_timeouts(monkeypatch: pytest.MonkeyPatch, timeouts: ServerTimeouts) -> None:
-    """Let all servers have these timeouts by default."""
-    monkeypatch.setattr(ServerTimeouts.__init__, "__defaults__", tuple(asdict(timeouts).values()))
+def set_patience(monkeypatch: pytest.MonkeyPatch, silence_s: float = 60.0, **times: Any) -> None:
+    """Try servers again soon, and wait for them at the start however loaded the machine is."""
+    quick = {"RETRY_S": (0.02,), "TICK_S": 0.02, "JOIN_S": 60.0, "BUSY_NOTICE_S": 60.0}
+    for name, value in {**quick, **times}.items():
+        monkeypatch.setattr(pool, name, value)
+    monkeypatch.setattr(faults, "BUSY_S", 0.02)
+    for name in ("SILENCE_S", "LONG_SILENCE_S"):
+        for module in (kind_module, chat_completions, llama_server):
+            monkeypatch.setattr(module, name, silence_s, raising=False)
 
 
 def served_engine(engine: LocalEngine) -> LlamaServer:
@@ -77,7 +81,6 @@ def served_engine(engine: LocalEngine) -> LlamaServer:
 
 def remote_engine(
     *servers: ModelServer | str,
-    timeouts: ServerTimeouts = QUICK,
     window: int | None = None,
     messages: bool = False,
     **endpoint: Any,
@@ -85,7 +88,7 @@ def remote_engine(
     urls = [server if isinstance(server, str) else server.url for server in servers]
     vocabulary = ScriptedBackend(lambda held, seed: END)
     endpoints = [Endpoint(url, url, **endpoint) for url in urls]
-    return RemoteEngine(vocabulary.open, Servers(endpoints, window, timeouts=timeouts), messages)
+    return RemoteEngine(vocabulary.open, Servers(endpoints, window), messages)
 
 
 @contextmanager

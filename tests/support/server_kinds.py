@@ -14,6 +14,7 @@ class LlamaServer(ModelServer):
     completion_path = "/completion"
     owner = "llamacpp"
     size = 1000  # bytes of the weights
+    build = BUILD
     n_vocab: int | None = None
 
     def listed(self, name: str) -> dict[str, Any]:
@@ -32,7 +33,7 @@ class LlamaServer(ModelServer):
             "model_alias": self.models[0],
             "model_path": f"/srv/models/{self.models[0]}",
             "chat_template": "",
-            "build_info": BUILD,
+            "build_info": self.build,
             "is_sleeping": False,
         }
 
@@ -48,11 +49,8 @@ class LlamaServer(ModelServer):
             yield from (self._chunks if body["stream"] else self._whole)(sample, at, body)
 
     def _whole(self, sample: Sample, index: int, body: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
-        entries = [
-            {"id": token, "token": "", "bytes": [], "logprob": logprob, "top_logprobs": []}
-            for token, logprob, is_known in zip(sample.tokens, sample.logprobs, sample.ends_characters, strict=True)
-            if is_known
-        ]
+        known = zip(sample.tokens, sample.logprobs, sample.ends_characters, strict=True)
+        entries = [_scored(token, logprob) for token, logprob, is_known in known if is_known]
         if body["n_probs"] > 1 and entries:
             likeliest = [{"id": ord(text), "token": text, "logprob": each} for text, each in self.openings.items()]
             entries[0]["top_logprobs"] = likeliest[: body["n_probs"]]
@@ -72,11 +70,16 @@ class LlamaServer(ModelServer):
         for at, (token, text) in enumerate(zip(tokens, sample.texts, strict=True), 1):
             unsent += text
             if sample.ends_characters[at - 1]:
-                yield _part(unsent, [token], at, index, body)
+                scores = [_scored(token, sample.logprobs[at - 1])]
+                yield _part(unsent, [token], at, index, body) | {"completion_probabilities": scores[: body["n_probs"]]}
                 unsent = ""
         if unsent:
             yield _part(unsent, [], len(tokens), index, body)
         yield {**_part("", [], len(tokens), index, body), **_ending(sample)}
+
+
+def _scored(token: int, logprob: float) -> dict[str, Any]:
+    return {"id": token, "token": "", "bytes": [], "logprob": logprob, "top_logprobs": []}
 
 
 def _part(text: str, tokens: list[int], total: int, index: int, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,8 +129,9 @@ class VllmServer(OtherServer):
             choices = [self._choice(at, each, 0, len(each.tokens), body) for at, each in enumerate(samples)]
             yield {**head, "choices": choices, "usage": usage}
             return
-        for at in range(tokens):
-            yield {**head, "choices": [self._choice(0, samples[0], at, at + 1, body)]}
+        for index, sample in enumerate(samples):
+            for at in range(len(sample.tokens)):
+                yield {**head, "choices": [self._choice(index, sample, at, at + 1, body)]}
         yield {**head, "choices": [], "usage": usage}
         yield b"data: [DONE]\n\n"
 
@@ -234,19 +238,17 @@ class OllamaServer(ModelServer):
         counts = {"prompt_tokens": len(prompt), "completion_tokens": len(sample.tokens)}
         usage = {"usage": counts | {"total_tokens": sum(counts.values())}} if self.has_usage else {}
         head = {"id": "chatcmpl-1", "created": 1790000000, "model": body["model"], "system_fingerprint": "fp_ollama"}
-        if not body["stream"]:
-            choice = {"index": 0, "message": {"role": "assistant", "content": "", **texts}, "finish_reason": finish}
-            if body.get("logprobs") and self.openings:
-                likeliest = [{"token": text, "logprob": each} for text, each in self.openings.items()]
-                choice["logprobs"] = {"content": [{"token": "x", "logprob": -1.0, "top_logprobs": likeliest}]}
-            yield {**head, "object": "chat.completion", "choices": [choice], **usage}
-            return
+        first = {}
+        if body.get("logprobs") and self.openings:
+            likeliest = [{"token": text, "logprob": each} for text, each in self.openings.items()]
+            first["logprobs"] = {"content": [{"token": "x", "logprob": -1.0, "top_logprobs": likeliest}]}
         head["object"] = "chat.completion.chunk"
         for key, text in texts.items():
             for part in (text[at : at + 5] for at in range(0, len(text), 5)):
                 delta = {"role": "assistant", "content": "", key: part}
-                yield {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
-        yield {**head, "choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": finish}]}
+                yield {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None, **first}]}
+                first = {}
+        yield {**head, "choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": finish, **first}]}
         if usage and body["stream_options"]["include_usage"]:
             yield {**head, "choices": [], **usage}
         yield b"data: [DONE]\n\n"

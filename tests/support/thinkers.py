@@ -10,7 +10,7 @@ from scripted_backend import END, Model, ScriptedBackend
 from cerebrum_cli.engine.requests import ControlFactory, Intervention
 from cerebrum_cli.formats.markers import REASONING_MARKUPS
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
-from cerebrum_cli.replies.reply_controls import OPENING_TOKENS, SENTENCE_TOKENS, AnswerNow, ReasoningBudget, endings
+from cerebrum_cli.replies.reply_controls import AnswerNow, ReasoningBudget, endings
 
 LIMIT = 10  # tokens
 ENDING = "\n</think>\n\n"
@@ -37,13 +37,9 @@ def budget(limit: int = LIMIT, **options: Any) -> ControlFactory:
     return partial(ReasoningBudget, limit, **{"answer_now": AnswerNow(), **options})
 
 
-def thinking(limit: int | None = None, **more: Any) -> ReplyRules:
-    """Rules of replies that may reason in any markup, up to a limit of tokens."""
-    return ReplyRules(REASONING_MARKUPS, endings=SPELLED, reasoning_end=reasoning_end(limit), **more)
-
-
-def reasoning_end(limit: int | None) -> int | None:
-    return None if limit is None else OPENING_TOKENS + limit + SENTENCE_TOKENS
+def thinking(**more: Any) -> ReplyRules:
+    """Rules of replies that may reason in any markup."""
+    return ReplyRules(REASONING_MARKUPS, endings=SPELLED, **more)
 
 
 @dataclass
@@ -56,8 +52,7 @@ class CountingControl:
         return self.decide(len(tokens))
 
 
-def answering_late(limit: int | None = None, **more: Any) -> ReplyRules:
+def answering_late(**more: Any) -> ReplyRules:
     """Rules of replies whose grammar and stop strings apply from where the answer starts."""
     markers: dict[str, frozenset[int]] = {"<think>": frozenset()}
-    more |= {"endings": SPELLED, "reasoning_end": reasoning_end(limit)}
-    return ReplyRules(REASONING_MARKUPS[:1], stops_anywhere=False, markers=markers, **more)
+    return ReplyRules(REASONING_MARKUPS[:1], endings=SPELLED, stops_anywhere=False, markers=markers, **more)
