@@ -325,7 +325,7 @@ def test_served_model_needs_servers_of_one_kind_that_answer(server: OllamaServer
         assert (done.code, done.err.count("builds the prompt itself")) == (0, 1), done.err
         assert server.completions() and other.completions()
     with LlamaServer(server.model) as other:
-        assert_error(ask("ask", "2 + 2?", "--endpoint", other.url), 1, f"instead of {MODEL}", "servers of one model")
+        assert_error(ask("ask", "2 + 2?", "--endpoint", other.url), 1, "instead of", "servers of one model")
     server.kill()
     assert_error(ask("ask", "2 + 2?"), 7, "Connection refused", "start the server there")
 
