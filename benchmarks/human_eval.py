@@ -13,7 +13,6 @@ import argparse
 import gzip
 import json
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +21,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cerebrum_cli.engine.local import thread_count
+from cerebrum_cli.eval.bubblewrap import find_bubblewrap
+from cerebrum_cli.eval.scorers import program_of
 from cerebrum_cli.eval.tasks import complete_test
-from cerebrum_cli.programs.code import extract_program
-from cerebrum_cli.programs.sandbox import require_sandbox
 
 
 class Problem(NamedTuple):
@@ -45,25 +44,13 @@ class Problem(NamedTuple):
         program = self.program()
         return program[program.index(f"def {self.entry_point}(") :]
 
-    def documented(self) -> str:
-        """Add an example in Markdown to the docstring, if it has the usual quotes."""
-        return self.program().replace('"""', '"""\n```python\nexample()\n```\n', 1)
-
 
 # How models write a right answer, and what is none.
 RIGHT: dict[str, Callable[[Problem], str]] = {
     "body": lambda problem: problem.canonical_solution,
-    "body, stripped": lambda problem: problem.canonical_solution.strip(),
-    "body, without indentation": lambda problem: textwrap.dedent(problem.canonical_solution),
-    "body, until a fence": lambda problem: f"{problem.canonical_solution}```\n\nThat is the function.",
     "body, in a block": lambda problem: f"Here:\n```python\n{problem.canonical_solution}```\nI hope it helps.",
-    "body, in text": lambda problem: f"The rest is:\n\n{problem.canonical_solution}\nThis doesn't need more.",
     "function, in a block": lambda problem: f"```python\n{problem.function()}```",
-    "function, in text": lambda problem: f"The function is:\n\n{problem.function()}\nThis doesn't need more. Done",
     "program, in a block": lambda problem: f"```python\n{problem.program()}```\n\nIt prints:\n\n```\n7\n```",
-    "program, with a block in a string": lambda problem: f"```python\n{problem.documented()}```\nI hope it helps.",
-    "program, cut off": lambda problem: f"```python\n{problem.program()}\nprint({problem.entry_point}(",
-    "program, in text": lambda problem: f"The program is:\n\n{problem.program()}\nDone",
 }
 EMPTY: dict[str, Callable[[Problem], str]] = {
     "empty: pass": lambda _: "    pass\n",
@@ -107,25 +94,18 @@ def read_problems(path: Path) -> list[Problem]:
 def check_form(problems: Sequence[Problem], form: str, reply_to: Callable[[Problem], str], expected: bool) -> list[str]:
     """Answer all problems in a form and print how many pass; list those with another result than expected."""
     started = time.perf_counter()
-    programs = {problem.task_id: program_of(problem, reply_to(problem)) for problem in problems}
-    runs = [(task_id, program) for task_id, program in programs.items() if program]
+    programs = [program_of(reply_to(problem), problem.prompt, problem.entry_point) for problem in problems]
+    tests = [complete_test(problem.test, problem.entry_point) for problem in problems]
     with ThreadPoolExecutor(thread_count()) as threads:
-        ends = threads.map(require_sandbox("bwrap").run, *zip(*(program for _, program in runs), strict=True))
-        results = {task_id: end for (task_id, _), end in zip(runs, ends, strict=True)}
+        results = list(threads.map(find_bubblewrap().run, programs, tests))
     seconds = time.perf_counter() - started
-    passed = sum(result.reason == "passed" for result in results.values())
-    print(f"{form}: {passed} of {len(problems)} pass, {len(runs)} with code, {seconds:.1f} s", flush=True)
+    passed = sum(result.reason == "passed" for result in results)
+    print(f"{form}: {passed} of {len(problems)} pass, {seconds:.1f} s", flush=True)
     return [
-        f"{form}: {task_id}: {results.get(task_id, 'no code')}"
-        for task_id in programs
-        if (task_id in results and results[task_id].reason == "passed") != expected
+        f"{form}: {problem.task_id}: {result}"
+        for problem, result in zip(problems, results, strict=True)
+        if (result.reason == "passed") != expected
     ]
-
-
-def program_of(problem: Problem, reply: str) -> tuple[str, str] | None:
-    """Find the program of a reply, with the problem's test."""
-    code = extract_program(reply, problem.prompt, problem.entry_point)
-    return (code, complete_test(problem.test, problem.entry_point)) if code else None
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Usage: python benchmarks/program_votes.py CHECKED.jsonl PROGRAMS.jsonl [GREEDY.j
        python benchmarks/program_votes.py --stops CHECKED.jsonl GREEDY.jsonl [CHECKED.jsonl GREEDY.jsonl] [--dry-run]
 
 The files are runs on the same questions with the same model; questions without all samples are left out. The programs
-of PROGRAMS run in the sandbox, and votes are replayed over all subsets of the samples. `--plot` draws accuracy against
+of PROGRAMS run in Monty, and votes are replayed over all subsets of the samples. `--plot` draws accuracy against
 tokens for all models in RESULTS.md, and prints their mean gain over all questions. `--stops` replays when a vote may
 end, over all orders of the samples; its greedy replies are made with `--check python`, too. To make the runs:
 
@@ -30,6 +30,7 @@ from itertools import chain, combinations, pairwise, permutations
 from pathlib import Path
 from statistics import mean
 from textwrap import fill
+from threading import Event
 from typing import NamedTuple
 
 from harness import argument_parser, read_sections, record_section
@@ -42,7 +43,7 @@ from cerebrum_cli.eval.questions import Sample
 from cerebrum_cli.eval.report import by_check, group_by_question, votes_of
 from cerebrum_cli.eval.rescoring import rescored
 from cerebrum_cli.eval.stored_runs import Run, require_run
-from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
+from cerebrum_cli.programs.monty import find_monty
 from cerebrum_cli.replies.checking import run_program
 from cerebrum_cli.replies.reply import MajorityVote
 from cerebrum_cli.replies.tally import Program, SampleAnswer, Tally
@@ -337,14 +338,14 @@ def rows(found: dict[str, Curve]) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-def draw(sandbox: Sandbox, *runs: Run) -> list[Drawn]:
+def draw(*runs: Run) -> list[Drawn]:
     """The questions of two or three runs with all samples; a program of the second answers only what it prints."""
     prose, programs, *others = (group_by_question(rescored(run)[0]) for run in runs)
     greedy = others[0] if others else {}
     sizes = [max(map(len, samples.values())) for samples in (prose, programs)]
 
     def as_program(sample: Sample) -> Sample:
-        program = run_program(sandbox, sample.text)
+        program = run_program(find_monty(), Event(), sample.text)
         return replace(sample, answer=None, program_output=program and program.output)
 
     return [
@@ -451,7 +452,7 @@ def main() -> None:
             record_section(STOPS, table)
         return
     runs = [require_run(path) for path in options.runs]
-    questions = draw(require_sandbox(), *runs)
+    questions = draw(*runs)
     table = "\n".join([introduce(runs[0].model, questions), "", HEAD, *rows(curves(questions))])
     print(table)
     if not options.dry_run:

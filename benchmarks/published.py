@@ -20,9 +20,9 @@ from typing import Any
 from harness import argument_parser, machine, record_section
 from human_eval import Problem, read_problems
 
+from cerebrum_cli.eval.bubblewrap import find_bubblewrap
 from cerebrum_cli.eval.stored_runs import report_of, require_run
 from cerebrum_cli.eval.tasks import complete_test
-from cerebrum_cli.programs.sandbox import require_sandbox
 
 PUBLISHED = 0.707  # Qwen2.5-Coder Technical Report, arXiv 2409.12186, table of instruct models, HumanEval
 HEADING = "A published figure: HumanEval"
@@ -61,7 +61,7 @@ def scores(package: Path, programs: list[tuple[dict[str, Any], str]]) -> list[bo
 
 def reason(problem: Problem, code: str) -> str:
     """Type of the error with which a program fails."""
-    result = require_sandbox("bwrap").run(code, complete_test(problem.test, problem.entry_point))
+    result = find_bubblewrap().run(code, complete_test(problem.test, problem.entry_point))
     last = result.detail.strip().rpartition("\n")[2]
     return last.partition(":")[0] or result.reason
 

@@ -39,8 +39,8 @@ from cerebrum_cli.core.config import parse_toml
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.engine import speed
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
+from cerebrum_cli.eval.bubblewrap import Bubblewrap, find_bubblewrap
 from cerebrum_cli.library import catalogue_file, retries
-from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
 from cerebrum_cli.terminal.markdown import renderer
 
 settings.register_profile("test", derandomize=True, deadline=None, max_examples=30)  # the same cases everywhere
@@ -138,18 +138,9 @@ def starter(pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture(scope="session")
-def sandbox() -> Sandbox:
+def bubblewrap() -> Bubblewrap:
     try:
-        return require_sandbox("bwrap")
-    except UsageError as error:
-        pytest.skip(error.message)
-
-
-@pytest.fixture(scope="session", params=["bwrap", "monty"])
-def each_sandbox(request: pytest.FixtureRequest) -> Sandbox:
-    """bubblewrap, where it works, and Monty."""
-    try:
-        return require_sandbox(request.param)
+        return find_bubblewrap()
     except UsageError as error:
         pytest.skip(error.message)
 

@@ -71,7 +71,7 @@ PURE = (
     *("gguf.kinds", "gguf.layers", "gguf.sizes", "replies.reply_controls"),
     *("core.ask", "core.inspection", "core.votes"),
     *("weights.checkpoints.bpe", "weights.checkpoints.sentencepiece", "weights.checkpoints.special_tokens"),
-    *("programs.blocks", "programs.code", "replies.tally", "weights.compatibility", "weights.methods", "weights.plan"),
+    *("replies.tally", "weights.compatibility", "weights.methods", "weights.plan"),
     *(
         "weights.recipe",
         "weights.mixtures",
@@ -86,7 +86,7 @@ PURE = (
         "library.plans",
     ),
     *("core.ask", "core.inspection", "core.votes"),
-    *("core.row_events", "programs.function_schema", "core.tool_schema"),
+    *("core.row_events", "core.tool_schema"),
     *("mcp.content", "mcp.json_rpc", "mcp.listed_functions"),
     *("trust.calibration", "trust.score_map", "trust.shift", "trust.threshold"),
 )
@@ -136,7 +136,7 @@ DOORS: Mapping[str, Door] = {
     ),
     "programs": Door(
         4,
-        ("functions", "sandbox"),
+        ("functions", "monty"),
     ),
     "servers": Door(
         5,

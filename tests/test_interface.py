@@ -5,7 +5,6 @@ import re
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from threading import Event
 
 import pytest
 from command_line import ROOT, environment_of, start_python
@@ -23,9 +22,6 @@ from cerebrum_cli.core.events import RefusedEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.library.installed import NANO
-from cerebrum_cli.programs.code_result import CodeResult
-from cerebrum_cli.programs.sandbox import Sandbox
-from cerebrum_cli.replies import checking
 from cerebrum_cli.replies.concurrent_rows import run_rows
 from cerebrum_cli.replies.interface import Question
 from cerebrum_cli.replies.reply import Outcome, Row
@@ -126,16 +122,7 @@ def test_library_answers_many_questions_as_they_finish(model: Model) -> None:
         assert sorted(answered) == [0, 2]
 
 
-def test_library_checks_samples_with_programs(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Failing(Sandbox):
-        def __init__(self, choice: str) -> None:
-            self.is_closed = Event()
-
-        def run(self, code: str, test: str, timeout_s: float = 0.0) -> CodeResult:
-            assert code and not test and timeout_s == checking.TIMEOUT_S
-            return CodeResult("failed")
-
-    monkeypatch.setattr("cerebrum_cli.programs.sandbox.require_sandbox", Failing)
+def test_library_checks_samples_with_programs(model: Model) -> None:
     vote = model.vote(SUM, 3, check="python", seed=2)
     assert vote.final_answer == "42" and not any(count.is_checked for count in vote.tally.counts)
     assert {reply.program and reply.program.output for reply in vote.replies.values()} == {None}

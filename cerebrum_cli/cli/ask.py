@@ -64,7 +64,7 @@ def ask(
     if text and options.file and exists(Path(text)):
         app.streams.note(f"the question is the name of a file: {text}", QUOTE_PATTERN)
     question = PromptSources(text, options.file, options.messages, options.raw, app.streams.report, saved, reader)
-    votes = options.vote_bounds(app.settings(overrides).sandbox)
+    votes = options.vote_bounds()
     continues = continues_reply(app, options, question)
     if not continues:
         question.validate(app.streams.piped)
@@ -89,7 +89,7 @@ def answer(
 
     display = ReplyDisplay(app.streams, options.yes, is_hidden=options.verbose)
     display.calls.find = options.tool_finder(app)
-    tools = display.calls.tools_of(options.tool_sources, app.settings(overrides).sandbox)
+    tools = display.calls.tools_of(options.tool_sources)
     open_history = cache(app.open_history)  # imported and opened when it is needed, mostly after the answer
     session = continued = None
     if options.session_flag:

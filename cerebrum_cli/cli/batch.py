@@ -125,9 +125,8 @@ class BatchRun:
         """Find the model, its settings, the functions and the grammar. Raises UsageError, ModelNotFound."""
         from cerebrum_cli.batch.answering import BatchOptions
 
-        sandbox = app.settings(overrides).sandbox
-        tools = options.find_tools(app, sandbox)
-        votes = options.vote_bounds(sandbox)
+        tools = options.find_tools(app)
+        votes = options.vote_bounds()
         source = options.find_source(app, overrides)
         if votes:
             source = source.for_samples("--votes")

@@ -72,7 +72,7 @@ def chat(
     question = read_question(app, words)
     display = ReplyDisplay(app.streams, options.yes)
     display.calls.find = options.tool_finder(app)
-    tools = display.calls.tools_of(options.tool_sources, app.settings(SourcedLayer(overrides, applied)).sandbox)
+    tools = display.calls.tools_of(options.tool_sources)
     conversation = open_chat(app, overrides, applied, options)
     conversation.tools = tools
     exit_code = run_chat(

@@ -156,11 +156,8 @@ class GenerationOptions(ConstrainedOptions):
         "Programs required to confirm the winning answer [default: 0]", kind=INTEGER, least=0
     )
 
-    def vote_bounds(self, sandbox: str) -> Votes | None:
-        """How many samples to take; None without `--votes`. Raises UsageError, also where no program can check them.
-
-        `sandbox` is the setting.
-        """
+    def vote_bounds(self) -> Votes | None:
+        """How many samples to take; None without `--votes`. Raises UsageError, also where no program can check them."""
         if self.votes is None:
             for name in ("min_votes", "check", "min_checked"):
                 if getattr(self, name) is not None:
@@ -173,9 +170,9 @@ class GenerationOptions(ConstrainedOptions):
 
         votes = parse_votes(self.votes).needing(self.min_votes).checked_by(self.check, self.min_checked or 0)
         if votes.checks:
-            from cerebrum_cli.programs.sandbox import require_sandbox
+            from cerebrum_cli.programs.monty import find_monty
 
-            require_sandbox(sandbox)  # raises an error without a sandbox, before the model is loaded
+            find_monty()  # raises an error where it does not work, before the model is loaded
         return votes
 
 

@@ -152,8 +152,8 @@ class RowOptions(ToolOptions, ConstrainedOptions, ConcurrencyOptions):
         with name_grammar_in_errors(self.schema, self.grammar), super().answering(source, results, work) as answering:
             yield answering
 
-    def find_tools(self, app: App, sandbox: str) -> Tools:
-        """The functions that the model may call without confirmation; `sandbox` is the setting. Raises UsageError."""
+    def find_tools(self, app: App) -> Tools:
+        """The functions that the model may call without confirmation. Raises UsageError."""
         if not self.tool_flag:
             return ()
         from cerebrum_cli.programs.functions import tools_of
@@ -161,7 +161,7 @@ class RowOptions(ToolOptions, ConstrainedOptions, ConcurrencyOptions):
         others = [flag(name) for name in ("votes", "check", "raw") if getattr(self, name, None)]
         for other in filter(None, (*others, self.place_flag)):
             raise UsageError.conflict(self.tool_flag, other)
-        tools = tools_of(self.tool_sources, app.streams.report, sandbox=sandbox, find=self.tool_finder(app))
+        tools = tools_of(self.tool_sources, app.streams.report, find=self.tool_finder(app))
         for tool in tools:
             if tool.asks and not self.yes:
                 problem = f"this command cannot ask before calls of {tool.spec.name}"

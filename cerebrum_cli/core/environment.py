@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+_defaults: set[str] = set()  # names of variables that are set for libraries
+
 
 def environment(name: str) -> str | None:
     return os.environ.get(name) or None
@@ -18,13 +20,20 @@ def environment_with(variables: dict[str, str]) -> dict[str, str]:
     return {**os.environ, **variables}
 
 
+def user_environment() -> dict[str, str]:
+    """The environment without the variables that are set for libraries: for programs of the user."""
+    return {name: value for name, value in os.environ.items() if name not in _defaults}
+
+
 def set_environment(name: str, value: str) -> None:
     os.environ[name] = value
 
 
 def set_environment_default(name: str, value: str) -> None:
     """Set a variable for libraries, unless the user has set it."""
-    os.environ.setdefault(name, value)
+    if name not in os.environ:
+        os.environ[name] = value
+        _defaults.add(name)
 
 
 def is_hub_offline() -> bool:

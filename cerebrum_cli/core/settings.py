@@ -142,9 +142,6 @@ class Settings(SamplingParams):
     tool_rounds: int = option(
         "Rounds of function calls in a reply [default: 5]", kind=INTEGER, default=5, least=1, most=100
     )
-    sandbox: str = option(
-        "Where programs of a model run [default: auto]", default="auto", choices=("auto", "bwrap", "monty")
-    )
     loop_check: bool = option("End replies that repeat themselves [default: on]", kind=SWITCH, default=True)
     speculative: bool | None = option("Speculative decoding (prompt lookup) [default: on]", kind=SWITCH, local=True)
     cache_gb: float = option(
@@ -241,7 +238,7 @@ LOAD_KEYS = (
     "cpu_moe",
     *ATTENTION_KEYS,
 )
-REPLY_KEYS = (*LOAD_KEYS, *GENERATION_KEYS, "tool_rounds", "sandbox")  # of commands that generate replies
+REPLY_KEYS = (*LOAD_KEYS, *GENERATION_KEYS, "tool_rounds")  # of commands that generate replies
 MODES = {True: "thinking", False: "no_thinking"}  # tables of a layer that apply while `think` is on or off
 LOCAL_KEYS = tuple(key for key, declared in OPTIONS.items() if declared.local)
 

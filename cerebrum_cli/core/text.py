@@ -84,6 +84,15 @@ def truncate(text: str, length: int) -> str:
     return f"{text[: length - 1]}…"
 
 
+def cut_middle(text: str, limit: int) -> str:
+    """The beginning and the end of a text that is longer than `limit` characters."""
+    if len(text) <= limit:
+        return text
+    start = limit // 2
+    end = len(text) - (limit - start)
+    return f"{text[:start]}\n[... {end - start:,} characters omitted ...]\n{text[end:]}"
+
+
 def short_name(name: object) -> str:
     """The name of a file, a model or a session for a message: the beginning and the end of a long one."""
     text = str(name)

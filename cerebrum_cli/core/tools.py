@@ -54,15 +54,14 @@ ToolFunction = Callable[..., object]
 
 @frozen
 class Tool:
-    """A function that a model may call. `run` takes the arguments of a call, and returns the call with its result.
+    """A function that a model may call. `run` takes the arguments of a call, and returns its result as text.
 
-    The call has the arguments that the function got, as JSON. Whoever runs a tool that `asks` must ask the user first.
-    `digest` is that of what defines the function, such as its file. `server` names the program that runs it, if it is
-    another one.
+    Whoever runs a tool that `asks` must ask the user first. `digest` is that of what defines the function, such as its
+    file. `server` names the program that runs it, if it is another one.
     """
 
     spec: ToolSpec
-    run: Callable[[JsonObject], ToolCall]
+    run: Callable[[JsonObject], str]
     asks: bool = False
     digest: str = ""
     server: str = ""

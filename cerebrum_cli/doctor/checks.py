@@ -12,7 +12,7 @@ from shutil import disk_usage
 from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.environment import is_hub_offline
-from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, PullError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.llama_cpp import rebuild_command
 from cerebrum_cli.core.settings import Settings
@@ -32,7 +32,6 @@ from cerebrum_cli.doctor.assessment import (
 from cerebrum_cli.doctor.check_lines import check_terminal
 from cerebrum_cli.engine.local import machine_state
 from cerebrum_cli.library.installed import bundled_model
-from cerebrum_cli.programs.sandbox import require_sandbox
 from cerebrum_cli.replies.interface import open_source
 from cerebrum_cli.replies.source import ModelSource
 
@@ -84,23 +83,6 @@ def _check_disk(context: DoctorContext) -> CheckResult:
             inspect_directory(DATA, "XDG_DATA_HOME", context.app.data_directory),
         ]
     )
-
-
-def _check_sandbox(context: DoctorContext) -> CheckResult:
-    """Where programs of models run here, and why; most users need none, so there is no warning."""
-    settings = context.settings
-    if settings.sandbox == "auto":
-        return check_result(f"{_state_of('monty')}; for eval --run-code: {_state_of('bwrap')}")
-    return check_result(f"{_state_of(settings.sandbox)}: sandbox={settings.sandbox} ({settings.origin('sandbox')})")
-
-
-def _state_of(choice: str) -> str:
-    """Whether a sandbox works, and if not, why."""
-    try:
-        require_sandbox(choice)
-    except UsageError as error:
-        return f"none ({error.message}; {error.hint})"
-    return {"bwrap": "bubblewrap works", "monty": "Monty works"}[choice]
 
 
 def _check_config(context: DoctorContext) -> CheckResult:
@@ -178,7 +160,6 @@ CHECKS: dict[str, Callable[[DoctorContext], CheckResult | None]] = {
     "token": _check_token,
     "network": _check_network,
     "sessions": _check_sessions,
-    "sandbox": _check_sandbox,
     "terminal": lambda context: check_terminal(context.app.streams),
     "self_test": lambda context: _run_self_test(context, on_gpu=False),
     "self_test_gpu": lambda context: _run_self_test(context, on_gpu=True),

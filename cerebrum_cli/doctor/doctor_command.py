@@ -46,7 +46,7 @@ def doctor(app: App, overrides: Annotated[Layer, SETTINGS], options: DoctorOptio
     results = []
     shown = ""
     with interruptible(""):
-        layer = SourcedLayer(environment_layer("threads", "sandbox"), overrides)
+        layer = SourcedLayer(environment_layer("threads"), overrides)
         try:
             settings = app.settings(layer)
         except ConfigError:  # which is one of the results

@@ -208,7 +208,7 @@ def evaluate(evaluation: Evaluation, model: Model, positions: Iterable[int], res
     model.check_settings(evaluation.settings)
     missing = (position for position in positions if position not in results.finished)
     rows = list(evaluation.rows_to_ask(missing))
-    with closing(reply_scorer(evaluation.match, evaluation.questions, evaluation.settings.sandbox)) as scorer:
+    with closing(reply_scorer(evaluation.match, evaluation.questions)) as scorer:
         writer = SampleWriter(evaluation, results, scorer)
         yield writer.score.event
         for event in model.run_rows(rows, scope, sorts=False):  # the score so far is that of a random sample

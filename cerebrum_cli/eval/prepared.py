@@ -16,7 +16,7 @@ from cerebrum_cli.eval.presets import Preset, find_preset
 from cerebrum_cli.eval.questions import select
 from cerebrum_cli.eval.reproduction import CONDITION_KEYS, PRESET, given_options, no_reproduction
 from cerebrum_cli.eval.sources import LoadedTask, read_source
-from cerebrum_cli.eval.stored_runs import CHECK, SANDBOX, provenance
+from cerebrum_cli.eval.stored_runs import CHECK, provenance
 from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.terminal.progress import FileProgress
 
@@ -56,11 +56,10 @@ class PreparedEvaluation:
 def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> PreparedEvaluation:
     """Read the questions, and resolve the model and its settings. Raises UsageError, ModelNotFound."""
     _ = options.window  # an invalid one is refused before questions are downloaded
-    chosen = app.settings(overrides).sandbox
-    tools = options.find_tools(app, chosen)
+    tools = options.find_tools(app)
     preset = find_preset(options.preset) if options.preset else None
     with FileProgress(app.streams) as progress:
-        task = read_source(source, progress, options, preset, chosen)
+        task = read_source(source, progress, options, preset)
     for bad in task.bad_rows[:SHOWN_ERRORS]:
         app.streams.note(f"line {bad.line} of {source} skipped: {bad.reason}")
     if preset:
@@ -76,9 +75,8 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
     model_source = replace(model_source, settings=settings)
     if preset:
         task = with_remark(task, model_source, preset, options)
-    sandbox = chosen if task.match == "code" else ""
     if options.check:
-        sandbox = require_check(task, model_source)
+        require_check(task, model_source)
     evaluation = Evaluation(
         select(task.questions, options.limit),
         samples,
@@ -91,13 +89,11 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
         is_raw=options.raw,
         tools=tools,
     )
-    fingerprint = fingerprint_of(evaluation, task, model_source, options, sandbox)
+    fingerprint = fingerprint_of(evaluation, task, model_source, options)
     return PreparedEvaluation(task, evaluation, model_source, fingerprint)
 
 
-def fingerprint_of(
-    evaluation: Evaluation, task: LoadedTask, source: ModelSource, options: EvalOptions, sandbox: str
-) -> JsonDict:
+def fingerprint_of(evaluation: Evaluation, task: LoadedTask, source: ModelSource, options: EvalOptions) -> JsonDict:
     """Everything that the answers of an evaluation depend on, by readable names."""
     fingerprint: JsonDict = {
         **task.fingerprint,
@@ -107,8 +103,6 @@ def fingerprint_of(
     }
     if options.check:
         fingerprint[CHECK] = options.check
-    if sandbox == "monty":
-        fingerprint[SANDBOX] = sandbox
     return fingerprint
 
 
@@ -125,13 +119,10 @@ def with_remark(task: LoadedTask, source: ModelSource, preset: Preset, options: 
     return replace(task, remarks=(*task.remarks, remark))
 
 
-def require_check(task: LoadedTask, source: ModelSource) -> str:
-    """The name of the sandbox for programs that vote.
-
-    Raises UsageError where they cannot: on code or choices, behind a server, or without a sandbox.
-    """
+def require_check(task: LoadedTask, source: ModelSource) -> None:
+    """Raise UsageError where programs cannot vote: on code or choices, behind a server, or without Monty."""
     if task.match not in ("answer", "math") or any(question.choices for question in task.questions):
         raise UsageError("--check applies to answers that a program can compute", "omit --check, --match and choices")
     if source.raw:
         raise UsageError.conflict("--check", "--raw")
-    return source.require_check().runner.name
+    source.require_check()

@@ -15,8 +15,7 @@ from cerebrum_cli.core.text import Texts
 
 QuestionId = str | int
 Match = Literal["answer", "exact", "contains", "regex", "math", "code"]  # methods of scoring a reply
-# Of the answer that is scored: guessed from how a reply ends, or a program that the sandbox does not support.
-Basis = Literal["stated", "guessed", "missing", "unsupported"]
+Basis = Literal["stated", "guessed", "missing"]  # of the answer that is scored; guessed from how a reply ends
 MATCHES: tuple[Match, ...] = get_args(Match)[:-1]  # to choose from; "code" is for tasks
 
 MAX_SAMPLES = 256  # of a question
@@ -79,7 +78,7 @@ class Sample:
     `sample` counts the samples of a question from 0. `probability` is the geometric mean of its tokens' probabilities,
     `lowest_window` that of the least likely 16 consecutive ones. `basis` says how the answer was found, where one is
     extracted. `program` was written after the reply, in `program_tokens`, and failed if its output is None, or is
-    `program_unsupported`: it needs a part of Python that the sandbox lacks. `calls` are those of functions, with their
+    `program_unsupported`: it needs a part of Python that Monty lacks. `calls` are those of functions, with their
     results. `probabilities` are those of all answers that were given to choose from.
     """
 
@@ -113,11 +112,6 @@ class Sample:
     def is_skipped(self) -> bool:
         """Whether it was never taken, and so does not count; `text` is the reason."""
         return self.finish_reason == SKIPPED
-
-    @property
-    def is_unsupported(self) -> bool:
-        """Whether its program, which is its text or follows it, needs a part of Python that the sandbox lacks."""
-        return self.program_unsupported or self.basis == "unsupported"
 
     @property
     def is_correct_without_guess(self) -> bool:

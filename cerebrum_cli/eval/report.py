@@ -51,7 +51,7 @@ class Report:
     is the accuracy of guessing choices, if there are any, `with_skipped` the accuracy if skipped samples count as
     wrong, if there are any. Of a run with programs, `votes` are the ways to vote, `checked` and `unchecked` the votes
     of all samples, and `no_program` the share of samples without a program, such as truncated ones. `unsupported` is
-    the share of samples whose programs need a part of Python that the sandbox lacks.
+    the share of samples whose programs need a part of Python that Monty lacks.
     """
 
     task: str
@@ -103,7 +103,7 @@ def summarize(task: str, run: Samples, samples: int, seconds: float | None, chec
         guessed=_share_with_basis(run, "guessed"),
         chance=_accuracy_of_guessing(questions),
         without_guesses=mean_accuracy(questions, "is_correct_without_guess"),
-        unsupported=mean([sample.is_unsupported for sample in run]),
+        unsupported=mean([sample.program_unsupported for sample in run]),
     )
     if not checks or not complete:
         return report
@@ -159,7 +159,7 @@ def _pass_at_estimates(questions: SamplesByQuestion, samples: int) -> dict[int, 
 
 
 def _share_with_basis(run: Samples, basis: Basis) -> float | None:
-    if not any(sample.basis not in (None, "unsupported") for sample in run):
+    if not any(sample.basis for sample in run):
         return None
     return mean([sample.basis == basis for sample in run])
 

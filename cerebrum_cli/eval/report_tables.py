@@ -31,7 +31,6 @@ FACTS = (
     "adapter",
     "format",
     "set of functions",
-    "sandbox",
     "chat template",
     "system",
     "seed",

@@ -35,7 +35,7 @@ def rescored(run: Run, run_code: bool = False) -> tuple[list[Sample], int]:
     questions = tuple(Question(0, sample.id, "", sample.reference, sample.choices) for sample in samples)
     new = list(samples)
     changed = 0
-    with closing(reply_scorer(run.match, questions, run.sandbox)) as scorer:
+    with closing(reply_scorer(run.match, questions)) as scorer:
         for index, (sample, question) in enumerate(zip(samples, questions, strict=True)):
             text = sample.text
             if run.match == "code":

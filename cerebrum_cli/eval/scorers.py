@@ -6,14 +6,17 @@ import json
 import re
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from threading import Event
 from typing import Any, NamedTuple
 
 from cerebrum_cli.answers.final import compare_answer
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.engine.local import thread_count
+from cerebrum_cli.eval.bubblewrap import find_bubblewrap
 from cerebrum_cli.eval.line_process import INSTALL, LineProcess, MathVerify, math_verify_version
 from cerebrum_cli.eval.questions import Basis, Match, Question, Questions
 
+FENCED = re.compile(r"(?ms)^[ \t]*```[^`\n]*\n(.*?)(?:^[ \t]*```|\Z)")
 SEARCH_S = 5.0  # for a regular expression in a reply
 SEARCH = """
 import json, re, sys
@@ -24,7 +27,7 @@ for line in sys.stdin:
 """
 SCORING_RULES = "scoring"  # key of a fingerprint: the rules that scored a run, such as "1 with Math-Verify 0.9.0"
 MATH_VERIFY = "Math-Verify"
-SCORING_VERSION = 5  # of the rules by which replies are scored; raise it when a score may change
+SCORING_VERSION = 6  # of the rules by which replies are scored; raise it when a score may change
 
 
 class ScoredAnswer(NamedTuple):
@@ -68,13 +71,10 @@ class ReplyScorer:
         return [(self._running.pop(future), future.result()) for future in done]
 
 
-def reply_scorer(match: Match, questions: Questions, sandbox: str = "auto") -> ReplyScorer:
-    """How replies are scored; `sandbox` is the setting.
-
-    Raises UsageError if a reference answer cannot be searched for, or code cannot be run.
-    """
+def reply_scorer(match: Match, questions: Questions) -> ReplyScorer:
+    """How replies are scored. Raises UsageError if a reference answer cannot be searched for, or code cannot be run."""
     if match == "code":
-        return code_scorer(sandbox)
+        return code_scorer()
     if match == "math":
         return math_scorer()
     if match in ("contains", "regex"):
@@ -131,30 +131,41 @@ def math_scorer() -> ReplyScorer:
     return ReplyScorer(score, math_verify.close)
 
 
-def code_scorer(sandbox: str) -> ReplyScorer:
-    """Score programs by running them against the question's test, as many at a time as there are cores.
+def code_scorer() -> ReplyScorer:
+    """Score programs by running them with the question's test in bubblewrap, as many at a time as there are cores.
 
-    Replies to a question without an entry point are programs. They run in Monty only if the setting `sandbox` is that,
-    since what it lacks makes no program wrong. Raises UsageError without a sandbox.
+    Replies to a question without an entry point are programs. Raises UsageError if bubblewrap does not work here.
     """
-    from cerebrum_cli.programs.sandbox import require_sandbox
-
-    place = require_sandbox("monty" if sandbox == "monty" else "bwrap")
+    bubblewrap = find_bubblewrap()
     threads = ThreadPoolExecutor(thread_count())
+    is_closed = Event()
 
     def run(question: Question, text: str) -> ScoredAnswer:
-        code, result = place.test_reply(text, question.stub, question.entry_point, question.reference)
-        reason = result and result.reason
-        return ScoredAnswer(code, reason == "passed", "unsupported" if reason == "unsupported" else None)
+        code = program_of(text, question.stub, question.entry_point) if question.entry_point else text
+        if not code:
+            return ScoredAnswer(None, False)
+        result = bubblewrap.run(code, question.reference, is_closed=is_closed)
+        return ScoredAnswer(code, result.reason == "passed")
 
     def score(question: Question, text: str, _is_complete: bool) -> Future[ScoredAnswer]:
         return threads.submit(run, question, text)
 
     def close() -> None:
-        place.is_closed.set()
+        is_closed.set()
         threads.shutdown(cancel_futures=True)
 
     return ReplyScorer(score, close)
+
+
+def program_of(reply: str, stub: str, entry_point: str) -> str:
+    """The program of a reply to a prompt that ends with the beginning of a function, its stub.
+
+    It is the stub, and after it the last fenced block that defines the function, or the last one, which may continue
+    it; without a block, the whole reply.
+    """
+    blocks = FENCED.findall(reply) or [reply]
+    defining = [block for block in blocks if f"def {entry_point}(" in block]
+    return f"{stub.rstrip()}\n{(defining or blocks)[-1]}\n"
 
 
 def require_run_code(run_code: bool) -> None:

@@ -54,13 +54,8 @@ class LoadedTask:
     stop: Texts
 
 
-def read_source(
-    source: str, progress: Progress, options: EvalOptions, preset: Preset | None, sandbox: str = "auto"
-) -> LoadedTask:
-    """Read a file, or a task by its name, which is downloaded unless it is installed; `sandbox` is the setting.
-
-    Raises UsageError, PullError.
-    """
+def read_source(source: str, progress: Progress, options: EvalOptions, preset: Preset | None) -> LoadedTask:
+    """Read a file, or a task by its name, which is downloaded unless it is installed. Raises UsageError, PullError."""
     task = _find_task(source)
     condition = find_condition(preset, source) if preset else Condition(source)
     match = _choose_match(task, options)
@@ -69,7 +64,7 @@ def read_source(
     data, digest, origin = load_dataset(task, progress, options.offline)
     found = read_questions(data, parsed, task.convert)
     shown, shown_digest = _read_examples(asked, parsed, progress, options.offline)
-    reply_scorer(match, found.questions, sandbox).close()  # what it refuses is refused before a model is loaded
+    reply_scorer(match, found.questions).close()  # what it refuses is refused before a model is loaded
     has_choices = any(question.choices for question in found.questions)
     fingerprint = {
         "task": task.name,

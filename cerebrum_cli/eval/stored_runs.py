@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 # Keys of a fingerprint.
 CHECK = "check"  # the language of programs that vote, too
-SANDBOX = "sandbox"  # where programs ran; bubblewrap without it
 SUFFIX = ".jsonl"
 _NOT_IN_NAMES = re.compile(r"[^\w.]+")
 _MAX_NAME = 200  # bytes; file systems have 255, of which suffixes take some
@@ -64,11 +63,6 @@ class Run:
     @property
     def fingerprint(self) -> JsonObject:
         return self.saved.record.fingerprint
-
-    @property
-    def sandbox(self) -> str:
-        """Where its programs ran, as a setting."""
-        return str(self.fingerprint.get(SANDBOX, "bwrap"))
 
     @property
     def notes(self) -> JsonObject:

@@ -7,7 +7,6 @@ import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,7 +14,7 @@ from cerebrum_cli.core.errors import DAMAGE, UsageError
 from cerebrum_cli.core.events import NoticeEvent, OnNotice
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import foreign_line, short_name, text_digest
-from cerebrum_cli.core.tools import Tool, ToolCall
+from cerebrum_cli.core.tools import Tool
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.mcp.connection import END_S, McpConnection, ServerEnded
 from cerebrum_cli.mcp.content import result_text
@@ -68,28 +67,27 @@ class McpServer:
             self._connection = None
             connection.close(grace_s)
 
-    def _run(self, name: str, arguments: JsonObject) -> ToolCall:
+    def _run(self, name: str, arguments: JsonObject) -> str:
         """Call a function; whatever the server does, there is a result."""
-        call = ToolCall(name, arguments)
         try:
             with self._explained():
                 connection = self._started()
         except UsageError as error:
-            return replace(call, result=f"the call failed: {error.message}")
+            return f"the call failed: {error.message}"
         timeout_s = self._table.timeout_s
         try:
             answer = connection.request("tools/call", {"name": name, "arguments": arguments}, timeout_s)
         except RpcError as error:
-            return replace(call, result=f"the call failed: {error}")
+            return f"the call failed: {error}"
         except TimeoutError:
-            return replace(call, result=f"the call failed: no answer within {timeout_s:g} s")
+            return f"the call failed: no answer within {timeout_s:g} s"
         except ServerEnded as error:
             self.close(0.0)
-            return replace(call, result=f"{name} ended its server ({error}), which starts again for the next call")
+            return f"{name} ended its server ({error}), which starts again for the next call"
         try:
-            return replace(call, result=result_text(answer))
+            return result_text(answer)
         except DAMAGE:
-            return replace(call, result="the call failed: its result is not what MCP prescribes")
+            return "the call failed: its result is not what MCP prescribes"
 
     def _started(self) -> McpConnection:
         """The connection, after a greeting. Raises OSError, RpcError, ServerEnded, TimeoutError, UsageError."""

@@ -1,4 +1,4 @@
-"""Programs and functions of a model: found in replies, described, and run in a sandbox.
+"""Functions that a model calls, and programs that it writes.
 
-Public modules: `functions` and `sandbox`.
+Public modules: `functions` and `monty`.
 """

@@ -1,4 +1,4 @@
-"""Checks of answers by programs: the same sequence is asked for one, which runs in the sandbox."""
+"""Checks of answers by programs: the same sequence is asked for one, which runs in Monty."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cerebrum_cli.replies.source import ONLY_HERE
 from cerebrum_cli.replies.tally import Program
 
 if TYPE_CHECKING:
-    from cerebrum_cli.programs.sandbox import Sandbox
+    from cerebrum_cli.programs.monty import Monty
 
 QUESTION = (
     "Now write a short Python program that computes the answer from the numbers in the question, and prints only the"
@@ -26,7 +26,6 @@ QUESTION = (
 # A second block is what the model imagines that the program prints: in 21 of 40 replies of Qwen2.5-Coder-0.5B.
 STOP = ("\n```\n",)
 MAX_TOKENS = 400
-TIMEOUT_S = 5.0
 PLACE = "☃"  # stands for the reply, to find where a conversation continues after one
 
 
@@ -43,21 +42,22 @@ def with_check(model: LoadedModel, prepared: Request, request: Ask) -> Request:
     return replace(prepared, follow_up=replace(check, prompt_tokens=tokens[after:]))
 
 
-def create_check(model: LoadedModel, scope: Event) -> Callable[[str], Program | None]:
-    """A function that runs the program in a reply, until `scope` is set. Raises UsageError without a sandbox."""
-    from cerebrum_cli.programs.sandbox import require_sandbox
+def create_check(scope: Event) -> Callable[[str], Program | None]:
+    """A function that runs the program in a reply, until `scope` is set. Raises UsageError if Monty does not work."""
+    from cerebrum_cli.programs.monty import find_monty
 
-    sandbox = require_sandbox(model.source.settings.sandbox)
-    sandbox.is_closed = scope
-    return partial(run_program, sandbox)
+    return partial(run_program, find_monty(), scope)
 
 
-def run_program(sandbox: Sandbox, text: str) -> Program | None:
-    """Run the program of a reply; None if the sandbox is closed meanwhile."""
-    code, result = sandbox.run_reply(text, TIMEOUT_S)
-    if sandbox.is_closed.is_set():
+def run_program(monty: Monty, scope: Event, reply: str) -> Program | None:
+    """Run the program of a reply; None if `scope` is set meanwhile."""
+    from cerebrum_cli.programs.monty import program_in
+
+    code = program_in(reply)
+    result = monty.run(code, scope)
+    if scope.is_set():
         return None
-    printed = result.detail.strip()
-    if result.reason != "passed" or not printed:
-        return Program(code, None, result.reason == "unsupported")
+    printed = result.printed.strip()
+    if result.error or not printed:
+        return Program(code, None, result.is_unsupported)
     return Program(code, printed.splitlines()[-1])

@@ -220,7 +220,7 @@ class _Run:
             return request
         from cerebrum_cli.replies.checking import create_check, with_check
 
-        self._check = self._check or create_check(self._model, self.scope)
+        self._check = self._check or create_check(self.scope)
         return with_check(self._model, request, asked)
 
     def take_refused(self) -> list[Outcome]:

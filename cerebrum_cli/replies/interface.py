@@ -205,7 +205,7 @@ class Model(LoadedModel):
             return ()
         from cerebrum_cli.programs.functions import tools_of
 
-        return tools_of(tools, self.note, sandbox=self.source.settings.sandbox)
+        return tools_of(tools, self.note)
 
     def _request(self, question: Question, schema: Any, grammar: str | Grammar | None, changes: Layer) -> Ask:
         if schema is not None and grammar is not None:

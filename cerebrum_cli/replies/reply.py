@@ -254,7 +254,7 @@ class MajorityVote:
 
     @property
     def unsupported_programs(self) -> int:
-        """The number of programs that the sandbox cannot run, and that do not vote therefore."""
+        """The number of programs that Monty cannot run, and that do not vote therefore."""
         programs = (reply.program for reply in self.replies.values())
         return sum(program is not None and program.is_unsupported for program in programs)
 

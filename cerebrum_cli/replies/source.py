@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.local import OpenFile
     from cerebrum_cli.engine.requests import LoadOptions
     from cerebrum_cli.library.installed import InstalledModel
-    from cerebrum_cli.programs.sandbox import Sandbox
     from cerebrum_cli.servers.endpoint import Endpoint, Servers
 
 PROMPTS = "prompts"  # in the configuration directory
@@ -272,13 +271,13 @@ class ModelSource:
         else:
             self.servers.check_grammar(grammar, self.model.is_served)
 
-    def require_check(self) -> Sandbox:
-        """What runs the programs that check answers. Raises UsageError behind servers, and without a sandbox."""
-        from cerebrum_cli.programs.sandbox import require_sandbox
+    def require_check(self) -> None:
+        """Raise UsageError if no programs can check answers: behind servers, and where Monty does not work."""
+        from cerebrum_cli.programs.monty import find_monty
 
         if self.servers is not None:
             raise UsageError(*ONLY_HERE)
-        return require_sandbox(self.settings.sandbox)
+        find_monty()
 
     @property
     def reload_key(self) -> tuple[object, ...]:
@@ -304,11 +303,7 @@ class ModelSource:
 
     def votes_fingerprint(self, votes: Votes) -> JsonDict:
         """What votes depend on besides the answers to a prompt, by readable names."""
-        from cerebrum_cli.programs.sandbox import require_sandbox
-
-        in_monty = votes.checks and require_sandbox(self.settings.sandbox).runner.name == "monty"
-        where = {"sandbox": "monty"} if in_monty else {}
-        return {"votes": str(votes), **where}
+        return {"votes": str(votes)}
 
     def start_engine(self, format_name: str) -> Engine:
         """Start to load the model, or to connect to its servers, without waiting."""

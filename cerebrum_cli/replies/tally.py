@@ -35,7 +35,7 @@ _PRINTED = {"True": "yes", "False": "no", **dict.fromkeys(("", "None", "nan", "i
 class Program(NamedTuple):
     """A program that computes an answer, and the last line that it printed.
 
-    `output` is None if it failed, or `is_unsupported`: if it needs a part of Python that the sandbox lacks.
+    `output` is None if it failed, or `is_unsupported`: if it needs a part of Python that Monty lacks.
     """
 
     code: str

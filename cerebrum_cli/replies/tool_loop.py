@@ -20,9 +20,8 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.text import truncate
+from cerebrum_cli.core.text import cut_middle, truncate
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls
-from cerebrum_cli.programs.functions import cut
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Reply
 
@@ -190,9 +189,9 @@ class ToolLoop:
                 done.append(replace(call, result=self._shortened(call.result or problem, limit)))
                 continue
             yield CallEvent(REPLY, call)
-            ran = self._tools[call.name].run(call.arguments)
-            self._returned += f"{ran.result}\n"
-            done.append(replace(ran, result=self._shortened(ran.result, limit)))
+            result = self._tools[call.name].run(call.arguments)
+            self._returned += f"{result}\n"
+            done.append(replace(call, result=self._shortened(result, limit)))
             yield CallEvent(REPLY, done[-1], is_done=True)
         return tuple(done)
 
@@ -210,7 +209,7 @@ class ToolLoop:
         tokens = len(self._model.engine.vocabulary.tokenize([Text(beginning)]))
         if tokens <= limit and beginning == result:
             return result
-        return cut(result, len(beginning) * limit // max(tokens, limit))
+        return cut_middle(result, len(beginning) * limit // max(tokens, limit))
 
     def add(self, part: Round) -> None:
         """Add a round whose calls have their results: the reply continues with these."""

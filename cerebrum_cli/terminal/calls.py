@@ -34,18 +34,15 @@ class CallSink:
     def keyboard(self) -> Keyboard:
         return Keyboard()
 
-    def tools_of(self, sources: Iterable[Tool | str], sandbox: str) -> Tools:
-        """Tools that ask the user, if they must, before they run. Raises UsageError, also without a terminal.
-
-        `sandbox` is the setting.
-        """
+    def tools_of(self, sources: Iterable[Tool | str]) -> Tools:
+        """Tools that ask the user, if they must, before they run. Raises UsageError, also without a terminal."""
         if not sources:
             return ()
         from cerebrum_cli.programs.functions import tools_of
 
         if self.agrees:
-            return tools_of(sources, self.streams.report, sandbox=sandbox, find=self.find)
-        tools = tools_of(sources, self.streams.report, self._confirm, sandbox, self.find)
+            return tools_of(sources, self.streams.report, find=self.find)
+        tools = tools_of(sources, self.streams.report, self._confirm, self.find)
         asking = [tool.spec.name for tool in tools if tool.asks]
         for name in asking:
             if not self.streams.can_ask:

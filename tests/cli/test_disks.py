@@ -34,7 +34,7 @@ def run_on_read_only_disk(user: CommandLine, *commands: tuple[str, ...]) -> list
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("sandbox")
+@pytest.mark.usefixtures("bubblewrap")
 def test_read_only_disk_is_read_and_errors_name_the_file(new_user: CommandLine) -> None:
     (new_user.home / "q.jsonl").write_text(QUESTION)
     for command in (
@@ -64,7 +64,7 @@ def test_read_only_disk_is_read_and_errors_name_the_file(new_user: CommandLine) 
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("sandbox")
+@pytest.mark.usefixtures("bubblewrap")
 def test_empty_read_only_disk_has_no_sessions(new_user: CommandLine) -> None:
     (new_user.home / "q.jsonl").write_text(QUESTION)
     listed, searched, evaluated = run_on_read_only_disk(

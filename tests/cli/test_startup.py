@@ -29,9 +29,8 @@ HEAVY = (
 )
 TOOL_MODULES = {  # what function calls need, besides a format's description of them
     "formats.tool_syntax",
-    "programs.function_process",
-    "programs.function_schema",
     "programs.functions",
+    "programs.python_function",
     "replies.tool_loop",
 }
 # What `ask` needs neither for a single answer, nor without servers.

@@ -155,24 +155,6 @@ def test_doctor_never_prints_a_token_from_a_file(tmp_path: Path) -> None:
     assert by_name(done)["token"]["detail"] == f"found in {path}"
 
 
-@pytest.mark.parametrize(
-    ("choice", "detail"),
-    [
-        ("auto", "Monty works; for eval --run-code: none (bwrap is not installed; install it: sudo apt"),
-        ("bwrap", "none (bwrap is not installed; install it: sudo apt"),
-        ("monty", "Monty works: sandbox=monty (CEREBRUM_SANDBOX)"),
-    ],
-)
-def test_doctor_names_the_sandbox_and_why(
-    choice: str, detail: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("CEREBRUM_SANDBOX", choice)
-    result = by_name(scripted(tmp_path, "--json"))["sandbox"]
-    assert result["status"] == "ok" and not result["hint"]
-    assert result["detail"].startswith(detail)
-
-
 @pytest.mark.slow
 def test_network_check_sends_no_token_and_respects_offline(tmp_path: Path) -> None:
     with HubServer() as hub:

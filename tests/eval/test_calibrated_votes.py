@@ -86,13 +86,3 @@ def test_runs_show_what_their_votes_can_promise(tmp_path: Path) -> None:
     assert run(user, "runs", "show", "1.jsonl", "--json").object["share_promised"]["0.1"] == 1.0
     compared = run(user, "runs", "compare", "1.jsonl", "2.jsonl")
     assert "decided at 5% error (90% confidence): none of the rows by 1" in " ".join(compared.out.split())
-
-
-def test_programs_vote_in_the_sandbox_of_the_calibration(user: CommandLine) -> None:
-    (user.home / "two.jsonl").write_text("".join((user.home / "sums.jsonl").read_text().splitlines(keepends=True)[:2]))
-    (user.home / "one.txt").write_text("12 + 13 =\n")
-    checked = ("--check", "python", *SAMPLING)
-    assert run(user, "eval", "two.jsonl", "--samples", "4", "--calibrate", "checked", *checked).code == 0
-    batch = ("batch", "one.txt", "-o", "checked.jsonl", "--votes", "4", *checked)
-    assert run(user, *batch, "--calibration", "checked").code == 0
-    assert '"sandbox": "monty"' in (user.home / "checked.jsonl.meta.json").read_text()

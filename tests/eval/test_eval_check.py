@@ -11,40 +11,24 @@ from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.eval.comparison import question_results
 from cerebrum_cli.eval.questions import Sample
 from cerebrum_cli.eval.report import by_check, vote_costs, votes_of
-from cerebrum_cli.programs.bubblewrap import Bubblewrap
-from cerebrum_cli.programs.code_result import CodeResult
-from cerebrum_cli.programs.sandbox import Sandbox
 from cerebrum_cli.replies import checking
 from cerebrum_cli.replies.source import ONLY_HERE
 from cerebrum_cli.replies.tally import Program, Tally
 
-
-class Printing(Sandbox):
-    """A sandbox that prints the only word of a program."""
-
-    def __init__(self, choice: str) -> None:
-        super().__init__(Bubblewrap("bwrap", b""))
-
-    def run(self, code: str, test: str, timeout_s: float = 0.0) -> CodeResult:
-        assert (test, timeout_s) == ("", checking.TIMEOUT_S)
-        if code == "-":
-            return CodeResult("unsupported")
-        return CodeResult("passed", f"{code}\n")
-
-
 # Four samples of each question: the answers 5, 7, 5 and 4, and programs that print 4, are not supported, print 4 and 4.
 REPLIES = [f"The answer is {number}." for number in (5, 7, 5, 4)]
+FOUR, UNSUPPORTED = "print(4)", "import fractions"
+PROGRAMS = FOUR, UNSUPPORTED, FOUR, FOUR
 AFTER = f"<|im_end|>\n<|im_start|>user\n{checking.QUESTION}"
 SCRIPT = {
-    "rows": {f"{reply}{AFTER}": program for reply, program in zip(REPLIES, ("4", "-", "4", "4"), strict=True)},
+    "rows": {f"{reply}{AFTER}": program for reply, program in zip(REPLIES, PROGRAMS, strict=True)},
     "seeds": REPLIES,
 }
 QUESTIONS = [{"question": "2 + 2?", "answer": "4"}, {"question": "2 + 3?", "answer": "5"}]
 
 
 @pytest.fixture
-def exam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("cerebrum_cli.programs.sandbox.require_sandbox", Printing)
+def exam(tmp_path: Path) -> Path:
     path = tmp_path / "exam.jsonl"
     path.write_text("".join(f"{json.dumps(question)}\n" for question in QUESTIONS))
     return path
@@ -63,13 +47,13 @@ def test_eval_check_reports_votes_with_programs_beside_others(tmp_path: Path, ex
     assert votes["maj", 4]["accuracy"]["value"] == 0.5
     assert votes["checked", 4]["accuracy"]["value"] == 0.5
     assert votes["maj", 4]["tokens"] == sum(map(len, REPLIES))
-    assert votes["checked", 4]["tokens"] == votes["maj", 4]["tokens"] + 4
+    assert votes["checked", 4]["tokens"] == votes["maj", 4]["tokens"] + sum(map(len, PROGRAMS))
     assert (report["checked"]["n"], report["checked"]["accuracy"]["value"], report["unchecked"]) == (2, 0.5, None)
     assert report["unsupported"] == 0.25
     [path] = (path for path in tmp_path.rglob("exam-*.jsonl"))
     samples = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(each["answer"], each.get("program"), each.get("program_output")) for each in samples[:4]] == [
-        *(("5", "4", "4"), ("7", "-", None), ("5", "4", "4"), ("4", "4", "4")),
+        *(("5", FOUR, "4"), ("7", UNSUPPORTED, None), ("5", FOUR, "4"), ("4", FOUR, "4")),
     ]
     assert [each["correct"] for each in samples].count(True) == 3
     shown = run_here(SCRIPT, tmp_path, "runs", "show", str(path), "--plot", str(tmp_path / "votes.png"))

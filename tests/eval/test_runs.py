@@ -367,7 +367,7 @@ def test_saved_scores_are_old_or_new_after_a_kill(tmp_path: Path, questions: int
     assert found == [OLDER, *[None] * unscored, NOW, NOW]
 
 
-@pytest.mark.usefixtures("sandbox")
+@pytest.mark.usefixtures("bubblewrap")
 def test_rescoring_code_keeps_replies_without_a_program(tmp_path: Path) -> None:
     test = "def check(f):\n    assert f() == 7\n\ncheck(f)\n"
     code = 'def f():\n    """Return 7.\n\n    ```\n    f()\n    ```\n    """\n    return 7'

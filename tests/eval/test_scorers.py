@@ -29,7 +29,7 @@ IN_WORDS = (  # replies, correct answers, and what is found
     ("The answer is unknown.", "Paris", ""),
     ("Let me think.\nThe capital of France is **Paris**.", "Paris", "Paris"),
 )
-SCORES = (5, "9042eee61395cd45")
+SCORES = (6, "9042eee61395cd45")
 CHOICES: list[tuple[str, tuple[str, ...], str | None]] = [
     ("B) carbon dioxide\n\nPlants use it in photosynthesis.", GASES, "B"),
     ("The answer is not A, but B.", GASES, "B"),

@@ -1,5 +1,6 @@
 """Functions of files run in a process of their own: whatever they do, the command has a result, and goes on."""
 
+import json
 import os
 import signal
 import subprocess
@@ -20,18 +21,14 @@ from cerebrum_cli.programs.functions import tools_of
 
 HEAD = """
 from __future__ import annotations
-import ctypes, itertools, os, signal, subprocess, sys, threading, time
+import ctypes, os, signal, subprocess, sys, threading, time
 from dataclasses import dataclass
 from enum import Enum
-from typing import Callable, Optional, TextIO, TypedDict
+from functools import cache
+from typing import Callable, Optional
 
 print("loading")
 count = 0
-
-class Own(BaseException): pass
-class Silent(Exception):
-    def __str__(self): raise SystemExit
-    __repr__ = __str__
 
 def counted() -> int:
     global count
@@ -57,43 +54,28 @@ def opened(tmp_path: Path) -> Open:
 
 
 def run(tool: Tool, **arguments: object) -> str:
-    return tool.run(arguments).result
-
-
-# What functions do to themselves leaves their process as it was.
-
-HARMLESS = {
-    "raise SystemExit(3)": "SystemExit: 3",
-    "raise KeyboardInterrupt": "KeyboardInterrupt",
-    "raise GeneratorExit": "GeneratorExit",
-    "raise Own('x')": "Own: x",
-    "raise Silent": "Silent: <exception str() failed>",
-    "sys.exit('bye')": "SystemExit: bye",
-    "sys.stdout = sys.stderr = sys.stdin = None; return 'a'": "a",
-    "print('p'); sys.stdout.close(); sys.stdout.buffer.close(); return 'a'": "p\na",
-    "sys.stdout.buffer.write(b'raw'); return ''": "raw",
-    "sys.stdout.detach()": "OSError: this output cannot be detached",
-    "sys.__stdout__.close(); os.close(1); return 'a'": "a",
-    "print('hi'); os.fork(); return 'both'": "hi\nboth",
-    "signal.signal(signal.SIGINT, lambda *_: None); return 'a'": "a",
-    "os.chdir('/'); return os.getcwd()": "/",
-    "return input('? ')": "? EOFError: EOF when reading a line",
-    "return 'x' * 10_000_000": "x" * 10_000_000,
-    "subprocess.run(['echo', 'noise']); os.write(1, b'noise'); return 'a'": "a",
-}
-DEADLY = {
-    "os._exit(3)": "exit code 3",
-    "os.closerange(0, 1000)": "it closed its connection",
-    "os.closerange(0, 1000); time.sleep(60)": "it closed its connection",
-    "os.kill(os.getpid(), signal.SIGKILL)": "SIGKILL",
-    "os.killpg(0, signal.SIGTERM)": "SIGTERM",
-    "signal.setitimer(signal.ITIMER_REAL, 0.01); time.sleep(60)": "SIGALRM",
-    "ctypes.string_at(0)": "SIGSEGV",
-}
+    return tool.run(arguments)
 
 
 def numbered(bodies: dict[str, str]) -> str:
     return "".join(f"def f{number}():\n    {body}\n" for number, body in enumerate(bodies))
+
+
+HARMLESS = {
+    "raise ValueError('x')": "ValueError: x",
+    "print('printed'); return 3": "printed\n3",
+    "print('printed')": "printed\n",
+    "return input('? ')": "? EOFError: EOF when reading a line",
+    "return 'ø' * 1_000_000": "ø" * 1_000_000,
+    "subprocess.run(['echo', 'noise']); os.write(1, b'noise'); return 'a'": "a",
+}
+DEADLY = {
+    "os._exit(3)": "exit code 3",
+    "sys.exit(2)": "exit code 2",
+    "os.kill(os.getpid(), signal.SIGKILL)": "SIGKILL",
+    "ctypes.string_at(0)": "SIGSEGV",
+    "os.closerange(0, 1000); time.sleep(60)": "SIGKILL",
+}
 
 
 def test_functions_that_misuse_their_process_have_results(opened: Open, capfd: pytest.CaptureFixture[str]) -> None:
@@ -114,27 +96,12 @@ def test_function_that_ends_its_process_has_a_result_and_the_next_call_another_p
     assert run(tools["counted"]) == "1"
 
 
-def test_closed_descriptors_are_not_written_to(opened: Open, tmp_path: Path) -> None:
-    victim = tmp_path / "victim"
-    body = f"os.closerange(0, 1000); globals()['files'] = [open({str(victim)!r}, 'w') for _ in range(9)]"
-    assert "ended its process" in run(opened(f"def f(): {body}\n")["f"])
-    assert victim.read_bytes() == b""
-
-
-def test_output_of_a_thread_after_the_return_is_in_no_result(opened: Open, capfd: pytest.CaptureFixture[str]) -> None:
-    tools = opened("""
-def begin():
-    def late():
-        time.sleep(0.1)
-        print("late")
-    threading.Thread(target=late).start()
-    return "begun"
-def other():
-    time.sleep(0.3)
-    print("mine")
-""")
-    assert (run(tools["begin"]), run(tools["other"])) == ("begun", "mine\n")
-    assert capfd.readouterr() == ("", "loading\nlate\n")
+def test_process_that_ended_between_two_calls_starts_again(opened: Open) -> None:
+    tools = opened("def later(): threading.Timer(0.1, os._exit, [3]).start()\n")
+    assert run(tools["later"]) == "(no result)"
+    time.sleep(0.5)
+    assert run(tools["counted"]) == "counted ended its process (exit code 3), which starts again for the next call"
+    assert run(tools["counted"]) == "1"
 
 
 def test_threads_may_call_functions_of_a_file(opened: Open) -> None:
@@ -148,22 +115,102 @@ def test_threads_may_call_functions_of_a_file(opened: Open) -> None:
     assert sorted(results) == ["1", "2", "3", "4", "5"]
 
 
+ENVIRONMENT = """
+import cerebrum_cli.engine.llama.bindings  # sets variables for llama.cpp
+from cerebrum_cli.programs.functions import tools_of
+[tool] = tools_of(["mytools.py"])
+print(tool.run({}))
+"""
+
+
+@pytest.mark.slow
+def test_functions_have_the_environment_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "mytools.py").write_text("import os\ndef variables(): return sorted(os.environ)\n")
+    own = {"PATH": os.environ["PATH"], "OWN": "1"}
+    done = subprocess.run([sys.executable, "-c", ENVIRONMENT], cwd=tmp_path, env=own, capture_output=True, check=True)
+    assert set(json.loads(done.stdout)) - {"LC_CTYPE"} == set(own)
+
+
 # Imports.
+
+
+def test_functions_of_a_file_are_tools_that_ask(
+    opened: Open, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sibling.py").write_text("def shout(text): return text.upper()\n")
+    tools = opened("""
+from sibling import shout
+class Unit(Enum):
+    METRIC = "metric"
+@dataclass
+class Place:
+    name: str
+    height: int = 0
+async def forecast(place: Place, unit: Unit, limit: Optional[int] = None) -> Place:
+    return Place(f"{place!r} {unit!r} {limit}", 1)
+@cache
+def greet(name: str): return shout(name)
+def _private(): ...
+""")
+    assert [*tools] == ["counted", "forecast", "greet"] and all(tool.asks for tool in tools.values())
+    result = run(tools["forecast"], place={"name": "Oslo", "height": "7"}, unit="metric")
+    assert result == '{"name": "Place(name=\'Oslo\', height=7) <Unit.METRIC: \'metric\'> None", "height": 1}'
+    assert run(tools["greet"], name="you") == "YOU"
+    assert capfd.readouterr() == ("", "loading\n")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
-        ("sys.exit(3)", "SystemExit: 3"),
-        ("input()", "EOFError: EOF when reading a line"),
-        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
-        ("os._exit(4)", "its process ended: exit code 4"),
+        ("def f(:\n", "cannot import .*mytools.py: SyntaxError: .*, line 1"),
+        ("import missing_module\n", "cannot import .*: ModuleNotFoundError: No module named 'missing_module'"),
+        ("raise SystemExit(3)", "cannot import .*: SystemExit: 3"),
+        ("input()", "cannot import .*: EOFError: EOF when reading a line"),
+        ("import os; os._exit(4)", "cannot import .*: its process ended: exit code 4"),
+        ("from math import sqrt\ndef _f(): ...", "mytools.py defines no public functions"),
+        ("def many(*names): ...", "many cannot be a tool: it has parameters without a name"),
+        (None, "cannot import .*mytools.py: FileNotFoundError"),
     ],
 )
-def test_file_that_cannot_be_imported_is_an_error(opened: Open, source: str, problem: str) -> None:
-    with pytest.raises(UsageError, match=rf"cannot import .*mytools.py: {problem}"):
-        opened(source)
+def test_files_that_give_no_tools_are_rejected(tmp_path: Path, source: str | None, problem: str) -> None:
+    path = tmp_path / "mytools.py"
+    if source is not None:
+        path.write_text(source)
+    with pytest.raises(UsageError, match=problem) as raised:
+        tools_of([str(path)])
+    assert "\n" not in raised.value.message and raised.value.hint
+
+
+def test_unusable_functions_of_a_file_are_reported_and_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "mytools.py"
+    path.write_text(HEAD + "def many(*names): ...\ndef calls(f: Callable[[], int]): ...\n")
+    notices: list[NoticeEvent] = []
+    tools = tools_of([str(path)], notices.append)
+    assert [tool.spec.name for tool in tools] == ["counted"]
+    assert [notice.message.partition(":")[0] for notice in notices] == [
+        "many cannot be a tool",
+        "calls cannot be a tool",
+    ]
+
+
+def test_file_that_changes_after_its_functions_were_described(opened: Open, tmp_path: Path) -> None:
+    tools = opened("def end(): os._exit(1)\n")
+    (tmp_path / "mytools.py").write_text("def other(): ...\n")
+    run(tools["end"])
+    assert run(tools["counted"]) == "there is no function counted"
+    (tmp_path / "mytools.py").unlink()
+    tools = opened("def end(): os._exit(1)\n")
+    (tmp_path / "mytools.py").unlink()
+    run(tools["end"])
+    assert run(tools["counted"]).startswith("cannot import ")
+
+
+# The end.
+
+
+def workers(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in processes if "function_worker" in " ".join(process.cmdline())]
 
 
 def test_thread_of_a_module_does_not_delay_the_end(new_children: NewChildren, opened: Open) -> None:
@@ -181,81 +228,39 @@ def test_exit_handlers_of_a_file_run(opened: Open, tmp_path: Path) -> None:
     assert (tmp_path / "ended").exists()
 
 
-def test_unusable_functions_of_a_file_are_reported_and_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "mytools.py"
-    path.write_text(HEAD + "def many(*names): ...\ndef opens() -> TextIO: ...\ndef calls(f: Callable[[], int]): ...\n")
-    notices: list[NoticeEvent] = []
-    tools = tools_of([str(path)], notices.append)
-    assert [tool.spec.name for tool in tools] == ["counted"]
-    assert [notice.message.partition(":")[0] for notice in notices] == [
-        "many cannot be a tool",
-        "opens cannot be a tool",
-        "calls cannot be a tool",
-    ]
-    assert "it returns a TextIO, which JSON cannot represent" in notices[1].message
-    path.write_text("def many(*names): ...\n")
-    with pytest.raises(UsageError, match=r"many cannot be a tool: \*names has no name"):
-        tools_of([str(path)])
-
-
-def test_types_of_a_file_with_postponed_annotations_are_converted(opened: Open) -> None:
-    tool = opened("""
-class Unit(Enum):
-    METRIC = "metric"
-@dataclass
-class Place:
-    name: str
-    height: int = 0
-class Options(TypedDict, total=False):
-    unit: Unit
-async def forecast(place: Place, options: Options, limit: Optional[int]) -> Place:
-    return Place(f"{place!r} {options['unit']!r} {limit}", 1)
-""")["forecast"]
-    called = tool.run({"place": {"name": "Oslo", "height": "7"}, "options": {"unit": "metric"}})
-    assert called.arguments == {
-        "place": {"name": "Oslo", "height": 7},
-        "options": {"unit": "metric"},
-        "limit": None,
-    }
-    assert called.result == ('{"name": "Place(name=\'Oslo\', height=7) <Unit.METRIC: \'metric\'> None", "height": 1}')
-
-
-# The end.
-
-
-def workers(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [process for process in processes if "function_worker" in " ".join(process.cmdline())]
-
-
 SWALLOWS = """
+import pathlib
 def wait():
-    import pathlib
     pathlib.Path("started").touch()
     while True:
         try:
             time.sleep(60)
         except BaseException: pass
 def compute():
-    import pathlib
     subprocess.Popen(["sleep", "60"])
     pathlib.Path("started").touch()
     sum(range(10 ** 14))  # no other thread runs meanwhile, and no signal handler
 def sleep():
-    import pathlib
-    pathlib.Path("started").touch()
-    time.sleep(60)
+    try:
+        pathlib.Path("started").touch()
+        time.sleep(60)
+    finally:
+        pathlib.Path("cleaned").touch()
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "survives"), [("sleep", True), ("wait", False), ("compute", False)])
+@pytest.mark.parametrize("name", ["sleep", "wait", "compute"])
 def test_ctrl_c_ends_a_function_also_if_it_ignores_that(
-    new_children: NewChildren, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, survives: bool
+    new_children: NewChildren,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mytools.py").write_text(HEAD + SWALLOWS)
-    notices: list[NoticeEvent] = []
-    tools = {tool.spec.name: tool for tool in tools_of(["mytools.py"], notices.append)}
+    tools = {tool.spec.name: tool for tool in tools_of(["mytools.py"])}
     run(tools["counted"])
 
     def interrupt() -> None:
@@ -266,16 +271,12 @@ def test_ctrl_c_ends_a_function_also_if_it_ignores_that(
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        try:
-            run(tools[name])
-        finally:
-            first = len(workers(new_children()))
+        run(tools[name])
     thread.join()
-    assert (first == 1) is survives
-    assert [notice.message for notice in notices] == (
-        [] if survives else [f"{name} did not stop, so its process was ended"]
-    )
-    assert run(tools["counted"]) == ("2" if survives else "1")
+    assert new_children() == []
+    assert (tmp_path / "cleaned").exists() is (name == "sleep")
+    assert run(tools["counted"]) == "1"
+    assert capfd.readouterr() == ("", "loading\nloading\n")
 
 
 @pytest.mark.slow

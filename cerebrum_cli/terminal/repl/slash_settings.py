@@ -13,7 +13,6 @@ from cerebrum_cli.core.sampling import SAMPLERS
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import LOCAL_KEYS, OPTIONS, SHORTHANDS, Settings, keys_of
 from cerebrum_cli.core.text import did_you_mean
-from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.formats.choice import FORMAT_NAMES
 from cerebrum_cli.terminal.repl.repl import Repl, model_text
 from cerebrum_cli.terminal.tables import print_prompts, settings_lines
@@ -75,19 +74,8 @@ def apply_setting(repl: Repl, key: str, value: str, source: str) -> str:
     if value != DEFAULT:
         for changed in changes:
             changes[changed] = OPTIONS[changed].parse([value], source)
-    if sandbox := changes.get("sandbox"):
-        tools_in(repl, sandbox)  # raises UsageError before anything changes
     repl.wait_for(repl.chat.change_settings(changes))
-    if key == "sandbox":
-        repl.chat.tools = tools_in(repl, repl.chat.settings.sandbox)
-        repl.wait_for(repl.chat.load())
     return show_setting(repl, key, with_origin=value == DEFAULT)
-
-
-def tools_in(repl: Repl, sandbox: str) -> Tools:
-    """The tools of the chat, with `python` in a sandbox. Raises UsageError if that does not work here."""
-    tools = ["python" if tool.spec.name == "python" and not tool.asks else tool for tool in repl.chat.tools]
-    return repl.display.calls.tools_of(tools, sandbox)
 
 
 def show_setting(repl: Repl, key: str, with_origin: bool = True) -> str:
@@ -165,7 +153,7 @@ def change_tools(repl: Repl, argument: str) -> str:
     if argument == "off":
         repl.chat.tools = ()
     elif argument:
-        repl.chat.tools = repl.display.calls.tools_of([*repl.chat.tools, argument], repl.chat.settings.sandbox)
+        repl.chat.tools = repl.display.calls.tools_of([*repl.chat.tools, argument])
     if not repl.chat.tools:
         return "no functions; /tools FILE adds some"
     repl.wait_for(repl.chat.load())

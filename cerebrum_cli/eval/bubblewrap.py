@@ -19,18 +19,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import distribution
 from math import ceil
 from pathlib import Path
 from threading import Event
-from typing import cast
+from typing import IO, Literal, NamedTuple, cast
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.programs.call_filter import MACHINES, call_filter
-from cerebrum_cli.programs.code import interactive_program
-from cerebrum_cli.programs.code_result import TIMEOUT_S, CodeResult, Reason, memory_file
+from cerebrum_cli.eval.call_filter import MACHINES, call_filter
 
+Reason = Literal["passed", "failed", "timeout", "memory", "crashed"]
+
+TIMEOUT_S = 10.0  # for a program and its test
 START_S = 60.0  # for bubblewrap and Python to start, on a busy machine
 MAX_OUTPUT = 2**16  # bytes that are read; a report is shorter
 READY = b"ready\n"  # printed by guest.py when it has read its request
@@ -91,17 +94,29 @@ LOAD_PROFILE = (
 CHILDREN = Path("/proc/thread-self/children")  # a kernel option that `_kernel_memory` needs
 
 
+class CodeResult(NamedTuple):
+    """How a program ended, and the end of its error, or of what it printed.
+
+    It is "crashed" if it ended before its test.
+    """
+
+    reason: Reason
+    detail: str = ""
+
+
 @frozen
 class Bubblewrap:
     """bubblewrap where it works, from `find_bubblewrap`: the path of its program, and the system calls it allows."""
 
     path: str
     call_filter: bytes
-    name = "bwrap"
-    offers = "It can import the standard library and numpy."
 
-    def run(self, code: str, test: str, timeout_s: float, is_closed: Event) -> CodeResult:
-        """Run a program and its test, in a process group of its own. Raises UsageError if bubblewrap fails."""
+    def run(self, code: str, test: str, timeout_s: float = TIMEOUT_S, is_closed: Event | None = None) -> CodeResult:
+        """Run a program and its test, in a process group of its own, until `is_closed`.
+
+        Raises UsageError if bubblewrap fails.
+        """
+        is_closed = is_closed or Event()
         token = secrets.token_hex()
         request = {"code": code, "test": test, "token": token, "cpu_s": ceil(timeout_s) + 1}
         try:
@@ -125,10 +140,6 @@ class Bubblewrap:
         if signum > 0:
             return CodeResult("crashed", f"signal {signum}")
         return CodeResult("crashed", "it ended the process, or corrupted its output")
-
-    def evaluate(self, text: str, timeout_s: float, is_closed: Event) -> CodeResult:
-        """Run a program, which may be fenced, as an interactive interpreter does: it also prints values."""
-        return self.run(interactive_program(text), "", timeout_s, is_closed)
 
     def _start(self, request: bytes) -> subprocess.Popen[bytes]:
         """Start guest.py in bubblewrap, where nothing but Python, numpy, libraries and a small /tmp exists.
@@ -158,6 +169,15 @@ class Bubblewrap:
                 pass_fds=[call_filter.fileno(), null.fileno()],
                 start_new_session=True,  # no terminal, and Ctrl-C interrupts only this process
             )
+
+
+@contextmanager
+def memory_file(data: bytes = b"") -> Iterator[IO[bytes]]:
+    """A file in memory, which begins with data: the disk may be full."""
+    with os.fdopen(os.memfd_create("program"), "r+b") as file:
+        file.write(data)
+        file.seek(0)
+        yield file
 
 
 def _read(process: subprocess.Popen[bytes], timeout_s: float, is_closed: Event) -> tuple[bytes, Reason | None]:
@@ -236,13 +256,13 @@ def find_bubblewrap() -> Bubblewrap:
     if sys.platform != "linux" or machine not in MACHINES:
         raise UsageError(
             f"bubblewrap runs only on Linux on {' or '.join(MACHINES)}",
-            "use --set sandbox=monty, or another machine, for example a virtual one",
+            "use another machine, for example a virtual one",
         )
     path = shutil.which("bwrap")
     if path is None:
         raise UsageError("bwrap is not installed", "install it: sudo apt install bubblewrap  (or dnf, pacman, zypper)")
     bubblewrap = Bubblewrap(path, call_filter(machine))
-    result = bubblewrap.run(*PROBE, TIMEOUT_S, Event())
+    result = bubblewrap.run(*PROBE)
     if result.reason != "passed":
         raise _not_working(f"{result.reason}: {result.detail}")
     if not CHILDREN.exists():

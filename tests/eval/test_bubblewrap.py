@@ -6,22 +6,23 @@ The filter denies `ptrace` whatever Yama, a module of the kernel, allows; and th
 import json
 import os
 import platform
+import signal
 import struct
+import subprocess
 import sys
 import time
 from pathlib import Path
 from shlex import quote
 
+import psutil
 import pytest
 from command_line import PYTHON
-from waiting import NewChildren
+from waiting import NewChildren, user_seconds, wait_for_end, wait_until
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.programs import bubblewrap as bubblewrap_module
-from cerebrum_cli.programs.bubblewrap import Bubblewrap
-from cerebrum_cli.programs.call_filter import ALLOWED_CALLS, MACHINES, call_filter
-from cerebrum_cli.programs.code_result import CodeResult
-from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
+from cerebrum_cli.eval import bubblewrap as bubblewrap_module
+from cerebrum_cli.eval.bubblewrap import Bubblewrap, CodeResult, find_bubblewrap
+from cerebrum_cli.eval.call_filter import ALLOWED_CALLS, MACHINES, call_filter
 
 # Numbers on x86_64 and aarch64, or on both.
 DENIED_CALLS = {
@@ -162,9 +163,9 @@ print([name for name, is_denied in results.items() if not is_denied])
 
 
 @pytest.mark.slow
-def test_kernel_denies_calls(sandbox: Sandbox) -> None:
+def test_kernel_denies_calls(bubblewrap: Bubblewrap) -> None:
     calls = json.dumps(denied_calls(platform.machine()))
-    assert sandbox.run(f"CALLS = {calls!r}\n{DENIED}", "") == CodeResult("passed", "[]\n")
+    assert bubblewrap.run(f"CALLS = {calls!r}\n{DENIED}", "") == CodeResult("passed", "[]\n")
 
 
 # Expressions, each of which must raise an OSError.
@@ -227,15 +228,15 @@ for expression in json.loads(EXPRESSIONS):
 
 
 @pytest.mark.slow
-def test_python_refuses_calls(sandbox: Sandbox) -> None:
+def test_python_refuses_calls(bubblewrap: Bubblewrap) -> None:
     expressions = json.dumps(REFUSED)
-    assert sandbox.run(f"EXPRESSIONS = {expressions!r}\n{REFUSE}", "") == CodeResult("passed", "")
+    assert bubblewrap.run(f"EXPRESSIONS = {expressions!r}\n{REFUSE}", "") == CodeResult("passed", "")
 
 
 @pytest.mark.slow
-def test_program_ignores_signals_to_itself(sandbox: Sandbox) -> None:
+def test_program_ignores_signals_to_itself(bubblewrap: Bubblewrap) -> None:
     code = "import os\nfor signal in 9, 15, 19, 24: os.kill(1, signal)\nprint(os.getpid())"
-    assert sandbox.run(code, "") == CodeResult("passed", "1\n")
+    assert bubblewrap.run(code, "") == CodeResult("passed", "1\n")
 
 
 ORDINARY = """
@@ -289,15 +290,15 @@ assert pickle.loads(pickle.dumps(uuid.uuid4())) and random.SystemRandom().random
 
 
 @pytest.mark.slow
-def test_programs_have_a_null_device_of_their_own(sandbox: Sandbox) -> None:
+def test_programs_have_a_null_device_of_their_own(bubblewrap: Bubblewrap) -> None:
     """Root is the owner of the real one, and could change its times and permissions."""
     program = 'import os\nopen(os.devnull, "w").write("text")\nos.utime(os.devnull, (0, 0))'
-    assert sandbox.run(program, "") == ("passed", "")
+    assert bubblewrap.run(program, "") == ("passed", "")
     assert os.stat(os.devnull).st_mtime != 0
 
 
-def test_ordinary_programs_can_use_files_timers_and_numpy(sandbox: Sandbox) -> None:
-    assert sandbox.run(ORDINARY, "") == CodeResult("passed", "")
+def test_ordinary_programs_can_use_files_timers_and_numpy(bubblewrap: Bubblewrap) -> None:
+    assert bubblewrap.run(ORDINARY, "") == CodeResult("passed", "")
 
 
 SCATTER = """
@@ -330,11 +331,11 @@ NAME = "'/tmp/' + 'x' * 240 + str(number)"
     ],
 )
 def test_program_that_takes_what_no_limit_counts_is_ended(
-    new_children: NewChildren, sandbox: Sandbox, code: str, reason: str, monkeypatch: pytest.MonkeyPatch
+    new_children: NewChildren, bubblewrap: Bubblewrap, code: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bubblewrap_module, "MAX_KERNEL_MEMORY", 2**23)  # so that the test is faster
     start = time.monotonic()
-    assert sandbox.run(f"import os\n{code}", "", 1 if reason == "timeout" else 8).reason == reason
+    assert bubblewrap.run(f"import os\n{code}", "", 1 if reason == "timeout" else 8).reason == reason
     assert time.monotonic() - start < 6
     assert new_children() == []
 
@@ -342,11 +343,11 @@ def test_program_that_takes_what_no_limit_counts_is_ended(
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is for Linux")
 
 
-def bubblewrap(path: Path, text: str) -> Sandbox:
+def scripted(path: Path, text: str) -> Bubblewrap:
     """A sandbox whose program starts with this shell script, and then runs Python without isolation."""
     path.write_text(f'#!/bin/sh\n{text}\nwhile [ "$1" != -P ]; do shift; done\nexec {PYTHON} "$@"\n')
     path.chmod(0o755)
-    return Sandbox(Bubblewrap(str(path), call_filter("x86_64")))
+    return Bubblewrap(str(path), call_filter("x86_64"))
 
 
 @needs_linux
@@ -356,7 +357,7 @@ def test_waiting_for_a_program_that_cannot_be_killed_ends(tmp_path: Path, monkey
     survivor = f"{PYTHON} -c 'import os, time; os.setsid(); time.sleep(3)' &"
     start = time.monotonic()
     with pytest.raises(UsageError, match="a program that was killed did not end"):
-        bubblewrap(tmp_path / "bwrap", f"{survivor}\nsleep 0.3").run("while True: pass", "", timeout_s=0.5)
+        scripted(tmp_path / "bwrap", f"{survivor}\nsleep 0.3").run("while True: pass", "", timeout_s=0.5)
     assert time.monotonic() - start < 3
 
 
@@ -372,13 +373,13 @@ def test_waiting_for_a_program_that_cannot_be_killed_ends(tmp_path: Path, monkey
 def test_bubblewrap_that_ends_at_once_is_an_error_at_once(script: str, problem: str, tmp_path: Path) -> None:
     start = time.monotonic()
     with pytest.raises(UsageError, match=f"^bubblewrap does not work here: {problem}$"):
-        bubblewrap(tmp_path / "bwrap", script).run("print(1)", "")
+        scripted(tmp_path / "bwrap", script).run("print(1)", "")
     assert time.monotonic() - start < 10
 
 
 @needs_linux
 def test_restriction_of_apparmor_is_named_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    denied = bubblewrap(tmp_path / "bwrap", "echo 'bwrap: setting up uid map: Permission denied'; exit 1")
+    denied = scripted(tmp_path / "bwrap", "echo 'bwrap: setting up uid map: Permission denied'; exit 1")
     for value, hint in (("1\n", "AppArmor forbids it"), ("0\n", "it needs version 0.7")):
         (tmp_path / "restriction").write_text(value)
         monkeypatch.setattr(bubblewrap_module, "RESTRICTION", tmp_path / "restriction")
@@ -390,21 +391,20 @@ def test_restriction_of_apparmor_is_named_with_its_remedy(tmp_path: Path, monkey
 @needs_linux
 @pytest.mark.slow
 def test_sandbox_is_refused_without_a_list_of_children(
-    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bubblewrap: Bubblewrap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bubblewrap_module, "CHILDREN", tmp_path / "children")
     with pytest.raises(UsageError, match="children is missing"):
-        require_sandbox("bwrap")
+        find_bubblewrap()
 
 
 @needs_linux
 @pytest.mark.slow
 @pytest.mark.parametrize("option", ["--as-pid-1", "--seccomp"])
 def test_sandbox_is_refused_if_bubblewrap_ignores(
-    option: str, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    option: str, bubblewrap: Bubblewrap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert isinstance(sandbox.runner, Bubblewrap)
-    real = sandbox.runner.path
+    real = bubblewrap.path
     n_values = 1 if option == "--seccomp" else 0
     program = tmp_path / "bwrap.py"
     program.write_text(
@@ -416,4 +416,172 @@ def test_sandbox_is_refused_if_bubblewrap_ignores(
     path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(UsageError, match=r"does not work here: AssertionError: it (is not|has|can)"):
-        require_sandbox("bwrap")
+        find_bubblewrap()
+
+
+# Where it is refused.
+
+
+def refusal() -> UsageError:
+    with pytest.raises(UsageError) as caught:
+        find_bubblewrap()
+    assert "\n" not in caught.value.message + caught.value.hint
+    return caught.value
+
+
+def write_program(path: Path, text: str) -> None:
+    path.parent.mkdir()
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def bwrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a `bwrap` can be put that is the only one on PATH."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    return tmp_path / "bin" / "bwrap"
+
+
+def test_sandbox_is_refused_where_it_cannot_be(bwrap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = refusal()
+    assert "bwrap is not installed" in error.message and "apt install bubblewrap" in error.hint
+    write_program(bwrap, "exit 0")
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    assert "on Linux on x86_64 or aarch64" in refusal().message
+
+
+@pytest.mark.slow
+def test_sandbox_is_refused_where_namespaces_are_forbidden(bwrap: Path) -> None:
+    write_program(bwrap, "echo 'bwrap: setting up uid map: Permission denied' >&2; exit 1")
+    error = refusal()
+    assert error.message == "bubblewrap does not work here: bwrap: setting up uid map: Permission denied"
+    assert "user namespaces" in error.hint
+
+
+@pytest.mark.slow
+def test_sandbox_is_refused_if_it_does_not_isolate(bwrap: Path) -> None:
+    write_program(bwrap, f'while [ "$1" != -P ]; do shift; done; exec {PYTHON} "$@"')
+    assert refusal().message.endswith("AssertionError: it has sockets")
+
+
+# Programs and their tests.
+
+
+@pytest.mark.slow
+def test_sandbox_runs_a_program_and_its_test(bubblewrap: Bubblewrap) -> None:
+    test = "def check(candidate):\n    assert candidate(2) == 4\n\ncheck(double)"
+    assert bubblewrap.run("def double(x): return 2 * x", test) == CodeResult("passed")
+    wrong = bubblewrap.run("def double(x): return x", test)
+    assert wrong.reason == "failed" and wrong.detail.endswith("AssertionError\n")
+    assert 'File "test.py", line 2, in check' in wrong.detail
+    assert "SyntaxError" in bubblewrap.run("def double(:\n", test).detail
+    assert "NameError: name 'double' is not defined" in bubblewrap.run("", test).detail
+
+
+SANDBOX_VARIABLES = {"HOME", "PWD", "PYTHONHASHSEED", "LC_CTYPE", "PYTHONPATH", "OPENBLAS_NUM_THREADS"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys\nsys.exit(0)",
+        "exit()",
+        "import unittest\nclass Test(unittest.TestCase):\n    def test(self): pass\nunittest.main()",
+        "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: 'int'\n",
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    x: int\n",
+        "import collections, datetime, decimal, hashlib, heapq, itertools, math, random, re, statistics, typing\n",
+        "print('x' * 100_000_000)\n",
+        "open('scratch', 'w').write('x')\nassert open('/tmp/scratch').read() == 'x'\n",
+        "import numpy\nassert numpy.linalg.inv(numpy.eye(50)).sum() == 50\n",
+        f"import os, sys\nassert os.environ.keys() <= {SANDBOX_VARIABLES}, os.environ\n",
+        "assert hash('a') == hash('a') and 'ä'.encode() == open('f', 'w').write('ä') or True\n",
+    ],
+)
+def test_sandbox_runs_ordinary_programs(bubblewrap: Bubblewrap, code: str) -> None:
+    assert bubblewrap.run(code, "").reason == "passed"
+
+
+WRITE_EVERYWHERE = "import os\nfor fd in range(3, 64):\n    try:\n        {}\n    except OSError: pass\nos._exit(0)"
+MOUNT = """
+import ctypes
+ctypes.CDLL(None, use_errno=True).mount(None, b"/tmp", b"tmpfs", 0, None)
+raise OSError(ctypes.get_errno(), "mount")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "reason", "detail"),
+    [
+        # no program passes that ends early
+        ("import sys\nsys.exit(0)", "failed", ""),
+        ("import sys\nsys.exit(1)", "failed", "SystemExit: 1"),
+        ("import os\nos._exit(0)", "crashed", ""),
+        ("def f():\n    try:\n        raise SystemExit\n    except BaseException:\n        pass\n", "failed", ""),
+        (WRITE_EVERYWHERE.format("os.write(fd, b'passed\\n')"), "crashed", ""),
+        (WRITE_EVERYWHERE.format("while True: os.write(fd, bytes(10**6))"), "crashed", ""),
+        ("import os\nos.closerange(0, 64)\ndef f(): return 1", "crashed", ""),
+        ("import ctypes\nctypes.string_at(0)", "crashed", ""),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "failed", "NameError"),  # process 1 ignores it
+        # limits
+        ("import time\ntime.sleep(60)", "timeout", ""),
+        ("import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass", "timeout", ""),
+        ("def f(): return f()\nf()", "failed", "RecursionError"),
+        ("x = b'x' * 10**10", "memory", ""),
+        ("import mmap\nx = [mmap.mmap(-1, 2**28) for _ in range(4)]", "failed", "Cannot allocate memory"),
+        ("import os\nos.memfd_create('x')", "failed", "PermissionError"),
+        ("open('x', 'wb').write(bytes(2**25))", "failed", "File too large"),
+        ("for i in range(4): open(str(i), 'wb').write(bytes(2**23))", "failed", "No space left on device"),
+        ("x = [open('/dev/null') for _ in range(100)]", "failed", "Too many open files"),
+        # isolation
+        ("import os\nos.fork()", "failed", "PermissionError"),
+        ("import subprocess\nsubprocess.run(['/bin/sh'])", "failed", "PermissionError"),
+        ("import threading\nthreading.Thread(target=print).start()", "failed", "can't start new thread"),
+        ("open('/etc/passwd')", "failed", "FileNotFoundError"),
+        ("import os\nos.listdir('/proc')", "failed", "FileNotFoundError"),
+        ("import socket\nsocket.socket()", "failed", "PermissionError"),
+        ("open('/written', 'w')", "failed", "Read-only file system"),
+        ("open({secret!r})", "failed", "FileNotFoundError"),
+        ("import os\nos.environ['SECRET']", "failed", "KeyError: 'SECRET'"),
+        (MOUNT, "failed", "PermissionError"),
+    ],
+)
+def test_sandbox_limits_and_isolates(
+    bubblewrap: Bubblewrap, code: str, reason: str, detail: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    monkeypatch.setenv("SECRET", "x")
+    code = code.replace("{secret!r}", repr(str(secret)))
+    result = bubblewrap.run(code, "assert f() == 1", 20 if reason != "timeout" else 0.5)
+    assert result.reason == reason and detail in result.detail, result
+
+
+RUNNING = """
+from cerebrum_cli.eval.bubblewrap import find_bubblewrap
+find_bubblewrap().run("while True: pass", "", timeout_s=60)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("bubblewrap")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+def test_sandbox_leaves_no_process_after(signum: signal.Signals) -> None:
+    command = [sys.executable, "-c", RUNNING]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as parent:
+        program = psutil.Process(parent.pid)
+        wait_until(lambda: any(user_seconds(each) > 0.1 for each in program.children(recursive=True)))
+        running = program.children(recursive=True)
+        os.killpg(parent.pid, signum)
+        assert parent.wait(10) == -signum
+        wait_for_end(running)
+
+
+@pytest.mark.slow
+def test_sandbox_that_fails_later_is_an_error(bubblewrap: Bubblewrap) -> None:
+    for bwrap, problem in (("/bin/false", "it ended with exit code 1"), ("/missing/bwrap", ".*No such file")):
+        with pytest.raises(UsageError, match=f"does not work here: {problem}"):
+            Bubblewrap(bwrap, call_filter(platform.machine())).run("pass", "")
