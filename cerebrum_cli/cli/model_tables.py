@@ -116,15 +116,11 @@ print_repositories = partial(
     print_columns,
     {
         "repository": lambda row: f"{row['repo_id']} (gated)" if row["gated"] else row["repo_id"],
-        "best fit": "recommended",
-        "size": "size",
-        "fit": "fit",
-        "speed": speed_text,
         "license": "license",
         "updated": "updated",
         "downloads": lambda row: f"{row['downloads']:,}",
     },
-    drop=("downloads", "updated", "license", "best fit", "size"),
+    drop=("updated", "license"),
 )
 
 

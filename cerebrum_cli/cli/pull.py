@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,24 +37,17 @@ def search(
     offline: Annotated[bool, Option("Do not use the network", "Model", SWITCH)] = False,
     json: JsonArray = False,
 ) -> None:
-    """Lists the 10 most downloaded GGUF repositories with the quantization recommended for this machine.
-
-    Whether it fits is an estimate; `cerebrum pull --dry-run REPOSITORY` is exact, and lists all quantizations.
+    """Lists the 10 most downloaded GGUF repositories. `cerebrum pull --dry-run REPOSITORY` shows which files fit.
 
     Examples:
       cerebrum search qwen3.5
       cerebrum search "gemma 4" --json
     """
-    from cerebrum_cli.cli.model_objects import best_fit
-
-    ctx = app.readable_settings(environment_layer("ctx")).ctx
-    rows = []
-    with app.puller(offline, ctx) as puller:
-        for repository, plan in puller.planner.search(text):
-            rows.append({**repository._asdict(), **best_fit(asdict(plan.chosen) if plan else {})})
+    with app.puller(offline) as puller:
+        rows = [repository._asdict() for repository in puller.planner.search(text)]
     print_rows(app.streams, rows, json, print_repositories, f"no GGUF repository on the Hub matches {text!r}")
     if rows and app.streams.err_is_terminal:
-        app.streams.report("next: cerebrum pull REPOSITORY")
+        app.streams.report("next: cerebrum pull --dry-run REPOSITORY")
 
 
 @option_group

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from threading import Thread
 
 from cerebrum_cli.core.environment import is_hub_offline
 from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, PullError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import exists, is_directory
-from cerebrum_cli.core.text import did_you_mean, format_count, well_formed
+from cerebrum_cli.core.text import did_you_mean, format_count, format_names, well_formed
 from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.gguf.contents import HeaderTruncated
 from cerebrum_cli.gguf.header import Header, NoLanguageModel, header_from_tables, parse_tables, require_generative
@@ -29,7 +27,7 @@ from cerebrum_cli.library.hub import (
 )
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
-from cerebrum_cli.library.plans import Conversion, DownloadPlan, PlanRequest
+from cerebrum_cli.library.plans import MAX_NAMED, Conversion, DownloadPlan, PlanRequest
 from cerebrum_cli.library.reference import (
     ModelReference,
     Reference,
@@ -46,7 +44,6 @@ from cerebrum_cli.library.retries import RetryPolicy
 
 FIRST_BYTES, MOST_BYTES = 1 << 20, 1 << 26  # of a header: vocabularies take up to 20 MB
 MOST_MODELS = 300  # of a repository that are assessed; no model has as many quantizations
-MOST_HEADERS = 20  # of files that a reference may mean
 MOST_FOUND = 10  # repositories of a search
 MOST_OTHERS = 3  # GGUF repositories of a model
 
@@ -94,27 +91,11 @@ class Planner:
             raise ModelNotFound(f"no quantizations of {reference} are known", "list them online: omit --offline")
         return plan
 
-    def search(self, text: str) -> list[tuple[FoundRepository, DownloadPlan | None]]:
-        """Search the Hub for GGUF repositories, with a plan of each; None without a model or if the Hub lists none.
-
-        Raises PullError if the search itself fails.
-        """
+    def search(self, text: str) -> tuple[FoundRepository, ...]:
+        """Search the Hub for GGUF repositories. Raises PullError."""
         if self.is_offline:
             raise PullError("cannot search the Hub: the network is disabled", "omit --offline, or unset HF_HUB_OFFLINE")
-        repositories = RetryPolicy(self.progress).run(find_repositories, MOST_FOUND, text=well_formed(text))
-        listings = _list_repositories([repository.repo_id for repository in repositories])
-        return [(repository, self._estimate(listings.get(repository.repo_id))) for repository in repositories]
-
-    def _estimate(self, listing: Listing | None) -> DownloadPlan | None:
-        """Plan a repository's download without reading a header, which would take megabytes of each."""
-        if listing is None:
-            return None
-        models = considered(variants(listing.files), None)
-        request = self.library.plan_request(self.context)
-        try:
-            return self._assess(self._known(listing, models), listing, models, request)
-        except (ModelNotFound, PullError):
-            return None
+        return RetryPolicy(self.progress).run(find_repositories, MOST_FOUND, text=well_formed(text))
 
     def header(self, listing: Listing, model: Variant) -> Header:
         """Header of a model on the Hub. Raises ModelFileError for one that cannot be used here."""
@@ -180,30 +161,24 @@ class Planner:
     ) -> DownloadPlan:
         """Plan with models of a repository; without a `spec`, the catalog's row is that of one of their files.
 
-        The header of the chosen model is read, unless the catalog has its memory. If it is no language model, the next
-        choice is tried, up to MOST_HEADERS.
+        The header of the chosen file is read, unless the catalog has its memory, or several were meant.
         """
         if not models:
             raise ModelNotFound(f"{listing.repo_id} has no GGUF model", "see its page on the Hub")
         spec = spec or self._known(listing, models)
         models = considered(models, request.quantization)
-        candidates = list(models)
-        usable = []
-        known = None  # the header of one of these
-        while True:
-            plan = self._assess(spec, listing, candidates, request, known)
-            unread = [model for model in plan.variants[:MOST_HEADERS] if model not in usable]
-            if not unread or (spec and spec.kv_bytes_per_token):
-                return plan
-            for model in unread:
-                try:
-                    known = self.header(listing, model)
-                    usable.append(model)
-                except NoLanguageModel:
-                    candidates.remove(model)
-                    n_read = len(models) - len(candidates) + len(usable)
-                    if n_read >= MOST_HEADERS or not in_quantization(candidates, request.quantization):
-                        raise
+        plan = self._assess(spec, listing, models, request)
+        if len(plan.variants) > 1 or (spec and spec.kv_bytes_per_token):
+            return plan
+        chosen = plan.variants[0]
+        try:
+            header = self.header(listing, chosen)
+        except NoLanguageModel as error:
+            if others := sorted({model.quantization for model in models} - {chosen.quantization}):
+                named = format_names([f"{listing.repo_id}:{quantization}" for quantization in others], MAX_NAMED)
+                error.hint += f"; or choose another file: {named}"
+            raise
+        return self._assess(spec, listing, models, request, header)
 
     def _assess(
         self,
@@ -291,23 +266,6 @@ def considered(models: Sequence[Variant], quantization: str | None) -> Sequence[
     if len(models) <= MOST_MODELS:
         return models
     return in_quantization(likely_models(models, quantization), quantization)[:MOST_MODELS] or models
-
-
-def _list_repositories(repo_ids: Sequence[str]) -> dict[str, Listing]:
-    """Request listings concurrently, without retries; omit those that fail."""
-    listings = {}
-
-    def request(repo_id: str) -> None:
-        with suppress(ModelNotFound, PullError):
-            listings[repo_id] = list_repository(repo_id)
-
-    # Daemon threads: those of a pool would delay the exit after Ctrl-C.
-    threads = [Thread(target=request, args=(repo_id,), daemon=True) for repo_id in repo_ids]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return listings
 
 
 def _read_header(listing: Listing, file: HubFile) -> bytes:

@@ -34,7 +34,7 @@ def test_pull_survives_any_reply(new_user: CommandLine, reply: Pieces) -> None:
 @pytest.mark.parametrize(
     ("name", "reference", "code", "problem"),
     [
-        ("{}.gguf", "a/b", 2, "a/b/1.gguf: truncated or damaged"),
+        ("{}.gguf", "a/b", 2, "a/b has several models without a quantization"),
         ("{}.gguf", "a/b:Q8_0", 3, ", and 13950 more"),
         ("m-{:05}-of-14000.gguf", "a/b", 2, "a/b/m-00001-of-14000.gguf: truncated or damaged"),
         ("m-{:05}-of-99999.gguf", "a/b", 3, "a/b lacks m-14001-of-99999.gguf"),
@@ -98,12 +98,11 @@ def test_search_survives_any_reply(new_user: CommandLine, reply: bytes) -> None:
         assert_error(done, 1, f"unexpected response from {server.url}: not a Hugging Face Hub")
 
 
-def test_search_requests_one_page_and_its_repositories(new_user: CommandLine) -> None:
+def test_search_requests_one_page(new_user: CommandLine) -> None:
     found = b",".join(b'{"id": "a/b%d"}' % number for number in range(1000))
     with HostileHub(http(b"[%b]" % found, 200, 'Link: </api/models?more>; rel="next"')) as server:
         assert run(new_user, server, "search", "x").code == 0
-        pages = [path for path in server.paths if "?" in path and not path.startswith("/api/models/")]
-        assert (len(pages), len(server.paths) <= 11) == (1, True)  # a busy machine may give up a repository
+        assert len(server.paths) == 1
 
 
 @pytest.mark.parametrize("name", ["not JSON", "null"])

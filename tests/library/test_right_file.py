@@ -77,21 +77,9 @@ LAYOUTS: dict[str, tuple[dict[str, str], dict[str, str]]] = {  # files by what t
         },
         {"": "gpt-oss-120b-Q8_0.gguf", ":q8_0": "gpt-oss-120b-Q8_0.gguf"},
     ),
-    "drafts known by their headers alone": (
-        {"a-small-Q4_K_M.gguf": "eagle3", "a-tiny-Q8_0.gguf": "mtp", "gpt-oss-120b-Q8_0.gguf": "model"},
-        {"": "gpt-oss-120b-Q8_0.gguf", ":Q8_0": "gpt-oss-120b-Q8_0.gguf"},
-    ),
-    "many companions": (
-        {**{f"style{number}-F16.gguf": "adapter" for number in range(12)}, "x-F16.gguf": "model"},
-        {"": "x-F16.gguf", ":f16": "x-F16.gguf"},
-    ),
     "quantizations of directories": (
         {"Q8_0/x.gguf": "model", "Q4_K_M/x.gguf": "other", "old/x-FP16.gguf": "model"},
         {":Q8_0": "Q8_0/x.gguf", ":q4_k_m": "Q4_K_M/x.gguf", ":F16": "old/x-FP16.gguf"},
-    ),
-    "names without a quantization": (
-        {"model.gguf": "model", "head.gguf": "eagle3"},
-        {"": "model.gguf"},
     ),
     "MTP/": (
         {"MTP/glm-Q4_K_M.gguf": "mtp", "glm-Q8_0.gguf": "model", "BF16/glm-BF16.gguf": "other"},
@@ -100,10 +88,6 @@ LAYOUTS: dict[str, tuple[dict[str, str], dict[str, str]]] = {  # files by what t
     "models with an MTP layer": (
         {"glm-MTP-Q4_K_M.gguf": "model", "glm-MTP-Q8_0.gguf": "other", "mtp-glm-Q8_0.gguf": "mtp"},
         {":Q8_0": "glm-MTP-Q8_0.gguf", ":q4_k_m": "glm-MTP-Q4_K_M.gguf"},
-    ),
-    "adapters": (
-        {"x-Q8_0.gguf": "model", "x-style-Q4_K_M.gguf": "adapter", "x-lora-f16.gguf": "adapter"},
-        {"": "x-Q8_0.gguf"},
     ),
     "bits per weight": (
         {"x-IQ4_XS-4.05bpw.gguf": "model", "x-IQ4_XS-4.55bpw.gguf": "other", "x-Q3_K_S-2.66bpw.gguf": "other"},
@@ -203,6 +187,23 @@ KINDS = [
     ),
     ("imatrix", "an importance matrix, not a model (architecture none)", "use the model that was quantized with it"),
 ]
+
+
+@pytest.mark.parametrize("reference", [REPO, f"--dry-run {REPO}"])
+def test_right_file_that_is_no_model_is_named_with_the_others(
+    hub_user: HubUser, files: Mapping[str, Path], tmp_path: Path, reference: str
+) -> None:
+    """Repositories have projectors, drafts and adapters whose names do not tell."""
+    style = written(tmp_path / "style.gguf", size=400_000, general__type="adapter", adapter__type="lora")
+    hub_user.hub.repository(REPO, {"x-style-Q8_0.gguf": style, "x-Q4_K_M.gguf": files["model"]})
+    done = hub_user.run("pull", *reference.split())
+    said = "a LoRA adapter, not a model (architecture gpt-oss)"
+    assert (done.code, done.err) == (
+        2,
+        f"error: {REPO}/x-style-Q8_0.gguf: {said}\n"
+        f" hint: apply it to its base model: -m MODEL --lora FILE; or choose another file: {REPO}:Q4_K_M\n",
+    )
+    hub_user.pull(f"{REPO}:Q4_K_M")
 
 
 @pytest.mark.parametrize(("kind", "words", "hint"), KINDS)
