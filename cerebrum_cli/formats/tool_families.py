@@ -45,7 +45,7 @@ PARAMETER_ENDS = r"<parameter=|</function>|</tool_call>|<tool_call>"
 FUNCTION_TAG = named(rf"<function={NAME}>\s*(?=\{{)", "<function=", markers=("</function>",))
 
 FAMILIES = (
-    # The name of the function may also precede the channel, and the type of the arguments or they may be missing.
+    # The template shows one place of the function's name; the model writes it in others, too, and may omit arguments.
     # https://github.com/openai/harmony/blob/main/docs/format.md
     ToolFamily(
         "gpt-oss",
@@ -58,7 +58,7 @@ FAMILIES = (
             ),
         ),
     ),
-    # Two of its three templates change a list, which the sandbox forbids.
+    # Two of its three templates fail with calls: they change a list, which the sandbox forbids.
     # https://github.com/MoonshotAI/Kimi-K2/blob/main/docs/tool_call_guidance.md
     ToolFamily(
         "Kimi K2",
@@ -71,7 +71,7 @@ FAMILIES = (
             ),
         ),
     ),
-    # Templates of R1 fail with a call that has text, or with any.
+    # The templates of R1 fail with calls.
     # https://github.com/ggml-org/llama.cpp/blob/master/models/templates/deepseek-ai-DeepSeek-V3.1.jinja
     ToolFamily(
         "DeepSeek V3, R1, V3.1",
@@ -84,7 +84,7 @@ FAMILIES = (
             ),
         ),
     ),
-    # Templates write calls as a text that the conversation has, if at all.
+    # Most of its templates show functions, but not how to call them.
     # https://github.com/vllm-project/vllm/blob/main/tests/tool_parsers/test_lfm2_tool_parser.py
     ToolFamily(
         "LFM2, LFM2.5",
@@ -94,7 +94,7 @@ FAMILIES = (
             after("<|tool_call_start|>", "<|tool_call_end|>"),
         ),
     ),
-    # Models omit the tag around a call, or the end of an argument.
+    # Models omit the tag around a call, or the end of an argument, which their templates show.
     # https://github.com/ggml-org/llama.cpp/blob/master/models/templates/Qwen3-Coder.jinja
     ToolFamily(
         "Qwen3-Coder, Qwen3.5, Nemotron 3, Step 3.5",
@@ -116,7 +116,7 @@ FAMILIES = (
             ),
         ),
     ),
-    # An id is in calls of one model, and in templates of others; both may be missing.
+    # Templates differ in whether calls have an id, and models do not follow them.
     # https://github.com/ggml-org/llama.cpp/blob/master/models/templates/Mistral-Small-3.2-24B-Instruct-2506.jinja
     ToolFamily(
         "Mistral Small 3.2, Magistral, Devstral, Ministral 3",
@@ -130,17 +130,17 @@ FAMILIES = (
             after("[TOOL_CALLS]"),
         ),
     ),
-    # The template lists functions only. 3.0 and 3.1 write different tags.
+    # The template shows functions, but no calls; 3.0 and 3.1 write different tags.
     # https://github.com/ggml-org/llama.cpp/blob/master/models/templates/ibm-granite-granite-3.3-2B-Instruct.jinja
     ToolFamily(
         "Granite 3",
         ("<|tool_call|>", "<|start_of_role|>"),
         (after("<|tool_call|>"), after("<tool_call>", "</tool_call>")),
     ),
-    # The template lists functions only.
+    # The template shows functions, but no calls.
     # https://github.com/vllm-project/vllm/blob/main/tests/tool_parsers/test_phi4mini_tool_parser.py
     ToolFamily("Phi-4-mini", ("<|tool|>", "<|/tool|>"), (after("functools"), after("<|tool_call|>", "<|/tool_call|>"))),
-    # The template writes calls as a text that the conversation has.
+    # The template takes calls as text in a field of its own.
     # https://github.com/vllm-project/vllm/blob/main/tests/tool_parsers/test_olmo3_tool_parser.py
     ToolFamily("Olmo 3", ("<function_calls>",), (after("<function_calls>", "</function_calls>", "Python"),)),
     # The template writes JSON; the model writes Python.
@@ -158,7 +158,7 @@ FAMILIES = (
             after("<|python_tag|>", "<|eom_id|>", "Python"),
         ),
     ),
-    # Qwen2.5-Coder also writes the tag of the list of functions; the template of SmolLM3 lists functions only.
+    # Qwen2.5-Coder also writes <tools>, the tag around functions; the template of SmolLM3 shows no calls.
     # https://github.com/ggml-org/llama.cpp/blob/master/models/templates/Qwen-Qwen2.5-7B-Instruct.jinja
     ToolFamily(
         "Qwen2.5, Qwen3, SmolLM3",

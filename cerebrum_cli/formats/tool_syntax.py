@@ -42,8 +42,6 @@ MARKER = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]|\]<\]\w+\[>\[")
 PAIRS = re.compile(  # the first call; a template may repeat anything, so atomic groups prevent backtracking
     f"(?s){FIRST}(?>(.*?){KEY})(?>(.*?){TEXT})(?>(.*?){OTHER_KEY})(?>(.*?){NUMBER})(.*)"
 )
-
-
 BARE_KEYS = re.compile(
     rf"{FIRST}\{{{KEY}:(?P<quote>\S+?){TEXT}(?P=quote),{OTHER_KEY}:{NUMBER}\}}(?P<closing>{MARKER.pattern})"
 )
