@@ -67,7 +67,7 @@ PURE = (
     *("core.conversation", "core.declaration", "core.errors", "core.events", "core.sampling"),
     *("engine.drafter", "engine.llama.batch_invariance", "engine.memory", "engine.repetition", "engine.requests"),
     *("engine.memory_plan", "engine.scheduler", "formats.prompt_format", "formats.reply_text"),
-    "formats.markers",
+    *("formats.markers", "formats.tag_reader", "formats.channel_reader"),
     *("gguf.kinds", "gguf.layers", "gguf.sizes", "replies.reply_controls"),
     *("core.ask", "core.inspection", "core.votes"),
     *("weights.checkpoints.bpe", "weights.checkpoints.sentencepiece", "weights.checkpoints.special_tokens"),

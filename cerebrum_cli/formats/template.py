@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from cerebrum_cli.core.conversation import (
     Conversation,
@@ -30,7 +30,7 @@ from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import Tokenize
 from cerebrum_cli.core.tools import Round
-from cerebrum_cli.formats.markers import REASONING_MARKUPS, SpelledReasoning, split_reasoning
+from cerebrum_cli.formats.markers import REASONING_MARKUPS
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
 from cerebrum_cli.formats.pieces import (
     CHANGED,
@@ -74,6 +74,28 @@ LEFT_OUT = {
     "system": "the system prompt",
     "tool": "the result of a function",
 }
+
+
+class SpelledReasoning(NamedTuple):
+    """A reply's text that begins with reasoning in markup: the parts of the text, with all white space."""
+
+    opening: str
+    reasoning: str
+    closing: str
+    answer: str
+
+    def around(self, reasoning: str) -> str:
+        """Other reasoning in this markup."""
+        return self.opening + reasoning + self.closing
+
+
+def split_reasoning(text: str, markups: Iterable[ReasoningMarkup]) -> SpelledReasoning | None:
+    """Split a reply that begins with reasoning in one of the markups, which may be unfinished; None for any other."""
+    for markup in markups:
+        before, opening, rest = text.partition(markup.open)
+        if opening and not before.strip():
+            return SpelledReasoning(before + opening, *rest.partition(markup.close))
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

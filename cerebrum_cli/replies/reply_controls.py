@@ -96,6 +96,7 @@ class ReplyControls:
         rules = ReplyRules(
             markups=mode.own if has_grammar and not self.format.is_servers else self.format.markups,
             opened=mode.opened,
+            known_markups=self.format.known_markups,
             prefix=prefix,
             prefix_tokens=len(asked.prefix_tokens),
             trims=not self.format.verbatim,

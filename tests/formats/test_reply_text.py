@@ -57,28 +57,19 @@ cuts = st.lists(st.integers(0, 1000), max_size=30)
 CASES = json.loads((Path(__file__).parents[1] / "data" / "reasoning.json").read_text(encoding="utf-8"))
 
 
+MARKUPS = {markup.open: markup for markup in REASONING_MARKUPS}
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["name"]))
 def test_reply_text_is_independent_of_chunks(case: dict[str, str]) -> None:
+    """A case may have the opening of the markup that the model is known to have, or that its prompt has opened."""
     text, expected = case["text"], (case["reasoning"], case["answer"])
-    assert read([text]) == expected
-    assert read([*text]) == expected
+    known = tuple(MARKUPS[text] for text in [case.get("known")] if text)
+    rules = replace(RULES, known_markups=known, opened=MARKUPS.get(case.get("opened", "")))
+    assert read([text], rules) == expected
+    assert read([*text], rules) == expected
     for place in range(len(text)):
-        assert read([text[:place], text[place:]]) == expected, place
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("<think>a</think><response>b</response>", ("a", "b")),
-        ("<think>a</think>\n<response>\nb </b> </response>\n", ("a", "b </b>")),
-        ("<think>a</think><response>b</response>c</resp", ("a", "b</response>c</resp")),
-        ("<think>a</think>b</response>", ("a", "b</response>")),
-        ("<xml></response>", ("", "<xml></response>")),
-    ],
-)
-def test_reply_text_drops_the_tags_around_an_answer(text: str, expected: tuple[str, str]) -> None:
-    for place in range(len(text)):
-        assert read([text[:place], text[place:]]) == expected
+        assert read([text[:place], text[place:]], rules) == expected, place
 
 
 @pytest.mark.parametrize("before", ["", "<think>", "<think>  </think>", "\n\n<think>a</think>\n"])
@@ -94,14 +85,12 @@ def test_reply_text_knows_every_markup_also_in_open_reasoning(markup: ReasoningM
     opened = ANY_MARKUP.open_markup(f"<|im_start|>assistant\n{markup.open}\n")
     assert opened and opened.close == markup.close
     rest = f"\nhm\n{markup.close}{markup.header}\n\nFour."
-    for text, block in ((markup.open + rest, None), (rest, markup)):
+    texts: list[tuple[str, ReasoningMarkup | None]] = [(rest, markup)]
+    if not markup.open.startswith("Here"):  # which is no markup unless the prompt has it
+        texts.append((markup.open + rest, None))
+    for text, block in texts:
         for place in range(len(text)):
             assert read([text[:place], text[place:]], replace(RULES, opened=block)) == ("hm", "Four.")
-
-
-def test_no_marker_is_a_prefix_of_another() -> None:
-    markers = {marker for markup in REASONING_MARKUPS for marker in (markup.open, markup.header) if marker}
-    assert not [(a, b) for a in markers for b in markers if a != b and b.startswith(a)]
 
 
 @pytest.mark.parametrize("end", ["", "<|im_start|>assistant\n", "<think>\n\n</think>\n\n", "<think>x", "think>"])
@@ -161,7 +150,8 @@ def test_reply_text_counts_the_tokens_of_reasoning() -> None:
     ],
 )
 def test_reasoning_ends_as_its_family_ends_it(reply: str, ending: str) -> None:
-    text = ReplyText(ReplyRules(REASONING_MARKUPS, trims=True))
+    has_channels = reply.startswith(("<|ch", "<|s", "<|o", " to"))
+    text = ReplyText(replace(RULES, known_markups=REASONING_MARKUPS if has_channels else ()))
     text.feed_text(reply)
     assert text.open_markup and text.open_markup.ending(reply) == ending
     text.feed_text(ending)
@@ -188,7 +178,7 @@ def test_reply_text_removes_only_markup_and_white_space(text: str, opened: Reaso
 
 
 def without_tags(text: str) -> str:
-    tags = "|".join(map(re.escape, [*TAGS, "[BEGIN FINAL RESPONSE]"]))
+    tags = "|".join(map(re.escape, TAGS))
     return "".join(re.sub(tags, "", text, flags=re.IGNORECASE).split())
 
 
@@ -285,37 +275,6 @@ def test_reply_text_ignores_stop_strings_before_the_answer(
 def test_reply_text_stops_in_an_answer_before_its_footer(pieces: list[bytes]) -> None:
     rules = replace(RULES, stops_anywhere=False)
     assert pieces_of([b"<think>a</think>", *pieces], rules, ("e",)) == [("thinking", "a")]
-
-
-# Replies about markup.
-
-MENTIONED = (
-    "<think>",
-    "<reasoning>",
-    "[THINK]",
-    "<seed:think>",
-    "◁think▷",
-    "<|channel|>",
-    "<|channel>",
-    "</think>",
-    "<answer>",
-)
-SENTENCES = (
-    "{} is a tag.",
-    "{}, a tag, opens reasoning.",
-    "{} ist ein Tag.",
-    "{} 是一个标签。",
-    "**{}** and {} are tags.",
-)
-
-
-@given(marker=st.sampled_from(MENTIONED), sentence=st.sampled_from(SENTENCES), places=cuts, is_known=st.booleans())
-def test_marker_that_a_sentence_is_about_is_text(marker: str, sentence: str, places: list[int], is_known: bool) -> None:
-    text = sentence.format(marker, marker) + " It ends at `</think>`."
-    rules = replace(RULES, stops_anywhere=not is_known)
-    assert by_channel(pieces_of(cut(text.encode(), places), rules)) == ("", text)
-    after = f"<think>\nHm.\n</think>\n\n{text}"
-    assert by_channel(pieces_of(cut(after.encode(), places), rules)) == ("Hm.", text)
 
 
 @pytest.mark.parametrize(

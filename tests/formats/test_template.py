@@ -656,12 +656,6 @@ def test_reply_that_has_begun_with_reasoning_is_continued(template: str, text: s
     assert shown.rstrip() == f"{before}{text}".rstrip() or shown == before + text.lstrip()
 
 
-def test_text_about_markup_is_not_reasoning(chatml: LlamaBackend) -> None:
-    text = "<think> is a tag, and </think> ends it."
-    parts = embedded(chatml, "qwen3").render(Conversation().user("What?").assistant(text).user("Why?"))
-    assert untrusted(parts) == ["What?", text, "Why?"]
-
-
 def test_empty_reply_is_given_as_a_list_where_only_that_is_taken(chatml: LlamaBackend) -> None:
     source = (
         "{% for message in messages %}{% if message.content is string %}"

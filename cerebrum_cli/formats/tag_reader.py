@@ -1,0 +1,212 @@
+"""Readers of replies without markup, and of replies whose reasoning is between tags, such as `<think>`. Pure.
+
+A reader gets text in parts, and yields events of reasoning and answer. It holds text only while what follows may change
+what that is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Literal, TypeAlias
+
+from cerebrum_cli.core.text import Match, Pattern, Texts, partial_marker_length
+from cerebrum_cli.formats.markers import (
+    ANSWER_TAGS,
+    CHANNEL_MARKUPS,
+    DROPPED_TAGS,
+    TAG,
+    TAG_MARKUPS,
+    WRAPPER,
+    any_of,
+    markup_of,
+)
+from cerebrum_cli.formats.prompt_format import ReasoningMarkup
+
+# Where a reply is: in its reasoning, in markup or white space before its answer, or in its answer.
+Stage = Literal["thinking", "undecided", "answer"]
+# A piece of a channel; or without text, that markup was removed here, or that the answer so far was reasoning.
+ReaderEvent = tuple[Literal["thinking", "answer", "markup", "was thinking"], str]
+ReaderEvents: TypeAlias = Iterator[ReaderEvent]
+
+FENCE = re.compile(r"(?m)^\s*(?:```|~~~).*\n")
+QUOTES = ("`", "'", '"', "\u201c", "\u2018", "\u00ab")  # before tags that are mentioned
+MAX_PREAMBLE = 100  # characters before a tag that opens reasoning all the same
+PREAMBLE_ENDS = ("\n", ".", "!", "?", ":", "\u2026")
+TAG_START = re.compile(r"[<\[◁]")
+OPENINGS = [markup.open for markup in TAG_MARKUPS if TAG_START.match(markup.open)]
+CLOSINGS = [markup.close for markup in TAG_MARKUPS if markup.close not in ANSWER_TAGS]
+# Of channels; a reader of these knows more headers.
+OTHER_OPENINGS = [markup.open for markup in CHANNEL_MARKUPS]
+OTHER_HEADERS = [text for markup in CHANNEL_MARKUPS for text in markup.texts[2:]]
+CLOSE = rf"(?P<close>(?i:{any_of(CLOSINGS)}))"
+KNOWN = rf"(?P<known>(?P<answer>{any_of(ANSWER_TAGS)})|{any_of(DROPPED_TAGS)})"
+AT_START = re.compile(
+    rf"(?P<open>{any_of([*OPENINGS, *OTHER_OPENINGS])})|{any_of(OTHER_HEADERS)}|{KNOWN}|{CLOSE}"
+    rf"|(?P<wrapper>{WRAPPER})|(?P<other>{TAG})"
+)
+IN_ANSWER = re.compile(rf"{KNOWN}|(?P<open>{any_of(OPENINGS)})|{CLOSE}|</\w+>")
+PARTIAL = re.compile(r"[<◁][/|]{0,2}(?:[\w.:|-]{1,40} ?)?\Z|\[/?[A-Z ]{0,22}\Z")  # a tag that begins, at the end
+
+
+class PlainReader:
+    """Reads a reply without markup: all of it is the answer, and so is what another reader has held."""
+
+    markup = None
+    stage: Stage = "answer"
+
+    def __init__(self, held: str = "") -> None:
+        self.held = held
+
+    def read(self, text: str, is_over: bool = False) -> ReaderEvents:  # noqa: ARG002
+        text, self.held = self.held + text, ""
+        yield "answer", text
+
+
+class TagReader:
+    """Reads reasoning before an answer: after a tag that opens it, or up to a closing tag without one.
+
+    A few words may precede the reasoning. In the answer, opening tags are text, and so are tags in code or quotes, and
+    those that are `mentioned_in` the question. Tags around an answer that follows reasoning are dropped.
+    """
+
+    def __init__(self, mentioned_in: Texts = (), opened: ReasoningMarkup | None = None) -> None:
+        self.markup = opened
+        self.held = ""
+        self._mentioned_in = mentioned_in
+        self._is_answer = False
+        self._has_reasoning = opened is not None
+        self._answer: list[str] = []  # its pieces
+        self._mentions_tags = False  # in the answer
+        self._wrapper_end = ""
+
+    @property
+    def stage(self) -> Stage:
+        if self.markup:
+            return "thinking"
+        return "answer" if self._is_answer else "undecided"
+
+    def read(self, text: str, is_over: bool = False) -> ReaderEvents:
+        self.held += text
+        state = None
+        while state != (self.stage, len(self.held)):
+            state = (self.stage, len(self.held))
+            if self.markup:
+                yield from self._read_reasoning(self.markup, is_over)
+            elif self._is_answer:
+                yield from self._read_answer(is_over)
+            else:
+                yield from self._read_start(is_over)
+
+    def _read_start(self, is_over: bool) -> ReaderEvents:
+        """Read a tag before the answer; anything else begins the answer."""
+        text = self.held.lstrip()
+        found = AT_START.match(text)
+        if found and not self._is_text_at_start(found):
+            self.held = text[found.end() :]
+            if found["wrapper"]:
+                self._wrapper_end = f"</{found[0][1:].casefold()}"
+            self.markup = markup_of(found["open"] or found["other"] or "")
+            self._has_reasoning = self._has_reasoning or bool(self.markup)
+            yield "markup", ""
+        elif text and (found or is_over or not may_become_tag(text)):
+            self._is_answer = True
+
+    def _is_text_at_start(self, found: Match) -> bool:
+        """Whether a tag begins the answer: a question may have asked for it."""
+        if found["wrapper"]:
+            return not self._has_reasoning or self._is_mentioned(found[0])
+        is_repeated = bool(found["open"]) and self._has_reasoning
+        return (is_repeated or bool(found["other"])) and self._is_mentioned(found[0])
+
+    def _is_mentioned(self, tag: str) -> bool:
+        return any(tag in text for text in self._mentioned_in)
+
+    def _read_reasoning(self, markup: ReasoningMarkup, is_over: bool) -> ReaderEvents:
+        found = reasoning_end(markup).search(self.held)
+        if found is None:
+            yield from self._pass_on_certain("thinking", is_over, markup.texts[1:3])
+            return
+        yield from self._pass_on("thinking", found.start())
+        self.held = self.held[len(found[0]) :]
+        self.markup = None
+
+    def _pass_on(self, channel: Literal["thinking", "answer"], length: int) -> ReaderEvents:
+        """Yield the beginning of what is held as text of a channel."""
+        text, self.held = self.held[:length], self.held[length:]
+        if channel == "answer":
+            self._answer.append(text)
+        if text:
+            yield channel, text
+
+    def _pass_on_certain(
+        self, channel: Literal["thinking", "answer"], is_over: bool, markers: Texts = ()
+    ) -> ReaderEvents:
+        """Yield what cannot be the beginning of a tag, or of one of the markers."""
+        length = len(self.held)
+        if not is_over:
+            partial = PARTIAL.search(self.held)
+            length = min(partial.start() if partial else length, length - partial_marker_length(self.held, markers))
+        return self._pass_on(channel, length)
+
+    def _read_answer(self, is_over: bool) -> ReaderEvents:
+        if TAG_START.search(self.held):
+            for found in IN_ANSWER.finditer(self.held):
+                if not self._is_text_in_answer(found):
+                    yield from self._pass_on("answer", found.start())
+                    yield from self._leave_text(found, is_over)
+                    return
+        yield from self._pass_on_certain("answer", is_over)
+
+    def _is_text_in_answer(self, found: Match) -> bool:
+        """Whether a tag in the answer is a part of it."""
+        if not (found["open"] or found["close"] or found["known"]):
+            return found[0].casefold() != self._wrapper_end
+        before = "".join(self._answer) + self.held[: found.start()]
+        is_text = is_quoted(before) or self._is_mentioned(found[0])
+        if found["known"]:
+            return is_text
+        if found["open"]:
+            is_text = is_text or self._has_reasoning or not is_preamble(before)
+        self._mentions_tags = self._mentions_tags or is_text
+        return self._mentions_tags or self._has_reasoning
+
+    def _leave_text(self, found: Match, is_over: bool) -> ReaderEvents:
+        """Read the tag that the held text begins with: it opens reasoning, ends it, or is dropped."""
+        after = self.held[len(found[0]) :]
+        ends_reasoning = (found["close"] or found["answer"]) and not self._has_reasoning
+        if found["open"]:
+            self._is_answer = False
+        elif ends_reasoning and after.strip():
+            self.held = after
+            self._is_answer = False
+            self._has_reasoning = True
+            yield "was thinking", ""
+        elif is_over or not ends_reasoning:  # without text behind it, there would be no answer
+            self.held = after
+            if not found["known"]:
+                self._wrapper_end = ""
+
+
+@cache
+def reasoning_end(markup: ReasoningMarkup) -> Pattern:
+    """What ends reasoning in tags: the closing tag, or what precedes the answer."""
+    close = rf"(?i:{re.escape(markup.close[:-1])} ?{re.escape(markup.close[-1])})"
+    return re.compile(rf"{close}|(?={re.escape(markup.header)})" if markup.header else close)
+
+
+def is_quoted(before: str) -> bool:
+    """Whether a text quotes what follows: in code, or behind a quotation mark."""
+    line = before.rpartition("\n")[2]
+    return line.count("`") % 2 == 1 or line.endswith(QUOTES) or len(FENCE.findall(before)) % 2 == 1
+
+
+def is_preamble(answer: str) -> bool:
+    """Whether reasoning may follow the answer so far: a few words, up to the end of a line or of a sentence."""
+    return len(answer) <= MAX_PREAMBLE and answer.rstrip(" ").endswith(PREAMBLE_ENDS)
+
+
+def may_become_tag(text: str) -> bool:
+    """Whether further text may make a tag of a text."""
+    return bool(PARTIAL.match(text)) or any(tag.startswith(text) for tag in (*OTHER_OPENINGS, *OTHER_HEADERS))
