@@ -6,17 +6,11 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Sequence
-from html import unescape
 from operator import methodcaller
 from typing import NamedTuple
 
-from cerebrum_cli.core.text import Pattern
-
 SWITCHES = "/(?:think|no_think|system_override)"  # in a text, they turn reasoning on or off
 SWITCH = re.compile(rf"(?<![\w<]){SWITCHES}(?!\w)")
-# What templates change in texts, besides entities of HTML: white space, escaped characters, and switches.
-CHANGED = re.compile(r"\\[a-z]|[\s'\"\\]")
-SWITCH_REMOVED = re.compile(f"{SWITCH.pattern}|{CHANGED.pattern}")
 CHANGES: tuple[Callable[[str], str], ...] = (  # what templates make of a text
     *(methodcaller(strip, what) for what in ("", None, "\n") for strip in ("strip", "rstrip", "lstrip")),
     lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
@@ -84,5 +78,5 @@ def align(placed: Pieces, prompt: str, texts: Sequence[str]) -> Pieces | None:
     return pieces if at == len(prompt) else None
 
 
-def unchanged(text: str, changed: Pattern) -> str:
-    return changed.sub("", unescape(unescape(text)).casefold())
+def without_switches(text: str) -> str:
+    return SWITCH.sub("", text)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 from cerebrum_cli.core.conversation import (
     Conversation,
@@ -32,16 +32,7 @@ from cerebrum_cli.core.token_ids import Tokenize
 from cerebrum_cli.core.tools import Round
 from cerebrum_cli.formats.markers import REASONING_MARKUPS
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
-from cerebrum_cli.formats.pieces import (
-    CHANGED,
-    SWITCH,
-    SWITCH_REMOVED,
-    Pieces,
-    align,
-    placeholder,
-    split_at_placeholders,
-    unchanged,
-)
+from cerebrum_cli.formats.pieces import Pieces, align, placeholder, split_at_placeholders, without_switches
 from cerebrum_cli.formats.plain_tools import with_plain_tools, written_calls
 from cerebrum_cli.formats.prompt_format import Markups, PromptFormat, ReasoningMarkup, join_parts
 from cerebrum_cli.formats.template_sandbox import (
@@ -60,7 +51,6 @@ from cerebrum_cli.formats.template_sandbox import (
 from cerebrum_cli.formats.tool_calls import ToolFormat
 from cerebrum_cli.formats.tool_syntax import find_tool_format, tool_variables
 
-CONTEXT = 8  # characters of the template that must precede a text
 PRESERVE = "preserve_thinking"  # variable by which templates keep earlier reasoning, or drop it
 # With it, Qwen2.5-Coder 1.5B calls a function for 3 of 30 questions that need none, instead of 14. Of 24 questions that
 # need one, its first call is correct for 22, instead of 21 (benchmarks/tool_calls.py).
@@ -74,28 +64,6 @@ LEFT_OUT = {
     "system": "the system prompt",
     "tool": "the result of a function",
 }
-
-
-class SpelledReasoning(NamedTuple):
-    """A reply's text that begins with reasoning in markup: the parts of the text, with all white space."""
-
-    opening: str
-    reasoning: str
-    closing: str
-    answer: str
-
-    def around(self, reasoning: str) -> str:
-        """Other reasoning in this markup."""
-        return self.opening + reasoning + self.closing
-
-
-def split_reasoning(text: str, markups: Iterable[ReasoningMarkup]) -> SpelledReasoning | None:
-    """Split a reply that begins with reasoning in one of the markups, which may be unfinished; None for any other."""
-    for markup in markups:
-        before, opening, rest = text.partition(markup.open)
-        if opening and not before.strip():
-            return SpelledReasoning(before + opening, *rest.partition(markup.close))
-    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,15 +102,12 @@ class EmbeddedFormat(PromptFormat):
         """
         if conversation.uses_functions:
             conversation = self._with_functions(conversation)
-        try:
-            return self._rendered(conversation)
-        except FormatError:
-            begun = conversation.prefill
-            spelled = begun and self.reasoning_in(begun)
-            if not begun or not spelled or (spelled.reasoning + spelled.answer).strip():
-                raise
+        begun = conversation.prefill
+        if begun and (markup := self.markup_at_start(begun)):
             called = replace(begun, content="") if begun.rounds else None
-            return _with_begun_markup(self._rendered(replace(conversation, prefill=called, thinks=True)), spelled)
+            prompt = self._rendered(replace(conversation, prefill=called, thinks=True))
+            return _with_reasoning(prompt, begun.content, markup)
+        return self._rendered(conversation)
 
     def _rendered(self, conversation: Conversation) -> PromptParts:
         try:
@@ -195,11 +160,13 @@ class EmbeddedFormat(PromptFormat):
         """Whether a text has markup of reasoning."""
         return any(marker in text for markup in self.markups for marker in markup.texts)
 
-    def reasoning_in(self, reply: Message | Round) -> SpelledReasoning | None:
-        """The reasoning that a reply's text begins with, in markup of the template."""
-        if reply.tokens or reply.reasoning:
-            return None
-        return split_reasoning(reply.content, find_own_markups(self.source))
+    def markup_at_start(self, reply: Message | Round) -> ReasoningMarkup | None:
+        """The template's markup of reasoning that the text of a reply begins with, if any."""
+        if not (reply.tokens or reply.reasoning):
+            for markup in find_own_markups(self.source):
+                if reply.content.lstrip().startswith(markup.open):
+                    return markup
+        return None
 
     def closed(self, prompt_end: str) -> str:
         markup = self.open_markup(prompt_end)
@@ -247,10 +214,10 @@ class Draft:
     - `fixed`: the replies, by the index of their turn, that both renders have as placeholders
     - `written`: the turns whose calls the template writes
     - `moved`: texts before calls, by the number of the text of the call that they precede, if a template moves them
+      behind the results, where the reply would go on
     - `markup`: of reasoning; None if it has fields of its own
     - `special`: names and descriptions in functions and calls that spell out special tokens, so that only the prompt
       may have them
-    - `spelled`: reasoning that was in the text of a reply, by the index of its turn
     """
 
     conversation: Conversation
@@ -263,24 +230,17 @@ class Draft:
     moved: Mapping[int, str]
     markup: ReasoningMarkup | None
     special: Collection[str]
-    spelled: Mapping[int, SpelledReasoning]
 
     @property
     def placed(self) -> Sequence[str]:
         """Placeholders of the texts."""
         return [placeholder(number, text) if self.is_shown(number) else text for number, text in enumerate(self.texts)]
 
-    @property
-    def after_reasoning(self) -> str:
-        """What follows the reasoning of a reply that has begun with reasoning in its text, and has no answer yet."""
-        spelled = self.spelled.get(len(self.turns) - 1)
-        return spelled.closing + spelled.answer if spelled else ""
-
     def is_shown(self, number: int) -> bool:
         """Whether a text is to be shown: a system prompt may be nothing but a switch."""
         text = self.texts[number]
         if number < len(self.turns) and self.turns[number].role == "system":
-            text = SWITCH.sub("", text)
+            text = without_switches(text)
         return bool(text.strip())
 
     def without_dropped_reasoning(self, placed: Pieces) -> Draft:
@@ -308,10 +268,8 @@ def draft_messages(chat: EmbeddedFormat, conversation: Conversation) -> Draft:
     turns = find_content_format(chat.source).fold(conversation).turns
     if prefill and not continues:
         turns.pop()
-    turns, spelled = _with_reasoning_apart(chat, turns)
-    if conversation.keeps_reasoning is False:
-        spelled = {}
-    fixed = _fixed_replies(chat, turns, history)
+    turns = [_with_reasoning_apart(chat, turn) for turn in turns]
+    fixed = _fixed_replies(chat, turns, history.drops)
     texts = [turn.content for turn in turns] + [""] * len(turns)
     special = {text for text in _names(conversation) if chat.special_tokens(text)}
 
@@ -327,31 +285,28 @@ def draft_messages(chat: EmbeddedFormat, conversation: Conversation) -> Draft:
             texts[index] = placeholder(index)
             continue
         reply = turn.value
-        if isinstance(reply, Message | Round) and reply.reasoning and (history.takes or index in spelled):
+        if isinstance(reply, Message | Round) and reply.reasoning and history.takes:
             texts[index + len(turns)] = reply.reasoning
-        if isinstance(reply, Round):
-            texts[index] = _round_text(chat.tool_format, reply)
-            if chat.tool_format.writes_calls:
-                written.add(index)
-                if chat.tool_format.moves_text and reply.content.strip():
-                    moved[len(texts)] = reply.content
+        if isinstance(reply, Round) and chat.tool_format.writes_calls:
+            written.add(index)
+            if chat.tool_format.moves_text and reply.content.strip():
+                moved[len(texts)], texts[index] = reply.content, ""
+        elif isinstance(reply, Round):
+            texts[index] = written_calls(reply)
         _fields(turn, index in written, texts.append, add_special)
-    return Draft(conversation, values, continues, turns, texts, fixed, written, moved, history.markup, special, spelled)
+    return Draft(conversation, values, continues, turns, texts, fixed, written, moved, history.markup, special)
 
 
-def _with_reasoning_apart(
-    chat: EmbeddedFormat, turns: Iterable[Turn]
-) -> tuple[list[Turn], dict[int, SpelledReasoning]]:
-    """Turns with the reasoning that a reply's text begins with in its field, and how it was spelled, by their index."""
-    apart, spelled = [], {}
-    for index, turn in enumerate(turns):
-        reply = turn.value
-        if isinstance(reply, Message | Round) and turn.role == "assistant" and (found := chat.reasoning_in(reply)):
-            spelled[index] = found
-            reply = replace(reply, content=found.answer, reasoning=found.reasoning)
-            turn = turn._replace(content=found.answer, value=reply)
-        apart.append(turn)
-    return apart, spelled
+def _with_reasoning_apart(chat: EmbeddedFormat, turn: Turn) -> Turn:
+    """A turn with the reasoning that its text begins with in a field, as templates read it."""
+    reply = turn.value
+    if turn.role == "assistant" and isinstance(reply, Message | Round) and (markup := chat.markup_at_start(reply)):
+        before, closing, answer = turn.content.partition(markup.close)
+        if closing:
+            reasoning = before.lstrip().removeprefix(markup.open).strip("\n")
+            answer = answer.lstrip("\n")
+            return turn._replace(content=answer, value=replace(reply, content=answer, reasoning=reasoning))
+    return turn
 
 
 def _fields(turn: Turn, is_written: bool, change: Callable[[str], Any], change_name: Callable[[str], Any]) -> JsonDict:
@@ -379,35 +334,27 @@ def _names(conversation: Conversation) -> Sequence[str]:
     return names
 
 
-def _with_begun_markup(parts: PromptParts, spelled: SpelledReasoning) -> PromptParts:
-    """A prompt with nothing but the markup of reasoning that a reply has begun with; the prompt may open it already."""
-    *before, last = parts
-    opening, reasoning, closing, blank = spelled
-    if isinstance(last, Text) and last.trusted and last.value.rstrip().endswith(opening.strip()):
-        last = Text(last.value.rstrip().removesuffix(opening.strip()), trusted=True)
-    begun = Text(opening, trusted=True), Text(reasoning), Text(closing, trusted=True), Text(blank)
+def _with_reasoning(prompt: PromptParts, text: str, markup: ReasoningMarkup) -> PromptParts:
+    """A prompt with the beginning of a reply that opens reasoning in a markup; the prompt may open it already."""
+    *before, last = prompt
+    if isinstance(last, Text) and last.trusted and last.value.rstrip().endswith(markup.open):
+        last = Text(last.value.rstrip().removesuffix(markup.open), trusted=True)
+    blank, opening, rest = text.partition(markup.open)
+    reasoning, closing, answer = rest.partition(markup.close)
+    begun = Text(blank + opening, trusted=True), Text(reasoning), Text(closing, trusted=True), Text(answer)
     return join_parts((*before, last, *begun))
 
 
-def _fixed_replies(chat: EmbeddedFormat, turns: Sequence[Turn], history: ReasoningHistory) -> Mapping[int, PromptPart]:
+def _fixed_replies(chat: EmbeddedFormat, turns: Sequence[Turn], drops_reasoning: bool) -> Mapping[int, PromptPart]:
     last_question = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=0)
     fixed = {}
     for index, turn in enumerate(turns):
         is_round = isinstance(turn.value, Round)
         if isinstance(turn.value, Message) or (isinstance(turn.value, Round) and chat.tool_format.takes_text):
             is_recent = is_round and index > last_question
-            if part := chat.fixed_part(turn.value, keeps_tokens=is_recent or not history.drops):
+            if part := chat.fixed_part(turn.value, keeps_tokens=is_recent or not drops_reasoning):
                 fixed[index] = part
     return fixed
-
-
-def _round_text(tools: ToolFormat, part: Round) -> str:
-    """The text of a round, with its calls unless the template writes these."""
-    if not tools.writes_calls:
-        return written_calls(part)
-    if tools.moves_text:
-        return ""  # put before the calls later
-    return part.content
 
 
 def fill(chat: EmbeddedFormat, draft: Draft, texts: Sequence[str], values: Variables, count: int | None = None) -> str:
@@ -425,8 +372,6 @@ def fill(chat: EmbeddedFormat, draft: Draft, texts: Sequence[str], values: Varia
             for call in fields.get("tool_calls", ()):
                 call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
         reasoning, text = texts[index + len(draft.turns)], texts[index]
-        if index in draft.spelled:
-            reasoning, text = "", draft.spelled[index].around(reasoning) + text
         messages.append({**fields, **write_turn(turn.role, text, reasoning, draft.markup)})
     values = {**values, **tool_variables(tools), **chat.variables}
     return run_template(chat.source, {**values, "messages": find_content_format(chat.source).messages(messages)})
@@ -439,9 +384,9 @@ def rendered_parts(chat: EmbeddedFormat, conversation: Conversation) -> PromptPa
     if draft.markup and (shown := draft.without_dropped_reasoning(split_at_placeholders(skeleton))) != draft:
         draft = shown
         skeleton = fill(chat, draft, draft.placed, draft.values)
-    pieces = _pieces(chat, draft, fill(chat, draft, draft.texts, draft.values), skeleton)
+    pieces = _pieces(draft, fill(chat, draft, draft.texts, draft.values), skeleton)
     parts: list[PromptPart] = []
-    moved = dict(draft.moved)
+    moved = dict(draft.moved)  # a result may have the name of its call, too
     for number, text, literal in with_headers(chat, draft, pieces):
         if number in moved and isinstance(before := parts.pop(), Text):
             parts += _before_call(before.value, moved.pop(number), chat.tool_format.openings)
@@ -455,10 +400,10 @@ def _before_call(literal: str, text: str, openings: Texts) -> PromptParts:
     return Text(literal[:start], trusted=True), Text(text), Text(literal[start:], trusted=True)
 
 
-def _pieces(chat: EmbeddedFormat, draft: Draft, prompt: str, skeleton: str) -> Pieces:
+def _pieces(draft: Draft, prompt: str, skeleton: str) -> Pieces:
     """The pieces of a prompt, by its other render. Raises FormatError if it leaves out a message.
 
-    A text that the template would damage, or make special tokens of, takes the place of its placeholder.
+    A text that the template changes in an unknown way takes the place of its placeholder.
     """
     placed = split_at_placeholders(skeleton)
     leave_out = _left_out(draft, {piece.number for piece in placed})
@@ -466,9 +411,6 @@ def _pieces(chat: EmbeddedFormat, draft: Draft, prompt: str, skeleton: str) -> P
         raise FormatError(f"leaves out {LEFT_OUT[leave_out[-1].role]}", OTHER_FORMAT)
     if pieces := align(placed, prompt, draft.texts):
         return pieces
-    is_safe = chat.special_tokens(prompt) == chat.special_tokens(skeleton)
-    if is_safe and not draft.moved and not _left_out(draft, {*_rewritten(chat, draft, placed, prompt)}):
-        return split_at_placeholders(prompt)  # at the replies that keep their tokens
     first, *others = placed
     return [first, *(piece._replace(text=draft.texts[piece.number]) for piece in others)]
 
@@ -481,24 +423,6 @@ def _left_out(draft: Draft, shown: Collection[int]) -> Sequence[Turn]:
         if is_needed and index not in shown:
             turns.append(turn)
     return turns
-
-
-def _rewritten(chat: EmbeddedFormat, draft: Draft, placed: Pieces, prompt: str) -> Iterator[int]:
-    """Yield the number of each text that the prompt has where the other render has its placeholder.
-
-    A template may leave out reasoning, and a system prompt may be nothing but a switch.
-    """
-    changed = SWITCH_REMOVED if "/no_think" in chat.source else CHANGED
-    rest = unchanged(prompt, changed)
-    for before, (number, _, _) in pairwise(placed):
-        role = draft.turns[number % len(draft.turns)].role
-        text = unchanged(draft.texts[number], changed)
-        _, found, after = rest.partition(unchanged(before.literal, changed)[-CONTEXT:] + text)
-        if found:
-            rest = after
-        is_reasoning = number >= len(draft.turns)
-        if is_reasoning or (found and (text or role != "user")):
-            yield number
 
 
 def with_headers(chat: EmbeddedFormat, draft: Draft, pieces: Pieces) -> Pieces:
@@ -518,7 +442,7 @@ def with_headers(chat: EmbeddedFormat, draft: Draft, pieces: Pieces) -> Pieces:
     if draft.continues:
         if final.number not in (last, last + len(draft.turns)):
             raise FormatError("alters the last reply, so it cannot be continued", "omit the beginning of the reply")
-        header = draft.after_reasoning if final.number > last else ""
+        header = ""
     changed[-1] = final._replace(literal=header)
     return changed
 

@@ -213,22 +213,15 @@ def thinking(source: str) -> JsonDict:
     return switch.values(True) if switch else {}
 
 
-@cache
 def find_efforts(source: str) -> tuple[str | None, Texts]:
-    """The variable by which a template takes an effort of reasoning, and the efforts it knows; None without one."""
+    """The variable by which a template takes an effort of reasoning, and the efforts that it names; None without one.
+
+    A template that names one of the common efforts only, as its default, takes any of them.
+    """
+    named = tuple(effort for effort in EFFORTS if _has_literal(source, effort))
     for name in EFFORT_NAMES:
-        if name not in source:
-            continue
-        unknown, *known = (
-            try_render(source, [ASKED], **(thinking(source) | {name: effort})) for effort in (REASONING, *EFFORTS)
-        )
-        prompts = {effort: prompt for effort, prompt in zip(EFFORTS, known, strict=True) if prompt is not None}
-        if unknown is None:
-            return name, tuple(prompts)
-        if REASONING in unknown:  # the template takes any
-            return name, tuple(effort for effort in prompts if effort in COMMON_EFFORTS)
-        if any(prompt != unknown for prompt in prompts.values()):
-            return name, tuple(effort for effort in prompts if _has_literal(source, effort))
+        if name in source and named:
+            return name, COMMON_EFFORTS if len(named) == 1 and named[0] in COMMON_EFFORTS else named
     return None, ()
 
 
