@@ -10,7 +10,7 @@ from templates import TEMPLATES, chosen_format
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.errors import FormatError, UsageError
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.settings import Settings
@@ -129,14 +129,3 @@ def test_reply_that_has_begun_is_refused_with_a_grammar_and_on_servers_with_temp
             ).wait()
         with pytest.raises(UsageError, match="a server that builds the prompt cannot continue a reply"):
             model_on(engine, chosen_format(SERVER)).respond(Ask(conversation, Settings())).wait()
-
-
-@pytest.mark.parametrize("tokens", [None, tuple(b"B")])
-def test_reply_cannot_continue_where_a_template_rewrites_it(tokens: tuple[int, ...] | None) -> None:
-    asked = Conversation().user("a").assistant("b", tokens).user("c").assistant("It is")
-    begun = replace(asked, messages=asked.messages[:-1], prefill=asked.messages[-1])
-    template = "{% for message in messages %}{{ message.role }}: {{ message.content | upper }}\n{% endfor %}"
-    with running_engine(ScriptedBackend(continues, context_size=1000)) as engine:
-        loaded = model_on(engine, chosen_format("embedded", template))
-        with pytest.raises(FormatError, match="the chat template embedded alters the last reply"):
-            loaded.preview(begun)

@@ -78,9 +78,9 @@ def test_template_markup_beside_a_question_stays_special(chatml: LlamaBackend) -
 LOWER = UPPER.replace("upper", "lower")
 
 
-def test_template_may_rewrite_harmless_messages(chatml: LlamaBackend) -> None:
+def test_text_that_a_template_rewrites_is_shown_as_it_is(chatml: LlamaBackend) -> None:
     parts = embedded(chatml, UPPER).render(Conversation().user("hi 🙂 <b>"))
-    assert parts == (Text("<|im_start|>HI 🙂 <B><|im_end|><|im_start|>", trusted=True),)
+    assert parts == (Text("<|im_start|>", True), Text("hi 🙂 <b>"), Text("<|im_end|><|im_start|>", True))
     assert marks_in(chatml.tokenize(parts)) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
 
 
@@ -114,8 +114,3 @@ def test_message_that_would_become_a_special_token_is_inserted_unchanged(
 def test_message_that_is_lost_in_a_special_token_is_refused(source: str, text: str, chatml: LlamaBackend) -> None:
     with pytest.raises(FormatError, match="leaves out a question"):
         embedded(chatml, source).render(Conversation().user(text))
-
-
-def test_unknown_characters_are_not_special_tokens(mistral: LlamaBackend) -> None:
-    upper = embedded(mistral, "{{ messages[0].content | upper }}")
-    assert upper.render(Conversation().user("a🙂\0é")) == (Text("A🙂\0É", trusted=True),)
