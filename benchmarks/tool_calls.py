@@ -228,8 +228,13 @@ CALCULATIONS = {
 
 def is_right(call: ToolCall, name: str, arguments: Mapping[str, object]) -> bool:
     """Whether a call has this name, and these arguments among others."""
-    given = {key: str(value).casefold() for key, value in call.arguments.items()}
-    return call.name == name and all(given.get(key) == str(value).casefold() for key, value in arguments.items())
+    given = {key: as_text(value) for key, value in call.arguments.items()}
+    return call.name == name and all(given.get(key) == as_text(value) for key, value in arguments.items())
+
+
+def as_text(value: object) -> str:
+    """A value that may be spelled in another way: 250 and 250.0, USD and usd."""
+    return str(value).casefold().removesuffix(".0")
 
 
 def call(model: Model) -> str:

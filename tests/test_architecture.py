@@ -53,6 +53,8 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "jinja2": ("formats",),
     "markitdown": ("attachments.print_document",),  # in a process of its own
     "pathspec": ("attachments.file_search",),
+    "pydantic": ("programs.python_function",),
+    "pydantic_core": ("programs.python_function",),
     "psutil": ("cluster.ray_adapter", "engine.machine"),
     "platformdirs": ("replies.source",),
     "lm_eval": ("eval.lm_eval",),
