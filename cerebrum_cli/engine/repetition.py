@@ -1,6 +1,7 @@
-"""Find that a reply repeats itself without end: its last MIN_TOKENS tokens are copies of one passage.
+"""Find that a reply repeats itself: it ends with many copies of one passage.
 
-Documents repeat passages, too, but they end: forms, empty tables, refrains, dumps of zeros.
+Documents repeat passages, too: forms, empty tables, refrains. Most of them have fewer copies; a longer one can be
+continued.
 """
 
 from __future__ import annotations
@@ -9,11 +10,10 @@ from array import array
 
 from cerebrum_cli.core.token_ids import TOKEN_BYTES
 
-MAX_PERIOD = 512  # tokens of the passage that is repeated
-# More than documents repeat: of the 110 in tests/support/repetitive_documents.py, in tokens of Qwen 2.5, Gemma 3 and
-# SmolLM2, a hexdump of 512 zero bytes repeats the most, 1,487. A model that is in a loop stays in it.
-MIN_TOKENS = 2048
-STEP = 32  # tokens between two checks, each of which takes a tenth of a millisecond
+SHORT_PERIOD, MAX_PERIOD = 64, 512  # tokens of a passage
+SHORT_COPIES, LONG_COPIES = 8, 4  # of a passage up to SHORT_PERIOD, and of a longer one
+MIN_TOKENS = 256  # of all copies
+STEP = 32  # tokens between two checks, each of which takes some microseconds
 
 
 def repetition_end(tokens: array[int], checked: int) -> int | None:
@@ -25,12 +25,23 @@ def repetition_end(tokens: array[int], checked: int) -> int | None:
 
 
 def repeats(tokens: array[int], length: int) -> bool:
-    """Whether the MIN_TOKENS that end the first `length` tokens also occur at most MAX_PERIOD before."""
-    if length <= MIN_TOKENS:
+    """Whether the first `length` tokens end with enough copies of one passage."""
+    if length < MIN_TOKENS:
         return False
-    window = tokens[max(0, length - MIN_TOKENS - MAX_PERIOD) : length].tobytes()
-    last = window[-MIN_TOKENS * TOKEN_BYTES :]
-    at = window.find(last, 0, -1)
-    while at >= 0 and at % TOKEN_BYTES:  # within a token
-        at = window.find(last, at + 1, -1)
-    return at >= 0
+    window = tokens[max(0, length - MAX_PERIOD * LONG_COPIES) : length].tobytes()
+    last = window[-(MIN_TOKENS - SHORT_PERIOD) * TOKEN_BYTES :]  # whatever the period, they also occur one before
+    oldest = max(0, len(window) - len(last) - MAX_PERIOD * TOKEN_BYTES)
+    at = window.rfind(last, oldest, -1)
+    while at >= 0:
+        period, rest = divmod(len(window) - len(last) - at, TOKEN_BYTES)
+        size = copied_length(period) * TOKEN_BYTES
+        if not rest and size <= len(window) and window[-size:].startswith(window[period * TOKEN_BYTES - size :]):
+            return True
+        at = window.rfind(last, oldest, at + len(last) - 1)
+    return False
+
+
+def copied_length(period: int) -> int:
+    """Number of tokens that the copies of a passage have when a reply ends."""
+    copies = SHORT_COPIES if period <= SHORT_PERIOD else LONG_COPIES
+    return max(period * copies, MIN_TOKENS)

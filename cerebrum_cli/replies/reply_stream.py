@@ -242,7 +242,7 @@ class ReplyStream:
                 stage = " of reasoning" if is_reasoning else ""
                 return NoticeEvent(f"answer truncated at {tokens}{stage}", "raise --max-tokens")
             case "repetition":
-                hint = "try a higher --temperature, --set repeat_penalty=1.1, or --set loop_check=off"
+                hint = "--set loop_check=off lets it repeat; or try a higher --temperature, or --set repeat_penalty=1.1"
                 return NoticeEvent(f"the reply repeats itself and was stopped after {tokens}", hint)
             case "stop" if is_reasoning:
                 limit = "--think N" if finish.context_size else "a larger context of the server"

@@ -239,7 +239,7 @@ def test_ask_checks_reasoning_under_a_grammar_for_loops(new_user: CommandLine, t
     SOUND_MODELS.append(endless)
     done = ask(new_user, endless, OBJECT)
     assert (done.code, done.object["finish_reason"]) == (5, "repetition")
-    assert_error(done, 5, "the reply repeats itself", "try a higher --temperature")
+    assert_error(done, 5, "the reply repeats itself", "--set loop_check=off")
     looped = ask(new_user, endless, '"ab"{200}', "--think", "1")
     assert (looped.object["text"], looped.object["finish_reason"]) == ("ab" * 200, "stop")
     repeated = ask(new_user, endless, LIST, "--temperature", "0", "--think", "1")

@@ -6,7 +6,7 @@ from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.replies.reply import Reply
 
-REPETITION_HINT = "try /retry 0.9, or /set repeat_penalty 1.1 to avoid repetition"
+REPETITION_HINT = "/set loop_check off lets replies repeat; or try /retry 0.9, or /set repeat_penalty 1.1"
 REASONING_HINT = "/think show prints it; use /think off or /think N, then /retry"
 BLANK_HINT = "/prompt shows what the model got; /retry 0.9 asks again"
 
@@ -26,7 +26,8 @@ def reply_notice(reply: Reply, chat: Chat, at_terminal: bool) -> NoticeEvent | N
     if reason == "context" and not chat.loaded.is_remote:
         return notice._replace(hint=full_context_hint(reply, chat.doubled_context))
     if reason == "repetition":
-        return notice._replace(hint=REPETITION_HINT)
+        resume = f"{hint}, " if reply.finish.has_all_tokens else ""
+        return notice._replace(hint=resume + REPETITION_HINT)
     if reason == "stop" and not chat.loaded.is_remote:
         return notice._replace(hint=REASONING_HINT if reply.reasoning else BLANK_HINT)
     return notice
