@@ -1,8 +1,10 @@
-"""Environment variables: the only module that reads or sets them. It imports nothing, so that start-up is fast."""
+"""Environment variables: the only module that reads or sets them. It imports little, so that start-up is fast."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 _defaults: set[str] = set()  # names of variables that are set for libraries
 
@@ -34,6 +36,18 @@ def set_environment_default(name: str, value: str) -> None:
     if name not in os.environ:
         os.environ[name] = value
         _defaults.add(name)
+
+
+@contextmanager
+def environment_defaults(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for the libraries that are loaded meanwhile, unless the user has set them."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def is_hub_offline() -> bool:

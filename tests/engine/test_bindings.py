@@ -1,6 +1,10 @@
 """What is relied on of llama-cpp-python beyond its documentation; CONTRIBUTING.md says when to look at it again."""
 
 import ctypes
+import os
+import signal
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -58,3 +62,33 @@ def test_library_has_the_functions_and_fields_that_are_used() -> None:
     assert [name for name in SYMBOLS if not hasattr(llama._lib, name)] == []
     found = [name for name in FEATURES if hasattr(llama._lib, name)]
     assert found in (FEATURES, [])  # the wheel for any processor has them in the libraries that it loads later
+
+
+def test_llama_cpp_can_be_imported_beside_the_bindings() -> None:
+    program = "from cerebrum_cli.engine.llama.bindings import llama; from llama_cpp import Llama, llama_cpp; "
+    subprocess.run([sys.executable, "-c", program + "assert llama_cpp is llama"], check=True)
+
+
+def test_variables_for_llama_cpp_do_not_reach_child_processes() -> None:
+    names = ("GOMP_SPINCOUNT", "GGML_NO_BACKTRACE")
+    clean = {name: value for name, value in os.environ.items() if name not in names}
+    program = "import cerebrum_cli.engine.llama.bindings, subprocess; subprocess.run(['env'])"
+    done = subprocess.run([sys.executable, "-c", program], env=clean, capture_output=True, text=True, check=True)
+    assert done.stdout and not [name for name in names if name in done.stdout]
+    kept = {**clean, "GOMP_SPINCOUNT": "7"}
+    done = subprocess.run([sys.executable, "-c", program], env=kept, capture_output=True, text=True, check=True)
+    assert "GOMP_SPINCOUNT=7" in done.stdout
+
+
+def test_spin_count_is_set_while_the_library_is_loaded() -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
+    program = "import cerebrum_cli.engine.llama.bindings"
+    verbose = {**clean, "OMP_DISPLAY_ENV": "VERBOSE"}
+    done = subprocess.run([sys.executable, "-c", program], env=verbose, capture_output=True, text=True, check=True)
+    assert "GOMP_SPINCOUNT = '3000'" in done.stderr or "OPENMP" not in done.stderr  # of another OpenMP, or none
+
+
+def test_failed_assertion_is_printed_without_a_debugger() -> None:
+    program = "from cerebrum_cli.engine.llama.bindings import llama; llama._lib.ggml_abort(b'a.c', 7, b'no')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGABRT, "a.c:7: no\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from cerebrum_cli.core.environment import environment, set_environment_default
+from cerebrum_cli.core.environment import environment, environment_defaults
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.llama_cpp import REQUIREMENT, rebuild_command
 from cerebrum_cli.core.text import pip_install
@@ -61,6 +62,7 @@ def import_bindings() -> Any:
     package = ModuleType("llama_cpp")
     package.__path__ = list(spec.submodule_search_locations)
     package.__spec__ = spec
+    is_imported = "llama_cpp" in sys.modules
     sys.modules.setdefault("llama_cpp", package)
     try:
         return importlib.import_module("llama_cpp.llama_cpp")
@@ -68,18 +70,21 @@ def import_bindings() -> Any:
         # a build for GPUs needs their driver's libraries
         hint = f"install what is missing, or reinstall it: {rebuild_command()}"
         raise EngineError(f"cannot load llama.cpp's library: {error}", hint) from error
+    finally:
+        if not is_imported:
+            del sys.modules["llama_cpp"]  # a program's own import then runs the package's `__init__`
 
 
 # llama.cpp's threads busy-wait for each other, forever by default. Two processes on the same cores then wait for
 # threads that are not scheduled: on 2 cores, two concurrent answers fell from 200 to 0.3 tokens per second each. With
-# this spin count, after which a thread sleeps, they fell to 16; a single answer is as fast. Read at load time.
-if environment("OMP_WAIT_POLICY") is None:
-    set_environment_default("GOMP_SPINCOUNT", "3000")
-
-set_environment_default("GGML_NO_BACKTRACE", "1")  # a failed assertion would start a debugger
+# this spin count, after which a thread sleeps, they fell to 16; a single answer is as fast.
+SPINNING = {} if environment("OMP_WAIT_POLICY") else {"GOMP_SPINCOUNT": "3000"}
+# An uncaught exception would start a debugger.
+READ_WHILE_LOADING = {**SPINNING, "GGML_NO_BACKTRACE": "1"}
 
 log = Log()
-llama = import_bindings()
+with environment_defaults(READ_WHILE_LOADING):
+    llama = import_bindings()
 # Initializing a library that was built for another CPU would kill the process. One that chooses its code for the CPU
 # when it is initialized has no functions to ask.
 _cpu_checks = {name: getattr(llama._lib, f"ggml_cpu_has_{name.lower()}", None) for name in CPU_FLAGS}
@@ -90,6 +95,9 @@ if _missing := lacking(name for name, has in _cpu_checks.items() if has and has(
     )
 _write_log = llama.llama_log_callback(log.write)  # kept alive: llama.cpp holds the pointer
 llama.llama_log_set(_write_log, None)
+# A failed assertion would start a debugger, too, unless something else prints it.
+_write_assertion = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(lambda message: os.write(2, message + b"\n"))
+llama._lib.ggml_set_abort_callback(_write_assertion)
 
 # libc's abs, called with the log level, does nothing, and needs no Python and no GIL.
 _discard_log = ctypes.cast(ctypes.CDLL(None).abs, llama.llama_log_callback)
@@ -107,5 +115,6 @@ def suppress_log() -> Iterator[None]:
 
 
 if not llama._lib.ggml_backend_reg_count():  # the wheel for any processor: load the best kernels for this one
-    llama._lib.ggml_backend_load_all_from_path(str(llama._base_path).encode())
+    with environment_defaults(READ_WHILE_LOADING):
+        llama._lib.ggml_backend_load_all_from_path(str(llama._base_path).encode())
 llama.llama_backend_init()
