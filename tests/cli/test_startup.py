@@ -15,7 +15,7 @@ from cerebrum_cli.main import assembled
 pytestmark = pytest.mark.slow
 
 HEAVY = (
-    "llama_cpp",
+    "llama_cpp.llama_cpp",
     "numpy",
     "huggingface_hub",
     "prompt_toolkit",
@@ -103,7 +103,7 @@ def test_startup_help_and_version_import_nothing_heavy(tmp_path: Path) -> None:
 
 def test_startup_list_does_not_import_huggingface_hub(tmp_path: Path) -> None:
     modules = imported_modules(CommandLine(tmp_path), ("list",), ("list", "--available"))
-    assert modules.isdisjoint({"huggingface_hub", "httpx2", "llama_cpp", "numpy"})
+    assert modules.isdisjoint({"huggingface_hub", "httpx2", "llama_cpp.llama_cpp", "numpy"})
 
 
 def test_startup_models_and_merges_do_not_import_llama_cpp(tmp_path: Path, chatml_model: Path) -> None:
@@ -111,9 +111,9 @@ def test_startup_models_and_merges_do_not_import_llama_cpp(tmp_path: Path, chatm
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"merge_method: passthrough\nmodels: [{{model: {chatml_model}}}]")
     modules = imported_modules(user, ("pull", chatml_model), ("list", "--available"), ("show", "chatml"))
-    assert modules.isdisjoint({"llama_cpp", "numpy", "jinja2", "httpx2", "prompt_toolkit", "pydantic"})
+    assert modules.isdisjoint({"llama_cpp.llama_cpp", "numpy", "jinja2", "httpx2", "prompt_toolkit", "pydantic"})
     modules = imported_modules(user, ("merge", recipe, "-o", tmp_path / "merged.gguf"))
-    assert modules.isdisjoint({"llama_cpp", "prompt_toolkit", "sqlite3"})
+    assert modules.isdisjoint({"llama_cpp.llama_cpp", "prompt_toolkit", "sqlite3"})
 
 
 def test_startup_ask_imports_only_the_bindings(tmp_path: Path, mistral_model: Path) -> None:
@@ -121,7 +121,7 @@ def test_startup_ask_imports_only_the_bindings(tmp_path: Path, mistral_model: Pa
     (user.config / "prompts").mkdir()
     (user.config / "prompts" / "short.md").write_text('+++\nmax_tokens = 1\nformat = "cerebrum"\n+++\n')
     modules = imported_modules(user, ("ask", "-m", mistral_model, "-p", "short", "hi"))
-    assert {"llama_cpp", "tomllib"} <= modules
+    assert {"llama_cpp.llama_cpp", "tomllib"} <= modules
     heavy = {
         "numpy",
         "jinja2",
@@ -139,7 +139,7 @@ def test_startup_batch_imports_neither_servers_nor_a_cluster(tmp_path: Path, cha
     (tmp_path / "in.txt").write_text("hi\n")
     paths = (tmp_path / "in.txt", "-o", tmp_path / "out.jsonl", "-m", chatml_model, "-n", "2")
     modules = imported_modules(CommandLine(tmp_path), ("batch", *paths))
-    assert "llama_cpp" in modules
+    assert "llama_cpp.llama_cpp" in modules
     assert modules.isdisjoint({"ray", "llguidance", "jsonschema", "httpx2", "cerebrum_cli.servers.pool"})
 
 
