@@ -49,8 +49,6 @@ CPUINFO = Path("/proc/cpuinfo")
 PROCESSES = Path("/proc")
 DEVICES_FILE = "devices.json"
 DEVICES = Path("/sys/devices")
-MEMORY_LIMITS = ("memory.max", "memory.limit_in_bytes", "memory/memory.limit_in_bytes")  # of cgroup v2 and v1
-MEMORY_USED = ("memory.current", "memory.usage_in_bytes", "memory/memory.usage_in_bytes")
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 SYSCTL = "/usr/sbin/sysctl"
@@ -96,9 +94,9 @@ def linux_processors(allowed: Set[int], quota: float) -> Processors:
     """Count cores by what Linux lists of its devices; where it lists nothing, each CPU is a performance core."""
     folder = DEVICES / "system" / "cpu"
     # an x86 processor that also has efficiency cores lists the others
-    fast = allowed & parse_cpu_list(_text(DEVICES, "cpu_core/cpus")) or allowed
+    fast = allowed & parse_cpu_list(_text(DEVICES / "cpu_core" / "cpus")) or allowed
     # listed for ARM, with 1024 at most
-    capacities = {cpu: _integer(folder / f"cpu{cpu}", "cpu_capacity") for cpu in fast}
+    capacities = {cpu: _integer(folder / f"cpu{cpu}" / "cpu_capacity") for cpu in fast}
     least = MIN_CAPACITY * max(capacities.values())
     fast = {cpu for cpu, capacity in capacities.items() if capacity >= least}
     cores = count_cores(allowed, folder)
@@ -116,20 +114,19 @@ def parse_cpu_list(text: str) -> set[int]:
 
 def count_cores(cpus: Iterable[int], folder: Path) -> int:
     """Number of cores that some CPUs belong to: hyper-threads of one list the same siblings."""
-    return len({_text(folder / f"cpu{cpu}", "topology/thread_siblings_list") or cpu for cpu in cpus})
+    return len({_text(folder / f"cpu{cpu}" / "topology" / "thread_siblings_list") or cpu for cpu in cpus})
 
 
-def _text(root: Path, *names: str) -> str:
-    """Text of the first of these files that exists; empty if none does."""
-    for name in names:
-        with suppress(OSError):
-            return (root / name).read_text().strip()
+def _text(path: Path) -> str:
+    """Text of a file; empty if it does not exist."""
+    with suppress(OSError):
+        return path.read_text().strip()
     return ""
 
 
-def _integer(root: Path, *names: str) -> float:
-    """Number in the first of these files that exists; infinity if there is none, such as for "max"."""
-    text = _text(root, *names)
+def _integer(path: Path) -> float:
+    """Number in a file; infinity if there is none, such as for "max"."""
+    text = _text(path)
     return int(text) if text.isdecimal() else inf
 
 
@@ -189,28 +186,17 @@ def likely_accelerator(root: Path = Path("/")) -> Literal["cuda", "metal", "vulk
     return None
 
 
-def own_cgroups() -> set[Path]:
-    """Directories of this process's cgroups, also of v1, and their ancestors; the root if membership is unknown."""
-    found = {CGROUPS}
-    with suppress(OSError, ValueError):
-        for line in MEMBERSHIP.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            for name in {"", "memory", "cpu"}.intersection(controllers.split(",")):  # without a name: cgroup v2
-                root = CGROUPS / name
-                folder = root / path.lstrip("/")
-                while folder.is_relative_to(root):
-                    found.add(folder)
-                    folder = folder.parent
-    return found
+def own_cgroups() -> list[Path]:
+    """Directories of this process's cgroup (v2) and its ancestors; the root if membership is unknown."""
+    listed = re.search(r"^0::/(.*)$", _text(MEMBERSHIP), re.MULTILINE)
+    folder = CGROUPS / (listed[1] if listed else "")
+    return [each for each in (folder, *folder.parents) if each.is_relative_to(CGROUPS)]
 
 
 def cgroup_quota(root: Path) -> float:
     """CPU quota of a cgroup; infinity if unlimited."""
-    v1 = (_text(root, f"cpu/cpu.cfs_{name}_us", f"cpu.cfs_{name}_us") for name in ("quota", "period"))
-    limit = re.fullmatch(r"([1-9]\d*) ([1-9]\d*)", _text(root, "cpu.max") or " ".join(v1))
-    if not limit:  # "max", or -1
-        return inf
-    return int(limit[1]) / int(limit[2])
+    limit = re.fullmatch(r"([1-9]\d*) ([1-9]\d*)", _text(root / "cpu.max"))
+    return int(limit[1]) / int(limit[2]) if limit else inf
 
 
 def available_memory() -> int:
@@ -222,12 +208,12 @@ def available_memory() -> int:
 def total_memory() -> int:
     """Bytes of memory of this machine, used or free, within its cgroups."""
     _, total = system_memory()
-    return int(min(total, *(_integer(root, *MEMORY_LIMITS) for root in own_cgroups())))
+    return int(min(total, *(_integer(root / "memory.max") for root in own_cgroups())))
 
 
 def system_memory() -> tuple[int, int]:
     """Available and total bytes, as Linux lists them: importing psutil takes 20 ms of each command's start."""
-    listed = dict(re.findall(r"^(MemAvailable|MemTotal): +(\d+) kB$", _text(PROCESSES, "meminfo"), re.MULTILINE))
+    listed = dict(re.findall(r"^(MemAvailable|MemTotal): +(\d+) kB$", _text(PROCESSES / "meminfo"), re.MULTILINE))
     if len(listed) == 2:
         return int(listed["MemAvailable"]) * 1024, int(listed["MemTotal"]) * 1024
     import psutil
@@ -238,14 +224,12 @@ def system_memory() -> tuple[int, int]:
 
 def cgroup_memory(root: Path) -> float:
     """Bytes a cgroup still allows, reclaimable file cache included; infinity if unlimited or unknown."""
-    used = _integer(root, *MEMORY_USED)
-    limit = _integer(root, *MEMORY_LIMITS)
+    used = _integer(root / "memory.current")
+    limit = _integer(root / "memory.max")
     if inf in (used, limit):
         return inf
-    statistics = _text(root, "memory.stat", "memory/memory.stat")
-    # In cgroup v1, totals with the descendants come last.
-    reclaimable = dict(re.findall(r"^(?:total_)?((?:in)?active_file) (\d+)$", statistics, re.MULTILINE))
-    return limit - used + sum(map(int, reclaimable.values()))
+    reclaimable = re.findall(r"^(?:in)?active_file (\d+)$", _text(root / "memory.stat"), re.MULTILINE)
+    return limit - used + sum(map(int, reclaimable))
 
 
 def lacking(features: Iterable[str]) -> list[str]:

@@ -14,7 +14,7 @@ from cerebrum_cli.core.files import reading_model
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.gguf.contents import ALIGNMENT, FILE_TYPES, MAX_TENSORS, Metadata, Tables, aligned
 from cerebrum_cli.gguf.cursor import Cursor
-from cerebrum_cli.gguf.kinds import Kind, kind_of, unknown_part
+from cerebrum_cli.gguf.kinds import Kind, kind_of
 from cerebrum_cli.gguf.layers import Hyperparameters, checked_integer, model_sizes
 from cerebrum_cli.gguf.sizes import ModelSizes
 
@@ -118,9 +118,6 @@ def require_generative(path: Path, header: Header) -> None:
     """Raise ModelFileError for a model that llama.cpp cannot load, or that cannot answer a prompt."""
     if kind := header.kind:
         raise NoLanguageModel(path, f"{kind.words} (architecture {header.architecture or 'none'})", kind.hint)
-    if problem := unknown_part(header.metadata):
-        problem = f"llama.cpp cannot load it: {problem}; it needs a newer llama.cpp, or is no language model"
-        raise ModelFileError(path, problem, "update cerebrum; if it is up to date, use another model")
     require_loadable(path, header)
 
 

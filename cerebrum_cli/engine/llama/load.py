@@ -133,7 +133,8 @@ def load_model(options: LoadOptions, plan: LoadPlan, devices: Sequence[Device], 
         if stop:
             raise EngineError("loading interrupted")
         reason = _reason("error loading model: ")
-        raise ModelFileError(options.path, f"llama.cpp cannot load it: {reason}", SHOW_LOG)
+        hint = f"update cerebrum if the model is newer, or {SHOW_LOG}"
+        raise ModelFileError(options.path, f"llama.cpp cannot load it: {reason}", hint)
     if kind := unsupported_kind(model):
         llama.llama_model_free(model)
         raise ModelFileError(options.path, f"{kind}, which is not supported", "use a decoder-only model")
