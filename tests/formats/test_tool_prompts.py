@@ -221,11 +221,20 @@ def test_reasoning_that_a_template_shows_only_before_calls_is_kept(chatml: Llama
     assert prompt.endswith("<tool_response|>")
 
 
-def test_text_before_calls_stays_there_where_the_template_would_move_it(chatml: LlamaBackend) -> None:
-    prompt = after_question(embedded(chatml, TOOL_TEMPLATES["Gemma 4"]), pending(without_tokens(SECOND)))
-    assert prompt.count("Let me see.") == 1
-    assert "<|im_start|>model\n«Let me see.»<|tool_call>call:«weather»{" in prompt
-    assert prompt.endswith('response:run_python{value:<|"|>«a\nb»<|"|>}<tool_response|>')
+@pytest.mark.parametrize("name", ["result.name", "message.tool_calls[0].function.name"])
+def test_text_before_calls_stays_there_where_the_template_would_move_it(name: str, chatml: LlamaBackend) -> None:
+    """A template may write the name of a call again, before its result."""
+    source = TOOL_TEMPLATES["Gemma 4"].replace("result.name", name)
+    first, second = replace(without_tokens(FIRST), content="Oslo first."), without_tokens(SECOND)
+    for conversation in (
+        pending(first, second),
+        ASKED.add(Message("assistant", "It is sunny.", rounds=(first, second))).user("Thanks."),
+    ):
+        prompt = after_question(embedded(chatml, source), conversation)
+        assert prompt.count("Oslo first.") == prompt.count("Let me see.") == 1
+        assert "<|im_start|>model\n«Oslo first.»<|tool_call>call:«weather»{" in prompt
+        assert "<tool_response|>«Let me see.»<|tool_call>call:«weather»{" in prompt
+    assert after_question(embedded(chatml, source), pending(first, second)).endswith('a\nb»<|"|>}<tool_response|>')
 
 
 # Every template of llama.cpp's collection, after `make peers`.
