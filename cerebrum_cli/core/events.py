@@ -92,8 +92,9 @@ class TokenEvent(NamedTuple):
     """Tokens and the text they complete: one token where a reply streams, otherwise all; none for text held back.
 
     If the request asked for them, `logprobs` are the natural logarithms of the tokens' probabilities before sampling
-    settings apply; None for a token of which it is not known. With `ends_reasoning`, all of the answer before it was
-    reasoning: a tag has ended it that nothing had begun.
+    settings apply; None for a token of which it is not known. With `is_correction`, the text so far was in the wrong
+    channel: a tag has ended reasoning that none had begun, and the answer so far was reasoning; or no tag has ended the
+    reasoning, which is repeated as a part of the answer.
     """
 
     sequence: SequenceId
@@ -101,7 +102,7 @@ class TokenEvent(NamedTuple):
     channel: Channel = "answer"
     tokens: Sequence[int] = ()
     logprobs: Logprobs = ()
-    ends_reasoning: bool = False
+    is_correction: bool = False
 
 
 def answer_text(event: object) -> str:

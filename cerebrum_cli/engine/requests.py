@@ -231,7 +231,7 @@ class ReplySample:
         self, pieces: list[SplitText], tokens: Sequence[int], logprobs: Sequence[float | None]
     ) -> Iterator[TokenEvent]:
         """The events of some tokens and the pieces of text that they complete, the last of which has the tokens."""
-        yield from self._reclassification()
+        yield from self._correction()
         last: SplitText = ("thinking" if self.text.open_markup else "answer", "")
         if pieces:
             *before, last = pieces
@@ -243,14 +243,14 @@ class ReplySample:
     def last_events(self, is_truncated: bool) -> Iterator[TokenEvent]:
         """The events of the text that was held back until the end."""
         pieces = self.text.finish(is_truncated)
-        yield from self._reclassification()
+        yield from self._correction()
         for channel, text in pieces:
             yield TokenEvent(self.id, text, channel)
 
-    def _reclassification(self) -> Iterator[TokenEvent]:
-        if self.text.was_reasoning:
-            self.text.was_reasoning = False
-            yield TokenEvent(self.id, "", "thinking", ends_reasoning=True)
+    def _correction(self) -> Iterator[TokenEvent]:
+        channel, self.text.correction = self.text.correction, None
+        if channel:
+            yield TokenEvent(self.id, "", channel, is_correction=True)
 
     def repetition_end(self, tokens: array[int], checked: int) -> int | None:
         """Number of tokens, more than the `checked` ones, after which the reply ends, as it repeats itself."""

@@ -1,8 +1,9 @@
 """The one reader of a reply: bytes or text in, pieces of its reasoning and its answer out, and the stage it is in.
 
 Bytes become text, a reader of markup splits it by channel, stop strings end the answer, and the white space around
-both is dropped. Text is held back only while further text may still change what it is. One exception: a closing tag
-without an opening one turns the answer emitted so far into reasoning (`was_reasoning`).
+both is dropped. Text is held back only while further text may still change what it is, with two exceptions
+(`correction`): a closing tag without an opening one turns the answer emitted so far into reasoning, and reasoning that
+a reply opens but never closes is its answer, unless the model is known to have this markup.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class ReplyRules:
     - `questions`: an answer may have the markers that they have
     - `known_markups`: those that the model is known to have. The reply is read as they are written, unless it begins
       with another one.
+    - `keeps_unclosed`: reasoning that nothing closes is no answer, whatever its markup: it may have function calls
     """
 
     markups: Markups = ()
@@ -58,6 +60,7 @@ class ReplyRules:
     plain_answer: bool = False
     questions: Texts = ()
     known_markups: Markups = ()
+    keeps_unclosed: bool = False
 
 
 class ReplyText:
@@ -66,7 +69,7 @@ class ReplyText:
     def __init__(self, rules: ReplyRules, stop: Sequence[str] = ()) -> None:
         self.rules = rules
         self.tail = ""  # the last characters, with markup
-        self.was_reasoning = False
+        self.correction: Channel | None = None  # the channel that the text so far is of after all
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._reader = choose_reader(rules, (*rules.questions, *stop))
         self._stops = StopStrings(())
@@ -122,6 +125,8 @@ class ReplyText:
         if is_truncated or self.is_stopped:
             self._decoder.reset()
         pieces = self._read(self._decoder.decode(b"", final=True), is_over=True)
+        if self._is_unannounced and not is_truncated:
+            self._make_answer(pieces)
         self._add_end(pieces)
         return pieces
 
@@ -161,11 +166,27 @@ class ReplyText:
     def _make_reasoning(self, pieces: list[SplitText]) -> None:
         """Make reasoning of the answer so far."""
         self._add_end(pieces)
-        self.was_reasoning, self._has_shown_answer = self._has_shown_answer, False
+        if self._has_shown_answer:
+            self.correction = "thinking"
+        self._has_shown_answer = False
         pieces[:] = [("thinking", text) for _, text in pieces]
         self._thinking = self._answer
         self._answer = Margins(True, self.rules.trims)
         self._overhang = ""
+
+    @property
+    def _is_unannounced(self) -> bool:
+        """Whether the text is behind a tag that the model is not known to have: its answer may be about tags."""
+        is_known = self.open_markup in self.rules.known_markups or self.rules.keeps_unclosed
+        return bool(self._reader.reasoning) and not is_known
+
+    def _make_answer(self, pieces: list[SplitText]) -> None:
+        """Make an answer of the reasoning and its tag. It is too late for stop strings."""
+        text = self._answer.without_start("".join(self._reader.reasoning))
+        pieces[:] = [piece for piece in pieces if piece[0] == "answer"]
+        pieces.append(("answer", self._answer.without_end(text)))
+        self.correction = "answer"
+        self._reader = PlainReader()
 
     # Where a grammar begins to apply.
 

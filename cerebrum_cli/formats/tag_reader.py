@@ -7,7 +7,7 @@ what that is.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Literal, TypeAlias
 
@@ -55,6 +55,7 @@ class PlainReader:
 
     markup = None
     stage: Stage = "answer"
+    reasoning: Sequence[str] = ()
 
     def __init__(self, held: str = "") -> None:
         self.held = held
@@ -74,6 +75,7 @@ class TagReader:
     def __init__(self, mentioned_in: Texts = (), opened: ReasoningMarkup | None = None) -> None:
         self.markup = opened
         self.held = ""
+        self.reasoning: list[str] = []  # that the reply has opened, with its tag, until it is closed
         self._mentioned_in = mentioned_in
         self._is_answer = False
         self._has_reasoning = opened is not None
@@ -108,6 +110,8 @@ class TagReader:
             if found["wrapper"]:
                 self._wrapper_end = f"</{found[0][1:].casefold()}"
             self.markup = markup_of(found["open"] or found["other"] or "")
+            if self.markup and not self._has_reasoning:
+                self.reasoning = [found[0]]
             self._has_reasoning = self._has_reasoning or bool(self.markup)
             yield "markup", ""
         elif text and (found or is_over or not may_become_tag(text)):
@@ -131,12 +135,15 @@ class TagReader:
         yield from self._pass_on("thinking", found.start())
         self.held = self.held[len(found[0]) :]
         self.markup = None
+        self.reasoning = []
 
     def _pass_on(self, channel: Literal["thinking", "answer"], length: int) -> ReaderEvents:
         """Yield the beginning of what is held as text of a channel."""
         text, self.held = self.held[:length], self.held[length:]
         if channel == "answer":
             self._answer.append(text)
+        elif self.reasoning:
+            self.reasoning.append(text)
         if text:
             yield channel, text
 

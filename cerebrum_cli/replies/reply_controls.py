@@ -96,7 +96,8 @@ class ReplyControls:
         rules = ReplyRules(
             markups=mode.own if has_grammar and not self.format.is_servers else self.format.markups,
             opened=mode.opened,
-            known_markups=self.format.known_markups,
+            known_markups=(*self.format.known_markups, *mode.own),
+            keeps_unclosed=has_grammar or bool(asked.conversation.tools),
             prefix=prefix,
             prefix_tokens=len(asked.prefix_tokens),
             trims=not self.format.verbatim,

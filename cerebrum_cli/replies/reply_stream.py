@@ -110,9 +110,8 @@ class ReplyStream:
     def emit(self, event: Event) -> None:
         match event:
             case TokenEvent():
-                if event.ends_reasoning:
-                    self._texts["thinking"] += self._texts["answer"]
-                    self._texts["answer"] = []
+                if event.is_correction:
+                    self._correct(event.channel)
                 self._texts[event.channel].append(event.text)
                 self._tokens.extend(event.tokens)
                 if event.logprobs:
@@ -125,6 +124,14 @@ class ReplyStream:
                 self._tokens, self._logprobs = array("i"), array("d")
             case FinishEvent():
                 self._finish = event._replace(forced=(*self._forced, *event.forced))
+
+    def _correct(self, channel: Channel) -> None:
+        """Correct the channel of the text since the last calls; what is of the answer will be repeated."""
+        other: Channel = "answer" if channel == "thinking" else "thinking"
+        start = self._round_ends[other]
+        if channel == "thinking":
+            self._texts[channel] += self._texts[other][start:]
+        del self._texts[other][start:]
 
     def wait(self) -> Self:
         """Generate the rest of a reply that nobody iterates, and return it. Raises what makes the reply fail."""

@@ -259,8 +259,9 @@ def _passed_on(events: Events, reply: Reply, loop: ToolLoop, is_silent: bool) ->
                 continue
             case TokenEvent() if is_silent:
                 continue
+            case TokenEvent(channel="thinking", is_correction=True):
+                yield TokenEvent(event.sequence, loop.text.held)
+                loop.text.clear()
             case TokenEvent(channel="answer"):
-                if event.ends_reasoning:
-                    loop.text.clear()
                 event = event._replace(text=loop.text.feed(event.text))
         yield event

@@ -72,9 +72,13 @@ class RemoteSample(ReplySample):
         """
 
     def _emit(self, pieces: list[SplitText], tokens: Sequence[int] = (), logprobs: Logprobs = ()) -> SampleEvents:
-        if self.text.was_reasoning:
-            self._texts = {"thinking": [*chain.from_iterable(self._texts.values())]}
-            self.text.was_reasoning = self.request.ask.stream  # else all is sent at the end
+        match self.text.correction:
+            case "thinking":
+                self._texts = {"thinking": [*chain.from_iterable(self._texts.values())]}
+            case "answer":
+                self._texts.pop("thinking", None)
+        if not self.request.ask.stream:  # all is sent at the end
+            self.text.correction = None
         for channel, text in pieces:
             self._texts.setdefault(channel, []).append(text)
         if self.request.ask.stream:
@@ -85,7 +89,7 @@ class RemoteSample(ReplySample):
     ) -> SampleEvents:
         is_stopped = end in ("eos", "stop string") or (end == "unstated" and not self._is_at_limit)
         last = self.text.finish(is_truncated=not is_stopped)
-        if last or self.text.was_reasoning:
+        if last or self.text.correction:
             yield from self._emit(last)
         if not self.request.ask.stream:
             pieces = [(channel, "".join(texts)) for channel, texts in self._texts.items()]

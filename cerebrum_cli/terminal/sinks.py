@@ -58,7 +58,7 @@ class AnswerSink:
     def emit(self, event: Event) -> None:
         if isinstance(event, (CallEvent, NoticeEvent)):
             self._pause()
-        if isinstance(event, TokenEvent) and event.ends_reasoning:
+        if isinstance(event, TokenEvent) and event.is_correction and event.channel == "thinking":
             self.close()
             self._stream, self._last = None, ""
             self._wrap = self._wrap and WordWrap.for_output(self._streams)

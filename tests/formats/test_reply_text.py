@@ -30,9 +30,11 @@ def pieces_of(stream: list[bytes], rules: ReplyRules, stop: tuple[str, ...] = ()
     pieces: list[SplitText] = []
     for part in (*stream, None):
         new = reader.finish() if part is None else reader.feed(part)
-        if reader.was_reasoning:
+        if reader.correction == "thinking":
             pieces = [("thinking", text) for _, text in pieces]
-            reader.was_reasoning = False
+        elif reader.correction == "answer":
+            pieces = [piece for piece in pieces if piece[0] == "answer"]
+        reader.correction = None
         pieces += new
     assert all(text for _, text in pieces)
     return pieces

@@ -431,6 +431,12 @@ def test_call_that_reasoning_goes_on_after_is_not_run() -> None:
         assert "".join(reply) == "" and reply.calls == ()
 
 
+def test_call_in_reasoning_that_nothing_opened_leaves_the_answer_as_it_is() -> None:
+    with opened(f"Shall I?\n{OSLO}\n</think>\nNo coat.") as (model, _):
+        reply = model.reply(QUESTION, tools=[weather]).wait()
+    assert (reply.reasoning, reply.text, reply.calls) == (f"Shall I?\n{OSLO}", "No coat.", ())
+
+
 def test_ctrl_c_ends_a_function_that_sleeps() -> None:
     def wait() -> str:
         """Wait for long."""

@@ -137,10 +137,20 @@ def test_separate_reasoning_in_turns_is_reasoning(model: Model, server: OllamaSe
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_reasoning_within_the_text_of_a_message_is_separated(model: Model, server: OllamaServer, stream: bool) -> None:
-    arm(server, "", "<think>\nHm.\n</think>\n\nIt is `</think>`.", stream=stream, places=range(0, 50, 3))
+@pytest.mark.parametrize(
+    ("text", "reasoning", "answer"),
+    [
+        ("<think>\nHm.\n</think>\n\nIt is `</think>`.", "Hm.", "It is `</think>`."),
+        ("Hm.\n</think>\n\nYes.", "Hm.", "Yes."),
+        ("<think> is a tag.", None, "<think> is a tag."),
+    ],
+)
+def test_reasoning_within_the_text_of_a_message_is_separated(
+    model: Model, server: OllamaServer, stream: bool, text: str, reasoning: str | None, answer: str
+) -> None:
+    arm(server, "", text, stream=stream, places=range(0, 50, 3))
     reply = reply_of(model, stream=stream)
-    assert (reply.reasoning, reply.text) == ("Hm.", "It is `</think>`.")
+    assert (reply.reasoning, reply.text) == (reasoning, answer)
 
 
 def test_separate_reasoning_is_printed_and_stored_as_it_was_sent(

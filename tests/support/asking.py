@@ -81,6 +81,8 @@ def collect_replies(events: Iterable[Event]) -> dict[SequenceId, Reply]:
         if isinstance(event, FinishEvent):
             reply.finish = event
         elif isinstance(event, TokenEvent):
+            if event.is_correction and event.channel == "answer":
+                reply.pieces.clear()  # the answer repeats them
             reply.pieces.append(event.text)
             reply.ids += event.tokens
     return said
