@@ -98,7 +98,7 @@ def assess_devices(build: Build, likely_accelerator: str | None) -> CheckResult:
 def assess_threads(machine: MachineState, requested: int | None) -> CheckResult:
     processors = machine.processors
     threads = format_count(requested or processors.threads, "thread")
-    detail = f"{threads}; {format_count(processors.cores, 'core')} available"
+    detail = f"{threads}; {format_count(processors.allowed, 'CPU')} available"
     if processors.quota < inf:
         detail += f", cgroup quota {processors.quota:g}"
     if not requested or requested <= processors.usable:

@@ -155,7 +155,7 @@ class MachineRecords:
         from cerebrum_cli.engine.llama.first_load import require_loads
         from cerebrum_cli.engine.step import StopFlag
 
-        require_loads(path, self.directory, StopFlag(), kind="template")
+        require_loads(path, self.directory, StopFlag())
 
     def capacity(self) -> Capacity:
         """Memory of this machine, the accelerators that the last loaded model found, and its speed without any."""

@@ -56,14 +56,12 @@ SYSCTL = "/usr/sbin/sysctl"
 
 @frozen
 class Processors:
-    """CPUs that this process may use.
+    """CPUs that this process may use, hyper-threads included, and the quota of its cgroups, in CPUs.
 
-    Hyper-threads count as `allowed` CPUs, but not as `cores`. `performance_cores` are the cores that are not efficiency
-    cores, or all if there are none. `quota` is that of the cgroups, in CPUs.
+    `performance_cores` are the cores among them that are not efficiency cores, or all if there are no others.
     """
 
     allowed: int
-    cores: int
     performance_cores: int
     quota: float
 
@@ -86,35 +84,31 @@ def processors() -> Processors:
     if hasattr(os, "sched_getaffinity"):
         return linux_processors(os.sched_getaffinity(0), min(map(cgroup_quota, own_cgroups())))
     allowed = os.cpu_count() or 1
-    cores = _sysctl("hw.physicalcpu") or allowed
-    return Processors(allowed, cores, _sysctl("hw.perflevel0.physicalcpu") or cores, inf)
+    cores = _sysctl("hw.perflevel0.physicalcpu") or _sysctl("hw.physicalcpu") or allowed
+    return Processors(allowed, cores, inf)
 
 
 def linux_processors(allowed: Set[int], quota: float) -> Processors:
-    """Count cores by what Linux lists of its devices; where it lists nothing, each CPU is a performance core."""
+    """Count performance cores by what Linux lists of its devices; where it lists nothing, each CPU is one."""
     folder = DEVICES / "system" / "cpu"
     # an x86 processor that also has efficiency cores lists the others
-    fast = allowed & parse_cpu_list(_text(DEVICES / "cpu_core" / "cpus")) or allowed
+    fast = allowed & cpus_listed(_text(DEVICES / "cpu_core" / "cpus")) or allowed
     # listed for ARM, with 1024 at most
     capacities = {cpu: _integer(folder / f"cpu{cpu}" / "cpu_capacity") for cpu in fast}
     least = MIN_CAPACITY * max(capacities.values())
-    fast = {cpu for cpu, capacity in capacities.items() if capacity >= least}
-    cores = count_cores(allowed, folder)
-    performance_cores = count_cores(fast, folder)
-    return Processors(len(allowed), cores, performance_cores, quota)
+    # hyper-threads of a core list the same siblings
+    siblings = {
+        _text(folder / f"cpu{cpu}" / "topology" / "thread_siblings_list") or cpu
+        for cpu, capacity in capacities.items()
+        if capacity >= least
+    }
+    return Processors(len(allowed), len(siblings), quota)
 
 
-def parse_cpu_list(text: str) -> set[int]:
+def cpus_listed(text: str) -> set[int]:
     """CPUs in a list of Linux, such as "0-3,8"."""
-    cpus: set[int] = set()
-    for first, last in re.findall(r"(\d+)-?(\d*)", text):
-        cpus.update(range(int(first), int(last or first) + 1))
-    return cpus
-
-
-def count_cores(cpus: Iterable[int], folder: Path) -> int:
-    """Number of cores that some CPUs belong to: hyper-threads of one list the same siblings."""
-    return len({_text(folder / f"cpu{cpu}" / "topology" / "thread_siblings_list") or cpu for cpu in cpus})
+    ranges = re.findall(r"(\d+)-?(\d*)", text)
+    return {cpu for first, last in ranges for cpu in range(int(first), int(last or first) + 1)}
 
 
 def _text(path: Path) -> str:

@@ -282,9 +282,9 @@ def test_llama_cpp_of_another_cpu_is_reported_before_it_runs(tmp_path: Path) -> 
 
 
 GB = 10**9
-PROCESSORS = Processors(allowed=16, cores=8, performance_cores=8, quota=math.inf)
+PROCESSORS = Processors(allowed=16, performance_cores=8, quota=math.inf)
 LIMITED = replace(PROCESSORS, quota=1.5)
-HYBRID = replace(PROCESSORS, allowed=4, cores=3, performance_cores=1)
+HYBRID = replace(PROCESSORS, allowed=4, performance_cores=1)
 WITHOUT_DRIVER = replace(WITH_GPU, devices=())
 
 
@@ -300,12 +300,12 @@ SEEMS = "this machine seems to have a GPU"
 @pytest.mark.parametrize(
     ("result", "status", "detail", "hint"),
     [
-        (assess_threads(state(PROCESSORS), None), "ok", "8 threads; 8 cores available", ""),
-        (assess_threads(state(PROCESSORS), 16), "ok", "16 threads; 8 cores available", ""),
+        (assess_threads(state(PROCESSORS), None), "ok", "8 threads; 16 CPUs available", ""),
+        (assess_threads(state(PROCESSORS), 16), "ok", "16 threads; 16 CPUs available", ""),
         (assess_threads(state(PROCESSORS), 17), "warning", "17 requested, but only 16 can run concurrently", ""),
         (assess_threads(state(LIMITED), 3), "warning", "3 requested, but only 2 can run concurrently", ""),
-        (assess_threads(state(HYBRID), None), "ok", "1 thread; 3 cores available", ""),
-        (assess_threads(state(LIMITED), None), "ok", "2 threads; 8 cores available, cgroup quota 1.5", ""),
+        (assess_threads(state(HYBRID), None), "ok", "1 thread; 4 CPUs available", ""),
+        (assess_threads(state(LIMITED), None), "ok", "2 threads; 16 CPUs available, cgroup quota 1.5", ""),
         (assess_devices(WITH_GPU, "cuda"), "ok", "CUDA0 NVIDIA H200: 140.00 GB of 150.00 GB free", ""),
         (assess_devices(WITHOUT_DRIVER, "cuda"), "warning", "was built for GPUs and finds none", "nvidia-smi"),
         (assess_devices(CPU, "cuda"), "warning", SEEMS, f'CMAKE_ARGS="-DGGML_CUDA=on" {PYTHON} -m pip install'),

@@ -1,8 +1,8 @@
 """Try a file for the first time in a child process, since llama.cpp aborts on some damaged or hostile files.
 
 Files that passed are remembered by device, inode, size and modification time. Run as a module, this is the child: it
-renders conversations with the chat template, then maps the file, converts text to tokens and back, creates a small
-context and decodes nothing, or with an adapter, a token.
+renders conversations with the chat template, then maps the file, converts text to tokens and back, and creates a small
+context. With an adapter, it also decodes a token. A file with a template alone ends there: llama.cpp refuses it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Literal
+from typing import Any
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelFileError
@@ -38,37 +38,29 @@ MAX_REMEMBERED = 1000
 POLL_S = 0.01
 BYTES = "".join(map(chr, range(256)))
 
-Kind = Literal["model", "vocabulary", "adapter", "template"]
-
 
 def require_loads(
-    path: Path,
-    records: Path,
-    stop: StopFlag,
-    *,
-    kind: Kind,
-    model: Path | None = None,
-    emit: Emit = lambda _: None,
+    path: Path, records: Path, stop: StopFlag, *, adapter: Path | None = None, emit: Emit = lambda _: None
 ) -> None:
     """Raise ModelFileError if llama.cpp crashes on a file that was not tried before, or its template takes too much.
 
-    `records` is the directory with the list of files that passed. Other failures are left to the load itself. A file
-    whose vocabulary alone is used is not mapped: it may have no weights. An adapter is loaded after its `model`, and of
-    a template there is nothing to load. Emits an event before the child starts, which may take seconds.
+    `records` is the directory with the list of files that passed. With an adapter, the error is about that, and the
+    model has been tried before. Other failures are left to the load itself. Emits an event before the child starts,
+    which may take seconds.
     """
     remembered = records / LOADED_FILES
-    whole = file_key(path)
-    key = whole if kind == "model" else f"{whole} {kind}{file_key(model) if model else ''}"
+    files = [path, adapter] if adapter else [path]
+    key = " ".join(map(file_key, files))
     try:
         known = [str(key) for key in read_small_json(remembered)]
     except (OSError, ValueError, TypeError):
         known = []
-    if key in known or (kind == "vocabulary" and whole in known):
+    if key in known:
         return
     emit(LoadEvent(0.0))
-    code, lines = _run_child([sys.executable, "-P", "-m", __name__, str(model or path), kind, str(path)], stop)
+    code, lines = _run_child([sys.executable, "-P", "-m", __name__, *map(str, files)], stop)
     if code in CRASHES:
-        raise ModelFileError(path, f"llama.cpp crashes on it: {_crash_reason(code, lines)}", TRUSTED)
+        raise ModelFileError(files[-1], f"llama.cpp crashes on it: {_crash_reason(code, lines)}", TRUSTED)
     if code in CHECK_FAILURES:
         raise ModelFileError(path, f"its chat template {CHECK_FAILURES[code]}", TRUSTED)
     if code == 0:
@@ -107,22 +99,20 @@ def limit_resources() -> None:
             resource.setrlimit(limited, (limit, limit + 1))
 
 
-def main(path: str, kind: Kind, adapter: str) -> None:
+def main(path: str, adapter: str = "") -> None:
     """Work of the child, within its limits; the system ends it when time is up."""
     limit_resources()
-    if kind != "adapter":
-        signal.setitimer(signal.ITIMER_PROF, MAX_CHECK_S)
-        try:
-            try_template(Path(path))
-        except MemoryError:
-            os._exit(OUT_OF_MEMORY)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-    if kind != "template":
-        _load(path, kind, adapter)
+    signal.setitimer(signal.ITIMER_PROF, MAX_CHECK_S)
+    try:
+        try_template(Path(path))
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    _load(path, adapter)
     os._exit(0)  # the system frees everything faster
 
 
-def _load(path: str, kind: Kind, adapter: str) -> None:
+def _load(path: str, adapter: str) -> None:
     from cerebrum_cli.engine.llama.bindings import llama, suppress_log
     from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 
@@ -132,7 +122,7 @@ def _load(path: str, kind: Kind, adapter: str) -> None:
     params.use_extra_bufts = False
     with suppress_log():
         # With the vocabulary only and without, loading gets as far as it does not in the other way.
-        for params.vocab_only in (True,) if kind == "vocabulary" else (True, False):
+        for params.vocab_only in (True, False):
             model = llama.llama_model_load_from_file(os.fsencode(path), params)
             if model:
                 vocabulary = LlamaVocabulary(model)
@@ -140,11 +130,11 @@ def _load(path: str, kind: Kind, adapter: str) -> None:
                     vocabulary.tokenize([Text(BYTES), Text(BYTES)])
                     for token in range(vocabulary.size):
                         vocabulary.piece(token, special=True)
-        if model and kind in ("model", "adapter"):
+        if model:
             options = llama.llama_context_default_params()
             options.n_ctx, options.n_batch, options.n_ubatch = 256, 32, 32
             context = llama.llama_init_from_model(model, options)
-            if context and kind == "adapter":
+            if context and adapter:
                 _decode_with(context, model, adapter)
 
 
@@ -160,4 +150,4 @@ def _decode_with(context: Any, model: Any, path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])  # type: ignore[arg-type]
+    main(*sys.argv[1:])

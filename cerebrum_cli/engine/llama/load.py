@@ -57,12 +57,11 @@ def require_loadable(options: LoadOptions, records: Path, emit: Emit, stop: Stop
     """Load unverified files in a child process first, unless they are recorded as loaded. Raises ModelFileError."""
     if options.is_verified and not options.adapters:
         return
-    from cerebrum_cli.engine.llama.first_load import Kind, require_loads
+    from cerebrum_cli.engine.llama.first_load import require_loads
 
-    kind: Kind = "vocabulary" if options.vocabulary_only else "model"
-    require_loads(options.path, records, stop, kind=kind, emit=emit)
-    for path, _ in options.adapters:
-        require_loads(path, records, stop, kind="adapter", model=options.path, emit=emit)
+    require_loads(options.path, records, stop, emit=emit)
+    for adapter, _ in options.adapters:
+        require_loads(options.path, records, stop, adapter=adapter, emit=emit)
 
 
 def option_notices(options: LoadOptions, devices: Devices) -> Iterator[NoticeEvent]:
