@@ -189,17 +189,6 @@ def test_cache_restores_the_shortest_state_with_the_longest_prefix(tmp_path: Pat
         assert ask_once(engine, f"{system}?").cached == len(system)
 
 
-def test_cache_removes_a_damaged_state_and_evaluates_again(tmp_path: Path) -> None:
-    fill_cache(tmp_path)
-    [path] = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes() + b"?")
-    with caching_engine(scripted(), tmp_path) as engine:
-        said = ask_once(engine, FIRST)
-        assert (said.text, said.cached, file_count(tmp_path)) == ("one. ", 0, 0)
-        said = ask_once(engine, FIRST)
-    assert (said.text, said.cached) == ("one. ", len(FIRST) - 1)
-
-
 def test_cache_skips_states_that_save_too_little(tmp_path: Path) -> None:
     fill_cache(tmp_path, GOES_ON)
     script = {FILE[:MIN_SAVED_TOKENS] + "?": "y", FILE[: MIN_SAVED_TOKENS - 1] + "?": "z"}

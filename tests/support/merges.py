@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,11 +60,9 @@ def plan_merge(recipe: str, models: Models) -> Plan:
     return plan
 
 
-def write_merge(
-    recipe: str, models: Models, out: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
-) -> str:
+def write_merge(recipe: str, models: Models, out: Path) -> str:
     """Write a merge with two threads, and return its digest."""
-    return execute(plan_merge(recipe, models), out, 2, on_progress)
+    return execute(plan_merge(recipe, models), out, 2, lambda done, total: None)
 
 
 def read_tensors(paths: Sequence[Path]) -> dict[str, StoredTensor]:
