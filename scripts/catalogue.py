@@ -13,12 +13,12 @@ from typing import Any
 import tomlkit
 
 from cerebrum_cli.core.errors import CerebrumError
+from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.library.cache import COMMIT
 from cerebrum_cli.library.catalogue import Repository
 from cerebrum_cli.library.hub import list_repository
 from cerebrum_cli.library.library import CATALOGUE
 from cerebrum_cli.library.reference import same_quantization, variants
-from cerebrum_cli.library.retries import RetryPolicy
 from cerebrum_cli.terminal.progress import FileProgress
 from cerebrum_cli.terminal.streams import standard_streams
 
@@ -30,7 +30,7 @@ def main(path: Path) -> int:
     with FileProgress(streams) as progress:
         for source in sources(document["models"]):
             try:
-                reports = update(source, RetryPolicy(progress))
+                reports = update(source, progress)
             except CerebrumError as error:
                 reports = [error.message]
             for report in reports:
@@ -46,11 +46,11 @@ def sources(models: Any) -> Iterator[Any]:
         yield from (each for each in (row, *row.get("alternatives", ())) if "repo_id" in each)
 
 
-def update(source: Any, retries: RetryPolicy) -> list[str]:
+def update(source: Any, progress: Progress) -> list[str]:
     """Update a source's sizes, and its revision if that is a commit; report missing quantizations."""
     revision = source.get("revision", "")
     is_pinned = bool(COMMIT.fullmatch(revision))
-    listing = retries.run(lambda: list_repository(source["repo_id"], None if is_pinned else revision or None))
+    listing = list_repository(source["repo_id"], progress, None if is_pinned else revision or None)
     if is_pinned:
         source["revision"] = listing.commit
     repository, sizes = Repository(source["repo_id"], source["file"]), {}

@@ -40,7 +40,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.engine import speed
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.eval.bubblewrap import Bubblewrap, find_bubblewrap
-from cerebrum_cli.library import catalogue_file, retries
+from cerebrum_cli.library import catalogue_file, hub_requests
 from cerebrum_cli.terminal.markdown import renderer
 
 settings.register_profile("test", derandomize=True, deadline=None, max_examples=30)  # the same cases everywhere
@@ -186,7 +186,7 @@ def user(new_user: CommandLine, chatml_model: Path) -> CommandLine:
 @pytest.fixture
 def hub_user(new_user: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubUser]:
     """A user with an empty Hub, whose commands in this process do not wait before a retry."""
-    monkeypatch.setattr(retries, "sleep", lambda _: None)
+    monkeypatch.setattr(hub_requests, "sleep", lambda _: None)
     with HubServer(tokens=(READER, OTHER)) as server:
         yield HubUser(server, new_user)
 

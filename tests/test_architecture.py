@@ -85,7 +85,6 @@ PURE = (
         "library.catalogue",
         "library.fit",
         "library.origins",
-        "library.plans",
     ),
     *("core.ask", "core.inspection", "core.votes"),
     *("core.row_events", "core.tool_schema"),
@@ -145,8 +144,8 @@ DOORS: Mapping[str, Door] = {
         ("endpoint", "remote_engine"),
     ),
     "library": Door(
-        9,
-        ("installed", "library", "pull"),
+        17,
+        ("hub_requests", "installed", "library", "online", "planning", "pull"),
     ),
     "attachments": Door(
         5,

@@ -168,10 +168,10 @@ def catalogue_rows(library: Library, context: int | None) -> list[JsonDict]:
     """Objects of `list --available --json`, sorted by how well the models fit this machine."""
     models = library.models()
     installed = {model.spec.name for model in models if model.spec}
-    request = library.plan_request(context)
-    plans = [(spec, request.known_plan(spec, models)) for spec in library.catalogue.specs]
+    request = library.fit_request(context)
+    assessed = [(spec, request.assess_spec(spec, models)) for spec in library.catalogue.specs]
     rows = []
-    for spec, plan in sorted(plans, key=lambda pair: (pair[1] is None, pair[1].rank if pair[1] else ())):
+    for spec, available in sorted(assessed, key=lambda pair: (pair[1] is None, pair[1].rank if pair[1] else ())):
         described = {
             "name": spec.name,
             "aliases": list(spec.aliases),
@@ -183,8 +183,8 @@ def catalogue_rows(library: Library, context: int | None) -> list[JsonDict]:
             "good_for": spec.good_for,
             "tested": spec.tested,
             "repo_id": spec.repo_id or spec.weights,
-            **best_fit(asdict(plan.chosen) if plan else {}),
-            "quantizations": [asdict(candidate) for candidate in plan.candidates] if plan else [],
+            **best_fit(asdict(available.chosen) if available else {}),
+            "quantizations": [asdict(candidate) for candidate in available.candidates] if available else [],
             "notes": spec.notes,
         }
         rows.append(described)

@@ -63,8 +63,10 @@ def list_models(app: App, options: ListOptions) -> None:
     elif options.found:
         listed = list(found_rows(library))
     elif options.outdated:
-        with app.puller(offline=False) as puller, interruptible("run it again"):
-            listed = [row(library, model, library.capacity()) for model in puller.planner.outdated()]
+        from cerebrum_cli.library.online import outdated
+
+        with FileProgress(app.streams) as progress, interruptible("run it again"):
+            listed = [row(library, model, library.capacity()) for model in outdated(library, progress)]
     else:
         capacity = library.capacity()
         listed = [row(library, model, capacity) for model in library.models()]
@@ -146,19 +148,19 @@ def show(
         model = library.find(reference)
     except ModelNotFound as error:
         description = describe_not_installed(app, name, error)
-        plan = library.catalogue_plan(reference, ctx)
+        available = library.catalogue_quantizations(reference, ctx)
         note = f"{error.message}; to install it: {error.hint}" if error.pullable else error.message
     else:
         with FileProgress(replace(app.streams, is_quiet=options.quiet or json)) as progress:
             description = describe(app, model, partial(progress.update, "verify"))
-        plan = library.quantization_plan(model, ctx)
+        available = library.quantizations(model, ctx)
         note = model.refusal
     if json:
-        app.streams.answer_object(description | (plan.table if plan else {}))
+        app.streams.answer_object(description | (available.table if available else {}))
         return
     print_description(app.streams, description)
-    if plan and not description.get("unsupported"):
-        print_candidates(app.streams, plan.heading, plan.table["quantizations"])
+    if available and not description.get("unsupported"):
+        print_candidates(app.streams, available.heading, available.table["quantizations"])
     app.streams.report(note)
 
 

@@ -21,6 +21,7 @@ from cerebrum_cli.cli.variables import environment_layer
 from cerebrum_cli.core.declaration import SWITCH, Option, flag, option, option_group, switch
 from cerebrum_cli.core.errors import FormatError, UsageError
 from cerebrum_cli.core.text import format_size
+from cerebrum_cli.terminal.progress import FileProgress
 from cerebrum_cli.terminal.tables import print_rows
 
 if TYPE_CHECKING:
@@ -43,8 +44,10 @@ def search(
       cerebrum search qwen3.5
       cerebrum search "gemma 4" --json
     """
-    with app.puller(offline) as puller:
-        rows = [repository._asdict() for repository in puller.planner.search(text)]
+    from cerebrum_cli.library.online import search
+
+    with FileProgress(app.streams) as progress:
+        rows = [repository._asdict() for repository in search(text, progress, offline)]
     print_rows(app.streams, rows, json, print_repositories, f"no GGUF repository on the Hub matches {text!r}")
     if rows and app.streams.err_is_terminal:
         app.streams.report("next: cerebrum pull --dry-run REPOSITORY")
@@ -159,14 +162,15 @@ def show_download_plan(app: App, opened: AbstractContextManager[Puller], text: s
     if is_json:
         app.streams.answer_object(plan.described)
         return
-    print_candidates(app.streams, plan.heading, plan.table["quantizations"])
-    what = f"download {plan.reference}"
+    available = plan.available
+    print_candidates(app.streams, available.heading, available.table["quantizations"])
+    what = f"download {available.reference}"
     if plan.conversion:
-        what = f"convert {format_size(plan.conversion.size)} of safetensors to {plan.reference}"
+        what = f"convert {format_size(plan.conversion.size)} of safetensors to {available.reference}"
     elif merge:
         what = merge
-    elif plan.listing:
-        _ = plan.download  # raises an error if several models were meant
+    elif len(plan.builds) > 1:
+        raise plan.several_builds()
     if plan.chosen.installed:
         what = "use the installed model"
     if plan.spec and plan.spec.notes:

@@ -118,8 +118,10 @@ def _check_models(context: DoctorContext) -> CheckResult:
     return check_result("; ".join(details), *problems)
 
 
-def _check_token(context: DoctorContext) -> CheckResult:
-    if location := context.app.library.hub_token:
+def _check_token(_: DoctorContext) -> CheckResult:
+    from cerebrum_cli.library.hub_requests import token_location
+
+    if location := token_location():
         return check_result(f"found in {location}")
     return check_result("none; private and gated models need one: run hf auth login")
 
@@ -129,8 +131,10 @@ def _check_network(context: DoctorContext) -> CheckResult:
         return check_result("skipped: --offline")
     if is_hub_offline():
         return check_result("skipped: HF_HUB_OFFLINE is set")
+    from cerebrum_cli.library.hub_requests import check_reachable
+
     try:
-        return check_result(f"{context.app.library.check_hub()} is reachable")
+        return check_result(f"{check_reachable()} is reachable")
     except PullError as error:
         return check_result("", (error.message, f"{error.hint}; installed models need no network"))
 

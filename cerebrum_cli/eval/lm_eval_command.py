@@ -146,10 +146,12 @@ def require_usable(overrides: Layer, options: LmEvalOptions) -> None:
 
 def limit_network(app: App, is_offline: bool) -> None:
     """Work offline if requested, or if the Hub is unreachable."""
+    from cerebrum_cli.library.hub_requests import offline_if_unreachable
+
     if is_offline:
         set_environment_default("HF_HUB_OFFLINE", "1")
         set_environment_default("HF_DATASETS_OFFLINE", "1")
-    elif problem := app.library.offline_if_unreachable():  # each request would be retried for most of a minute
+    elif problem := offline_if_unreachable():  # each request would be retried for most of a minute
         app.streams.note(problem, "only datasets that are already downloaded can be used")
 
 

@@ -28,7 +28,7 @@ from cerebrum_cli.eval.scorers import (
     rules_of,
 )
 from cerebrum_cli.eval.tasks import SUMS, TASK_NAMES, TASKS, Task
-from cerebrum_cli.library.pull import fetch_dataset
+from cerebrum_cli.library.online import fetch_dataset
 
 if TYPE_CHECKING:
     from cerebrum_cli.eval.eval_options import EvalOptions

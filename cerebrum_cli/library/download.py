@@ -24,10 +24,9 @@ from cerebrum_cli.core.files import exists, lock_file, require_space, translate_
 from cerebrum_cli.core.transfers import OnProgress, Progress
 from cerebrum_cli.library.cache import Cache, CachePath
 from cerebrum_cli.library.hub import HubFile, Listing, open_file
-from cerebrum_cli.library.hub_requests import CHECK_NETWORK, HubError
+from cerebrum_cli.library.hub_requests import CHECK_NETWORK, HubError, RetryPolicy
 from cerebrum_cli.library.partial_file import FilePiece, PartialFile, bytes_present
 from cerebrum_cli.library.registry import RegistryEntry, hash_file
-from cerebrum_cli.library.retries import RetryPolicy
 
 MAX_CONNECTIONS = 8
 ELSEWHERE = "set HF_HUB_CACHE to a directory on another disk"  # hint for a full disk, or one without locks

@@ -1,21 +1,24 @@
-"""The quantizations of a model, with sizes, which of them fit this machine, and which one is recommended."""
+"""The quantizations of a model, which of them fit this machine, and which one is recommended or chosen."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
+from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.engine.local import Capacity, Forecast
+from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.text import format_names, format_size
+from cerebrum_cli.engine.local import Capacity, Forecast, planned_context
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.library.catalogue import ModelSpec
-from cerebrum_cli.library.reference import same_quantization
+from cerebrum_cli.library.reference import ModelReference, same_quantization
 
 if TYPE_CHECKING:
-    pass
+    from cerebrum_cli.library.installed import InstalledModel
 
 Fit = Literal["fits", "tight", "too big"]
 
@@ -24,6 +27,8 @@ TIGHT_FRACTION = 7 / 8  # of the host's memory; above it other programs are swap
 COMFORTABLE_FRACTION = 0.25  # of the host's memory; below it a file larger than the preferred one does no harm
 PATIENCE_S = 30  # for an answer; slower quantizations and models are not preferred
 PREFERRED_BITS, FEWEST_BITS = 4, 2
+ROOMY_FRACTION = 0.5  # of all usable memory; models that need more are listed after those that do not
+MAX_NAMED = 50  # quantizations listed in an error
 CATALOG_LAYERS = 32  # as most models have
 ASSUMED_KV_BYTES = 131_072  # per token, where it is unknown: as in Mistral 7B
 _BITS = re.compile(r"(?:Q|FP)([1-8])", re.IGNORECASE)
@@ -41,6 +46,108 @@ class QuantizationFit:
     installed: bool
     recommended: bool = False
     speed: Forecast | None = None
+
+
+@frozen
+class Availability:
+    """The quantizations of a model, assessed for this machine's memory and a context size, and the chosen one."""
+
+    name: str
+    candidates: tuple[QuantizationFit, ...]
+    chosen: QuantizationFit
+    context: int
+    capacity: Capacity
+    spec: ModelSpec | None = None
+
+    @property
+    def reference(self) -> ModelReference:
+        return ModelReference(self.name, self.chosen.quantization)
+
+    @property
+    def heading(self) -> str:
+        return f"{self.name} at a context of {self.context} tokens; {self.capacity.description}"
+
+    @property
+    def table(self) -> JsonDict:
+        """The quantizations, and the context and memory they were assessed with, as JSON values."""
+        devices = self.capacity.devices
+        return {
+            "context": self.context,
+            "memory": self.capacity.memory,
+            "devices": None if devices is None else [asdict(device) for device in devices],
+            "quantizations": [asdict(candidate) for candidate in self.candidates],
+        }
+
+    @property
+    def warning(self) -> str | None:
+        if self.chosen.fit != "too big":
+            return None
+        return (
+            f"{self.reference} needs {format_size(self.chosen.needed)} of memory at {self.context} tokens of context;"
+            f" {format_size(self.capacity.usable_memory)} is available"
+        )
+
+    @property
+    def rank(self) -> tuple[int, int, bool]:
+        """Order by fit, by how often the time to an answer doubles beyond PATIENCE_S, and by what is left of memory."""
+        doublings = 0
+        if speed := self.chosen.speed:
+            doublings = max(0, math.ceil(math.log2(speed.answer_s / PATIENCE_S)))
+        is_large = self.chosen.needed > ROOMY_FRACTION * self.capacity.usable_memory
+        return get_args(Fit).index(self.chosen.fit), doublings, is_large
+
+
+@frozen
+class FitRequest:
+    """What models are assessed for: a context size and a quantization, if chosen, and the capacity of this machine."""
+
+    context: int | None
+    quantization: str | None
+    capacity: Capacity
+
+    def assess(
+        self,
+        name: str,
+        quantizations: Iterable[tuple[str, int]],
+        installed: Collection[str],
+        sizes: ModelSizes,
+        trained_context: int | None,
+        spec: ModelSpec | None = None,
+    ) -> Availability:
+        """Assess quantizations by the bytes of their files. Raises ModelNotFound without the requested one."""
+        context = planned_context(self.context, trained_context)
+        candidates = assess_quantizations(quantizations, installed, sizes, context, self.capacity, spec)
+        wanted = self.quantization
+        matching = [fit for fit in candidates if wanted is None or same_quantization(wanted, fit.quantization)]
+        if not matching:
+            names = sorted({fit.quantization for fit in candidates})
+            raise ModelNotFound(f"{name} has no quantization {wanted}", f"available: {format_names(names, MAX_NAMED)}")
+        chosen = max(matching, key=lambda fit: fit.recommended)
+        return Availability(name, candidates, chosen, context, self.capacity, spec)
+
+    def assess_spec(self, spec: ModelSpec, models: Iterable[InstalledModel]) -> Availability | None:
+        """Assess a catalog model without the network; None without any sizes.
+
+        The sizes of installed files override those of the catalog.
+        """
+        own = [model for model in models if model.spec == spec and model.is_usable]
+        sizes = dict(spec.quantizations)
+        if spec.sources:
+            sizes = dict(spec.sources[0].quantizations or spec.quantizations)
+        sizes |= {model.display_name: model.size for model in own}
+        if not sizes:
+            return None
+        memory, trained_context = spec_sizes(spec), spec.context_size
+        if own:
+            memory, trained_context = own[0].sizes, own[0].trained_context
+        installed = [model.display_name for model in own]
+        return self.assess(spec.name, sizes.items(), installed, memory, trained_context, spec)
+
+    def assess_installed(self, models: Sequence[InstalledModel]) -> Availability:
+        """Assess the quantizations of a model outside the catalog, which are all installed."""
+        first = models[0]
+        sizes = {model.display_name: model.size for model in models}
+        return self.assess(first.name, sizes.items(), sizes, first.sizes, first.trained_context)
 
 
 class MemoryFit(NamedTuple):

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.errors import ModelNotFound, PullError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import Paths
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.text import truncate
+from cerebrum_cli.core.text import format_count, truncate
+from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.library.cache import COMMIT, Cache, CachePath
 from cerebrum_cli.library.hub_requests import (
     HubError,
+    RetryPolicy,
     endpoint,
     hub_api,
     not_a_hub,
@@ -47,17 +50,13 @@ class HubFile(NamedTuple):
 
 @frozen
 class Listing:
-    """Files of a model or a dataset in one commit, by name; `revision` is the requested one.
-
-    `left_out` counts those whose names no file system takes.
-    """
+    """Files of a model or a dataset in one commit, by name; `revision` is the requested one."""
 
     repo_id: str
     revision: str
     commit: str
     files: Mapping[str, HubFile]
     kind: RepositoryKind = "model"
-    left_out: int = 0
 
     def file(self, name: str) -> HubFile:
         if name not in self.files:
@@ -68,12 +67,17 @@ class Listing:
         return CachePath(cache.repository_directory(self.repo_id), self.commit, file.name, file.digest)
 
 
-def list_repository(repo_id: str, revision: str | None = None, kind: RepositoryKind = "model") -> Listing:
-    """Request the files of a model or a dataset; the default revision is `main`.
+def list_repository(
+    repo_id: str, progress: Progress, revision: str | None = None, kind: RepositoryKind = "model"
+) -> Listing:
+    """Request the files of a model or a dataset; the default revision is `main`. Reports files that are left out.
 
     Raises ModelNotFound for an unknown repository or revision, HubError for other failures.
     """
-    revision = revision or MAIN
+    return RetryPolicy(progress).run(_list_repository, repo_id, progress, revision or MAIN, kind)
+
+
+def _list_repository(repo_id: str, progress: Progress, revision: str, kind: RepositoryKind) -> Listing:
     api = hub_api()
     request = api.dataset_info if kind == "dataset" else api.model_info
     with translated(repo_id, kind):
@@ -89,7 +93,10 @@ def list_repository(repo_id: str, revision: str | None = None, kind: RepositoryK
     if matter == {""}:
         problem = f"{endpoint()} lists the files of {repo_id} without sizes and digests, so none can be verified"
         raise HubError(problem, "unset HF_ENDPOINT, or download a file yourself, then: cerebrum pull PATH")
-    return Listing(repo_id, revision, commit, verifiable, kind, left_out)
+    if left_out:
+        problem = f"{repo_id}: {format_count(left_out, 'file')} left out"
+        progress.notice(NoticeEvent(problem, "their names cannot be stored"))
+    return Listing(repo_id, revision, commit, verifiable, kind)
 
 
 def _listed_file(sibling: RepoSibling) -> HubFile:

@@ -1,15 +1,19 @@
-"""Requests to the Hugging Face Hub by huggingface_hub, and the translation of its errors."""
+"""Requests to the Hugging Face Hub by huggingface_hub, the translation of its errors, and when to try again."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from time import sleep
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from cerebrum_cli.core.environment import environment, named_proxy, set_environment, set_environment_default
 from cerebrum_cli.core.errors import DAMAGE, CerebrumError, ConfigError, ModelNotFound, PullError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import exists
+from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.library.reference import RepositoryKind
 
@@ -20,6 +24,11 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 CONNECT_S = 3.0  # for each address of the Hub
+MAX_WAIT_S = 600.0  # the rate limits of the Hub last 300
+MAX_BACKOFF_S = 16.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _WAIT = re.compile(r"(?:^|r=0;t=)(\d+)")  # seconds, in `Retry-After: 55` or `RateLimit: "api";r=0;t=55`
 _LATER = "try again later"
@@ -37,6 +46,30 @@ class HubError(PullError):
         super().__init__(problem, hint)
         self.retries = retries
         self.wait_s = wait_s
+
+
+@dataclass(slots=True)
+class RetryPolicy:
+    """Delays before retries: exponential backoff, or as long as the Hub asks; each error sets its number of retries."""
+
+    progress: Progress
+    failures: int = 0  # in a row
+
+    def run(self, request: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
+        while True:
+            try:
+                return request(*arguments, **keywords)
+            except HubError as error:
+                sleep(self.delay(error))
+
+    def delay(self, error: HubError) -> float:
+        """Seconds until the next attempt, after a notice; raise the error if there is none, or it would be too late."""
+        seconds = min(MAX_BACKOFF_S, 2.0**self.failures) if error.wait_s is None else error.wait_s
+        self.failures += 1
+        if self.failures > error.retries or seconds > MAX_WAIT_S:
+            raise error
+        self.progress.notice(NoticeEvent(error.message, f"retrying in {seconds:.0f} s"))
+        return seconds
 
 
 def constants() -> ModuleType:
@@ -93,23 +126,16 @@ def check_reachable() -> str:
     return address
 
 
-def unreachable() -> str:
-    """Why the Hub cannot be reached; empty if it can."""
+def offline_if_unreachable() -> str:
+    """If the Hub cannot be reached, keep this process from trying, and return why; otherwise return no text."""
     try:
         check_reachable()
     except HubError as error:
-        return error.message
-    return ""
-
-
-def offline_if_unreachable() -> str:
-    """If the Hub cannot be reached, keep this process from trying, and return why; otherwise return no text."""
-    problem = unreachable()
-    if problem:
         set_environment("HF_HUB_OFFLINE", "1")
         values: Any = constants()
         values.HF_HUB_OFFLINE = True  # it has read the variable already
-    return problem
+        return error.message
+    return ""
 
 
 @contextmanager

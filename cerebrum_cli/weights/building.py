@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -15,9 +15,11 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import format_duration, format_size
 from cerebrum_cli.engine.local import thread_count
 from cerebrum_cli.gguf.contents import TYPE_NUMBERS
-from cerebrum_cli.gguf.header import Header, require_generative
+from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.library.installed import InstalledModel, folder_model
 from cerebrum_cli.library.library import Library
+from cerebrum_cli.library.online import other_conversions
+from cerebrum_cli.library.planning import Conversion, DownloadPlan
 from cerebrum_cli.library.pull import ModelBuilder, Puller, RemoteFiles
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
 from cerebrum_cli.weights.source_weights import Weights, local_weights, repository_weights
@@ -29,42 +31,29 @@ ROW = 256  # weights; a multiple of every type's block size
 
 @frozen
 class Converter:
-    """Converts weights with what a Puller asks and reports.
-
-    `header` is that of any file, `sizes` are their bytes by type; `found` are installed conversions of the same files.
-    """
+    """Converts weights with what a Puller asks and reports; `found` are installed conversions of the same files."""
 
     puller: Puller
     weights: Weights
-    header: Header
-    sizes: Mapping[str, int]
     found: Mapping[str, InstalledModel]
 
-    @property
-    def name(self) -> str:
-        return self.weights.name
+    def build(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
+        """Convert the weights, which are downloaded first, unless this is installed.
 
-    @property
-    def size(self) -> int:
-        return self.weights.size
-
-    @property
-    def installed(self) -> Sequence[str]:
-        return list(self.found)
-
-    def build(self, type: str, base: str, name: str | None, is_requested: bool) -> InstalledModel:
+        It is named after the type and the plan's name, unless a name was chosen.
+        """
         puller, remote = self.puller, self.weights.remote
-        if type in self.found:
-            model = puller.with_name(self.found[type], name)
+        if found := self.found.get(plan.chosen.quantization):
+            model = puller.with_name(found, name)
         else:
-            model = self._write(type, base, name, is_requested)
+            model = self._write(plan, name)
         if remote and puller.discards:
             freed = remote.discard(self.weights.files)
             problem = f"deleted the download of {self.weights.name}"
             puller.progress.notice(NoticeEvent(problem, f"freed {format_size(freed)}"))
         return model
 
-    def _write(self, type: str, base: str, name: str | None, is_requested: bool) -> InstalledModel:
+    def _write(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
         """Convert weights in their folder, and register the model.
 
         Raises ModelFileError for damaged weights, MergeError if the file cannot be written, which leaves none.
@@ -72,14 +61,14 @@ class Converter:
         from cerebrum_cli.weights.convert import plan_conversion
         from cerebrum_cli.weights.merge import write_plan
 
-        weights, library = self.weights, self.puller.library
-        base = name or base
+        weights, library, type = self.weights, self.puller.library, plan.chosen.quantization
+        base = name or plan.available.name
         directory = library.registry.conversion_directory / base.replace("/", "--")
         path = directory / f"{weights.name.rpartition('/')[2]}-{type}.gguf"
         registered = self._free_name(base, name, type, path)
-        size = self.sizes[type]
+        size = plan.chosen.size
         duration = format_duration(estimate_seconds(weights.table, type))
-        self._fetch(type, is_requested, size, f"convert it to {type} ({format_size(size)}, in about {duration})")
+        self._fetch(plan, size, f"convert it to {type} ({format_size(size)}, in about {duration})")
         texts = {"source": weights.name}
         if weights.remote:
             texts["commit"] = weights.remote.listing.commit
@@ -105,11 +94,12 @@ class Converter:
                 raise UsageError(f"{path} was converted from other weights", hint)
         return registered
 
-    def fetch(self, type: str, is_requested: bool) -> Path:
-        self._fetch(type, is_requested, 0, "merge it")
+    def fetch(self, plan: DownloadPlan) -> Path:
+        """Download the weights alone, to be merged, and return their folder."""
+        self._fetch(plan, 0, "merge it")
         return self.weights.folder
 
-    def _fetch(self, type: str, is_requested: bool, size: int, then: str) -> None:
+    def _fetch(self, plan: DownloadPlan, size: int, then: str) -> None:
         """Download weights if the user agrees and a result of `size` bytes fits on the disk, too. Raises PullError."""
         remote, files, library = self.weights.remote, self.weights.files, self.puller.library
         if remote is None:
@@ -120,23 +110,23 @@ class Converter:
             size += missing
         require_space(directory, size, PullError, DATA_ELSEWHERE)
         if missing:
-            self._require_agreement(type, is_requested, format_size(missing), then)
+            self._require_agreement(plan, format_size(missing), then)
         remote.fetch(files)
 
-    def _require_agreement(self, type: str, is_requested: bool, size: str, then: str) -> None:
+    def _require_agreement(self, plan: DownloadPlan, size: str, then: str) -> None:
         """Ask about a download of weights. Without a terminal, --from-weights or a type must have been given."""
         puller, name = self.puller, self.weights.name
-        hint = f"add -y or --type {type}"
+        hint = f"add -y or --type {plan.chosen.quantization}"
         if not puller.from_weights:
-            others = puller.planner.other_conversions(name)
+            others = other_conversions(name)
             puller.progress.notice(NoticeEvent(f"{name} has no GGUF files", others or "none were found elsewhere"))
             hint = f"{others}; or {hint}" if others else hint
         answer = puller.confirm(f"Download {size} and {then}?", True)
-        if answer is False or (answer is None and not (is_requested or puller.from_weights)):
+        if answer is False or (answer is None and not (plan.is_requested or puller.from_weights)):
             raise PullError(f"not confirmed: the download of {name} ({size} of safetensors)", hint)
 
 
-def converter(puller: Puller, source: Path | RemoteFiles) -> Converter:
+def read_conversion(puller: Puller, source: Path | RemoteFiles) -> Conversion:
     """What the weights in a folder or repository can be converted to. Raises ModelFileError or ModelNotFound."""
     from cerebrum_cli.weights.convert import TYPES, plan_conversion
 
@@ -146,7 +136,9 @@ def converter(puller: Puller, source: Path | RemoteFiles) -> Converter:
     header = plans["F32"].header_at(path)
     require_generative(path, header)
     sizes = {type: planned.size for type, planned in plans.items()}
-    return Converter(puller, weights, header, sizes, find_conversions(puller.library, weights))
+    converter = Converter(puller, weights, find_conversions(puller.library, weights))
+    installed = tuple(converter.found)
+    return Conversion(weights.name, weights.size, header, sizes, installed, converter.build, converter.fetch)
 
 
 def find_conversions(library: Library, weights: Weights) -> dict[str, InstalledModel]:
@@ -176,7 +168,7 @@ def merge(puller: Puller, text: str, name: str | None) -> InstalledModel:
     if spec.quantizations:
         plan = puller.plan(library.parse(text))
         if plan.chosen.installed and not puller.from_weights:
-            return puller.with_name(library.find(plan.reference), name)
+            return puller.with_name(library.find(plan.available.reference), name)
         puller.require_confirmation(plan)
         require_space(directory, plan.chosen.size, MergeError, DATA_ELSEWHERE)
         quantization = plan.chosen.quantization
@@ -210,7 +202,7 @@ def find_source(puller: Puller, text: str) -> InstalledModel:
     if puller.from_weights:
         plan = puller.plan(source)
         weights = plan.required_conversion
-        folder = weights.fetch(plan.chosen.quantization, plan.is_requested)
+        folder = weights.fetch(plan)
         return folder_model(weights.name, folder, puller.library.catalogue.meant_by(source))
     if isinstance(source, Path):
         return local_source(source) or puller.library.find(source)
@@ -248,4 +240,4 @@ def describe_merge(puller: Puller, reference: str) -> str:
     return f"{sources}, and {how} to {reference}"
 
 
-BUILDER = ModelBuilder(converter, merge, describe_merge)
+BUILDER = ModelBuilder(read_conversion, merge, describe_merge)

@@ -28,7 +28,7 @@ PARTS_OF_OTHERS = {"mmproj-F16.gguf": 600_000_000, "mtp-x-Q8_0.gguf": 300_000_00
 def test_catalogue_row_resolves_and_is_planned(
     spec: ModelSpec, source: Repository, memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def listed(repo_id: str, revision: str | None) -> Listing:
+    def listed(repo_id: str, _: object, revision: str | None) -> Listing:
         sizes = source.quantizations.items()
         files = {source.file.replace("{quant}", name): size for name, size in sizes} | PARTS_OF_OTHERS
         assert (repo_id, revision) == (source.repo_id, source.revision if is_first else None)
@@ -42,9 +42,9 @@ def test_catalogue_row_resolves_and_is_planned(
     monkeypatch.setattr(planning, "list_repository", listed)
     puller = Puller(library=library, progress=RecordedProgress(), confirm=lambda *_: None)
     plan = puller.plan(library.parse(spec.name if is_first else source.repo_id))
-    assert (plan.spec, plan.context) == (spec, DEFAULT_CONTEXT)
-    assert {fit.quantization: fit.size for fit in plan.candidates} == source.quantizations
-    for fit in plan.candidates:
+    assert (plan.spec, plan.available.context) == (spec, DEFAULT_CONTEXT)
+    assert {fit.quantization: fit.size for fit in plan.available.candidates} == source.quantizations
+    for fit in plan.available.candidates:
         needed = fit.size + DEFAULT_CONTEXT * (spec.kv_bytes_per_token or 0) + HEADROOM
         assert needed < fit.needed < needed + 5_000_000  # the mask
         fit_here = "fits" if fit.needed <= 7 / 8 * available else "tight"
@@ -52,4 +52,4 @@ def test_catalogue_row_resolves_and_is_planned(
     if plan.chosen.fit == "too big":
         needs = f"needs {format_size(plan.chosen.needed)} of memory at 8192 tokens of context"
         said = f"{spec.name}:{plan.chosen.quantization} {needs}; {format_size(available)} is available"
-        assert plan.warning == said
+        assert plan.available.warning == said

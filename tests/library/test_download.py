@@ -30,7 +30,7 @@ from waiting import wait_until
 
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.library import partial_file, retries
+from cerebrum_cli.library import hub_requests, partial_file
 from cerebrum_cli.library.cache import Cache, CachePath
 from cerebrum_cli.library.download import Download
 from cerebrum_cli.library.hub import HubFile, Listing, list_repository
@@ -56,7 +56,7 @@ def large(mistral_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def repository(hub_user: HubUser, large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces are small, and retries come without a delay, except in a process of its own."""
     monkeypatch.setattr(partial_file, "PIECE_BYTES", PIECE)
-    monkeypatch.setattr(retries, "MAX_BACKOFF_S", 0.0)
+    monkeypatch.setattr(hub_requests, "MAX_BACKOFF_S", 0.0)
     hub_user.hub.repository(REPO, {FILE: large})
 
 
@@ -217,7 +217,7 @@ def test_pull_retries_a_timeout(hub_user: HubUser) -> None:
 def test_retries_back_off_until_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     progress = RecordedProgress()
-    policy = retries.RetryPolicy(progress)
+    policy = hub_requests.RetryPolicy(progress)
     lost = HubError("connection lost", "check the network", retries=6)
     assert [policy.delay(lost) for _ in range(6)] == [1, 2, 4, 8, 16, 16]
     with pytest.raises(HubError, match="connection lost"):
@@ -372,7 +372,7 @@ def test_download_reports_each_stage_to_its_end(hub_user: HubUser, parts: dict[s
     hub_user.hub.repository("owner/split", dict(parts))
     progress = RecordedProgress()
     with environment_of(hub_user.command.environment(hub_user.environment({}))):
-        listing = list_repository("owner/split")
+        listing = list_repository("owner/split", progress)
         Download(listing, Cache(hub_user.cache), progress).fetch(tuple(map(listing.file, parts)))
     total = sum(path.stat().st_size for path in parts.values())
     stages = [name for name, _, _ in progress.stages]

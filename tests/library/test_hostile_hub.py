@@ -7,7 +7,7 @@ from command_line import CommandLine, Finished, assert_error
 from gguf_files import write_model
 from hostile_hub import DIGEST, LFS, REPLIES, SEARCHES, HostileHub, Pieces, head, http, listing
 
-from cerebrum_cli.library import retries
+from cerebrum_cli.library import hub_requests
 
 
 def run(user: CommandLine, server: HostileHub, *arguments: str) -> Finished:
@@ -18,7 +18,7 @@ def run(user: CommandLine, server: HostileHub, *arguments: str) -> Finished:
 
 @pytest.fixture(autouse=True)
 def without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "sleep", lambda _: None)
+    monkeypatch.setattr(hub_requests, "sleep", lambda _: None)
 
 
 @pytest.mark.parametrize("reply", REPLIES.values(), ids=REPLIES)

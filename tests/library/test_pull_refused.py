@@ -10,7 +10,7 @@ from command_line import assert_error
 from hub_server import FORBIDDEN, Fault, Refusal
 from hub_user import CATALOGUED, OTHER, READER, HubUser, named
 
-from cerebrum_cli.library import retries
+from cerebrum_cli.library import hub_requests
 
 PAGE = f"https://huggingface.co/{CATALOGUED}"
 
@@ -195,7 +195,7 @@ def test_pull_reports_an_endpoint_that_is_not_a_hub(hub_user: HubUser) -> None:
 
 
 def test_pull_names_the_proxy_that_it_cannot_reach(hub_user: HubUser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "sleep", lambda _: None)
+    monkeypatch.setattr(hub_requests, "sleep", lambda _: None)
     proxy = {"HTTP_PROXY": "http://me:secret@127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}
     done = hub_user.run("pull", CATALOGUED, **proxy)
     host = hub_user.hub.url.removeprefix("http://")
