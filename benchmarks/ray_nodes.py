@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +125,6 @@ def head_memory(process: int) -> int:
         return 0
 
 
-@dataclass(frozen=True)
 class InstantJob(ray_nodes.NodeJob):
     """Opens what answers at once."""
 
