@@ -144,8 +144,8 @@ DOORS: Mapping[str, Door] = {
         ("endpoint", "remote_engine"),
     ),
     "library": Door(
-        17,
-        ("hub_requests", "installed", "library", "online", "planning", "pull"),
+        19,
+        ("hub_requests", "installed", "library", "ollama", "online", "planning", "pull"),
     ),
     "attachments": Door(
         5,

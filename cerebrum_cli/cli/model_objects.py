@@ -126,27 +126,35 @@ def row(library: Library, model: InstalledModel, capacity: Capacity) -> JsonDict
 
 
 def _facts_of_file(model: InstalledModel, capacity: Capacity) -> JsonDict:
-    if problem := model.damage:
+    try:
+        speed = capacity.forecast(model.sizes, model.spec.thinking_tokens if model.spec else 0)
+        return {
+            "quantization": model.quantization,
+            "size": model.size,
+            "format": model.default_format,
+            "context_size": model.trained_context,
+            "speed": speed and asdict(speed),
+            "merged_from": list(model.merged_from),
+            "converted_from": model.converted_from or None,
+            "error": refusal_text(model),
+        }
+    except (ModelFileError, OSError):
         size = model.entry.size if model.entry else None
         unknown = dict.fromkeys(("quantization", "format", "context_size", "speed", "converted_from"))
-        return {**unknown, "size": size, "merged_from": [], "error": problem}
-    speed = capacity.forecast(model.sizes, model.spec.thinking_tokens if model.spec else 0)
-    return {
-        "quantization": model.quantization,
-        "size": model.size,
-        "format": model.default_format,
-        "context_size": model.trained_context,
-        "speed": speed and asdict(speed),
-        "merged_from": list(model.merged_from),
-        "converted_from": model.converted_from or None,
-        "error": model.refusal or None,
-    }
+        return {**unknown, "size": size, "merged_from": [], "error": refusal_text(model)}
+
+
+def refusal_text(model: InstalledModel) -> str | None:
+    """Why a model cannot answer, and what to do; None if it can."""
+    return f"{model.refusal.message}; {model.refusal.hint}" if model.refusal else None
 
 
 def found_rows(library: Library) -> Iterator[JsonDict]:
     """Objects of `list --found --json`; `error` is set for a file that cannot be used."""
     names = {entry.path: entry.name for entry in library.registry.entries()}
-    for stored in library.ollama_models():
+    from cerebrum_cli.library.ollama import ollama_models
+
+    for stored in ollama_models():
         name = names.get(absolute_path(stored.path))
         named = {"reference": str(stored.reference), "path": str(stored.path), "name": name}
         try:
@@ -156,7 +164,7 @@ def found_rows(library: Library) -> Iterator[JsonDict]:
                 "quantization": model.quantization,
                 "size": model.size,
                 "context_size": model.header.context_length,
-                "error": model.refusal or None,
+                "error": refusal_text(model),
             }
         except (ModelFileError, ModelNotFound, OSError) as error:
             unknown = dict.fromkeys(("architecture", "quantization", "size", "context_size"))

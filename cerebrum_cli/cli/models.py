@@ -91,9 +91,11 @@ def print_available(app: App, listed: list[JsonDict], ctx: int | None) -> None:
 
 
 def print_found_models(app: App, listed: list[JsonDict]) -> None:
+    from cerebrum_cli.library.ollama import unreadable_directories
+
     if listed:
         print_found(app.streams, listed)
-    unreadable = app.library.unreadable_ollama_directories()
+    unreadable = unreadable_directories()
     for error in unreadable:
         app.streams.note(error.message, error.hint)
     if listed:
@@ -141,6 +143,8 @@ def show(
       cerebrum show starter
       cerebrum show cerebrum-7b --json
     """
+    from cerebrum_cli.cli.model_objects import refusal_text
+
     library = app.library
     reference = library.parse(name)
     ctx = app.readable_settings(environment_layer("ctx", "threads", "gpu_layers")).ctx
@@ -154,7 +158,7 @@ def show(
         with FileProgress(replace(app.streams, is_quiet=options.quiet or json)) as progress:
             description = describe(app, model, partial(progress.update, "verify"))
         available = library.quantizations(model, ctx)
-        note = model.refusal
+        note = refusal_text(model) or ""
     if json:
         app.streams.answer_object(description | (available.table if available else {}))
         return

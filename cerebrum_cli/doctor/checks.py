@@ -104,8 +104,8 @@ def _check_models(context: DoctorContext) -> CheckResult:
     n_readable = 0
     models = library.models()
     for model in models:
-        if problem := model.damage or model.refusal:
-            problems.append((problem, f"cerebrum rm {model.reference}, or pull it again"))
+        if model.refusal:
+            problems.append((model.refusal.message, f"cerebrum rm {model.reference}, or pull it again"))
         else:
             n_readable += 1
     if models:

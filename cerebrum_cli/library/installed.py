@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.declaration import LORA
-from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.errors import CerebrumError, ModelFileError
 from cerebrum_cli.core.files import Paths
 from cerebrum_cli.core.metadata_keys import CONVERTED, MERGE_FORMAT, MERGE_SOURCES
 from cerebrum_cli.core.paths import is_missing
@@ -103,40 +103,26 @@ class InstalledModel:
         return next(filter(is_missing, self.paths), None)
 
     @cached_property
-    def is_usable(self) -> bool:
-        """Whether it has all its files, and can answer a prompt as far as its header shows."""
-        try:
-            return self.header.kind is None and not self.missing
-        except ModelFileError:
-            return False
-
-    @property
-    def damage(self) -> str:
-        """Why its files cannot be read as a model; empty if they can."""
+    def refusal(self) -> CerebrumError | None:
+        """Why it cannot answer a prompt, as far as its files show; None if it can."""
+        if self.missing:
+            return ModelFileError(self.missing, "file not found", "pull it again, or remove it: cerebrum rm MODEL")
         try:
             _ = self.sizes, self.size
-        except ModelFileError as error:
-            return error.message
-        except OSError as error:
-            return f"{self.path}: {error.strerror}"
-        return ""
-
-    @property
-    def refusal(self) -> str:
-        """Why it cannot answer and what to do, as far as its header shows; empty if it can."""
-        try:
             require_generative(self.path, self.header)
         except ModelFileError as error:
-            return f"{error.message}; {error.hint}"
-        return ""
+            return error
+        except OSError as error:
+            return ModelFileError(self.path, error.strerror or str(error), "check the file, or pull the model again")
+        return None
+
+    @property
+    def is_usable(self) -> bool:
+        return self.refusal is None
 
     @property
     def is_served(self) -> bool:
         return isinstance(self.origin, Served)
-
-    @property
-    def is_folder(self) -> bool:
-        return isinstance(self.origin, Folder)
 
     @property
     def is_shadowed(self) -> bool:

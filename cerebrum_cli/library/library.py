@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.cache import Cache, CachedModel
     from cerebrum_cli.library.catalogue import Catalogue, ModelSpec
     from cerebrum_cli.library.fit import Availability, FitRequest
-    from cerebrum_cli.library.ollama import OllamaModel
     from cerebrum_cli.library.removal import Removal
 
 
@@ -159,9 +158,12 @@ class Library:
         return InstalledModel(entry.name, model_paths(entry.path), Registered(entry, cached), spec)
 
     def register(self, path: Path, sha256: str, name: str, source: Source) -> InstalledModel:
+        """Register a file. Raises ModelFileError for one that is no model, and ConfigError."""
         entry = RegistryEntry.of_file(path, sha256, name, source)
+        model = self.model_from_entry(entry)
+        _ = model.header
         self.registry.add(entry)
-        return self.model_from_entry(entry)
+        return model
 
     def require_free_name(
         self, name: str, spec: ModelSpec | None, sha256: str | None = None, path: Path | None = None
@@ -295,16 +297,6 @@ class Library:
             if model.cached and other.cached and other.name == model.name and other.is_usable:
                 uploads.append(other)
         return request.assess_installed([*uploads, model])
-
-    def ollama_models(self) -> Iterator[OllamaModel]:
-        from cerebrum_cli.library.ollama import ollama_models
-
-        return ollama_models()
-
-    def unreadable_ollama_directories(self) -> list[ModelNotFound]:
-        from cerebrum_cli.library.ollama import unreadable_directories
-
-        return unreadable_directories()
 
     def removal(self, text: str) -> Removal:
         """The removal of the model that a reference means. Raises ModelNotFound, UsageError."""

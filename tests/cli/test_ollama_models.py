@@ -98,7 +98,7 @@ def test_pull_again_gets_what_ollama_has_pulled_since(new_user: CommandLine, oll
     done = new_user.run("ask", "-m", "ollama:small", "Hi")
     assert_error(done, 3, f"{old} no longer exists", "pull it again")
     [row] = new_user.run("list", "--json").object
-    assert row["error"] == f"{old}: file not found"
+    assert row["error"] == f"{old}: file not found; pull it again, or remove it: cerebrum rm MODEL"
     assert new_user.run("pull", "ollama:small").code == 0
     [row] = new_user.run("list", "--json").object
     assert row["path"] == str(new)

@@ -5,6 +5,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +119,7 @@ SURVIVED = {
     "short ranges": (replace(CDN, times=None, most_bytes=100_000), ""),
     "a range ignored": (replace(CDN, let_through=6, ignore_range=True), OTHER_BYTES),
     "bytes promised after the last": (replace(CDN, times=8, promised_more=5), ""),
+    "more bytes than asked for": (replace(CDN, times=None, sent_more=5), ""),
     "connections closed": (replace(CDN, times=6, cut_after=1_500_000), "connection lost"),
     "connections reset": (replace(CDN, times=6, cut_after=1_500_000, reset=True), "connection lost"),
     "rate limit": (replace(CDN, times=4, refusal=RATE_LIMITED.resetting_after(0)), "429 Too Many Requests"),
@@ -188,6 +191,22 @@ def test_pull_fails_with_a_hint(hub_user: HubUser, fault: Fault, error: str, hin
     assert place(hub_user).partial.exists() == is_resumable
     armed.disarm()
     assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
+
+
+@pytest.mark.slow
+def test_pull_into_a_read_only_directory_is_refused(hub_user: HubUser) -> None:
+    """As a user who is not root, whom permissions would not stop."""
+    hub_user.cache.mkdir(parents=True)
+    hub_user.cache.chmod(0o555)
+    prefix = ["setpriv", "--bounding-set=-dac_override"] if os.geteuid() == 0 else []
+    command = [*prefix, sys.executable, "-m", "cerebrum_cli", "pull", REPO]
+    environment = hub_user.command.environment(hub_user.environment({}))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    hub_user.cache.chmod(0o755)
+    error, hint = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert error.startswith(f"error: {hub_user.cache}/") and error.endswith(": Permission denied")
+    assert hint == " hint: check its permissions, then try again to resume"
 
 
 def test_pull_of_a_file_that_vanishes_meanwhile_is_refused(hub_user: HubUser) -> None:

@@ -154,6 +154,7 @@ class Fault(CountedFault):
     most_bytes: int | None = None
     headers: Headers = ()
     promised_more: int = 0  # bytes that are announced and never sent
+    sent_more: int = 0  # bytes after those asked for
 
     def altered(self, reply: Reply) -> Reply:
         headers = dict(reply.headers)
@@ -239,7 +240,7 @@ class _Exchange(LoopbackHandler):
         reply = refusal.reply() if refusal else hub.reply(request, ignore_range=armed.fault.ignore_range)
         reply = armed.fault.altered(reply)
         hub.log.note(request, reply.status)
-        length = reply.stop - reply.start + armed.fault.promised_more
+        length = reply.stop - reply.start + armed.fault.promised_more + armed.fault.sent_more
         self.write_head(reply.status, (*reply.headers, ("Content-Length", str(length))))
         try:
             if self.command != "HEAD":
@@ -268,6 +269,7 @@ class _Exchange(LoopbackHandler):
                         self.connection.sendfile(body, first, size)
                     if fault.bytes_per_second:
                         time.sleep(size / fault.bytes_per_second)
+        self.connection.sendall(bytes(fault.sent_more))
         if fault.cut_after is not None or fault.promised_more:
             self.close_connection = True
             if fault.reset:
