@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.errors import ModelNotFound, PullError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import Paths
+from cerebrum_cli.core.files import Paths, exists
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import format_count, truncate
@@ -65,6 +65,13 @@ class Listing:
 
     def place(self, cache: Cache, file: HubFile) -> CachePath:
         return CachePath(cache.repository_directory(self.repo_id), self.commit, file.name, file.digest)
+
+    def is_stored(self, cache: Cache, names: Iterable[str]) -> bool:
+        """Whether the files of these names are in the cache; names that are not listed do not count."""
+        if not exists(cache.repository_directory(self.repo_id)):
+            return False
+        files = [self.files[name] for name in names if name in self.files]
+        return all(exists(self.place(cache, file).stored) for file in files)
 
 
 def list_repository(

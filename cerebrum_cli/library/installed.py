@@ -106,7 +106,8 @@ class InstalledModel:
     def refusal(self) -> CerebrumError | None:
         """Why it cannot answer a prompt, as far as its files show; None if it can."""
         if self.missing:
-            return ModelFileError(self.missing, "file not found", "pull it again, or remove it: cerebrum rm MODEL")
+            hint = f"pull it again, or remove it: cerebrum rm {self.reference}"
+            return ModelFileError(self.missing, "file not found", hint)
         try:
             _ = self.sizes, self.size
             require_generative(self.path, self.header)

@@ -19,7 +19,6 @@ from cerebrum_cli.library.hub import FoundRepository, Listing, find_repositories
 from cerebrum_cli.library.hub_requests import HubError, RetryPolicy
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
-from cerebrum_cli.library.planning import is_stored
 
 MAX_FOUND = 10  # repositories of a search
 MAX_OTHERS = 3  # GGUF repositories of a model
@@ -62,7 +61,7 @@ def outdated(library: Library, progress: Progress) -> Iterator[InstalledModel]:
             repo_id = model.cached.repo_id
             revisions = {source.repo_id: source.revision for source in model.spec.sources} if model.spec else {}
             listing = list_once(repo_id, revisions.get(repo_id))
-            if listing and not is_stored(library, listing, model.cached.names):
+            if listing and not listing.is_stored(library.cache, model.cached.names):
                 yield model
 
 

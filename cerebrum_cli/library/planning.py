@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cerebrum_cli.core.environment import is_hub_offline
 from cerebrum_cli.core.errors import ModelNotFound, PullError, UsageError
-from cerebrum_cli.core.files import exists, is_directory
+from cerebrum_cli.core.files import is_directory
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import did_you_mean, format_names
@@ -227,7 +227,7 @@ class Planner:
         """Choose among models by the memory that a header states, or the catalog."""
         name = spec.name if spec else listing.repo_id
         sizes = [(model.quantization, sum(listing.file(file).size for file in model.files)) for model in models]
-        installed = [model.quantization for model in models if is_stored(self.library, listing, model.files)]
+        installed = [model.quantization for model in models if listing.is_stored(self.library.cache, model.files)]
         memory = header.sizes if header else spec_sizes(spec)
         trained = header.context_length if header else spec and spec.context_size
         available = request.assess(name, sizes, installed, memory, trained or None, spec)
@@ -273,11 +273,3 @@ def _model_of_file(listing: Listing, file: str, names: Sequence[str]) -> Variant
     similar = did_you_mean(file, alike or names, 3, 0 if alike else 0.6)
     hint = f"{similar}list its models: cerebrum pull --dry-run {listing.repo_id}"
     raise ModelNotFound(f"{listing.repo_id} has no complete model {file}", hint)
-
-
-def is_stored(library: Library, listing: Listing, names: Sequence[str]) -> bool:
-    """Whether the files of these names in a listing are in the cache."""
-    if not exists(library.cache.repository_directory(listing.repo_id)):
-        return False
-    places = [listing.place(library.cache, listing.files[name]) for name in names if name in listing.files]
-    return all(exists(place.stored) for place in places)

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine, assert_error
 from ollama_store import put_layer
-from tiny_models import write_vocabulary
 
 Put = Callable[..., Path]
 
@@ -98,25 +97,18 @@ def test_pull_again_gets_what_ollama_has_pulled_since(new_user: CommandLine, oll
     done = new_user.run("ask", "-m", "ollama:small", "Hi")
     assert_error(done, 3, f"{old} no longer exists", "pull it again")
     [row] = new_user.run("list", "--json").object
-    assert row["error"] == f"{old}: file not found; pull it again, or remove it: cerebrum rm MODEL"
+    assert row["error"] == f"{old}: file not found; pull it again, or remove it: cerebrum rm ollama:small"
     assert new_user.run("pull", "ollama:small").code == 0
     [row] = new_user.run("list", "--json").object
     assert row["path"] == str(new)
 
 
 @pytest.mark.slow
-def test_pull_refuses_a_damaged_blob_and_what_only_ollama_loads(
-    new_user: CommandLine, ollama: Put, tmp_path: Path
-) -> None:
+def test_pull_refuses_a_damaged_blob(new_user: CommandLine, ollama: Put) -> None:
     blob = ollama("library/small/latest")
     data = bytearray(blob.read_bytes())
     data[-1] ^= 1
     blob.write_bytes(data)
     assert_error(new_user.run("pull", "ollama:small"), 1, "ollama:small is damaged", "ollama pull small")
-    ollama("library/gpt-oss/20b", write_vocabulary(tmp_path / "own.gguf", "gptoss"))
-    problem = "llama.cpp cannot load it: unknown model architecture: 'gptoss'"
-    assert_error(new_user.run("pull", "ollama:gpt-oss:20b"), 2, problem)
-    error = found(new_user)["ollama:gpt-oss:20b"]
-    assert error and "unknown model architecture" in error
     assert new_user.run("list", "--json").object == []
     assert_error(new_user.run("pull", "ollama:huge"), 3, "Ollama has no GGUF model huge", "list --found")

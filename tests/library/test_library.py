@@ -173,7 +173,7 @@ def test_library_missing_file_suggests_pulling_again(library: Library, tmp_path:
     library.registry.add(RegistryEntry("packed", gone, size=1, sha256="00", mtime_ns=1, source="package"))
     assert error_of(library.resolve, "packed")[1] == "pull it again, or remove it: cerebrum rm packed"
     listed = row(library, library.models()[0], library.capacity())
-    assert listed["error"] == f"{gone}: file not found; pull it again, or remove it: cerebrum rm MODEL"
+    assert listed["error"] == f"{gone}: file not found; pull it again, or remove it: cerebrum rm packed"
     assert (listed["size"], listed["format"]) == (1, None)
 
 

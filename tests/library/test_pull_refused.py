@@ -188,12 +188,6 @@ def test_pull_reports_variables_huggingface_hub_rejects(hub_user: HubUser) -> No
     assert_error(done, 2, "invalid HF_ environment variable: ")
 
 
-def test_pull_reports_an_endpoint_that_is_not_a_hub(hub_user: HubUser) -> None:
-    hub_user.hub.arm(Fault(part="api", refusal=Refusal(200, "Sign in.")))
-    said = f"unexpected response from {hub_user.hub.url}: not a Hugging Face Hub"
-    assert refused(hub_user, CATALOGUED)[:2] == (1, said)
-
-
 def test_pull_names_the_proxy_that_it_cannot_reach(hub_user: HubUser, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_requests, "sleep", lambda _: None)
     proxy = {"HTTP_PROXY": "http://me:secret@127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}

@@ -35,20 +35,11 @@ OTHER_VERSION = '{"version": 2, "default": null, "models": [], "digests": []}'
 NO_PATH = '{"version": 1, "default": null, "models": [{"name": "a"}], "digests": []}'
 ENTRY = {"name": "a", "path": "/a", "size": 1, "sha256": "", "mtime_ns": 1, "source": "local"}
 EMPTY: dict[str, Any] = {"version": 1, "default": None, "models": [], "digests": []}
-WRONG_ENTRIES: list[dict[str, Any]] = [
-    {"name": 5},
-    {"size": "1"},
-    {"sha256": [5]},
-    {"source": "other"},
-    {"mtime_ns": 1e400},
-    {"path": "\ud800"},
-]
-WRONG_VALUES: list[dict[str, Any]] = [{"models": [ENTRY | wrong]} for wrong in WRONG_ENTRIES]
-WRONG_VALUES += [{"default": 5}, {"default": []}]
-WRONG_TYPES = [json.dumps(EMPTY | wrong) for wrong in WRONG_VALUES]
+WRONG_ENTRIES: list[dict[str, Any]] = [{"name": 5}, {"source": "other"}, {"mtime_ns": 1e400}, {"path": "\ud800"}]
+WRONG_TYPES = [json.dumps(EMPTY | {"models": [ENTRY | wrong]}) for wrong in WRONG_ENTRIES]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "\udcff", '{"version": 1}', OTHER_VERSION, NO_PATH, *WRONG_TYPES])
+@pytest.mark.parametrize("content", ["", "[]", "\udcff", '{"version": 1}', OTHER_VERSION, NO_PATH, *WRONG_TYPES])
 def test_registry_reports_and_keeps_a_damaged_file(tmp_path: Path, content: str) -> None:
     path = tmp_path / "registry.json"
     path.write_bytes(os.fsencode(content))

@@ -110,26 +110,26 @@ BUILDS = {"x-Q4_K_M.gguf": "model", "new/x-Q4_K_M.gguf": "other", "x-Q8_0.gguf":
 CHOICES = [f"{FILE_URL}{name}" for name in ("new/x-Q4_K_M.gguf", "x-Q4_K_M.gguf")]
 
 
-@pytest.mark.parametrize("reference", [REPO, f"{REPO}:q4_k_m", f"--dry-run {REPO}"])
-def test_right_file_of_two_builds_is_named_by_the_user(
-    hub_user: HubUser, files: Mapping[str, Path], reference: str
+UNLABELED = {"model.gguf": "model", "other.gguf": "other"}
+SEVERAL = [
+    *((BUILDS, reference, "Q4_K_M models", CHOICES) for reference in (REPO, f"{REPO}:q4_k_m", f"--dry-run {REPO}")),
+    (UNLABELED, REPO, "models without a quantization in their names", [f"{FILE_URL}{name}" for name in UNLABELED]),
+]
+
+
+@pytest.mark.parametrize(("builds", "reference", "kind", "choices"), SEVERAL)
+def test_right_file_of_several_is_named_by_the_user(
+    hub_user: HubUser,
+    files: Mapping[str, Path],
+    builds: Mapping[str, str],
+    reference: str,
+    kind: str,
+    choices: list[str],
 ) -> None:
-    hub_user.hub.repository(REPO, {name: files[kind] for name, kind in BUILDS.items()})
+    hub_user.hub.repository(REPO, {name: files[of] for name, of in builds.items()})
     done = hub_user.run("pull", *reference.split())
-    assert (done.code, done.err) == (
-        2,
-        f"error: {REPO} has several Q4_K_M models\n hint: choose one: {CHOICES[0]} or {CHOICES[1]}\n",
-    )
-
-
-def test_right_file_of_models_without_quantizations_is_named_by_the_user(
-    hub_user: HubUser, files: Mapping[str, Path]
-) -> None:
-    hub_user.hub.repository(REPO, {"model.gguf": files["model"], "other.gguf": files["other"]})
-    done = hub_user.run("pull", REPO)
-    assert done.code == 2
-    assert done.err.startswith(f"error: {REPO} has several models without a quantization in their names\n")
-    assert "main/model.gguf or https://" in done.err
+    said = f"error: {REPO} has several {kind}\n hint: choose one: {' or '.join(choices)}\n"
+    assert (done.code, done.err) == (2, said)
 
 
 def test_right_file_of_companions_alone_is_told_by_a_header(hub_user: HubUser, files: Mapping[str, Path]) -> None:
@@ -152,13 +152,6 @@ def test_right_file_is_suggested_for_another_spelling(hub_user: HubUser, files: 
         f"error: {REPO} has no complete model {file}\n"
         f" hint: did you mean sub/x-Q8_0.gguf? list its models: cerebrum pull --dry-run {REPO}\n"
     )
-
-
-@pytest.mark.slow
-def test_right_file_by_its_url(hub_user: HubUser, files: Mapping[str, Path]) -> None:
-    hub_user.hub.repository(REPO, {name: files[kind] for name, kind in BUILDS.items()})
-    for choice, name in zip(CHOICES, ("new/x-Q4_K_M.gguf", "x-Q4_K_M.gguf"), strict=True):
-        assert cleaned(hub_user.pull(choice)).endswith(f": {hub_user.path(name, REPO)}\n")
 
 
 @pytest.mark.slow
