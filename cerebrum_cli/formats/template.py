@@ -9,7 +9,7 @@ has placeholders of its own, which no message can contain.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -48,6 +48,7 @@ from cerebrum_cli.formats.template_sandbox import (
     variables,
     write_turn,
 )
+from cerebrum_cli.formats.text_slots import TextSlot, TextSlots, filled
 from cerebrum_cli.formats.tool_calls import ToolFormat
 from cerebrum_cli.formats.tool_syntax import find_tool_format, tool_variables
 
@@ -207,29 +208,26 @@ class EmbeddedFormat(PromptFormat):
 
 @frozen
 class Draft:
-    """The messages that a template gets. If the draft `continues` a reply, its prompt ends with the beginning of it.
+    """What a template gets, with slots for its texts. If it `continues` a reply, the prompt ends with its beginning.
 
-    - `texts`: the contents of the turns, their reasoning, and the texts in functions and calls. Pieces refer to these
-      by number
+    - `messages`, `tools`: in OpenAI's form, with slots
+    - `texts`: the contents of the turns, then their reasoning, and then the texts in functions and calls
     - `fixed`: the replies, by the index of their turn, that both renders have as placeholders
-    - `written`: the turns whose calls the template writes
-    - `moved`: texts before calls, by the number of the text of the call that they precede, if a template moves them
-      behind the results, where the reply would go on
+    - `moved`: texts before calls, by the number of the name of the first call, if a template moves them behind the
+      results, where the reply would go on
     - `markup`: of reasoning; None if it has fields of its own
-    - `special`: names and descriptions in functions and calls that spell out special tokens, so that only the prompt
-      may have them
     """
 
     conversation: Conversation
     values: Variables
     continues: bool
     turns: Sequence[Turn]
+    messages: Sequence[JsonDict]
+    tools: Any
     texts: Sequence[str]
     fixed: Mapping[int, PromptPart]
-    written: Collection[int]
     moved: Mapping[int, str]
     markup: ReasoningMarkup | None
-    special: Collection[str]
 
     @property
     def placed(self) -> Sequence[str]:
@@ -258,43 +256,38 @@ class Draft:
 def draft_messages(chat: EmbeddedFormat, conversation: Conversation) -> Draft:
     """Decide in which form a template gets each message."""
     prefill = conversation.prefill
-    continues = prefill is not None and not (prefill.rounds and not prefill.content)
+    continues = prefill is not None
     if prefill:
         conversation = conversation.add(prefill)
+    turns = [_with_reasoning_apart(chat, turn) for turn in find_content_format(chat.source).fold(conversation).turns]
+    if prefill and prefill.rounds and not prefill.content:  # the results of calls come last
+        turns.pop()
+        continues = False
     values = chat.values(conversation, conversation.thinks)
     if continues:
         values = {**values, "add_generation_prompt": False}
     history = chat.reasoning_history(conversation, values)
-    turns = find_content_format(chat.source).fold(conversation).turns
-    if prefill and not continues:
-        turns.pop()
-    turns = [_with_reasoning_apart(chat, turn) for turn in turns]
     fixed = _fixed_replies(chat, turns, history.drops)
-    texts = [turn.content for turn in turns] + [""] * len(turns)
-    special = {text for text in _names(conversation) if chat.special_tokens(text)}
-
-    def add_special(name: str) -> str:
-        if name in special:
-            texts.append(name)
-        return name
-
-    _map_texts(add_special, add_special, [tool.openai for tool in conversation.tools])
-    written, moved = set(), {}
+    slots = TextSlots(2 * len(turns), chat.special_tokens)
+    tools = slots.in_tools(conversation.tools)
+    messages, moved = [], {}
     for index, turn in enumerate(turns):
+        reply, text = turn.value, turn.content
+        is_written = isinstance(reply, Round) and index not in fixed and chat.tool_format.writes_calls
+        message = slots.in_message(turn.openai, is_written)
         if index in fixed:
-            texts[index] = placeholder(index)
-            continue
-        reply = turn.value
-        if isinstance(reply, Message | Round) and reply.reasoning and history.takes:
-            texts[index + len(turns)] = reply.reasoning
-        if isinstance(reply, Round) and chat.tool_format.writes_calls:
-            written.add(index)
-            if chat.tool_format.moves_text and reply.content.strip():
-                moved[len(texts)], texts[index] = reply.content, ""
-        elif isinstance(reply, Round):
-            texts[index] = written_calls(reply)
-        _fields(turn, index in written, texts.append, add_special)
-    return Draft(conversation, values, continues, turns, texts, fixed, written, moved, history.markup, special)
+            text = placeholder(index)
+        elif isinstance(reply, Round) and not is_written:
+            text = written_calls(reply)
+        elif is_written and chat.tool_format.moves_text and text.strip():
+            first, *_ = message["tool_calls"]
+            moved[first["function"]["name"].number] = text
+            text = ""
+        slots.texts[index] = text
+        if isinstance(reply, Message | Round) and history.takes and index not in fixed:
+            slots.texts[index + len(turns)] = reply.reasoning or ""
+        messages.append({**message, "content": TextSlot(index)})
+    return Draft(conversation, values, continues, turns, messages, tools, slots.texts, fixed, moved, history.markup)
 
 
 def _with_reasoning_apart(chat: EmbeddedFormat, turn: Turn) -> Turn:
@@ -307,31 +300,6 @@ def _with_reasoning_apart(chat: EmbeddedFormat, turn: Turn) -> Turn:
             answer = answer.lstrip("\n")
             return turn._replace(content=answer, value=replace(reply, content=answer, reasoning=reasoning))
     return turn
-
-
-def _fields(turn: Turn, is_written: bool, change: Callable[[str], Any], change_name: Callable[[str], Any]) -> JsonDict:
-    """A turn as one of OpenAI's messages, with its calls if the template writes these.
-
-    Texts of the calls are changed, names only where `change_name` does so: a draft collects both in this order, and
-    `fill` puts them back in the same.
-    """
-    fields = turn.openai
-    if not is_written:
-        fields.pop("tool_calls", None)
-    if "name" in fields:
-        fields["name"] = change_name(fields["name"])
-    for call in fields.get("tool_calls", ()):
-        call["function"] = _map_texts(change, change_name, call["function"])
-    return fields
-
-
-def _names(conversation: Conversation) -> Sequence[str]:
-    """Texts that a template writes without changes: all of functions, and the names of calls and of their arguments."""
-    names: list[str] = []
-    calls = [call for message in conversation.messages for part in message.rounds for call in part.calls]
-    _map_texts(names.append, names.append, [tool.openai for tool in conversation.tools])
-    _map_texts(lambda _: None, names.append, [{call.name: call.arguments} for call in calls])
-    return names
 
 
 def _with_reasoning(prompt: PromptParts, text: str, markup: ReasoningMarkup) -> PromptParts:
@@ -349,31 +317,24 @@ def _fixed_replies(chat: EmbeddedFormat, turns: Sequence[Turn], drops_reasoning:
     last_question = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=0)
     fixed = {}
     for index, turn in enumerate(turns):
-        is_round = isinstance(turn.value, Round)
-        if isinstance(turn.value, Message) or (isinstance(turn.value, Round) and chat.tool_format.takes_text):
-            is_recent = is_round and index > last_question
-            if part := chat.fixed_part(turn.value, keeps_tokens=is_recent or not drops_reasoning):
+        reply = turn.value
+        if isinstance(reply, Message) or (isinstance(reply, Round) and chat.tool_format.takes_text):
+            is_recent = isinstance(reply, Round) and index > last_question
+            if part := chat.fixed_part(reply, keeps_tokens=is_recent or not drops_reasoning):
                 fixed[index] = part
     return fixed
 
 
 def fill(chat: EmbeddedFormat, draft: Draft, texts: Sequence[str], values: Variables, count: int | None = None) -> str:
-    """Render the template with these texts of the turns, or of the first `count` of them."""
-    others = iter(texts[2 * len(draft.turns) :])
-
-    def fill_special(name: str) -> str:
-        return next(others) if name in draft.special else name
-
-    tools = _map_texts(fill_special, fill_special, [tool.openai for tool in draft.conversation.tools])
-    messages = []
-    for index, turn in enumerate(draft.turns[:count]):
-        fields = _fields(turn, index in draft.written, lambda _: next(others), fill_special)
+    """Render the template with these texts in the slots of the messages, or of the first `count` of them."""
+    messages = filled(draft.messages[:count], texts)
+    for index, message in enumerate(messages):
         if chat.tool_format.text_arguments:
-            for call in fields.get("tool_calls", ()):
+            for call in message.get("tool_calls", ()):
                 call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-        reasoning, text = texts[index + len(draft.turns)], texts[index]
-        messages.append({**fields, **write_turn(turn.role, text, reasoning, draft.markup)})
-    values = {**values, **tool_variables(tools), **chat.variables}
+        reasoning = texts[index + len(draft.turns)]
+        message.update(write_turn(message["role"], message["content"], reasoning, draft.markup))
+    values = {**values, **tool_variables(filled(draft.tools, texts)), **chat.variables}
     return run_template(chat.source, {**values, "messages": find_content_format(chat.source).messages(messages)})
 
 
@@ -452,30 +413,31 @@ class Headers:
 
     def __init__(self, chat: EmbeddedFormat, draft: Draft, final: str) -> None:
         self._chat, self._draft = chat, draft
-        self._known = {(draft.role_before(len(draft.turns)), draft.conversation.thinks): final}
+        self._last_role = draft.role_before(len(draft.turns))
+        self._known = {self._key(self._last_role, draft.conversation.thinks): final}
 
     def before_reply(self, count: int, thinks: bool | None) -> str:
         """Text that follows the first `count` turns, or would follow if there were no others."""
-        key = self._draft.role_before(count), thinks
+        role = self._draft.role_before(count)
+        key = self._key(role, thinks)
         if key not in self._known:
-            self._known[key] = self._rendered(count, thinks)
+            self._known[key] = self._rendered(role, count, thinks)
         if thinks is False and not self._chat.is_fixed:
             return self._chat.closed(self._known[key])
         return self._known[key]
 
-    def _rendered(self, count: int, thinks: bool | None) -> str:
+    def _key(self, role: str, thinks: bool | None) -> tuple[str, bool | None]:
+        return role, thinks if self._chat.switch else None
+
+    def _rendered(self, role: str, count: int, thinks: bool | None) -> str:
         chat, draft = self._chat, self._draft
-        role, total = draft.role_before(count), len(draft.turns)
-        known = self._known.get((role, draft.conversation.thinks))
-        if known is not None and not chat.switch:
-            return known
-        if role == draft.role_before(total):
-            count = total
+        if role == self._last_role:
+            count = len(draft.turns)
         rendered = fill(chat, draft, draft.placed, chat.values(draft.conversation, thinks), count)
         *before, last = split_at_placeholders(rendered)
-        if before or known is None:
+        if before:
             return last.literal
-        return known
+        return self._known.get(self._key(role, draft.conversation.thinks), last.literal)
 
 
 def _split(rounds: Iterable[Round]) -> Iterator[Round]:
@@ -488,15 +450,3 @@ def _split(rounds: Iterable[Round]) -> Iterator[Round]:
         yield replace(part, calls=(first,))
         for call in others:
             yield Round((call,))
-
-
-def _map_texts(change: Callable[[str], Any], change_key: Callable[[str], Any], value: Any) -> Any:
-    """A JSON value with changed texts and keys. A key comes before its value."""
-    match value:
-        case str():
-            return change(value)
-        case Mapping():
-            return {change_key(key): _map_texts(change, change_key, item) for key, item in value.items()}
-        case list() | tuple():
-            return [_map_texts(change, change_key, item) for item in value]
-    return value
