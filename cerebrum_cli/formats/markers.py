@@ -106,11 +106,12 @@ def markup_of(tag: str) -> ReasoningMarkup | None:
         if markup.open == tag:
             return markup
     opening = tag.replace(" ", "")
+    if not opening or "/" in opening or "end" in opening.lower():
+        return None
     close = re.sub("begin|start", "end", opening)
     if close == opening:
         close = re.sub(r"\A.\|?", r"\g<0>/", opening)
-    is_closing = "/" in opening or "end" in opening.lower()
-    return None if is_closing or not tag else ReasoningMarkup(tag, close, own_lines=opening[0] == "<")
+    return ReasoningMarkup(tag, close, own_lines=opening[0] == "<")
 
 
 def closing_sentence(architecture: str) -> str:

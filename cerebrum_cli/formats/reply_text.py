@@ -103,7 +103,7 @@ class ReplyText:
             self.reasoning_tokens += len(tokens)
         pieces = self.feed_text(self._decoder.decode(piece))
         if self.stage == "undecided":
-            self._has_special = bool(self._marker) and (self._has_special or any(map(self._is_special, tokens)))
+            self._has_special = bool(self._begun_marker) and (self._has_special or any(map(self._is_special, tokens)))
         return pieces
 
     def feed_text(self, text: str, channel: Channel | None = None) -> list[SplitText]:
@@ -196,19 +196,19 @@ class ReplyText:
         self._reader = PlainReader(self._reader.held)
 
     @property
-    def held(self) -> str:
-        """Text that is part of the answer unless it turns out to be markup."""
+    def answer_start(self) -> str:
+        """Text that is the beginning of the answer, unless it turns out to be markup."""
         if self._has_special:
             return ""
-        return self._overhang or self._marker
+        return self._overhang or self._begun_marker
 
     @property
-    def rest(self) -> str:
+    def missing_markup(self) -> str:
         """Text that completes the markup that has begun; empty if none has."""
-        started = self._marker
+        begun = self._begun_marker
         for marker in self.rules.markers:
-            if started and marker.startswith(started):
-                return marker.removeprefix(started)
+            if begun and marker.startswith(begun):
+                return marker.removeprefix(begun)
         return ""
 
     @property
@@ -218,23 +218,23 @@ class ReplyText:
             return ()
         return self.rules.endings(self.open_markup.ending())
 
-    def passes(self, token: int, text: str) -> bool:
+    def precedes_answer(self, token: int, text: str) -> bool:
         """Whether a token is markup, or white space, that may precede the answer here."""
-        started = self._marker
-        line = (started + text).lstrip()
-        if not line:
-            return text.isspace() and len(self._reader.held) < MAX_BLANKS
         if not text:
             return False
-        may_be_any = started or self._is_special(token)
+        begun = self._begun_marker
+        line = (begun + text).lstrip()
+        if not line:
+            return len(self._reader.held) < MAX_BLANKS
+        is_special = bool(begun) or self._is_special(token)
         for marker, tokens in self.rules.markers.items():
-            completes = line.startswith(marker) and not line[len(marker) :].strip()
-            if (completes or marker.startswith(line)) and (may_be_any or not tokens):
+            is_complete = line.startswith(marker) and not line[len(marker) :].strip()
+            if (is_complete or marker.startswith(line)) and (is_special or not tokens):
                 return True
         return False
 
     @property
-    def _marker(self) -> str:
+    def _begun_marker(self) -> str:
         """The markup that has begun, if any."""
         if self.stage != "undecided":
             return ""

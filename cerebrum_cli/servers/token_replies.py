@@ -151,14 +151,14 @@ class TokenSample(RemoteSample):
             return True
         if token is not None:
             piece = self.vocabulary.piece(token, special=True)
-            if text.passes(token, piece.decode(errors="replace")):
+            if text.precedes_answer(token, piece.decode(errors="replace")):
                 return False
         self._leave_answer()
         return True
 
     def _leave_answer(self) -> None:
         """Leave the answer to another request. Raises RefusedRequestError if part of it is in the token before it."""
-        if self.text.held:
+        if self.text.answer_start:
             raise RefusedRequestError(GrammarError(OVERHANG, "ask again, or use --think off"))
         self._intervention = Force(())
 

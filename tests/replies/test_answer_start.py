@@ -88,11 +88,11 @@ def test_answer_starts_after_reasoning_and_its_markup(case: Case) -> None:
         token = ids.get(text, 100)
         if reader.stage == "thinking":
             stages += "t"
-        elif reader.stage == "undecided" and reader.passes(token, text):
+        elif reader.stage == "undecided" and reader.precedes_answer(token, text):
             stages += "p"
         else:
             stages += "a"
-            ends.append((reader.held, reader.rest))
+            ends.append((reader.answer_start, reader.missing_markup))
             reader.begin_answer()
         reader.feed(text.encode(), (token,))
     assert (stages, ends[0]) == (case.stages, (case.held, case.rest))

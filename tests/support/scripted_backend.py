@@ -95,7 +95,7 @@ class ScriptedSampler:
 
     def _constrain(self, constraint: Constraint, token: int) -> None:
         text, piece = constraint.text, self.backend.piece(token, special=True).decode("utf-8", "replace")
-        if text.stage == "undecided" and not text.passes(token, piece):
+        if text.stage == "undecided" and not text.precedes_answer(token, piece):
             text.begin_answer()
         if text.stage == "answer":
             if constraint.grammar.text == DEAD_END and self.constrained == DEAD_END_TOKENS:

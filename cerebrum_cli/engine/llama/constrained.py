@@ -130,22 +130,20 @@ class GrammarSampler:
             return self._markup.popleft()
         text = self._text
         piece = self._vocabulary.piece(token, special=True).decode(errors="replace")
-        if text.stage == "undecided" and text.passes(token, piece):
+        if text.stage == "undecided" and text.precedes_answer(token, piece):
             return token
-        held = continuation(self._vocabulary, (Text(text.held),)) if text.held else ()
+        held = continuation(self._vocabulary, (Text(text.answer_start),)) if text.answer_start else ()
         fits = all(map(self._matcher.accept, held))
-        if fits and (held or not text.rest):
+        if fits and (held or not text.missing_markup):
             text.begin_answer()
             self._applies = True
             self._force()
             return self._forced.popleft() if self._forced else None
-        if not text.rest:
-            raise GrammarError(
-                f"the answer begins in the token that ends the reasoning, and the grammar rejects {text.held!r}",
-                "ask again, or use --think off",
-            )
+        if not text.missing_markup:
+            problem = "the answer begins in the token that ends the reasoning, and the grammar rejects"
+            raise GrammarError(f"{problem} {text.answer_start!r}", "ask again, or use --think off")
         self._matcher.reset()
-        self._markup += continuation(self._vocabulary, (Text(text.rest, trusted=True),))
+        self._markup += continuation(self._vocabulary, (Text(text.missing_markup, trusted=True),))
         return self._markup.popleft()
 
     def _force(self) -> None:
