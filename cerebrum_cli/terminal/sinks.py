@@ -162,7 +162,11 @@ class ReasoningSink:
     def emit(self, event: Event) -> None:
         if isinstance(event, CallEvent):
             self.close()
-        if not isinstance(event, TokenEvent) or not event.text:
+        if not isinstance(event, TokenEvent):
+            return
+        if event.is_correction and event.channel == "answer":
+            self.summarizes = False  # it follows as the answer
+        if not event.text:
             return
         if event.channel == "thinking":
             self._add(event.text)

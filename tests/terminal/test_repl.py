@@ -276,6 +276,12 @@ def test_chat_continues_a_reply_that_was_truncated_while_reasoning(talk: Talk) -
     assert err[-2:] == ["note: reply truncated at 9 tokens of reasoning", "      /continue resumes it"]
 
 
+def test_chat_shows_a_tag_that_nothing_closes_as_the_answer(talk: Talk) -> None:
+    out, err = talk("Who?\n", rows={"Who?": "<think> is a tag."}, shows_out=True)
+    assert "<think> is a tag." in [strip_controls(line) for line in out]
+    assert not [line for line in err if "reason" in line]
+
+
 def test_chat_shows_that_a_reply_fills_the_context(talk: Talk) -> None:
     _, err = talk("Who?\n/tokens\n", context=150, rows={"Who?": "Me, and you. " * 9})
     assert err[-1] == "context 150/150, full"
