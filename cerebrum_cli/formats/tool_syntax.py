@@ -57,12 +57,12 @@ def find_tool_format(source: str) -> ToolFormat:
     """Find out how a template supports functions, by rendering small conversations."""
     family = family_of(source)
     known = family.syntaxes if family else ()
-    prompt = _after_question(source, ASKED)
+    prompt = _after_question(source, ASKED.openai_messages)
     if prompt is None:
         return replace(PLAIN_TOOLS, syntaxes=known)
     shown, before = prompt
     takes_text = False
-    if as_text := _after_question(source, _replied(CALLS[:1], CALLS[1:]).user(NEXT_QUESTION), takes_text=True):
+    if as_text := _after_question(source, _with_rounds_as_text()):
         preceding, _, following = as_text[1].partition(ANSWER)
         takes_text = all(result in following for result in RESULTS)
         if takes_text:
@@ -76,14 +76,15 @@ def _call_format(source: str, before: str, known: Syntaxes) -> ToolFormat:
     A model may have the markup of a family and another syntax, which is then learned.
     """
     for calls, text_arguments in product((CALLS, CALLS[:1]), (False, True)):
-        written = _after_question(source, _replied(calls), text_arguments)
+        written = _after_question(source, _with_calls(calls, "", text_arguments))
         if written and all(call.name in written[1] and call.result in written[1] for call in calls):
             syntaxes = known if _reads(known, calls, written[1]) else learn(_first_calls(written[1], before))
+            with_text = _after_question(source, _with_calls(calls, ANSWER, text_arguments))
             return ToolFormat(
                 writes_calls=True,
                 writes_several=len(calls) > 1,
                 text_arguments=text_arguments,
-                moves_text=_moves_text(source, calls, text_arguments),
+                moves_text=with_text is not None and ANSWER in with_text[1].rpartition(calls[-1].result)[2],
                 syntaxes=syntaxes,
             )
     return replace(PLAIN_TOOLS, syntaxes=known)
@@ -95,31 +96,26 @@ def _reads(syntaxes: Syntaxes, calls: ToolCalls, written: str) -> bool:
     return [call.name for each in found for call in each.calls] == [call.name for call in calls]
 
 
-def _moves_text(source: str, calls: ToolCalls, text_arguments: bool) -> bool:
-    with_text = _after_question(source, _replied(calls), text_arguments, says=ANSWER)
-    return with_text is not None and ANSWER in with_text[1].rpartition(calls[-1].result)[2]
-
-
-def _replied(*rounds: ToolCalls) -> Conversation:
-    return ASKED.add(Message("assistant", NEXT_ANSWER, rounds=tuple(Round(calls, ANSWER) for calls in rounds)))
-
-
-def _after_question(
-    source: str, conversation: Conversation, text_arguments: bool = False, takes_text: bool = False, says: str = ""
-) -> tuple[str, str] | None:
-    """A prompt with the probing functions, before and after the question; None if the template fails.
-
-    If rounds of calls come last, their reply is unfinished. The text before their calls is `says`.
-    """
+def _with_calls(calls: ToolCalls, text: str, text_arguments: bool) -> list[JsonDict]:
+    """Messages that end with the results of calls, which have a text before them; the reply is to follow."""
     write = wire_message if text_arguments else attrgetter("openai")
-    messages = [write(turn) for turn in conversation.turns]
-    if conversation.messages[-1].rounds:
-        messages.pop()
+    conversation = ASKED.add(Message("assistant", "", rounds=(Round(calls, text),)))
+    *messages, _ = map(write, conversation.turns)
+    return messages
+
+
+def _with_rounds_as_text() -> list[JsonDict]:
+    """Messages of a reply with two rounds, as it was written, before the next question."""
+    rounds = (Round(CALLS[:1], ANSWER), Round(CALLS[1:], ANSWER))
+    conversation = ASKED.add(Message("assistant", NEXT_ANSWER, rounds=rounds)).user(NEXT_QUESTION)
+    messages = conversation.openai_messages
     for message in messages:
-        if takes_text:
-            message.pop("tool_calls", None)
-        elif "tool_calls" in message:
-            message["content"] = says
+        message.pop("tool_calls", None)
+    return messages
+
+
+def _after_question(source: str, messages: Sequence[JsonDict]) -> tuple[str, str] | None:
+    """A prompt with the probing functions, before and after the question; None if the template fails."""
     prompt = try_render(source, messages, **tool_variables([tool.openai for tool in PROBES]))
     if prompt is None or QUESTION not in prompt:
         return None
