@@ -19,7 +19,6 @@ from cerebrum_cli.servers.endpoint import ServerInfo
 from cerebrum_cli.servers.faults import LostServerError, RefusedRequestError, failure, stated_problem
 from cerebrum_cli.servers.kind import (
     ANY_CONTEXT,
-    LONG_SILENCE_S,
     Likeliest,
     ReplyChunk,
     ServerKind,
@@ -79,9 +78,6 @@ class OpenAIServer(ServerKind):
         if not info.is_strict or settings.origin("seed") != DEFAULT:
             body["seed"] = seed
         return body
-
-    def silence_s(self, request: Request) -> float:  # noqa: ARG002
-        return LONG_SILENCE_S
 
     async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
         reader = ChoiceReader()

@@ -19,8 +19,6 @@ from cerebrum_cli.servers.endpoint import ServerInfo
 
 ANY_CONTEXT = 2**24  # tokens, of a server that does not state its context
 DEFAULTS = SamplingParams()
-SILENCE_S = 60.0
-LONG_SILENCE_S = 300.0  # of a server that sends nothing while it loads a model or evaluates a prompt
 
 Likeliest = Mapping[int | str, float]
 StopReason = Literal["eos", "stop string", "limit", "unstated"]
@@ -79,10 +77,6 @@ class ServerKind(ABC):
     @abstractmethod
     def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
         """The parts of streamed replies, the last of each with its end; a server may also send a whole reply."""
-
-    def silence_s(self, request: Request) -> float:  # noqa: ARG002
-        """Seconds without a byte, not even a ping, after which the server hangs."""
-        return SILENCE_S
 
     def ignored(self, request: Request, info: ServerInfo) -> list[str]:
         """Settings of a request that have no effect there."""

@@ -12,8 +12,6 @@ from cerebrum_cli.core.text import foreign_line, well_formed
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.servers.endpoint import ServerInfo
 from cerebrum_cli.servers.kind import (
-    LONG_SILENCE_S,
-    SILENCE_S,
     Likeliest,
     ReplyChunk,
     ServerKind,
@@ -112,10 +110,6 @@ class LlamaServer(ServerKind):
             "sse_ping_interval": PING_S,
             "response_fields": _REPLY_FIELDS,
         }
-
-    def silence_s(self, request: Request) -> float:
-        """In a stream, it reports the progress of prompts, and sends pings."""
-        return LONG_SILENCE_S if request.likeliest else SILENCE_S
 
     async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
         """Yield parts of one token each. While the text ends within a character, neither text nor ids are sent."""

@@ -1,11 +1,12 @@
 """A queue of requests, and the servers that answer them, each as many at a time as it runs; all on one event loop.
 
+A server is `connecting` while it is asked what it is, then `up`: it is given requests, but after a failure one at a
+time, until it has replied to one. If it fails, it is `failed`, or `busy` if it only asks for a rest: it is asked again
+later, ever less often. One that does not fit, or refuses every request, is `unfit`, and not used any more.
+
 A request that a server loses returns to the queue, with the same seeds; after three attempts it is refused. A reply of
 which a part was shown cannot start again, so its error ends it. A request that a server refuses with a 4xx is refused,
 unless that server has not replied to any, and another one may.
-
-A server that fails is asked what it is, ever less often, until it answers. It is then given one request at a time until
-it has replied to one. A server that does not fit, or refuses every request, is not used any more.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ from cerebrum_cli.servers.faults import (
     RequestError,
 )
 from cerebrum_cli.servers.kind import origin
-from cerebrum_cli.servers.server import REFUSED_HINT, Job, Server
+from cerebrum_cli.servers.server import REFUSED_HINT, Job, Server, State
 
 ATTEMPTS = 3  # at a request
 MAX_REFUSALS = 5  # requests that a server refuses before its first reply
-RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # before a server that has failed so often is asked what it is
+SILENCE_S = 60.0  # without a byte, after which a server has failed if another one can take its requests
+LONG_SILENCE_S = 300.0  # if none can: Ollama sends nothing while it loads a model or evaluates a prompt
 GIVE_UP_S = 600.0  # without a byte of a reply from any server
 JOIN_S = 1.0  # for the other servers at the start, once one is up
 BUSY_NOTICE_S = 5.0  # of a busy server before users are notified
@@ -52,10 +54,10 @@ class Pool:
             alias = f"server {number}" if endpoint.name == endpoint.url else endpoint.name
             self._servers.append(Server(endpoint, alias, servers.window, expected, self._note))
         self._queue = deque[Job]()
-        self._alive_at = monotonic()  # when there was nothing to do
-        self._has_changed = asyncio.Event()  # a server is up, or has failed
-        self._is_connected = False
-        self._ticking = asyncio.create_task(self._tick())
+        self._idle_at = monotonic()  # when there was nothing to do
+        self._changed = asyncio.Event()  # the state of a server
+        self._is_started = False
+        self._watching = asyncio.create_task(self._watch())
 
     @property
     def known(self) -> list[Server]:
@@ -79,16 +81,17 @@ class Pool:
         """Return soon after a server is up. Raises NoServerError if none answers, EndpointError if one does not fit."""
         for server in self._servers:
             self._connect(server)
-        joined_by = monotonic() + JOIN_S
-        while not self._is_started(is_late=monotonic() >= joined_by):
-            self._has_changed.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(TICK_S):
-                    await self._has_changed.wait()
-        self._is_connected = True
+        await self._wait_until(lambda: self._has("up", "unfit") or not self._has("connecting", "busy"), GIVE_UP_S)
+        await self._wait_until(lambda: not self._has("connecting"), JOIN_S)
+        for server in self._servers:
+            if server.state == "unfit" and server.problem:
+                raise server.problem
+        if not self._has("up"):
+            raise self._no_server()
+        self._is_started = True
         self._note_differences()
         for server in self._servers:
-            if not server.is_up:
+            if server.state != "up":
                 self._note_problem(server)
 
     def submit(self, jobs: Sequence[Job], scope: CancelScope) -> None:
@@ -98,11 +101,11 @@ class Pool:
                 job.cancel()
             else:
                 self._queue.append(job)
-        if not any(server.is_up for server in self._servers):
+        if any(job.request.ask.stream for job in jobs) and not self._has("up"):  # someone waits
             for server in self._servers:
-                self._connect(server)
-                if any(job.request.ask.stream for job in jobs):  # someone waits
-                    server.wake.set()
+                if server.state == "failed":
+                    server.state = "connecting"  # now, without a rest
+                    self._connect(server)
         self._schedule()
 
     def cancel(self, should_cancel: Callable[[Job], bool]) -> None:
@@ -114,7 +117,7 @@ class Pool:
 
     async def close(self) -> None:
         self.cancel(lambda _: True)
-        tasks = [self._ticking]
+        tasks = [self._watching]
         for server in self._servers:
             tasks += filter(None, (server.connecting, *(job.task for job in server.running)))
         for task in tasks:
@@ -127,19 +130,24 @@ class Pool:
 
     def _schedule(self) -> None:
         """Give jobs to the servers that have room, the least busy first; called after every change."""
+        self._changed.set()
         for job in list(self._queue):
             free = [server for server in self._servers if server.has_room]
             if not free:
-                return
-            fitting = [server for server in free if not self._can_go_elsewhere(job, server)]
+                break
+            fitting = [server for server in free if server not in job.refused_by or not self._others(job, server)]
             if fitting:
                 self._queue.remove(job)
                 self._start(job, min(fitting, key=lambda server: server.outstanding / server.window))
+        if not self._has("connecting", "up", "busy"):
+            for job in [job for job in self._queue if job.request.ask.stream]:  # someone waits
+                self._queue.remove(job)
+                job.fail(self._no_server())
 
-    def _can_go_elsewhere(self, job: Job, server: Server) -> bool:
-        """Whether a server has refused a job that another one may take."""
-        others = (other for other in self._servers if other.is_up and other not in job.refused_by)
-        return server in job.refused_by and any(others)
+    def _others(self, job: Job, server: Server) -> list[Server]:
+        """The other servers that can take a job of a server."""
+        others = [other for other in self._servers if other is not server]
+        return [other for other in others if other.state == "up" and other not in job.refused_by]
 
     def _start(self, job: Job, server: Server) -> None:
         most = server.info.max_samples
@@ -147,7 +155,8 @@ class Pool:
             self._queue.appendleft(replace(job, samples=job.samples[most:]))
             job.samples = job.samples[:most]
         self._note_limits(server, job.request)
-        job.started_at = monotonic()
+        if not server.running:
+            server.busy_since = monotonic()
         server.running.append(job)
         job.task = asyncio.create_task(server.answer(job))
         job.task.add_done_callback(lambda task: self._end(task, job, server))
@@ -161,14 +170,12 @@ class Pool:
             case _ if not job.samples and error:
                 pass  # it was cancelled
             case None:
-                self._note_reply(server)
+                server.succeed()
             case RefusedRequestError():
                 job.refuse(error.error)
             case RequestError():
                 self._refuse(job, server, error)
-            case BusyServerError() if not job.is_shown:
-                self._rest(job, server, error)
-            case ExchangeError():
+            case LostServerError() | BusyServerError():
                 self._lose(server, error)
                 self._retry(job, server, error)
             case EndpointError():
@@ -178,12 +185,6 @@ class Pool:
                 self._queue.appendleft(job)
                 self._fail(error)
         self._schedule()
-
-    def _note_reply(self, server: Server) -> None:
-        server.has_replied = True
-        server.failures = 0
-        if server.is_up:
-            server.problem = None
 
     def _refuse(self, job: Job, server: Server, error: RequestError) -> None:
         """Refuse a job for a status of 4xx, unless that may be the server's fault."""
@@ -197,34 +198,27 @@ class Pool:
             self._queue.appendleft(job)
             self._retire(server, server.client.fault(error, REFUSED_HINT))
             return
-        if self._can_go_elsewhere(job, server):
+        if self._others(job, server):
             self._queue.appendleft(job)
         else:
             job.refuse(reason)
         if server.refusals >= MAX_REFUSALS and not job.request.ask.stream:
             self._retire(server, server.client.fault(error, REFUSED_HINT, "it refuses every request: "))
 
-    def _rest(self, job: Job, server: Server, error: BusyServerError) -> None:
-        """Give a busy server nothing for as long as it asks for; someone who waits for a reply waits three times."""
-        server.rests_until = monotonic() + error.retry_after
-        server.problem = error
-        if error.retry_after >= BUSY_NOTICE_S:
-            self._note(NoticeEvent(f"{server.name} is busy: {error}", f"retrying in {error.retry_after:.0f} s"))
-        asyncio.get_running_loop().call_later(error.retry_after, self._schedule)
-        if job.request.ask.stream:
-            self._retry(job, server, error)
-        else:
-            self._queue.appendleft(job)
-
-    def _retry(self, job: Job, server: Server, error: ExchangeError) -> None:
+    def _retry(self, job: Job, server: Server, error: LostServerError | BusyServerError) -> None:
         """Ask for a job again, unless part of its reply was shown, or it has failed too often."""
-        is_waited_for = job.request.ask.stream and not any(other.is_up for other in self._servers)
-        if job.is_shown or is_waited_for:
+        is_stream = job.request.ask.stream
+        if job.is_shown or (is_stream and not self._has("connecting", "up", "busy")):
             job.fail(EndpointError(f"{server.name}: {error}", "check the server, then ask again"))
             return
-        if not server.is_up:
+        if isinstance(error, LostServerError):
             self._note_problem(server)
-        if not isinstance(error, LostServerError) or error.was_sent:
+            is_attempt = error.was_sent
+        else:
+            if error.retry_after >= BUSY_NOTICE_S:
+                self._note_problem(server)
+            is_attempt = is_stream  # a row waits for a busy server
+        if is_attempt:
             job.attempts += 1
         if job.attempts < ATTEMPTS:
             self._queue.appendleft(job)
@@ -232,112 +226,83 @@ class Pool:
         problem = f"this request failed {job.attempts} times, last on {server.alias}: {error}"
         job.refuse(EndpointError(problem, "check the log of the server"))
 
-    # Servers.
+    # The states of servers.
+
+    def _has(self, *states: State) -> bool:
+        """Whether any server is in one of these states."""
+        return any(server.state in states for server in self._servers)
+
+    async def _wait_until(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not condition():
+                    self._changed.clear()
+                    await self._changed.wait()
 
     def _connect(self, server: Server) -> None:
-        if server.connecting is None:
-            server.connecting = asyncio.create_task(self._identify(server))
-            server.connecting.add_done_callback(lambda task: self._end_connect(task, server))
+        if server.connecting:
+            server.connecting.cancel()
+        server.connecting = asyncio.create_task(self._identify(server))
 
     async def _identify(self, server: Server) -> None:
-        """Ask a server what it is until it answers. Raises EndpointError if it does not fit."""
-        while True:
-            if server.failures:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(RETRY_S[min(server.failures, len(RETRY_S)) - 1]):
-                        await server.wake.wait()
-            server.wake.clear()
+        """Ask a server what it is until it answers, each time after a rest if it has failed."""
+        while server.state in ("connecting", "busy", "failed"):
+            if server.state != "connecting":
+                await asyncio.sleep(server.rest_s)
+            server.state = "connecting"
             try:
                 await server.identify()
-                return
             except ExchangeError as error:
-                server.problem = error
-                server.failures += 1
-                self._has_changed.set()
-                self._end_streams()
-
-    def _end_connect(self, task: asyncio.Task[None], server: Server) -> None:
-        server.connecting = None
-        error = None if task.cancelled() else task.exception()
-        if isinstance(error, EndpointError):
-            self._retire(server, error)
-        elif error:  # a bug
-            server.problem = error
-            self._fail(error)
-        elif server.is_up and self._is_connected:
-            self._note_differences()
-            self._emit(ServersEvent())  # so that it is recorded before its first reply
-        self._has_changed.set()
-        self._schedule()
+                server.fail(error)
+                if isinstance(error, BusyServerError) and not self._is_started:
+                    self._note_problem(server)
+            except Exception as error:  # it does not fit, or a bug
+                self._retire(server, error)
+            else:
+                if self._is_started:
+                    self._note_differences()
+                    self._emit(ServersEvent())  # so that it is recorded before its first reply
+            self._schedule()
 
     def _lose(self, server: Server, error: ExchangeError) -> None:
         """Give a server nothing until it has answered what it is."""
-        if server.is_up:
-            server.is_up = False
-            server.problem = error
-            server.failures += 1
-            server.wake.clear()
+        if server.state == "up":
+            server.fail(error)
             self._connect(server)
 
-    def _retire(self, server: Server, error: EndpointError) -> None:
-        """Do not use a server any more."""
-        server.is_up = False
+    def _retire(self, server: Server, error: Exception) -> None:
+        server.state = "unfit"
         server.problem = error
-        if all(isinstance(other.problem, EndpointError) for other in self._servers):
+        if not isinstance(error, EndpointError) or all(other.state == "unfit" for other in self._servers):
             self._fail(error)
-        elif self._is_connected:
+        elif self._is_started:
             self._note_problem(server)
 
-    def _end_streams(self) -> None:
-        """End the requests for which someone waits, if no server is up."""
-        problems = [server.problem for server in self._servers]
-        if any(server.is_up for server in self._servers) or any(isinstance(each, BusyServerError) for each in problems):
-            return
-        waiting = [job for job in self._queue if job.request.ask.stream]
-        for job in waiting:
-            self._queue.remove(job)
-            job.fail(self._no_server())
-
-    async def _tick(self) -> None:
+    async def _watch(self) -> None:
         """End what takes too long."""
         while True:
             await asyncio.sleep(TICK_S)
             for server in self._servers:
-                if server.running and server.silence_s > 0:
-                    self._end_silence(server)
-            if self._is_connected and not any(self._jobs):
-                self._alive_at = monotonic()
-            elif self._is_connected and self._has_given_up:
+                limit = self._silence_limit(server)
+                if server.running and monotonic() - server.silent_since > limit:
+                    self._lose(server, LostServerError(f"silent for {limit:g} s"))
+                    for job in server.running:
+                        if job.task:
+                            job.task.cancel()
+            heard_at = max(server.client.heard_at for server in self._servers)
+            if not any(self._jobs):
+                self._idle_at = monotonic()
+            elif monotonic() - max(self._idle_at, heard_at) > GIVE_UP_S:
                 self._fail(self._no_server())
-            self._schedule()
 
-    def _end_silence(self, server: Server) -> None:
-        limit = max(server.kind.silence_s(job.request) for job in server.running)
-        self._lose(server, LostServerError(f"silent for {limit:g} s"))
+    def _silence_limit(self, server: Server) -> float:
+        """Seconds without a byte after which a server has failed: fewer if one that works can take its requests."""
         for job in server.running:
-            if job.task:
-                job.task.cancel()
-
-    # The start and the end.
-
-    def _is_started(self, is_late: bool) -> bool:
-        """Whether a server is up, and the others have answered, or it is late. Raises EndpointError, NoServerError."""
-        for server in self._servers:
-            if server.problem and not isinstance(server.problem, ExchangeError):
-                raise server.problem
-        are_asked = all(server.is_up or server.problem for server in self._servers)
-        if any(server.is_up for server in self._servers):
-            return are_asked or is_late
-        loading = [server for server in self._servers if isinstance(server.problem, BusyServerError)]
-        if self._has_given_up or (are_asked and not loading):
-            raise self._no_server()
-        for server in loading:
-            self._note_problem(server)
-        return False
-
-    @property
-    def _has_given_up(self) -> bool:
-        return monotonic() - max(self._alive_at, *(server.client.heard_at for server in self._servers)) > GIVE_UP_S
+            for other in self._others(job, server):
+                is_silent = other.running and other.client.heard_at < server.silent_since
+                if not (is_silent or other.failures):
+                    return SILENCE_S
+        return LONG_SILENCE_S
 
     def _no_server(self) -> NoServerError:
         reasons = "; ".join(f"{server.name}: {server.problem or 'no reply'}" for server in self._servers)
@@ -360,7 +325,7 @@ class Pool:
         problem = server.problem
         if isinstance(problem, EndpointError):
             self._note(NoticeEvent(problem.message, problem.hint))
-        elif problem or not server.is_up:
+        else:
             self._note(NoticeEvent(f"{server.name} is unavailable: {problem or 'no answer yet'}", "retrying"))
 
     def _note_differences(self) -> None:

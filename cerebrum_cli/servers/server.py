@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from math import inf
-from time import monotonic
+from typing import Literal
 
 from cerebrum_cli.core.errors import (
     DAMAGE,
@@ -33,10 +33,11 @@ from cerebrum_cli.servers.chat_completions import chat_turns
 from cerebrum_cli.servers.client import Client
 from cerebrum_cli.servers.description import ExpectedModel, describe
 from cerebrum_cli.servers.endpoint import Endpoint, ServerInfo
-from cerebrum_cli.servers.faults import LostServerError, RequestError
+from cerebrum_cli.servers.faults import BusyServerError, ExchangeError, LostServerError, RequestError
 from cerebrum_cli.servers.kind import ReplyChunk, ServerKind
 from cerebrum_cli.servers.replies import RemoteSample
 
+RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # before a server that has failed so often is asked what it is
 TOO_LONG = ("exceeds the available context size", "context length", "context window", "max_tokens must be at least 1")
 REFUSED_HINT = "check the settings of the request, and the server's log"
 UNSTATED_HINT = "the reply may be truncated; check the server's log, or update it"
@@ -45,6 +46,7 @@ DROPPED_HINT = (
     "it may have dropped the rest: give it a larger context, as with OLLAMA_CONTEXT_LENGTH=16384 ollama serve"
 )
 
+State = Literal["connecting", "up", "busy", "failed", "unfit"]
 Note = Callable[[NoticeEvent], None]
 
 
@@ -58,7 +60,6 @@ class Job:
     attempts: int = 0  # that have failed
     is_shown: bool = False  # part of the reply is
     refused_by: tuple[Server, ...] = ()
-    started_at: float = 0.0
     task: asyncio.Task[None] | None = None
 
     def report(self, event: Event) -> None:
@@ -97,15 +98,14 @@ class Server:
         self.name, self.alias = endpoint.name, alias  # in results, the alias stands for the address
         self.client = Client(endpoint)
         self.running: list[Job] = []
-        self.is_known = False
-        self.is_up = False  # it takes requests
-        self.problem: BaseException | None = None  # why it is not up, unless it has not answered yet
+        self.state: State = "connecting"
+        self.problem: Exception | None = None  # the latest since its last reply
+        self.rest_s = 0.0  # before it is asked what it is
         self.failures = 0  # since its last reply
         self.has_replied = False
         self.refusals = 0  # before its first reply
-        self.rests_until = 0.0  # when a busy server takes requests again
+        self.busy_since = 0.0  # if it runs any job
         self.connecting: asyncio.Task[None] | None = None
-        self.wake = asyncio.Event()  # connect now
         self._window, self._expected, self._note = window, expected, note
 
     async def identify(self) -> None:
@@ -114,8 +114,28 @@ class Server:
         await self._expected.check(self.client, info)
         self.kind = kind
         self.info = replace(info, end_tokens=self._expected.end_tokens) if kind.takes_end_tokens else info
-        self.is_known = self.is_up = True
-        self.problem = None
+        self.state = "up"
+
+    def fail(self, error: ExchangeError) -> None:
+        self.problem = error
+        if isinstance(error, BusyServerError):
+            self.state = "busy"
+            self.rest_s = error.retry_after
+        else:
+            self.state = "failed"
+            self.rest_s = RETRY_S[min(self.failures, len(RETRY_S) - 1)]
+            self.failures += 1
+
+    def succeed(self) -> None:
+        self.has_replied = True
+        self.failures = 0
+        if self.state == "up":
+            self.problem = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it has ever answered."""
+        return hasattr(self, "info")
 
     @property
     def window(self) -> int:
@@ -129,18 +149,12 @@ class Server:
     @property
     def has_room(self) -> bool:
         """Whether it can be given a job now; after a failure, one at a time until it has replied."""
-        if not self.is_up or monotonic() < self.rests_until:
-            return False
-        return self.outstanding < (1 if self.failures else self.window)
+        return self.state == "up" and self.outstanding < (1 if self.failures else self.window)
 
     @property
-    def silence_s(self) -> float:
-        """Seconds for which it has been silent beyond what it may be; negative if it need not answer yet."""
-        heard_at = self.client.heard_at
-        return max(
-            (monotonic() - max(job.started_at, heard_at) - self.kind.silence_s(job.request) for job in self.running),
-            default=-inf,
-        )
+    def silent_since(self) -> float:
+        """When its last byte arrived, or when it was given the first of the jobs that it runs."""
+        return max(self.busy_since, self.client.heard_at)
 
     # Replies.
 

@@ -3,6 +3,7 @@
 import resource
 import threading
 from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -169,21 +170,21 @@ def test_remote_row_that_kills_servers_is_refused_and_stalls_no_other() -> None:
 
 @pytest.mark.slow
 def test_remote_server_that_is_killed_twice_answers_each_row_once() -> None:
-    requests = [request_of(f"Q{at}") for at in range(60)]
-    with serving(unicode_model, slots=4) as [server], connected(server) as engine:
-        completions, ends = engine.complete(requests), list[object]()
+    def kill_twice(server: LlamaServer) -> None:
         for _ in range(2):
             held = server.arm(hang_after=0, times=None, let_through=15)
-            while not held.is_hanging.is_set():
-                ends += [event for event in [next(completions)] if isinstance(event, FinishEvent)]
+            assert held.is_hanging.wait(TIMEOUT_S)
             server.kill()
             server.disarm()
             server.start()
-        ends += [event for event in completions if isinstance(event, FinishEvent | RefusedEvent)]
-    assert sorted(event.sequence for event in ends if isinstance(event, FinishEvent)) == [
-        SequenceId(at) for at in range(60)
-    ]
-    assert len(ends) == 60
+
+    requests = [request_of(f"Q{at}") for at in range(60)]
+    with serving(unicode_model, slots=4) as [server], connected(server) as engine, ThreadPoolExecutor() as meanwhile:
+        killing = meanwhile.submit(kill_twice, server)
+        ends = [event for event in engine.complete(requests) if isinstance(event, FinishEvent | RefusedEvent)]
+        killing.result(TIMEOUT_S)
+    assert sorted(event.sequence for event in ends) == [SequenceId(at) for at in range(60)]
+    assert not [event for event in ends if isinstance(event, RefusedEvent)]
 
 
 def test_remote_start_waits_for_a_server_that_loads_its_model() -> None:

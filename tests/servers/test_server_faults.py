@@ -12,6 +12,7 @@ from model_servers import Armed, ModelServer
 from remote_engines import connected, local_replies, remote_engine, request_of, serving, serving_kind, set_patience
 from scripted_backend import END, endless, random_model
 from server_kinds import KINDS, LlamaServer, SglangServer, VllmServer
+from waiting import TIMEOUT_S
 
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId, TokenEvent
@@ -135,7 +136,7 @@ def test_server_that_is_gone_costs_no_row() -> None:
 def test_server_that_hangs_costs_no_row(
     kind: type[ModelServer], fault: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_patience(monkeypatch, silence_s=SILENCE_S)
+    set_patience(monkeypatch, SILENCE_S=SILENCE_S)
     with serving_kind(kind, random_model, 2) as servers, connected(*servers) as engine:
         hanging = servers[0].arm(times=None, **fault)
         assert transcript(engine, servers, ROWS) == unavailable(f"silent for {SILENCE_S} s")
@@ -143,8 +144,45 @@ def test_server_that_hangs_costs_no_row(
         servers[0].wait_for(lambda: all(asked.is_left for asked in servers[0].completions()))
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_server_may_be_silent_for_longer_while_no_other_sends_anything(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ollama is while it loads a model."""
+    set_patience(monkeypatch, SILENCE_S=0.05)
+    with serving(random_model, count) as servers, connected(*servers) as engine:
+        loading = [server.arm(hang_after=0, times=None) for server in servers]
+        completions = engine.complete(ROWS)
+        for armed in loading:
+            assert armed.is_hanging.wait(TIMEOUT_S)
+        time.sleep(0.3)
+        set_patience(monkeypatch)
+        for server, armed in zip(servers, loading, strict=True):
+            assert [asked.path for asked in server.asked].count("/v1/models") == 1  # it was not lost
+            server.disarm()
+            armed.disarm()
+        events = [event for event in completions if isinstance(event, NoticeEvent | FinishEvent)]
+    assert [type(event) for event in events] == [FinishEvent] * len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("requests", "expected"),
+    [
+        (ROWS, unavailable(f"silent for {SILENCE_S} s")),
+        ((STREAM,), [f"error: first: silent for {SILENCE_S} s"]),
+    ],
+)
+def test_server_that_hangs_alone_has_failed_after_a_longer_silence(
+    requests: Sequence[Request], expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_patience(monkeypatch, LONG_SILENCE_S=SILENCE_S)
+    with serving(random_model) as servers, connected(*servers) as engine:
+        servers[0].arm(hang_after=0, times=2)
+        assert transcript(engine, servers, requests) == expected
+
+
 def test_server_may_take_long_for_one_reply_while_it_sends_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_patience(monkeypatch, silence_s=SILENCE_S)
+    set_patience(monkeypatch, LONG_SILENCE_S=SILENCE_S)
     with serving(STORY) as servers, connected(*servers) as engine:
         whole = servers[0].complete
 

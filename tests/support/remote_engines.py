@@ -18,8 +18,8 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.servers import chat_completions, faults, llama_server, pool
-from cerebrum_cli.servers import kind as kind_module
+from cerebrum_cli.servers import faults, pool
+from cerebrum_cli.servers import server as server_module
 from cerebrum_cli.servers.endpoint import Endpoint, Servers
 from cerebrum_cli.servers.remote_engine import RemoteEngine
 
@@ -56,15 +56,13 @@ def serving(model: Model, count: int = 1, **options: Any) -> AbstractContextMana
     return serving_kind(LlamaServer, model, count, **options)
 
 
-def set_patience(monkeypatch: pytest.MonkeyPatch, silence_s: float = 60.0, **times: Any) -> None:
+def set_patience(monkeypatch: pytest.MonkeyPatch, **times: Any) -> None:
     """Try servers again soon, and wait for them at the start however loaded the machine is."""
-    quick = {"RETRY_S": (0.02,), "TICK_S": 0.02, "JOIN_S": 60.0, "BUSY_NOTICE_S": 60.0}
+    quick = {"TICK_S": 0.02, "JOIN_S": 60.0, "BUSY_NOTICE_S": 60.0, "SILENCE_S": 60.0, "LONG_SILENCE_S": 300.0}
+    monkeypatch.setattr(server_module, "RETRY_S", times.pop("RETRY_S", (0.02,)))
+    monkeypatch.setattr(faults, "BUSY_S", 0.02)
     for name, value in {**quick, **times}.items():
         monkeypatch.setattr(pool, name, value)
-    monkeypatch.setattr(faults, "BUSY_S", 0.02)
-    for name in ("SILENCE_S", "LONG_SILENCE_S"):
-        for module in (kind_module, chat_completions, llama_server):
-            monkeypatch.setattr(module, name, silence_s, raising=False)
 
 
 def served_engine(engine: LocalEngine) -> LlamaServer:
