@@ -187,11 +187,13 @@ class SureOfMoney(OllamaServer):
 
     def complete(self, body: Mapping[str, Any]) -> Generator[Any, None, None]:
         is_sure = "money" in body["messages"][-1]["content"]
+        likeliest = SURE if is_sure else {"yes": -0.68, "no": -0.70}
         for reply in super().complete(body):
-            likeliest = SURE if is_sure else {"yes": -0.68, "no": -0.70}
-            if reply:
-                [first] = reply["choices"][0]["logprobs"]["content"]
-                first["top_logprobs"] = [{"token": text, "logprob": each} for text, each in likeliest.items()]
+            choices = reply["choices"] if isinstance(reply, dict) else []
+            for choice in choices:
+                if "logprobs" in choice:
+                    [first] = choice["logprobs"]["content"]
+                    first["top_logprobs"] = [{"token": text, "logprob": each} for text, each in likeliest.items()]
             yield reply
 
 
