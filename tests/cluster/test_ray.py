@@ -221,7 +221,9 @@ def address(user: CommandLine) -> Iterator[str]:
         env=user.environment({"RAY_USAGE_STATS_ENABLED": "0"}),
     ) as process:
         assert process.stdout
-        yield process.stdout.readline().strip()
+        address = process.stdout.readline().strip()
+        assert address, "Ray did not start"
+        yield address
         process.communicate()
 
 
