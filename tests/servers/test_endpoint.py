@@ -1,7 +1,6 @@
 """`--endpoint`: the commands on servers, compared with those on this machine; servers that come and go; errors."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from remote_engines import set_patience
 from scripted_command import run_here
 from served import SEEDS, Served
 from server_kinds import BUILD
-from waiting import TIMEOUT_S
 
 ROWS = 100
 
@@ -101,28 +99,6 @@ def assert_all_answered(output: Path) -> None:
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(row["id"], row["seed"], row["error"]) for row in rows] == [(n + 1, n + 7, None) for n in range(ROWS)]
     assert [row["text"] for row in rows] == [SEEDS[(n + 7) % 3] for n in range(ROWS)]
-
-
-@pytest.mark.slow
-def test_endpoint_batch_survives_a_killed_server(served: Served) -> None:
-    first, _ = served.servers
-    stuck, held = (server.arm(hang_after=0, times=None, let_through=5) for server in served.servers)
-
-    def kill_and_restart() -> None:
-        assert stuck.is_hanging.wait(TIMEOUT_S) and held.is_hanging.wait(TIMEOUT_S)
-        first.kill()
-        stuck.disarm()
-        asked = len(first.completions())
-        first.start()
-        first.wait_for(lambda: len(first.completions()) > asked)
-        held.disarm()
-
-    with ThreadPoolExecutor() as meanwhile:
-        acting = meanwhile.submit(kill_and_restart)
-        done = served.run("batch", served.questions(ROWS), "--seed", "7", "-o", "out.jsonl", servers=2)
-        acting.result(TIMEOUT_S)
-    assert done.code == 0, done.err
-    assert_all_answered(Path("out.jsonl"))
 
 
 @pytest.mark.slow

@@ -181,10 +181,12 @@ def test_remote_server_that_is_killed_twice_answers_each_row_once() -> None:
     requests = [request_of(f"Q{at}") for at in range(60)]
     with serving(unicode_model, slots=4) as [server], connected(server) as engine, ThreadPoolExecutor() as meanwhile:
         killing = meanwhile.submit(kill_twice, server)
-        ends = [event for event in engine.complete(requests) if isinstance(event, FinishEvent | RefusedEvent)]
+        events = events_of(engine, *requests)
         killing.result(TIMEOUT_S)
-    assert sorted(event.sequence for event in ends) == [SequenceId(at) for at in range(60)]
-    assert not [event for event in ends if isinstance(event, RefusedEvent)]
+    ends = [event.sequence for event in events if isinstance(event, FinishEvent | RefusedEvent)]
+    assert sorted(ends) == [SequenceId(at) for at in range(60)]
+    texts = {id: reply.text for id, reply in local_replies(unicode_model, *requests).items()}
+    assert {id: values[0] for id, values in outcome(events).items()} == texts
 
 
 def test_remote_start_waits_for_a_server_that_loads_its_model() -> None:
