@@ -54,7 +54,7 @@ def run(code: str, test: str) -> tuple[str, str]:
 
 
 def cut(text: str, limit: int) -> str:
-    """The beginning and the end of a text that is longer than `limit` characters."""
+    """The beginning and the end of a text that is longer than `limit` characters, as of `core.text.cut_middle`."""
     if len(text) <= limit:
         return text
     start = limit // 2
