@@ -7,8 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cerebrum_cli.cli.commands import tool_options
-from cerebrum_cli.cli.options import QUOTE_PATTERN, AskOptions, Names, only_question
+from cerebrum_cli.cli.options import QUOTE_PATTERN, AskOptions, Names, only_question, tool_options
 from cerebrum_cli.cli.signature import Argument, composed, settings_options
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer

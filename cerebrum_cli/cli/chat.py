@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cerebrum_cli.cli.commands import tool_options
-from cerebrum_cli.cli.options import AnswerOptions, Names, QuestionOptions, only_question
+from cerebrum_cli.cli.options import AnswerOptions, Names, QuestionOptions, only_question, tool_options
 from cerebrum_cli.cli.signature import Argument, composed, settings_options
 from cerebrum_cli.core.declaration import INTEGER, option, switch
 from cerebrum_cli.core.errors import UsageError

@@ -13,10 +13,9 @@ from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.cli import COMMANDS, Command, Extension
-from cerebrum_cli.core.declaration import option_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 ENTRY_POINTS = "cerebrum.commands"
 MAX_BYTES = 100_000  # of a file with entry points
-T = TypeVar("T")
 Commands = dict[str, Command]  # by name, in the order of help
 Warnings = list[tuple[str, str]]  # problems, each with a hint
 
@@ -33,16 +31,6 @@ Warnings = list[tuple[str, str]]  # problems, each with a hint
 def optional_packages() -> tuple[Extension, ...]:
     """What the optional packages that are there add, except for options of functions."""
     return tuple(module.EXTENSION for module in modules_of_packages("extension"))
-
-
-@dataclass_transform(frozen_default=True)
-def tool_options(group: type[T]) -> type[T]:
-    """The options of a command whose replies may call functions, with those of optional packages above them.
-
-    They are in modules of their own, since `ask` would wait for those of all packages.
-    """
-    added = [module.OPTIONS for module in modules_of_packages("tool_options")]
-    return option_group(type(group.__name__, (*added, option_group(group)), {}))
 
 
 def modules_of_packages(name: str) -> list[Any]:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar, dataclass_transform
 
 import typer
 
+from cerebrum_cli.cli.commands import modules_of_packages
 from cerebrum_cli.core.declaration import (
     INTEGER,
     NAME,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.source import Installation, ModelSource
     from cerebrum_cli.servers.endpoint import Endpoint, Servers
 
+T = TypeVar("T")
 Names = frozenset[str]  # of the options on a command line
 FIRST, LAST = "first", "last"  # code blocks of a reply
 QUOTE_PATTERN = "quote a pattern: -f 'src/*.py'; or write -f before each file"
@@ -225,6 +227,16 @@ class ToolOptions:
     def tool_finder(self, _app: App, /) -> ToolFinder | None:
         """What finds the functions of sources that are neither `python` nor a file."""
         return None
+
+
+@dataclass_transform(frozen_default=True)
+def tool_options(group: type[T]) -> type[T]:
+    """The options of a command whose replies may call functions, with those of optional packages above them.
+
+    They are in modules of their own, since `ask` would wait for those of all packages.
+    """
+    added = [module.OPTIONS for module in modules_of_packages("tool_options")]
+    return option_group(type(group.__name__, (*added, option_group(group)), {}))
 
 
 @option_group

@@ -7,9 +7,9 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, dataclass_transform
 
-from cerebrum_cli.cli.commands import loaded, optional_packages, tool_options
+from cerebrum_cli.cli.commands import loaded, optional_packages
 from cerebrum_cli.cli.constraints import name_grammar_in_errors
-from cerebrum_cli.cli.options import AnswerOptions, ConstrainedOptions, ToolOptions
+from cerebrum_cli.cli.options import AnswerOptions, ConstrainedOptions, ToolOptions, tool_options
 from cerebrum_cli.core.declaration import NUMBER, flag, option, option_group, switch
 from cerebrum_cli.core.errors import EndpointError, EngineError, Interrupted, UsageError
 from cerebrum_cli.core.events import Events
