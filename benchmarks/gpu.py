@@ -50,7 +50,7 @@ from cerebrum_cli.engine.llama.devices import accelerators, free_memory
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local_engine import LocalEngine
-from cerebrum_cli.engine.memory import memory_needs
+from cerebrum_cli.engine.memory import LoadPlan
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions, Request
 from cerebrum_cli.gguf.header import read_header
 
@@ -235,7 +235,7 @@ def planned_and_used(path: Path, layers: str, experts: str, context: ContextOpti
         requests = [Request(random_tokens(length), params, Ask(ignore_eos=True)) for _ in range(context.slots)]
         list(raise_refusals(engine.complete(requests)))
         used = before - free_memory().devices[0].free
-        needs = memory_needs(backend._plan.sizes, backend._made_with, backend._plan.offloaded)
+        needs = LoadPlan(backend._plan.sizes, backend._made_with, backend._plan.offloaded).needs
     return needs.devices[0], used
 
 

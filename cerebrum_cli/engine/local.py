@@ -12,7 +12,7 @@ from cerebrum_cli.core.files import remove
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import Texts, format_size
 from cerebrum_cli.engine import machine, speed
-from cerebrum_cli.engine.memory import HEADROOM, Devices, host_bytes
+from cerebrum_cli.engine.memory import HEADROOM, Devices
 from cerebrum_cli.engine.memory_plan import place
 from cerebrum_cli.engine.requests import DEFAULT_CONTEXT, ContextOptions, LoadOptions
 from cerebrum_cli.gguf.sizes import ModelSizes
@@ -122,9 +122,9 @@ class Capacity:
         devices = self.devices or ()
         plan = place(LoadOptions(Path(), context_size, sizes), ContextOptions(context_size), devices)
         needs = plan.needs
-        is_offloaded = sum(plan.offloaded) > len(sizes.layers) and not plan.host_experts
+        is_offloaded = plan.is_offloaded and not plan.host_experts
         is_on_gpus = is_offloaded and not any(device.is_unified for device in devices)
-        return ModelNeeds(needs.total + HEADROOM, host_bytes(needs, devices) + HEADROOM, is_on_gpus)
+        return ModelNeeds(needs.total + HEADROOM, needs.on_host(devices) + HEADROOM, is_on_gpus)
 
     def forecast(self, sizes: ModelSizes, thinking_tokens: int = 0) -> Forecast | None:
         if self.speed is None or not sizes.active_bytes:

@@ -1,4 +1,4 @@
-"""Memory that a model and its context need, on the host and on each GPU, and what fits. Pure; sizes in bytes.
+"""Memory that a model and its context need, on the host and on each GPU. Pure; sizes in bytes.
 
 A layer's weights, its part of the KV cache and its recurrent states are on the device it was offloaded to, or else on
 the host; so are compute buffers. A GPU that shares the host's memory draws from both limits.
@@ -12,8 +12,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.engine.requests import ContextOptions
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 HEADROOM = 512 * 2**20  # left free on the host and on each GPU, for other programs and the driver
 CPU_UBATCH = 256  # tokens: larger steps are as fast, and report progress less often
 GPU_UBATCH = 512
-OFFLOADED_ROWS = 32  # from which on llama.cpp evaluates layers in host memory on a GPU
 PADDING = 256  # tokens; llama.cpp rounds contexts up to it
 MIN_OUTPUTS = 64  # rows with logits that a step may have in any context: the most of a step with draft tokens
 SAMPLING_BYTES = 20  # for each token of the vocabulary, for all sequences together
 POOL_BYTES = 96 * 2**20  # of a GPU's kernels: 43 to 80 MiB on an H100, and 176 with experts
+CACHE_COPIES = 2.5  # of a layer's KV cache on a GPU that evaluates layers in host memory; of 32 and more sequences
 OUTPUT_BYTES = 32 * 2**20  # of logits in one step, for texts to score: 256 rows of a vocabulary of 32,000 tokens
 CHECKPOINTS, MIN_CHECKPOINTS, CHECKPOINT_BYTES = 8, 2, 512 * 2**20  # number, and bytes of all of them together
 EXPECTED_LENGTH = 1024  # tokens of a sequence in a batch, to plan offloading before any is known
@@ -39,7 +40,6 @@ MAX_RESERVED_TOKENS = 65_536  # in all slots, beyond the expected lengths: memor
 GROUP_COST = 16  # a new context, common prefixes evaluated again, and idle slots while its last sequences are decoded
 STEP_COST = 8  # the weights are read once for all rows of a step, in the time of 5 to 10 rows on CPUs
 MASKED_CELLS = 8192  # attention skips the unused cells of all slots up to the longest sequence, which takes time
-
 
 CACHE_ELEMENT_SIZE = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}  # with the scale of a block
 
@@ -76,6 +76,90 @@ class MemoryNeeds(NamedTuple):
     def total(self) -> int:
         return self.host + sum(self.devices)
 
+    def on_host(self, devices: Sequence[Device]) -> int:
+        """Bytes of the host's memory, with those of GPUs that share it."""
+        shared = (need for need, device in zip(self.devices, devices, strict=True) if device.is_unified)
+        return self.host + sum(shared)
+
+    def fits_devices(self, devices: Sequence[Device]) -> bool:
+        """Whether it fits on each GPU that is used, with some memory left."""
+        pairs = zip(self.devices, devices, strict=True)
+        return all(need + HEADROOM <= device.free for need, device in pairs if need)
+
+    def fits(self, free: FreeMemory) -> bool:
+        """Whether it fits with some memory left on the host and on each GPU."""
+        return self.fits_devices(free.devices) and self.on_host(free.devices) + HEADROOM <= free.host
+
+
+@frozen
+class LoadPlan:
+    """Where the weights of a model go beside a context, and whether they are repacked.
+
+    `offloaded` is the number of layers on each GPU: the last layers of the model, and the output layer after them. The
+    experts of the first `host_experts` layers stay in host memory, as in `sizes`.
+    """
+
+    sizes: ModelSizes
+    context: ContextOptions
+    offloaded: LayerCounts = ()
+    host_experts: int = 0
+    repack: bool = False
+
+    @property
+    def is_offloaded(self) -> bool:
+        """Whether all layers are on GPUs, with the output layer."""
+        return sum(self.offloaded) > len(self.sizes.layers)
+
+    @property
+    def needs(self) -> MemoryNeeds:
+        weights, others = self.weights, self.context_needs
+        return MemoryNeeds(
+            weights.host + others.host, tuple(map(sum, zip(weights.devices, others.devices, strict=True)))
+        )
+
+    @property
+    def weights(self) -> MemoryNeeds:
+        """Bytes of the weights, mapped ones included."""
+        sizes = self.sizes
+        output_bytes = sizes.offloaded_output_bytes if any(self.offloaded) else sizes.output_bytes
+        host, devices = self._divide([*(layer.weight_bytes for layer in sizes.layers), output_bytes])
+        return MemoryNeeds(sizes.input_bytes + sizes.host_expert_bytes + host, devices)
+
+    @property
+    def context_needs(self) -> MemoryNeeds:
+        """Bytes of the KV cache, recurrent states and their checkpoints, compute buffers and logits."""
+        sizes, context = self.sizes, self.context
+        host, caches = self._divide([*(cache_bytes(layer, context) for layer in sizes.layers), 0])
+        host += checkpoint_budget(sizes, context) + (4 * context.slots + SAMPLING_BYTES) * sizes.vocabulary_size
+        if self.is_offloaded:
+            host += 8 * context.n_ubatch * sizes.embedding_length + _mask_bytes(sizes, context)
+        else:
+            host += compute_bytes(sizes, context)
+        buffer = device_buffer(sizes, context, not self.is_offloaded)
+        devices = (cache + buffer if count else 0 for cache, count in zip(caches, self.offloaded, strict=True))
+        return MemoryNeeds(host, tuple(devices))
+
+    def _divide(self, sizes: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+        """Sums of the sizes of layers on the host and on each GPU, the output layer last."""
+        ends = [*accumulate(self.offloaded, initial=max(0, len(sizes) - sum(self.offloaded)))]
+        return sum(sizes[: ends[0]]), tuple(sum(sizes[start:end]) for start, end in pairwise(ends))
+
+    def with_context(self, **changes: Any) -> LoadPlan:
+        """The same weights in the same places, with other options of the context."""
+        return replace(self, context=replace(self.context, **changes))
+
+    def slots_for(self, length: int, free: FreeMemory) -> int:
+        """Number of concurrent sequences of a length: that of the context, or what fits; at least one.
+
+        `free` is measured beside the weights, also beside those that are mapped.
+        """
+        numbers = range(1, self.context.slots + 1)
+        return largest(numbers, lambda slots: self.with_context(length=length, slots=slots).context_needs.fits(free))
+
+    def longest_context(self, most: int, free: FreeMemory) -> int:
+        """Length of a longer context with one slot: `most`, or what fits beside the weights."""
+        return longest(most, lambda length: self.with_context(length=length, slots=1).context_needs.fits(free))
+
 
 def pad_length(length: int) -> int:
     """Round a length up as llama.cpp does."""
@@ -103,36 +187,9 @@ def token_bytes(layer: LayerSizes, context: ContextOptions) -> float:
     return layer.key_length * keys + layer.value_length * values
 
 
-def memory_needs(sizes: ModelSizes, context: ContextOptions, offloaded: LayerCounts = ()) -> MemoryNeeds:
-    """Memory for the weights and a context.
-
-    `offloaded` is the number of layers on each GPU. llama.cpp offloads the last layers, the output layer after them.
-    """
-    weights = weight_needs(sizes, offloaded)
-    others = context_needs(sizes, context, offloaded)
-    return MemoryNeeds(weights.host + others.host, tuple(map(sum, zip(weights.devices, others.devices, strict=True))))
-
-
-def weight_needs(sizes: ModelSizes, offloaded: LayerCounts) -> MemoryNeeds:
-    """Memory for the weights, also for those that are mapped."""
-    output_bytes = sizes.offloaded_output_bytes if any(offloaded) else sizes.output_bytes
-    layers = [layer.weight_bytes for layer in sizes.layers]
-    on_host, on_devices = _divide([*layers, output_bytes], offloaded)
-    return MemoryNeeds(sizes.input_bytes + sizes.host_expert_bytes + on_host, on_devices)
-
-
-def context_needs(sizes: ModelSizes, context: ContextOptions, offloaded: LayerCounts = ()) -> MemoryNeeds:
-    """Memory for the KV cache, recurrent states and their checkpoints, compute buffers and logits."""
-    host, on_devices = _divide([*(cache_bytes(layer, context) for layer in sizes.layers), 0], offloaded)
-    host += checkpoint_budget(sizes, context) + (4 * context.slots + SAMPLING_BYTES) * sizes.vocabulary_size
-    used = sum(map(bool, offloaded))
-    if sum(offloaded) <= len(sizes.layers):
-        host += compute_bytes(sizes, context)
-    else:
-        host += 8 * context.n_ubatch * sizes.embedding_length + _mask_bytes(sizes, context)
-        host += _input_copies(sizes, context, sum(offloaded), used)
-    buffers = [device_buffers(sizes, context, sum(offloaded), used) if count else 0 for count in offloaded]
-    return MemoryNeeds(host, tuple(map(sum, zip(on_devices, buffers, strict=True))))
+def cache_bytes(layer: LayerSizes, context: ContextOptions) -> int:
+    stored = cells(layer, context) * context.n_streams
+    return int(token_bytes(layer, context) * stored) + layer.state_bytes * (1 + context.n_rs_seq) * context.slots
 
 
 def compute_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
@@ -161,62 +218,19 @@ def checkpoint_budget(sizes: ModelSizes, context: ContextOptions) -> int:
     return max(MIN_CHECKPOINTS * checkpoint, min(CHECKPOINTS * checkpoint, CHECKPOINT_BYTES))
 
 
-def fits(needs: MemoryNeeds, free: FreeMemory) -> bool:
-    """Whether it fits with some memory left on the host and on each GPU."""
-    return fits_devices(needs, free.devices) and host_bytes(needs, free.devices) + HEADROOM <= free.host
+def device_buffer(sizes: ModelSizes, context: ContextOptions, is_partial: bool) -> int:
+    """Size of the compute buffer and of the kernels' pool on each GPU.
 
-
-def fits_devices(needs: MemoryNeeds, devices: Devices) -> bool:
-    """Whether it fits on each GPU that is used, with some memory left."""
-    pairs = zip(needs.devices, devices, strict=True)
-    return all(need + HEADROOM <= device.free for need, device in pairs if need)
-
-
-def host_bytes(needs: MemoryNeeds, devices: Sequence[Device]) -> int:
-    """Bytes of the host's memory, with those of GPUs that share it."""
-    total = needs.host
-    for need, device in zip(needs.devices, devices, strict=True):
-        if device.is_unified:
-            total += need
-    return total
-
-
-def _divide(sizes: Sequence[int], offloaded: LayerCounts) -> tuple[int, tuple[int, ...]]:
-    """Sums of the sizes of layers on the host and on each GPU, the output layer last."""
-    ends = [*accumulate(offloaded, initial=max(0, len(sizes) - sum(offloaded)))]
-    return sum(sizes[: ends[0]]), tuple(sum(sizes[start:end]) for start, end in pairwise(ends))
-
-
-def cache_bytes(layer: LayerSizes, context: ContextOptions) -> int:
-    stored = cells(layer, context) * context.n_streams
-    return int(token_bytes(layer, context) * stored) + layer.state_bytes * (1 + context.n_rs_seq) * context.slots
-
-
-def device_buffers(sizes: ModelSizes, context: ContextOptions, offloaded: int, n_devices: int) -> int:
-    """Size of the compute buffer and of the kernels' pool on each of `n_devices` GPUs, which hold `offloaded` layers.
-
-    Steps of OFFLOADED_ROWS copy weights in host memory to a GPU, one tensor at a time, and for attention the KV cache
-    of a layer. With so many sequences, parts of up to 2.5 caches were seen there at the same time.
+    Larger steps copy weights in host memory to a GPU, one tensor at a time, and for attention the KV cache of a layer.
     """
-    buffer = compute_bytes(sizes, context) + _input_copies(sizes, context, offloaded, n_devices)
-    rows = 4 * context.n_ubatch * sizes.embedding_length
-    is_partial = offloaded <= len(sizes.layers)
+    buffer = compute_bytes(sizes, context) + POOL_BYTES
     if is_partial or sizes.host_expert_bytes:
-        buffer += max((layer.largest_tensor for layer in sizes.layers), default=0) + rows
+        buffer += max((layer.largest_tensor for layer in sizes.layers), default=0)
+        buffer += 4 * context.n_ubatch * sizes.embedding_length
     if is_partial:
-        caches = max((token_bytes(layer, context) * cells(layer, context) for layer in sizes.layers), default=0)
-        copied = int(caches * context.n_streams * (2.5 if context.slots >= OFFLOADED_ROWS else 1))
-        buffer = max(buffer, copied + _mask_bytes(sizes, context) + 5 * rows)
-    if sizes.has_experts and not sizes.host_expert_bytes:
-        buffer += POOL_BYTES
-    return buffer + POOL_BYTES
-
-
-def _input_copies(sizes: ModelSizes, context: ContextOptions, offloaded: int, n_devices: int) -> int:
-    """Further copies of a step's inputs: several GPUs that hold everything work on up to four steps at a time."""
-    if n_devices < 2 or offloaded <= len(sizes.layers) or sizes.host_expert_bytes:
-        return 0
-    return 3 * _mask_bytes(sizes, context) + 16 * context.n_ubatch * sizes.embedding_length
+        caches = (token_bytes(layer, context) * cells(layer, context) for layer in sizes.layers)
+        buffer += int(CACHE_COPIES * context.n_streams * max(caches, default=0))
+    return buffer
 
 
 def _mask_bytes(sizes: ModelSizes, context: ContextOptions) -> int:

@@ -11,11 +11,9 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
-from typing import Any
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Emit, NoticeEvent
-from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.engine.memory import (
     CPU_UBATCH,
     EXPECTED_LENGTH,
@@ -25,17 +23,11 @@ from cerebrum_cli.engine.memory import (
     Devices,
     FreeMemory,
     LayerCounts,
-    MemoryNeeds,
+    LoadPlan,
     cache_bytes,
-    context_needs,
-    device_buffers,
-    fits,
-    fits_devices,
-    host_bytes,
+    device_buffer,
     largest,
     longest,
-    memory_needs,
-    weight_needs,
 )
 from cerebrum_cli.engine.requests import DEFAULT_CONTEXT, ContextOptions, LoadOptions
 from cerebrum_cli.gguf.sizes import ModelSizes
@@ -44,55 +36,6 @@ THINKING_CONTEXT = 32_768  # of a model that thinks, if memory allows; cards of 
 EXPERTS_UBATCH = 512  # tokens, of a mixture of experts on a CPU
 HOST_EXPERTS_UBATCH = 2048  # each step copies experts to the GPU; gpt-oss-20b prefills 3 times as fast as with 512
 UNIFIED_STATE_BYTES = 512 * 2**20  # of the recurrent states of all slots in a unified cache
-
-
-@frozen
-class LoadPlan:
-    """Where the weights of a model go beside a context, and whether they are repacked.
-
-    `offloaded` is the number of layers on each GPU. The experts of the first `host_experts` layers stay in host memory,
-    as in `sizes`.
-    """
-
-    sizes: ModelSizes
-    context: ContextOptions
-    offloaded: LayerCounts = ()
-    host_experts: int = 0
-    repack: bool = False
-
-    def is_whole(self, devices: Devices) -> bool:
-        """Whether all layers are on GPUs, with the output layer, and fit there."""
-        return sum(self.offloaded) > len(self.sizes.layers) and fits_devices(self.needs, devices)
-
-    @property
-    def needs(self) -> MemoryNeeds:
-        return memory_needs(self.sizes, self.context, self.offloaded)
-
-    @property
-    def context_needs(self) -> MemoryNeeds:
-        """Bytes of all but the weights."""
-        return context_needs(self.sizes, self.context, self.offloaded)
-
-    @property
-    def weights(self) -> MemoryNeeds:
-        """Bytes of the weights, mapped ones included."""
-        return weight_needs(self.sizes, self.offloaded)
-
-    def with_context(self, **changes: Any) -> LoadPlan:
-        """The same weights in the same places, with other options of the context."""
-        return replace(self, context=replace(self.context, **changes))
-
-    def slots_for(self, length: int, free: FreeMemory) -> int:
-        """Number of concurrent sequences of a length: that of the context, or what fits; at least one.
-
-        `free` is measured beside the weights, also beside those that are mapped.
-        """
-        numbers = range(1, self.context.slots + 1)
-        return largest(numbers, lambda slots: fits(self.with_context(length=length, slots=slots).context_needs, free))
-
-    def longest_context(self, most: int, free: FreeMemory) -> int:
-        """Length of a longer context with one slot: `most`, or what fits beside the weights."""
-        return longest(most, lambda length: fits(self.with_context(length=length, slots=1).context_needs, free))
 
 
 def plan_load(options: LoadOptions, free: FreeMemory, emit: Emit) -> LoadPlan:
@@ -104,18 +47,19 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Emit) -> LoadPlan:
     """
     if options.vocabulary_only:
         length = options.context.length or min(options.trained_context, DEFAULT_CONTEXT)
-        on_host = (0,) * len(free.devices)
-        context = resolve(replace(options.context, length=length), options.sizes, on_host)
-        return LoadPlan(options.sizes, context, on_host)
+        context = resolve(replace(options.context, length=length), options.sizes, ())
+        return LoadPlan(options.sizes, context, (0,) * len(free.devices))
     if options.cpu_moe.isdecimal() and not free.devices:
         problem = f"cpu_moe={options.cpu_moe} needs a GPU"
         raise UsageError(problem, "omit cpu_moe: without a GPU, all experts are on the CPU")
-    fits_memory = fits(_single(options, PADDING, free).needs, free)
+    fits_memory = _single(options, PADDING, free).needs.fits(free)
     if not fits_memory:
         emit(mapped_weights_notice(options.sizes))
-    require_context(options, free, counts_weights=fits_memory)
-    length = options.context.length or default_length(options, free, emit)
-    context = replace(options.context, length=length)
+    if options.context.length:
+        require_context(options, free, counts_weights=fits_memory)
+        context = options.context
+    else:
+        context = replace(options.context, length=default_length(options, free, emit))
     slots = fitting_slots(options, context, free)
     plan = place(options, replace(context, slots=slots), free.devices)
     if context.kv_unified:  # with separate caches, the number depends on the length of the sequences
@@ -140,10 +84,8 @@ def default_length(options: LoadOptions, free: FreeMemory, emit: Emit) -> int:
     As long as fits, and at most THINKING_CONTEXT if the model thinks.
     """
     default = min(options.trained_context, DEFAULT_CONTEXT)
-    most = default
-    if options.thinks:
-        most = min(options.trained_context, THINKING_CONTEXT)
-    length = longest(most, lambda length: fits(_single(options, length, free).needs, free))
+    most = min(options.trained_context, THINKING_CONTEXT) if options.thinks else default
+    length = longest(most, lambda length: _single(options, length, free).needs.fits(free))
     if length < default:
         problem = f"context limited to {length} tokens by free memory (default: {default})"
         emit(NoticeEvent(problem, "close other programs, use a smaller quantization, or force it with --ctx"))
@@ -155,10 +97,8 @@ def require_context(options: LoadOptions, free: FreeMemory, counts_weights: bool
 
     def needed(length: int) -> int:
         plan = _single(options, length, free)
-        needs = plan.needs
-        if not counts_weights:
-            needs = plan.context_needs
-        return host_bytes(needs, free.devices)
+        needs = plan.needs if counts_weights else plan.context_needs
+        return needs.on_host(free.devices)
 
     length = options.context.length
     if needed(length) <= free.host:
@@ -181,37 +121,42 @@ def fitting_slots(options: LoadOptions, context: ContextOptions, free: FreeMemor
     """
     sizes = options.sizes
     most = context.slots
-    if context.kv_unified:
-        if sizes.has_windows and not context.swa_full:
-            return 1
-        if not sizes.state_bytes:
-            return most
-        most = max(1, min(most, UNIFIED_STATE_BYTES // (sizes.state_bytes * (1 + context.n_rs_seq))))
-    if most == 1:
+    if context.kv_unified and sizes.has_windows and not context.swa_full:
         return 1
+    if context.kv_unified and not sizes.state_bytes:
+        return most
+    if context.kv_unified:
+        most = max(1, min(most, UNIFIED_STATE_BYTES // (sizes.state_bytes * (1 + context.n_rs_seq))))
     single = place(options, replace(context, slots=1), free.devices)
 
     def have_memory(slots: int) -> bool:
         plan = place(options, replace(context, slots=slots), free.devices)
         takes_weights_off_gpus = context.kv_unified and plan.weights.host > single.weights.host
-        return fits(plan.needs, free) and not takes_weights_off_gpus
+        return plan.needs.fits(free) and not takes_weights_off_gpus
 
     return largest(range(1, most + 1), have_memory)
 
 
 def place(options: LoadOptions, context: ContextOptions, devices: Devices) -> LoadPlan:
     """Place weights beside a context: layers on GPUs, and all experts on the CPU if only that lets all layers fit."""
-    sizes = options.sizes
     if context.n_streams > 1:  # concurrent sequences are rarely as long as the context
         context = replace(context, length=max(context.length // context.slots, EXPECTED_LENGTH))
+    n_layers = len(options.sizes.layers)
     if options.cpu_moe.isdecimal():
-        return _place(options, context, devices, min(int(options.cpu_moe), len(sizes.layers)))
+        return _place(options, context, devices, min(int(options.cpu_moe), n_layers))
     plan = _place(options, context, devices, 0)
-    may_move = sizes.has_experts and options.cpu_moe == "auto" and options.gpu_layers in ("auto", "all")
-    if not may_move or all(device.is_unified for device in devices) or plan.is_whole(devices):
-        return plan
-    without_experts = _place(options, context, devices, len(sizes.layers))
-    return without_experts if without_experts.is_whole(devices) else plan
+    may_move = options.sizes.has_experts and options.cpu_moe == "auto" and not options.gpu_layers.isdecimal()
+    has_own_memory = any(not device.is_unified for device in devices)
+    if may_move and has_own_memory and not _is_on_devices(plan, devices):
+        on_host = _place(options, context, devices, n_layers)
+        if _is_on_devices(on_host, devices):
+            return on_host
+    return plan
+
+
+def _is_on_devices(plan: LoadPlan, devices: Devices) -> bool:
+    """Whether all layers are on GPUs, and fit there."""
+    return plan.is_offloaded and plan.needs.fits_devices(devices)
 
 
 def _place(options: LoadOptions, context: ContextOptions, devices: Devices, host_experts: int) -> LoadPlan:
@@ -227,17 +172,13 @@ def resolve(context: ContextOptions, sizes: ModelSizes, offloaded: LayerCounts) 
     experts of which 8 are used, in Q4_K_M, 1,024 prompt tokens, on two cores with AVX-512: 9.4 ms of CPU time a token
     with 128 rows, 7.3 ms with 256 and 6.4 ms with 512; repacked 12.1, 11.6 and 11.2 ms.
     """
-    return replace(
-        context,
-        n_ubatch=max(context.slots + 1, context.n_ubatch or _default_ubatch(sizes, offloaded)),
-        kv_unified=context.slots > 1 and context.kv_unified,
-    )
-
-
-def _default_ubatch(sizes: ModelSizes, offloaded: LayerCounts) -> int:
-    if any(offloaded):
-        return HOST_EXPERTS_UBATCH if sizes.host_expert_bytes else GPU_UBATCH
-    return EXPERTS_UBATCH if sizes.has_experts else CPU_UBATCH
+    n_ubatch = context.n_ubatch
+    if not n_ubatch and any(offloaded):
+        n_ubatch = HOST_EXPERTS_UBATCH if sizes.host_expert_bytes else GPU_UBATCH
+    elif not n_ubatch:
+        n_ubatch = EXPERTS_UBATCH if sizes.has_experts else CPU_UBATCH
+    kv_unified = context.slots > 1 and context.kv_unified
+    return replace(context, n_ubatch=max(context.slots + 1, n_ubatch), kv_unified=kv_unified)
 
 
 def _single(options: LoadOptions, length: int, free: FreeMemory) -> LoadPlan:
@@ -257,9 +198,9 @@ def plan_layers(sizes: ModelSizes, requested: str, context: ContextOptions, devi
     if requested.isdecimal():
         most = min(int(requested), most)
     for count in range(most, 0, -1):
-        buffers = HEADROOM + device_buffers(sizes, context, count, len(devices))
-        offloaded = _divide_layers(layers[-count:], [max(0, device.free - buffers) for device in devices])
-        if requested != "auto" or fits_devices(memory_needs(sizes, context, offloaded), devices):
+        buffer = HEADROOM + device_buffer(sizes, context, is_partial=count < len(layers))
+        offloaded = _divide_layers(layers[-count:], [max(0, device.free - buffer) for device in devices])
+        if requested != "auto" or LoadPlan(sizes, context, offloaded).needs.fits_devices(devices):
             return offloaded
     return (0,) * len(devices)
 

@@ -16,7 +16,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local_engine import LocalEngine
-from cerebrum_cli.engine.memory import CPU_UBATCH, HEADROOM, FreeMemory, memory_needs
+from cerebrum_cli.engine.memory import CPU_UBATCH, HEADROOM, FreeMemory, LoadPlan
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions, Request
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step import TokenRow
@@ -126,7 +126,7 @@ def test_saving_with_a_prompt_saves_only_the_best_match(tmp_path: Path) -> None:
 def test_short_memory_reduces_slots_and_all_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = read_header(NANO).sizes
     context = ContextOptions(512, 1, 1, CPU_UBATCH)
-    free = FreeMemory(HEADROOM + memory_needs(sizes, replace(context, slots=3)).total)
+    free = FreeMemory(HEADROOM + LoadPlan(sizes, replace(context, slots=3)).needs.total)
     for module in ("llama_backend", "load"):  # the weights are mapped, and take no other memory
         monkeypatch.setattr(f"cerebrum_cli.engine.llama.{module}.free_memory", lambda: free)
     with open_engine(1) as engine:

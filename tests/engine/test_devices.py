@@ -10,8 +10,8 @@ from tiny_models import Shape, write_quantized
 from cerebrum_cli.engine.llama import devices
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.load import load_model
-from cerebrum_cli.engine.memory import Device, fits, memory_needs
-from cerebrum_cli.engine.memory_plan import LoadPlan, plan_layers
+from cerebrum_cli.engine.memory import Device, LoadPlan
+from cerebrum_cli.engine.memory_plan import plan_layers
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.gguf.header import read_header, read_tables
@@ -90,7 +90,7 @@ def test_memory_of_the_host_is_counted_once(
         sizes = ModelSizes((LayerSizes(weights, 1024, 1024),) * 16, input_bytes=GIB, output_bytes=GIB)
         offloaded = plan_layers(sizes, "auto", context, gpus)
         assert offloaded == ((17,) if gpus else ()), "the device alone would hold it"
-        assert not gpus or fits(memory_needs(sizes, context, offloaded), devices.free_memory()) is fits_memory
+        assert not gpus or LoadPlan(sizes, context, offloaded).needs.fits(devices.free_memory()) is fits_memory
 
 
 @pytest.mark.slow

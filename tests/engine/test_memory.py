@@ -19,15 +19,15 @@ from cerebrum_cli.engine.llama.load import load_model
 from cerebrum_cli.engine.memory import (
     Device,
     LayerCounts,
+    LoadPlan,
     MemoryNeeds,
     cells,
     checkpoint_budget,
     compute_bytes,
     group_lengths,
-    memory_needs,
     n_outputs_max,
 )
-from cerebrum_cli.engine.memory_plan import LoadPlan, plan_layers
+from cerebrum_cli.engine.memory_plan import plan_layers
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.gguf.contents import Array
@@ -53,7 +53,6 @@ CHAT = ContextOptions(8192, 1, 1, 512)
 COMPUTE = 124 * MIB  # 4 bytes x 512 rows x (4 x 4096 + 3 x 14336), and 8 MiB of attention mask
 POOL = memory.POOL_BYTES
 INPUTS = 24 * MIB  # of the host without a layer: embeddings of 512 rows, twice, and the mask
-COPIES = 56 * MIB  # of inputs, for steps of several GPUs: three masks, and embeddings of 512 rows, four times
 LOGITS = (4 + memory.SAMPLING_BYTES) * 32000  # and what samplers read
 MAMBA = ModelSizes((LayerSizes(16 * MIB, state_bytes=16 * MIB),) * 4, vocabulary_size=32000)
 
@@ -111,7 +110,7 @@ def test_plan_is_within_3_percent_of_logged_buffers(
         pytest.skip("windows are never shared")
     path: Path = request.getfixturevalue(model)
     sizes = read_header(path).sizes
-    planned = memory_needs(sizes, options).total - checkpoint_budget(sizes, options)  # which are ours
+    planned = LoadPlan(sizes, options).needs.total - checkpoint_budget(sizes, options)  # which are ours
     logged = logged_mib(path, LoadPlan(sizes, options), monkeypatch)
     assert planned / MIB == pytest.approx(sum(logged.values()), rel=0.03, abs=0.1)
 
@@ -145,7 +144,7 @@ def plan(sizes: ModelSizes, *devices: Device, layers: str = "auto", **options: A
     """Layers on each GPU, and memory needs, of a chat."""
     context = replace(CHAT, **options)
     offloaded = plan_layers(sizes, layers, context, devices)
-    return offloaded, memory_needs(sizes, context, offloaded)
+    return offloaded, LoadPlan(sizes, context, offloaded).needs
 
 
 @pytest.mark.parametrize(
@@ -154,14 +153,14 @@ def plan(sizes: ModelSizes, *devices: Device, layers: str = "auto", **options: A
         ((), (), WEIGHTS + 32 * 32 * MIB + COMPUTE + LOGITS, ()),
         # all but the embeddings
         ((24 * GIB,), (33,), 256 * MIB + INPUTS + LOGITS, ((32 * 160 + 256) * MIB + COMPUTE + POOL,)),
-        # 4096 - 512 - 96 - 124 - 8 = 3356 MiB hold the output layer, 256 MiB, and nineteen layers of 160 MiB
-        ((4 * GIB,), (20,), (256 + 13 * 160) * MIB + COMPUTE + LOGITS, ((264 + 19 * 160) * MIB + COMPUTE + POOL,)),
-        # 2048 - 512 - 96 - 124 - 56 = 1260 MiB, and 6144 MiB more: 0.145 and 0.855 of 5376 MiB
+        # 4096 - 512 - 96 - 124 - 88 = 3276 MiB hold the output layer, 256 MiB, and eighteen layers of 160 MiB
+        ((4 * GIB,), (19,), (256 + 14 * 160) * MIB + COMPUTE + LOGITS, ((344 + 18 * 160) * MIB + COMPUTE + POOL,)),
+        # 2048 - 512 - 96 - 124 = 1316 MiB, and 6144 MiB more: 0.15 and 0.85 of 5376 MiB
         (
             (2 * GIB, 8 * GIB),
             (5, 28),
-            256 * MIB + INPUTS + COPIES + LOGITS,
-            (5 * 160 * MIB + COMPUTE + COPIES + POOL, (27 * 160 + 256) * MIB + COMPUTE + COPIES + POOL),
+            256 * MIB + INPUTS + LOGITS,
+            (5 * 160 * MIB + COMPUTE + POOL, (27 * 160 + 256) * MIB + COMPUTE + POOL),
         ),
         ((memory.HEADROOM,), (0,), WEIGHTS + 32 * 32 * MIB + COMPUTE + LOGITS, (0,)),
     ],
@@ -188,7 +187,7 @@ def test_windows_hold_what_a_step_reads() -> None:
     assert cells(window, replace(chat, length=1024)) == 1024
     batch = replace(chat, slots=16)
     assert (cells(window, batch), cells(window, replace(batch, kv_unified=True))) == (1280, 8192)
-    cache = memory_needs(GEMMA, batch).host - memory_needs(GEMMA, chat).host + checkpoint_budget(GEMMA, chat)
+    cache = LoadPlan(GEMMA, batch).needs.host - LoadPlan(GEMMA, chat).needs.host + checkpoint_budget(GEMMA, chat)
     assert cache == 15 * (4096 * (4 * 8192 + 20 * 1280) + 4 * 32000)
 
 

@@ -9,14 +9,8 @@ import pytest
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.engine import memory
-from cerebrum_cli.engine.memory import (
-    Device,
-    FreeMemory,
-    fits,
-    host_bytes,
-    memory_needs,
-)
-from cerebrum_cli.engine.memory_plan import HOST_EXPERTS_UBATCH, LoadPlan, plan_load
+from cerebrum_cli.engine.memory import Device, FreeMemory, LoadPlan
+from cerebrum_cli.engine.memory_plan import HOST_EXPERTS_UBATCH, plan_load
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.gguf.layers import Hyperparameters, model_sizes
 from cerebrum_cli.gguf.sizes import ModelSizes
@@ -131,7 +125,7 @@ def beside_weights(plan: LoadPlan, free: FreeMemory) -> FreeMemory:
     """Free memory once the weights are loaded, also those that are mapped."""
     pairs = zip(free.devices, plan.weights.devices, strict=True)
     devices = tuple(replace(each, free=each.free - need) for each, need in pairs)
-    return FreeMemory(free.host - host_bytes(plan.weights, free.devices), devices)
+    return FreeMemory(free.host - plan.weights.on_host(free.devices), devices)
 
 
 @pytest.mark.parametrize("use", USES)
@@ -147,20 +141,20 @@ def test_plan_of_weights_cache_and_buffers_fits_in_free_memory(model: str, memor
             continue
         assert plan.repack is (repack and not plan.host_experts)
         if use != "batch":
-            assert fits(plan.needs, free), machine
+            assert plan.needs.fits(free), machine
             continue
         left = beside_weights(plan, free)
         for length in (320, 1280, plan.context.length):
             slots = plan.slots_for(length, left)
             is_least = slots == 1 and length > 1280
             fitted = plan.with_context(length=length, slots=slots)
-            assert is_least or fits(fitted.needs, free), (machine, length, slots)
+            assert is_least or fitted.needs.fits(free), (machine, length, slots)
 
 
 @pytest.mark.parametrize("length", [8192, 4096, 512])
 def test_plan_context_is_the_default_or_what_fits(length: int) -> None:
     chat = options("Mistral 7B")
-    needed = memory.HEADROOM + memory_needs(chat.sizes, ContextOptions(length, n_ubatch=memory.CPU_UBATCH)).host
+    needed = memory.HEADROOM + LoadPlan(chat.sizes, ContextOptions(length, n_ubatch=memory.CPU_UBATCH)).needs.host
     for free, expected in ((64 * GIB, 8192), (needed, length), (needed - 1, length - 256)):
         plan, notices = planned(chat, FreeMemory(free))
         assert plan.context.length == expected
@@ -173,7 +167,7 @@ def test_plan_context_has_room_for_long_reasoning_if_memory_allows() -> None:
     chat = replace(model, trained_context=131_072, thinks=True)
 
     def needed(length: int) -> int:
-        return memory.HEADROOM + memory_needs(chat.sizes, ContextOptions(length, n_ubatch=memory.CPU_UBATCH)).host
+        return memory.HEADROOM + LoadPlan(chat.sizes, ContextOptions(length, n_ubatch=memory.CPU_UBATCH)).needs.host
 
     for free, expected in ((64 * GIB, 32_768), (needed(20_480), 20_480), (needed(8192), 8192)):
         plan, notices = planned(chat, FreeMemory(free))

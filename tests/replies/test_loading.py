@@ -18,7 +18,7 @@ from cerebrum_cli.engine.llama.bindings import Log
 from cerebrum_cli.engine.llama.load import open_llama, option_notices
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.machine import cgroup_memory, cgroup_quota, own_cgroups
-from cerebrum_cli.engine.memory import GPU_UBATCH, HEADROOM, Device, FreeMemory, context_needs, memory_needs
+from cerebrum_cli.engine.memory import GPU_UBATCH, HEADROOM, Device, FreeMemory, LoadPlan
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.gguf.header import read_header
@@ -91,7 +91,7 @@ def test_load_offloads_a_recurrent_model_with_the_one_state_it_gets(
 ) -> None:
     sizes = read_header(recurrent_model).sizes
     all_layers = (len(sizes.layers) + 1,)
-    needs = memory_needs(sizes, ContextOptions(2048, 1, 1, GPU_UBATCH), all_layers)
+    needs = LoadPlan(sizes, ContextOptions(2048, 1, 1, GPU_UBATCH), all_layers).needs
     gpu = Device("CUDA0", "a GPU", needs.devices[0] + HEADROOM, GIB)
     monkeypatch.setattr("cerebrum_cli.engine.llama.load.free_memory", lambda: FreeMemory(8 * GIB, (gpu,)))
     context = ContextOptions(n_threads=1, slots=16, kv_unified=True)  # as a chat does
@@ -104,7 +104,7 @@ def test_load_offloads_a_recurrent_model_with_the_one_state_it_gets(
 def test_load_plans_batches_beside_mapped_weights(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = read_header(seven).sizes
     batch = ContextOptions(1024, 64, 1, 128)
-    cache = context_needs(sizes, replace(batch, slots=10)).host
+    cache = LoadPlan(sizes, replace(batch, slots=10)).context_needs.host
     load = LoadOptions(seven, 2048, sizes, batch)
     for allocated in (0, sizes.weight_bytes // 3, sizes.weight_bytes):  # while the file is loaded
         before = HEADROOM + sizes.weight_bytes + cache

@@ -23,8 +23,7 @@ from cerebrum_cli.engine.llama.context import LlamaContext, has_recurrent_state,
 from cerebrum_cli.engine.llama.devices import free_memory, hardware, library_text
 from cerebrum_cli.engine.llama.sampler import LlamaSampler, Prototype, create_chain
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
-from cerebrum_cli.engine.memory import FreeMemory, checkpoint_budget, n_outputs_max
-from cerebrum_cli.engine.memory_plan import LoadPlan
+from cerebrum_cli.engine.memory import FreeMemory, LoadPlan, checkpoint_budget, n_outputs_max
 from cerebrum_cli.engine.requests import ContextOptions
 from cerebrum_cli.engine.step import Constraint, StopFlag, TokenRow, TokenScore
 

@@ -18,8 +18,8 @@ from cerebrum_cli.engine.llama.context import Adapters, has_recurrent_state, mod
 from cerebrum_cli.engine.llama.devices import bind, expert_overrides, free_memory
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.machine import processors, save_devices
-from cerebrum_cli.engine.memory import Device, Devices, FreeMemory, host_bytes
-from cerebrum_cli.engine.memory_plan import LoadPlan, plan_load
+from cerebrum_cli.engine.memory import Device, Devices, FreeMemory, LoadPlan
+from cerebrum_cli.engine.memory_plan import plan_load
 from cerebrum_cli.engine.repacking import plan_repacking
 from cerebrum_cli.engine.requests import LoadOptions
 from cerebrum_cli.engine.step import StopFlag
@@ -90,7 +90,7 @@ def is_sequential(model: Any) -> bool:
 
 def mapped_bytes(plan: LoadPlan, free: FreeMemory) -> int:
     """Bytes of weights in host memory that loading has not allocated, from what was free before."""
-    weights = host_bytes(plan.weights, free.devices)
+    weights = plan.weights.on_host(free.devices)
     allocated = max(0, free.host - free_memory().host)
     return max(0, weights - allocated)
 
