@@ -14,7 +14,7 @@ from cerebrum_cli.core.files import reading_model
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.gguf.contents import ALIGNMENT, FILE_TYPES, MAX_TENSORS, Metadata, Tables, aligned
 from cerebrum_cli.gguf.cursor import Cursor
-from cerebrum_cli.gguf.kinds import Kind, kind_of
+from cerebrum_cli.gguf.kinds import USE_DECODER, Kind, kind_of
 from cerebrum_cli.gguf.layers import Hyperparameters, checked_integer, model_sizes
 from cerebrum_cli.gguf.sizes import ModelSizes
 
@@ -122,18 +122,20 @@ def require_generative(path: Path, header: Header) -> None:
 
 
 def require_loadable(path: Path, header: Header) -> None:
-    """Raise ModelFileError for a file that llama.cpp would crash on or does not support, before a load or download."""
+    """Raise ModelFileError for a file that llama.cpp does not load, before a load or download."""
     if header.per_expert_tensors:
         raise ModelFileError(
             path,
             "made before April 2024 with one tensor per expert, which llama.cpp no longer loads",
             "pull a newer conversion of this model; for Cerebrum-1.0-8x7b: cerebrum pull cerebrum-8x7b",
         )
-    if not 0 < header.n_layers <= MAX_LAYERS:
+    if not header.n_layers:
+        raise NoLanguageModel(path, f"not a language model (architecture {header.architecture})", USE_DECODER)
+    if header.n_layers > MAX_LAYERS:
         raise _damaged(path, f"it has {header.n_layers:,} layers")
     for key, value in header.metadata.items():
         if key.endswith("epsilon") and isinstance(value, float) and not 0 <= value < math.inf:
-            raise _damaged(path, f"its {key} is {value}")
+            raise _damaged(path, f"its {key} is {value}")  # llama.cpp aborts when it evaluates the first token
 
 
 def _require_part_name(path: Path, metadata: Metadata) -> None:
