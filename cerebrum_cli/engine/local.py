@@ -20,6 +20,7 @@ from cerebrum_cli.gguf.sizes import ModelSizes
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Backend
     from cerebrum_cli.engine.engine import Engine
+    from cerebrum_cli.engine.state_store import StateStore
     from cerebrum_cli.engine.step import StopFlag
 
 SYSTEM_RESERVE = 2**30  # bytes of memory left to the system
@@ -31,21 +32,18 @@ KEY_FEATURES = ("AVX2", "FMA", "F16C", "DOTPROD")  # many times slower without; 
 OpenFile: TypeAlias = "Callable[[LoadOptions, Emit, StopFlag], Backend]"
 
 
-class PromptCacheOptions(NamedTuple):
-    """The directory of prompts on disk, its bytes for all models, and the model and the prompt format to find."""
-
-    directory: Path
-    limit: int
-    model: str
-    format: str
-
-
-def open_engine(options: LoadOptions, open_file: OpenFile, cache: PromptCacheOptions | None = None) -> Engine:
-    """Start to load a model, without waiting."""
-    from cerebrum_cli.engine.local_engine import LocalEngine
+def open_prompt_cache(directory: Path, limit: int, model: str, format: str) -> StateStore:
+    """The prompts on disk of a model in one prompt format, in a directory limited to `limit` bytes for all models."""
     from cerebrum_cli.engine.state_store import StateStore
 
-    return LocalEngine(partial(open_file, options), StateStore(*cache) if cache else None)
+    return StateStore(directory, limit, model, format)
+
+
+def open_engine(options: LoadOptions, open_file: OpenFile, cache: StateStore | None = None) -> Engine:
+    """Start to load a model, without waiting."""
+    from cerebrum_cli.engine.local_engine import LocalEngine
+
+    return LocalEngine(partial(open_file, options), cache)
 
 
 def clear_prompt_cache(directory: Path) -> None:

@@ -19,31 +19,23 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.engine.memory import Device, Devices
 
 # CPU features as llama.cpp names them, and as Linux does in /proc/cpuinfo. An instruction that the CPU lacks kills the
-# process, so the two are compared before anything is evaluated.
+# process, so the two are compared before anything is evaluated. Those that Linux before 5.19 may not list are left out.
 CPU_FLAGS = {
     "SSE3": "pni",
     "SSSE3": "ssse3",
     "AVX": "avx",
     "AVX2": "avx2",
-    "AVX_VNNI": "avx_vnni",
     "F16C": "f16c",
     "FMA": "fma",
     "BMI2": "bmi2",
     "AVX512": "avx512f",
     "AVX512_VBMI": "avx512vbmi",
     "AVX512_VNNI": "avx512_vnni",
-    "AVX512_BF16": "avx512_bf16",
-    "AMX_INT8": "amx_int8",
     "NEON": "asimd",
     "DOTPROD": "asimddp",
-    "MATMUL_INT8": "i8mm",
     "SVE": "sve",
-    "SME": "sme",
 }
 
-# Flags that a kernel before Linux 5.19 may not list although the CPU has the feature.
-RECENT_FLAGS = ("avx512_bf16", "i8mm", "avx_vnni", "amx_int8", "sme")
-LISTED_BY = [5, 19]
 MIN_CAPACITY = 0.6  # of the fastest core: Cortex-A55 in an RK3588 has 0.52, Cortex-A76 in a Tensor 0.61
 CPUINFO = Path("/proc/cpuinfo")
 PROCESSES = Path("/proc")
@@ -133,14 +125,10 @@ def _sysctl(name: str) -> int:
 
 
 def processor_flags() -> frozenset[str] | None:
-    """CPU features as listed by Linux, and those that this kernel may not list; None if unavailable."""
+    """CPU features as listed by Linux; None elsewhere."""
     first = _first_processor()
     listed = first.get("flags") or first.get("Features")
-    if not listed:
-        return None
-    version = list(map(int, re.findall(r"\d+", platform.release())[:2]))
-    recent = RECENT_FLAGS if version < LISTED_BY else ()
-    return frozenset((*listed.split(), *recent))
+    return frozenset(listed.split()) if listed else None
 
 
 def instruction_set() -> str:

@@ -29,7 +29,7 @@ from cerebrum_cli.core.settings import (
     without_keys,
 )
 from cerebrum_cli.core.text import text_digest
-from cerebrum_cli.engine.local import MachineRecords, PromptCacheOptions, open_engine
+from cerebrum_cli.engine.local import MachineRecords, open_engine, open_prompt_cache
 from cerebrum_cli.engine.requests import ContextOptions
 from cerebrum_cli.formats.choice import SERVER, ChosenFormat, choose_format
 from cerebrum_cli.formats.prompt_format import RAW
@@ -313,7 +313,7 @@ class ModelSource:
         if self.caches_prompts and self.settings.cache_gb and not self.vocabulary_only:
             limit = int(self.settings.cache_gb * 1e9)
             model = self.installation.library.identity(self.model)
-            cache = PromptCacheOptions(self.installation.prompt_cache_directory, limit, model, format_name)
+            cache = open_prompt_cache(self.installation.prompt_cache_directory, limit, model, format_name)
         return open_engine(self.options(), self.installation.open_file, cache)
 
     def _connect(self, servers: Servers) -> Engine:

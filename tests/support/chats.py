@@ -11,9 +11,8 @@ from cerebrum_cli.chat.history import History
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
-from cerebrum_cli.core.settings import Layer, Settings, fold
+from cerebrum_cli.core.settings import Layer, fold
 from cerebrum_cli.engine.backend import Backend
-from cerebrum_cli.engine.local import PromptCacheOptions
 from cerebrum_cli.engine.requests import LoadOptions
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.library.installed import InstalledModel
@@ -51,17 +50,10 @@ def make_chat(
         servers = Servers(endpoints) if endpoints else None
         return ModelSource(installation, model, fold(layer), servers).for_chat()
 
-    class ChatInstallation(Installation):
-        def prompt_cache(
-            self, model: InstalledModel, format_name: str, settings: Settings
-        ) -> PromptCacheOptions | None:
-            states = directory / "states"
-            return PromptCacheOptions(states, 10**9, model.name, format_name) if settings.cache_gb else None
-
     def open_file(_: LoadOptions, emit: Callable[[Event], None], stop: StopFlag) -> Backend:
         return backend().open(emit, stop)
 
-    installation = ChatInstallation(directory / "config", directory / "data", directory / "cache", open_file)
+    installation = Installation(directory / "config", directory / "data", directory / "cache", open_file)
     source = resolve(layer)
     source.choose_format()
     history = History(store, directory / "locks")
