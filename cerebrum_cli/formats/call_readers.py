@@ -1,4 +1,4 @@
-"""How a model writes function calls, and the readers of calls that are written so. Pure."""
+"""How a model writes function calls, as a text with holes, and the readers of calls that are written so. Pure."""
 
 from __future__ import annotations
 
@@ -7,24 +7,31 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 from operator import attrgetter
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import Match, Pattern, Texts
 from cerebrum_cli.core.tools import ToolCall, ToolCalls, ToolSpecs
-from cerebrum_cli.formats.argument_types import typed
 
-NAME = r"(?P<name>[\w.:/-]+?)"  # of a function
-NAME_KEYS = ("name", "tool_name", "function", "tool")
-ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
+HOLES = {
+    "$name": r"(?P<name>[\w.:/-]+?)\s*",
+    "$key": r"(?P<key>[^<>/\s\"]+?)",
+    "$value": "(?P<value>.*?)",
+    "$id": r"[\w:.-]*",
+    "$any": "[^>]*?",
+    # The header of a call to a function, as gpt-oss writes it in several ways.
+    "$recipient": r"to=(?!assistant|user|self)(?P<name>[\w.-]+)(?:(?!<\|(?:message|start|end)\|>).)*",
+}
+PARTS = re.compile(r"(\s*\$value\s*|\$(?:name|key|id|any|recipient)|\s+|\d+)")  # of a text with holes
+ARGUMENTS = re.compile(r"\$(?:calls|python|json|bare|pairs)")
+MARKER = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]|\]<\]\w+\[>\[")
 # Where calls as JSON begin. The template of Qwen2.5-Coder has two braces there, and the model copies them or the first.
 JSON_START = r"\{?(?=\{|\[\s*\{)"
-BRACE_END = re.compile(r"\s*\}")
-FENCE_END = re.compile(r"\s*```")
-NO_ARGUMENTS = re.compile(r"\s*(?:<|\Z)")
-BLANK = re.compile(r"\s*")
+NAME_KEYS = ("name", "tool_name", "function", "tool")
+ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
 SEPARATORS = re.compile(r"[\s;,]*")  # between calls
 JSON_WORDS = {"true": True, "false": False, "null": None}
 # In calls as Python, models write line breaks, quotes and backslashes in strings as they are, and zeros before numbers.
@@ -34,42 +41,103 @@ STRING_OR_ZEROS = re.compile(
 UNESCAPED = re.compile(r"""(?s)\\(?=[^abfnrtvxuUN0-7'"\\\n])|(?P<escaped>\\.)|[\n\r\0"']""")
 ESCAPES = {"\\": r"\\", "\n": r"\n", "\r": r"\r", "\0": r"\0", '"': r"\"", "'": r"\'"}
 DECODER = json.JSONDecoder(strict=False)  # strings may contain line breaks
-
 UNREADABLE = (ValueError, SyntaxError, RecursionError, MemoryError)
-
-Form = Literal["JSON call", "Python", "JSON", "bare keys", "pairs"]
 
 
 @frozen
 class CallSyntax:
-    """How a model writes calls: a header, and what follows it.
+    """How a model writes calls.
 
-    - `header`: precedes a call; its group `name`, if any, is the name of the function
-    - `form`: what follows. "JSON call" is objects with name and arguments, or a list of them; "Python" is calls, or a
-      list of them. The others are the arguments: "JSON", JSON with "bare keys", or "pairs" of a key and a text
-    - `pairs`: patterns with the groups `key` and `value`; the first that matches is used
-    - `quote`: what is around strings if keys are bare
-    - `closing`: ends Python, and arguments with bare keys
-    - `openings`: texts that calls begin with
-    - `markers`: texts of the markup, which may be special tokens
+    - `call`: a call with holes, such as `<function=$name>$json</function>`. The arguments are `$json`; `$bare`, JSON
+      whose keys have no quotes, and whose strings are between `quote`s; or `$pairs` of a key and a text, which are
+      written as `pair`. Without a name, there are `$calls`: JSON with names and arguments; or `$python`.
+    - `section`: precedes the first of several calls
+    - `others`: more texts of the markup, which may be special tokens
     - `in_headers`: calls are in the headers of blocks, so they are read from the whole reply with all special tokens
     """
 
-    header: Pattern
-    form: Form = "JSON call"
-    pairs: tuple[Pattern, ...] = ()
+    call: str
+    pair: str = ""
     quote: str = ""
-    closing: str = ""
-    openings: Texts = ()
-    markers: Texts = ()
+    section: str = ""
+    others: Texts = ()
     in_headers: bool = False
+
+    @property
+    def arguments(self) -> str:
+        """The hole of the arguments, or of whole calls."""
+        return str(ARGUMENTS.findall(self.call)[0])
+
+    @property
+    def closing(self) -> str:
+        return self.call.partition(self.arguments)[2]
+
+    @property
+    def openings(self) -> Texts:
+        """Texts that calls begin with."""
+        return tuple(filter(None, (self.section, self.call.partition("$")[0].strip())))
+
+    @property
+    def markers(self) -> Texts:
+        """Texts of the markup, which may be special tokens."""
+        return (*MARKER.findall(self.section + self.call + self.pair + self.quote), *self.others)
 
 
 Syntaxes = tuple[CallSyntax, ...]
 
 
+def pattern(text: str) -> str:
+    """A regular expression of a text with holes. White space and numbers may differ; that beside a value is its own."""
+    expression = ""
+    for part in PARTS.split(text.replace("><", "> <")):
+        hole = part.strip()
+        if hole == "$value":
+            expression += part.replace("\n", "\n?").replace(hole, HOLES[hole])
+        elif hole in HOLES:
+            expression += HOLES[hole] if HOLES[hole] not in expression else "(?P=key)"
+        elif part.isspace():
+            expression += r"\s*"
+        else:
+            expression += r"\d+" if part.isdigit() else re.escape(part)
+    return expression
+
+
+@cache
+def header_pattern(syntax: CallSyntax) -> Pattern:
+    """What precedes the arguments of a call, or the calls; without markup, it begins a line or a fence."""
+    before = syntax.call.partition(syntax.arguments)[0]
+    follows = {
+        "$calls": JSON_START,
+        "$python": r"(?=\[?\s*[A-Za-z_])",
+        "$json": r"(?=\{)" if before.rstrip().endswith("$name") else r"(?=[{<]|\Z)",
+        "$bare": r"(?=\{)",
+        "$pairs": _pair_end(syntax),
+    }
+    line = "" if syntax.openings or syntax.in_headers else r"(?m:^)[ \t]*(?:```[\w-]*\s*)?"
+    return re.compile(f"(?s){line}{pattern(before)}\\s*{follows[syntax.arguments]}")
+
+
+@cache
+def pair_patterns(syntax: CallSyntax) -> tuple[Pattern, Pattern]:
+    """A pair of a key and a text, and one without the end that models may omit."""
+    value, end = HOLES["$value"], _pair_end(syntax)
+    whole = pattern(syntax.pair)
+    unclosed = whole.partition(value)[0] + value
+    return re.compile(rf"(?s)\s*{whole}{end}"), re.compile(rf"(?s)\s*{unclosed}\n?{end}")
+
+
+def _pair_end(syntax: CallSyntax) -> str:
+    """What follows a pair: another one, or the end of the call."""
+    ends = (_key_opening(syntax), syntax.closing, *syntax.openings, *syntax.others)
+    return rf"(?=\s*(?:{'|'.join(map(pattern, filter(None, ends)))}|\Z))"
+
+
+def _key_opening(syntax: CallSyntax) -> str:
+    return syntax.pair.partition("$key")[0]
+
+
 class Found(NamedTuple):
-    """Calls in a text, from where their header begins to where their arguments end."""
+    """Calls in a text, from where their header begins to where they end."""
 
     calls: ToolCalls
     start: int
@@ -87,21 +155,33 @@ def find_calls(text: str, syntaxes: Syntaxes, tools: ToolSpecs) -> list[Found]:
 
 
 def _calls_in(text: str, syntax: CallSyntax, tools: ToolSpecs) -> Iterator[Found]:
-    read = READERS[syntax.form]
+    read = READERS[syntax.arguments]
     at = 0
-    while header := syntax.header.search(text, at):
+    while header := header_pattern(syntax).search(text, at):
         at = header.start() + 1
         with suppress(*UNREADABLE):
             calls, at = read(CallSite(text, header, syntax, tools))
-            if header[0].endswith("{"):
-                at = _after(BRACE_END, text, at)
-            if "```" in header[0]:
-                at = _after(FENCE_END, text, at)
+            for closing in _closings(header[0], syntax):
+                at = _after(re.compile(rf"\s*{pattern(closing)}"), text, at)
             yield Found(calls, header.start(), at)
 
 
+def _closings(header: str, syntax: CallSyntax) -> Iterator[str]:
+    if header.endswith("{"):
+        yield "}"
+    if "```" in header:
+        yield "```"
+    yield syntax.closing
+
+
+def _after(pattern: Pattern, text: str, start: int) -> int:
+    """Where what matches a pattern at a place ends."""
+    found = pattern.match(text, start)
+    return found.end() if found else start
+
+
 class CallSite(NamedTuple):
-    """A header of a syntax in a text, with the functions that may be called."""
+    """The header of a call in a text, with the functions that may be called."""
 
     text: str
     header: Match
@@ -116,12 +196,14 @@ class CallSite(NamedTuple):
     @property
     def end(self) -> int:
         """Where what follows the header is closed."""
-        end = self.text.find(self.syntax.closing, self.start)
+        closing = self.syntax.closing
+        end = self.text.find(closing, self.start) if closing else -1
         return len(self.text) if end < 0 else end
 
     @property
     def name(self) -> str:
-        return self.header["name"].removeprefix("functions.")
+        """The name of the function, to which models may add a namespace and a number."""
+        return re.sub(r"\Afunctions\.|:\d+\Z", "", self.header["name"])
 
     def call(self, arguments: JsonObject) -> ToolCalls:
         """The call with the name in the header."""
@@ -144,26 +226,15 @@ def _json_calls(site: CallSite) -> tuple[ToolCalls, int]:
 
 
 def json_calls_at(text: str, start: int, names: Sequence[str] = ()) -> tuple[ToolCalls, int]:
-    """The calls in the JSON value at a site, and its end. Raises ValueError or RecursionError.
+    """The calls in the JSON value at a place, and its end. Raises ValueError or RecursionError.
 
     An object has name and arguments under keys of their own, or one of the `names` as its only key.
     """
-    value, end = decode(text, start)
+    value, end = DECODER.raw_decode(text, start)
     items = value if isinstance(value, list) else [value]
     if not items:
         raise ValueError("no calls")
     return tuple(_json_call(item, names) for item in items), end
-
-
-def decode(text: str, start: int) -> tuple[Any, int]:
-    """The JSON value at a site, after white space, and its end. Raises ValueError or RecursionError."""
-    return DECODER.raw_decode(text, _after(BLANK, text, start))
-
-
-def _after(pattern: Pattern, text: str, start: int) -> int:
-    """Where what matches a pattern at a place ends."""
-    found = pattern.match(text, start)
-    return found.end() if found else start
 
 
 def _json_call(item: Any, names: Sequence[str]) -> ToolCall:
@@ -223,11 +294,9 @@ def _python_call(node: ast.expr) -> ToolCall:
 
 def _json_arguments(site: CallSite) -> tuple[ToolCalls, int]:
     """A call with arguments as JSON, or without arguments if its markup ends there."""
-    if NO_ARGUMENTS.match(site.text, site.start):
+    if not site.text.startswith("{", site.start):
         return site.call({}), site.start
-    arguments, end = decode(site.text, site.start)
-    if not isinstance(arguments, dict):
-        raise ValueError("no object")
+    arguments, end = DECODER.raw_decode(site.text, site.start)
     return site.call(arguments), end
 
 
@@ -243,21 +312,28 @@ def _bare_keys(site: CallSite) -> tuple[ToolCalls, int]:
 
 
 def _pairs(site: CallSite) -> tuple[ToolCalls, int]:
+    from cerebrum_cli.formats.argument_types import typed  # jsonschema takes 90 ms to import
+
+    whole, unclosed = pair_patterns(site.syntax)
     schema = next((tool.parameters for tool in site.tools if tool.name == site.name), {})
-    end, arguments = site.start, {}
-    while pair := next(filter(None, (pattern.match(site.text, end) for pattern in site.syntax.pairs)), None):
-        key, value = pair["key"], pair["value"]
+    end, arguments = site.start, dict[str, Any]()
+    while True:
+        pair = whole.match(site.text, end)
+        if pair is None or f"\n{_key_opening(site.syntax)}" in pair["value"]:
+            pair = unclosed.match(site.text, end)
+        if pair is None:
+            return site.call(arguments), end
+        value = pair["value"]
         if value.startswith("<![CDATA["):
             value = value.removeprefix("<![CDATA[").removesuffix("]]>")
-        arguments[key] = typed(value, key, schema)
+        arguments[pair["key"]] = typed(value, pair["key"], schema)
         end = pair.end()
-    return site.call(arguments), end
 
 
-READERS: dict[Form, Callable[[CallSite], tuple[ToolCalls, int]]] = {
-    "JSON call": _json_calls,
-    "Python": _python_calls,
-    "JSON": _json_arguments,
-    "bare keys": _bare_keys,
-    "pairs": _pairs,
+READERS: dict[str, Callable[[CallSite], tuple[ToolCalls, int]]] = {
+    "$calls": _json_calls,
+    "$python": _python_calls,
+    "$json": _json_arguments,
+    "$bare": _bare_keys,
+    "$pairs": _pairs,
 }

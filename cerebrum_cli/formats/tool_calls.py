@@ -9,24 +9,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from typing import NamedTuple
 
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import Texts, partial_marker_length
 from cerebrum_cli.core.tools import ToolCalls, ToolSpecs, read_call
 from cerebrum_cli.formats.call_readers import (
-    JSON_START,
     SEPARATORS,
     CallSyntax,
     Found,
     Syntaxes,
-    decode,
     find_calls,
+    header_pattern,
     json_calls_at,
 )
 
-BARE = CallSyntax(re.compile(rf"(?m)^[ \t]*(?:```[\w-]*\s*)?{JSON_START}"))
+BARE = CallSyntax("$calls")
 BARE_BEGUN = re.compile(r"(?m)^[ \t]*(?:`{1,2}\Z|```[\w-]*\s*)?(?:\[\s*)?\Z")
 # What may precede the place of an error in incomplete JSON: a part of a number, of a word or of an escape.
 INCOMPLETE = re.compile(r"[\w+\-.\\]*\s*\Z")
@@ -162,17 +160,14 @@ class CallFilter:
         starts += [text.index(opening, start) for opening in self._openings if opening in text[start:]]
         if begun := BARE_BEGUN.search(text, start):
             starts.append(begun.start())
-        starts += [bare.start() for bare in BARE.header.finditer(text, start) if self._may_be_call(bare.end())]
+        starts += [bare.start() for bare in header_pattern(BARE).finditer(text, start) if self._may_be_call(bare.end())]
         return min(starts)
 
     def _may_be_call(self, place: int) -> bool:
         """Whether the JSON at a place is a call of a known function, or may become one."""
         try:
-            decode(self._text, place)
+            return _are_known(json_calls_at(self._text, place)[0], self._tools)
         except json.JSONDecodeError as error:
             return error.msg.startswith("Unterminated") or bool(INCOMPLETE.match(self._text, error.pos))
-        except RecursionError:
+        except (ValueError, RecursionError):
             return False
-        with suppress(ValueError):
-            return _are_known(json_calls_at(self._text, place)[0], self._tools)
-        return False

@@ -6,11 +6,10 @@ calls of each family.
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 from cerebrum_cli.core.text import Texts
-from cerebrum_cli.formats.call_readers import JSON_START, NAME, CallSyntax, Form, Syntaxes
+from cerebrum_cli.formats.call_readers import CallSyntax, Syntaxes
 
 
 class ToolFamily(NamedTuple):
@@ -21,29 +20,6 @@ class ToolFamily(NamedTuple):
     syntaxes: Syntaxes
 
 
-def after(opening: str, closing: str = "", form: Form = "JSON call") -> CallSyntax:
-    """Calls after a text, up to another one."""
-    words = r"\s*".join(map(re.escape, opening.split()))
-    begins = r"(?=\[?\s*[A-Za-z_])" if form == "Python" else JSON_START
-    markers = (opening, closing) if closing else (opening,)
-    return CallSyntax(re.compile(rf"{words}\s*{begins}"), form, closing=closing, openings=(opening,), markers=markers)
-
-
-def named(header: str, *openings: str, markers: Texts = (), in_headers: bool = False) -> CallSyntax:
-    """Calls as a header, which has the name, and arguments as JSON."""
-    return CallSyntax(
-        re.compile(f"(?s){header}"),
-        "JSON",
-        openings=() if in_headers else openings,
-        markers=(*openings, *markers),
-        in_headers=in_headers,
-    )
-
-
-PARAMETER = r"(?s)\s*<parameter=(?P<key>[^<>\s\"]+?)>\n?"
-PARAMETER_ENDS = r"<parameter=|</function>|</tool_call>|<tool_call>"
-FUNCTION_TAG = named(rf"<function={NAME}>\s*(?=\{{)", "<function=", markers=("</function>",))
-
 FAMILIES = (
     # The template shows one place of the function's name; the model writes it in others, too, and may omit arguments.
     # https://github.com/openai/harmony/blob/main/docs/format.md
@@ -51,9 +27,9 @@ FAMILIES = (
         "gpt-oss",
         ("<|channel|>commentary", "functions."),
         (
-            named(
-                r"to=(?!assistant|user|self)(?:functions\.)?(?P<name>[\w.-]+)(?:(?!<\|(?:message|start|end)\|>).)*<\|message\|>",
-                markers=("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|call|>"),
+            CallSyntax(
+                "$recipient<|message|>$json<|call|>",
+                others=("<|start|>", "<|channel|>", "<|constrain|>"),
                 in_headers=True,
             ),
         ),
@@ -64,10 +40,10 @@ FAMILIES = (
         "Kimi K2",
         ("<|tool_calls_section_begin|>",),
         (
-            named(
-                rf"<\|tool_call_begin\|>\s*{NAME}(?::\d+)?\s*<\|tool_call_argument_begin\|>",
-                *("<|tool_calls_section_begin|>", "<|tool_call_begin|>"),
-                markers=("<|tool_call_argument_begin|>", "<|tool_call_end|>", "<|tool_calls_section_end|>"),
+            CallSyntax(
+                "<|tool_call_begin|>$name<|tool_call_argument_begin|>$json<|tool_call_end|>",
+                section="<|tool_calls_section_begin|>",
+                others=("<|tool_calls_section_end|>",),
             ),
         ),
     ),
@@ -76,12 +52,12 @@ FAMILIES = (
     ToolFamily(
         "DeepSeek V3, R1, V3.1",
         ("<｜tool▁calls▁begin｜>",),
-        (
-            named(
-                rf"<｜tool▁call▁begin｜>(?:function<｜tool▁sep｜>)?{NAME}\s*(?:<｜tool▁sep｜>|```(?:json)?)",
-                *("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>"),
-                markers=("<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"),
-            ),
+        tuple(
+            CallSyntax(call, section="<｜tool▁calls▁begin｜>", others=("<｜tool▁calls▁end｜>",))
+            for call in (
+                "<｜tool▁call▁begin｜>function<｜tool▁sep｜>$name```json$json```<｜tool▁call▁end｜>",
+                "<｜tool▁call▁begin｜>$name<｜tool▁sep｜>$json<｜tool▁call▁end｜>",
+            )
         ),
     ),
     # Most of its templates show functions, but not how to call them.
@@ -90,8 +66,8 @@ FAMILIES = (
         "LFM2, LFM2.5",
         ("List of tools: ",),
         (
-            after("<|tool_call_start|>", "<|tool_call_end|>", "Python"),
-            after("<|tool_call_start|>", "<|tool_call_end|>"),
+            CallSyntax("<|tool_call_start|>$python<|tool_call_end|>"),
+            CallSyntax("<|tool_call_start|>$calls<|tool_call_end|>"),
         ),
     ),
     # Models omit the tag around a call, or the end of an argument, which their templates show.
@@ -101,18 +77,10 @@ FAMILIES = (
         ("<tool_call>", "<function=", "<parameter="),
         (
             CallSyntax(
-                re.compile(rf"<function={NAME}>(?=\s*(?:<|\Z))"),
-                "pairs",
-                pairs=(
-                    re.compile(
-                        PARAMETER
-                        + r"(?P<value>(?:(?!\n<(?:parameter|function)=).)*?)\n?</parameter>"
-                        + rf"(?=\s*(?:{PARAMETER_ENDS}|\Z))"
-                    ),
-                    re.compile(rf"{PARAMETER}(?P<value>.*?)\n?(?=\s*(?:{PARAMETER_ENDS}|\Z))"),
-                ),
-                openings=("<tool_call>", "<function="),
-                markers=("</function>", "</parameter>", "<tool_call>", "</tool_call>"),
+                "<function=$name>$pairs</function>",
+                pair="<parameter=$key>\n$value\n</parameter>",
+                section="<tool_call>",
+                others=("</tool_call>",),
             ),
         ),
     ),
@@ -122,12 +90,10 @@ FAMILIES = (
         "Mistral Small 3.2, Magistral, Devstral, Ministral 3",
         ("[TOOL_CALLS]", "[ARGS]"),
         (
-            named(
-                rf"\[TOOL_CALLS\]\s*{NAME}\s*(?:\[CALL_ID\]\s*\w+\s*)?(?:\[ARGS\])?\s*(?=\{{)",
-                "[TOOL_CALLS]",
-                markers=("[CALL_ID]", "[ARGS]"),
-            ),
-            after("[TOOL_CALLS]"),
+            CallSyntax("[TOOL_CALLS]$name[CALL_ID]$id[ARGS]$json"),
+            CallSyntax("[TOOL_CALLS]$name[ARGS]$json"),
+            CallSyntax("[TOOL_CALLS]$name$json"),
+            CallSyntax("[TOOL_CALLS]$calls"),
         ),
     ),
     # The template shows functions, but no calls; 3.0 and 3.1 write different tags.
@@ -135,35 +101,42 @@ FAMILIES = (
     ToolFamily(
         "Granite 3",
         ("<|tool_call|>", "<|start_of_role|>"),
-        (after("<|tool_call|>"), after("<tool_call>", "</tool_call>")),
+        (CallSyntax("<|tool_call|>$calls"), CallSyntax("<tool_call>$calls</tool_call>")),
     ),
     # The template shows functions, but no calls.
     # https://github.com/vllm-project/vllm/blob/main/tests/tool_parsers/test_phi4mini_tool_parser.py
-    ToolFamily("Phi-4-mini", ("<|tool|>", "<|/tool|>"), (after("functools"), after("<|tool_call|>", "<|/tool_call|>"))),
+    ToolFamily(
+        "Phi-4-mini",
+        ("<|tool|>", "<|/tool|>"),
+        (CallSyntax("functools$calls"), CallSyntax("<|tool_call|>$calls<|/tool_call|>")),
+    ),
     # The template takes calls as text in a field of its own.
     # https://github.com/vllm-project/vllm/blob/main/tests/tool_parsers/test_olmo3_tool_parser.py
-    ToolFamily("Olmo 3", ("<function_calls>",), (after("<function_calls>", "</function_calls>", "Python"),)),
+    ToolFamily("Olmo 3", ("<function_calls>",), (CallSyntax("<function_calls>$python</function_calls>"),)),
     # The template writes JSON; the model writes Python.
     # https://github.com/meta-llama/llama-models/blob/main/models/llama4/prompt_format.md
-    ToolFamily("Llama 4", ("<|header_start|>", "<|eot|>"), (after("<|python_start|>", "<|python_end|>", "Python"),)),
+    ToolFamily("Llama 4", ("<|header_start|>", "<|eot|>"), (CallSyntax("<|python_start|>$python<|python_end|>"),)),
     # The template writes JSON without markup; models also write tags, and text around the JSON.
     # https://github.com/meta-llama/llama-models/blob/main/models/llama3_3/prompt_format.md
     ToolFamily(
         "Llama 3.1, 3.2, 3.3",
         ("<|start_header_id|>", "ipython"),
         (
-            CallSyntax(re.compile(r'(?=\{"name": "[\w.-]+", "parameters": )'), openings=('{"name": ',)),
-            FUNCTION_TAG,
-            after("<|python_tag|>"),
-            after("<|python_tag|>", "<|eom_id|>", "Python"),
+            CallSyntax('{"name": "$name", "parameters": $json}'),
+            CallSyntax("<function=$name>$json</function>"),
+            CallSyntax("<|python_tag|>$calls"),
+            CallSyntax("<|python_tag|>$python<|eom_id|>"),
         ),
     ),
+    # The prompt ends with the marker of the first call, so that the template seems to write none.
+    # https://github.com/ggml-org/llama.cpp/blob/master/models/templates/meetkai-functionary-medium-v3.2.jinja
+    ToolFamily("Functionary 3.2", (">>>all",), (CallSyntax("$name\n$json"), CallSyntax(">>>$name\n$json"))),
     # Qwen2.5-Coder also writes <tools>, the tag around functions; the template of SmolLM3 shows no calls.
     # https://github.com/ggml-org/llama.cpp/blob/master/models/templates/Qwen-Qwen2.5-7B-Instruct.jinja
     ToolFamily(
         "Qwen2.5, Qwen3, SmolLM3",
         ("within <tool_call></tool_call> XML tags",),
-        (after("<tool_call>", "</tool_call>"), after("<tools>", "</tools>")),
+        (CallSyntax("<tool_call>$calls</tool_call>"), CallSyntax("<tools>$calls</tools>")),
     ),
 )
 

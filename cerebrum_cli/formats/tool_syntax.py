@@ -18,7 +18,7 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.messages import wire_message
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls, ToolSpec
-from cerebrum_cli.formats.call_readers import NAME, CallSyntax, Syntaxes, decode, find_calls, json_calls_at
+from cerebrum_cli.formats.call_readers import DECODER, MARKER, CallSyntax, Syntaxes, find_calls, json_calls_at
 from cerebrum_cli.formats.markers import HEADERS, TAG
 from cerebrum_cli.formats.template_sandbox import ANSWER, NEXT_QUESTION, QUESTION, try_render
 from cerebrum_cli.formats.tool_calls import PLAIN_TOOLS, ToolFormat
@@ -37,14 +37,6 @@ CALLS = (
 )
 ASKED = Conversation().user(QUESTION)
 TOOL_VARIABLES = ("tools", "xml_tools")  # of templates; SmolLM3 has the latter
-CALL_ID = re.compile(r"call0000\d")
-MARKER = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]|\]<\]\w+\[>\[")
-PAIRS = re.compile(  # the first call; a template may repeat anything, so atomic groups prevent backtracking
-    f"(?s){FIRST}(?>(.*?){KEY})(?>(.*?){TEXT})(?>(.*?){OTHER_KEY})(?>(.*?){NUMBER})(.*)"
-)
-BARE_KEYS = re.compile(
-    rf"{FIRST}\{{{KEY}:(?P<quote>\S+?){TEXT}(?P=quote),{OTHER_KEY}:{NUMBER}\}}(?P<closing>{MARKER.pattern})"
-)
 
 
 def tool_variables(tools: Sequence[JsonDict]) -> JsonDict:
@@ -124,16 +116,10 @@ def _after_question(source: str, messages: Sequence[JsonDict]) -> tuple[str, str
 
 
 def _first_calls(written: str, before: str) -> str:
-    """What a template has written for calls, without the text `before` them and their results."""
-    rest = written[len(_whole_markers(shared_start(written, before))) :]
-    return _without_reasoning(rest.partition(RESULTS[0])[0])
-
-
-def _without_reasoning(written: str) -> str:
-    """What a template has written after the markup of reasoning."""
-    for found in reversed([*re.finditer(TAG, written[: written.find(FIRST)])]):
-        return written[found.end() :]
-    return written
+    """What a template has written for calls, without the text `before` them, reasoning and their results."""
+    rest = written[len(_whole_markers(shared_start(written, before))) :].partition(RESULTS[0])[0]
+    reasoning = [*re.finditer(TAG, rest[: rest.find(FIRST)])]
+    return rest[reasoning[-1].end() :] if reasoning else rest
 
 
 def shared_start(first: str, second: str) -> str:
@@ -142,109 +128,78 @@ def shared_start(first: str, second: str) -> str:
     return first
 
 
-def shared_end(first: str, second: str) -> str:
-    return shared_start(first[::-1], second[::-1])[::-1]
-
-
 def _whole_markers(text: str) -> str:
     """A text without an incomplete marker at its end."""
     start = text.rfind("<")
-    if start > text.rfind(">"):
-        return text[:start]
-    return text
+    return text[:start] if start > text.rfind(">") else text
 
 
 def learn(written: str) -> Syntaxes:
     """The syntax of the calls that a template has written; none if they are JSON without markup, or unknown."""
+    written = re.sub(r"call0000\d", "$id", written)
     name = written.rfind(FIRST, 0, written.find(KEY))
-    before = written[:name]
-    markers = tuple(dict.fromkeys(MARKER.findall(written)))
+    before, after = written[:name], written[name + len(FIRST) :]
+    others = tuple(dict.fromkeys(MARKER.findall(written)))
     for bracket in re.finditer(r"[\[{]", before):
         with suppress(ValueError):
             json_calls_at(written, bracket.start(), (FIRST, SECOND))
             opening = written[: bracket.start()].strip()
-            header = re.compile(_pattern(opening) + r"\s*(?=[\[{])")
-            return (CallSyntax(header, openings=(opening,), markers=markers),) if opening else ()
-    syntax = _json_arguments(written, name) or _bare_keys(written, name) or _pairs(written, name)
+            return (CallSyntax(f"{opening}$calls", others=others),) if opening else ()
+    syntax = _with_json(after) or _with_bare_keys(after) or _with_pairs(after)
     if syntax is None:
         return ()
-    first = MARKER.match(before.strip())
-    opening = first[0] if first else before.strip()
-    in_headers = bool(HEADERS.keys() & markers) or "to=" in before
-    return (replace(syntax, openings=(opening,) if opening else (), markers=markers, in_headers=in_headers),)
+    section = MARKER.match(before.strip())
+    mark = re.search(r"(?:<[^<]*\$id)?<[^<]*\Z", before)
+    return (
+        replace(
+            syntax,
+            call=f"{mark[0] if mark else before}$name{syntax.call}",
+            section=section[0] if section else "",
+            others=others,
+            in_headers=not HEADERS.keys().isdisjoint(others),
+        ),
+    )
 
 
-# Calls with a name, and arguments behind it.
+# Calls with a name, by what a template has written after it.
 
 
-def _json_arguments(written: str, name: int) -> CallSyntax | None:
-    after_name = name + len(FIRST)
-    start = written.find("{", after_name)
+def _with_json(after: str) -> CallSyntax | None:
+    start = after.find("{")
     with suppress(ValueError):
-        arguments, end = decode(written, start)
+        arguments, end = DECODER.raw_decode(after, start)
         if arguments == CALLS[0].arguments:
-            header = f"{_before_name(written, name, end)}{NAME}\\s*{_pattern(written[after_name:start])}"
-            return CallSyntax(re.compile(rf"{header}(?=\s*\{{)"), "JSON")
+            return CallSyntax(f"{after[:start]}$json{_marker_at(after[end:])}")
     return None
 
 
-def _bare_keys(written: str, name: int) -> CallSyntax | None:
-    found = BARE_KEYS.match(written, name)
-    if found is None:
+def _with_bare_keys(after: str) -> CallSyntax | None:
+    found = re.match(rf"\{{{KEY}:(?P<quote>\S+?){TEXT}(?P=quote),{OTHER_KEY}:{NUMBER}\}}(?P<rest>.*)", after, re.DOTALL)
+    return CallSyntax(f"$bare{_marker_at(found['rest'])}", quote=found["quote"]) if found else None
+
+
+def _with_pairs(after: str) -> CallSyntax | None:
+    """Both values are followed by the end of a pair, and the first one then by the beginning of the second."""
+    before_key, _, rest = after.partition(KEY)
+    before_text, _, rest = rest.partition(TEXT)
+    after_text, _, rest = rest.partition(OTHER_KEY)
+    before_number, _, after_number = rest.partition(str(NUMBER))
+    after_text, after_number = after_text.replace(KEY, "$key"), after_number.replace(OTHER_KEY, "$key")
+    value_end = _whole_markers(shared_start(after_text, after_number))
+    key_opening = after_text.removeprefix(value_end)
+    if not value_end.strip() or not before_key.endswith(key_opening):
         return None
-    header = re.compile(rf"{_before_name(written, name, found.end())}{NAME}\s*(?=\{{)")
-    return CallSyntax(header, "bare keys", quote=found["quote"], closing=found["closing"])
+    before_value = before_text
+    if before_text != before_number:  # it names the type of the value
+        end = shared_start(before_text[::-1], before_number[::-1])[::-1]
+        before_value = f"{shared_start(before_text, before_number)}$any{end}"
+    closing = _marker_at(after_number.removeprefix(value_end))
+    return CallSyntax(
+        f"{before_key.removesuffix(key_opening)}$pairs{closing}", f"{key_opening}$key{before_value}$value{value_end}"
+    )
 
 
-def _pairs(written: str, name: int) -> CallSyntax | None:
-    found = PAIRS.match(written, name)
-    if found is None:
-        return None
-    before_key, between, after_text, between_number, after_number = found.groups()
-    after_text, after_number = after_text.replace(KEY, "\0"), after_number.replace(OTHER_KEY, "\0")
-    after_value = _whole_markers(shared_start(after_text, after_number))
-    key_opening = after_text[len(after_value) :]
-    if not after_value.strip() or not before_key.endswith(key_opening):
-        return None
-    closing = MARKER.match(after_number[len(after_value) :].strip())
-    end = re.escape(closing[0]) if closing else r"\Z"
-    followed = rf"(?=\s*(?:{_pattern(key_opening)}|{end}))"
-    before_pairs = _pattern(before_key.removesuffix(key_opening))
-    header = f"{_before_name(written, name, found.start(5))}{NAME}\\s*{before_pairs}{followed}"
-    before_value = _before_value(between, between_number)
-    value_end = _edge(after_value).replace("\0", "(?P=key)")
-    pair = rf"(?s)\s*{_pattern(key_opening)}(?P<key>[^<>\s\"]+?){before_value}(?P<value>.*?){value_end}{followed}"
-    return CallSyntax(re.compile(header), "pairs", pairs=(re.compile(pair),))
-
-
-def _before_name(written: str, name: int, end: int) -> str:
-    """A pattern of what precedes the name of each call; `end` is where the arguments of the first one end."""
-    before = written[:name]
-    second = written.rfind(SECOND, end, written.find(THIRD_KEY))
-    gap = before if second < 0 else written[end:second]
-    shared = shared_end(before, gap)
-    start = max(0, shared.find("<"))
-    if shared.strip():
-        return _pattern(shared[start:])
-    return rf"(?:(?m:^)[ \t]*|{_pattern(gap)})"
-
-
-def _before_value(text: str, number: str) -> str:
-    """A pattern of what is between a key and its value, from what precedes a text and a number."""
-    shared = shared_start(text, number)
-    if text == number:
-        return _edge(shared)
-    return _pattern(shared) + "[^>]*?" + _edge(shared_end(text, number))
-
-
-def _pattern(literal: str) -> str:
-    """A regular expression of a literal: white space may differ, and so may ids and numbers."""
-    pieces = [re.escape(CALL_ID.sub("\1", piece)) for piece in literal.split()]
-    text = r"\s*".join(pieces)
-    return re.sub(r"\d+", r"\\d+", text).replace("\\\1", "\1").replace("\1", r"[\w:.-]*")
-
-
-def _edge(literal: str) -> str:
-    """A regular expression of a literal beside a value: only its own white space is not the value's."""
-    text = "".join(f"{re.escape(character)}{'?' * character.isspace()}" for character in literal)
-    return text.replace("><", r">\s*<")
+def _marker_at(text: str) -> str:
+    """The marker that a text begins with, if any."""
+    found = MARKER.match(text.lstrip())
+    return found[0] if found else ""

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import re
 from collections.abc import Sequence
 from itertools import cycle
 from typing import Any
@@ -255,7 +254,7 @@ def test_markup_that_text_is_about_stays_in_it(chatml: LlamaBackend) -> None:
 # What of an answer may be a call, and is withheld.
 
 
-TAG = CallSyntax(re.compile("<tool_call>"), openings=("<tool_call>",))
+TAG = CallSyntax("<tool_call>$calls")
 
 
 def filtered(text: str, pieces: Sequence[int], *syntaxes: CallSyntax) -> tuple[str, str]:
