@@ -22,12 +22,13 @@ from same_text import QUESTIONS
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.core.events import AlternativesEvent, TokenEvent, raise_refusals
+from cerebrum_cli.core.events import TokenEvent, raise_refusals
 from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.engine import LogprobScores
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local_engine import LocalEngine
-from cerebrum_cli.engine.requests import ContextOptions, LoadOptions, Request
+from cerebrum_cli.engine.requests import ContextOptions, LoadOptions, Request, ScoreRequest
 from cerebrum_cli.gguf.header import read_header
 
 CONTEXT, SLOTS = 1024, 16
@@ -35,7 +36,7 @@ HEADING = "Offloading"
 HEAD = """
 Greedy replies with layers on a GPU, compared with those of the CPU, one at a time; written by `benchmarks/offload.py`.
 Cells give how many are equal, of replies generated one and {slots} at a time; in parentheses, where one differs, the
-largest difference of the CPU's log probabilities for its two likeliest tokens there.
+largest difference of the CPU's log probabilities for the two tokens there.
 Models named after an architecture are tiny, with random weights, from `tests/support/architectures.py`.
 llvmpipe is Mesa's driver that computes on the CPU; it allows no tensor of more than 128 MiB, such as the output layer
 of the 0.5B.
@@ -98,11 +99,12 @@ def gaps(path: Path, differ: Sequence[tuple[int, list[int], list[int]]]) -> Iter
         for number, expected, given in differ:
             same = next(at for at, pair in enumerate(zip(expected, given, strict=True)) if pair[0] != pair[1])
             prompt = prompt_tokens(engine, number)
-            request = Request.inspection(prompt, tuple(expected[: same + 1]), likeliest=2)
-            *_, last = (
-                event for event in raise_refusals(engine.complete([request])) if isinstance(event, AlternativesEvent)
-            )
-            yield last.likeliest[0].logprob - last.likeliest[1].logprob
+            context = (*prompt, *expected[:same])
+            request = ScoreRequest(context, ((expected[same],), (given[same],)))
+            for event in engine.score([request]):
+                if isinstance(event, LogprobScores):
+                    first, second = event.scores
+                    yield first.logprob_sum - second.logprob_sum
 
 
 @contextmanager

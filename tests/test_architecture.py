@@ -71,7 +71,7 @@ PURE = (
     *("engine.memory_plan", "engine.scheduler", "formats.prompt_format", "formats.reply_text"),
     *("formats.markers", "formats.tag_reader", "formats.channel_reader"),
     *("gguf.kinds", "gguf.layers", "gguf.sizes", "replies.reply_controls"),
-    *("core.ask", "core.inspection", "core.votes"),
+    *("core.ask", "core.votes"),
     *("weights.checkpoints.bpe", "weights.checkpoints.sentencepiece", "weights.checkpoints.special_tokens"),
     *("replies.tally", "weights.compatibility", "weights.methods", "weights.plan"),
     *(
@@ -86,7 +86,7 @@ PURE = (
         "library.fit",
         "library.origins",
     ),
-    *("core.ask", "core.inspection", "core.votes"),
+    *("core.ask", "core.votes"),
     *("core.row_events", "core.tool_schema"),
     *("mcp.content", "mcp.json_rpc", "mcp.listed_functions"),
     *("trust.calibration", "trust.score_map", "trust.shift", "trust.threshold"),

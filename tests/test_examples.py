@@ -285,7 +285,7 @@ def test_reference_lists_the_keys_of_json_output(command: CommandLine) -> None:
         return found
 
     question = ("ask", "-m", "nano", "--temperature", "2", "--seed", "1", "What is 15 + 7?")
-    reply, vote = run(*question, "--top-logprobs", "2"), run(*question, "--votes", "3")
+    reply, vote = run(*question), run(*question, "--votes", "3")
     (command.home / "in.txt").write_text("What is 1 + 1?\n")
     assert command.run("batch", "in.txt", "-o", "out.jsonl", "-m", "nano").code == 0
     [row] = (command.home / "out.jsonl").read_text().splitlines()
@@ -294,7 +294,6 @@ def test_reference_lists_the_keys_of_json_output(command: CommandLine) -> None:
     shown: dict[str, dict[str, Any]] = {
         "ask --json": reply,
         "Votes": vote["votes"],
-        "Least certain tokens": reply["least_certain"][0],
         "ask --dry-run --json": run(*question, "--dry-run"),
         "Batch rows": json.loads(row),
         "eval --json, runs show --json": report,

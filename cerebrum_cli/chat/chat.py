@@ -13,19 +13,17 @@ from pathlib import Path
 from cerebrum_cli.chat.archive import SUFFIX_FORMATS, format_transcript
 from cerebrum_cli.chat.model_view import (
     calls_of,
-    is_author,
     no_continuation,
     without_last,
     without_partial_character,
 )
-from cerebrum_cli.chat.reply_params import forced_tokens, settings_of
+from cerebrum_cli.chat.reply_params import settings_of
 from cerebrum_cli.chat.reply_recorder import ReplyRecorder
 from cerebrum_cli.chat.session import Session, StoredMessage
 from cerebrum_cli.chat.session_model import SessionModel
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import CerebrumError, FormatError, SessionError, UsageError
 from cerebrum_cli.core.events import Events, NoticeEvent
-from cerebrum_cli.core.inspection import GivenReply
 from cerebrum_cli.core.pictures import Pictures, still_named
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.replies.reply import MajorityVote, Reply
@@ -157,25 +155,6 @@ class Chat(SessionModel):
         if self.loaded.context_size == size:
             problem = f"the reply fills the context of {size} tokens, the largest for this model and free memory"
             raise SessionError(problem, "limit reasoning with /think N, then /retry")
-
-    def given_reply(self) -> GivenReply:
-        """The last reply in the tokens it was sampled as. Raises SessionError if they are not known.
-
-        Those of a reply that a stop string ended are not stored, and known only while the chat runs.
-        """
-        self.loaded.require_inspection()
-        last = self.require_reply()
-        tokens = last.message.tokens
-        if self.generated:
-            tokens = tuple(self.generated.sampled)
-        if tokens is None or not is_author(self.loaded.model, last.metadata):
-            raise SessionError("the tokens of the last reply are not known for this model", "use /retry first")
-        conversation = settings_of(last, self.settings).applied_to(self.conversation)
-        return GivenReply(without_last(conversation), tokens, forced_tokens(last.metadata))
-
-    def inspect(self, reply: GivenReply, likeliest: int) -> Events:
-        yield from self.load()
-        yield from self.loaded.inspect(reply, likeliest)
 
     @property
     def transcript(self) -> str:

@@ -21,7 +21,6 @@ from cerebrum_cli.terminal.sinks import ReplyDisplay, show_answer
 from cerebrum_cli.terminal.tables import sampling_text, stats_line
 
 if TYPE_CHECKING:
-    from cerebrum_cli.core.inspection import UncertainToken
     from cerebrum_cli.core.votes import Votes
     from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.replies.reply import MajorityVote
@@ -76,7 +75,6 @@ class AnswerPrinter:
     record: Callable[[Reply], str] | None
     continued: Reply | None
     saved_as: str | None = None
-    uncertain: tuple[UncertainToken, ...] | None = None
 
     @property
     def streams(self) -> Streams:
@@ -120,7 +118,6 @@ class AnswerPrinter:
                 wraps=not (self.options.raw or self.request.grammar),
                 others=[HistoryPreload()] if self.record else [],
             )
-            self._inspect(reply)
         except BrokenPipeError:  # its reader wants no more
             if not reply.is_finished:
                 self._save(reply)
@@ -188,8 +185,6 @@ class AnswerPrinter:
         try:
             events = self.loaded.vote_events(self.request, vote)
             self.display.show_vote(events, lambda: self.loaded, vote.bounds)
-            if vote.reply:
-                self._inspect(vote.reply)
         finally:
             if reply := vote.reply:
                 self._save(reply)
@@ -241,18 +236,6 @@ class AnswerPrinter:
             raise NoAnswer(notice.message, notice.hint)
         self.streams.report(notice or vote.doubt)
 
-    def _inspect(self, reply: Reply) -> None:
-        """Find the least certain tokens of a reply, if the options ask for them."""
-        count = self.options.top_logprobs
-        if count is None or not reply.is_finished:
-            return
-        from cerebrum_cli.core.inspection import GivenReply, LeastCertain
-
-        given = GivenReply(self.request.conversation, tuple(reply.sampled), reply.finish.forced)
-        least_certain = LeastCertain(given)
-        self.display.wait(self.loaded.inspect(given, count), lambda: self.loaded, least_certain)
-        self.uncertain = least_certain.tokens(self.loaded.detokenize)
-
     def _require_complete(self, reply: Reply) -> None:
         """Print a notice about an incomplete reply. Raises NoAnswer if its grammar makes it useless."""
         larger_context = self.loaded.engine.larger_context
@@ -279,7 +262,7 @@ class AnswerPrinter:
     def _print_rest(
         self, reply: Reply, final_answer: str | None, votes: JsonObject | None = None, code: str | None = None
     ) -> None:
-        """Print what is not streamed: the JSON object, final answer or code block, uncertain tokens, and statistics."""
+        """Print what is not streamed: the JSON object, final answer or code block, and statistics."""
         streams, loaded, options = self.streams, self.loaded, self.options
         if options.json:
             from cerebrum_cli.cli.reply_object import reply_object
@@ -289,15 +272,9 @@ class AnswerPrinter:
             value["session"] = self.saved_as
             if self.request.tools:
                 value["calls"] = [asdict(call) for call in reply.calls]
-            if options.top_logprobs:
-                value["least_certain"] = self.uncertain and [token.as_object() for token in self.uncertain]
             streams.answer_object(value)
         elif (part := final_answer if options.final else code) is not None:
             streams.answer(part + "\n")
-        if self.uncertain is not None and not options.json:
-            from cerebrum_cli.terminal.tables import print_uncertain
-
-            print_uncertain(streams.on_stderr, self.uncertain)
         if options.stats:
             settings = self.request.settings
             sampling = sampling_text(settings.samplers, settings.origins)

@@ -282,9 +282,6 @@ class AskOptions(QuestionOptions, GenerationOptions):
     )
     json: bool = json_option()
     stats: bool = switch("Print speed, context, sampling and seed on standard error", "Output")
-    top_logprobs: int | None = option(
-        "Show the least certain tokens with N alternatives", "Output", INTEGER, metavar="N", local=True
-    )
     dry_run: bool = switch("Print the exact prompt without evaluating it", "Output")
     no_markdown: bool = switch("Plain text, even on a terminal", "Output")
 
@@ -327,14 +324,9 @@ class AskOptions(QuestionOptions, GenerationOptions):
             (session and self.raw, session, "--raw", one_of_them),
             (session and self.messages, session, "--messages", one_of_them),
             (tools and self.votes, tools, "--votes", one_of_them),
-            (tools and self.top_logprobs, tools, "--top-logprobs", one_of_them),
         ):
             if is_conflict:
                 raise UsageError.conflict(first, second, hint)
-        if self.top_logprobs is not None:
-            from cerebrum_cli.core.inspection import parse_likeliest
-
-            parse_likeliest("--top-logprobs", str(self.top_logprobs))
 
 
 def template_variables(pairs: Sequence[str]) -> JsonDict:

@@ -39,18 +39,8 @@ class Forced(NamedTuple):
     at: int
     length: int
 
-    def holds(self, position: int) -> bool:
-        return self.at <= position < self.at + self.length
-
 
 ForcedTokens = tuple[Forced, ...]
-
-
-class TokenLogprob(NamedTuple):
-    """A token and the natural logarithm of its probability before sampling settings apply."""
-
-    token: int
-    logprob: float
 
 
 class Origin(NamedTuple):
@@ -147,15 +137,6 @@ class RoundEvent(NamedTuple):
 
     sequence: SequenceId
     round: Round
-
-
-class AlternativesEvent(NamedTuple):
-    """A token that followed a prompt, at a position in these tokens, and the likeliest tokens there, in this order."""
-
-    sequence: SequenceId
-    position: int
-    given: TokenLogprob
-    likeliest: tuple[TokenLogprob, ...]
 
 
 class OpeningEvent(NamedTuple):
@@ -269,7 +250,6 @@ Event: TypeAlias = """(
     | TokenEvent
     | CallEvent
     | RoundEvent
-    | AlternativesEvent
     | OpeningEvent
     | FinishEvent
     | RefusedEvent

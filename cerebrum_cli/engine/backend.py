@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from cerebrum_cli.core.events import TokenLogprob
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SamplingParams, TokenBias
 from cerebrum_cli.core.vocabulary import Vocabulary
@@ -152,9 +151,6 @@ class Backend(Vocabulary, Protocol):
 
     def sample(self, sampler: Sampler, row: int, bias: TokenBias) -> int:
         """Sample the next token from a row of the last decode, with a bias of the logit of one."""
-
-    def top_tokens(self, row: int, count: int) -> list[TokenLogprob]:
-        """The likeliest tokens in row `row` of the last decode, the likeliest first."""
 
     @property
     def state_kind(self) -> str | None:

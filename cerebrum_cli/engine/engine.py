@@ -123,13 +123,6 @@ class Completions(Iterator[Event]):
     def add_samples(self, index: int, count: int) -> None:
         """Add `count` samples to a request; their seeds continue the sequence."""
 
-    def inspect(self, index: int, replies: Mapping[int, TokenIds]) -> bool:  # noqa: ARG002
-        """Evaluate the tokens of finished samples of a request again, if the engine can; return whether it does.
-
-        Each sample gets an AlternativesEvent for each of its tokens, without alternatives, and another FinishEvent.
-        """
-        return False
-
     @abstractmethod
     def abort(self, index: int) -> None:
         """Cancel the running samples of a request, without loss to others; each finishes as `cancelled`."""

@@ -16,7 +16,7 @@ import atexit
 import os
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -153,15 +153,6 @@ class LocalCompletions(Completions):
     def add_samples(self, index: int, count: int) -> None:
         """Add samples, before all that waits: they complete a vote, whose row should not wait for all others."""
         self._submit(self._create(index, count), first=True)
-
-    def inspect(self, index: int, replies: Mapping[int, TokenIds]) -> bool:
-        prompt = self._requests[index].prompt_tokens
-        new = []
-        for sample, tokens in replies.items():
-            inspection = Request.inspection(prompt, tokens)
-            new.append(Sequence(SequenceId(index, sample), inspection, sample, self._outbox.put))
-        self._submit(new, first=True)
-        return True
 
     def abort(self, index: int) -> None:
         """Cancel the running samples after the current step."""

@@ -84,7 +84,7 @@ class Loop:
             self._placement.compact()
             # schedule
             while True:
-                step = scheduler.schedule(backend.prefill_chunk, backend.max_outputs)
+                step = scheduler.schedule(backend.prefill_chunk)
                 rows = rows_of(step)
                 if self._placement.make_room(len(rows)):
                     break
@@ -138,12 +138,6 @@ class Loop:
             self._checkpoints.after_step(sequence)
         if not share.outputs:
             sequence.report_prefill()
-        elif sequence.request.inspected:
-            sequence.report_inspected(self._backend, range(row - share.outputs + 1, row + 1))
-            if sequence.is_prefilling:
-                sequence.report_prefill()
-            else:
-                self._finish(sequence, "stop")
         elif share.draft:
             self._sample_with_draft(sequence, row, share.draft)
         elif sequence.generated:

@@ -141,7 +141,7 @@ class Placement:
         sequence, slot, source, length = admission
         backend = self._backend
         request = sequence.request
-        if sequence.sampler is None and not request.inspected:
+        if sequence.sampler is None:
             sequence.sampler = backend.sampler(request.params, sequence.seed, sequence.constraint, sequence.prompt)
         if length < len(sequence.prompt):
             length = backend.reusable_prefix(length)

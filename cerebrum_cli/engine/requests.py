@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import SystemRandom
-from typing import Any, NamedTuple, Protocol, Self, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.errors import UsageError
@@ -130,9 +130,7 @@ class Request:
     A sample that ends by itself is followed by a reply to `follow_up`, whose prompt tokens continue it.
 
     `as_messages`, a server gets the conversation and applies its own chat template: the tokens of the prompt only
-    estimate its length, and the grammar is of a JSON Schema. With `inspected` tokens, nothing is generated: each of
-    them, which followed the prompt, is reported with the `likeliest` tokens in its place. All but the last end
-    `prompt_tokens`. Without any, servers report that many of the likeliest first tokens.
+    estimate its length, and the grammar is of a JSON Schema. Servers report the `likeliest` first tokens, so many.
     """
 
     prompt_tokens: Tokens
@@ -146,14 +144,7 @@ class Request:
     opening: int = OPENING_TOKENS
     follow_up: Request | None = None
     as_messages: bool = False
-    inspected: TokenIds = ()
     likeliest: int = 0
-
-    @classmethod
-    def inspection(cls, prompt: Iterable[int], reply: TokenIds, likeliest: int = 0) -> Self:
-        """A request to report the tokens of a given reply, each with the `likeliest` tokens in its place."""
-        params = SamplingParams(max_tokens=1)
-        return cls((*prompt, *reply[:-1]), params, inspected=reply, likeliest=likeliest)
 
     def first_seed(self) -> int:
         """Seed of the first sample: that requested, or a random one. Raises UsageError if the prompt is empty."""

@@ -183,8 +183,8 @@ class Scheduler:
 
         `reusable` is how much of a slot's first tokens can be reused. A prefix in a running slot has to be copied,
         which moves `copied_cells` however short it is. In a unified KV cache a copy costs nothing, and if most of
-        the source differs it replaces the least recently used slot instead. Tokens whose logits are needed are never
-        reused: the last one, since its logits choose the next, and those of an inspection.
+        the source differs it replaces the least recently used slot instead. The last token is never reused, since its
+        logits choose the next.
         """
         sequence = self.waiting[0]
         reused = common_prefixes(self.slots, sequence.tokens[: sequence.first_output], reusable)
@@ -243,11 +243,10 @@ class Scheduler:
         target.sequence.slot = target.index
         target.last_used = source.last_used
 
-    def schedule(self, prefill_chunk: Callable[[int], int], max_outputs: int) -> list[Share]:
+    def schedule(self, prefill_chunk: Callable[[int], int]) -> list[Share]:
         """Schedule a step: part of the one prompt being evaluated, or one token of each decoding sequence.
 
-        `prefill_chunk` gives the maximum number of prompt tokens from a position, `max_outputs` that of their rows with
-        logits.
+        `prefill_chunk` gives the maximum number of prompt tokens from a position.
         """
         prefilling = None
         decoding = []
@@ -260,13 +259,13 @@ class Scheduler:
             self._prefilled = 0
             return decoding
         evaluated = prefilling.evaluated
-        before_outputs = prefilling.first_output - evaluated
-        size = min(prefill_chunk(evaluated), before_outputs + max_outputs)
+        size = prefill_chunk(evaluated)
         if evaluated < prefilling.checkpoint_at:
             size = min(size, prefilling.checkpoint_at - evaluated)
         tokens = prefilling.tokens_from(evaluated, size)
         self._prefilled += len(tokens)
-        return [Share(prefilling, tokens, max(0, len(tokens) - before_outputs))]
+        is_last = evaluated + len(tokens) == prefilling.length
+        return [Share(prefilling, tokens, 1 if is_last else 0)]
 
     def record_evaluated(self, sequence: Sequence, tokens: Iterable[int]) -> None:
         slot = self.slot_of(sequence)

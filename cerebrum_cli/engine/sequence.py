@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.events import (
-    AlternativesEvent,
     FinishEvent,
     FinishReason,
     Forced,
     PromptEvent,
     Timings,
-    TokenLogprob,
 )
 from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.token_ids import TokenIds, Tokens
@@ -34,9 +31,9 @@ if TYPE_CHECKING:
 class Sequence(ReplySample):
     """A sample on this machine; `evaluated` is the number of its tokens in its slot.
 
-    `draft_n` tokens were drafted. `pending` tokens are forced: they follow instead of sampled ones. `inspected` tokens
-    of an inspection are reported. A step of the prompt ends at `checkpoint_at`. A control may have set a `bias` for the
-    next token. A reply to a follow-up knows the sample that it has `followed`.
+    `draft_n` tokens were drafted. `pending` tokens are forced: they follow instead of sampled ones. A step of the
+    prompt ends at `checkpoint_at`. A control may have set a `bias` for the next token. A reply to a follow-up knows the
+    sample that it has `followed`.
     """
 
     emit: OnSampleEvent
@@ -45,7 +42,6 @@ class Sequence(ReplySample):
     generated: array[int] = field(default_factory=partial(array, "i"))
     pending: deque[int] = field(default_factory=deque)
     bias: TokenBias | None = None
-    inspected: int = 0
     # Its place.
     slot: int | None = None
     sampler: Sampler | None = None
@@ -84,9 +80,7 @@ class Sequence(ReplySample):
 
     @property
     def first_output(self) -> int:
-        """Position of the first token whose logits are needed, so that it has to be evaluated: in general the last."""
-        if self.request.inspected:
-            return self.length - len(self.request.inspected) + self.inspected
+        """Position of the last token, which has to be evaluated for its logits."""
         return self.length - 1
 
     def draft(self, backend: Backend) -> TokenIds:
@@ -144,18 +138,6 @@ class Sequence(ReplySample):
         """Report prefill progress, unless the prompt is evaluated again after a preemption."""
         if not self.generated:
             self.emit(PromptEvent(self.id, self.evaluated, len(self.prompt)))
-
-    def report_inspected(self, backend: Backend, rows: Iterable[int]) -> None:
-        """Report the next tokens of an inspection, each by the row of the last decode that predicts it."""
-        request = self.request
-        likeliest = tuple[TokenLogprob, ...]()
-        for row in rows:
-            token = request.inspected[self.inspected]
-            given = TokenLogprob(token, backend.logprob(row, token))
-            if request.likeliest:
-                likeliest = tuple(backend.top_tokens(row, request.likeliest))
-            self.emit(AlternativesEvent(self.id, self.inspected, given, likeliest))
-            self.inspected += 1
 
     def tokens_from(self, position: int, count: int) -> Tokens:
         """Up to `count` token ids of prompt and reply from a position."""

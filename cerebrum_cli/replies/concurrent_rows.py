@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
 from cerebrum_cli.core.events import (
-    AlternativesEvent,
     CallEvent,
     Event,
     Events,
@@ -77,9 +76,6 @@ class PendingRow:
     def add_event(self, event: ReplyEvent, completions: Completions) -> EventsAndOutcomes:
         """Process an event of this row; yield changes of its tally, and what has finished."""
         sequence, vote = event.sequence, self.row.vote
-        if vote and sequence.sample in vote.inspected:
-            yield from self._count(vote, vote.add_inspected(event))
-            return
         outcome = self._outcome(event)
         if outcome is None:
             return
@@ -97,11 +93,8 @@ class PendingRow:
 
     def _outcome(self, event: ReplyEvent) -> Reply | RefusedEvent | None:
         """A sample that finishes with this event; None if it continues, or waits for its program."""
-        match event:
-            case RefusedEvent():
-                return event
-            case AlternativesEvent():
-                return None
+        if isinstance(event, RefusedEvent):
+            return event
         sequence = event.sequence
         if sequence not in self.replies:
             self.replies[sequence] = self._begin_reply(sequence)

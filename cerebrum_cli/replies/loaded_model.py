@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message, PromptParts, Text
@@ -40,9 +40,6 @@ from cerebrum_cli.replies.reply import LONG_PROMPT, Reply
 from cerebrum_cli.replies.reply_controls import AnswerNow, ReplyControls
 from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.replies.tool_tokens import listing_notice, listing_tokens
-
-if TYPE_CHECKING:
-    from cerebrum_cli.core.inspection import GivenReply
 
 TRIAL = Conversation(system_prompt="4567890").user("1234567")  # digits, which no template changes
 GROWTH_STEP = 256  # tokens that llama.cpp rounds contexts up to
@@ -211,26 +208,6 @@ class LoadedModel:
         """Report a notice, once, with the next event."""
         if notice:
             self._notices.setdefault(notice, False)
-
-    def inspect(self, reply: GivenReply, likeliest: int) -> Events:
-        """Load the model if necessary, and yield an AlternativesEvent for each token of a reply, evaluated again.
-
-        It has one more token than `likeliest`, since one of them may be the given one. Raises PromptTooLong, and
-        UsageError where this is not supported.
-        """
-        self.require_inspection()
-        yield from self.load()
-        if reply.tokens:
-            request = Request.inspection(self.tokenize(reply.conversation), reply.tokens, likeliest + 1)
-            self._require_room(len(request.prompt_tokens))
-            with closing(self.engine.complete([request])) as events:
-                yield from raise_refusals(events)
-
-    def require_inspection(self) -> None:
-        if self.is_remote:
-            raise UsageError(
-                "servers cannot compute the probabilities of an existing reply", "use a model on this machine"
-            )
 
     @property
     def prefix_tokens(self) -> TokenIds:

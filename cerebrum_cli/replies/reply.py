@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.errors import CerebrumError, NoAnswer
 from cerebrum_cli.core.events import (
-    AlternativesEvent,
     FinishEvent,
     NoticeEvent,
     RefusedEvent,
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.engine import Completions
     from cerebrum_cli.replies.tally import Program
 
-ReplyEvent = TokenEvent | FinishEvent | RefusedEvent | AlternativesEvent
+ReplyEvent = TokenEvent | FinishEvent | RefusedEvent
 PROBABILITY_DIGITS = 5  # further digits depend on what else ran; samples with the same text must be equal
 WINDOW = 16  # tokens; DeepConf (arXiv:2508.15260) takes 2,048, of replies of up to 130,000
 SLOW_PREFILL_S = 0.25  # shared prefixes that take longer to evaluate are cached on disk
@@ -103,10 +102,6 @@ class Reply(ReplyStream):
         """Number of tokens after which the reasoning was ended; None if it came to its end by itself."""
         return self.finish.forced[0].at if self.finish.forced else None
 
-    def is_forced(self, position: int) -> bool:
-        """Whether the token in a position was not sampled."""
-        return any(place.holds(position) for place in self.finish.forced)
-
     @property
     def total_tokens(self) -> int:
         """The tokens it has generated, with those of its program."""
@@ -136,9 +131,7 @@ class MajorityVote:
     """A vote on the samples of one request: their replies, the tally, and how many samples to request.
 
     Samples are counted in the order of their seeds, whichever finishes first: the outcome and the number of samples
-    depend on the seeds alone. Samples that can no longer change the outcome are stopped. If answers are tied in the
-    end, their samples are evaluated again to compare their probabilities: to know those of all samples, each step would
-    need a softmax over the whole vocabulary.
+    depend on the seeds alone. Samples that can no longer change the outcome are stopped.
     """
 
     def __init__(self, votes: Votes) -> None:
@@ -152,8 +145,6 @@ class MajorityVote:
         self.refusals: list[RefusedEvent] = []  # of the samples in the tally
         self._waiting: dict[int, Reply | RefusedEvent] = {}  # finished, but an earlier sample has not
         self._finished = 0
-        self._logprobs: dict[int, list[float]] = {}  # of the tokens of tied samples
-        self.inspected: set[int] = set()  # of these, those that are being evaluated again
 
     def add(self, sequence: SequenceId, outcome: Reply | RefusedEvent, completions: Completions) -> bool:
         """Add a sample that has finished; start or stop others; return whether the tally changed."""
@@ -177,7 +168,6 @@ class MajorityVote:
                 self.tally = self.tally.add(answer, ready.probability, is_stated, ready.program, number)
         if self.is_over:
             completions.abort(index)
-            self._inspect_tied(index, completions)
         elif not self.running and (count := self.tally.missing_samples):
             # in rounds: the outcome must not depend on when samples finish
             self.requested += count
@@ -197,25 +187,6 @@ class MajorityVote:
 
         return comes_to(output or "", answer)
 
-    def _inspect_tied(self, index: int, completions: Completions) -> None:
-        tied = {sample: tuple(self.replies[sample].sampled) for sample in self.tally.tied_samples}
-        if tied and completions.inspect(index, tied):
-            self._logprobs = {sample: [] for sample in tied}
-            self.inspected = set(tied)
-
-    def add_inspected(self, event: ReplyEvent) -> bool:
-        """Process an event of a sample that is evaluated again; return whether the tie is broken."""
-        sample = event.sequence.sample
-        if isinstance(event, AlternativesEvent):
-            if not self.replies[sample].is_forced(event.position):
-                self._logprobs[sample].append(event.given.logprob)
-        elif isinstance(event, FinishEvent) and event.reason != "cancelled":
-            self.inspected.remove(sample)
-            if self.is_over:
-                probabilities = {each: mean_probability(logprobs) for each, logprobs in self._logprobs.items()}
-                self.tally = self.tally.with_probabilities(probabilities)
-        return self.is_over
-
     @property
     def bounds(self) -> tuple[int, int]:
         return self.tally.votes.minimum, self.tally.votes.maximum
@@ -227,7 +198,7 @@ class MajorityVote:
     @property
     def is_over(self) -> bool:
         """Whether the vote is complete; False after an interrupt."""
-        return self.tally.is_decided and not self.inspected
+        return self.tally.is_decided
 
     @property
     def tally_event(self) -> TallyEvent:

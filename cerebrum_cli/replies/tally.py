@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from math import comb, fsum
@@ -54,7 +54,7 @@ class SampleAnswer:
     """A finished sample: its final answer as the model wrote it, its normal form, and the answer of its program.
 
     `number` is that of one which states no answer. `probability` is the exponential of the mean log probability of its
-    tokens, 0 until a tie needs it. The program's form is that of the reply if the program comes to its answer.
+    tokens, 0 if these are not known. The program's form is that of the reply if the program comes to its answer.
     """
 
     answer: str | None
@@ -141,12 +141,6 @@ class Tally:
         sample = SampleAnswer(answer, form, probability, is_stated, computed, computed_form, number)
         return replace(self, read=(*self.read, sample))
 
-    def with_probabilities(self, probabilities: Mapping[int, float]) -> Tally:
-        read = list(self.read)
-        for sample, probability in probabilities.items():
-            read[sample] = replace(read[sample], probability=probability)
-        return replace(self, read=tuple(read))
-
     @property
     def samples(self) -> int:
         return len(self.read)
@@ -205,12 +199,6 @@ class Tally:
         if len(leading) == 1:
             return ()
         return leading
-
-    @property
-    def tied_samples(self) -> list[int]:
-        """The samples whose replies have one of several leading answers of at least two samples; none otherwise."""
-        forms = [count.form for count in self.tied if count.count > 1]
-        return [sample for sample, answer in enumerate(self.answers) if answer.form in forms]
 
     @property
     def winning_sample(self) -> int | None:

@@ -254,9 +254,9 @@ class ReplyDisplay:
         line = self._line(model, vote=bounds, separates=self.signals is not None)
         render(events, lambda: model().cancel(), (line,), self.signals)
 
-    def wait(self, events: Events, model: Callable[[], Model], *others: Sink) -> None:
+    def wait(self, events: Events, model: Callable[[], Model]) -> None:
         """Consume events, with their progress in a line; Ctrl-C stops the work."""
-        render(events, lambda: model().cancel(), (self._line(model), *others), self.signals)
+        render(events, lambda: model().cancel(), (self._line(model),), self.signals)
 
     def _line(self, model: Callable[[], Model], **shown: Any) -> StatusLine:
         """The first of the sinks: it erases itself before others write."""

@@ -5,13 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from json import dumps
-from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.controls import strip_controls
-from cerebrum_cli.core.inspection import CERTAIN
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import DEFAULT
 from cerebrum_cli.core.text import format_count, format_size
@@ -19,17 +16,12 @@ from cerebrum_cli.terminal.streams import BOLD, Streams
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.events import FinishEvent
-    from cerebrum_cli.core.inspection import ScoredToken, UncertainToken
 
 PIPE_WIDTH = 10_000  # columns of text in a pipe, where nothing is wrapped
 MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself
 MIN_SHORTENED = 15  # columns of the terminal
 EXCERPT_LENGTH = 100  # characters
 LISTED = 20  # sessions that a terminal shows unless asked for more
-UNCERTAIN = ("position", "after", "token", "prob.", "alternatives")
-MAX_TOKEN_TEXT = 16  # characters
-MIN_WHOLE = 60  # columns of a terminal in which alternatives are continued on further lines, not cut
-COLUMNS_BEFORE, ALTERNATIVE_COLUMNS = 47, 14  # before the alternatives of a token, without its position; of one
 SIZES = ("size", "memory")  # columns of numbers of bytes
 UPDATED = "updated"  # a column of times, shown up to the minute
 WEIGHTS = {True: "weights repacked where possible", False: "weights as in the file (not repacked)"}
@@ -278,32 +270,3 @@ def print_latest(streams: Streams, rows: Sequence[Row], number: int | None = Non
             parts.append(f"without {format_count(scripts, 'answer')} in pipes or files")
         if parts:
             streams.report(f"{', '.join(parts)}; cerebrum sessions list --all lists them all")
-
-
-def print_uncertain(streams: Streams, tokens: Sequence[UncertainToken]) -> None:
-    if not tokens:
-        streams.info(f"no token of the reply had a probability below {CERTAIN:.0%}")
-        return
-    is_cut = output_width(streams) < MIN_WHOLE
-    width = PIPE_WIDTH if is_cut else output_width(streams)
-    count = max(1, (width - COLUMNS_BEFORE) // ALTERNATIVE_COLUMNS)  # on a line
-    rows: list[Sequence[object]] = []
-    for token in tokens:
-        others = [f"{quoted(choice.text)} {percentage(choice)}" for choice in token.alternatives]
-        first, *more = [", ".join(others[at : at + count]) for at in range(0, len(others), count)]
-        rows.append((token.position, token.before, quoted(token.given.text), percentage(token.given), first))
-        rows += [("", "", "", "", line) for line in more]
-    print_table(streams, UNCERTAIN, rows, "alternatives" if is_cut else "", drop=("position", "after"))
-
-
-def quoted(text: str) -> str:
-    if len(text) > MAX_TOKEN_TEXT:
-        text = f"{text[:MAX_TOKEN_TEXT]}…"
-    return dumps(text, ensure_ascii=False)
-
-
-def percentage(token: ScoredToken) -> str:
-    probability = exp(token.logprob)
-    if probability >= 0.01:
-        return f"{probability:.0%}"
-    return "<1%"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from scripted_backend import ALPHABET, ScriptedBackend, expected_reply, random_model, tokens
 
 from cerebrum_cli.core.ask import Ask
-from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, PromptEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.token_ids import common_prefix
 from cerebrum_cli.engine import context_checkpoints as checkpoints
@@ -54,7 +54,7 @@ def test_unified_cache_copies_to_empty_slots_and_replaces_the_oldest() -> None:
         scheduler.waiting.append(sequence)
         admission = scheduler.next_admission(0, lambda _, length: length)
         scheduler.admit(admission, admission.prefix_length)
-        [share] = scheduler.schedule(lambda position: 100, 1)
+        [share] = scheduler.schedule(lambda position: 100)
         scheduler.record_evaluated(sequence, share.tokens)
         scheduler.remove(sequence)
         used.append((admission.slot.index, admission.prefix_length))
@@ -72,18 +72,15 @@ class Sample:
     sequence: Sequence
     longest_prefix: int | None = None
     tokens: list[int] = field(default_factory=list)
-    reports: list[AlternativesEvent] = field(default_factory=list)
     finish: FinishEvent | None = None
 
     def on_event(self, event: Event | BaseException) -> None:
-        assert isinstance(event, PromptEvent | TokenEvent | AlternativesEvent | FinishEvent), event
+        assert isinstance(event, PromptEvent | TokenEvent | FinishEvent), event
         assert self.finish is None
         if isinstance(event, FinishEvent):
             self.finish = event
         elif isinstance(event, PromptEvent):
             assert not self.tokens
-        elif isinstance(event, AlternativesEvent):
-            self.reports.append(event)
         else:
             self.tokens += event.tokens
 
@@ -150,10 +147,6 @@ class AnyTraffic(RuleBasedStateMachine):
         params = SamplingParams(seed=seed, max_tokens=limit)
         self.submit(*(Request(prompt, params, Ask(n=n), opening=3) for prompt in prompts), seed=seed)
 
-    @rule(prompt=prompts(6), reply=prompts(8))
-    def inspect(self, prompt: tuple[int, ...], reply: tuple[int, ...]) -> None:
-        self.submit(replace(Request.inspection(prompt, reply, 2), opening=3), first=True)
-
     @precondition(lambda self: any(sample.finish is None for sample in self.samples))
     @rule(data=st.data(), closes=st.booleans())
     def end(self, data: st.DataObject, closes: bool) -> None:
@@ -187,9 +180,7 @@ class AnyTraffic(RuleBasedStateMachine):
             memory = []
         for sample in self.samples:
             if sample.longest_prefix is None and (sample.sequence.slot is not None or sample.tokens or sample.finish):
-                prompt, request = sample.sequence.prompt, sample.sequence.request
-                needed = len(request.inspected) or 1
-                reusable = prompt[: len(prompt) - needed]
+                reusable = sample.sequence.prompt[:-1]
                 sample.longest_prefix = max((common_prefix(held, reusable) for held in memory), default=0)
                 if self.backend.can_trim and not (sample.finish and sample.finish.reason == "cancelled"):
                     assert sample.sequence.cached_tokens >= sample.longest_prefix
@@ -205,16 +196,6 @@ class AnyTraffic(RuleBasedStateMachine):
         for sample in self.samples:
             finish, sequence = sample.finish, sample.sequence
             assert finish and sequence.request.params.max_tokens
-            if given := sequence.request.inspected:
-                prompt, count = tuple(sequence.prompt), len(sample.reports)
-                first = len(prompt) - len(given)
-                assert [event.position for event in sample.reports] == list(range(count))
-                assert [event.given.token for event in sample.reports] == list(given[:count])
-                likeliest = [(event.likeliest[0].token, -1000 * event.likeliest[0].logprob) for event in sample.reports]
-                assert likeliest == [(prompt[place], place + 1) for place in range(first, first + count)]
-                assert finish.reason == "cancelled" or (finish.reason, count) == ("stop", len(given))
-                assert not sample.tokens
-                continue
             said, reason = expected_reply(
                 tuple(sequence.prompt), sequence.seed, sequence.request.params.max_tokens, self.backend.context_size
             )

@@ -95,7 +95,6 @@ def test_functions_of_servers_need_a_terminal_or_agreement(asker: Asker) -> None
     ("command", "arguments", "problem"),
     [
         ("ask", ("--votes", "3"), "--mcp and --votes cannot be used together"),
-        ("ask", ("--top-logprobs", "3"), "--mcp and --top-logprobs cannot be used together"),
         ("batch", ("--ray", "local"), "--mcp and --ray cannot be used together"),
         ("eval", ("--raw",), "--mcp and --raw cannot be used together"),
     ],

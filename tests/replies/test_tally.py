@@ -77,8 +77,8 @@ def test_tally_breaks_ties_by_probability_then_order() -> None:
     assert [count.answer for count in even.counts] == ["5", "7"]  # nothing agrees
     assert [count.answer for count in even.add("7", 0.1).add("5", 0.1).counts] == ["7", "5"]
     assert [count.answer for count in tally("5", "7", "7", "5").counts] == ["5", "7"]
-    untied = tally("5", "7", "5", "7").with_probabilities({0: 0.2, 1: 0.3, 2: 0.0, 3: 0.0})
-    assert (untied.winning_sample, untied.counts[0]) == (1, Count("7", 2, 0.3, "7", replies=2))
+    untied = even.add("7", 0.1).add("5", 0.1)
+    assert (untied.winning_sample, untied.counts[0]) == (1, Count("7", 2, 0.4, "7", replies=2))
 
 
 def test_tally_prefers_stated_answers_among_equally_many() -> None:
@@ -89,15 +89,10 @@ def test_tally_prefers_stated_answers_among_equally_many() -> None:
 
 
 @pytest.mark.parametrize(
-    ("counted", "tied", "samples"),
-    [
-        *((counted, 0, []) for counted in ("", "5", "575", "5797", "5755 7")),
-        *(("57", 2, []), ("57795", 2, [0, 1, 2, 4])),
-    ],
+    ("counted", "tied"), [("", 0), ("5", 0), ("575", 0), ("5797", 0), ("5755 7", 0), ("57", 2), ("57795", 2)]
 )
-def test_tally_lists_the_tied_leaders_and_their_samples(counted: str, tied: int, samples: list[int]) -> None:
-    found = tally(*(None if letter == " " else letter for letter in counted))
-    assert (len(found.tied), found.tied_samples) == (tied, samples)
+def test_tally_lists_the_tied_leaders(counted: str, tied: int) -> None:
+    assert len(tally(*(None if letter == " " else letter for letter in counted)).tied) == tied
 
 
 def test_tally_samples_without_an_answer_never_win() -> None:

@@ -15,7 +15,7 @@ from templates import chosen_format
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import GrammarError
-from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, PromptEvent, TallyEvent, TokenEvent
+from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, TallyEvent, TokenEvent
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.core.votes import ASK_FOR_ANSWER, parse_votes
 from cerebrum_cli.engine.local_engine import LocalEngine
@@ -157,22 +157,6 @@ def test_chat_vote_reports_a_tie_and_too_few_votes(runner: VoteRunner) -> None:
     done = run_here(runner.script, runner.home, *command, "--min-votes", "3", piped=b"/votes 4 Why?\n/votes 2\n")
     assert "note: the leading answer has 2 of 4 votes, fewer than --min-votes 3" in done.err
     assert "error: invalid --min-votes: 3\n hint: it must be from 1 to 2" in done.err
-
-
-def test_vote_evaluates_only_tied_samples_again(runner: VoteRunner) -> None:
-    vote, seen = events_of([reply(9), reply(1), reply(9), reply(1), reply(5)], "5")
-    inspected = [event.sequence.sample for event in seen if isinstance(event, AlternativesEvent)]
-    assert sorted(set(inspected)) == [0, 1, 2, 3]
-    assert len(inspected) == 4 * len(reply(9))
-    assert [event.tally[0] for event in seen if isinstance(event, TallyEvent)][-2:] == [("9", 2), ("1", 2)]
-    assert (vote.final_answer, vote.reply and vote.reply.finish.seed, vote.is_over) == ("1", 1, True)
-
-
-def test_vote_interrupted_while_it_breaks_a_tie_is_not_over() -> None:
-    replies = [reply(9), reply(1), reply(9), reply(1)]
-    vote, seen = events_of(replies, "4", lambda model, seen: model.cancel() if len(seen) > 64 else None)
-    assert (vote.final_answer, vote.is_over) == ("9", False)
-    assert not any(isinstance(event, AlternativesEvent) for event in seen)
 
 
 def test_vote_counts_a_failed_sample_as_one_without_an_answer(
@@ -324,8 +308,7 @@ def test_vote_yields_a_tally_event_per_change() -> None:
     finished = [event.sequence.sample for event in seen if isinstance(event, FinishEvent)]
     assert sorted(finished) == [0, 1, 2, 3]
     assert any(isinstance(event, PromptEvent) for event in seen)
-    assert {event.logprobs for event in seen if isinstance(event, TokenEvent)} == {()}  # no tie needs them
-    assert not any(isinstance(event, AlternativesEvent) for event in seen)
+    assert {event.logprobs for event in seen if isinstance(event, TokenEvent)} == {()}
 
 
 def test_cancelled_vote_keeps_its_tally() -> None:

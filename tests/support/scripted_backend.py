@@ -20,7 +20,7 @@ from zlib import crc32
 
 from cerebrum_cli.core.conversation import PromptPart, Tokens
 from cerebrum_cli.core.errors import EngineError, GrammarError
-from cerebrum_cli.core.events import Event, TokenLogprob
+from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.sampling import SamplingParams, TokenBias
 from cerebrum_cli.engine.backend import Sampler
 from cerebrum_cli.engine.drafter import MAX_DRAFT
@@ -281,12 +281,6 @@ class ScriptedBackend:
     def sample(self, sampler: Sampler, row: int, bias: TokenBias) -> int:
         self.biases.append(bias)
         return sampler.sample(row)
-
-    def top_tokens(self, row: int, count: int) -> list[TokenLogprob]:
-        """Bytes from the last one evaluated on, so that the row shows."""
-        held = self.outputs[row]
-        assert len(self.outputs) <= self.max_outputs
-        return [TokenLogprob((held[-1] + index) % 256, -(len(held) + index) / 1000) for index in range(count)]
 
     def score_tokens(self, targets: Iterable[tuple[int, int]]) -> list[TokenScore]:
         pairs = list(targets)

@@ -12,7 +12,6 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.events import TokenLogprob
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SamplingParams, TokenBias
 from cerebrum_cli.core.text import format_count
@@ -213,11 +212,6 @@ class LlamaBackend(LlamaVocabulary):
 
     def logprob(self, row: int, token: int) -> float:
         return self.score_tokens([(row, token)])[0].logprob
-
-    def top_tokens(self, row: int, count: int) -> list[TokenLogprob]:
-        from cerebrum_cli.engine.llama.logits import top_tokens
-
-        return top_tokens(self.logits(row), count)
 
     def score_tokens(self, targets: Iterable[tuple[int, int]]) -> list[TokenScore]:
         """Score tokens, row by row: a row stays in the processor's cache, all rows together do not."""

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy
 
-from cerebrum_cli.core.events import TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.sampler import Chain
@@ -37,15 +36,6 @@ def score_row(row_logits: Any, tokens: Iterable[int]) -> list[TokenScore]:
     highest = row_logits[argmax]
     log_total = float(highest) + float(numpy.log(numpy.exp(row_logits - highest).sum()))
     return [TokenScore(float(row_logits[token]) - log_total, token == argmax) for token in tokens]
-
-
-def top_tokens(row_logits: Any, count: int) -> list[TokenLogprob]:
-    """The tokens with the highest logits in a row, the lowest id first if tied."""
-    count = min(count, len(row_logits))
-    highest = numpy.argpartition(-row_logits, count - 1)[:count]
-    tokens = highest[numpy.lexsort((highest, -row_logits[highest]))].tolist()
-    scores = score_row(row_logits, tokens)
-    return [TokenLogprob(token, score.logprob) for token, score in zip(tokens, scores, strict=True)]
 
 
 def nucleus(row_logits: Any, weights: Any, top_p: float) -> tuple[Any, bool]:

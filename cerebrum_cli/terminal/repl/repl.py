@@ -22,7 +22,7 @@ from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.repl.questions import InputLine, InputSource, echo, shorten_question
 from cerebrum_cli.terminal.repl.reply_notices import reply_notice
 from cerebrum_cli.terminal.repl.slash_lines import BARE_EXITS, SlashCommand, parse_slash
-from cerebrum_cli.terminal.sinks import ReplyDisplay, Sink, show_answer
+from cerebrum_cli.terminal.sinks import ReplyDisplay, show_answer
 from cerebrum_cli.terminal.streams import Streams
 
 LIST_SESSIONS = "list sessions with /sessions"
@@ -216,9 +216,9 @@ class Repl:
     def show_question(self, question: str) -> None:
         echo(self.streams, shorten_question(question))
 
-    def wait_for(self, events: Events, *sinks: Sink) -> None:
+    def wait_for(self, events: Events) -> None:
         """Consume events, with their progress in a line; Ctrl-C stops the work."""
-        self.display.wait(events, lambda: self.chat.loaded, *sinks)
+        self.display.wait(events, lambda: self.chat.loaded)
 
     @contextmanager
     def _pending_input(self, text: str) -> Iterator[tuple[str, Pictures]]:

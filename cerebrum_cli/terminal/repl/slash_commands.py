@@ -23,7 +23,6 @@ from cerebrum_cli.terminal.repl.slash_replies import (
     continue_reply,
     copy_reply,
     edit,
-    explain_reply,
     redo,
     retry,
     show_calls,
@@ -211,12 +210,6 @@ COMMAND_GROUPS = {
     ),
     "Details": (
         SlashCommand("stats", show_stats, "", "show speed and token counts of the last reply"),
-        SlashCommand(
-            "why",
-            explain_reply,
-            "[N]",
-            "show the last reply's least certain tokens, each with N alternatives (default: 3)",
-        ),
         SlashCommand("tokens", show_tokens, "", "show context usage"),
         SlashCommand("prompt", show_prompt, "", "show the exact prompt"),
     ),

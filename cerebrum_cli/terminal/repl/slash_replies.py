@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.core.sampling import samplers_in_effect
 from cerebrum_cli.core.settings import OPTIONS, Settings
 from cerebrum_cli.core.votes import ASK_FOR_ANSWER, MAX_VOTES, parse_votes
@@ -17,10 +16,9 @@ from cerebrum_cli.replies.reply import MajorityVote
 from cerebrum_cli.terminal.repl.clipboard import copy_to_clipboard
 from cerebrum_cli.terminal.repl.questions import shorten_question
 from cerebrum_cli.terminal.repl.repl import Repl, context_text
-from cerebrum_cli.terminal.tables import excerpt, print_table, print_uncertain, sampling_text, stats_line
+from cerebrum_cli.terminal.tables import excerpt, print_table, sampling_text, stats_line
 
 T = TypeVar("T")
-LIKELIEST = "3"  # alternatives that /why shows by default
 PARTS = ("question", "answer")  # of a turn; both can be edited
 TEMPERATURES = ("0", "1", "2")  # whole numbers that /retry reads as temperatures; others are seeds
 
@@ -162,14 +160,6 @@ def show_stats(repl: Repl, _: str) -> None:
     tool_tokens = loaded.count_tool_tokens(generated.conversation)
     line = stats_line(generated.finish, loaded.model.name, loaded.format_name, loaded.repacks, sampling, tool_tokens)
     repl.streams.write_line("", line)
-
-
-def explain_reply(repl: Repl, argument: str) -> None:
-    count = parse_likeliest("number of alternatives", argument or LIKELIEST)
-    reply = repl.chat.given_reply()
-    least_certain = LeastCertain(reply)
-    repl.wait_for(repl.chat.inspect(reply, count), least_certain)
-    print_uncertain(repl.streams, least_certain.tokens(repl.chat.loaded.detokenize))
 
 
 def show_tokens(repl: Repl, _: str) -> str:
