@@ -78,5 +78,6 @@ def align(placed: Pieces, prompt: str, texts: Sequence[str]) -> Pieces | None:
     return pieces if at == len(prompt) else None
 
 
-def without_switches(text: str) -> str:
-    return SWITCH.sub("", text)
+def is_hidden(text: str) -> bool:
+    """Whether a placeholder stands for a text: templates look into those without anything but switches."""
+    return bool(SWITCH.sub("", text).strip())

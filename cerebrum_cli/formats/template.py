@@ -9,10 +9,10 @@ has placeholders of its own, which no message can contain.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import pairwise
-from typing import Any
 
 from cerebrum_cli.core.conversation import (
     Conversation,
@@ -32,7 +32,7 @@ from cerebrum_cli.core.token_ids import Tokenize
 from cerebrum_cli.core.tools import Round
 from cerebrum_cli.formats.markers import REASONING_MARKUPS
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
-from cerebrum_cli.formats.pieces import Pieces, align, placeholder, split_at_placeholders, without_switches
+from cerebrum_cli.formats.pieces import Pieces, align, is_hidden, placeholder, split_at_placeholders
 from cerebrum_cli.formats.plain_tools import with_plain_tools, written_calls
 from cerebrum_cli.formats.prompt_format import Markups, PromptFormat, ReasoningMarkup, join_parts
 from cerebrum_cli.formats.template_sandbox import (
@@ -48,7 +48,7 @@ from cerebrum_cli.formats.template_sandbox import (
     variables,
     write_turn,
 )
-from cerebrum_cli.formats.text_slots import TextSlot, TextSlots, filled
+from cerebrum_cli.formats.text_slots import TextSlots
 from cerebrum_cli.formats.tool_calls import ToolFormat
 from cerebrum_cli.formats.tool_syntax import find_tool_format, tool_variables
 
@@ -208,86 +208,100 @@ class EmbeddedFormat(PromptFormat):
 
 @frozen
 class Draft:
-    """What a template gets, with slots for its texts. If it `continues` a reply, the prompt ends with its beginning.
+    """A conversation as its template gets it.
 
-    - `messages`, `tools`: in OpenAI's form, with slots
-    - `texts`: the contents of the turns, then their reasoning, and then the texts in functions and calls
-    - `fixed`: the replies, by the index of their turn, that both renders have as placeholders
-    - `moved`: texts before calls, by the number of the name of the first call, if a template moves them behind the
-      results, where the reply would go on
-    - `markup`: of reasoning; None if it has fields of its own
+    - `turns`: with their `contents` and the `reasoning` before them, both empty where the template is to get none
+    - `fixed`: replies that are placeholders in both renders, by the index of their turn
+    - `moved`: texts before calls, by turn, where a template moves them behind the results
+    - `markup`: of reasoning; None if that has a field of its own
+    - `continues`: the prompt ends with the beginning of a reply
+    - `is_special`: whether a text spells special tokens
     """
 
+    chat: EmbeddedFormat
     conversation: Conversation
-    values: Variables
-    continues: bool
     turns: Sequence[Turn]
-    messages: Sequence[JsonDict]
-    tools: Any
-    texts: Sequence[str]
+    contents: Sequence[str]
+    reasoning: Sequence[str]
     fixed: Mapping[int, PromptPart]
     moved: Mapping[int, str]
     markup: ReasoningMarkup | None
+    continues: bool
+    is_special: Callable[[str], bool]
+
+    def slots(self, are_hidden: bool) -> TextSlots:
+        return TextSlots((*self.contents, *self.reasoning), are_hidden, self.is_special)
+
+    def rendered(self, slots: TextSlots, values: Variables, count: int | None = None) -> str:
+        """Render the template with what is in the slots, for the first `count` turns if that is given."""
+        chat = self.chat
+        messages: list[JsonDict] = []
+        tools = slots.in_json([tool.openai for tool in self.conversation.tools], slots.name)
+        for index, turn in enumerate(self.turns[:count]):
+            message = turn.openai
+            calls = message.pop("tool_calls", [])
+            if calls and index not in self.fixed and chat.tool_format.writes_calls:
+                slots.moved[len(slots.texts)] = self.moved.get(index, "")
+                message["tool_calls"] = [self._in_slots(call, slots) for call in calls]
+            if "name" in message:
+                message["name"] = slots.name(message["name"])
+            reasoning = slots.at(index + len(self.turns))
+            messages.append({**message, **write_turn(turn.role, slots.at(index), reasoning, self.markup)})
+        values = {**values, **tool_variables(tools), **chat.variables}
+        return run_template(chat.source, {**values, "messages": find_content_format(chat.source).messages(messages)})
+
+    def _in_slots(self, call: JsonDict, slots: TextSlots) -> JsonDict:
+        function = slots.in_json(call["function"], slots.text)
+        if self.chat.tool_format.text_arguments:
+            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+        return {**call, "function": function}
 
     @property
-    def placed(self) -> Sequence[str]:
-        """Placeholders of the texts."""
-        return [placeholder(number, text) if self.is_shown(number) else text for number, text in enumerate(self.texts)]
-
-    def is_shown(self, number: int) -> bool:
-        """Whether a text is to be shown: a system prompt may be nothing but a switch."""
-        text = self.texts[number]
-        if number < len(self.turns) and self.turns[number].role == "system":
-            text = without_switches(text)
-        return bool(text.strip())
-
-    def without_dropped_reasoning(self, placed: Pieces) -> Draft:
-        """The draft without the reasoning that the template has dropped: it could leave what was around it."""
-        reasoning = filter(self.is_shown, range(len(self.turns), 2 * len(self.turns)))
-        dropped = {*reasoning} - {piece.number for piece in placed}
-        texts = ["" if number in dropped else text for number, text in enumerate(self.texts)]
-        return replace(self, texts=texts)
-
-    def role_before(self, count: int) -> str:
-        """The role of the last of the first `count` turns; that of a question, if there are no turns yet."""
-        return self.turns[count - 1].role if count else "user"
+    def values(self) -> Variables:
+        values = self.chat.values(self.conversation, self.conversation.thinks)
+        return {**values, "add_generation_prompt": False} if self.continues else values
 
 
-def draft_messages(chat: EmbeddedFormat, conversation: Conversation) -> Draft:
+def draft_of(chat: EmbeddedFormat, conversation: Conversation) -> Draft:
     """Decide in which form a template gets each message."""
     prefill = conversation.prefill
-    continues = prefill is not None
     if prefill:
         conversation = conversation.add(prefill)
     turns = [_with_reasoning_apart(chat, turn) for turn in find_content_format(chat.source).fold(conversation).turns]
+    continues = prefill is not None
     if prefill and prefill.rounds and not prefill.content:  # the results of calls come last
         turns.pop()
         continues = False
-    values = chat.values(conversation, conversation.thinks)
-    if continues:
-        values = {**values, "add_generation_prompt": False}
-    history = chat.reasoning_history(conversation, values)
+    is_special = cache(lambda text: bool(chat.special_tokens(text)))
+    draft = Draft(chat, conversation, turns, (), (), {}, {}, None, continues, is_special)
+    history = chat.reasoning_history(conversation, draft.values)
     fixed = _fixed_replies(chat, turns, history.drops)
-    slots = TextSlots(2 * len(turns), chat.special_tokens)
-    tools = slots.in_tools(conversation.tools)
-    messages, moved = [], {}
+    contents, reasoning, moved = [], [], {}
     for index, turn in enumerate(turns):
-        reply, text = turn.value, turn.content
-        is_written = isinstance(reply, Round) and index not in fixed and chat.tool_format.writes_calls
-        message = slots.in_message(turn.openai, is_written)
+        reply, content, thought = turn.value, turn.content, ""
         if index in fixed:
-            text = placeholder(index)
-        elif isinstance(reply, Round) and not is_written:
-            text = written_calls(reply)
-        elif is_written and chat.tool_format.moves_text and text.strip():
-            first, *_ = message["tool_calls"]
-            moved[first["function"]["name"].number] = text
-            text = ""
-        slots.texts[index] = text
+            content = placeholder(index)
+        elif isinstance(reply, Round) and not chat.tool_format.writes_calls:
+            content = written_calls(reply)
+        elif isinstance(reply, Round) and chat.tool_format.moves_text:
+            moved[index], content = content.strip() and content, ""
         if isinstance(reply, Message | Round) and history.takes and index not in fixed:
-            slots.texts[index + len(turns)] = reply.reasoning or ""
-        messages.append({**message, "content": TextSlot(index)})
-    return Draft(conversation, values, continues, turns, messages, tools, slots.texts, fixed, moved, history.markup)
+            thought = reply.reasoning or ""
+        contents.append(content)
+        reasoning.append(thought)
+    return replace(draft, contents=contents, reasoning=reasoning, fixed=fixed, moved=moved, markup=history.markup)
+
+
+def _fixed_replies(chat: EmbeddedFormat, turns: Sequence[Turn], drops_reasoning: bool) -> Mapping[int, PromptPart]:
+    last_question = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=0)
+    fixed = {}
+    for index, turn in enumerate(turns):
+        reply = turn.value
+        if isinstance(reply, Message) or (isinstance(reply, Round) and chat.tool_format.takes_text):
+            is_recent = isinstance(reply, Round) and index > last_question
+            if part := chat.fixed_part(reply, keeps_tokens=is_recent or not drops_reasoning):
+                fixed[index] = part
+    return fixed
 
 
 def _with_reasoning_apart(chat: EmbeddedFormat, turn: Turn) -> Turn:
@@ -313,46 +327,40 @@ def _with_reasoning(prompt: PromptParts, text: str, markup: ReasoningMarkup) -> 
     return join_parts((*before, last, *begun))
 
 
-def _fixed_replies(chat: EmbeddedFormat, turns: Sequence[Turn], drops_reasoning: bool) -> Mapping[int, PromptPart]:
-    last_question = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=0)
-    fixed = {}
-    for index, turn in enumerate(turns):
-        reply = turn.value
-        if isinstance(reply, Message) or (isinstance(reply, Round) and chat.tool_format.takes_text):
-            is_recent = isinstance(reply, Round) and index > last_question
-            if part := chat.fixed_part(reply, keeps_tokens=is_recent or not drops_reasoning):
-                fixed[index] = part
-    return fixed
-
-
-def fill(chat: EmbeddedFormat, draft: Draft, texts: Sequence[str], values: Variables, count: int | None = None) -> str:
-    """Render the template with these texts in the slots of the messages, or of the first `count` of them."""
-    messages = filled(draft.messages[:count], texts)
-    for index, message in enumerate(messages):
-        if chat.tool_format.text_arguments:
-            for call in message.get("tool_calls", ()):
-                call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-        reasoning = texts[index + len(draft.turns)]
-        message.update(write_turn(message["role"], message["content"], reasoning, draft.markup))
-    values = {**values, **tool_variables(filled(draft.tools, texts)), **chat.variables}
-    return run_template(chat.source, {**values, "messages": find_content_format(chat.source).messages(messages)})
-
-
 def rendered_parts(chat: EmbeddedFormat, conversation: Conversation) -> PromptParts:
-    """The parts of a prompt: the template's own text, which is trusted, and what is between."""
-    draft = draft_messages(chat, conversation)
-    skeleton = fill(chat, draft, draft.placed, draft.values)
-    if draft.markup and (shown := draft.without_dropped_reasoning(split_at_placeholders(skeleton))) != draft:
-        draft = shown
-        skeleton = fill(chat, draft, draft.placed, draft.values)
-    pieces = _pieces(draft, fill(chat, draft, draft.texts, draft.values), skeleton)
+    """The parts of a prompt: the template's own text, which is trusted, and what is between.
+
+    A text that the template changes in an unknown way takes the place of its placeholder. Raises FormatError.
+    """
+    draft = draft_of(chat, conversation)
+    placed = split_at_placeholders(draft.rendered(draft.slots(True), draft.values))
+    shown = {piece.number for piece in placed}
+    if draft.markup:  # what is around dropped reasoning could stay
+        reasoning = [text if len(draft.turns) + index in shown else "" for index, text in enumerate(draft.reasoning)]
+        if reasoning != draft.reasoning:
+            draft = replace(draft, reasoning=reasoning)
+            placed = split_at_placeholders(draft.rendered(draft.slots(True), draft.values))
+    _refuse_left_out(draft, shown)
+    slots = draft.slots(False)
+    prompt = draft.rendered(slots, draft.values)
+    pieces = align(placed, prompt, slots.texts)
+    if pieces is None:
+        pieces = [placed[0], *(piece._replace(text=slots.texts[piece.number]) for piece in placed[1:])]
     parts: list[PromptPart] = []
-    moved = dict(draft.moved)  # a result may have the name of its call, too
-    for number, text, literal in with_headers(chat, draft, pieces):
-        if number in moved and isinstance(before := parts.pop(), Text):
-            parts += _before_call(before.value, moved.pop(number), chat.tool_format.openings)
+    for number, text, literal in with_headers(draft, pieces):
+        moved = slots.moved.pop(number, "")  # a result may have the name of its call, too
+        if moved and isinstance(before := parts.pop(), Text):
+            parts += _before_call(before.value, moved, chat.tool_format.openings)
         parts += draft.fixed.get(number) or Text(text), Text(literal, trusted=True)
     return tuple(parts)
+
+
+def _refuse_left_out(draft: Draft, shown: Collection[int]) -> None:
+    """Raise FormatError if the numbers of the texts that are shown lack a turn."""
+    for index, turn in reversed([*enumerate(draft.turns)]):
+        is_needed = index in draft.fixed if isinstance(turn.value, Round) else is_hidden(draft.contents[index])
+        if is_needed and index not in shown:
+            raise FormatError(f"leaves out {LEFT_OUT[turn.role]}", OTHER_FORMAT)
 
 
 def _before_call(literal: str, text: str, openings: Texts) -> PromptParts:
@@ -361,83 +369,43 @@ def _before_call(literal: str, text: str, openings: Texts) -> PromptParts:
     return Text(literal[:start], trusted=True), Text(text), Text(literal[start:], trusted=True)
 
 
-def _pieces(draft: Draft, prompt: str, skeleton: str) -> Pieces:
-    """The pieces of a prompt, by its other render. Raises FormatError if it leaves out a message.
-
-    A text that the template changes in an unknown way takes the place of its placeholder.
-    """
-    placed = split_at_placeholders(skeleton)
-    leave_out = _left_out(draft, {piece.number for piece in placed})
-    if leave_out:
-        raise FormatError(f"leaves out {LEFT_OUT[leave_out[-1].role]}", OTHER_FORMAT)
-    if pieces := align(placed, prompt, draft.texts):
-        return pieces
-    first, *others = placed
-    return [first, *(piece._replace(text=draft.texts[piece.number]) for piece in others)]
-
-
-def _left_out(draft: Draft, shown: Collection[int]) -> Sequence[Turn]:
-    """The turns that a prompt leaves out, by the numbers of the texts that are shown."""
-    turns = []
-    for index, turn in enumerate(draft.turns):
-        is_needed = index in draft.fixed if isinstance(turn.value, Round) else draft.is_shown(index)
-        if is_needed and index not in shown:
-            turns.append(turn)
-    return turns
-
-
-def with_headers(chat: EmbeddedFormat, draft: Draft, pieces: Pieces) -> Pieces:
+def with_headers(draft: Draft, pieces: Pieces) -> Pieces:
     """Put the text that follows a question, or results, before each reply with known tokens, and at the end.
 
     For earlier replies, a template may omit the reasoning tag that the prompt ended with, or add an empty block.
     """
-    final, last = pieces[-1], len(draft.turns) - 1
-    headers = Headers(chat, draft, final.literal)
+    chat, final, last = draft.chat, pieces[-1], len(draft.turns) - 1
+
+    @cache
+    def header_after(role: str, thinks: bool | None) -> str:
+        """What the template writes before a reply to a role."""
+        if (role, thinks) == (draft.turns[last].role, switched(draft.conversation.thinks)):
+            return final.literal
+        count = max(index for index, turn in enumerate(draft.turns, 1) if turn.role == role)
+        return split_at_placeholders(draft.rendered(draft.slots(True), chat.values(draft.conversation, thinks), count))[
+            -1
+        ].literal
+
+    def switched(thinks: bool | None) -> bool | None:
+        return thinks if chat.switch else None
+
+    def header(before: Turn, thinks: bool | None) -> str:
+        text = header_after(before.role, switched(thinks))
+        return chat.closed(text) if thinks is False and not chat.is_fixed else text
+
     changed = list(pieces)
     for at, (before, reply) in enumerate(pairwise(pieces[1:]), 1):
         part = draft.fixed.get(reply.number)
         if final.number == last and isinstance(part, Tokens) and before.number == reply.number - 1:
-            header = headers.before_reply(reply.number, draft.turns[reply.number].thinks)
-            changed[at] = before._replace(literal=header if part.ids else chat.closed(header))
-    header = headers.before_reply(len(draft.turns), draft.conversation.thinks)
-    if draft.continues:
-        if final.number not in (last, last + len(draft.turns)):
-            raise FormatError("alters the last reply, so it cannot be continued", "omit the beginning of the reply")
-        header = ""
-    changed[-1] = final._replace(literal=header)
+            literal = header(draft.turns[before.number], draft.turns[reply.number].thinks)
+            changed[at] = before._replace(literal=literal if part.ids else chat.closed(literal))
+    if not draft.continues:
+        changed[-1] = final._replace(literal=header(draft.turns[last], draft.conversation.thinks))
+    elif final.number in (last, last + len(draft.turns)):
+        changed[-1] = final._replace(literal="")
+    else:
+        raise FormatError("alters the last reply, so it cannot be continued", "omit the beginning of the reply")
     return changed
-
-
-class Headers:
-    """What a template writes between a turn and a reply; `final` is what it has written after the last turn."""
-
-    def __init__(self, chat: EmbeddedFormat, draft: Draft, final: str) -> None:
-        self._chat, self._draft = chat, draft
-        self._last_role = draft.role_before(len(draft.turns))
-        self._known = {self._key(self._last_role, draft.conversation.thinks): final}
-
-    def before_reply(self, count: int, thinks: bool | None) -> str:
-        """Text that follows the first `count` turns, or would follow if there were no others."""
-        role = self._draft.role_before(count)
-        key = self._key(role, thinks)
-        if key not in self._known:
-            self._known[key] = self._rendered(role, count, thinks)
-        if thinks is False and not self._chat.is_fixed:
-            return self._chat.closed(self._known[key])
-        return self._known[key]
-
-    def _key(self, role: str, thinks: bool | None) -> tuple[str, bool | None]:
-        return role, thinks if self._chat.switch else None
-
-    def _rendered(self, role: str, count: int, thinks: bool | None) -> str:
-        chat, draft = self._chat, self._draft
-        if role == self._last_role:
-            count = len(draft.turns)
-        rendered = fill(chat, draft, draft.placed, chat.values(draft.conversation, thinks), count)
-        *before, last = split_at_placeholders(rendered)
-        if before:
-            return last.literal
-        return self._known.get(self._key(role, draft.conversation.thinks), last.literal)
 
 
 def _split(rounds: Iterable[Round]) -> Iterator[Round]:
