@@ -25,20 +25,18 @@ HOLES = {
     # The header of a call to a function, as gpt-oss writes it in several ways.
     "$recipient": r"to=(?!assistant|user|self)(?P<name>[\w.-]+)(?:(?!<\|(?:message|start|end)\|>).)*",
 }
-PARTS = re.compile(r"(\s*\$value\s*|\$(?:name|key|id|any|recipient)|\s+|\d+)")  # of a text with holes
-ARGUMENTS = re.compile(r"\$(?:calls|python|json|bare|pairs)")
-MARKER = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]|\]<\]\w+\[>\[")
+PARTS = r"(\s*\$value\s*|\$(?:name|key|id|any|recipient)|\s+|\d+)"  # of a text with holes
+ARGUMENTS = r"\$(?:calls|python|json|bare|pairs)"
+MARKER = r"<[^<>\s]+>|\[[A-Z_]+\]|\]<\]\w+\[>\["
 # Where calls as JSON begin. The template of Qwen2.5-Coder has two braces there, and the model copies them or the first.
 JSON_START = r"\{?(?=\{|\[\s*\{)"
 NAME_KEYS = ("name", "tool_name", "function", "tool")
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
-SEPARATORS = re.compile(r"[\s;,]*")  # between calls
+SEPARATORS = r"[\s;,]*"  # between calls
 JSON_WORDS = {"true": True, "false": False, "null": None}
 # In calls as Python, models write line breaks, quotes and backslashes in strings as they are, and zeros before numbers.
-STRING_OR_ZEROS = re.compile(
-    r"""(?s)(?P<quote>["'])(?P<body>(?:[^\\]|\\.)*?)(?P=quote)(?=\s*[,:)\]}])|(?<![\w.])0+(?=\d)"""
-)
-UNESCAPED = re.compile(r"""(?s)\\(?=[^abfnrtvxuUN0-7'"\\\n])|(?P<escaped>\\.)|[\n\r\0"']""")
+STRING_OR_ZEROS = r"""(?s)(?P<quote>["'])(?P<body>(?:[^\\]|\\.)*?)(?P=quote)(?=\s*[,:)\]}])|(?<![\w.])0+(?=\d)"""
+UNESCAPED = r"""(?s)\\(?=[^abfnrtvxuUN0-7'"\\\n])|(?P<escaped>\\.)|[\n\r\0"']"""
 ESCAPES = {"\\": r"\\", "\n": r"\n", "\r": r"\r", "\0": r"\0", '"': r"\"", "'": r"\'"}
 DECODER = json.JSONDecoder(strict=False)  # strings may contain line breaks
 UNREADABLE = (ValueError, SyntaxError, RecursionError, MemoryError)
@@ -66,7 +64,7 @@ class CallSyntax:
     @property
     def arguments(self) -> str:
         """The hole of the arguments, or of whole calls."""
-        return str(ARGUMENTS.findall(self.call)[0])
+        return str(re.findall(ARGUMENTS, self.call)[0])
 
     @property
     def closing(self) -> str:
@@ -80,7 +78,7 @@ class CallSyntax:
     @property
     def markers(self) -> Texts:
         """Texts of the markup, which may be special tokens."""
-        return (*MARKER.findall(self.section + self.call + self.pair + self.quote), *self.others)
+        return (*re.findall(MARKER, self.section + self.call + self.pair + self.quote), *self.others)
 
 
 Syntaxes = tuple[CallSyntax, ...]
@@ -89,7 +87,7 @@ Syntaxes = tuple[CallSyntax, ...]
 def pattern(text: str) -> str:
     """A regular expression of a text with holes. White space and numbers may differ; that beside a value is its own."""
     expression = ""
-    for part in PARTS.split(text.replace("><", "> <")):
+    for part in re.split(PARTS, text.replace("><", "> <")):
         hole = part.strip()
         if hole == "$value":
             expression += part.replace("\n", "\n?").replace(hole, HOLES[hole])
@@ -162,7 +160,7 @@ def _calls_in(text: str, syntax: CallSyntax, tools: ToolSpecs) -> Iterator[Found
         with suppress(*UNREADABLE):
             calls, at = read(CallSite(text, header, syntax, tools))
             for closing in _closings(header[0], syntax):
-                at = _after(re.compile(rf"\s*{pattern(closing)}"), text, at)
+                at = _after(rf"\s*{pattern(closing)}", text, at)
             yield Found(calls, header.start(), at)
 
 
@@ -174,9 +172,9 @@ def _closings(header: str, syntax: CallSyntax) -> Iterator[str]:
     yield syntax.closing
 
 
-def _after(pattern: Pattern, text: str, start: int) -> int:
-    """Where what matches a pattern at a place ends."""
-    found = pattern.match(text, start)
+def _after(expression: str, text: str, start: int) -> int:
+    """Where what matches an expression at a place ends."""
+    found = re.compile(expression).match(text, start)
     return found.end() if found else start
 
 
@@ -258,7 +256,7 @@ def _first_value(item: JsonObject, keys: Sequence[str]) -> Any:
 
 
 def _python_calls(site: CallSite) -> tuple[ToolCalls, int]:
-    program = STRING_OR_ZEROS.sub(_as_python, site.text[site.start : site.end]).strip()
+    program = re.sub(STRING_OR_ZEROS, _as_python, site.text[site.start : site.end]).strip()
     calls: list[ToolCall] = []
     for statement in ast.parse(program).body:
         if not isinstance(statement, ast.Expr):
@@ -275,7 +273,7 @@ def _as_python(found: Match) -> str:
     quote = found["quote"]
     if not quote:
         return ""
-    body = UNESCAPED.sub(lambda character: character["escaped"] or ESCAPES[character[0]], found["body"])
+    body = re.sub(UNESCAPED, lambda character: character["escaped"] or ESCAPES[character[0]], found["body"])
     return f"{quote}{body}{quote}"
 
 

@@ -25,18 +25,18 @@ from cerebrum_cli.formats.tag_reader import ReaderEvents, TagReader, is_quoted
 MAX_HEADER = 120  # characters
 LINES = ("<|channel>", "<unused94>")  # begin a header that ends with its line
 START = any_of(HEADERS.keys() - set(LINES))
-END = re.compile(any_of((*BLOCK_ENDS, *BLOCK_CLOSES)))
-BOUNDARY = re.compile(any_of((*HEADERS, *BLOCK_ENDS, *BLOCK_CLOSES, "<|content|>", "<|think|>")))
+END = any_of((*BLOCK_ENDS, *BLOCK_CLOSES))
+BOUNDARY = any_of((*HEADERS, *BLOCK_ENDS, *BLOCK_CLOSES, "<|content|>", "<|think|>"))
 # The first header of a reply may lack its first marker, and so may one behind the end of a block.
 ROLES = ("assistant", "analysis", "commentary", "final", "user")
 WORDS = rf"(?:{any_of(ROLES)})?(?:\s?to=[\w.]+)?\s?"
 BLOCKS = rf"(?:(?:{START})[^<\n]*(?:<\|constrain\|>\w*)?)"
-HEADER = re.compile(
+HEADER = (
     rf"(?P<text>{WORDS}{BLOCKS}*)\s*(?P<message>{any_of(MESSAGES)})|(?P<line>{any_of(LINES)})\s*+(?P<name>\w*+)(?=\W)"
 )
-PARTIAL_HEADER = re.compile(rf"{WORDS}(?:to?=?)?{BLOCKS}*\s*(?:<\|?\w*\|?)?|(?:{any_of(LINES)})\s*\w*")
+PARTIAL_HEADER = rf"{WORDS}(?:to?=?)?{BLOCKS}*\s*(?:<\|?\w*\|?)?|(?:{any_of(LINES)})\s*\w*"
 
-UNFINISHED = re.compile(rf"(?:(?:{START})(?:{any_of(ROLES)})?)+|(?:{any_of(LINES)})\s*\w*")  # at the end of a reply
+UNFINISHED = rf"(?:(?:{START})(?:{any_of(ROLES)})?)+|(?:{any_of(LINES)})\s*\w*"  # at the end of a reply
 
 
 class ChannelReader(TagReader):
@@ -44,7 +44,7 @@ class ChannelReader(TagReader):
 
     def _read_start(self, is_over: bool) -> ReaderEvents:
         text = self.held.lstrip()
-        header, end = HEADER.match(text), END.match(text)
+        header, end = re.match(HEADER, text), re.match(END, text)
         if header:
             self.held = text[header.end() :]
             if channel_of(header) == "thinking":
@@ -60,9 +60,9 @@ class ChannelReader(TagReader):
 
     def _read_text(self, text: str, is_over: bool) -> ReaderEvents:
         """Read what has no header: a marker there is one that a sentence is about, or not complete at the end."""
-        if is_over and UNFINISHED.fullmatch(text):
+        if is_over and re.fullmatch(UNFINISHED, text):
             self.held = ""
-        elif marker := BOUNDARY.match(text):
+        elif marker := re.match(BOUNDARY, text):
             self._is_answer = True
             yield from self._pass_on("answer", len(self.held) - len(text) + marker.end())
         else:
@@ -71,14 +71,14 @@ class ChannelReader(TagReader):
     def _read_reasoning(self, markup: ReasoningMarkup, is_over: bool) -> ReaderEvents:
         if markup not in CHANNEL_MARKUPS:
             yield from super()._read_reasoning(markup, is_over)
-        elif found := BOUNDARY.search(self.held):
+        elif found := re.search(BOUNDARY, self.held):
             yield from self._pass_on("thinking", found.start())
             self.markup = None
         else:
             yield from self._pass_on_certain("thinking", is_over, BLOCK_CLOSES)
 
     def _read_answer(self, is_over: bool) -> ReaderEvents:
-        for found in BOUNDARY.finditer(self.held):
+        for found in re.finditer(BOUNDARY, self.held):
             before = "".join(self._answer) + self.held[: found.start()]
             if not (is_quoted(before) or self._is_mentioned(found[0])):
                 yield from self._pass_on("answer", found.start())
@@ -90,7 +90,7 @@ class ChannelReader(TagReader):
 def may_become_header(text: str) -> bool:
     """Whether further text may complete a header, or the end of a block."""
     is_begun = any(marker.startswith(text) for marker in (*BLOCK_CLOSES, *ROLES))
-    return is_begun or (len(text) <= MAX_HEADER and bool(PARTIAL_HEADER.fullmatch(text)))
+    return is_begun or (len(text) <= MAX_HEADER and bool(re.fullmatch(PARTIAL_HEADER, text)))
 
 
 def channel_of(header: Match) -> Channel:

@@ -24,7 +24,7 @@ from cerebrum_cli.formats.markers import CHANNEL_MARKUPS, MARKERS, is_markup
 from cerebrum_cli.formats.prompt_format import Markups, ReasoningMarkup
 from cerebrum_cli.formats.tag_reader import PlainReader, Stage, TagReader
 
-MARGIN = re.compile(r"\A(?:\s*\n)?(?:[ \t](?=\S))?")  # before an answer, which keeps its indentation
+MARGIN = r"\A(?:\s*\n)?(?:[ \t](?=\S))?"  # before an answer, which keeps its indentation
 MAX_BLANKS = 4  # characters of white space before an answer under a grammar
 TAIL = 64  # characters of the end of a text that are remembered
 
@@ -279,7 +279,7 @@ class Margins:
             self._start = text
             return ""
         self._start = None
-        return MARGIN.sub("", text, count=1)
+        return re.sub(MARGIN, "", text, count=1)
 
     def without_end(self, text: str) -> str:
         if not self._trims_end:

@@ -30,24 +30,25 @@ Stage = Literal["thinking", "undecided", "answer"]
 ReaderEvent = tuple[Literal["thinking", "answer", "markup", "was thinking"], str]
 ReaderEvents: TypeAlias = Iterator[ReaderEvent]
 
-FENCE = re.compile(r"(?m)^\s*(?:```|~~~).*\n")
+# Patterns are compiled when they are first searched for: most replies have no tags.
+FENCE = r"(?m)^\s*(?:```|~~~).*\n"
 QUOTES = ("`", "'", '"', "\u201c", "\u2018", "\u00ab")  # before tags that are mentioned
 MAX_PREAMBLE = 100  # characters before a tag that opens reasoning all the same
 PREAMBLE_ENDS = ("\n", ".", "!", "?", ":", "\u2026")
-TAG_START = re.compile(r"[<\[◁]")
-OPENINGS = [markup.open for markup in TAG_MARKUPS if TAG_START.match(markup.open)]
+TAG_STARTS = ("<", "[", "◁")
+OPENINGS = [markup.open for markup in TAG_MARKUPS if markup.open.startswith(TAG_STARTS)]
 CLOSINGS = [markup.close for markup in TAG_MARKUPS if markup.close not in ANSWER_TAGS]
 # Of channels; a reader of these knows more headers.
 OTHER_OPENINGS = [markup.open for markup in CHANNEL_MARKUPS]
 OTHER_HEADERS = [text for markup in CHANNEL_MARKUPS for text in markup.texts[2:]]
 CLOSE = rf"(?P<close>(?i:{any_of(CLOSINGS)}))"
 KNOWN = rf"(?P<known>(?P<answer>{any_of(ANSWER_TAGS)})|{any_of(DROPPED_TAGS)})"
-AT_START = re.compile(
+AT_START = (
     rf"(?P<open>{any_of([*OPENINGS, *OTHER_OPENINGS])})|{any_of(OTHER_HEADERS)}|{KNOWN}|{CLOSE}"
     rf"|(?P<wrapper>{WRAPPER})|(?P<other>{TAG})"
 )
-IN_ANSWER = re.compile(rf"{KNOWN}|(?P<open>{any_of(OPENINGS)})|{CLOSE}|</\w+>")
-PARTIAL = re.compile(r"[<◁][/|]{0,2}(?:[\w.:|-]{1,40} ?)?\Z|\[/?[A-Z ]{0,22}\Z")  # a tag that begins, at the end
+IN_ANSWER = rf"{KNOWN}|(?P<open>{any_of(OPENINGS)})|{CLOSE}|</\w+>"
+PARTIAL = r"[<◁][/|]{0,2}(?:[\w.:|-]{1,40} ?)?\Z|\[/?[A-Z ]{0,22}\Z"  # a tag that begins, at the end
 
 
 class PlainReader:
@@ -104,7 +105,7 @@ class TagReader:
     def _read_start(self, is_over: bool) -> ReaderEvents:
         """Read a tag before the answer; anything else begins the answer."""
         text = self.held.lstrip()
-        found = AT_START.match(text)
+        found = re.match(AT_START, text) if text.startswith((*TAG_STARTS, "to=")) else None
         if found and not self._is_text_at_start(found):
             self.held = text[found.end() :]
             if found["wrapper"]:
@@ -153,13 +154,13 @@ class TagReader:
         """Yield what cannot be the beginning of a tag, or of one of the markers."""
         length = len(self.held)
         if not is_over:
-            partial = PARTIAL.search(self.held)
+            partial = re.search(PARTIAL, self.held) if has_tags(self.held) else None
             length = min(partial.start() if partial else length, length - partial_marker_length(self.held, markers))
         return self._pass_on(channel, length)
 
     def _read_answer(self, is_over: bool) -> ReaderEvents:
-        if TAG_START.search(self.held):
-            for found in IN_ANSWER.finditer(self.held):
+        if has_tags(self.held):
+            for found in re.finditer(IN_ANSWER, self.held):
                 if not self._is_text_in_answer(found):
                     yield from self._pass_on("answer", found.start())
                     yield from self._leave_text(found, is_over)
@@ -206,7 +207,7 @@ def reasoning_end(markup: ReasoningMarkup) -> Pattern:
 def is_quoted(before: str) -> bool:
     """Whether a text quotes what follows: in code, or behind a quotation mark."""
     line = before.rpartition("\n")[2]
-    return line.count("`") % 2 == 1 or line.endswith(QUOTES) or len(FENCE.findall(before)) % 2 == 1
+    return line.count("`") % 2 == 1 or line.endswith(QUOTES) or len(re.findall(FENCE, before)) % 2 == 1
 
 
 def is_preamble(answer: str) -> bool:
@@ -214,6 +215,12 @@ def is_preamble(answer: str) -> bool:
     return len(answer) <= MAX_PREAMBLE and answer.rstrip(" ").endswith(PREAMBLE_ENDS)
 
 
+def has_tags(text: str) -> bool:
+    """Whether a text may have tags."""
+    return any(start in text for start in TAG_STARTS)
+
+
 def may_become_tag(text: str) -> bool:
     """Whether further text may make a tag of a text."""
-    return bool(PARTIAL.match(text)) or any(tag.startswith(text) for tag in (*OTHER_OPENINGS, *OTHER_HEADERS))
+    is_begun = text.startswith(TAG_STARTS) and bool(re.match(PARTIAL, text))
+    return is_begun or any(tag.startswith(text) for tag in (*OTHER_OPENINGS, *OTHER_HEADERS))

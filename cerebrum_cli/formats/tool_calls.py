@@ -25,9 +25,9 @@ from cerebrum_cli.formats.call_readers import (
 )
 
 BARE = CallSyntax("$calls")
-BARE_BEGUN = re.compile(r"(?m)^[ \t]*(?:`{1,2}\Z|```[\w-]*\s*)?(?:\[\s*)?\Z")
+BARE_BEGUN = r"(?m)^[ \t]*(?:`{1,2}\Z|```[\w-]*\s*)?(?:\[\s*)?\Z"
 # What may precede the place of an error in incomplete JSON: a part of a number, of a word or of an escape.
-INCOMPLETE = re.compile(r"[\w+\-.\\]*\s*\Z")
+INCOMPLETE = r"[\w+\-.\\]*\s*\Z"
 
 
 class CallsInText(NamedTuple):
@@ -120,7 +120,7 @@ def _trim_start(text: str, markers: Texts) -> str:
         text = text.lstrip()
         marker = next(filter(text.startswith, markers), "")
         if not marker:
-            return "" if SEPARATORS.fullmatch(text) else text
+            return "" if re.fullmatch(SEPARATORS, text) else text
         text = text.removeprefix(marker)
 
 
@@ -158,7 +158,7 @@ class CallFilter:
         text, start = self._text, self._certain
         starts = [len(text) - partial_marker_length(text[start:], self._openings)]
         starts += [text.index(opening, start) for opening in self._openings if opening in text[start:]]
-        if begun := BARE_BEGUN.search(text, start):
+        if begun := re.compile(BARE_BEGUN).search(text, start):
             starts.append(begun.start())
         starts += [bare.start() for bare in header_pattern(BARE).finditer(text, start) if self._may_be_call(bare.end())]
         return min(starts)
@@ -168,6 +168,6 @@ class CallFilter:
         try:
             return _are_known(json_calls_at(self._text, place)[0], self._tools)
         except json.JSONDecodeError as error:
-            return error.msg.startswith("Unterminated") or bool(INCOMPLETE.match(self._text, error.pos))
+            return error.msg.startswith("Unterminated") or bool(re.match(INCOMPLETE, self._text[error.pos :]))
         except (ValueError, RecursionError):
             return False

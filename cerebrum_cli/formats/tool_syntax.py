@@ -139,7 +139,7 @@ def learn(written: str) -> Syntaxes:
     written = re.sub(r"call0000\d", "$id", written)
     name = written.rfind(FIRST, 0, written.find(KEY))
     before, after = written[:name], written[name + len(FIRST) :]
-    others = tuple(dict.fromkeys(MARKER.findall(written)))
+    others = tuple(dict.fromkeys(re.findall(MARKER, written)))
     for bracket in re.finditer(r"[\[{]", before):
         with suppress(ValueError):
             json_calls_at(written, bracket.start(), (FIRST, SECOND))
@@ -148,7 +148,7 @@ def learn(written: str) -> Syntaxes:
     syntax = _with_json(after) or _with_bare_keys(after) or _with_pairs(after)
     if syntax is None:
         return ()
-    section = MARKER.match(before.strip())
+    section = re.match(MARKER, before.strip())
     mark = re.search(r"(?:<[^<]*\$id)?<[^<]*\Z", before)
     return (
         replace(
@@ -201,5 +201,5 @@ def _with_pairs(after: str) -> CallSyntax | None:
 
 def _marker_at(text: str) -> str:
     """The marker that a text begins with, if any."""
-    found = MARKER.match(text.lstrip())
+    found = re.match(MARKER, text.lstrip())
     return found[0] if found else ""

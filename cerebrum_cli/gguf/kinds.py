@@ -35,7 +35,7 @@ _BY_TYPE: dict[object, Kind] = {
     "mmproj": PROJECTOR,
     "imatrix": Kind("an importance matrix, not a model", "use the model that was quantized with it"),
 }
-_DRAFTS = re.compile(r"eagle.*|dflash|dspark|medusa|mtp|.*[-_]assistant")
+_DRAFTS = r"eagle.*|dflash|dspark|medusa|mtp|.*[-_]assistant"
 _POOLED = range(1, 5)  # LLAMA_POOLING_TYPE_*, without "none" and "unspecified"
 
 
@@ -62,6 +62,6 @@ def kind_of(metadata: Mapping[str, object], tensors: Iterable[str]) -> Kind | No
     predicts_only = metadata.get(f"{architecture}.block_count") == metadata.get(f"{architecture}.nextn_predict_layers")
     has_first_layer = any(name.startswith("blk.0.") for name in names)
     is_head = any(".nextn." in name for name in names) and (predicts_only or not has_first_layer)
-    if is_head or _DRAFTS.fullmatch(str(architecture)):
+    if is_head or re.fullmatch(_DRAFTS, str(architecture)):
         return DRAFT
     return None
