@@ -21,8 +21,8 @@ from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.engine.step import StopFlag
 
 
-def request(prompt: str, seed: int | None = 0) -> Request:
-    return Request(tokens(prompt), SamplingParams(seed=seed))
+def request(prompt: str) -> Request:
+    return Request(tokens(prompt), SamplingParams(seed=0))
 
 
 def repeat(held: tuple[int, ...], seed: int) -> int:
@@ -36,16 +36,6 @@ def repeat(held: tuple[int, ...], seed: int) -> int:
 def engine() -> Iterator[LocalEngine]:
     with running_engine(ScriptedBackend(repeat, slots=4)) as engine:
         yield engine
-
-
-def test_added_samples_continue_the_seeds(engine: LocalEngine) -> None:
-    with closing(engine.complete([request("y#", seed=None)])) as completions:
-        completions.add_samples(0, 1)
-        said = collect_replies(completions)
-        assert said[SequenceId(0, 1)].seed == said[SequenceId(0, 0)].seed + 1  # random, then consecutive
-        completions.add_samples(0, 1)  # after it was exhausted
-        [(id, again)] = collect_replies(completions).items()
-        assert (id, again.seed) == (SequenceId(0, 2), said[SequenceId(0, 1)].seed + 1)
 
 
 def test_samples_added_after_cancel_are_cancelled(engine: LocalEngine) -> None:
@@ -174,31 +164,24 @@ def test_loading_can_be_interrupted(end: Callable[[LocalEngine], None]) -> None:
     assert_returns(engine.close)
 
 
-def test_close_ends_streams_and_joins_the_thread() -> None:
+def test_closed_engine_ends_its_streams_and_raises() -> None:
     scripted = ScriptedBackend(LONG, holds={4: 0})
     engine = LocalEngine(scripted.open)
-    events = generate(engine, [COUNT])
-    next(events)
+    completions = engine.complete([COUNT])
+    events = [next(completions)]
     assert scripted.is_held.wait(20)
     assert_returns(engine.close)
     assert scripted.closed
-    [reply] = collect_replies(events).values()
-    assert (reply.text, reply.reason) == ("0123", "cancelled")
-
-
-def test_closed_engine_raises_and_its_streams_can_be_closed() -> None:
-    engine = LocalEngine(ScriptedBackend(LONG).open)
-    completions = engine.complete([COUNT])
-    next(completions)
-    assert_returns(engine.close)
     for call in (lambda: completions.add_samples(0, 1), lambda: engine.complete([COUNT])):
         with pytest.raises(EngineError, match="closed"):
             call()
     with pytest.raises(EngineError, match="not loaded"):
         engine.vocabulary.tokenize([Text("a")])
-    assert_returns(completions.close)
+    [reply] = collect_replies([*events, *completions]).values()
+    assert (reply.text, reply.reason) == ("0123", "cancelled")
     engine.cancel()
-    assert_returns(engine.close)
+    for close in (completions.close, engine.close):
+        assert_returns(close)
 
 
 @pytest.mark.slow

@@ -58,28 +58,6 @@ def require_equal_replies(monkeypatch: pytest.MonkeyPatch) -> Compare:
     return compare
 
 
-def test_llama_rolls_back_no_state_that_was_restored(tmp_path: Path) -> None:
-    """The copies of a state belong to the tokens of the last decode, whatever was loaded since."""
-    path, state = write_architecture(tmp_path / "model.gguf", "qwen35"), tmp_path / "state"
-    load_options = replace(options(path), context=replace(EXACT, rolls_back=True))
-    backend = open_llama(load_options, lambda event: None, StopFlag())
-    backend.reserve(256)
-
-    def decode() -> None:
-        backend.context.clear(0)
-        assert backend.decode([TokenRow(0, at, 5 + at, True) for at in range(40)])
-
-    decode()
-    assert backend.context.trim_limit(0) <= 36
-    checkpoint = backend.context.checkpoint(0)
-    backend.context.save_state(0, array("i"), state)
-    for is_saved in (False, True):
-        decode()
-        assert backend.context.load_state(0, state) if is_saved else backend.context.restore(0, checkpoint)
-        assert backend.context.length(0) == 40 and backend.context.trim_limit(0) == 40
-    backend.close()
-
-
 @pytest.mark.parametrize("kv_unified", [False, True])
 @pytest.mark.parametrize(
     "temperature", [0.0] if accelerators() else [0.0, 0.8]
@@ -131,6 +109,9 @@ def test_llama_removes_rows_of_a_step_from_a_recurrent_state_once(name: str, kv_
         for slot in (1, 0):
             assert evaluate(slot, end, end + 1) == pytest.approx(expected, abs=rounding)
         assert backend.context.load_state(2, tmp_path / "state")
+        assert backend.context.trim_limit(2) == end, (
+            "copies of a state belong to the last decode, not to a restored one"
+        )
         assert evaluate(2, end, end + 1) == pytest.approx(expected, abs=rounding)
     backend.close()
 

@@ -31,20 +31,22 @@ def drafts_after(prompt: str, reply: str) -> str:
     return "".join(map(chr, drafter.draft(generated, MAX_DRAFT)))
 
 
-def test_drafter_continues_a_long_match() -> None:
-    text = "a long text in the prompt, which the reply repeats"
-    assert drafts_after(text, text[:12]) == ""
-    assert drafts_after(text, text[:30])[:20] == text[30:]
+LINE = "a long text in the prompt, which the reply repeats"
+NUMBERS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
 
 
-def test_drafter_continues_a_repetition_with_its_own_draft() -> None:
-    assert drafts_after("go:", "abc" * 30) == ("abc" * 21)[:MAX_DRAFT]
-
-
-def test_drafter_stops_where_the_reply_differs_and_looks_up_again() -> None:
-    text = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
-    assert drafts_after(text, text[:40] + "X") == ""
-    assert drafts_after(text, text[:40] + "X" + text[45:70]) == text[70:75]
+@pytest.mark.parametrize(
+    ("prompt", "reply", "draft"),
+    [
+        (LINE, LINE[:12], ""),
+        (LINE, LINE[:30], LINE[30:]),
+        ("go:", "abc" * 30, ("abc" * 21)[:MAX_DRAFT]),  # a repetition, with its own draft
+        (NUMBERS, NUMBERS[:40] + "X", ""),  # where the reply differs
+        (NUMBERS, NUMBERS[:40] + "X" + NUMBERS[45:70], NUMBERS[70:75]),
+    ],
+)
+def test_drafter_continues_a_long_match(prompt: str, reply: str, draft: str) -> None:
+    assert drafts_after(prompt, reply)[: len(draft) or None] == draft
 
 
 def test_drafter_learns_that_matches_are_not_continued() -> None:

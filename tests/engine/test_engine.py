@@ -55,39 +55,37 @@ def test_engine_hides_control_tokens_unless_requested() -> None:
     assert silent.ids == spelled.ids == [MARK, ord("a")]
 
 
-def seeded(held: tuple[int, ...], seed: int) -> int:
-    """Repeat the digits of the seed endlessly."""
-    digits = str(seed)
-    return ord(digits[(len(held) - 1) % len(digits)])
+def test_engine_draws_seeds_in_a_range_and_wraps_them() -> None:
+    with running_engine(ScriptedBackend(GREETING, slots=2)) as engine:
+        drawn = [ask(engine, "hello ")[0].seed for _ in range(3)]
+        wrapped = [reply.seed for reply in ask(engine, "hello ", n=2, seed=SEEDS - 1)]
+    assert wrapped == [SEEDS - 1, 0]
+    assert len({*drawn}) == 3 and all(0 <= seed < SEEDS for seed in drawn)
 
 
-def test_engine_draws_reproducible_seeds() -> None:
-    with running_engine(ScriptedBackend(seeded)) as engine:
-        drawn = [ask(engine, "?", max_tokens=10)[0] for _ in range(3)]
-        again = [ask(engine, "?", max_tokens=10, seed=reply.seed)[0] for reply in drawn]
-        wrapped = ask(engine, "?", n=2, seed=SEEDS - 1, max_tokens=1)
-    assert [reply.seed for reply in wrapped] == [SEEDS - 1, 0]
-    assert len({reply.seed for reply in drawn}) == 3
-    assert all(0 <= reply.seed < SEEDS for reply in drawn)
-    assert [reply.text for reply in drawn] == [reply.text for reply in again]
-
-
-def test_engine_makes_slots_for_all_again_after_a_long_reply() -> None:
-    script = {"a" * length: "b" for length in (10, 600, 8000)}
-    backend = ScriptedBackend(replies(script), slots=8, context_size=10_000, fitting_cells=16_000)
+@pytest.mark.parametrize(
+    ("asked", "limit", "cells", "reserved"),
+    [
+        # slots for all again after a long reply
+        (
+            [(8000, 1), (600, 1), (10, 8), (600, 2), (10, 8)],
+            900,
+            16_000,
+            [(8900, 1), (910, 8), (1500, 5), (910, 8)],
+        ),
+        # no idle slots for long replies
+        ([(8000, 1), (8100, 3), (8200, 6)], 10, 1_000_000, [(8010, 1), (8110, 3), (8210, 6)]),
+    ],
+)
+def test_engine_makes_slots_for_what_waits(
+    asked: list[tuple[int, int]], limit: int, cells: int, reserved: list[tuple[int, int]]
+) -> None:
+    script = {"a" * length: "b" for length, _ in asked}
+    backend = ScriptedBackend(replies(script), slots=8, context_size=10_000, fitting_cells=cells)
     with running_engine(backend) as engine:
-        for length, n in ((8000, 1), (600, 1), (10, 8), (600, 2), (10, 8)):
-            assert [reply.text for reply in ask(engine, "a" * length, n=n, max_tokens=900)] == ["b"] * n
-    assert backend.reserved == [(8900, 1), (910, 8), (1500, 5), (910, 8)]
-
-
-def test_engine_makes_no_idle_slots_for_long_replies() -> None:
-    prompts = {n: "a" * n for n in (8000, 8100, 8200)}
-    backend = ScriptedBackend(replies(dict.fromkeys(prompts.values(), "b")), slots=8, context_size=10_000)
-    with running_engine(backend) as engine:
-        for n, prompt in zip((1, 3, 6), prompts.values(), strict=True):
-            ask(engine, prompt, n=n, max_tokens=10)
-    assert backend.reserved == [(8010, 1), (8110, 3), (8210, 6)]
+        for length, n in asked:
+            assert [reply.text for reply in ask(engine, "a" * length, n=n, max_tokens=limit)] == ["b"] * n
+    assert backend.reserved == reserved
 
 
 def test_engine_recovers_after_a_failed_allocation() -> None:

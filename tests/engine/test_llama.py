@@ -1,6 +1,5 @@
 """The engine on the real llama.cpp and tiny models; `cli/test_architectures.py` compares what is reused and resumed."""
 
-import json
 import threading
 from array import array
 from collections.abc import Iterator
@@ -22,13 +21,6 @@ from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.engine.step import StopFlag, TokenRow
-
-
-def test_quoted_parentheses_are_not_groups(tiny_model: Path) -> None:
-    quoted = "(" * 3000
-    grammar = "root ::= " + json.dumps(quoted) + f' | [{quoted}] | "\\"{quoted}" # {quoted}'
-    with open_engine(tiny_model) as engine:
-        assert set(ask(engine, "a", grammar=grammar, max_tokens=20)[0].text) <= {"(", '"'}
 
 
 def test_llama_cancels_a_long_prefill_immediately(chatml_model: Path) -> None:

@@ -189,26 +189,20 @@ def test_scores_refuse_a_request_and_score_the_others(
 MANY = [request(f"{number} is a number, ", "one", "two") for number in range(9)]
 
 
-def test_scores_stop_when_cancelled() -> None:
+@pytest.mark.parametrize("closes", [False, True])
+def test_scores_stop_when_cancelled_or_closed(closes: bool) -> None:
     backend = shared_backend(holds={3: 5})
     with running_engine(backend) as engine:
-        canceller = when_held(backend, engine.cancel)
-        scores = collect_scores(engine.score(MANY))
-        canceller.join()
-        assert len(backend.steps) == 4
-        assert 0 < len(scores) < len(MANY)
-        assert not any(backend.memory)
+        if closes:
+            with closing(engine.score(MANY)) as events:
+                next(events)
+                backend.is_held.wait()
+        else:
+            canceller = when_held(backend, engine.cancel)
+            assert 0 < len(collect_scores(engine.score(MANY))) < len(MANY)
+            canceller.join()
+        assert (len(backend.steps), any(backend.memory)) == (4, False)
         assert len(collect_scores(engine.score(MANY))) == len(MANY)
-
-
-def test_scores_stop_when_their_stream_is_closed() -> None:
-    backend = shared_backend(holds={2: 0})
-    with running_engine(backend) as engine:
-        with closing(engine.score(MANY)) as events:
-            next(events)
-            backend.is_held.wait()
-        assert len(backend.steps) == 3
-        assert not any(backend.memory)
 
 
 def test_scores_end_with_the_error_of_a_step() -> None:

@@ -1,18 +1,13 @@
-"""The model that ships with cerebrum: its replies end and follow up, votes improve on them. And one that reasons."""
+"""The model that ships with cerebrum: its replies end and follow up. And one that reasons."""
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import CommandLine
-from nano.measure import MODEL_FILE, generate, loaded_engine, majority_answer
+from nano.measure import MODEL_FILE
 from nano.questions import held_out
-
-from cerebrum_cli.answers.final import final_answer
-from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.engine.local_engine import LocalEngine
 
 pytestmark = pytest.mark.slow
 
@@ -20,12 +15,6 @@ SHA256 = "938b12ac45814c11d06152ed2cf7116cc51a1a9816fea7b004d0cedc23147e1d"
 THINKER_SHA256 = "606a02076f4344b0202983a9d830df38bbd791b477269e3ca297c043a19bed2b"
 EOS = 2
 QUESTION = "What is 3 plus 4?"
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[LocalEngine]:
-    with loaded_engine(MODEL_FILE) as engine:
-        yield engine
 
 
 def ask(home: Path, *arguments: str | Path, model: Path = MODEL_FILE) -> Any:
@@ -51,20 +40,6 @@ def test_nano_follows_up_on_replies_that_end_without_the_end_token(tmp_path: Pat
     for question, answer in (("Double it.", "14"), ("And if you add 5 to that?", "19")):
         reply = ask(tmp_path, "-c", question)
         assert (reply["final_answer"], reply["finish_reason"]) == (answer, "stop")
-
-
-def test_nano_majority_beats_single_samples(engine: LocalEngine) -> None:
-    problems = held_out()[:24]
-    sampled = generate(engine, [Conversation().user(turns[0]) for turns, _ in problems], n=8, temperature=0.8, seed=1)
-    right = [answer for _, answer in problems]
-    single = [
-        (found := final_answer("", sample.text)) is not None and found.text == answer
-        for samples, answer in zip(sampled, right, strict=True)
-        for sample in samples
-    ]
-    majority = [majority_answer(samples) == answer for samples, answer in zip(sampled, right, strict=True)]
-    assert 0.5 <= sum(single) / len(single) <= 0.8
-    assert sum(majority) / len(majority) >= sum(single) / len(single) + 0.1
 
 
 def test_thinker_reasons_before_it_answers(tmp_path: Path, thinker: Path) -> None:

@@ -64,17 +64,22 @@ def test_store_removes_damaged_states(tmp_path: Path) -> None:
     assert held(states) == [(1, 2, 3), (1, 2, 9)]
 
 
-@pytest.mark.parametrize("other", [{"model": "another"}, {"format": "plain"}, {"kind": "another"}])
-def test_store_ignores_states_of_another_model_format_or_build(tmp_path: Path, other: dict[str, str]) -> None:
-    kind = other.pop("kind", "kind")
-    put(open_store(tmp_path, **other), TOKENS, kind=kind)  # type: ignore[arg-type]
-    assert held(open_store(tmp_path)) == []
-    assert held(open_store(tmp_path, **other), kind) == [TOKENS]  # type: ignore[arg-type]
-
-
-def test_store_ignores_states_of_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(open_store(tmp_path), TOKENS)
-    monkeypatch.setattr(state_store, "VERSION", state_store.VERSION + 1)
+@pytest.mark.parametrize(
+    ("model", "format", "kind", "version"),
+    [
+        ("another", "chatml", "kind", 0),
+        ("digest", "plain", "kind", 0),
+        ("digest", "chatml", "another", 0),
+        ("digest", "chatml", "kind", 1),
+    ],
+)
+def test_store_ignores_states_of_another_model_format_build_or_version(
+    model: str, format: str, kind: str, version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = open_store(tmp_path, model=model, format=format)
+    put(other, TOKENS, kind=kind)
+    assert held(other, kind) == [TOKENS]
+    monkeypatch.setattr(state_store, "VERSION", state_store.VERSION + version)
     assert held(open_store(tmp_path)) == []
 
 
