@@ -60,9 +60,9 @@ class Checkpoints:
         return 0
 
     def resume(self, sequence: Sequence) -> None:
-        """Use what a slot holds after an interrupted step, up to tokens whose logits are needed."""
+        """Use what a slot holds after an interrupted step, up to the token whose logits are needed."""
         slot = self._scheduler.slot_of(sequence)
-        length = min(self._backend.context.length(slot.index) or len(slot.tokens), sequence.first_output)
+        length = min(self._backend.context.length(slot.index) or len(slot.tokens), sequence.last_position)
         length = self.rewind(slot, length, slot.checkpoints)
         slot.truncate(length)
         self._scheduler.record_evaluated(sequence, sequence.tokens_from(len(slot.tokens), length - len(slot.tokens)))
@@ -73,7 +73,7 @@ class Checkpoints:
         if sequence.generated:
             return
         slot = self._scheduler.slot_of(sequence)
-        end = sequence.first_output + 1 - sequence.request.opening
+        end = sequence.last_position + 1 - sequence.request.opening
         if self._backend.checkpoint_budget:
             if 0 < sequence.evaluated < len(sequence.prompt):
                 self._take(slot)
@@ -89,7 +89,7 @@ class Checkpoints:
         if self._backend.checkpoint_budget or sequence.generated:
             return
         slots = self._scheduler.slots
-        prompt = sequence.tokens[: sequence.first_output]
+        prompt = sequence.tokens[: sequence.last_position]
         shared = common_prefixes(slots, prompt)
         self._shared = max(shared)
         tokens, checkpoint = self._scheduler.snapshot or (array("i"), None)

@@ -216,7 +216,7 @@ class LocalEngine(Engine):
         samples = []
         for request, length in zip(requests, lengths, strict=True):
             samples += [length] * request.ask.n
-        limits = group_lengths(samples, self.backend.slots_for)
+        limits = group_lengths(samples)
         groups: list[list[int]] = [[] for _ in limits]
         for index, length in enumerate(lengths):
             groups[bisect_left(limits, length)].append(index)

@@ -171,32 +171,40 @@ class ScoreJob:
         self._free_slots = list(range(slots or backend.slots))
 
     def _open_paths(self, backend: Backend) -> None:
-        """Open further paths in free slots, each with what it has in common with the path before."""
-        context = backend.context
+        """Open further paths in free slots; the slot of a finished path before is taken over with its tokens."""
         while len(self._open) > 1 and self._open[0].is_finished:
             path = self._open.popleft()
-            context.clear(path.slot)
+            backend.context.clear(path.slot)
             self._free_slots.append(path.slot)
         for path in islice(self._paths, self._opened, None):
-            source = self._open[-1] if self._open else None
-            if source and source.is_finished:
+            before = self._open[-1] if self._open else None
+            if before and before.is_finished:
                 self._free_slots.append(self._open.pop().slot)
             if not self._free_slots:
                 return
             slot = self._free_slots.pop()
-            held = source.evaluated if source else 0
-            length = min(held, path.shared)
-            if length < held and held > backend.trimmable_length:
-                length = 0
-            if source and length and slot != source.slot:
-                context.copy(source.slot, slot)
-            if not length:
-                context.clear(slot)
-            elif length < held and not context.trim(slot, length):
-                raise EngineError(f"the state of the model cannot be rewound to token {length} of a text")
-            path.open(slot, length)
+            path.open(slot, self._share(backend, path, slot, before))
             self._open.append(path)
             self._opened += 1
+
+    def _share(self, backend: Backend, path: TriePath, slot: int, before: TriePath | None) -> int:
+        """Fill a slot with what a path has in common with the one before, as far as that is evaluated: how many tokens.
+
+        Memory that cannot be trimmed has all of it or nothing.
+        """
+        context = backend.context
+        held = before.evaluated if before else 0
+        length = min(held, path.shared)
+        if length < held and held > backend.trimmable_length:
+            length = 0
+        if before is None or not length:
+            context.clear(slot)
+            return 0
+        if slot != before.slot:
+            context.copy(before.slot, slot)
+        if length < held and not context.trim(slot, length):
+            raise EngineError(f"the state of the model cannot be rewound to token {length} of a text")
+        return length
 
     def _plan_step(self, backend: Backend) -> list[StepRow]:
         """Plan the next rows: of the open paths in order, each from where it leaves those before.

@@ -90,7 +90,7 @@ class Loop:
                     break
                 scheduler.preempt(scheduler.running[-1])  # it is in the highest slot
             if self._may_draft(step):
-                drafted = [step[0].with_draft(step[0].sequence.draft(backend))]
+                drafted = [step[0]._replace(draft=step[0].sequence.draft(backend))]
                 if scheduler.has_cells(len(rows_of(drafted)), backend.capacity):
                     step = drafted
                     rows = rows_of(drafted)
@@ -136,7 +136,7 @@ class Loop:
         self._scheduler.record_evaluated(sequence, share.tokens)
         if sequence.evaluated == sequence.checkpoint_at:
             self._checkpoints.after_step(sequence)
-        if not share.outputs:
+        if not share.has_output:
             sequence.report_prefill()
         elif share.draft:
             self._sample_with_draft(sequence, row, share.draft)

@@ -10,7 +10,6 @@ requests run together.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
@@ -35,11 +34,7 @@ OUTPUT_BYTES = 32 * 2**20  # of logits in one step, for texts to score: 256 rows
 CHECKPOINTS, MIN_CHECKPOINTS, CHECKPOINT_BYTES = 8, 2, 512 * 2**20  # number, and bytes of all of them together
 EXPECTED_LENGTH = 1024  # tokens of a sequence in a batch, to plan offloading before any is known
 MAX_RESERVED_TOKENS = 65_536  # in all slots, beyond the expected lengths: memory is zeroed, which takes 1 s a gigabyte
-
-# Rough costs of a group of sequences, as multiples of the time in which one more sequence is decoded beside others.
-GROUP_COST = 16  # a new context, common prefixes evaluated again, and idle slots while its last sequences are decoded
-STEP_COST = 8  # the weights are read once for all rows of a step, in the time of 5 to 10 rows on CPUs
-MASKED_CELLS = 8192  # attention skips the unused cells of all slots up to the longest sequence, which takes time
+MIN_GROUP = 8  # sequences of similar length: as many as are decoded in the time in which the weights are read
 
 CACHE_ELEMENT_SIZE = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}  # with the scale of a block
 
@@ -274,23 +269,19 @@ def plan_cache(
     return required, slots_of(required)
 
 
-def group_lengths(lengths: Iterable[int], slots_for: Callable[[int], int]) -> list[int]:
+def group_lengths(lengths: Iterable[int]) -> list[int]:
     """Divide sequences into groups by length, to run one after the other: the maximum length of each, ascending.
 
-    A sequence belongs to the first group it fits. `slots_for` is how many slots of a length fit in memory. Of all
-    divisions, this is the cheapest: short sequences in many small slots against one context for all.
+    A sequence belongs to the first group it fits. Attention takes time for the unused cells of all slots up to the
+    longest sequence, so a group ends before a length of twice its shortest. One of few sequences is extended instead:
+    each group has a context of its own, and reads the weights once for all rows of a step.
     """
-    counts = sorted(Counter(map(pad_length, lengths)).items())
-    cheapest: list[tuple[float, list[int]]] = [(0.0, [])]  # for the shortest sequences: cost, and lengths of groups
-    for end, (length, _) in enumerate(counts, 1):
-        slots = slots_for(length)
-        count = 0
-        candidates = []
-        for start in range(end - 1, -1, -1):
-            count += counts[start][1]
-            rows = min(slots, count)
-            masked = length / MASKED_CELLS if rows > 1 else 0.0
-            cost = GROUP_COST + STEP_COST * max(1.0, count / rows) + count * (1 + masked)
-            candidates.append((cheapest[start][0] + cost, [*cheapest[start][1], length]))
-        cheapest.append(min(candidates))
-    return cheapest[-1][1]
+    limits: list[int] = []
+    shortest = count = 0  # of the last group
+    for length in sorted(map(pad_length, lengths)):
+        if not limits or (count >= MIN_GROUP and length >= 2 * shortest):
+            limits.append(length)
+            shortest, count = length, 0
+        limits[-1] = length
+        count += 1
+    return limits

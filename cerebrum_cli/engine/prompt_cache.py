@@ -37,7 +37,7 @@ class PromptCache:
         growing the memory would empty the slots of others.
         """
         backend = self.backend
-        prompt = sequence.prompt[: sequence.first_output]
+        prompt = sequence.prompt[: sequence.last_position]
         slots = [] if needs_memory else self.scheduler.slots
         held = max(common_prefixes(slots, prompt, self.checkpoints.reusable), default=0)
         if len(prompt) - held < MIN_SAVED_TOKENS:

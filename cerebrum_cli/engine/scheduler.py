@@ -85,27 +85,24 @@ class Admission(NamedTuple):
 
 
 class Share(NamedTuple):
-    """A sequence's part of a step: tokens after those evaluated, and how many of its last rows give logits.
+    """A sequence's part of a step: tokens after those evaluated, and whether the last of them gives logits.
 
     With a `draft`, these tokens follow, each with logits.
     """
 
     sequence: Sequence
     tokens: Tokens
-    outputs: int
+    has_output: bool
     draft: TokenIds = ()
-
-    def with_draft(self, draft: TokenIds) -> Share:
-        return self._replace(outputs=1 + len(draft), draft=draft)
 
 
 def rows_of(step: Iterable[Share]) -> list[TokenRow]:
     rows = []
-    for sequence, tokens, outputs, draft in step:
+    for sequence, tokens, has_output, draft in step:
         assert sequence.slot is not None
-        first_output = len(tokens) + len(draft) - outputs
         for index, token in enumerate((*tokens, *draft)):
-            rows.append(TokenRow(sequence.slot, sequence.evaluated + index, token, index >= first_output))
+            is_output = has_output and index >= len(tokens) - 1
+            rows.append(TokenRow(sequence.slot, sequence.evaluated + index, token, is_output))
     return rows
 
 
@@ -160,7 +157,7 @@ class Scheduler:
             return True
         running = [slot for slot in self.slots if slot.sequence]
         used = len(set[int]().union(*(slot.cells for slot in running)))
-        shared = max(common_prefixes(running, sequence.tokens[: sequence.first_output]), default=0)
+        shared = max(common_prefixes(running, sequence.tokens[: sequence.last_position]), default=0)
         return used + sequence.length - shared + MIN_FREE_CELLS <= cells
 
     @property
@@ -187,7 +184,7 @@ class Scheduler:
         logits choose the next.
         """
         sequence = self.waiting[0]
-        reused = common_prefixes(self.slots, sequence.tokens[: sequence.first_output], reusable)
+        reused = common_prefixes(self.slots, sequence.tokens[: sequence.last_position], reusable)
 
         def tokens_saved(slot: Slot) -> int:
             if slot.sequence and not self._kv_unified:  # its cells must be copied
@@ -252,7 +249,7 @@ class Scheduler:
         decoding = []
         for sequence in self.running:
             if not sequence.is_prefilling:
-                decoding.append(Share(sequence, sequence.tokens_from(sequence.evaluated, 1), 1))
+                decoding.append(Share(sequence, sequence.tokens_from(sequence.evaluated, 1), True))
             elif prefilling is None:
                 prefilling = sequence
         if prefilling is None or (decoding and self._prefilled >= MAX_PREFILL_BETWEEN_DECODES):
@@ -264,8 +261,7 @@ class Scheduler:
             size = min(size, prefilling.checkpoint_at - evaluated)
         tokens = prefilling.tokens_from(evaluated, size)
         self._prefilled += len(tokens)
-        is_last = evaluated + len(tokens) == prefilling.length
-        return [Share(prefilling, tokens, 1 if is_last else 0)]
+        return [Share(prefilling, tokens, evaluated + len(tokens) == prefilling.length)]
 
     def record_evaluated(self, sequence: Sequence, tokens: Iterable[int]) -> None:
         slot = self.slot_of(sequence)

@@ -79,7 +79,7 @@ class Sequence(ReplySample):
         return len(self.prompt) + len(self.generated)
 
     @property
-    def first_output(self) -> int:
+    def last_position(self) -> int:
         """Position of the last token, which has to be evaluated for its logits."""
         return self.length - 1
 

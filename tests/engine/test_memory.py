@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -217,32 +217,23 @@ def test_outputs_are_limited_to_what_steps_need() -> None:
     assert compute_bytes(large, CHAT) == COMPUTE, "logits of 64 rows are smaller than a layer's activations"
 
 
-def limited_slots(most: int, cells: int) -> Callable[[int], int]:
-    """Number of slots of a length, in memory for a number of cells."""
-    return lambda length: max(1, min(most, cells // length))
-
-
 SHORT, LONG = 1280, 32_768
 
 
 @pytest.mark.parametrize(
-    ("lengths", "most", "cells", "groups"),
+    ("lengths", "groups"),
     [
-        ([], 64, 10**6, []),
-        ([300], 64, 10**6, [512]),
-        ([SHORT] * 64 + [LONG], 64, 10**5, [SHORT, LONG]),  # 3 slots for all, otherwise
-        ([LONG] + [SHORT] * 64, 64, 10**5, [SHORT, LONG]),
-        ([1324] * 64 + [8192], 64, 10**7, [1536, 8192]),  # memory suffices, but attention over 8,192 cells is slower
-        ([1100, 1200, 1300, 1600] * 40, 64, 10**5, [1792]),  # similar lengths
-        ([1324] * 3 + [8192], 4, 10**6, [8192]),  # fewer rows than slots
-        ([1324] * 3 + [8192], 1, 10**6, [8192]),  # one slot gains nothing
-        ([SHORT] * 300 + [4096] * 200 + [LONG] * 9, 64, 2 * 10**5, [SHORT, 4096, LONG]),
+        ([], []),
+        ([300], [512]),
+        ([LONG] + [SHORT] * 64, [SHORT, LONG]),
+        ([1324] * 64 + [8192], [1536, 8192]),
+        ([1100, 1200, 1300, 1600] * 40, [1792]),  # similar lengths
+        ([1324] * 3 + [8192], [8192]),  # few rows
+        ([SHORT] * 300 + [4096] * 200 + [LONG] * 9, [SHORT, 4096, LONG]),
     ],
 )
-def test_plan_groups_lengths_that_are_faster_apart(
-    lengths: list[int], most: int, cells: int, groups: list[int]
-) -> None:
-    assert group_lengths(lengths, limited_slots(most, cells)) == groups
+def test_plan_groups_lengths_that_are_faster_apart(lengths: list[int], groups: list[int]) -> None:
+    assert group_lengths(lengths) == groups
 
 
 def sizes_of(
