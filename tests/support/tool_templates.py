@@ -176,6 +176,8 @@ NO_PLACE = template(OBJECT, place="")
 NO_CALLS = PLACE + TURNS.replace("message.tool_calls", "false").replace("RESULT", RESULT).replace("CALL", "")
 NO_RESULTS = template("{{- '<tool_call>\n' }}" + OBJECT + "{{ '\n</tool_call>' }}", result="''")
 
+ALL_TEMPLATES = {**TOOL_TEMPLATES, "no place": NO_PLACE, "no calls": NO_CALLS, "no results": NO_RESULTS}
+
 _ARGUMENTS: dict[str, dict[str, str]] = {key: {} for key in ("city", "code", "data", "days", "flag", "items")}
 TOOLS = tuple(ToolSpec(name, "", {"type": "object", "properties": _ARGUMENTS}) for name in ("weather", "run_python"))
 ASKED = Conversation(tools=TOOLS).user("Do I need a coat?")
