@@ -14,7 +14,7 @@ from cerebrum_cli.core.text import Texts, format_size
 from cerebrum_cli.engine import machine, speed
 from cerebrum_cli.engine.memory import HEADROOM, Devices
 from cerebrum_cli.engine.memory_plan import place
-from cerebrum_cli.engine.requests import DEFAULT_CONTEXT, ContextOptions, LoadOptions
+from cerebrum_cli.engine.requests import DEFAULT_CONTEXT, LoadOptions
 from cerebrum_cli.gguf.sizes import ModelSizes
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Capacity:
     def needs(self, sizes: ModelSizes, context_size: int) -> ModelNeeds:
         """Memory for a model with one sequence, with as many layers on GPUs as these can hold."""
         devices = self.devices or ()
-        plan = place(LoadOptions(Path(), context_size, sizes), ContextOptions(context_size), devices)
+        plan = place(LoadOptions(Path(), context_size, sizes), context_size, 1, devices)
         needs = plan.needs
         is_offloaded = plan.is_offloaded and not plan.host_experts
         is_on_gpus = is_offloaded and not any(device.is_unified for device in devices)

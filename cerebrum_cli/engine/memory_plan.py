@@ -52,23 +52,20 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Emit) -> LoadPlan:
     if options.cpu_moe.isdecimal() and not free.devices:
         problem = f"cpu_moe={options.cpu_moe} needs a GPU"
         raise UsageError(problem, "omit cpu_moe: without a GPU, all experts are on the CPU")
-    fits_memory = _single(options, PADDING, free).needs.fits(free)
+    fits_memory = place(options, PADDING, 1, free.devices).needs.fits(free)
     if not fits_memory:
         emit(mapped_weights_notice(options.sizes))
-    if options.context.length:
+    if length := options.context.length:
         require_context(options, free, counts_weights=fits_memory)
-        context = options.context
     else:
-        context = replace(options.context, length=default_length(options, free, emit))
-    slots = fitting_slots(options, context, free)
-    plan = place(options, replace(context, slots=slots), free.devices)
-    if context.kv_unified:  # with separate caches, the number depends on the length of the sequences
-        context = replace(context, slots=slots)
-    return replace(
-        plan,
-        context=resolve(context, plan.sizes, plan.offloaded),
-        repack=bool(options.repack) and fits_memory and not plan.host_experts,
-    )
+        length = default_length(options, free, emit)
+    slots = fitting_slots(options, length, free)
+    plan = place(options, length, slots, free.devices)
+    if not options.context.kv_unified:  # the number depends on the length of the sequences, which is not known yet
+        slots = options.context.slots
+    context = resolve(replace(options.context, length=length, slots=slots), plan.sizes, plan.offloaded)
+    repack = bool(options.repack) and fits_memory and not plan.host_experts
+    return replace(plan, context=context, repack=repack)
 
 
 def mapped_weights_notice(sizes: ModelSizes) -> NoticeEvent:
@@ -85,7 +82,7 @@ def default_length(options: LoadOptions, free: FreeMemory, emit: Emit) -> int:
     """
     default = min(options.trained_context, DEFAULT_CONTEXT)
     most = min(options.trained_context, THINKING_CONTEXT) if options.thinks else default
-    length = longest(most, lambda length: _single(options, length, free).needs.fits(free))
+    length = longest(most, lambda length: place(options, length, 1, free.devices).needs.fits(free))
     if length < default:
         problem = f"context limited to {length} tokens by free memory (default: {default})"
         emit(NoticeEvent(problem, "close other programs, use a smaller quantization, or force it with --ctx"))
@@ -96,7 +93,7 @@ def require_context(options: LoadOptions, free: FreeMemory, counts_weights: bool
     """Raise EngineError if the requested context exceeds the host's free memory, if need be without the weights."""
 
     def needed(length: int) -> int:
-        plan = _single(options, length, free)
+        plan = place(options, length, 1, free.devices)
         needs = plan.needs if counts_weights else plan.context_needs
         return needs.on_host(free.devices)
 
@@ -113,13 +110,13 @@ def require_context(options: LoadOptions, free: FreeMemory, counts_weights: bool
     )
 
 
-def fitting_slots(options: LoadOptions, context: ContextOptions, free: FreeMemory) -> int:
+def fitting_slots(options: LoadOptions, length: int, free: FreeMemory) -> int:
     """Number of slots to place weights beside: as many as fit, at least one.
 
     In a unified cache, slots cost no more than recurrent states, which leave the weights on the GPUs. Sliding windows
     allow a single one there: llama.cpp never reuses cells of a window that two sequences share.
     """
-    sizes = options.sizes
+    sizes, context = options.sizes, options.context
     most = context.slots
     if context.kv_unified and sizes.has_windows and not context.swa_full:
         return 1
@@ -127,20 +124,24 @@ def fitting_slots(options: LoadOptions, context: ContextOptions, free: FreeMemor
         return most
     if context.kv_unified:
         most = max(1, min(most, UNIFIED_STATE_BYTES // (sizes.state_bytes * (1 + context.n_rs_seq))))
-    single = place(options, replace(context, slots=1), free.devices)
+    single = place(options, length, 1, free.devices)
 
     def have_memory(slots: int) -> bool:
-        plan = place(options, replace(context, slots=slots), free.devices)
+        plan = place(options, length, slots, free.devices)
         takes_weights_off_gpus = context.kv_unified and plan.weights.host > single.weights.host
         return plan.needs.fits(free) and not takes_weights_off_gpus
 
     return largest(range(1, most + 1), have_memory)
 
 
-def place(options: LoadOptions, context: ContextOptions, devices: Devices) -> LoadPlan:
-    """Place weights beside a context: layers on GPUs, and all experts on the CPU if only that lets all layers fit."""
-    if context.n_streams > 1:  # concurrent sequences are rarely as long as the context
-        context = replace(context, length=max(context.length // context.slots, EXPECTED_LENGTH))
+def place(options: LoadOptions, length: int, slots: int, devices: Devices) -> LoadPlan:
+    """Place weights beside a context of this length with so many slots.
+
+    Layers go to GPUs, and all experts to the CPU if only that lets all layers fit.
+    """
+    if slots > 1 and not options.context.kv_unified:  # concurrent sequences are rarely as long as the context
+        length = max(length // slots, EXPECTED_LENGTH)
+    context = replace(options.context, length=length, slots=slots)
     n_layers = len(options.sizes.layers)
     if options.cpu_moe.isdecimal():
         return _place(options, context, devices, min(int(options.cpu_moe), n_layers))
@@ -179,10 +180,6 @@ def resolve(context: ContextOptions, sizes: ModelSizes, offloaded: LayerCounts) 
         n_ubatch = EXPERTS_UBATCH if sizes.has_experts else CPU_UBATCH
     kv_unified = context.slots > 1 and context.kv_unified
     return replace(context, n_ubatch=max(context.slots + 1, n_ubatch), kv_unified=kv_unified)
-
-
-def _single(options: LoadOptions, length: int, free: FreeMemory) -> LoadPlan:
-    return place(options, replace(options.context, length=length, slots=1), free.devices)
 
 
 def plan_layers(sizes: ModelSizes, requested: str, context: ContextOptions, devices: Devices) -> LayerCounts:

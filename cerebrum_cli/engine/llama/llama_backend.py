@@ -62,8 +62,8 @@ class LlamaBackend(LlamaVocabulary):
         self._free: FreeMemory | None = None  # before the current context was created
         self._batch_indices: Sequence[int] = ()  # of the rows of the last decode in its batch
         self.capacity = 0
-        self._plan = plan.with_context(slots=min(plan.context.slots, llama.llama_max_parallel_sequences()))
-        self._made_with = options = self._plan.context
+        self._plan = plan
+        self._made_with = options = plan.context
         self._batch_invariant = options.batch_invariant
         self.context_size = options.length
         self.slots = options.slots

@@ -43,9 +43,9 @@ def open_llama(options: LoadOptions, emit: Emit, stop: StopFlag, records: Path |
         options = replace(options, repack=plan_repacking(options, free.host, records))
     plan = plan_load(options, free, emit)
     model = load_model(options, plan, free.devices, emit, stop)
-    for notice in model_notices(options, plan, model):
-        emit(notice)
     adapters = load_adapters(model, options.adapters)
+    if plan.context.slots > 1 and is_sequential(model) and not options.whole_context:  # a chat may never run several
+        emit(NoticeEvent("llama.cpp crashes when this model runs several sequences", "running them one at a time"))
     plan = adapted(plan, model)
     backend = LlamaBackend(model, plan, stop, adapters, mapped_bytes(plan, free))
     if options.whole_context:
@@ -78,12 +78,6 @@ def option_notices(options: LoadOptions, devices: Devices) -> Iterator[NoticeEve
         )
 
 
-def model_notices(options: LoadOptions, plan: LoadPlan, model: Any) -> Iterator[NoticeEvent]:
-    """Yield notices about options that the loaded model cannot follow."""
-    if plan.context.slots > 1 and is_sequential(model) and not options.whole_context:  # a chat may never run several
-        yield NoticeEvent("llama.cpp crashes when this model runs several sequences", "running them one at a time")
-
-
 def is_sequential(model: Any) -> bool:
     return facts_of(model_metadata(model, "general.architecture")).is_sequential
 
@@ -98,16 +92,16 @@ def mapped_bytes(plan: LoadPlan, free: FreeMemory) -> int:
 def adapted(plan: LoadPlan, model: Any) -> LoadPlan:
     """The plan with a context that suits the loaded model, whose file may not show that it has states or windows."""
     context, sizes, has_state = plan.context, plan.sizes, has_recurrent_state(model)
-    is_invariant = context.batch_invariant and not has_state and not any(plan.offloaded)
     has_unknown_state = has_state and not sizes.state_bytes
     has_unknown_window = llama.llama_model_n_swa(model) and not sizes.has_windows and not context.swa_full
-    shares_cells = context.kv_unified and not (has_unknown_state or has_unknown_window)
-    runs_several = not is_sequential(model) and (shares_cells or not context.kv_unified)
+    slots = min(context.slots, llama.llama_max_parallel_sequences())
+    if is_sequential(model) or (context.kv_unified and (has_unknown_state or has_unknown_window)):
+        slots = 1
     return plan.with_context(
-        slots=context.slots if runs_several else 1,
-        kv_unified=context.kv_unified and runs_several,
+        slots=slots,
+        kv_unified=context.kv_unified and slots > 1,
         n_threads=context.n_threads or processors().threads,
-        batch_invariant=is_invariant,
+        batch_invariant=context.batch_invariant and not has_state and not any(plan.offloaded),
     )
 
 
