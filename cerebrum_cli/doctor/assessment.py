@@ -109,8 +109,8 @@ def assess_threads(machine: MachineState, requested: int | None) -> CheckResult:
 
 def assess_memory(machine: MachineState) -> CheckResult:
     """Assess the memory that this process's cgroups allow it."""
-    detail = f"{format_size(machine.free_memory)} of {format_size(machine.total_memory)} free"
-    if machine.free_memory >= MIN_MEMORY:
+    detail = f"{format_size(machine.memory.available)} of {format_size(machine.memory.total)} free"
+    if machine.memory.available >= MIN_MEMORY:
         return check_result(detail)
     problem = f"less than {format_size(MIN_MEMORY)} of memory is free"
     return check_result(detail, (problem, "close other programs, or choose a smaller quantization"))

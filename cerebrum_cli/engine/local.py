@@ -157,7 +157,7 @@ class MachineRecords:
 
     def capacity(self) -> Capacity:
         """Memory of this machine, the accelerators that the last loaded model found, and its speed without any."""
-        memory = machine.total_memory()
+        memory = machine.memory().total
         devices = machine.load_devices(self.directory)
         if devices or (devices is None and machine.likely_accelerator() in ("cuda", "metal")):
             return Capacity(memory, devices)
@@ -180,14 +180,13 @@ def thread_count() -> int:
 
 @frozen
 class MachineState:
-    """What this process may use of the machine now: processors, and bytes of memory.
+    """What this process may use of the machine now.
 
     The likely accelerator is the GPU backend that llama.cpp could be built with.
     """
 
     processors: machine.Processors
-    free_memory: int
-    total_memory: int
+    memory: machine.Memory
     likely_accelerator: str | None
     cpu_flags: frozenset[str] | None
 
@@ -195,8 +194,7 @@ class MachineState:
 def machine_state() -> MachineState:
     return MachineState(
         machine.processors(),
-        machine.available_memory(),
-        machine.total_memory(),
+        machine.memory(),
         machine.likely_accelerator(),
         machine.processor_flags(),
     )

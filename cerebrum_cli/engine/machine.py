@@ -12,7 +12,7 @@ from dataclasses import asdict
 from itertools import takewhile
 from math import ceil, inf
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cerebrum_cli.core.files import cache_json, read_small_json
 from cerebrum_cli.core.frozen import frozen
@@ -181,37 +181,34 @@ def cgroup_quota(root: Path) -> float:
     return int(limit[1]) / int(limit[2]) if limit else inf
 
 
-def available_memory() -> int:
-    """Bytes of memory this process can still allocate, within its cgroups."""
-    available, _ = system_memory()
-    return int(max(0, min(available, *map(cgroup_memory, own_cgroups()))))
+class Memory(NamedTuple):
+    """Bytes of memory that this process can still allocate, and of all."""
+
+    available: int
+    total: int
 
 
-def total_memory() -> int:
-    """Bytes of memory of this machine, used or free, within its cgroups."""
-    _, total = system_memory()
-    return int(min(total, *(_integer(root / "memory.max") for root in own_cgroups())))
+def memory() -> Memory:
+    """Memory of this machine, within this process's cgroups; cached files that they can drop count as available."""
+    available, total = system_memory()
+    for folder in own_cgroups():
+        used, limit = _integer(folder / "memory.current"), _integer(folder / "memory.max")
+        if inf not in (used, limit):
+            cached = re.findall(r"^(?:in)?active_file (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
+            available = min(available, int(limit - used) + sum(map(int, cached)))
+            total = min(total, int(limit))
+    return Memory(max(0, available), total)
 
 
-def system_memory() -> tuple[int, int]:
-    """Available and total bytes, as Linux lists them: importing psutil takes 20 ms of each command's start."""
+def system_memory() -> Memory:
+    """Memory without cgroups, as Linux lists it: importing psutil takes 20 ms of each command's start."""
     listed = dict(re.findall(r"^(MemAvailable|MemTotal): +(\d+) kB$", _text(PROCESSES / "meminfo"), re.MULTILINE))
     if len(listed) == 2:
-        return int(listed["MemAvailable"]) * 1024, int(listed["MemTotal"]) * 1024
+        return Memory(int(listed["MemAvailable"]) * 1024, int(listed["MemTotal"]) * 1024)
     import psutil
 
-    memory = psutil.virtual_memory()
-    return memory.available, memory.total
-
-
-def cgroup_memory(root: Path) -> float:
-    """Bytes a cgroup still allows, reclaimable file cache included; infinity if unlimited or unknown."""
-    used = _integer(root / "memory.current")
-    limit = _integer(root / "memory.max")
-    if inf in (used, limit):
-        return inf
-    reclaimable = re.findall(r"^(?:in)?active_file (\d+)$", _text(root / "memory.stat"), re.MULTILINE)
-    return limit - used + sum(map(int, reclaimable))
+    found = psutil.virtual_memory()
+    return Memory(found.available, found.total)
 
 
 def lacking(features: Iterable[str]) -> list[str]:

@@ -6,6 +6,7 @@ import pytest
 from command_line import COMMAND, CommandLine, assert_error
 from person import Person
 
+from cerebrum_cli.engine.machine import Memory
 from cerebrum_cli.engine.speed import Speed
 
 GIB = 2**30
@@ -15,9 +16,10 @@ FITS = ["fits", "tight", "too big", None]
 @pytest.fixture(params=[8, 16, 32, 64])
 def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Bytes of memory of this machine, whose speed is that of two cores with AVX-512."""
-    monkeypatch.setattr("cerebrum_cli.engine.machine.total_memory", lambda: request.param * GIB)
+    size = int(request.param * GIB)
+    monkeypatch.setattr("cerebrum_cli.engine.machine.memory", lambda: Memory(size, size))
     monkeypatch.setattr("cerebrum_cli.engine.speed.load_speed", lambda path: Speed(28e9, 120e9))
-    return int(request.param * GIB)
+    return size
 
 
 TESTED = "qwen2.5-coder-1.5b"

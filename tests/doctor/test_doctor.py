@@ -34,7 +34,7 @@ from cerebrum_cli.doctor.checks import ANSWER, CHECKS, QUESTION
 from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.local import Build, MachineState, installed_build
-from cerebrum_cli.engine.machine import CPU_FLAGS, Processors, likely_accelerator, processor_flags
+from cerebrum_cli.engine.machine import CPU_FLAGS, Memory, Processors, likely_accelerator, processor_flags
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.installed import NANO
@@ -289,7 +289,7 @@ WITHOUT_DRIVER = replace(WITH_GPU, devices=())
 
 
 def state(found: Processors = PROCESSORS, free: int = 0, total: int = 0) -> MachineState:
-    return MachineState(found, free, total, None, None)
+    return MachineState(found, Memory(free, total), None, None)
 
 
 MODELS = DirectoryState("models", "HF_HUB_CACHE", Path("/m"), True, disk=1, free=9 * GB)

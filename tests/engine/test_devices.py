@@ -10,6 +10,7 @@ from tiny_models import Shape, write_quantized
 from cerebrum_cli.engine.llama import devices
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.load import load_model
+from cerebrum_cli.engine.machine import Memory
 from cerebrum_cli.engine.memory import Device, LoadPlan
 from cerebrum_cli.engine.memory_plan import plan_layers
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
@@ -63,7 +64,7 @@ def find(monkeypatch: pytest.MonkeyPatch, *listed: Listed) -> tuple[Device, ...]
     }
     monkeypatch.setattr(devices, "bind", lambda symbol, result, arguments: functions[symbol])
     monkeypatch.setattr(llama, "llama_supports_gpu_offload", lambda: True)
-    monkeypatch.setattr(devices, "available_memory", lambda: HOST)
+    monkeypatch.setattr(devices, "memory", lambda: Memory(HOST, HOST))
     free = devices.free_memory()
     assert free.host == HOST
     return free.devices

@@ -4,7 +4,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -38,8 +38,60 @@ def test_devices_are_saved_if_changed_and_loaded(tmp_path: Path) -> None:
 
 
 def test_this_machine_reports_plausible_memory() -> None:
-    assert 0 < machine.total_memory() <= psutil.virtual_memory().total
-    assert 0 < machine.available_memory() <= machine.total_memory()
+    found = machine.memory()
+    assert 0 < found.available <= found.total <= psutil.virtual_memory().total
+
+
+@pytest.fixture
+def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of this process's cgroup, the second of three."""
+    (tmp_path / "membership").write_text("4:pids:/elsewhere\n0::/user.slice/me.scope\n")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "MEMBERSHIP", tmp_path / "membership")
+    folder = tmp_path / "cgroup" / "user.slice" / "me.scope"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> None:
+    for name, content in files.items():
+        (folder / name).write_text(content)
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({}, math.inf),
+        ({"cpu.max": "max 100000\n"}, math.inf),
+        ({"cpu.max": "damaged"}, math.inf),
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+    ],
+)
+def test_cgroups_limit_the_cpus(cgroup: Path, files: dict[str, str], quota: float) -> None:
+    write_files(cgroup.parent, files)
+    assert machine.own_cgroups() == [cgroup, cgroup.parent, cgroup.parent.parent]
+    assert min(map(machine.cgroup_quota, machine.own_cgroups())) == quota
+
+
+MEMORY = {"memory.max": "1000\n", "memory.current": "600\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "available"),
+    [
+        ({}, None),
+        ({"memory.max": "max\n", "memory.current": "5\n", "memory.stat": ""}, None),
+        ({**MEMORY, "memory.stat": "anon 600\n"}, 400),
+        ({**MEMORY, "memory.stat": "active_file 100\ninactive_file 250\n"}, 750),
+    ],
+)
+def test_cgroups_limit_the_memory_without_cached_files(
+    cgroup: Path, files: dict[str, str], available: int | None
+) -> None:
+    write_files(cgroup.parent, files)
+    found, whole = machine.memory(), psutil.virtual_memory().total
+    assert found.total == (1000 if available else whole)
+    assert not available or found.available == available
 
 
 def record_cpus(

@@ -1,6 +1,5 @@
 """Loading: planned context, layers and slots; progress, logs and errors of llama.cpp."""
 
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -13,11 +12,9 @@ import pytest
 
 from cerebrum_cli.core.errors import EngineError, ModelFileError
 from cerebrum_cli.core.events import Event, LoadEvent
-from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.llama.bindings import Log
 from cerebrum_cli.engine.llama.load import open_llama, option_notices
 from cerebrum_cli.engine.local_engine import LocalEngine
-from cerebrum_cli.engine.machine import cgroup_memory, cgroup_quota, own_cgroups
 from cerebrum_cli.engine.memory import GPU_UBATCH, HEADROOM, Device, FreeMemory, LoadPlan
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.engine.step import StopFlag
@@ -26,40 +23,6 @@ from cerebrum_cli.gguf.sizes import uniform_sizes
 
 GIB = 2**30
 DEBUG, INFO, WARNING, ERROR, CONTINUED = range(1, 6)
-
-
-def tree(root: Path, **files: str) -> Path:
-    """Write the files of a cgroup."""
-    for name, content in files.items():
-        (root / name).write_text(content)
-    return root
-
-
-@pytest.mark.parametrize(
-    ("files", "quota"),
-    [
-        *(({}, math.inf), ({"cpu.max": "max 100000\n"}, math.inf), ({"cpu.max": "damaged"}, math.inf)),
-        ({"cpu.max": "150000 100000\n"}, 1.5),
-    ],
-)
-def test_cgroup_quota_limits_the_cpus(tmp_path: Path, files: dict[str, str], quota: float) -> None:
-    assert cgroup_quota(tree(tmp_path, **files)) == quota
-
-
-MEMORY = {"memory.max": "1000\n", "memory.current": "600\n"}
-
-
-@pytest.mark.parametrize(
-    ("files", "left"),
-    [
-        ({}, math.inf),
-        ({"memory.max": "max\n", "memory.current": "5\n", "memory.stat": ""}, math.inf),
-        ({**MEMORY, "memory.stat": "anon 600\n"}, 400),
-        ({**MEMORY, "memory.stat": "active_file 100\ninactive_file 250\n"}, 750),
-    ],
-)
-def test_cgroup_memory_ignores_cached_files(tmp_path: Path, files: dict[str, str], left: float) -> None:
-    assert cgroup_memory(tree(tmp_path, **files)) == left
 
 
 def options(path: Path) -> LoadOptions:
@@ -175,16 +138,6 @@ def test_log_forwards_lines_and_keeps_problems() -> None:
     kept.write(INFO, b"not yet")
     assert list(kept.problems) == ["beware", "of the fox", "Füchse"]
     assert heard == ["shown", *kept.problems]
-
-
-def test_own_cgroups_include_all_ancestors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "membership").write_text("4:pids:/elsewhere\n0::/user.slice/me.scope\n")
-    root = tmp_path / "cgroup"
-    monkeypatch.setattr(machine, "CGROUPS", root)
-    monkeypatch.setattr(machine, "MEMBERSHIP", tmp_path / "membership")
-    assert own_cgroups() == [root / "user.slice" / "me.scope", root / "user.slice", root]
-    monkeypatch.setattr(machine, "MEMBERSHIP", tmp_path / "nothing")
-    assert own_cgroups() == [root]
 
 
 @pytest.mark.parametrize(

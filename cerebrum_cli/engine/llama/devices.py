@@ -10,7 +10,7 @@ from typing import Any
 
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.engine.llama.bindings import llama
-from cerebrum_cli.engine.machine import available_memory, processor_name
+from cerebrum_cli.engine.machine import memory, processor_name
 from cerebrum_cli.engine.memory import Device, Devices, FreeMemory
 
 CPU, GPU, INTEGRATED_GPU = 0, 1, 2  # of ggml_backend_dev_type
@@ -53,7 +53,7 @@ def _ask_device(symbol: str, result: Any, *pointers: Any) -> Any:
 
 
 def free_memory() -> FreeMemory:
-    return FreeMemory(available_memory(), accelerators())
+    return FreeMemory(memory().available, accelerators())
 
 
 def expert_overrides(layers: int) -> Any:
