@@ -84,7 +84,6 @@ PURE = (
         "weights.tensor_names",
         "library.catalogue",
         "library.fit",
-        "library.origins",
     ),
     *("core.ask", "core.votes"),
     *("core.row_events", "core.tool_schema"),
@@ -143,10 +142,7 @@ DOORS: Mapping[str, Door] = {
         5,
         ("endpoint", "remote_engine"),
     ),
-    "library": Door(
-        19,
-        ("hub_requests", "installed", "library", "ollama", "online", "planning", "pull"),
-    ),
+    "library": Door(14, ("installed", "library", "online", "pull")),
     "attachments": Door(
         5,
         ("prompt_sources",),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -57,11 +57,10 @@ class App(Installation):
         yes: bool = False,
         type: str | None = None,
         from_weights: bool = False,
-        discards: bool = False,
     ) -> Iterator[Puller]:
         """What plans downloads and pulls models, with progress and questions on the terminal."""
         from cerebrum_cli.cli.commands import loaded, optional_packages
-        from cerebrum_cli.library.pull import Puller
+        from cerebrum_cli.library.pull import DownloadOptions, Puller
         from cerebrum_cli.terminal.progress import FileProgress
 
         def confirm(question: str, default: bool) -> bool | None:
@@ -70,23 +69,14 @@ class App(Installation):
                 return yes or None
             return self.streams.confirm(question, default)
 
-        def choose(heading: str, choices: Sequence[str]) -> int | None:
-            lines = [f"{number}  {choice}" for number, choice in enumerate(choices, 1)]
-            return self.streams.choose("\n".join([heading, *lines, "Pull which one?"]), len(choices))
-
         builders = [extension.model_builder for extension in optional_packages() if extension.model_builder]
         with FileProgress(self.streams) as progress:
             yield Puller(
                 library=self.library,
                 progress=progress,
                 confirm=confirm,
-                choose=choose,
+                options=DownloadOptions(offline, context, type, from_weights),
                 builder=loaded(builders[0]) if builders else None,
-                offline=offline,
-                context=context,
-                type=type,
-                from_weights=from_weights,
-                discards=discards,
             )
 
     def readable_settings(self, overrides: Layer, recommended: Layer | None = None) -> Settings:

@@ -32,7 +32,7 @@ def pull_missing(app: App, settings: Settings, error: ModelNotFound, *, yes: boo
         raise error
     text: str = error.pullable
     with app.puller(offline, settings.ctx) as puller:
-        if puller.is_unavailable_offline(puller.parse(text)):
+        if puller.options.is_offline:
             raise error
         if settings.model is None and not yes:
             from cerebrum_cli.cli.model_objects import suggestions

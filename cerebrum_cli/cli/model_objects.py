@@ -152,9 +152,7 @@ def refusal_text(model: InstalledModel) -> str | None:
 def found_rows(library: Library) -> Iterator[JsonDict]:
     """Objects of `list --found --json`; `error` is set for a file that cannot be used."""
     names = {entry.path: entry.name for entry in library.registry.entries()}
-    from cerebrum_cli.library.ollama import ollama_models
-
-    for stored in ollama_models():
+    for stored in library.models_of_ollama()[0]:
         name = names.get(absolute_path(stored.path))
         named = {"reference": str(stored.reference), "path": str(stored.path), "name": name}
         try:

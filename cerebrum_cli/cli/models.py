@@ -91,11 +91,9 @@ def print_available(app: App, listed: list[JsonDict], ctx: int | None) -> None:
 
 
 def print_found_models(app: App, listed: list[JsonDict]) -> None:
-    from cerebrum_cli.library.ollama import unreadable_directories
-
     if listed:
         print_found(app.streams, listed)
-    unreadable = unreadable_directories()
+    _, unreadable = app.library.models_of_ollama()
     for error in unreadable:
         app.streams.note(error.message, error.hint)
     if listed:

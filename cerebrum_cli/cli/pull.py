@@ -59,7 +59,6 @@ class PullCommandOptions(PullOptions):
     default: bool = switch("Make this the default model", "Model")
     type: str | None = option("Quantization; safetensors are converted to it", "Model", metavar="TYPE")
     from_weights: bool = switch("Convert safetensors even if GGUF files exist", "Model")
-    discard: bool = switch("Delete downloaded safetensors once converted", "Model")
     dry_run: bool = switch("Show what is available and what fits; download nothing", "Output")
     json: bool = json_option()
 
@@ -88,7 +87,7 @@ def pull(
     """
     ctx = app.settings(environment_layer("ctx")).ctx
     text = model or suggested_model(app, ctx)
-    opened = app.puller(options.offline, ctx, options.yes, options.type, options.from_weights, options.discard)
+    opened = app.puller(options.offline, ctx, options.yes, options.type, options.from_weights)
     if options.dry_run:
         app.machine.record_bandwidth()
         show_download_plan(app, opened, text, options.json)
@@ -154,9 +153,6 @@ def report_next_step(app: App, model: InstalledModel) -> None:
 def show_download_plan(app: App, opened: AbstractContextManager[Puller], text: str, is_json: bool) -> None:
     with opened as puller:
         reference = puller.parse(text)
-        if catalogued := puller.catalogued(reference):
-            app.streams.note(f"{reference} is {catalogued} in the catalog", "--from-weights: its own safetensors")
-            reference = catalogued
         plan = puller.plan(reference)
         merge = puller.describe_merge(plan)
     if is_json:
@@ -169,8 +165,8 @@ def show_download_plan(app: App, opened: AbstractContextManager[Puller], text: s
         what = f"convert {format_size(plan.conversion.size)} of safetensors to {available.reference}"
     elif merge:
         what = merge
-    elif len(plan.builds) > 1:
-        raise plan.several_builds()
+    else:
+        plan.require_one_build()
     if plan.chosen.installed:
         what = "use the installed model"
     if plan.spec and plan.spec.notes:

@@ -234,7 +234,7 @@ def find_file(library: Library, file: NodeJob) -> InstalledModel:
         if library.hashed_identity(model) == file.identity:
             return model
     for model in library.models():
-        if model.is_usable and library.file_identity(model) == file.identity:
+        if model.is_usable and library.identity(model) == file.identity:
             return model
     problem = f"{file.reference} is not installed on this node: no file has the SHA-256 {file.identity[:12]}..."
     raise ModelNotFound(problem, f"run cerebrum pull {file.reference} there, or use a path that all nodes share")

@@ -31,7 +31,7 @@ from cerebrum_cli.doctor.assessment import (
 )
 from cerebrum_cli.doctor.check_lines import check_terminal
 from cerebrum_cli.engine.local import machine_state
-from cerebrum_cli.library.installed import bundled_model
+from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.replies.interface import open_source
 from cerebrum_cli.replies.source import ModelSource
 
@@ -119,7 +119,7 @@ def _check_models(context: DoctorContext) -> CheckResult:
 
 
 def _check_token(_: DoctorContext) -> CheckResult:
-    from cerebrum_cli.library.hub_requests import token_location
+    from cerebrum_cli.library.online import token_location
 
     if location := token_location():
         return check_result(f"found in {location}")
@@ -131,7 +131,7 @@ def _check_network(context: DoctorContext) -> CheckResult:
         return check_result("skipped: --offline")
     if is_hub_offline():
         return check_result("skipped: HF_HUB_OFFLINE is set")
-    from cerebrum_cli.library.hub_requests import check_reachable
+    from cerebrum_cli.library.online import check_reachable
 
     try:
         return check_result(f"{check_reachable()} is reachable")
@@ -195,7 +195,7 @@ def _run_self_test(context: DoctorContext, on_gpu: bool) -> CheckResult | None:
     settings = Settings(
         format="cerebrum", max_tokens=MAX_TOKENS, threads=context.settings.threads, gpu_layers=gpu_layers
     )
-    nano = bundled_model()
+    nano = InstalledModel.bundled()
     with open_source(ModelSource(context.app, nano, settings)) as model:
         reply = model.reply(QUESTION).wait()
     if reply.final_answer == "42" if on_gpu else reply.text == ANSWER:

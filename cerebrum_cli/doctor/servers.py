@@ -14,7 +14,7 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import foreign_line
 from cerebrum_cli.doctor.assessment import CheckResult, check_result
 from cerebrum_cli.doctor.checks import QUESTION, DoctorContext
-from cerebrum_cli.library.installed import served_model
+from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.source import ModelSource
@@ -58,7 +58,7 @@ def _check_server(context: DoctorContext, endpoint: Endpoint) -> Steps:
     try:
         is_served = info.takes_messages
         if is_served:
-            model = served_model(info.weights)
+            model = InstalledModel.served(info.weights)
         else:
             model = context.app.library.resolve(context.settings.model)
     except ModelNotFound as error:

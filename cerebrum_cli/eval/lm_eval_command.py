@@ -146,7 +146,7 @@ def require_usable(overrides: Layer, options: LmEvalOptions) -> None:
 
 def limit_network(app: App, is_offline: bool) -> None:
     """Work offline if requested, or if the Hub is unreachable."""
-    from cerebrum_cli.library.hub_requests import offline_if_unreachable
+    from cerebrum_cli.library.online import offline_if_unreachable
 
     if is_offline:
         set_environment_default("HF_HUB_OFFLINE", "1")

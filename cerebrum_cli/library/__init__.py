@@ -1,4 +1,4 @@
 """What is installed, the catalog and the Hub, downloads, and what fits this machine.
 
-Public modules: `library`, `installed`, `planning`, `pull`, `online`, `hub_requests` and `ollama`.
+Public modules: `library`, `installed`, `online` and `pull`.
 """

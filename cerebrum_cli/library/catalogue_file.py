@@ -11,7 +11,7 @@ from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.json_types import JsonDict, from_json
 from cerebrum_cli.core.settings import MODES
 from cerebrum_cli.library.catalogue import ModelSpec, Repository
-from cerebrum_cli.library.reference import MODEL_NAME, REPO_ID, is_safe_path
+from cerebrum_cli.library.reference import is_model_name, is_repo_id, is_safe_path
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 _FILE = re.compile(r"(?i)[^/\\]+\.gguf")
@@ -63,12 +63,12 @@ def _recipe(directory: Path, name: str) -> Path:
 
 def _require_valid(spec: ModelSpec) -> None:
     """Raise ValueError for names that cannot be those of a model, a repository or its files."""
-    if not MODEL_NAME.fullmatch(spec.name):
+    if not is_model_name(spec.name):
         raise ValueError("its name must be letters, digits, `.`, `_` and `-`")
     if spec.repo_id and not spec.file:
         raise ValueError("file is missing")
     for repo_id in filter(None, (spec.repo_id, spec.weights, spec.card, *(each.repo_id for each in spec.sources))):
-        if not REPO_ID.fullmatch(repo_id):
+        if not is_repo_id(repo_id):
             raise ValueError(f"{repo_id!r} must be OWNER/NAME")
     for source in (Repository("", spec.file or "x.gguf", revision=spec.revision), *spec.sources):
         if not _FILE.fullmatch(source.file):

@@ -15,7 +15,8 @@ from cerebrum_cli.core.text import format_names, format_size
 from cerebrum_cli.engine.local import Capacity, Forecast, planned_context
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.library.catalogue import ModelSpec
-from cerebrum_cli.library.reference import ModelReference, same_quantization
+from cerebrum_cli.library.model_files import same_quantization
+from cerebrum_cli.library.reference import ModelReference
 
 if TYPE_CHECKING:
     from cerebrum_cli.library.installed import InstalledModel
@@ -134,19 +135,19 @@ class FitRequest:
         sizes = dict(spec.quantizations)
         if spec.sources:
             sizes = dict(spec.sources[0].quantizations or spec.quantizations)
-        sizes |= {model.display_name: model.size for model in own}
+        sizes |= {model.type_name: model.size for model in own}
         if not sizes:
             return None
         memory, trained_context = spec_sizes(spec), spec.context_size
         if own:
             memory, trained_context = own[0].sizes, own[0].trained_context
-        installed = [model.display_name for model in own]
+        installed = [model.type_name for model in own]
         return self.assess(spec.name, sizes.items(), installed, memory, trained_context, spec)
 
     def assess_installed(self, models: Sequence[InstalledModel]) -> Availability:
         """Assess the quantizations of a model outside the catalog, which are all installed."""
         first = models[0]
-        sizes = {model.display_name: model.size for model in models}
+        sizes = {model.type_name: model.size for model in models}
         return self.assess(first.name, sizes.items(), sizes, first.sizes, first.trained_context)
 
 

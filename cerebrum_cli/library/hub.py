@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.errors import ModelNotFound, PullError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import Paths, exists
+from cerebrum_cli.core.files import Paths, exists, translate_os_errors
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import format_count, truncate
 from cerebrum_cli.core.transfers import Progress
-from cerebrum_cli.library.cache import COMMIT, Cache, CachePath
+from cerebrum_cli.gguf.contents import HeaderTruncated
+from cerebrum_cli.gguf.header import parse_tables
+from cerebrum_cli.library.cache import COMMIT, Cache, CachePath, RepositoryKind
 from cerebrum_cli.library.hub_requests import (
     HubError,
     RetryPolicy,
     endpoint,
     hub_api,
     not_a_hub,
-    request_headers,
+    opened,
     timeout,
     translated,
 )
-from cerebrum_cli.library.reference import MAIN, REPO_ID, RepositoryKind, is_storable
+from cerebrum_cli.library.reference import MAIN, is_repo_id, is_safe_path
 from cerebrum_cli.library.registry import SHA256
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
     from huggingface_hub.hf_api import RepoSibling
 
+FIRST_BYTES, MAX_BYTES = 1 << 20, 1 << 26  # of a header: vocabularies take up to 20 MB
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 1024  # that file systems take, in UTF-8
 _SEARCH_FIELDS = ("downloads", "gated", "lastModified", "tags")
 _MAX_LICENSE = 40  # characters
 
@@ -68,8 +72,6 @@ class Listing:
 
     def is_stored(self, cache: Cache, names: Iterable[str]) -> bool:
         """Whether the files of these names are in the cache; names that are not listed do not count."""
-        if not exists(cache.repository_directory(self.repo_id)):
-            return False
         files = [self.files[name] for name in names if name in self.files]
         return all(exists(self.place(cache, file).stored) for file in files)
 
@@ -89,21 +91,27 @@ def _list_repository(repo_id: str, progress: Progress, revision: str, kind: Repo
     request = api.dataset_info if kind == "dataset" else api.model_info
     with translated(repo_id, kind):
         info = request(repo_id, revision=revision, timeout=timeout(), files_metadata=True)
-        siblings = [sibling for sibling in info.siblings or () if is_storable(sibling.rfilename)]
-        files = [_listed_file(sibling) for sibling in siblings]
-        left_out = len(info.siblings or ()) - len(files)
+        siblings = info.siblings or []
+        files = [_listed_file(sibling) for sibling in siblings if is_storable(sibling.rfilename)]
         commit = str(info.sha)
     if not COMMIT.fullmatch(commit):
         raise not_a_hub()
     verifiable = {file.name: file for file in files if file.digest}
-    matter = {file.digest for file in files if kind == "dataset" or file.is_weights}
-    if matter == {""}:
+    wanted = [file for file in files if kind == "dataset" or file.is_weights]
+    if wanted and not any(file.digest for file in wanted):
         problem = f"{endpoint()} lists the files of {repo_id} without sizes and digests, so none can be verified"
         raise HubError(problem, "unset HF_ENDPOINT, or download a file yourself, then: cerebrum pull PATH")
-    if left_out:
+    if left_out := len(siblings) - len(files):
         problem = f"{repo_id}: {format_count(left_out, 'file')} left out"
         progress.notice(NoticeEvent(problem, "their names cannot be stored"))
     return Listing(repo_id, revision, commit, verifiable, kind)
+
+
+def is_storable(name: str) -> bool:
+    """Whether a file of a repository can be stored under its path: each name in it may have 255 bytes."""
+    if not is_safe_path(name) or len(name.encode()) > MAX_PATH_BYTES:
+        return False
+    return all(len(part.encode()) <= MAX_NAME_BYTES for part in name.split("/"))
 
 
 def _listed_file(sibling: RepoSibling) -> HubFile:
@@ -126,23 +134,19 @@ class FoundRepository(NamedTuple):
     gated: bool
 
 
-def find_repositories(limit: int, *tags: str, text: str = "") -> tuple[FoundRepository, ...]:
+def find_repositories(limit: int, *tags: str, text: str | None = None) -> tuple[FoundRepository, ...]:
     """Request the GGUF repositories with tags and a text in their names, the most downloaded first. Raises HubError.
 
     `HfApi.list_models` would take half a minute to find that there is no network, and has no timeout.
     """
     query: JsonDict = {"filter": ["gguf", *tags], "limit": limit, "sort": "downloads", "expand": _SEARCH_FIELDS}
-    if text:
-        query["search"] = text
     with translated("cerebrum search"):
-        from huggingface_hub import ModelInfo, get_session
-        from huggingface_hub.utils._http import hf_raise_for_status
+        from huggingface_hub import ModelInfo
 
-        address = f"{endpoint()}/api/models"
-        response = get_session().get(address, params=query, headers=request_headers(), timeout=timeout())
-        hf_raise_for_status(response)
-        models = [ModelInfo(**item) for item in response.json()]  # type: ignore[no-untyped-call]
-        return tuple(_found_repository(model) for model in models[:limit] if REPO_ID.fullmatch(model.id))
+        with opened(f"{endpoint()}/api/models", params=query | ({"search": text} if text else {})) as response:
+            response.read()
+        found = [ModelInfo(**item) for item in response.json()[:limit]]  # type: ignore[no-untyped-call]
+        return tuple(_found_repository(model) for model in found if is_repo_id(model.id))
 
 
 def _found_repository(model: ModelInfo) -> FoundRepository:
@@ -174,29 +178,56 @@ def open_file(listing: Listing, name: str, start: int, end: int | None) -> Itera
     headers = {"Accept-Encoding": "identity"}
     if start or end is not None:
         headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-    with translated(subject, listing.kind):
-        from huggingface_hub import get_session, hf_hub_url
-        from huggingface_hub.utils._http import hf_raise_for_status
-
-        url = hf_hub_url(listing.repo_id, name, repo_type=listing.kind, revision=listing.commit)
-        client = get_session()
-        request = client.build_request("GET", url, headers=request_headers() | headers, timeout=timeout())
-        response = client.send(request, stream=True)
-        if not response.is_success:
-            with closing(response):
-                response.read()
-                hf_raise_for_status(response)
-
-    def chunks() -> Iterator[bytes]:
+    with ExitStack() as stack:
         with translated(subject, listing.kind):
-            yield from response.iter_raw()
+            from huggingface_hub import hf_hub_url
 
-    with closing(response):
+            url = hf_hub_url(listing.repo_id, name, repo_type=listing.kind, revision=listing.commit)
+            response = stack.enter_context(opened(url, headers=headers))
+
+        def chunks() -> Iterator[bytes]:
+            with translated(subject, listing.kind):
+                yield from response.iter_raw()
+
         last = (listing.file(name).size if end is None else end) - 1
         sent = response.headers.get("Content-Range", "").rpartition("/")[0]
         is_whole = response.status_code != 206
         is_exact = sent == f"bytes {start}-{last}" if "Range" in headers else is_whole
         yield FileResponse(is_exact, is_whole, chunks())
+
+
+def header_bytes(listing: Listing, file: HubFile, progress: Progress) -> bytes:
+    """Bytes of a file on the Hub up to its weights, if it has any. Raises ModelFileError, HubError."""
+    return RetryPolicy(progress).run(_read_header, listing, file)
+
+
+def _read_header(listing: Listing, file: HubFile) -> bytes:
+    """Read the first bytes of the file, and more while the header does not end within these."""
+    data = b""
+    end = FIRST_BYTES
+    while True:
+        with open_file(listing, file.name, len(data), min(end, file.size)) as response:
+            data = b"" if response.is_whole else data
+            while len(data) < end and (chunk := next(response.chunks, b"")):  # without ranges, all of it is sent
+                data += chunk
+        try:
+            return data[: _header_length(Path(listing.repo_id, file.name), data, file.size)]
+        except HeaderTruncated:
+            if len(data) >= file.size or end >= MAX_BYTES:
+                raise
+        end *= 4
+
+
+def _header_length(path: Path, data: bytes, size: int) -> int:
+    """Bytes up to the weights of a file that begins with `data`. Raises HeaderTruncated if these are too few."""
+    if path.suffix.lower() == ".gguf":
+        return parse_tables(path, data, size).length
+    end = size
+    if path.suffix == ".safetensors":
+        end = 8 + int.from_bytes(data[:8], "little")
+    if end > len(data):
+        raise HeaderTruncated(path, f"its header is too large: {end:,} bytes", "use another model")
+    return end
 
 
 def delete(paths: Paths, directory: Path) -> int:
@@ -213,8 +244,6 @@ def delete(paths: Paths, directory: Path) -> int:
     if len(files) < len(requested):
         raise PullError(f"the cache in {directory} is damaged", "inspect it with hf cache ls -vvv")
     strategy = cache.delete_files(*files)
-    try:
+    with translate_os_errors(PullError, directory):
         strategy.execute()
-    except OSError as error:
-        raise PullError(f"{error.filename}: {error.strerror}", "make the cache writable") from error
     return strategy.expected_freed_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from time import sleep
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -15,7 +15,7 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.core.version import __version__
-from cerebrum_cli.library.reference import RepositoryKind
+from cerebrum_cli.library.cache import RepositoryKind
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -30,7 +30,7 @@ MAX_BACKOFF_S = 16.0
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_WAIT = re.compile(r"(?:^|r=0;t=)(\d+)")  # seconds, in `Retry-After: 55` or `RateLimit: "api";r=0;t=55`
+_WAIT = r"(?:^|r=0;t=)(\d+)"  # seconds, in `Retry-After: 55` or `RateLimit: "api";r=0;t=55`
 _LATER = "try again later"
 _LOG_IN = "run hf auth login, or set HF_TOKEN"
 CHECK_NETWORK = (
@@ -93,17 +93,27 @@ def hub_api() -> HfApi:
     return HfApi(library_name="cerebrum", library_version=__version__)
 
 
-def request_headers() -> dict[str, str]:
-    """Headers of huggingface_hub's own requests, with the user's token."""
-    from huggingface_hub.utils._headers import build_hf_headers
-
-    return build_hf_headers(library_name="cerebrum", library_version=__version__)
-
-
 def timeout() -> Any:  # which huggingface_hub takes for a number, and hands to httpx2
     import httpx2
 
     return httpx2.Timeout(float(constants().HF_HUB_DOWNLOAD_TIMEOUT), connect=CONNECT_S)
+
+
+@contextmanager
+def opened(url: str, **request: Any) -> Iterator[httpx2.Response]:
+    """The response to a GET with the user's token, whose body is not read yet. Raises HfHubHTTPError."""
+    from huggingface_hub import get_session
+    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub.utils._http import hf_raise_for_status
+
+    client = get_session()
+    headers = build_hf_headers(library_name="cerebrum", library_version=__version__) | request.pop("headers", {})
+    built = client.build_request("GET", url, headers=headers, timeout=timeout(), **request)
+    with closing(client.send(built, stream=True)) as response:
+        if not response.is_success:
+            response.read()
+        hf_raise_for_status(response)
+        yield response
 
 
 def token_location() -> str | None:
@@ -173,36 +183,40 @@ def not_a_hub() -> HubError:
 
 
 def _response_error(subject: str, kind: RepositoryKind, error: Any) -> CerebrumError:
-    """The error for an HfHubHTTPError."""
+    """The error for an HfHubHTTPError. The storage of files, to which the Hub redirects, rejects a URL that is old."""
     import httpx2
-    from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
 
     response: httpx2.Response = error.response
     status = response.status_code
+    if response.url.netloc == httpx2.URL(endpoint()).netloc and status in (401, 403, 404):
+        return _access_error(subject, kind, error)
+    limit = re.search(_WAIT, f"{response.headers.get('Retry-After')} {response.headers.get('RateLimit')}")
+    retries = 5 if status in (408, 429) or status >= 500 else 0
+    if status in (401, 403, 404):
+        retries = 2
+    problem = f"the Hub responded {status} {response.reason_phrase}"
+    return HubError(problem, _LATER, retries, float(limit[1]) if limit else None)
+
+
+def _access_error(subject: str, kind: RepositoryKind, error: Any) -> CerebrumError:
+    """The error for a repository that does not exist, or that the user may not read."""
+    from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
+
     repo_id = "/".join(subject.split("/")[:2])
     page = f"{endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+    message = error.response.headers.get("X-Error-Message", "")
     if isinstance(error, RevisionNotFoundError):
         return ModelNotFound(f"{repo_id} has no such revision", f"see its branches at {page}/tree/main")
-    # The Hub redirects requests for files to its storage, whose URLs are valid for an hour, and renamed repositories.
-    is_from_storage = response.url.netloc != httpx2.URL(endpoint()).netloc
-    if is_from_storage and status in (401, 403, 404):
-        return HubError(f"the Hub's storage rejected the download URL ({status})", _LATER, retries=2)
     if isinstance(error, GatedRepoError):
         hint = f"accept them at {page}, then {_LOG_IN}"
         return HubError(f"{repo_id} is gated: you must accept its terms first", hint)
-    message = response.headers.get("X-Error-Message", "")
-    if status == 403:
+    if error.response.status_code == 403:
         problem = f"the Hub denied access to {subject}: {message or 'forbidden'}"
         return HubError(problem, "use a token with access: set HF_TOKEN")
-    if status == 401 and "credentials in Authorization" in message:
+    if "credentials in Authorization" in message:
         return HubError(f"the Hub rejected the token in {token_location()}", _LOG_IN)
-    if status in (401, 404):
-        hint = f"check the spelling; for a private repository {_LOG_IN}"
-        return ModelNotFound(f"{repo_id}: no such repository on the Hub, or it is private", hint)
-    limit = _WAIT.search(f"{response.headers.get('Retry-After')} {response.headers.get('RateLimit')}")
-    wait_s = float(limit[1]) if limit else None
-    retries = 5 if status in (408, 429) or status >= 500 else 0
-    return HubError(f"the Hub responded {status} {response.reason_phrase}", _LATER, retries, wait_s)
+    hint = f"check the spelling; for a private repository {_LOG_IN}"
+    return ModelNotFound(f"{repo_id}: no such repository on the Hub, or it is private", hint)
 
 
 def _connection_error(error: httpx2.TransportError) -> HubError:
@@ -214,17 +228,17 @@ def _connection_error(error: httpx2.TransportError) -> HubError:
     causes: list[BaseException] = [error]
     while cause := causes[-1].__cause__ or causes[-1].__context__:
         causes.append(cause)
-    known = {  # the problem and the number of retries; the first match wins
-        socket.gaierror: ("cannot resolve the host name", 1),
-        ssl.SSLError: ("cannot verify its certificate", 0),
-        httpx2.ConnectTimeout: ("timed out", 1),
-        TimeoutError: ("timed out", 5),
-        ConnectionRefusedError: ("connection refused", 1),
-        Exception: ("connection lost", 5),
+    problems = {  # the first match wins
+        socket.gaierror: "cannot resolve the host name",
+        ssl.SSLError: "cannot verify its certificate",
+        TimeoutError: "timed out",
+        ConnectionRefusedError: "connection refused",
+        Exception: "connection lost",
     }
-    problem, retries = next(known[kind] for kind in known if any(isinstance(cause, kind) for cause in causes))
+    problem = next(problems[kind] for kind in problems if any(isinstance(cause, kind) for cause in causes))
+    is_connected = not isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
     url = error.request.url
     host = url.netloc.decode("ascii", "replace")
     if proxy := named_proxy(url.scheme, url.host):
         host += f" via proxy {proxy.rpartition('//')[2].rpartition('@')[2]}"
-    return HubError(f"{host}: {problem}", CHECK_NETWORK, retries)
+    return HubError(f"{host}: {problem}", CHECK_NETWORK, retries=5 if is_connected else 1)

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cerebrum_cli.core.declaration import LORA
 from cerebrum_cli.core.errors import CerebrumError, ModelFileError
@@ -18,13 +18,10 @@ from cerebrum_cli.core.text import short_digest
 from cerebrum_cli.formats.choice import FORMAT_NAMES
 from cerebrum_cli.gguf.header import Header, parts_sizes, read_header, require_generative
 from cerebrum_cli.gguf.sizes import ModelSizes
-from cerebrum_cli.library.origins import LOCAL_FILE, Bundled, Folder, LocalFile, Origin, Pulled, Registered, Served
+from cerebrum_cli.library.model_files import parts_of
 from cerebrum_cli.library.recommended import recommended_sampling
-from cerebrum_cli.library.reference import (
-    ModelReference,
-    parts_of,
-)
-from cerebrum_cli.library.registry import RegistryEntry
+from cerebrum_cli.library.reference import ModelReference
+from cerebrum_cli.library.registry import RegistryEntry, Source
 
 if TYPE_CHECKING:
     from cerebrum_cli.library.adapters import Adapter
@@ -39,16 +36,35 @@ NANO_NAME = "nano"
 
 @dataclass(frozen=True)
 class InstalledModel:
-    """An installed model: its files in order, where it comes from, and its catalog entry.
+    """An installed model: its files in order, where they come from, its registry entry and its row in the catalog.
 
-    `adapters` are applied when it is loaded.
+    It may be `cached` in the Hugging Face cache; if `is_shadowed`, another one there has the same short name, which
+    refers to that one. A model that only a `server` has has the file of the bundled one, whose vocabulary stands in for
+    its own; weights to merge have their `folder`. `adapters` are applied when it is loaded.
     """
 
     name: str
     paths: Paths
-    origin: Origin = LOCAL_FILE
+    source: Source | Literal["bundled", "server", "folder"] = "local"
+    entry: RegistryEntry | None = None
+    cached: CachedModel | None = None
+    is_shadowed: bool = False
     spec: ModelSpec | None = None
     adapters: tuple[Adapter, ...] = ()
+
+    @classmethod
+    def bundled(cls) -> InstalledModel:
+        return cls(NANO_NAME, (NANO,), "bundled")
+
+    @classmethod
+    def served(cls, name: str) -> InstalledModel:
+        """A model that only a server has."""
+        return cls(name, (NANO,), "server")
+
+    @classmethod
+    def folder(cls, name: str, folder: Path, spec: ModelSpec | None = None) -> InstalledModel:
+        """Weights in a folder with safetensors, which can be merged."""
+        return cls(name, (folder,), "folder", spec=spec)
 
     @property
     def path(self) -> Path:
@@ -123,39 +139,19 @@ class InstalledModel:
 
     @property
     def is_served(self) -> bool:
-        return isinstance(self.origin, Served)
+        return self.source == "server"
 
     @property
-    def is_shadowed(self) -> bool:
-        return isinstance(self.origin, Pulled) and self.origin.is_shadowed
-
-    @property
-    def entry(self) -> RegistryEntry | None:
-        return self.origin.entry if isinstance(self.origin, Registered) else None
-
-    @property
-    def cached(self) -> CachedModel | None:
-        return self.origin.cached if isinstance(self.origin, Registered | Pulled) else None
-
-    @property
-    def source(self) -> str:
-        """What `list --json` has as its source."""
-        match self.origin:
-            case Registered(entry):
-                return entry.source
-            case Pulled():
-                return "hub"
-        return "local"
+    def is_unregistered(self) -> bool:
+        """Whether it is a user's file that only its path refers to."""
+        return self.source == "local" and self.entry is None
 
     @property
     def is_verified(self) -> bool:
         """Whether its digest was compared with a published one, or we wrote it ourselves; unknown of several parts."""
-        match self.origin:
-            case Bundled():
-                return True
-            case Registered(entry):
-                return entry.source not in ("local", "ollama") and len(self.paths) == 1 and entry.is_current
-        return False
+        if self.entry is None or self.source in ("local", "ollama") or len(self.paths) > 1:
+            return self.source == "bundled"
+        return self.entry.is_current
 
     def text_of(self, key: str) -> str:
         """The text of a key of the header; empty without it, and for any other value."""
@@ -183,10 +179,6 @@ class InstalledModel:
         return self.source == "converted" and self.is_usable
 
     @property
-    def display_name(self) -> str:
-        return self.quantization or self.path.stem
-
-    @property
     def usage_key(self) -> str:
         """Name of its usage record, which stays the same in new commits of its repository."""
         name = f"{self.cached.repo_id}/{self.cached.names[0]}" if self.cached else str(self.path)
@@ -194,30 +186,33 @@ class InstalledModel:
 
     @property
     def quantization(self) -> str | None:
+        """The quantization that its repository or its file states."""
         return self.cached.quantization if self.cached else self.header.quantization
 
     @property
+    def type_name(self) -> str:
+        """What tells it from other files of the same model: its quantization, or else the name of its file."""
+        return self.quantization or self.path.stem
+
+    @property
     def reference(self) -> str:
-        match self.origin:
-            case LocalFile():
-                return str(self.path)
-            case Pulled(cached, is_shadowed=True):
-                return str(ModelReference(cached.repo_id, file=cached.names[0], revision=cached.commit))
-            case Pulled(cached):
-                return str(ModelReference(self.name, cached.quantization))
-        return self.name
+        """What refers to it on a command line."""
+        if self.is_unregistered:
+            return str(self.path)
+        if self.entry or self.cached is None:
+            return self.name
+        if self.is_shadowed:
+            return str(ModelReference(self.cached.repo_id, file=self.cached.names[0], revision=self.cached.commit))
+        return str(ModelReference(self.name, self.cached.quantization))
 
     @property
     def label(self) -> str:
-        return self.name if self.origin == LocalFile() else self.reference
-
-    @property
-    def public_name(self) -> str:
-        """Its name for a file that may be shared: without local directories."""
-        return self.path.name if self.origin == LocalFile() else self.reference
+        """Its name for people and for files that may be shared: without local directories."""
+        return self.name if self.is_unregistered else self.reference
 
     @property
     def references(self) -> set[str]:
+        """Its reference, and that of its repository or its row in the catalog."""
         if self.cached is None:
             return {self.reference}
         name = self.spec.name if self.spec else self.cached.repo_id
@@ -231,11 +226,8 @@ class InstalledModel:
     def known_format(self) -> str | None:
         if self.spec and self.spec.format:
             return self.spec.format
-        match self.origin:
-            case Bundled():
-                return "cerebrum"
-            case Folder():
-                return None
+        if self.source in ("bundled", "folder"):
+            return "cerebrum" if self.source == "bundled" else None
         merged = self.text_of(MERGE_FORMAT)
         return merged if merged != EMBEDDED and merged in FORMAT_NAMES else None
 
@@ -259,20 +251,6 @@ class InstalledModel:
     @property
     def trained_context(self) -> int:
         return self.header.context_length or (self.spec and self.spec.context_size) or 2048
-
-
-def bundled_model() -> InstalledModel:
-    return InstalledModel(NANO_NAME, (NANO,), Bundled())
-
-
-def served_model(name: str) -> InstalledModel:
-    """A model that only a server has."""
-    return InstalledModel(name, (NANO,), Served())
-
-
-def folder_model(name: str, folder: Path, spec: ModelSpec | None = None) -> InstalledModel:
-    """Weights in a folder with safetensors, which can be merged."""
-    return InstalledModel(name, (folder,), Folder(), spec)
 
 
 def model_paths(path: Path) -> Paths:

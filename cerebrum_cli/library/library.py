@@ -14,16 +14,15 @@ from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.files import Paths, exists, is_file
 from cerebrum_cli.core.paths import absolute_path, as_path, is_missing, looks_like_path
 from cerebrum_cli.core.text import short_name
-from cerebrum_cli.library.installed import NANO_NAME, InstalledModel, bundled_model, model_paths
+from cerebrum_cli.library.installed import NANO_NAME, InstalledModel, model_paths
+from cerebrum_cli.library.model_files import same_quantization
 from cerebrum_cli.library.not_found import file_not_found, no_default, not_installed, unknown_model
-from cerebrum_cli.library.origins import Bundled, LocalFile, Pulled, Registered
 from cerebrum_cli.library.reference import (
-    MODEL_NAME,
     ModelReference,
     OllamaReference,
     Reference,
+    is_model_name,
     parse_reference,
-    same_quantization,
 )
 from cerebrum_cli.library.registry import Registry, RegistryEntry, Source
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.cache import Cache, CachedModel
     from cerebrum_cli.library.catalogue import Catalogue, ModelSpec
     from cerebrum_cli.library.fit import Availability, FitRequest
+    from cerebrum_cli.library.ollama import OllamaModel
     from cerebrum_cli.library.removal import Removal
 
 
@@ -73,19 +73,17 @@ class Library:
         return registered + [model for model in self._pulled() if model.path not in paths]
 
     def _pulled(self) -> list[InstalledModel]:
-        seen = set[str]()
-        pulled = []
+        pulled: dict[str, InstalledModel] = {}
         for cached in self.cache.models():
             model = self.model_from_cache(cached)
-            if model.reference in seen:
-                model = replace(model, origin=Pulled(cached, is_shadowed=True))
-            seen.add(model.reference)
-            pulled.append(model)
-        return pulled
+            if model.reference in pulled:
+                model = replace(model, is_shadowed=True)
+            pulled[model.reference] = model
+        return [*pulled.values()]
 
     def model_from_cache(self, cached: CachedModel) -> InstalledModel:
         spec = self.catalogue.in_repository(cached.repo_id, cached.names[:1])
-        return InstalledModel(spec.name if spec else cached.repo_id, cached.paths, Pulled(cached), spec)
+        return InstalledModel(spec.name if spec else cached.repo_id, cached.paths, "hub", cached=cached, spec=spec)
 
     def resolve(self, text: str | None) -> InstalledModel:
         """The model of a reference, or the default model if None. Raises ModelNotFound."""
@@ -99,14 +97,11 @@ class Library:
         if ":" not in text and self.registry.find(text):
             return ModelReference(text)
         try:
-            reference = parse_reference(text, environment("HF_ENDPOINT"))
+            return parse_reference(text, environment("HF_ENDPOINT"))
         except UsageError as error:
             if "://" in text:
                 raise
-            if "/" in text or text.endswith(":"):
-                raise ModelNotFound(error.message, error.hint) from error
-            raise self._unknown(text) from error
-        return as_path(text) if isinstance(reference, Path) else reference
+            raise ModelNotFound(error.message, error.hint) from error
 
     def find(self, reference: Reference) -> InstalledModel:
         if isinstance(reference, Path):
@@ -118,12 +113,11 @@ class Library:
                 raise ModelNotFound(problem, f"pull it again, or remove it: cerebrum rm {entry.name}")
             return registered
         if str(reference) == NANO_NAME:
-            return bundled_model()
+            return InstalledModel.bundled()
         if isinstance(reference, OllamaReference):
             from cerebrum_cli.library.ollama import find_ollama_model
 
-            if entry := self.registry.find(str(find_ollama_model(reference).reference)):
-                return self.model_from_entry(entry)
+            find_ollama_model(reference)
             raise ModelNotFound(f"{reference} is not registered", f"cerebrum pull {reference}")
         if model := self.best_match(reference, self.models()):
             return model
@@ -155,7 +149,7 @@ class Library:
     def model_from_entry(self, entry: RegistryEntry) -> InstalledModel:
         spec = self.catalogue.named(entry.name) or self.catalogue.in_file(entry.path)
         cached = self.cache.model_at(entry.path) if entry.source == "hub" else None
-        return InstalledModel(entry.name, model_paths(entry.path), Registered(entry, cached), spec)
+        return InstalledModel(entry.name, model_paths(entry.path), entry.source, entry, cached, spec=spec)
 
     def register(self, path: Path, sha256: str, name: str, source: Source) -> InstalledModel:
         """Register a file. Raises ModelFileError for one that is no model, and ConfigError."""
@@ -172,7 +166,7 @@ class Library:
 
         A `path` may also be the directory of the file.
         """
-        if not MODEL_NAME.fullmatch(name) or looks_like_path(name):
+        if not is_model_name(name) or looks_like_path(name):
             hint = "use --name with letters, digits, `.`, `_` and `-`, and without .gguf"
             raise UsageError(f"invalid name: {name!r}", hint)
         named = self.catalogue.named(name)
@@ -183,29 +177,22 @@ class Library:
             raise UsageError(f"the name {name} belongs to another model", "choose another with --name")
 
     def identity(self, model: InstalledModel) -> str:
-        """Unique text for a model's files and adapters."""
-        identity = self.file_identity(model)
-        if model.adapters:
-            return f"{identity} with adapters {model.adapter_identity}"
-        return identity
-
-    def file_identity(self, model: InstalledModel) -> str:
         """Unique text for a model's files: the size of each, and its digest if that is known, or its path and time."""
-        if model.is_served:
-            return model.name
-        return " ".join(map(self._identity_of_file, model.paths))
-
-    def _identity_of_file(self, path: Path) -> str:
-        stat = path.stat()
-        digest = self.registry.known_digest(path)
-        content = digest.sha256 if digest else f"{path} {stat.st_mtime_ns}"
-        return f"{content} {stat.st_size}"
+        return self._identity(model, self.registry.known_digest)
 
     def hashed_identity(self, model: InstalledModel) -> str:
-        """`file_identity` with the digests of all files, which are computed unless they are known."""
+        """The same with the digests of all files, which are computed unless they are known."""
+        return self._identity(model, self.registry.digest)
+
+    def _identity(self, model: InstalledModel, digest_of: Callable[[Path], RegistryEntry | None]) -> str:
         if model.is_served:
             return model.name
-        return " ".join(f"{digest.sha256} {digest.size}" for digest in map(self.registry.digest, model.paths))
+        texts = []
+        for path in model.paths:
+            digest, stat = digest_of(path), path.stat()
+            content = digest.sha256 if digest else f"{path} {stat.st_mtime_ns}"
+            texts.append(f"{content} {stat.st_size}")
+        return " ".join(texts)
 
     def with_adapters(self, model: InstalledModel, texts: Sequence[str]) -> InstalledModel:
         """The model with the adapters that `--lora` names; one with scale 0 is only checked.
@@ -229,6 +216,12 @@ class Library:
             return replace(model, adapters=applied)
         return model
 
+    def models_of_ollama(self) -> tuple[list[OllamaModel], list[ModelNotFound]]:
+        """Ollama's models, and what is wrong with its directories."""
+        from cerebrum_cli.library.ollama import ollama_models, unreadable_directories
+
+        return list(ollama_models()), unreadable_directories()
+
     def is_default(self, model: InstalledModel) -> bool:
         return self.registry.default in model.references
 
@@ -245,20 +238,18 @@ class Library:
         return self.resolve(default)
 
     def _matches(self, reference: ModelReference, model: InstalledModel) -> bool:
-        cached = model.cached
-        revision = reference.revision
-        wanted = reference.quantization
-        if model.missing or (wanted and not same_quantization(wanted, model.quantization or "")):
+        wanted, cached = reference.quantization, model.cached
+        if model.missing or (wanted and not same_quantization(wanted, model.type_name)):
             return False
         if model.is_converted and model.converted_from["source"].lower() == reference.name.lower():
-            return revision is None or self.cache.commit(reference.name, revision) == model.converted_from["commit"]
-        if not reference.is_on_hub:
+            repo_id, commit = reference.name, model.converted_from.get("commit")
+        elif not reference.is_on_hub:
             return model.name == reference.name or bool(model.spec and model.spec.has_name(reference.name))
-        if cached is None or cached.repo_id.lower() != reference.name.lower():
+        elif cached and cached.repo_id.lower() == reference.name.lower() and reference.file in (None, *cached.names):
+            repo_id, commit = cached.repo_id, cached.commit
+        else:
             return False
-        if reference.file not in (None, *cached.names):
-            return False
-        return revision is None or self.cache.commit(cached.repo_id, revision) == cached.commit
+        return reference.revision is None or self.cache.commit(repo_id, reference.revision) == commit
 
     def best_match(self, reference: Reference, models: Iterable[InstalledModel]) -> InstalledModel | None:
         """The model of a reference: of several quantizations the default, else the recommended one."""
@@ -271,7 +262,7 @@ class Library:
                 return model
         if len(usable) <= 1:
             return usable[0] if usable else None
-        first_by_name = {model.display_name: model for model in reversed(usable)}
+        first_by_name = {model.type_name: model for model in reversed(usable)}
         available = self.fit_request(None).assess_installed([usable[0], *first_by_name.values()])
         return first_by_name[available.chosen.quantization]
 
@@ -288,7 +279,7 @@ class Library:
 
     def quantizations(self, model: InstalledModel, context: int | None) -> Availability | None:
         """All quantizations of an installed model, without the network; None if none are known."""
-        request = self.fit_request(context, model.display_name)
+        request = self.fit_request(context, model.type_name)
         others = [installed for installed in self.models() if installed.path != model.path]
         if model.spec:
             return request.assess_spec(model.spec, [*others, model])
@@ -315,10 +306,10 @@ class Library:
         except ModelNotFound as error:
             error.hint = "list installed models with cerebrum list"
             raise
-        if model.origin == Bundled():
+        if model.source == "bundled":
             hint = "cerebrum list shows which models can be deleted"
             raise UsageError(f"{model.name} is part of cerebrum and cannot be deleted", hint)
-        if model.origin == LocalFile():
+        if model.is_unregistered:
             hint = "delete the file yourself; cerebrum list shows what rm can remove"
             raise ModelNotFound(f"{model.path} is not registered", hint)
         return model

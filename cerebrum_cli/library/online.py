@@ -16,7 +16,19 @@ from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.library.cache import Cache, CachedFile, cache_directory
 from cerebrum_cli.library.download import Download, git_hash
 from cerebrum_cli.library.hub import FoundRepository, Listing, find_repositories, list_repository
-from cerebrum_cli.library.hub_requests import HubError, RetryPolicy
+from cerebrum_cli.library.hub_requests import (
+    HubError,
+    RetryPolicy,
+)
+from cerebrum_cli.library.hub_requests import (
+    check_reachable as check_reachable,
+)
+from cerebrum_cli.library.hub_requests import (
+    offline_if_unreachable as offline_if_unreachable,
+)
+from cerebrum_cli.library.hub_requests import (
+    token_location as token_location,
+)
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cerebrum_cli.core.environment import is_hub_offline
@@ -16,13 +16,10 @@ from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.gguf.header import Header, NoLanguageModel, header_from_tables, parse_tables, require_generative
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.fit import MAX_NAMED, Availability, FitRequest, QuantizationFit, spec_sizes
-from cerebrum_cli.library.hub import HubFile, Listing, list_repository
-from cerebrum_cli.library.hub_headers import header_bytes
+from cerebrum_cli.library.hub import Listing, header_bytes, list_repository
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
-from cerebrum_cli.library.reference import (
-    ModelReference,
-    Reference,
+from cerebrum_cli.library.model_files import (
     Variant,
     complete_variants,
     in_quantization,
@@ -32,8 +29,26 @@ from cerebrum_cli.library.reference import (
     variant_of,
     variants,
 )
+from cerebrum_cli.library.reference import ModelReference, Reference
 
 MAX_MODELS = 300  # of a repository that are assessed; no model has as many quantizations
+
+
+@frozen
+class DownloadOptions:
+    """What a user chooses about a pull: without the network, a context size in tokens, and a quantization.
+
+    Safetensors are converted to the `type`; those of a repository `from_weights` even if it has GGUF files.
+    """
+
+    offline: bool = False
+    context: int | None = None
+    type: str | None = None
+    from_weights: bool = False
+
+    @property
+    def is_offline(self) -> bool:
+        return self.offline or is_hub_offline()
 
 
 @frozen
@@ -60,7 +75,7 @@ class DownloadPlan:
 
     `builds` are models of a `listing` of the Hub: one, or those among which the user must choose. Weights have a
     `conversion`. A model of a package, a merged one and a plan without the network have neither. `is_requested` if the
-    user has named the quantization.
+    user has named the quantization. The `header` of a file is None if the catalog knows the model's memory.
     """
 
     available: Availability
@@ -68,6 +83,7 @@ class DownloadPlan:
     builds: tuple[Variant, ...] = ()
     conversion: Conversion | None = None
     is_requested: bool = False
+    header: Header | None = None
 
     @property
     def chosen(self) -> QuantizationFit:
@@ -97,94 +113,76 @@ class DownloadPlan:
             raise PullError(f"no safetensors of {self.available.name} are known", hint)
         return self.conversion
 
-    @property
-    def build_references(self) -> list[ModelReference]:
-        """References to one file for each of the builds."""
-        assert self.listing is not None, "only repositories have builds"
-        return [
-            ModelReference(self.listing.repo_id, None, build.files[0], self.listing.revision) for build in self.builds
-        ]
-
-    def several_builds(self) -> UsageError:
-        """The error for a reference that means several models of a repository."""
-        choices = self.build_references
+    def require_one_build(self) -> None:
+        """Raise UsageError, which names the files, for a reference that means several models of a repository."""
+        if len(self.builds) <= 1 or self.listing is None:
+            return
+        repo_id, revision = self.listing.repo_id, self.listing.revision
+        files = [str(ModelReference(repo_id, file=build.files[0], revision=revision)) for build in self.builds]
         kind = "models without a quantization in their names"
         if is_labeled(self.builds[0]):
             kind = f"{self.chosen.quantization} models"
-        named = " or ".join(map(str, choices[:MAX_NAMED]))
-        if len(choices) > MAX_NAMED:
-            named += ", or one of the others"
-        return UsageError(f"{choices[0].name} has several {kind}", f"choose one: {named}")
+        others = ", or one of the others" if len(files) > MAX_NAMED else ""
+        raise UsageError(f"{repo_id} has several {kind}", f"choose one: {' or '.join(files[:MAX_NAMED])}{others}")
 
 
 @dataclass(slots=True)
 class Planner:
-    """Plans downloads and conversions for a context size, if one is chosen. Nothing is downloaded.
+    """Plans downloads and conversions; nothing is downloaded.
 
-    Safetensors in a folder are converted to `type`; those of a repository `from_weights` even if it has GGUF files.
     `conversion` reads what weights in a folder or repository can be converted to.
     """
 
     library: Library
     progress: Progress
+    options: DownloadOptions
     conversion: Callable[[Path | Listing], Conversion]
-    offline: bool = False
-    context: int | None = None
-    type: str | None = None
-    from_weights: bool = False
-    _headers: dict[tuple[str, str], Header] = field(default_factory=dict)
-
-    @property
-    def is_offline(self) -> bool:
-        return self.offline or is_hub_offline()
 
     def plan(self, reference: Reference) -> DownloadPlan:
         """Plan a reference's download. Raises ModelNotFound if nothing matches, HubError if the Hub fails."""
-        spec = self.library.catalogue.meant_by(reference)
-        quantization = reference.quantization if isinstance(reference, ModelReference) else self.type
-        request = self.library.fit_request(self.context, quantization)
-        if spec and spec.weights and (self.from_weights or not spec.sources):
+        options, spec = self.options, self.library.catalogue.meant_by(reference)
+        quantization = reference.quantization if isinstance(reference, ModelReference) else options.type
+        request = self.library.fit_request(options.context, quantization)
+        if spec and spec.weights and (options.from_weights or not spec.sources):
             reference = ModelReference(spec.weights)
         match reference:
             case Path() if is_directory(reference):
                 return self._plan_conversion(reference, request, spec)
-            case ModelReference(is_on_hub=True) if not self.is_offline:
+            case ModelReference(is_on_hub=True) if not options.is_offline:
                 return self._plan_repository(reference, request, spec)
-        if spec and not (spec.package or spec.is_built or self.is_offline):
+        if spec and not (spec.package or spec.is_built or options.is_offline):
             return self._plan_spec(spec, request)
         if spec:
             available = request.assess_spec(spec, self.library.models())
         else:
-            available = self.library.quantizations(self.library.find(reference), self.context)
+            available = self.library.quantizations(self.library.find(reference), options.context)
         if available is None:
             raise ModelNotFound(f"no quantizations of {reference} are known", "list them online: omit --offline")
         return DownloadPlan(available)
 
     def _plan_spec(self, spec: ModelSpec, request: FitRequest) -> DownloadPlan:
-        """Plan with the first repository of a catalog model that exists."""
-        if not spec.sources:
-            raise ModelNotFound(f"{spec.name} cannot be downloaded", spec.notes)
-        errors = []
+        """Plan with the first repository of a catalog model that exists and has it."""
+        missing = None
         for source in spec.sources:
             try:
                 listing = list_repository(source.repo_id, self.progress, source.revision)
                 models = [model for model in variants(listing.files) if source.matches(Path(model.files[0]).name)]
                 return self._plan_files(spec, listing, models, request)
             except ModelNotFound as error:
-                errors.append(error)
-        raise errors[0]
+                missing = missing or error
+        raise missing or ModelNotFound(f"{spec.name} cannot be downloaded", spec.notes)
 
     def _plan_repository(self, reference: ModelReference, request: FitRequest, spec: ModelSpec | None) -> DownloadPlan:
         self.library.catalogue.require_not_refused(reference.name)
         listing = list_repository(reference.name, self.progress, reference.revision)
         names = [name for name in listing.files if name.lower().endswith(".gguf")]
-        if self.from_weights or not (names or reference.file):
+        if self.options.from_weights or not (names or reference.file):
             return self._plan_conversion(listing, request, spec)
         if reference.file:
             return self._plan_files(None, listing, [_model_of_file(listing, reference.file, names)], request)
-        models = variants(listing.files)
+        models = variants(names)
         wanted = request.quantization if models else None
-        if not in_quantization(models, request.quantization) and (lacking := lacking_part(names, wanted)):
+        if not in_quantization(models, wanted) and (lacking := lacking_part(names, wanted)):
             listing.file(lacking)  # raises the error for it
         if not models:  # companions alone: the header of one says what it is
             models = complete_variants(names)
@@ -208,7 +206,7 @@ class Planner:
         if len(plan.builds) > 1 or (spec and spec.kv_bytes_per_token):
             return plan
         try:
-            header = self.header(listing, plan.builds[0])
+            header = read_remote_header(listing, plan.builds[0], self.progress)
         except NoLanguageModel as error:
             if others := sorted({model.quantization for model in models} - {plan.chosen.quantization}):
                 named = format_names([f"{listing.repo_id}:{quantization}" for quantization in others], MAX_NAMED)
@@ -234,7 +232,8 @@ class Planner:
         builds = in_quantization(models, request.quantization or available.chosen.quantization)
         if request.quantization is None and not is_labeled(builds[0]):
             builds = [model for model in models if not is_labeled(model)]
-        return DownloadPlan(available, listing, tuple(builds), is_requested=request.quantization is not None)
+        is_requested = request.quantization is not None
+        return DownloadPlan(available, listing, tuple(builds), is_requested=is_requested, header=header)
 
     def _plan_conversion(self, source: Path | Listing, request: FitRequest, spec: ModelSpec | None) -> DownloadPlan:
         """Plan a conversion; without a requested type, prefer the one installed last."""
@@ -250,26 +249,19 @@ class Planner:
         listing = source if isinstance(source, Listing) else None
         return DownloadPlan(available, listing, conversion=conversion, is_requested=is_requested)
 
-    def header(self, listing: Listing, model: Variant) -> Header:
-        """Header of a model on the Hub. Raises ModelFileError for one that cannot be used here."""
-        file = listing.file(model.files[0])
-        key = (listing.commit, file.name)
-        if key not in self._headers:
-            self._headers[key] = self._read_header(listing, file)
-        return self._headers[key]
 
-    def _read_header(self, listing: Listing, file: HubFile) -> Header:
-        path = Path(listing.repo_id, file.name)
-        header = header_from_tables(path, parse_tables(path, header_bytes(listing, file, self.progress), file.size))
-        require_generative(path, header)
-        return header
+def read_remote_header(listing: Listing, model: Variant, progress: Progress) -> Header:
+    """Header of a model on the Hub. Raises ModelFileError for one that cannot be used here."""
+    file = listing.file(model.files[0])
+    path = Path(listing.repo_id, file.name)
+    header = header_from_tables(path, parse_tables(path, header_bytes(listing, file, progress), file.size))
+    require_generative(path, header)
+    return header
 
 
 def _model_of_file(listing: Listing, file: str, names: Sequence[str]) -> Variant:
     """The model that a file of a repository begins. Raises ModelNotFound if there is no such file."""
     if file in names:
         return variant_of(file)
-    alike = [name for name in names if name.lower().endswith(file.lower())]
-    similar = did_you_mean(file, alike or names, 3, 0 if alike else 0.6)
-    hint = f"{similar}list its models: cerebrum pull --dry-run {listing.repo_id}"
+    hint = f"{did_you_mean(file, names, 3)}list its models: cerebrum pull --dry-run {listing.repo_id}"
     raise ModelNotFound(f"{listing.repo_id} has no complete model {file}", hint)

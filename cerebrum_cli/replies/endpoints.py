@@ -9,7 +9,7 @@ from dataclasses import replace
 from cerebrum_cli.core.errors import EndpointError, ModelNotFound, UsageError
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.settings import CHOSEN, ENVIRONMENT, Settings
-from cerebrum_cli.library.installed import InstalledModel, served_model
+from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
 from cerebrum_cli.servers.endpoint import Endpoint
 from cerebrum_cli.servers.remote_engine import probe
@@ -63,7 +63,7 @@ def find_remote_model(library: Library, settings: Settings, endpoints: Sequence[
         raise
     if model and not info.takes_messages:
         return model
-    return served_model(info.weights)
+    return InstalledModel.served(info.weights)
 
 
 def find_installed(library: Library, name: str | None) -> InstalledModel | None:

@@ -312,7 +312,7 @@ class ModelSource:
         cache = None
         if self.caches_prompts and self.settings.cache_gb and not self.vocabulary_only:
             limit = int(self.settings.cache_gb * 1e9)
-            model = self.installation.library.identity(self.model)
+            model = f"{self.installation.library.identity(self.model)} {self.model.adapter_identity or ''}".rstrip()
             cache = open_prompt_cache(self.installation.prompt_cache_directory, limit, model, format_name)
         return open_engine(self.options(), self.installation.open_file, cache)
 

@@ -16,11 +16,9 @@ from cerebrum_cli.core.text import format_duration, format_size
 from cerebrum_cli.engine.local import thread_count
 from cerebrum_cli.gguf.contents import TYPE_NUMBERS
 from cerebrum_cli.gguf.header import require_generative
-from cerebrum_cli.library.installed import InstalledModel, folder_model
+from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
-from cerebrum_cli.library.online import other_conversions
-from cerebrum_cli.library.planning import Conversion, DownloadPlan
-from cerebrum_cli.library.pull import ModelBuilder, Puller, RemoteFiles
+from cerebrum_cli.library.pull import Conversion, DownloadPlan, ModelBuilder, Puller, RemoteFiles
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
 from cerebrum_cli.weights.source_weights import Weights, local_weights, repository_weights
 from cerebrum_cli.weights.table import Table
@@ -42,16 +40,9 @@ class Converter:
 
         It is named after the type and the plan's name, unless a name was chosen.
         """
-        puller, remote = self.puller, self.weights.remote
         if found := self.found.get(plan.chosen.quantization):
-            model = puller.with_name(found, name)
-        else:
-            model = self._write(plan, name)
-        if remote and puller.discards:
-            freed = remote.discard(self.weights.files)
-            problem = f"deleted the download of {self.weights.name}"
-            puller.progress.notice(NoticeEvent(problem, f"freed {format_size(freed)}"))
-        return model
+            return self.puller.with_name(found, name)
+        return self._write(plan, name)
 
     def _write(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
         """Convert weights in their folder, and register the model.
@@ -110,19 +101,19 @@ class Converter:
             size += missing
         require_space(directory, size, PullError, DATA_ELSEWHERE)
         if missing:
-            self._require_agreement(plan, format_size(missing), then)
+            self._require_agreement(plan, remote, format_size(missing), then)
         remote.fetch(files)
 
-    def _require_agreement(self, plan: DownloadPlan, size: str, then: str) -> None:
+    def _require_agreement(self, plan: DownloadPlan, remote: RemoteFiles, size: str, then: str) -> None:
         """Ask about a download of weights. Without a terminal, --from-weights or a type must have been given."""
         puller, name = self.puller, self.weights.name
         hint = f"add -y or --type {plan.chosen.quantization}"
-        if not puller.from_weights:
-            others = other_conversions(name)
+        if not puller.options.from_weights:
+            others = remote.other_conversions
             puller.progress.notice(NoticeEvent(f"{name} has no GGUF files", others or "none were found elsewhere"))
             hint = f"{others}; or {hint}" if others else hint
         answer = puller.confirm(f"Download {size} and {then}?", True)
-        if answer is False or (answer is None and not (plan.is_requested or puller.from_weights)):
+        if answer is False or (answer is None and not (plan.is_requested or puller.options.from_weights)):
             raise PullError(f"not confirmed: the download of {name} ({size} of safetensors)", hint)
 
 
@@ -150,7 +141,7 @@ def find_conversions(library: Library, weights: Weights) -> dict[str, InstalledM
             # The configuration first: its digest is fast, unlike that of the shards.
             is_same = origin.get("configuration") == weights.configuration
             if is_same and origin["sha256"] == weights.sha256:
-                found[model.display_name] = model
+                found[model.type_name] = model
     return found
 
 
@@ -167,7 +158,7 @@ def merge(puller: Puller, text: str, name: str | None) -> InstalledModel:
     assert spec, "only models of the catalog are merged"
     if spec.quantizations:
         plan = puller.plan(library.parse(text))
-        if plan.chosen.installed and not puller.from_weights:
+        if plan.chosen.installed and not puller.options.from_weights:
             return puller.with_name(library.find(plan.available.reference), name)
         puller.require_confirmation(plan)
         require_space(directory, plan.chosen.size, MergeError, DATA_ELSEWHERE)
@@ -175,11 +166,11 @@ def merge(puller: Puller, text: str, name: str | None) -> InstalledModel:
     if name:
         library.require_free_name(name, spec, path=directory)
     kind = None
-    if puller.from_weights:
+    if puller.options.from_weights:
         kind, quantization = quantization or DEFAULT_TYPE, None
     references = source_references(library, recipe.models, quantization)
     models = {source: find_source(puller, text) for source, text in references.items()}
-    label = kind or quantization or models[recipe.models[0]].display_name
+    label = kind or quantization or models[recipe.models[0]].type_name
     file = spec.file or f"{spec.name}-{{quant}}.gguf"
     options = MergeOptions(
         type=kind,
@@ -199,11 +190,11 @@ def find_source(puller: Puller, text: str) -> InstalledModel:
     from cerebrum_cli.weights.merge import local_source
 
     source = puller.library.parse(text)
-    if puller.from_weights:
+    if puller.options.from_weights:
         plan = puller.plan(source)
         weights = plan.required_conversion
         folder = weights.fetch(plan)
-        return folder_model(weights.name, folder, puller.library.catalogue.meant_by(source))
+        return InstalledModel.folder(weights.name, folder, puller.library.catalogue.meant_by(source))
     if isinstance(source, Path):
         return local_source(source) or puller.library.find(source)
     return puller.find_or_pull(source)
@@ -231,7 +222,7 @@ def describe_merge(puller: Puller, reference: str) -> str:
     from cerebrum_cli.weights.merge import read_recipe, source_references
 
     recipe, quantization = read_recipe(puller.library, reference)
-    if puller.from_weights:
+    if puller.options.from_weights:
         sources = f"download the safetensors of {' and '.join(recipe.models)}"
     else:
         references = source_references(puller.library, recipe.models, quantization)

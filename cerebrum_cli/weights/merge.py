@@ -23,7 +23,7 @@ from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.core.transfers import OnProgress
 from cerebrum_cli.engine.local import thread_count
 from cerebrum_cli.gguf.header import read_header, require_loadable
-from cerebrum_cli.library.installed import InstalledModel, folder_model
+from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
 from cerebrum_cli.weights.execute import CHUNK_WEIGHTS, PENDING_PER_THREAD, execute, require_supported_types
@@ -83,7 +83,7 @@ def local_source(path: Path) -> InstalledModel | None:
         return None
     require_weights(path, names_in(path))
     path = path.resolve()
-    return folder_model(path.name, path)
+    return InstalledModel.folder(path.name, path)
 
 
 def resolve_models(references: Mapping[str, str], find: Callable[[str], InstalledModel]) -> Models:
@@ -139,7 +139,7 @@ def prepare(recipe: Recipe, models: Models, options: MergeOptions) -> Merge:
             tables[name] = read_checkpoint(model.path, model.name)
         else:
             require_loadable(model.path, read_header(model.path))
-            tables[name] = read_table(model.public_name, model.paths)
+            tables[name] = read_table(model.label, model.paths)
         array_items += tables[name].array_items
     dtype = recipe.dtype
     if recipe.method == "passthrough":

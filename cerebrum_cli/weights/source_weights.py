@@ -13,7 +13,6 @@ from cerebrum_cli.core.files import reading_model, translate_os_errors, work_dir
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.paths import as_reference
 from cerebrum_cli.core.text import name_from_stem
-from cerebrum_cli.library.online import other_conversions
 from cerebrum_cli.library.pull import Puller, RemoteFiles
 from cerebrum_cli.weights.checkpoints.checkpoint import CONFIG, read_checkpoint, read_configuration
 from cerebrum_cli.weights.checkpoints.configuration import USE_GGUF
@@ -110,7 +109,7 @@ def repository_weights(puller: Puller, remote: RemoteFiles) -> Weights:
             table = read_checkpoint(folder, repo_id)
         except ModelFileError as error:
             error.message = error.message.replace(str(folder), repo_id)
-            if converted := other_conversions(repo_id):
+            if converted := remote.other_conversions:
                 error.hint += f"; others have converted it: {converted}"
             raise
     return Weights(repo_id, remote.folder, shards, others, table, lambda name: listing.file(name).digest, remote)

@@ -27,7 +27,6 @@ from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.tools import Round, ToolCall
 from cerebrum_cli.library.installed import NANO, InstalledModel
-from cerebrum_cli.library.origins import Registered
 from cerebrum_cli.library.registry import RegistryEntry
 from cerebrum_cli.main import run
 from cerebrum_cli.replies.reply import Reply
@@ -47,7 +46,7 @@ def finished(text: str, reasoning: str | None, tokens: tuple[int, ...], finish: 
 
 FOUR = finished("Four.", "2 and 2", (7, 8))
 SIX = finished("Six.", None, (9,))
-MODEL = InstalledModel("mine", (NANO,), Registered(RegistryEntry("mine", NANO, 1, "00", 1, "local")))
+MODEL = InstalledModel("mine", (NANO,), entry=RegistryEntry("mine", NANO, 1, "00", 1, "local"))
 LOADED: Any = SimpleNamespace(model=MODEL, format_name="chatml")
 BIASES = (TokenBias(42, -1.5), TokenBias("hello", 2.0))
 SETTINGS = Settings(temperature=0.5, max_tokens=10, stop=("\n\n",), logit_bias=BIASES)
@@ -142,7 +141,7 @@ def test_load_conversation_drops_tokens_of_unfinished_reasoning(history: History
 def test_load_conversation_keeps_tokens_of_the_same_vocabulary_only(history: History, chatml_model: Path) -> None:
     session = history.record(None, SUM, FOUR, LOADED, SETTINGS)
     assert history.conversation(session, MODEL) == SUM.assistant("Four.", (7, 8), "2 and 2")
-    renamed = InstalledModel("other", (NANO,), Registered(RegistryEntry("other", NANO, 1, "00", 1, "local")))
+    renamed = InstalledModel("other", (NANO,), entry=RegistryEntry("other", NANO, 1, "00", 1, "local"))
     for other in (replace(MODEL, paths=(chatml_model,)), renamed):
         assert history.conversation(session, other) == SUM.assistant("Four.", None, "2 and 2")
     [_, reply] = history.store.messages(session)

@@ -15,7 +15,7 @@ from cerebrum_cli.eval.presets import PRESETS, find_condition, find_preset
 from cerebrum_cli.eval.questions import MAX_SAMPLES, Question, sample_seed, select
 from cerebrum_cli.eval.reading import BadRow, QuestionSet, read_questions
 from cerebrum_cli.eval.tasks import TASKS, last_boxed
-from cerebrum_cli.library.reference import REPO_ID
+from cerebrum_cli.library.reference import is_repo_id
 
 ROOT = Path(__file__).parents[2]
 GOOD = {"question": "1 + 1?", "answer": "2"}
@@ -183,7 +183,7 @@ def test_seeds_are_consecutive_and_never_collide() -> None:
 def test_tasks_and_presets_are_of_the_hub_and_the_catalog() -> None:
     names = ["gsm8k", "gsm8k@8shot", "math", "math500", "arc-challenge", "humaneval", "humaneval+", "mbpp@0shot"]
     assert [*TASKS] == names
-    assert all(REPO_ID.fullmatch(task.repo_id) for task in TASKS.values())
+    assert all(is_repo_id(task.repo_id) for task in TASKS.values())
     catalog = (ROOT / "models.toml").read_text(encoding="utf-8")
     assert all(f"[models.{preset.model}]" in catalog for preset in PRESETS)
 

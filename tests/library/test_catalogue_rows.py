@@ -15,7 +15,7 @@ from cerebrum_cli.library.catalogue import Catalogue, ModelSpec, Repository
 from cerebrum_cli.library.catalogue_file import load_catalogue
 from cerebrum_cli.library.hub import HubFile, Listing
 from cerebrum_cli.library.library import CATALOGUE, Library
-from cerebrum_cli.library.pull import Puller
+from cerebrum_cli.library.pull import DownloadOptions, Puller
 from cerebrum_cli.library.registry import Registry
 
 SPECS = load_catalogue([CATALOGUE])
@@ -40,7 +40,7 @@ def test_catalogue_row_resolves_and_is_planned(
     library = Library((), Registry(tmp_path), lambda: Capacity(memory))
     library.cache, library.catalogue = Cache(tmp_path), Catalogue(SPECS)
     monkeypatch.setattr(planning, "list_repository", listed)
-    puller = Puller(library=library, progress=RecordedProgress(), confirm=lambda *_: None)
+    puller = Puller(library=library, progress=RecordedProgress(), confirm=lambda *_: None, options=DownloadOptions())
     plan = puller.plan(library.parse(spec.name if is_first else source.repo_id))
     assert (plan.spec, plan.available.context) == (spec, DEFAULT_CONTEXT)
     assert {fit.quantization: fit.size for fit in plan.available.candidates} == source.quantizations

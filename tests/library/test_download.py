@@ -111,7 +111,7 @@ def test_pull_requests_a_large_file_in_pieces(hub_user: HubUser, large: Path) ->
 
 
 OTHER_BYTES = "the server sent other bytes than requested"
-EXPIRED = "the Hub's storage rejected the download URL (403)"
+EXPIRED = "the Hub responded 403 Forbidden"
 # What goes wrong, and of what `pull` then tells that it retries; nothing but that.
 SURVIVED = {
     "no ranges": (replace(CDN, times=None, ignore_range=True), ""),

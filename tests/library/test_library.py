@@ -17,8 +17,7 @@ from cerebrum_cli.engine.local import Capacity
 from cerebrum_cli.library.cache import Cache, CachePath
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
-from cerebrum_cli.library.origins import Registered
-from cerebrum_cli.library.pull import Puller
+from cerebrum_cli.library.pull import DownloadOptions, Puller
 from cerebrum_cli.library.registry import Registry, RegistryEntry
 
 COMMIT, DIGEST = "c" * 40, "d" * 64
@@ -87,7 +86,8 @@ def pulled(
     offline: bool = False,
     progress: RecordedProgress | None = None,
 ) -> InstalledModel:
-    puller = Puller(library=library, progress=progress or RecordedProgress(), confirm=lambda *_: False, offline=offline)
+    options = DownloadOptions(offline)
+    puller = Puller(library=library, progress=progress or RecordedProgress(), confirm=lambda *_: False, options=options)
     return puller.pull(library.parse(text), name)
 
 
@@ -212,16 +212,16 @@ def test_library_identity_covers_all_parts_of_a_model(library: Library, other: P
     for path in paths:
         path.write_bytes(other.read_bytes())
     model, digest = pulled(library, str(paths[0])), hashlib.sha256(other.read_bytes()).hexdigest()
-    identity = library.file_identity(model)
+    identity = library.identity(model)
     assert identity.startswith(f"{digest} {other.stat().st_size} {paths[1]} ")
     library.registry.digest(paths[1])
-    hashed = library.file_identity(model)
+    hashed = library.identity(model)
     assert hashed == " ".join([f"{digest} {other.stat().st_size}"] * 2)
     changed(paths[1])
     os.utime(paths[1], ns=(1, 1))
-    assert len({identity, hashed, library.file_identity(model)}) == 3
+    assert len({identity, hashed, library.identity(model)}) == 3
     assert model.entry
-    assert not replace(model, origin=Registered(replace(model.entry, source="hub"))).is_verified
+    assert not replace(model, source="hub").is_verified
 
 
 def store(cache: Cache, model: Path) -> Path:

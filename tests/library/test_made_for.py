@@ -110,22 +110,14 @@ def test_model_has_two_turns_in_a_chat(owner: HubUser, made: Made, open_terminal
 
 
 @each_model
-def test_repository_of_the_card_leads_to_the_model(owner: HubUser, made: Made, open_terminal: OpenTerminal) -> None:
+def test_repository_of_the_card_leads_to_the_model(owner: HubUser, made: Made) -> None:
     planned = owner.run("pull", "--dry-run", made.card)
     assert planned.code == 0, planned.err
     assert f"note: {made.card} is {made.name} in the catalog" in planned.err
     assert f"cerebrum pull {made.name} would " in planned.err.splitlines()[-1]
     asked = owner.run("ask", "-m", made.card, "One?")
     assert_error(asked, 3, f"{made.name} is not downloaded")
-    if made.name == "mistral-c2f-7b":  # whose weights are the only source of the model
-        owner.pull("-y", f"{made.card}:Q4_K_M")
-    else:
-        refused = owner.run("pull", made.card)
-        assert_error(refused, 1, f"{made.card} is {made.name} in the catalog", f"cerebrum pull {made.name}")
-        person = open_terminal(COMMAND, "pull", f"{made.card}:Q4_K_M", size=(160, 40), **owner.environment({}))
-        person.wait_for(f"{made.name}:Q4_K_M in the catalog. Pull that? [Y/n]")
-        person.type("\r")
-        assert person.end() == 0
+    owner.pull("-y", f"{made.card}:Q4_K_M")
     assert owner.run("ask", "--dry-run", "-m", made.card, "One?").out == made.prompt
 
 

@@ -9,16 +9,8 @@ from hypothesis import strategies as st
 
 from cerebrum_cli.core.errors import ModelFileError, UsageError
 from cerebrum_cli.library.installed import model_paths
-from cerebrum_cli.library.reference import (
-    ModelReference,
-    OllamaReference,
-    Reference,
-    Variant,
-    parse_reference,
-    quantization_of,
-    same_quantization,
-    variants,
-)
+from cerebrum_cli.library.model_files import Variant, quantization_of, same_quantization, variants
+from cerebrum_cli.library.reference import ModelReference, OllamaReference, Reference, parse_reference
 
 HUB = "https://huggingface.co"
 REPO = "bartowski/Cerebrum-1.0-7b-GGUF"
@@ -51,7 +43,8 @@ MAIN_FILE = ModelReference(REPO, file=FILE, revision="main")
         (f"{HUB}/{REPO}/resolve/main/%C3%A4%2B.GGUF", ModelReference(REPO, file="ä+.GGUF", revision="main")),
         ("ollama:qwen3:8b", OllamaReference("qwen3:8b")),
         ("ollama:qwen3:latest", OllamaReference("qwen3")),
-        *((text, Path(text)) for text in ("/models/a.gguf", "./a", ".", "~/a.gguf", "a.gguf", "o/r.gguf")),
+        *((text, Path(text)) for text in ("/models/a.gguf", "./a", ".", "a.gguf", "o/r.gguf")),
+        ("~/a.gguf", Path.home() / "a.gguf"),
         *((text, Path(text)) for text in ("C:\\models\\a.gguf", "ä \udcff.gguf")),
     ],
 )

@@ -1,6 +1,5 @@
 """Of the files in a repository, `pull` takes the model that is meant, or asks; of other files it says what they are."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 from gguf_files import add_values, write_file, write_model
 from hub_server import Content
 from hub_user import HubUser, cleaned
-from person import OpenTerminal
 
 REPO = "owner/gpt-oss-120b-GGUF"
 FILE_URL = f"https://huggingface.co/{REPO}/resolve/main/"
@@ -143,7 +141,7 @@ def test_right_file_of_companions_alone_is_told_by_a_header(hub_user: HubUser, f
             assert done.code == 2 and done.err.startswith(f"error: {REPO}/{name}: {words} (")
 
 
-@pytest.mark.parametrize("file", ["Q8_0.gguf", "X-q8_0.GGUF", "x-Q8_0.gguf", "sub/x-Q80.gguf"])
+@pytest.mark.parametrize("file", ["Q8_0.gguf", "x-Q8_0.gguf", "sub/x-Q80.gguf"])
 def test_right_file_is_suggested_for_another_spelling(hub_user: HubUser, files: Mapping[str, Path], file: str) -> None:
     hub_user.hub.repository(REPO, {"sub/x-Q8_0.gguf": files["model"]})
     done = hub_user.run("pull", f"{FILE_URL}{file}")
@@ -152,18 +150,6 @@ def test_right_file_is_suggested_for_another_spelling(hub_user: HubUser, files: 
         f"error: {REPO} has no complete model {file}\n"
         f" hint: did you mean sub/x-Q8_0.gguf? list its models: cerebrum pull --dry-run {REPO}\n"
     )
-
-
-@pytest.mark.slow
-def test_right_file_of_two_builds_is_asked_for(
-    hub_user: HubUser, files: Mapping[str, Path], open_terminal: OpenTerminal
-) -> None:
-    hub_user.hub.repository(REPO, {name: files[kind] for name, kind in BUILDS.items()})
-    person = open_terminal(sys.executable, "-m", "cerebrum_cli", "pull", REPO, **hub_user.environment({}))
-    person.wait_for("Pull which one? [1 to 2")
-    person.type("2\r")
-    person.wait_for("next: ")
-    assert [row["path"] for row in hub_user.listed()] == [str(hub_user.path("x-Q4_K_M.gguf", REPO))]
 
 
 KINDS = [

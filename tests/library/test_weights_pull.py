@@ -109,14 +109,6 @@ def test_weights_are_converted_again_only_if_they_change(owner: HubUser, folder:
     assert not path.parent.exists()
 
 
-def test_weights_are_discarded_on_request(owner: HubUser) -> None:
-    done = owner.pull(REPOSITORY, "--type", "Q4_K_M", "--name", "mine", "--discard")
-    assert f"note: deleted the download of {REPOSITORY}: freed " in done.err
-    assert not any(owner.folder(REPOSITORY).rglob("*.safetensors"))
-    assert [row["reference"] for row in owner.listed()] == ["mine"]
-    assert owner.ask("-m", "mine") == owner.ask("-m", f"{REPOSITORY}:Q4_K_M")
-
-
 def test_weights_of_the_catalog_have_its_name_and_format(owner: HubUser) -> None:
     (owner.command.config / "models.toml").write_text(CATALOG)
     assert owner.run("pull", "--dry-run", "--offline", "--json", "tiny").object["chosen"] == "Q8_0"
@@ -388,20 +380,6 @@ def test_weights_survive_kills_of_their_download(owner: HubUser) -> None:
 
 def test_weights_need_the_optional_package(owner: HubUser, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cerebrum_cli.cli.commands.optional_packages", lambda: ())
-    needed = "safetensors need the optional package weights, which is not installed"
-    done = refused(owner, REPOSITORY)
-    assert done.err == f"error: {REPOSITORY}: {needed}\n hint: pull a repository with GGUF files instead\n"
-    assert done.code == 3
-    assert_error(refused(owner, folder, "--type", "Q8_0"), 3, f"{folder}: {needed}", "pull a .gguf file instead")
-    assert_error(refused(owner, REPOSITORY, "--dry-run", "--from-weights"), 3, needed)
-
-
-def test_weights_of_others_are_named_without_the_optional_package(
-    owner: HubUser, chatml_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cerebrum_cli.cli.commands.optional_packages", lambda: ())
-    owner.hub.repository(GGUF, {"tiny-Q8_0.gguf": chatml_model}, quantized_from=REPOSITORY, downloads=1234)
-    owner.hub.repository("someone/nothing", {"README.md": b"x"})
-    assert_error(refused(owner, REPOSITORY), 3, "need the optional package", f"cerebrum pull {GGUF} (1,234 downloads)")
-    assert_error(refused(owner, "someone/nothing"), 3, "has no GGUF model")
-    owner.pull(GGUF)
+    needed = "has no GGUF file, and the optional package weights, which builds one, is not installed"
+    for reference in (REPOSITORY, folder, "cerebrum-12b"):
+        assert_error(refused(owner, reference), 3, f"{reference} {needed}")

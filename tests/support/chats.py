@@ -16,7 +16,6 @@ from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.requests import LoadOptions
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.library.installed import InstalledModel
-from cerebrum_cli.library.origins import Registered
 from cerebrum_cli.library.registry import RegistryEntry
 from cerebrum_cli.replies.interface import open_source
 from cerebrum_cli.replies.source import Installation, ModelSource
@@ -46,7 +45,7 @@ def make_chat(
         if layer.get("model") == "missing":
             raise ModelNotFound("missing is not installed", "pull it")
         name = layer.get("model") or "small"
-        model = InstalledModel(name, (file,), Registered(RegistryEntry(name, file, 1, "00", 1, "local")))
+        model = InstalledModel(name, (file,), entry=RegistryEntry(name, file, 1, "00", 1, "local"))
         servers = Servers(endpoints) if endpoints else None
         return ModelSource(installation, model, fold(layer), servers).for_chat()
 

@@ -145,7 +145,7 @@ def test_merge_result_has_the_prompt_format_of_its_source(home: Home) -> None:
     copy = shutil.copy(home.out, elsewhere / "copy.gguf")
     assert home.run("pull", copy).code == 0
     assert home.prompt("copy") == PROMPT
-    assert [row["merged_from"] for row in home.rows] == [["Tiny-Q4_K_M.gguf"]] * 2
+    assert [row["merged_from"] for row in home.rows] == [["Tiny-Q4_K_M"]] * 2
     plain = write_quantized(home.path / "plain.gguf", shape=FOUR_LAYERS)  # not in the catalog: its own template
     assert home.run("merge", "twice.yaml", "--source", f"tiny={plain}", "-o", "third.gguf").code == 0
     assert (home.prompt("third"), home.rows[2]["format"]) == (home.prompt(plain), "embedded")
@@ -224,7 +224,7 @@ def test_merge_reports_missing_models_with_a_hint(home: Home) -> None:
             assert_error(home.run("merge", "published.yaml", *OUT, more), 3, f"--source {names[0]}=MODEL")
     given = [part for each in names for part in ("--source", f"{each}={home.model.name}")]
     assert home.run("merge", "published.yaml", *OUT, *given).code == 0
-    assert home.rows[0]["merged_from"] == ["Tiny-Q4_K_M.gguf"]
+    assert home.rows[0]["merged_from"] == ["Tiny-Q4_K_M"]
 
 
 def test_merge_reports_too_little_disk_space_before_writing(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
