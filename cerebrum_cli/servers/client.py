@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.text import foreign_line
-from cerebrum_cli.servers.bodies import error_body, parse_json, read_body, read_events
+from cerebrum_cli.core.text import foreign_line, format_size
 from cerebrum_cli.servers.endpoint import KEY_VARIABLE, Endpoint
-from cerebrum_cli.servers.faults import (
-    ExchangeError,
-    LostServerError,
-    RequestError,
-    connection_problem,
-    failure,
-    require_success,
-)
+from cerebrum_cli.servers.faults import ExchangeError, LostServerError, RequestError, failure, require_success
 
 if TYPE_CHECKING:
     import httpx2
@@ -33,6 +25,8 @@ CONNECT_S = 5.0
 MESSAGE_S = 5.0  # in which the message of an error must arrive
 IDLE_S = 2.0  # of a connection before it is closed: llama-server closes it after 5, perhaps while a request is sent
 SECRET = 8  # characters; a shorter key is a word that messages may have
+MAX_BYTES = 32_000_000  # of a reply, or of an event of a stream
+SHOWN = 2000  # bytes of a body that is not JSON
 EVENT_STREAM = "text/event-stream"
 
 
@@ -49,6 +43,8 @@ class Client:
         self.endpoint = endpoint
         self.heard_at = time.monotonic()
         self._base_url, _, self._query = endpoint.url.partition("?")
+        secrets = (endpoint.key or "", *(value for _, value in parse_qsl(self._query)))
+        self._secrets = [secret.strip() for secret in secrets if len(secret) >= SECRET]
         headers = {"User-Agent": "cerebrum-cli", "Content-Type": "application/json"}
         if endpoint.key:
             headers["Authorization"] = f"Bearer {endpoint.key.strip()}"
@@ -66,26 +62,46 @@ class Client:
             raise EndpointError(problem, hint) from error
 
     async def get(self, path: str, timeout_s: float, **query: str) -> Any:
-        async with self._response("GET", path, timeout_s, urlencode(query)) as response:
-            return parse_json(await read_body(response.aiter_bytes()))
+        async with self._response("GET", path, timeout_s, query=urlencode(query)) as response:
+            return parse_json(await self._body(response))
 
     async def post(self, path: str, body: JsonObject, timeout_s: float) -> Any:
-        async with self._response("POST", path, timeout_s, content=json.dumps(body)) as response:
-            return require_success(parse_json(await read_body(response.aiter_bytes())))
+        async with self._response("POST", path, timeout_s, body) as response:
+            return require_success(parse_json(await self._body(response)))
 
     async def stream(self, path: str, body: JsonObject) -> AsyncGenerator[JsonDict, None]:
-        """Yield the values of events, or a whole reply; closing the iterator closes the connection."""
-        async with self._response("POST", path, None, content=json.dumps(body)) as response:
-            parts = self._heard(response.aiter_bytes())
-            if EVENT_STREAM in response.headers.get("Content-Type", ""):
-                async for event in read_events(parts):
-                    yield event
-            else:
-                yield require_success(parse_json(await read_body(parts)))
+        """Yield the values of events up to [DONE], or a whole reply; closing the iterator closes the connection."""
+        async with self._response("POST", path, None, body) as response:
+            if EVENT_STREAM not in response.headers.get("Content-Type", ""):
+                yield require_success(parse_json(await self._body(response)))
+                return
+            async for line in self._lines(response):
+                field, _, data = line.partition(b":")  # a ping has no field
+                if data.strip() == b"[DONE]":
+                    return
+                if field == b"data":
+                    yield require_success(parse_json(data))
 
-    async def _heard(self, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _body(self, response: httpx2.Response) -> bytes:
+        body = b""
+        async for part in self._parts(response):
+            body += part
+            require_size(body)
+        return body
+
+    async def _lines(self, response: httpx2.Response) -> AsyncIterator[bytes]:
+        """The lines of events: text in JSON may have other line separators."""
+        rest = b""
+        async for part in self._parts(response):
+            *lines, rest = (rest + part).split(b"\n")
+            require_size(rest)
+            for line in lines:
+                yield line.strip()
+        yield rest.strip()
+
+    async def _parts(self, response: httpx2.Response) -> AsyncIterator[bytes]:
         self.heard_at = time.monotonic()
-        async for part in parts:
+        async for part in response.aiter_bytes():
             self.heard_at = time.monotonic()
             yield part
 
@@ -103,18 +119,16 @@ class Client:
 
     @asynccontextmanager
     async def _response(
-        self, method: str, path: str, timeout_s: float | None, query: str = "", content: str | None = None
+        self, method: str, path: str, timeout_s: float | None, body: JsonObject | None = None, query: str = ""
     ) -> AsyncGenerator[httpx2.Response, None]:
         """Send a request, and raise the error of a failure; the content of a success is not read yet."""
         import httpx2
 
         query = "&".join(filter(None, (self._query, query)))
         url = f"{self._base_url}{path}?{query}".removesuffix("?")
+        content = None if body is None else json.dumps(body)
         try:
-            async with (
-                asyncio.timeout(timeout_s),
-                self._http.stream(method, url, content=content) as response,
-            ):
+            async with asyncio.timeout(timeout_s), self._http.stream(method, url, content=content) as response:
                 if not response.is_success:
                     raise await self._failure(response)
                 yield response
@@ -129,49 +143,65 @@ class Client:
             raise LostServerError(f"the proxy fails: {error}", was_sent=False) from error
         except (TimeoutError, httpx2.TimeoutException) as error:
             raise LostServerError("no reply in time") from error
-        except httpx2.TransportError as error:
+        except (httpx2.TransportError, httpx2.DecodingError) as error:
             raise LostServerError("connection lost") from error
-        except httpx2.DecodingError as error:
-            raise LostServerError("damaged reply") from error
 
     def _no_connection(self, error: httpx2.TransportError) -> Exception:
-        cause: BaseException | None = error
-        while cause:
+        """The error in the words of TLS or the system."""
+        for cause in _causes(error):
             if isinstance(cause, ssl.SSLCertVerificationError):
                 problem = f"{self.endpoint.name}: untrusted certificate: {cause.verify_message}"
                 hint = "check the URL, or set SSL_CERT_FILE, or ca_file in its table in config.toml"
                 return EndpointError(problem, hint)
-            cause = cause.__cause__ or cause.__context__
-        return LostServerError(connection_problem(error) or "no connection in time", was_sent=False)
+            if isinstance(cause, ssl.SSLError):
+                return LostServerError(str(cause), was_sent=False)
+            if isinstance(cause, OSError) and (cause.errno or 0) > 0:
+                return LostServerError(os.strerror(cause.errno or 0), was_sent=False)
+        return LostServerError(str(error) or "no connection in time", was_sent=False)
 
     async def _failure(self, response: httpx2.Response) -> Exception:
         if response.has_redirect_location:
             location = foreign_line(self._without_secrets(response.headers["Location"]))
             problem = f"{self.endpoint.name} redirects to {location}"
             return EndpointError(problem, "if you trust it, use that URL as --endpoint")
-        body: Any = None
+        message: Any = None
         with suppress(TimeoutError, LostServerError):
             async with asyncio.timeout(MESSAGE_S):
-                body = error_body(await read_body(response.aiter_bytes()))
-        return failure(response.status_code, body, _delay(response.headers.get("Retry-After", "")))
+                body = await self._body(response)
+            message = body.decode(errors="replace")
+            with suppress(ValueError, RecursionError):
+                message = json.loads(body)
+        return failure(response.status_code, message, response.headers.get("Retry-After", ""))
 
     def _without_secrets(self, text: str) -> str:
         """A text of the server, which may repeat what it was sent."""
-        query = (value for _, value in parse_qsl(self._query))
-        for secret in (self.endpoint.key, *query):
-            if secret and len(secret) >= SECRET:
-                text = text.replace(secret.strip(), "***")
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
         return text
 
 
-def _delay(retry_after: str) -> float | None:
-    """Seconds to wait, stated as such or as a date; None if neither."""
-    if retry_after.isdecimal():
-        return float(retry_after)
+def require_size(body: bytes) -> None:
+    if len(body) > MAX_BYTES:
+        raise LostServerError(f"the reply is too large: more than {format_size(MAX_BYTES)}")
+
+
+def parse_json(body: bytes) -> Any:
+    """The value of a body. Raises LostServerError with the words of one that is not JSON."""
+    if not body.strip():
+        raise LostServerError("the server sent an empty reply")
     try:
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
+        return json.loads(body, strict=False)  # some servers do not escape control characters
+    except (ValueError, RecursionError) as error:
+        raise LostServerError(f"the reply is not JSON: {body[:SHOWN].decode(errors='replace')}") from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error:
+        yield error
+        if isinstance(error, BaseExceptionGroup):  # one for each address of a host
+            error = error.exceptions[0]
+        else:
+            error = error.__cause__ or error.__context__
 
 
 def _certificates(endpoint: Endpoint) -> ssl.SSLContext | bool:

@@ -1,4 +1,4 @@
-"""Servers as a user names them: their addresses, how they are used, and what each of them is."""
+"""Servers as a user names them: their addresses, how they are used, and what they are."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from cerebrum_cli.core.errors import ConfigError, GrammarError, UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.core.token_ids import TokenIds
 
 KEY_VARIABLE = "CEREBRUM_API_KEY"
 URL_EXAMPLE = "write it like http://localhost:8080"
-EXACT = "llama-server, vLLM or SGLang"
+EXACT = "llama-server or vLLM"
 
 
 @frozen
@@ -109,21 +108,17 @@ class Servers:
 
 @frozen
 class ServerInfo:
-    kind: str  # such as llama-server
+    """A model on a server."""
+
+    kind: ClassVar[str]  # such as llama-server
+    context_option: ClassVar[str] = "context"  # on the server's command line
+    takes_messages: ClassVar[bool] = False  # instead of token ids
+
     build: str
     model: str  # its id there
     weights: str  # where they are from
     context_size: int
-    context_option: str  # on the server's command line
     slots: int  # concurrent sequences; of a server that states none, as many as to give it
-    max_samples: int = 1  # of one request
-    max_window: int = Servers.MAX_WINDOW  # of sequences, if a user asks for more
-    vocabulary_size: int | None = None
-    takes_messages: bool = False  # instead of token ids
-    is_strict: bool = False  # it may refuse fields that it does not know
-    has_seeds: bool = True  # the same seed gives the same sample
-    is_adapter: bool = False  # of another model there
-    end_tokens: TokenIds = ()  # of a reply here; the server's own files may name fewer
 
     @property
     def recorded(self) -> dict[str, str]:

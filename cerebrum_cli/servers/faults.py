@@ -1,21 +1,19 @@
-"""Why a request got no reply: what statuses, bodies and broken connections mean."""
+"""Why a request got no reply: what statuses and bodies of servers mean."""
 
 from __future__ import annotations
 
-import os
-import re
-import ssl
 from dataclasses import dataclass
 from typing import Any
 
-from cerebrum_cli.core.errors import CerebrumError
+from cerebrum_cli.core.errors import CerebrumError, EndpointError, GrammarError, PromptTooLong
+from cerebrum_cli.engine.requests import Request
 
 RETRY_LATER = (408, 429, 503)
 BUSY_S = 1.0  # of a busy server that does not state for how long
 MAX_BUSY_S = 60.0  # one that is busy for longer is lost
-# Parts of messages that concern the request, though the status is 500, or missing within a stream.
-REFUSALS = ("validation error", "context length", "context window", "tools param requires")
 PROBLEMS = ("error", "message", "detail", "msg")  # keys of an error's body: OpenAI's and FastAPI's
+TOO_LONG = ("exceeds the available context size", "context length", "context window", "max_tokens must be at least 1")
+REFUSED_HINT = "check the settings of the request, and the server's log"
 
 
 @dataclass(eq=False)
@@ -44,29 +42,36 @@ class BusyServerError(ExchangeError):
 
 @dataclass(eq=False)
 class RequestError(ExchangeError):
-    """A status of 400 to 499, or 501."""
+    """A status of 400 to 499, or 501: the server refuses the request."""
 
     status: int
 
+    def explain(self, request: Request, server: str) -> CerebrumError:
+        if any(sign in self.reason for sign in TOO_LONG):
+            return PromptTooLong(f"{server}: {self}", "shorten the prompt, or give the server a larger context")
+        if request.ask.grammar and "grammar" in self.reason.lower():
+            return GrammarError(self.reason, "simplify the schema or grammar")
+        return EndpointError(f"{server}: {self}", REFUSED_HINT)
 
-@dataclass(eq=False)
-class RefusedRequestError(Exception):
-    """The server will never answer this request."""
 
-    error: CerebrumError
-
-
-def failure(status: int, body: Any, retry_after: float | None = None) -> ExchangeError:
-    """Error for an HTTP status and the JSON of a response, or of an event in the middle of a stream."""
-    message = stated_problem(body) or f"status {status}"
-    delay = BUSY_S if retry_after is None else retry_after
+def failure(status: int, body: Any, retry_after: str = "") -> ExchangeError:
+    """Error for an HTTP status, the JSON or the text of a body, and the header for a busy server."""
+    reason = stated_problem(body) or f"status {status}"
+    delay = max(BUSY_S, float(retry_after) if retry_after.isdecimal() else 0.0)
     if status in RETRY_LATER and delay <= MAX_BUSY_S:
-        return BusyServerError(message, max(delay, BUSY_S))
-    if status == 500 and any(sign in message.lower() for sign in REFUSALS):
-        status = 400
+        return BusyServerError(reason, delay)
     if status not in RETRY_LATER and (400 <= status < 500 or status == 501):
-        return RequestError(message, status)
-    return LostServerError(message)
+        return RequestError(reason, status)
+    return LostServerError(reason)
+
+
+def require_success(reply: Any) -> Any:
+    """A reply or an event, unless it states an error although the status is 200; its code may be a status."""
+    if not (isinstance(reply, dict) and reply.get("error")):
+        return reply
+    error = reply["error"]
+    code = error.get("code") if isinstance(error, dict) else None
+    raise failure(code if isinstance(code, int) else 500, reply)
 
 
 def stated_problem(body: Any) -> str:
@@ -79,35 +84,3 @@ def stated_problem(body: Any) -> str:
         return ""
     places = (stated_problem(body.get(key)) for key in PROBLEMS)
     return next(filter(None, places), "")
-
-
-def require_success(reply: Any) -> Any:
-    """A reply or an event, unless it states an error although the status is 200."""
-    if isinstance(reply, dict) and (reply.get("error") or reply.get("object") == "error"):
-        raise stated_failure(reply)
-    return reply
-
-
-def stated_failure(body: Any) -> ExchangeError:
-    """The error that a body states although its status is 200; some give the status as its code."""
-    status = 500
-    for place in (body, body.get("error") if isinstance(body, dict) else None):
-        code = place.get("code") if isinstance(place, dict) else None
-        if re.fullmatch(r"[1-5]\d\d", str(code), re.ASCII):
-            status = int(str(code))
-    return failure(status, body)
-
-
-def connection_problem(error: BaseException) -> str:
-    """The system's words for why there is no connection, from the causes of an error."""
-    cause: BaseException | None = error
-    while cause:
-        if isinstance(cause, BaseExceptionGroup):  # one for each address of a host
-            cause = cause.exceptions[0]
-        elif isinstance(cause, ssl.SSLError):
-            return str(cause)
-        elif isinstance(cause, OSError) and (cause.errno or 0) > 0:
-            return os.strerror(cause.errno or 0)
-        else:
-            cause = cause.__cause__ or cause.__context__
-    return str(error)

@@ -1,36 +1,35 @@
-"""The interface of all kinds of servers, and the parts of their replies."""
+"""What each kind of server states: what it is, how it is asked, and what the events of its replies mean."""
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import Logprobs, Timings
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SAMPLERS, SamplingParams
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import ToolCalls
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.servers.endpoint import ServerInfo
+from cerebrum_cli.servers.endpoint import ServerInfo, Servers
 
 ANY_CONTEXT = 2**24  # tokens, of a server that does not state its context
 DEFAULTS = SamplingParams()
 
-Likeliest = Mapping[int | str, float]
-StopReason = Literal["eos", "stop string", "limit", "unstated"]
+StopReason = Literal["eos", "limit", "unstated"]
 
 
 @frozen
 class ReplyChunk:
-    """A part of one sample's reply, or the whole: token ids, to be decoded here.
+    """A part of one sample's reply, or the whole: token ids, to be decoded here, or text.
 
     - `index`: of the sample, among those that were asked for together
-    - `total`: number of tokens so far. With it, ids may be missing, and `text` is that of all tokens since the last
-      text; without it, a `text` has no ids
+    - `logprobs`: log probabilities of the tokens, or none
+    - `total`: number of tokens so far; if ids are missing, `text` is that of all tokens since the last text
     - `reasoning`: sent by the server apart from the text after it
     - `progress`: tokens of the prompt that are evaluated, and all of them
     - `end`: in the last part only. A "limit" is that of tokens or of the context; "unstated" counts as "eos" below it
@@ -40,7 +39,7 @@ class ReplyChunk:
     - `withheld`: with an `end`, why the server withheld the rest
     """
 
-    tokens: Sequence[int] = ()
+    tokens: TokenIds = ()
     logprobs: Logprobs = ()
     total: int | None = None
     text: str = ""
@@ -51,55 +50,54 @@ class ReplyChunk:
     prompt_tokens: int | None = None
     cached: int = 0
     timings: Timings = field(default_factory=Timings)
-    likeliest: Likeliest = field(default_factory=dict)
+    likeliest: Mapping[int | str, float] = field(default_factory=dict)
     withheld: str = ""
     index: int = 0
 
 
-class ServerKind(ABC):
-    """Requests to a kind of server, and the meaning of its replies. Damaged answers raise one of `DAMAGE`."""
+@frozen
+class ServerKind(ServerInfo, ABC):
+    """A server of one kind: how to ask it, and how to read its replies."""
 
-    name: str
-    description_path: str
-    completion_path: str
-    samplers: Collection[str] = SAMPLERS  # the settings that it takes
-    counts_last_tokens = True  # for penalties, as llama.cpp does, instead of the whole text or reply
-    takes_end_tokens = False  # since it does not know all of them itself
+    completion_path: ClassVar[str]
+    samplers: ClassVar[Collection[str]] = SAMPLERS  # the settings that it takes
 
     @abstractmethod
-    def read_info(self, entry: JsonObject, answer: Any) -> ServerInfo:
-        """What a server is, by its model's entry in /v1/models and its description."""
-
-    @abstractmethod
-    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> JsonDict:
+    def body(self, request: Request, seed: int, samples: int) -> JsonDict:
         """Body that asks for a stream of samples, the first with this seed."""
 
     @abstractmethod
-    def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
-        """The parts of streamed replies, the last of each with its end; a server may also send a whole reply."""
+    def read(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
+        """The parts of replies, the last of each with its end. Raises one of `DAMAGE` for damaged ones."""
 
-    def ignored(self, request: Request, info: ServerInfo) -> list[str]:
+    @property
+    def max_samples(self) -> int:
+        """Maximum number of samples of one request."""
+        return 1
+
+    @property
+    def max_window(self) -> int:
+        """Maximum number of samples at a time, if a user asks for more than `slots`."""
+        return Servers.MAX_WINDOW
+
+    def ignored(self, request: Request) -> list[str]:
         """Settings of a request that have no effect there."""
-        params = request.params
         ignored = []
-        for name, value in params.samplers.items():
+        for name, value in request.params.samplers.items():
             if name not in self.samplers and value and value != getattr(DEFAULTS, name):
                 ignored.append(name)
-        if request.ask.ignore_eos and info.takes_messages:
+        if request.ask.ignore_eos and self.takes_messages:
             ignored.append("ignore_eos")
-        if params.temperature > 0 and not info.has_seeds:
-            ignored.append("seed")
         return ignored
+
+    def room_for_reply(self, request: Request) -> int:
+        """Tokens that the context has left; at least 1, so that the server refuses a prompt as too long."""
+        return max(1, self.context_size - len(request.prompt_tokens))
 
 
 def origin(record: Mapping[str, str]) -> str:
     """Where the replies of a recorded server come from, in words: not its build, which may be updated."""
     return f"{record['model']} on {record['kind']}"
-
-
-def room_for_reply(request: Request, info: ServerInfo) -> int:
-    """Tokens that the context has left for a reply; at least 1, so that the server refuses a prompt as too long."""
-    return max(1, info.context_size - len(request.prompt_tokens))
 
 
 def file_name(path: str) -> str:
@@ -109,10 +107,3 @@ def file_name(path: str) -> str:
 def stated_count(count: Any) -> int | None:
     """A number of tokens that a server states; None without one that is possible."""
     return count if isinstance(count, int) and 0 < count <= ANY_CONTEXT else None
-
-
-def require_ids(ids: Sequence[int] | None, count: int | None = None) -> Sequence[int]:
-    """The token ids of a reply, `count` if known. Raises EndpointError if there are none."""
-    if ids is None or count not in (None, len(ids)):
-        raise EndpointError("the server does not send token ids", "update it, or connect without a gateway")
-    return ids

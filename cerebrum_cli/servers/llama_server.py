@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
+from typing import ClassVar, Self
 
-from cerebrum_cli.core.events import Logprobs, Timings
+from cerebrum_cli.core.events import Timings
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import foreign_line, well_formed
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.servers.endpoint import ServerInfo
-from cerebrum_cli.servers.kind import (
-    Likeliest,
-    ReplyChunk,
-    ServerKind,
-    StopReason,
-    file_name,
-    require_ids,
-    room_for_reply,
-    stated_count,
-)
+from cerebrum_cli.servers.kind import ReplyChunk, ServerKind, StopReason, file_name, stated_count
 
 PENALTY_WINDOW = 64  # tokens, as on this machine
 PING_S = 15
-# What is off here, whatever the server's command line turns on.
-_OFF = {
+# What is off here, whatever the server's command line turns on. Stop strings are found here.
+_OFF: JsonObject = {
     "xtc_probability": 0.0,
     "dynatemp_range": 0.0,
     "mirostat": 0,
@@ -34,6 +24,8 @@ _OFF = {
     "n_indent": 0,
     "t_max_predict_ms": -1,
     "lora": [],
+    "stop": [],
+    "grammar": "",
 }
 _CONSTRAINTS = {"schema": "json_schema", "gbnf": "grammar"}
 _SAMPLERS = ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "temperature"]
@@ -46,60 +38,59 @@ _REPLY_FIELDS = (
     *("index", "content", "tokens", "stop", "stop_type", "tokens_predicted", "tokens_evaluated", "timings"),
     "completion_probabilities",
 )
-_REASONS: Mapping[Any, StopReason] = {"eos": "eos", "word": "stop string"}
 
 
+@frozen
 class LlamaServer(ServerKind):
     """llama.cpp's own server; a completion is asked for on `/completion`, whose reply holds token ids and timings."""
 
-    name = "llama-server"
-    description_path = "/props"
-    completion_path = "/completion"
+    kind: ClassVar[str] = "llama-server"
+    context_option: ClassVar[str] = "-c"
+    completion_path: ClassVar[str] = "/completion"
 
-    def read_info(self, entry: JsonObject, answer: Any) -> ServerInfo:
+    vocabulary_size: int | None
+
+    @classmethod
+    def described(cls, entry: JsonObject, properties: JsonObject) -> Self:
+        """A server by its model's entry in /v1/models, and /props."""
         model = str(entry["id"])
         meta = entry.get("meta", {})
-        weights = foreign_line(file_name(str(answer.get("model_path", model))))  # elsewhere on another machine
+        weights = file_name(str(properties.get("model_path", model)))  # elsewhere on another machine
         if "size" in meta:
             weights += f" ({int(meta['size'])} bytes)"
-        slots = max(1, int(answer["total_slots"]))
-        return ServerInfo(
-            self.name,
-            build=foreign_line(str(answer["build_info"])),
+        return cls(
+            build=foreign_line(str(properties["build_info"])),
             model=model,
-            weights=weights,
-            context_size=int(answer["default_generation_settings"]["n_ctx"]),
-            context_option="-c",
-            slots=slots,
-            max_samples=slots,
-            max_window=slots,
+            weights=foreign_line(weights),
+            context_size=int(properties["default_generation_settings"]["n_ctx"]),
+            slots=max(1, int(properties["total_slots"])),
             vocabulary_size=stated_count(meta.get("n_vocab")),
         )
 
-    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> JsonDict:
+    @property
+    def max_samples(self) -> int:
+        return self.slots
+
+    @property
+    def max_window(self) -> int:
+        return self.slots
+
+    def body(self, request: Request, seed: int, samples: int) -> JsonDict:
         params = request.params
-        typical_p = params.typical_p
-        if not params.temperature:  # it might drop the likeliest token
-            typical_p = 1.0
-        constraint = {"grammar": ""}
-        if request.ask.grammar:
-            constraint = {_CONSTRAINTS[request.ask.grammar.kind]: request.ask.grammar.value}
-        return {
+        body = {
             **_OFF,
             **{name: getattr(params, name) for name in _PARAMS},
-            "model": info.model,
+            "model": self.model,
             "prompt": list(request.prompt_tokens),
-            "n_predict": params.max_tokens or room_for_reply(request, info),  # -1 never ends where contexts shift
+            "n_predict": params.max_tokens or self.room_for_reply(request),  # -1 never ends where contexts shift
             "n_cmpl": samples,
             "seed": seed,
             "samplers": _SAMPLERS,
-            "typical_p": typical_p,
+            "typical_p": params.typical_p if params.temperature else 1.0,  # it might drop the likeliest token
             "repeat_last_n": PENALTY_WINDOW,
-            "dry_penalty_last_n": min(params.dry_penalty_last_n, info.context_size),  # it takes memory
+            "dry_penalty_last_n": min(params.dry_penalty_last_n, self.context_size),  # it takes memory
             "dry_sequence_breakers": params.dry_breakers or [""],  # it refuses an empty list, and skips ""
             "logit_bias": params.logit_bias,
-            "stop": request.stop_anywhere,
-            **constraint,
             "ignore_eos": request.ask.ignore_eos,
             "cache_prompt": True,
             "n_probs": request.likeliest or int(request.ask.logprobs),
@@ -110,31 +101,37 @@ class LlamaServer(ServerKind):
             "sse_ping_interval": PING_S,
             "response_fields": _REPLY_FIELDS,
         }
+        if grammar := request.ask.grammar:
+            del body["grammar"]
+            body[_CONSTRAINTS[grammar.kind]] = grammar.value
+        return body
 
-    async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
+    async def read(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
         """Yield parts of one token each. While the text ends within a character, neither text nor ids are sent."""
         async for event in events:
             index = int(event.get("index", 0))
             if progress := event.get("prompt_progress"):
                 evaluated = int(progress["processed"]), int(progress["total"])
-                yield ReplyChunk(progress=evaluated, cached=int(progress.get("cache", 0)), index=index)
-            elif event.get("stop") and (event.get("tokens") or event.get("content")):  # it does not stream
-                yield _whole(event)
+                yield ReplyChunk(index=index, progress=evaluated, cached=int(progress.get("cache", 0)))
             elif event.get("stop"):
-                end = _end(event)
-                yield replace(end, total=int(event["tokens_predicted"]) - (end.end == "eos"))
-            elif event:
-                tokens = event.get("tokens", ())
-                total = int(event["tokens_predicted"])
-                text = well_formed(event.get("content", ""))
-                yield ReplyChunk(tokens, _logprobs(event, tokens), total, text, index=index)
+                yield _last(event, index)
+            else:
+                tokens, total = event.get("tokens", ()), int(event["tokens_predicted"])
+                logprobs = [float(entry["logprob"]) for entry in event.get("completion_probabilities", ())]
+                yield ReplyChunk(tokens, logprobs, total, well_formed(event.get("content", "")), index=index)
 
 
-def _end(reply: JsonObject) -> ReplyChunk:
+def _last(reply: JsonObject, index: int) -> ReplyChunk:
+    """The last part of a reply, or all of one that does not stream."""
     times = reply.get("timings", {})
+    end: StopReason = "eos" if reply.get("stop_type") == "eos" else "limit"
+    tokens = reply.get("tokens", ())
     return ReplyChunk(
-        index=int(reply.get("index", 0)),
-        end=_REASONS.get(reply.get("stop_type"), "limit"),
+        index=index,
+        tokens=tokens,
+        total=None if tokens else int(reply["tokens_predicted"]) - (end == "eos"),
+        likeliest=_likeliest(reply),
+        end=end,
         prompt_tokens=reply.get("tokens_evaluated"),
         cached=int(times.get("cache_n", 0)),
         timings=Timings(
@@ -147,27 +144,7 @@ def _end(reply: JsonObject) -> ReplyChunk:
     )
 
 
-def _whole(reply: JsonObject) -> ReplyChunk:
-    tokens = require_ids(reply.get("tokens"), int(reply["tokens_predicted"]))
-    return replace(_end(reply), tokens=tokens, logprobs=_logprobs(reply, tokens), likeliest=_likeliest(reply))
-
-
-def _likeliest(reply: JsonObject) -> Likeliest:
+def _likeliest(reply: JsonObject) -> Mapping[int | str, float]:
     """Log probabilities of the likeliest first tokens."""
     first: JsonObject = next(iter(reply.get("completion_probabilities", ())), {})
     return {int(entry["id"]): float(entry["logprob"]) for entry in first.get("top_logprobs", ())}
-
-
-def _logprobs(reply: JsonObject, tokens: Sequence[int]) -> Logprobs:
-    """Log probabilities of the tokens; None for those that a character or a stop string hides. Empty without any."""
-    known = [(int(entry["id"]), float(entry["logprob"])) for entry in reply.get("completion_probabilities", ())]
-    if not known:
-        return ()
-    known.reverse()
-    logprobs = []
-    for token in tokens:
-        logprob = None
-        if known and known[-1][0] == token:
-            _, logprob = known.pop()
-        logprobs.append(logprob)
-    return logprobs

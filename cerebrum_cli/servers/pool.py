@@ -18,21 +18,20 @@ from contextlib import suppress
 from dataclasses import replace
 from time import monotonic
 
-from cerebrum_cli.core.errors import EndpointError, NoServerError, PromptTooLong
+from cerebrum_cli.core.errors import EndpointError, GrammarError, NoServerError, PromptTooLong
 from cerebrum_cli.core.events import Emit, NoticeEvent, ServersEvent
 from cerebrum_cli.engine.engine import CancelScope
-from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.servers.description import NO_EXACT_PROMPTS, ExpectedModel
-from cerebrum_cli.servers.endpoint import Servers
+from cerebrum_cli.servers.description import ExpectedModel
+from cerebrum_cli.servers.endpoint import EXACT, Servers
 from cerebrum_cli.servers.faults import (
+    REFUSED_HINT,
     BusyServerError,
     ExchangeError,
     LostServerError,
-    RefusedRequestError,
     RequestError,
 )
-from cerebrum_cli.servers.kind import origin
-from cerebrum_cli.servers.server import REFUSED_HINT, Job, Server, State
+from cerebrum_cli.servers.kind import ServerKind, origin
+from cerebrum_cli.servers.server import Job, Server, State
 
 ATTEMPTS = 3  # at a request
 MAX_REFUSALS = 5  # requests that a server refuses before its first reply
@@ -40,9 +39,12 @@ SILENCE_S = 60.0  # without a byte, after which a server has failed if another o
 LONG_SILENCE_S = 300.0  # if none can: Ollama sends nothing while it loads a model or evaluates a prompt
 GIVE_UP_S = 600.0  # without a byte of a reply from any server
 JOIN_S = 1.0  # for the other servers at the start, once one is up
-BUSY_NOTICE_S = 5.0  # of a busy server before users are notified
 TICK_S = 0.5
 KEY_STATUSES = (401, 403)
+NO_EXACT_PROMPTS = NoticeEvent(
+    "this server builds the prompt itself",
+    f"for exact prompts, pull its model, and use {EXACT}, without a gateway",
+)
 
 
 class Pool:
@@ -60,9 +62,9 @@ class Pool:
         self._watching = asyncio.create_task(self._watch())
 
     @property
-    def known(self) -> list[Server]:
-        """The servers that have answered so far; for any thread, as the window."""
-        return [server for server in self._servers if server.is_known]
+    def known(self) -> list[ServerKind]:
+        """What the servers are that have answered so far; for any thread, as the window."""
+        return [server.kind for server in self._servers if server.kind]
 
     @property
     def window(self) -> int:
@@ -150,15 +152,18 @@ class Pool:
         return [other for other in others if other.state == "up" and other not in job.refused_by]
 
     def _start(self, job: Job, server: Server) -> None:
-        most = server.info.max_samples
+        assert server.kind, "only servers that are up have room"
+        most = server.kind.max_samples
         if len(job.samples) > most:
             self._queue.appendleft(replace(job, samples=job.samples[most:]))
             job.samples = job.samples[:most]
-        self._note_limits(server, job.request)
+        if ignored := server.kind.ignored(job.request):
+            problem = f"{server.kind.kind} ignores {', '.join(ignored)}"
+            self._note(NoticeEvent(problem, "omit it, or use llama-server"))
         if not server.running:
             server.busy_since = monotonic()
         server.running.append(job)
-        job.task = asyncio.create_task(server.answer(job))
+        job.task = asyncio.create_task(server.answer(job, server.kind))
         job.task.add_done_callback(lambda task: self._end(task, job, server))
 
     def _end(self, task: asyncio.Task[None], job: Job, server: Server) -> None:
@@ -171,8 +176,8 @@ class Pool:
                 pass  # it was cancelled
             case None:
                 server.succeed()
-            case RefusedRequestError():
-                job.refuse(error.error)
+            case GrammarError():
+                job.refuse(error)
             case RequestError():
                 self._refuse(job, server, error)
             case LostServerError() | BusyServerError():
@@ -188,7 +193,7 @@ class Pool:
 
     def _refuse(self, job: Job, server: Server, error: RequestError) -> None:
         """Refuse a job for a status of 4xx, unless that may be the server's fault."""
-        reason = server.explain(error, job.request)
+        reason = error.explain(job.request, server.alias)
         if server.has_replied or job.is_shown or isinstance(reason, PromptTooLong):
             job.refuse(reason)
             return
@@ -215,8 +220,6 @@ class Pool:
             self._note_problem(server)
             is_attempt = error.was_sent
         else:
-            if error.retry_after >= BUSY_NOTICE_S:
-                self._note_problem(server)
             is_attempt = is_stream  # a row waits for a busy server
         if is_attempt:
             job.attempts += 1
@@ -330,19 +333,9 @@ class Pool:
 
     def _note_differences(self) -> None:
         """Note whether servers build prompts themselves, and differ from each other."""
-        if any(server.info.takes_messages for server in self.known):
+        if any(kind.takes_messages for kind in self.known):
             self._note(NO_EXACT_PROMPTS)
-        variants = {f"{origin(server.info.recorded)} {server.info.build}" for server in self.known}
+        variants = {f"{origin(kind.recorded)} {kind.build}" for kind in self.known}
         if len(variants) > 1:
             problem = f"the servers differ, so answers may depend on the server ({'; '.join(sorted(variants))})"
             self._note(NoticeEvent(problem, "for identical answers, use identical machines, builds and models"))
-
-    def _note_limits(self, server: Server, request: Request) -> None:
-        """Note settings of a request that have no effect on a server, or another one."""
-        kind = server.kind
-        if ignored := kind.ignored(request, server.info):
-            problem = f"{kind.name} ignores {', '.join(ignored)}"
-            self._note(NoticeEvent(problem, "omit it, or use llama-server"))
-        if request.params.has_penalties and not kind.counts_last_tokens:
-            problem = f"{kind.name}'s penalties count the whole text or reply, not the last 64 tokens"
-            self._note(NoticeEvent(problem, "replies differ from those of llama.cpp; use --set repeat_penalty=1"))

@@ -57,8 +57,7 @@ async def ask(endpoint: Endpoint, as_messages: bool) -> ServerInfo | EndpointErr
     """What a server is, or why that is not known."""
     try:
         async with aclosing(Client(endpoint)) as client:
-            _, info = await describe(client, as_messages)
-            return info
+            return await describe(client, as_messages)
     except BusyServerError as busy:
         return NotReadyError(f"{endpoint.name} is not ready: {busy.reason}", "try again later")
     except LostServerError as lost:
@@ -161,7 +160,7 @@ class RemoteEngine(Engine):
     def larger_context(self) -> str:
         if self._pool is None:
             return super().larger_context
-        return f"restart the server with a larger {self._pool.known[0].info.context_option}"
+        return f"restart the server with a larger {self._pool.known[0].context_option}"
 
     @property
     def is_loaded(self) -> bool:
@@ -169,7 +168,7 @@ class RemoteEngine(Engine):
 
     @property
     def context_size(self) -> int:
-        return min(server.info.context_size for server in self.pool.known)
+        return min(kind.context_size for kind in self.pool.known)
 
     @property
     def pool(self) -> Pool:
@@ -180,12 +179,12 @@ class RemoteEngine(Engine):
 
     @property
     def builds(self) -> list[dict[str, str]]:
-        records = [server.info.recorded for server in self.pool.known]
+        records = [kind.recorded for kind in self.pool.known]
         return [record for at, record in enumerate(records) if record not in records[:at]]
 
     @property
     def served_models(self) -> list[str]:
-        ids = [server.info.model for server in self.pool.known]
+        ids = [kind.model for kind in self.pool.known]
         return [*ids, *map(file_name, ids)]
 
     def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> RemoteCompletions:

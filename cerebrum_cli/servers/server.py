@@ -1,4 +1,4 @@
-"""A server: what it is, and the replies to the requests that it has been given."""
+"""A server: its state, and the replies to the requests that it has been given."""
 
 from __future__ import annotations
 
@@ -9,37 +9,19 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Literal
 
-from cerebrum_cli.core.errors import (
-    DAMAGE,
-    CerebrumError,
-    EndpointError,
-    GrammarError,
-    PromptTooLong,
-    UnknownToken,
-)
-from cerebrum_cli.core.events import (
-    Event,
-    FinishEvent,
-    NoticeEvent,
-    Origin,
-    PromptEvent,
-    RefusedEvent,
-    TokenEvent,
-)
-from cerebrum_cli.core.text import foreign_line
+from cerebrum_cli.core.errors import DAMAGE, CerebrumError, UnknownToken
+from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, Origin, PromptEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.engine.engine import OnSampleEvent
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.servers.chat_completions import chat_turns
 from cerebrum_cli.servers.client import Client
 from cerebrum_cli.servers.description import ExpectedModel, describe
-from cerebrum_cli.servers.endpoint import Endpoint, ServerInfo
-from cerebrum_cli.servers.faults import BusyServerError, ExchangeError, LostServerError, RequestError
+from cerebrum_cli.servers.endpoint import Endpoint
+from cerebrum_cli.servers.faults import BusyServerError, ExchangeError, LostServerError
 from cerebrum_cli.servers.kind import ReplyChunk, ServerKind
 from cerebrum_cli.servers.replies import RemoteSample
 
 RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # before a server that has failed so often is asked what it is
-TOO_LONG = ("exceeds the available context size", "context length", "context window", "max_tokens must be at least 1")
-REFUSED_HINT = "check the settings of the request, and the server's log"
 UNSTATED_HINT = "the reply may be truncated; check the server's log, or update it"
 MAX_CHARACTERS = 8  # of a prompt for each of its tokens; texts have 1 to 5
 DROPPED_HINT = (
@@ -89,14 +71,10 @@ class Job:
 
 
 class Server:
-    """A server, as far as is known: `kind` and `info` are what it was when it last answered what it is."""
-
-    kind: ServerKind
-    info: ServerInfo
-
     def __init__(self, endpoint: Endpoint, alias: str, window: int | None, expected: ExpectedModel, note: Note) -> None:
         self.name, self.alias = endpoint.name, alias  # in results, the alias stands for the address
         self.client = Client(endpoint)
+        self.kind: ServerKind | None = None  # what it was when it last answered that
         self.running: list[Job] = []
         self.state: State = "connecting"
         self.problem: Exception | None = None  # the latest since its last reply
@@ -110,10 +88,9 @@ class Server:
 
     async def identify(self) -> None:
         """Find out what it serves. Raises ExchangeError, or EndpointError if it does not fit."""
-        kind, info = await describe(self.client, self._expected.messages)
-        await self._expected.check(self.client, info)
+        kind = await describe(self.client, self._expected.messages)
+        await self._expected.check(self.client, kind)
         self.kind = kind
-        self.info = replace(info, end_tokens=self._expected.end_tokens) if kind.takes_end_tokens else info
         self.state = "up"
 
     def fail(self, error: ExchangeError) -> None:
@@ -133,14 +110,9 @@ class Server:
             self.problem = None
 
     @property
-    def is_known(self) -> bool:
-        """Whether it has ever answered."""
-        return hasattr(self, "info")
-
-    @property
     def window(self) -> int:
         """Samples that it is given at a time."""
-        return min(self._window or self.info.slots, self.info.max_window) if self.is_known else 0
+        return min(self._window or self.kind.slots, self.kind.max_window) if self.kind else 0
 
     @property
     def outstanding(self) -> int:
@@ -158,38 +130,38 @@ class Server:
 
     # Replies.
 
-    async def answer(self, job: Job) -> None:
-        """Generate the samples of a job. Raises ExchangeError, RefusedRequestError; EndpointError if it affects all."""
+    async def answer(self, job: Job, kind: ServerKind) -> None:
+        """Generate the samples of a job. Raises ExchangeError, GrammarError; EndpointError if it affects all."""
         request = job.request
-        origin = Origin(self.alias, self.info.weights)
-        size = 0 if self.info.takes_messages else self.info.context_size
-        samples = job.samples = tuple(replace(each, context_size=size, origin=origin) for each in job.samples)
+        origin = Origin(self.alias, kind.weights)
+        size = 0 if kind.takes_messages else kind.context_size
+        samples = job.samples = tuple(replace(sample, context_size=size, origin=origin) for sample in job.samples)
         total = len(request.prompt_tokens)
         for sample in samples:
             job.report(PromptEvent(sample.id, 0 if request.ask.stream else total, total))
-        await self._ask(job, samples)
+        await self._ask(job, kind, samples)
         try:
             async with asyncio.TaskGroup() as group:  # one that fails ends the others
                 for sample in samples:
-                    group.create_task(self._continue(job, sample))
+                    group.create_task(self._continue(job, kind, sample))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from errors
 
-    async def _continue(self, job: Job, sample: RemoteSample) -> None:
+    async def _continue(self, job: Job, kind: ServerKind, sample: RemoteSample) -> None:
         while sample.needs_turn:
-            await self._ask(job, [sample])
+            await self._ask(job, kind, [sample])
 
-    async def _ask(self, job: Job, samples: Sequence[RemoteSample]) -> None:
+    async def _ask(self, job: Job, kind: ServerKind, samples: Sequence[RemoteSample]) -> None:
         """Ask for the next turn of some samples, which share it; closing the stream stops the server."""
         turns = [sample.take_turn() for sample in samples]
-        body = self.kind.completion_body(turns[0], self.info, samples[0].seed, len(samples))
+        body = kind.body(turns[0], samples[0].seed, len(samples))
         reading = dict(enumerate(samples))
-        async with aclosing(self.client.stream(self.kind.completion_path, body)) as answer:
+        async with aclosing(self.client.stream(kind.completion_path, body)) as answer:
             try:
-                async for chunk in self.kind.read_stream(answer):
+                async for chunk in kind.read(answer):
                     if not (sample := reading.get(chunk.index)):
                         continue  # its turn has ended
-                    self._note_end(job, chunk)
+                    self._note_end(job.request, chunk)
                     for event in sample.add(chunk):
                         job.report(event)
                     if sample.needs_turn or sample not in job.samples:
@@ -200,25 +172,13 @@ class Server:
                 raise LostServerError("damaged reply") from error
         raise LostServerError("the reply is incomplete")
 
-    def _note_end(self, job: Job, chunk: ReplyChunk) -> None:
-        if not chunk.end:
+    def _note_end(self, request: Request, chunk: ReplyChunk) -> None:
+        if not (chunk.end and request.as_messages):
             return
         if chunk.end == "unstated" and not chunk.withheld:
             self._note(NoticeEvent(f"{self.name} gave no known reason for ending a reply", UNSTATED_HINT))
-        conversation = job.request.ask.conversation
-        if chunk.calls and not conversation.tools:
-            called = foreign_line(", ".join(call.name for call in chunk.calls))
-            self._note(NoticeEvent(f"{self.name} called a function that it was not offered", f"ignored: {called}"))
-        if job.request.as_messages:  # of which Ollama drops those that exceed its context, without an error
-            characters = sum(len(turn.content) for turn in chat_turns(conversation))
-            if characters > MAX_CHARACTERS * (chunk.prompt_tokens or inf):
-                problem = f"{self.name} read {chunk.prompt_tokens} tokens of a prompt with {characters} characters"
-                self._note(NoticeEvent(problem, DROPPED_HINT))
-
-    def explain(self, error: RequestError, request: Request) -> CerebrumError:
-        """Why it refuses a request."""
-        if any(sign in error.reason for sign in TOO_LONG):
-            return PromptTooLong(f"{self.alias}: {error}", "shorten the prompt, or give the server a larger context")
-        if request.ask.grammar and "grammar" in error.reason.lower():
-            return GrammarError(error.reason, "simplify the schema or grammar")
-        return EndpointError(f"{self.alias}: {error}", REFUSED_HINT)
+        # Ollama drops messages that exceed its context, without an error.
+        characters = sum(len(turn.content) for turn in chat_turns(request.ask.conversation))
+        if characters > MAX_CHARACTERS * (chunk.prompt_tokens or inf):
+            problem = f"{self.name} read {chunk.prompt_tokens} tokens of a prompt with {characters} characters"
+            self._note(NoticeEvent(problem, DROPPED_HINT))

@@ -5,20 +5,18 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from time import perf_counter
 
 from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.core.errors import EndpointError, GrammarError, NoAnswer
+from cerebrum_cli.core.errors import GrammarError, NoAnswer
 from cerebrum_cli.core.events import FinishReason, Forced, Logprobs, OpeningEvent, PromptEvent, Timings
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.vocabulary import Vocabulary, continuation
 from cerebrum_cli.engine.requests import Force, Request
-from cerebrum_cli.formats.reply_text import ReplyRules
-from cerebrum_cli.servers.faults import RefusedRequestError
 from cerebrum_cli.servers.kind import ReplyChunk, StopReason
-from cerebrum_cli.servers.replies import IGNORED_HINT, RemoteSample, SampleEvents
+from cerebrum_cli.servers.replies import RemoteSample, SampleEvents
 
 OVERHANG = "the answer begins in the token that ends the reasoning, so the server cannot apply the grammar"
+IGNORED_HINT = "ask again, or update the server"
 
 
 @dataclass(eq=False)
@@ -34,8 +32,7 @@ class TokenSample(RemoteSample):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.prompt_tokens = len(self.request.prompt_tokens)
-        self._unsent = b""  # of the tokens: the server still holds it back
-        self._begin_turn(self.request)
+        self._begin_turn()
 
     def take_turn(self) -> Request:
         """The next request: for the reply, or for what is left of it."""
@@ -47,21 +44,17 @@ class TokenSample(RemoteSample):
             turn = replace(request, prompt_tokens=array("i", (*request.prompt_tokens, *self._ids)), params=left)
         if self.awaits_answer:
             turn = replace(turn, ask=replace(request.ask, grammar=None))
-        elif request.ask.grammar:  # all of it is the answer
-            turn = replace(turn, rules=ReplyRules())
-        self._begin_turn(turn)
+        self._begin_turn()
         return turn
 
-    def _begin_turn(self, turn: Request) -> None:
+    def _begin_turn(self) -> None:
         self.needs_turn = False
-        self._turn = turn
         self._turn_start = self.tokens
+        self._is_answer = self.is_constrained
         self._has_end_token = False
         self._intervention: FinishReason | Force | None = None
 
-    # Parts of its reply.
-
-    def add(self, chunk: ReplyChunk) -> SampleEvents:
+    def read(self, chunk: ReplyChunk) -> SampleEvents:
         if chunk.progress:
             if self.request.ask.stream and not self.tokens:
                 self._cached = chunk.cached
@@ -69,32 +62,24 @@ class TokenSample(RemoteSample):
             return
         if chunk.likeliest:
             yield OpeningEvent(self.id, chunk.likeliest)
-        if chunk.tokens or chunk.text or chunk.total:
-            self._first_at = self._first_at or perf_counter()
-        yield from self._add_tokens(chunk)
-        # A server knows no control, and may not know a stop string: it would continue.
-        is_stopped = self.text.is_stopped and not self.request.rules.stops_anywhere
-        if chunk.end or self._intervention or is_stopped:
-            yield from self._end(chunk)
+        had_end_token = self._has_end_token
+        yield from self._read_tokens(chunk)
+        # A server knows no control and no stop string, and may not know an end token: it would continue.
+        if chunk.end or self._intervention or self.text.is_stopped or had_end_token:
+            yield from self._end_turn(chunk)
 
-    def _add_tokens(self, chunk: ReplyChunk) -> SampleEvents:
-        """Add tokens, or those of the text since the last ones if ids are missing, as within characters."""
+    def _read_tokens(self, chunk: ReplyChunk) -> SampleEvents:
+        """Read tokens, or those of the text since the last ones if ids are missing, as within characters."""
         total = None if chunk.total is None else chunk.total + self._turn_start
         if total is None or self._is_over or total == self.tokens + len(chunk.tokens):
-            if chunk.text:
-                self._unsent = b""
-            elif total is not None:
-                self._unsent += self._bytes_of(chunk.tokens)
-            yield from self._read(chunk.tokens, chunk.logprobs)
+            yield from self._add_tokens(chunk.tokens, chunk.logprobs)
         elif chunk.text or chunk.end:
-            text = chunk.text.encode().removeprefix(self._unsent).decode(errors="replace")
-            self._unsent = b""
             self.has_all_tokens = False
-            yield from self._read(continuation(self.vocabulary, (Text(text),)), ())
+            yield from self._add_tokens(continuation(self.vocabulary, (Text(chunk.text),)))
             self.tokens = total
 
-    def _read(self, tokens: Sequence[int], logprobs: Logprobs) -> SampleEvents:
-        """Read tokens up to one that ends the turn, or after which a control intervenes."""
+    def _add_tokens(self, tokens: Sequence[int], logprobs: Logprobs = ()) -> SampleEvents:
+        """Add tokens up to one that ends the turn, or after which a control intervenes."""
         for at, token in enumerate(tokens):
             if self._is_over or self._intervention or self._starts_answer(token):
                 return
@@ -102,7 +87,7 @@ class TokenSample(RemoteSample):
                 self._has_end_token = True
                 return
             is_constrained = self.is_constrained
-            yield from self._add(token, logprobs[at : at + 1])
+            yield from self._add_token(token, logprobs[at : at + 1])
             if not (is_constrained or self._is_over):
                 self._control()
 
@@ -111,22 +96,20 @@ class TokenSample(RemoteSample):
         """Whether no further token is part of the turn."""
         return self._has_end_token or self.text.is_stopped
 
-    def _bytes_of(self, tokens: Sequence[int]) -> bytes:
-        return b"".join(map(self.vocabulary.piece, tokens, map(self.request.is_visible, tokens)))
+    def _piece(self, token: int) -> bytes:
+        return self.vocabulary.piece(token, self.request.is_visible(token))
 
-    def _add(self, token: int, logprobs: Logprobs = ()) -> SampleEvents:
+    def _add_token(self, token: int, logprobs: Logprobs = ()) -> SampleEvents:
         """Add a token, which may complete a stop string."""
-        pieces = self.text.feed(self._bytes_of((token,)), (token,))
+        pieces = self.text.feed(self._piece(token), (token,))
         self.tokens += 1
         self._ids.append(token)
-        if self.request.ask.logprobs and not self.request.ask.stream:
-            self._logprobs += logprobs or (None,)
-        yield from self._emit(pieces, (token,), logprobs)
+        yield from self.token_events(pieces, (token,), logprobs)
 
     # Where the reply is left, to be continued by another request.
 
     def _control(self) -> None:
-        """Let the controls intervene after the last token. Raises RefusedRequestError."""
+        """Let the controls intervene after the last token. Raises GrammarError."""
         if self.is_constrained:
             self._leave_answer()
         elif self.repetition_end(self._ids, len(self._ids) - 1) is not None:
@@ -157,39 +140,32 @@ class TokenSample(RemoteSample):
         return True
 
     def _leave_answer(self) -> None:
-        """Leave the answer to another request. Raises RefusedRequestError if part of it is in the token before it."""
+        """Leave the answer to another request. Raises GrammarError if part of it is in the token before it."""
         if self.text.answer_start:
-            raise RefusedRequestError(GrammarError(OVERHANG, "ask again, or use --think off"))
+            raise GrammarError(OVERHANG, "ask again, or use --think off")
         self._intervention = Force(())
 
-    def _end(self, chunk: ReplyChunk) -> SampleEvents:
+    def _end_turn(self, chunk: ReplyChunk) -> SampleEvents:
         """End the running turn with its last part, or the one after which the rest is left."""
-        self._check_prompt(chunk.prompt_tokens)
         if self._turn_start:
             self._timings = Timings()
         else:
             self._cached = chunk.cached or self._cached
             self._timings = chunk.timings
-        end: StopReason = chunk.end or "limit"
-        if breach := self._breach():
-            yield from self._finish_reply(end, refusal=breach)
+        end: StopReason = "eos" if self._is_over else chunk.end or "limit"
+        if self._is_answer and (breach := self._breach()):
+            yield from self._end_reply(end, refusal=breach)
             return
         if end == "eos":
             self._starts_answer(None)
         if not isinstance(self._intervention, Force):
-            yield from self._finish(end)
+            yield from self._end_reply(end, self._intervention)
             return
         yield from self._force(self._intervention.tokens)
         if self._is_over or self._is_full:
-            yield from self._finish("limit")
+            yield from self._end_reply("eos" if self._is_over else "limit")
         else:
             self.needs_turn = True
-
-    def _check_prompt(self, prompt_tokens: int | None) -> None:
-        sent = len(self._turn.prompt_tokens)
-        if prompt_tokens not in (None, sent):
-            problem = f"the server evaluated {prompt_tokens} prompt tokens instead of {sent}"
-            raise EndpointError(problem, "its model has a different vocabulary; name that model with -m")
 
     def _force(self, tokens: TokenIds) -> SampleEvents:
         """Add tokens that a control forces, or the markup before the answer; a grammar applies from there."""
@@ -198,30 +174,22 @@ class TokenSample(RemoteSample):
         for token in tokens:
             if self._is_over or self._is_full:
                 return
-            yield from self._add(token)
+            yield from self._add_token(token)
         if self.request.ask.grammar:
             self.text.begin_answer()
-
-    def _finish(self, end: StopReason) -> SampleEvents:
-        reason: FinishReason | None = None
-        if isinstance(self._intervention, str):
-            reason = self._intervention
-        if self._is_over and end != "stop string":
-            end = "eos"
-        return self._finish_reply(end, reason)
 
     @property
     def _is_full(self) -> bool:
         return self._is_at_limit or self.prompt_tokens + self.tokens >= self.context_size
 
     def _breach(self) -> NoAnswer | None:
-        """The error if the grammar rejects the text of this turn: some servers ignore it."""
-        grammar = self._turn.ask.grammar
+        """The error if the grammar rejects the text of this turn: vLLM ignores it if it does not know the field."""
+        grammar = self.request.ask.grammar
         if grammar is None or grammar.is_schema:
             return None
         from cerebrum_cli.grammars.guidance import is_allowed
 
-        text = self._bytes_of(self._ids[self._turn_start :])
+        text = b"".join(map(self._piece, self._ids[self._turn_start :]))
         if is_allowed(grammar, text, is_whole=self._has_end_token):
             return None
         return NoAnswer("the reply does not match the grammar: the server did not enforce it", IGNORED_HINT)

@@ -12,7 +12,7 @@ from llama_engines import open_engine
 from model_servers import ModelServer
 from remote_engines import connected, replies_of, serving_kind
 from scripted_backend import ScriptedBackend
-from server_kinds import LlamaServer, SglangServer, VllmServer
+from server_kinds import LlamaServer, VllmServer
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
@@ -24,7 +24,7 @@ from cerebrum_cli.engine.requests import Force, Intervention, Request
 from cerebrum_cli.formats.reply_text import ReplyText
 from cerebrum_cli.library.installed import NANO
 
-SERVERS: dict[str, type[ModelServer]] = {"llama-server": LlamaServer, "vllm": VllmServer, "sglang": SglangServer}
+SERVERS: dict[str, type[ModelServer]] = {"llama-server": LlamaServer, "vllm": VllmServer}
 
 
 def drawn(held: tuple[int, ...], seed: int) -> int:

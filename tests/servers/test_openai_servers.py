@@ -1,4 +1,4 @@
-"""`--endpoint` on servers of chat completions, such as Ollama and LM Studio, without any local model."""
+"""`--endpoint` on servers of chat completions, such as Ollama, without any local model."""
 
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -10,7 +10,7 @@ from command_line import CommandLine, Finished, assert_error
 from model_servers import Refused
 from remote_engines import set_patience
 from scripted_command import batch_backend, run_here
-from server_kinds import LlamaServer, LmStudioServer, OllamaServer
+from server_kinds import LlamaServer, OllamaServer
 
 MODEL = "gemma3:4b"
 REASONING = "<think>\n2 and 2\n</think>\n\n"
@@ -19,14 +19,8 @@ SCHEMA = """{"type": "object", "required": ["name", "age"], "additionalPropertie
   "day": {"type": "string", "format": "date"}, "kind": {"enum": ["ü", "b"]}}}"""
 IGNORING = {
     "Sure: it is 1.": "Expecting value",
-    '```json\n{"name": "Jo", "age": 1}\n```': "Expecting value",
-    '{"name": "Jo", "age": 1, "foo": 1}': "Additional properties are not allowed",
     '{"name": "Jo"}': "'age' is a required property",
-    '{"name": "Jo", "age": "1"}': "'1' is not of type 'integer'",
-    '{"name": "Jo", "age": -1}': "-1 is less than the minimum",
-    '{"name": "J", "age": 1}': "'J' is too short",
     '{"name": "Jo", "age": 1, "day": "today"}': "'today' is not a 'date'",
-    '{"name": "Jo", "age": 1, "kind": "u"}': "'u' is not one of",
     '{"name": "Jo", "age": NaN}': "NaN is not JSON",
     '{"name": "Jo", "age": 1} Done.': "Extra data",
 }
@@ -43,9 +37,9 @@ SCRIPT: dict[str, Any] = {
 Ask = Callable[..., Finished]
 
 
-@pytest.fixture(params=[OllamaServer, LmStudioServer])
-def server(request: pytest.FixtureRequest) -> Iterator[OllamaServer]:
-    with request.param(batch_backend(dict(SCRIPT), 1).model, context_size=5000) as server:
+@pytest.fixture
+def server() -> Iterator[OllamaServer]:
+    with OllamaServer(batch_backend(dict(SCRIPT), 1).model, context_size=5000) as server:
         server.models = (MODEL,)
         yield server
 
@@ -164,7 +158,7 @@ def test_served_model_follows_a_schema(server: OllamaServer, ask: Ask) -> None:
     assert_error(ask("ask", "-c"), 1, "this server cannot continue a reply")
 
 
-@pytest.mark.parametrize("finish", ["stop", "length", "", "MAX_TOKENS"])
+@pytest.mark.parametrize("finish", ["stop", "length", "MAX_TOKENS"])
 def test_served_model_reply_is_kept_and_noticed_if_its_end_is_unknown(
     server: OllamaServer, ask: Ask, finish: str
 ) -> None:
@@ -207,7 +201,7 @@ def test_replies_of_a_server_that_ignores_the_schema_are_errors(server: OllamaSe
         assert problem in row["error"]["message"], (text, row["error"])
         assert (row["text"], row["error"]["type"]) == (text, "incomplete_output")
     done = ask("ask", "ignored 2?", "--schema", SCHEMA)
-    assert_error(done, 5, "the reply does not match the schema: Additional", "ask again, or update the server")
+    assert_error(done, 5, "the reply does not match the schema: 'today' is not a 'date'", "update the server")
 
 
 def test_served_model_gets_the_schema_of_a_row(server: OllamaServer, ask: Ask) -> None:
@@ -226,13 +220,11 @@ def test_served_model_gets_the_schema_of_a_row(server: OllamaServer, ask: Ask) -
 NOTHING_LISTED = {"path": "/v1/models", "body": b'{"object":"list","data":null}'}
 
 
+TOO_LONG = {"status": 400, "message": "the maximum context length is 2048 tokens"}
+
+
 @pytest.mark.parametrize(
-    ("fault", "code", "part"),
-    [
-        (NOTHING_LISTED, 1, "has no model"),
-        ({"status": 500, "message": "the maximum context length is 2048 tokens"}, 4, "shorten the prompt"),
-        ({"status": 500, "message": "1 validation error: 'text'"}, 1, "check the settings of the request"),
-    ],
+    ("fault", "code", "part"), [(NOTHING_LISTED, 1, "has no model"), (TOO_LONG, 4, "shorten the prompt")]
 )
 def test_served_model_that_refuses_is_an_error_and_not_asked_again(
     server: OllamaServer, ask: Ask, fault: dict[str, Any], code: int, part: str
@@ -308,7 +300,7 @@ def test_served_model_has_a_default_tag(server: OllamaServer, ask: Ask) -> None:
 
 
 def test_served_model_needs_servers_of_one_kind_that_answer(server: OllamaServer, ask: Ask) -> None:
-    with type(server)(server.model, context_size=5000) as other:
+    with OllamaServer(server.model, context_size=5000) as other:
         other.models = server.models
         done = ask("batch", questions(9), "-o", "out.jsonl", "--endpoint", other.url)
         assert (done.code, done.err.count("builds the prompt itself")) == (0, 1), done.err
@@ -324,7 +316,7 @@ def test_question_goes_to_the_first_server_that_answers(server: OllamaServer, tm
         endpoints = [text for server in servers for text in ("--endpoint", server.url)]
         return run_here(dict(SCRIPT), tmp_path, "ask", "2 + 3?", "-m", MODEL, "--final", *endpoints)
 
-    with type(server)(server.model, context_size=5000) as other:
+    with OllamaServer(server.model, context_size=5000) as other:
         other.models = server.models
         silent = other.arm(path="/v1/models", hang_after=0, times=None)
         assert ask(other, server).out == "4\n"

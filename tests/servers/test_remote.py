@@ -50,32 +50,6 @@ REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in 
 STORY = endless({"Q": "once upon a time "})
 
 
-def test_remote_logprobs_belong_to_the_tokens_whose_text_was_complete() -> None:
-    request = request_of("Q", n=2, logprobs=True)
-    with (
-        serving(unicode_model) as servers,
-        connected(*servers) as engine,
-        closing(engine.complete([request])) as events,
-    ):
-        found = [
-            each
-            for event in events
-            if isinstance(event, TokenEvent)
-            for each in zip(event.tokens, event.logprobs, strict=True)
-        ]
-    assert any(logprob is None for _, logprob in found)
-    assert all(logprob in (None, -token / 1000) for token, logprob in found)
-    assert sum(logprob is not None for _, logprob in found) > len(found) / 6
-
-
-def test_remote_vote_larger_than_a_server_takes_several_requests() -> None:
-    request = request_of("Q", n=7)
-    with serving(unicode_model, slots=3) as servers, connected(*servers) as engine:
-        remote = replies_of(engine, request)
-        assert [asked.body["n_cmpl"] for asked in servers[0].completions()] == [3, 3, 1]
-    assert summaries(remote) == summaries(local_replies(unicode_model, request))
-
-
 def test_remote_abort_closes_the_connection() -> None:
     with serving(random_model) as [server], connected(server) as engine:
         stuck = server.arm(hang_after=0)

@@ -75,7 +75,7 @@ class Asked:
 
     @property
     def prompt(self) -> tuple[int, ...]:
-        return tuple(self.body["prompt"] if "prompt" in self.body else self.body["input_ids"])
+        return tuple(self.body["prompt"])
 
 
 class Refused(Exception):
@@ -87,19 +87,12 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class Sample:
-    """A generated sample, by token: text is held back while it may begin a stop string, and within a character.
-
-    `matched` is the stop string or end token that ended it, None at a limit.
-    """
+    """A generated sample, by token: text is held back within a character. `has_ended` is false at a limit."""
 
     tokens: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     ends_characters: list[bool] = field(default_factory=list)
-    matched: str | int | None = None
-
-    @property
-    def logprobs(self) -> list[float]:
-        return [-token / 1000 for token in self.tokens]
+    has_ended: bool = False
 
 
 class ModelServer(ABC):
@@ -138,25 +131,18 @@ class ModelServer(ABC):
         """Yield the objects of a stream, or whole replies; None while there is nothing to send. Raises Refused."""
 
     def generate(
-        self, prompt: Sequence[int], seed: int, limit: int | None, params: Mapping[str, Any]
+        self, prompt: Sequence[int], seed: int, limit: int | None, ignore_eos: bool = False
     ) -> Generator[None, None, Sample]:
         sample, room = Sample(), self.context_size - len(prompt)
-        decoder, text, shown = getincrementaldecoder("utf-8")("replace"), "", 0
+        decoder = getincrementaldecoder("utf-8")("replace")
         limit = room if limit is None else min(room, limit)
-        while sample.matched is None and len(sample.tokens) < limit:
+        while not sample.has_ended and len(sample.tokens) < limit:
             yield
             token = self.model((*prompt, *sample.tokens), seed)
             sample.tokens.append(token)
-            text += decoder.decode(self.vocabulary.piece(token))
+            sample.texts.append(decoder.decode(self.vocabulary.piece(token)))
             sample.ends_characters.append(not decoder.getstate()[0])
-            if self.vocabulary.is_eog(token) and not params["ignore_eos"]:
-                sample.matched = token
-            elif found := [stop for stop in params["stop"] if stop in text]:
-                sample.matched, text = found[0], text[: text.index(found[0])]
-            is_over = sample.matched is not None or len(sample.tokens) == limit
-            held = 0 if is_over else max((_overlap(text, stop) for stop in params["stop"]), default=0)
-            sample.texts.append(text[shown : len(text) - held])
-            shown = max(shown, len(text) - held)
+            sample.has_ended = self.vocabulary.is_eog(token) and not ignore_eos
         return sample
 
     def tokenize(self, text: str, *, trusted: bool) -> list[int]:
@@ -351,8 +337,3 @@ class _Exchange(LoopbackHandler):
 
 def dump(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Number of characters at the end of a text that may begin a stop string."""
-    return max(length for length in range(len(stop)) if text.endswith(stop[:length]))

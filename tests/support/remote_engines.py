@@ -58,7 +58,7 @@ def serving(model: Model, count: int = 1, **options: Any) -> AbstractContextMana
 
 def set_patience(monkeypatch: pytest.MonkeyPatch, **times: Any) -> None:
     """Try servers again soon, and wait for them at the start however loaded the machine is."""
-    quick = {"TICK_S": 0.02, "JOIN_S": 60.0, "BUSY_NOTICE_S": 60.0, "SILENCE_S": 60.0, "LONG_SILENCE_S": 300.0}
+    quick = {"TICK_S": 0.02, "JOIN_S": 60.0, "SILENCE_S": 60.0, "LONG_SILENCE_S": 300.0}
     monkeypatch.setattr(server_module, "RETRY_S", times.pop("RETRY_S", (0.02,)))
     monkeypatch.setattr(faults, "BUSY_S", 0.02)
     for name, value in {**quick, **times}.items():

@@ -1,4 +1,4 @@
-"""llama-server b1-0c1e570, vLLM 0.32.0 and SGLang 0.5.23 as recorded; Ollama and LM Studio as documented."""
+"""llama-server b1-0c1e570 and vLLM 0.32.0 as recorded; Ollama and LM Studio as documented."""
 
 from collections.abc import Generator, Mapping
 from typing import Any
@@ -45,20 +45,14 @@ class LlamaServer(ModelServer):
             message = f"request ({len(prompt)} tokens) exceeds the available context size ({self.context_size} tokens)"
             raise Refused(400, f"{message}, try increasing it", "exceed_context_size_error")
         for at in range(count):
-            sample = yield from self.generate(prompt, body["seed"] + at, body["n_predict"], body)
+            sample = yield from self.generate(prompt, body["seed"] + at, body["n_predict"], body["ignore_eos"])
             yield from (self._chunks if body["stream"] else self._whole)(sample, at, body)
 
     def _whole(self, sample: Sample, index: int, body: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
-        known = zip(sample.tokens, sample.logprobs, sample.ends_characters, strict=True)
-        entries = [_scored(token, logprob) for token, logprob, is_known in known if is_known]
-        if body["n_probs"] > 1 and entries:
-            likeliest = [{"id": ord(text), "token": text, "logprob": each} for text, each in self.openings.items()]
-            entries[0]["top_logprobs"] = likeliest[: body["n_probs"]]
-        yield {
-            **_part("".join(sample.texts), sample.tokens, len(sample.tokens), index, body),
-            **_ending(sample),
-            **({"completion_probabilities": entries} if body["n_probs"] else {}),
-        }
+        likeliest = [{"id": ord(text), "token": text, "logprob": each} for text, each in self.openings.items()]
+        first = {"id": sample.tokens[0], "logprob": -1.0, "top_logprobs": likeliest[: body["n_probs"]]}
+        part = _part("".join(sample.texts), sample.tokens, len(sample.tokens), index, body)
+        yield {**part, **_ending(sample), "completion_probabilities": [first]}
 
     def _chunks(self, sample: Sample, index: int, body: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
         """Within a character nothing is sent of a token, not even its id later."""
@@ -70,16 +64,12 @@ class LlamaServer(ModelServer):
         for at, (token, text) in enumerate(zip(tokens, sample.texts, strict=True), 1):
             unsent += text
             if sample.ends_characters[at - 1]:
-                scores = [_scored(token, sample.logprobs[at - 1])]
-                yield _part(unsent, [token], at, index, body) | {"completion_probabilities": scores[: body["n_probs"]]}
+                scores = [{"id": token, "logprob": -token / 1000}][: body["n_probs"]]
+                yield _part(unsent, [token], at, index, body) | {"completion_probabilities": scores}
                 unsent = ""
         if unsent:
             yield _part(unsent, [], len(tokens), index, body)
         yield {**_part("", [], len(tokens), index, body), **_ending(sample)}
-
-
-def _scored(token: int, logprob: float) -> dict[str, Any]:
-    return {"id": token, "token": "", "bytes": [], "logprob": logprob, "top_logprobs": []}
 
 
 def _part(text: str, tokens: list[int], total: int, index: int, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,14 +78,16 @@ def _part(text: str, tokens: list[int], total: int, index: int, body: Mapping[st
 
 
 def _ending(sample: Sample) -> dict[str, Any]:
-    stop_type = "limit" if sample.matched is None else "word" if isinstance(sample.matched, str) else "eos"
+    stop_type = "eos" if sample.has_ended else "limit"
     times = {"cache_n": 0, "prompt_n": 1, "prompt_ms": 1.0, "predicted_n": 1, "predicted_ms": 1.0}
     return {"stop": True, "stop_type": stop_type, "truncated": False, "timings": times}
 
 
-class OtherServer(ModelServer):
-    """A server that imitates OpenAI's. Grammars are ignored; with `hides_ids`, replies are text alone."""
+class VllmServer(ModelServer):
+    """vLLM: in a stream, each object holds what is new. Grammars are ignored."""
 
+    completion_path = "/v1/completions"
+    owner = "vllm"
     hides_ids = False
 
     def listed(self, name: str) -> dict[str, Any]:
@@ -103,111 +95,36 @@ class OtherServer(ModelServer):
         return {"id": name, "object": "model", "created": 1, "owned_by": self.owner, **own}
 
     def answer(self, path: str, body: Any) -> Any:
+        if path == "/version":
+            return {"version": "0.32.0"}
         if path != "/tokenize":
             return None
         tokens = self.tokenize(body["prompt"], trusted=True)
         return {"count": len(tokens), "max_model_len": self.context_size, "tokens": tokens}
 
-
-class VllmServer(OtherServer):
-    """vLLM: in a stream, each object holds what is new."""
-
-    completion_path = "/v1/completions"
-    owner = "vllm"
-
-    def answer(self, path: str, body: Any) -> Any:
-        return {"version": "0.32.0"} if path == "/version" else super().answer(path, body)
-
     def complete(self, body: Mapping[str, Any]) -> Generator[Any, None, None]:
-        samples = []
-        for at in range(body["n"]):
-            samples.append((yield from self.generate(body["prompt"], body["seed"] + at, body["max_tokens"], body)))
-        tokens, prompt = sum(len(sample.tokens) for sample in samples), len(body["prompt"])
-        usage = {"prompt_tokens": prompt, "total_tokens": prompt + tokens, "completion_tokens": tokens}
+        sample = yield from self.generate(body["prompt"], body["seed"], body["max_tokens"], body["ignore_eos"])
+        count, prompt = len(sample.tokens), len(body["prompt"])
         head = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": body["model"]}
-        if not body["stream"]:
-            choices = [self._choice(at, each, 0, len(each.tokens), body) for at, each in enumerate(samples)]
-            yield {**head, "choices": choices, "usage": usage}
-            return
-        for index, sample in enumerate(samples):
-            for at in range(len(sample.tokens)):
-                yield {**head, "choices": [self._choice(index, sample, at, at + 1, body)]}
+        for at in range(count):
+            yield {**head, "choices": [self._choice(sample, at, at + 1 == count, body)]}
+        usage = {"prompt_tokens": prompt, "total_tokens": prompt + count, "completion_tokens": count}
         yield {**head, "choices": [], "usage": usage}
         yield b"data: [DONE]\n\n"
 
-    def _choice(self, index: int, sample: Sample, start: int, end: int, body: Mapping[str, Any]) -> dict[str, Any]:
-        tokens, is_last = sample.tokens[start:end], end == len(sample.tokens)
-        logprobs = {"text_offset": [0] * len(tokens), "token_logprobs": sample.logprobs[start:end], "top_logprobs": []}
+    def _choice(self, sample: Sample, at: int, is_last: bool, body: Mapping[str, Any]) -> dict[str, Any]:
+        logprobs: Any = {"token_logprobs": [-sample.tokens[at] / 1000]} if "logprobs" in body else None
         if body.get("return_tokens_as_token_ids"):
             likeliest = list(self.openings.items())[: body["logprobs"]]
-            logprobs["top_logprobs"] = [{f"token_id:{ord(text)}": each for text, each in likeliest}]
+            logprobs = {"top_logprobs": [{f"token_id:{ord(text)}": each for text, each in likeliest}]}
         return {
-            "index": index,
-            "text": "".join(sample.texts[start:end]),
-            "logprobs": logprobs if "logprobs" in body else None,
-            "finish_reason": ("length" if sample.matched is None else "stop") if is_last else None,
-            "stop_reason": sample.matched if is_last and isinstance(sample.matched, str) else None,
-            **({} if self.hides_ids else {"prompt_token_ids": None, "token_ids": tokens}),
+            "index": 0,
+            "text": sample.texts[at],
+            "logprobs": logprobs,
+            "finish_reason": ("stop" if sample.has_ended else "length") if is_last else None,
+            "stop_reason": None,
+            **({} if self.hides_ids else {"prompt_token_ids": None, "token_ids": [sample.tokens[at]]}),
         }
-
-
-class SglangServer(OtherServer):
-    """SGLang: in a stream, each object holds all so far, unless the server `sends_deltas`."""
-
-    completion_path = "/generate"
-    owner = "sglang"
-    sends_deltas = False
-    is_deterministic = True
-    load_format = "auto"
-
-    def answer(self, path: str, body: Any) -> Any:
-        if path != "/server_info":
-            return super().answer(path, body)
-        return {
-            "model_path": self.models[0],
-            "load_format": self.load_format,
-            "max_running_requests": self.slots,
-            "enable_deterministic_inference": self.is_deterministic,
-            "incremental_streaming_output": self.sends_deltas,
-            "internal_states": [{}],
-            "version": "0.5.23",
-        }
-
-    def complete(self, body: Mapping[str, Any]) -> Generator[Any, None, None]:
-        params, prompt = body["sampling_params"], body["input_ids"]
-        seed = params.get("sampling_seed", len(self.asked))
-        sample = yield from self.generate(prompt, seed, params["max_new_tokens"], params)
-        if not body["stream"]:
-            yield self._output(body, sample, 0, len(sample.tokens))
-            return
-        for at in range(len(sample.tokens)):
-            yield self._output(body, sample, at if self.sends_deltas else 0, at + 1)
-        yield b"data: [DONE]\n\n"
-
-    def _output(self, body: Mapping[str, Any], sample: Sample, start: int, end: int) -> dict[str, Any]:
-        matched = sample.matched
-        finish = {"type": "length", "length": end} if matched is None else {"type": "stop", "matched": matched}
-        likeliest = [[each, ord(text), None] for text, each in self.openings.items()]
-        scores = [[*each, None] for each in zip(sample.logprobs, sample.tokens, strict=True)][start:end]
-        return {
-            "text": "".join(sample.texts[start:end]),
-            **({} if self.hides_ids else {"output_ids": sample.tokens[start:end]}),
-            "meta_info": {
-                "id": "1",
-                "finish_reason": finish if end == len(sample.tokens) else None,
-                "prompt_tokens": len(body["input_ids"]),
-                "completion_tokens": end,
-                "cached_tokens": 0,
-                **({"output_token_logprobs": scores} if body["return_logprob"] else {}),
-                **({"output_top_logprobs": [likeliest]} if "top_logprobs_num" in body else {}),
-            },
-        }
-
-
-class SglangDeltas(SglangServer):
-    """SGLang with --incremental-streaming-output."""
-
-    sends_deltas = True
 
 
 class OllamaServer(ModelServer):
@@ -229,10 +146,9 @@ class OllamaServer(ModelServer):
     def complete(self, body: Mapping[str, Any]) -> Generator[Any, None, None]:
         turns = "".join(f"<|im_start|>{each['role']}\n{each['content']}<|im_end|>\n" for each in body["messages"])
         prompt = f"{turns}<|im_start|>assistant\n".encode()
-        params = {"ignore_eos": False, "stop": body.get("stop", [])}
-        sample = yield from self.generate(tuple(prompt), body["seed"], body.get("max_tokens"), params)
+        sample = yield from self.generate(tuple(prompt), body["seed"], body.get("max_tokens"))
         texts = self._texts("".join(sample.texts))
-        finish = "length" if sample.matched is None else "stop"
+        finish = "stop" if sample.has_ended else "length"
         if self.finish_reason is not None:
             finish = self.finish_reason
         counts = {"prompt_tokens": len(prompt), "completion_tokens": len(sample.tokens)}
@@ -268,5 +184,4 @@ class LmStudioServer(OllamaServer):
     reasoning_key = "reasoning_content"
 
 
-OTHER_KINDS: tuple[type[OtherServer], ...] = (VllmServer, SglangServer, SglangDeltas)
-KINDS: tuple[type[ModelServer], ...] = (LlamaServer, VllmServer, SglangServer)
+KINDS: tuple[type[ModelServer], ...] = (LlamaServer, VllmServer)

@@ -1,0 +1,458 @@
+"""Replies of chat completions: text, reasoning and calls arrive as they were sent, errors in the server's words."""
+
+import gzip
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_replies import Piece, piece, stream_of, whole
+from command_line import Finished, assert_error
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from installations import model_on
+from remote_engines import connected, set_patience
+from scripted_command import run_here
+from server_kinds import OllamaServer
+from templates import chosen_format
+
+from cerebrum_cli.core.ask import Ask
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import EndpointError, UsageError
+from cerebrum_cli.core.events import NoticeEvent, RefusedEvent
+from cerebrum_cli.core.grammar import schema_grammar
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.tools import Round, ToolCall, ToolSpec
+from cerebrum_cli.formats.choice import SERVER
+from cerebrum_cli.programs.functions import tools_of
+from cerebrum_cli.replies.concurrent_rows import run_rows
+from cerebrum_cli.replies.interface import Model
+from cerebrum_cli.replies.reply import Outcome, Reply, Row
+
+KEY, PASSWORD = "sk-secret-of-the-user", "secret-in-the-query"
+SPOKEN = stream_of({"content": "It is "}, {"content": "3."}, finish="stop")
+FIRE = {"error": {"message": "GPU on fire", "code": 500}}
+BATCH = ("batch", "questions.txt", "-o", "-")
+ASKED = Ask(Conversation().user("1 + 2?"), Settings(loop_check=False))
+Run = Callable[..., Finished]
+
+whole_and_streamed = pytest.mark.parametrize("stream", [False, True])
+
+
+@pytest.fixture
+def server() -> Iterator[OllamaServer]:
+    with OllamaServer(lambda held, seed: 0) as server:
+        server.models = ("m",)
+        yield server
+
+
+@pytest.fixture
+def ask(server: OllamaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command on the server, whose replies all have this body, if one is given."""
+    set_patience(monkeypatch)
+    monkeypatch.setenv("CEREBRUM_API_KEY", KEY)
+    monkeypatch.chdir(tmp_path)
+    Path("questions.txt").write_text("1 + 2?\n")
+
+    def run(body: bytes | None, *command: str, headers: Mapping[str, str] = {}, status: int = 200) -> Finished:
+        server.disarm()
+        if body is not None:
+            server.arm(body=body, headers=headers, status=status, times=None)
+        return run_here({"rows": {}, "seeds": [""]}, tmp_path, *command, "--endpoint", f"{server.url}/?key={PASSWORD}")
+
+    return run
+
+
+@pytest.fixture
+def model(server: OllamaServer) -> Iterator[Model]:
+    with connected(server, messages=True) as engine:
+        yield model_on(engine, chosen_format(SERVER))
+
+
+def read(model: Model, server: OllamaServer, body: bytes, stream: bool, asked: Ask = ASKED) -> tuple[Reply, str]:
+    """The reply of a body, and the notices about it."""
+    server.disarm()
+    server.arm(body=body)
+    if stream:
+        reply = model.respond(asked)
+        seen: list[Any] = list(reply.events())
+    else:
+        seen = list(run_rows(model, [Row(0, asked)]))
+        reply = result_of(seen)
+    return reply, " ".join(": ".join(event) for event in seen if isinstance(event, NoticeEvent))
+
+
+def result_of(seen: Sequence[Any]) -> Reply:
+    [reply] = [event.result for event in seen if isinstance(event, Outcome)]
+    assert isinstance(reply, Reply)
+    return reply
+
+
+def events(*values: Any) -> bytes:
+    """A stream of events, of which the last may be missing."""
+    return "".join(f"data: {json.dumps(value)}\n\n" for value in values).encode()
+
+
+def choice(finish: str | None = None, **delta: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+
+
+# What is read.
+
+STREAMS: dict[str, bytes] = {
+    "as usual": SPOKEN,
+    "CRLF": SPOKEN.replace(b"\n", b"\r\n"),
+    "pings of llama-server": b":\n\n" + SPOKEN.replace(b"\n\n", b"\n\n: ping\n\n"),
+    "names and ids": SPOKEN.replace(b"data: ", b"event: message\nid: 7\nretry: 5\ndata:"),
+    "no line end at the end": SPOKEN.rstrip(),
+    "no [DONE]": SPOKEN.replace(b"data: [DONE]\n\n", b""),
+    "a delta of null": events({"choices": [{"index": 0, "delta": None}]}) + SPOKEN,
+    "events without choices": events({"choices": []}, {"choices": None}, {"id": "x"}) + SPOKEN,
+    "a refusal of OpenAI": events(choice(refusal="It is "), choice("stop", content=None, refusal="3.")),
+    "JSON": whole("stop", content="It is 3."),
+}
+
+
+def test_stream_is_read_however_a_server_writes_it(model: Model, server: OllamaServer) -> None:
+    for name, body in STREAMS.items():
+        reply, notices = read(model, server, body, stream=True)
+        assert (reply.text, reply.finish_reason, notices) == ("It is 3.", "stop", ""), name
+
+
+def test_stream_is_read_though_it_is_compressed(ask: Run) -> None:
+    for body, kind in (SPOKEN, "text/event-stream"), (STREAMS["JSON"], "application/json"):
+        headers = {"Content-Encoding": "gzip", "Content-Type": kind}
+        done = ask(gzip.compress(body), "ask", "1 + 2?", headers=headers)
+        assert (done.code, done.out) == (0, "It is 3.\n"), done.err
+
+
+UNOFFERED = [piece("{}", "f", id="1")]
+MESSAGES: dict[str, tuple[dict[str, Any], str, str | None]] = {
+    "reasoning of Ollama": ({"content": "3", "reasoning": "Hm."}, "3", "Hm."),
+    "reasoning of others": ({"content": "3", "reasoning_content": "Hm."}, "3", "Hm."),
+    "reasoning alone": ({"content": None, "reasoning_content": "Hm."}, "", "Hm."),
+    "half a character": ({"content": "3\ud83d"}, "3\ufffd", None),
+    "control characters": ({"content": "a\tb\u0000c"}, "a\tb\u0000c", None),
+    "a call without functions": ({"content": "", "tool_calls": UNOFFERED}, "", None),
+}
+
+
+@whole_and_streamed
+def test_message_is_read_whatever_its_content_is(model: Model, server: OllamaServer, stream: bool) -> None:
+    for name, (message, text, reasoning) in MESSAGES.items():
+        body = whole("stop", **message).replace(b"\\t", b"\t")  # which JSON does not allow
+        reply, _ = read(model, server, body, stream)
+        assert (reply.text, reply.reasoning, reply.finish.calls) == (text, reasoning, ()), name
+
+
+def test_content_that_is_no_text_is_an_error(ask: Run) -> None:
+    """Mistral's API sends a list of parts for models that reason."""
+    parts = [{"type": "text", "text": "It is 3."}]
+    done = ask(events(choice("stop", content=parts)), "ask", "1 + 2?")
+    assert_error(done, 1, "the server sent content of the type list instead of text")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=8, deadline=None)
+@given(places=st.lists(st.integers(0, 400), max_size=8))
+def test_stream_is_read_however_the_network_splits_it(model: Model, server: OllamaServer, places: list[int]) -> None:
+    text = "Zwölf 🙂\u2028 ist\r\n3."
+    body = stream_of(*({"content": character} for character in text), finish="stop").replace(b"\n", b"\r\n")
+    edges = sorted({0, len(body), *(place * len(body) // 400 for place in places)})
+    server.complete = lambda _: (body[start:end] for start, end in pairwise(edges))  # type: ignore[method-assign, assignment]
+    server.disarm()
+    assert model.respond(ASKED).wait().text == text
+
+
+# Reasoning apart from the answer.
+
+REASONING = "The tag </think> ends it, as in:\n\n<think>\na\n</think>\n\nSo <|channel|>final<|message|> is another."
+ANSWER = "It ends with </think>, after <think>.\n\n<response>"
+FRAGMENTS = (
+    *("<think>", "</think>", "`</think>`", "<th", "ink>", "</", "\n</think>\n\n", "[/THINK]", "<|channel|>", "<|end|>"),
+    *("final<|message|>", "<response>", "</response>", "\n\n", "\n", " ", "It is 4. ", "é", "🙂"),
+)
+texts = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=9)), max_size=12).map("".join)
+
+
+def deltas(reasoning: str, answer: str, places: Sequence[int] = (), key: str = "reasoning") -> list[Piece]:
+    """The parts of a message, cut at some places of its text."""
+    parts = []
+    for name, text in ((key, reasoning), ("content", answer)):
+        edges = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
+        parts += [{name: text[start:end]} for start, end in pairwise(edges)]
+    return parts
+
+
+@pytest.mark.slow
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@given(
+    reasoning=texts.filter(len),
+    answer=texts,
+    places=st.lists(st.integers(0, 200), max_size=6),
+    key=st.sampled_from(("reasoning", "reasoning_content")),
+    stream=st.booleans(),
+)
+@example(reasoning=REASONING, answer=ANSWER, places=[*range(len(REASONING))], key="reasoning", stream=True)
+@example(reasoning="\n ", answer=" x", places=[], key="reasoning", stream=True)
+def test_any_reasoning_and_any_answer_arrive_as_they_were_sent(
+    model: Model, server: OllamaServer, reasoning: str, answer: str, places: list[int], key: str, stream: bool
+) -> None:
+    body = stream_of(*deltas(reasoning, answer, places, key), finish="stop")
+    reply, _ = read(model, server, body if stream else whole("stop", content=answer, **{key: reasoning}), stream)
+    assert ((reply.reasoning or "").strip(), reply.text.strip()) == (reasoning.strip(), answer.strip())
+    assert not reply.finish.in_reasoning
+
+
+SPLIT: dict[str, tuple[list[Piece], str | None, str]] = {
+    "mentions its markup": (deltas(f"\n{REASONING}\n", ANSWER, range(0, 200, 7)), REASONING, ANSWER),
+    "has no answer": (deltas(REASONING, "", range(0, 200, 7)), REASONING, ""),
+    "comes in turns": (
+        [{"content": "<th"}, *deltas("Hm. ", "It is </th"), *deltas("</think>", "ink>4.")],
+        "Hm. </think>",
+        "<thIt is </think>4.",
+    ),
+    "is in the text": (deltas("", "<think>\nHm.\n</think>\n\nIt is `</think>`.", (9,)), "Hm.", "It is `</think>`."),
+    "was not opened": (deltas("", "Hm.\n</think>\n\nYes.", range(12)), "Hm.", "Yes."),
+    "is only named": (deltas("", "<think> is a tag.", range(9)), None, "<think> is a tag."),
+}
+
+
+@pytest.mark.parametrize("name", SPLIT)
+@whole_and_streamed
+def test_reasoning_of_a_message_is_separated(model: Model, server: OllamaServer, stream: bool, name: str) -> None:
+    parts, reasoning, answer = SPLIT[name]
+    reply, _ = read(model, server, stream_of(*parts, finish="stop"), stream)
+    assert (reply.reasoning, reply.text) == (reasoning, answer)
+    assert (reply.finish_reason, reply.finish.in_reasoning) == ("stop", False)
+
+
+def test_separate_reasoning_is_printed_and_stored_as_it_was_sent(ask: Run) -> None:
+    body = whole("stop", content=ANSWER, reasoning=REASONING)
+    for command in (("ask", "How?", "--json"), ("ask", "How?", "--json", "--votes", "1"), BATCH):
+        found = json.loads(ask(body, *command).out)
+        assert (found["reasoning"], found["text"]) == (REASONING, ANSWER)
+
+
+# What is told.
+
+STATED: dict[str, Any] = {
+    "text": {"error": "GPU on fire"},
+    "message": {"error": {"message": "GPU on fire", "code": None}},
+    "details of FastAPI": {"error": {"detail": [{"loc": ["body"], "msg": "GPU on fire", "type": "value_error"}]}},
+    "beside a choice": {"choices": [{"delta": {"content": ""}, "finish_reason": "error"}], **FIRE},
+}
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_error_is_told_in_the_words_of_the_server(ask: Run, name: str) -> None:
+    body = json.dumps(STATED[name]).encode()
+    succeeded = [body, events(STATED[name]), events(choice(content="It is"), STATED[name])]
+    for stream, status in ((body, 400), (body, 500), *((each, 200) for each in succeeded)):
+        done = ask(stream, "ask", "1 + 2?", status=status)
+        assert done.code == 1 and done.err.splitlines()[-2].endswith(": GPU on fire"), done.err
+        assert done.out == ("It is\n" if b"It is" in stream else "")
+    done = ask(body, *BATCH)
+    assert (done.code, "GPU on fire" in done.err) == (6, True)
+
+
+OTHER: dict[str, tuple[bytes, str]] = {
+    "event of an error": (b'event: error\ndata: {"message": "GPU on fire"}\n\n', "GPU on fire"),
+    "text": (b"data: GPU on fire\n\n", "the reply is not JSON: GPU on fire"),
+    "page of a gateway": (b"<html><h1>504</h1>\n</html>", "the reply is not JSON: <html><h1>504</h1> </html>"),
+    "no choice": (b'{"reply": "It is 3."}', "the server sent an empty reply"),
+    "nothing": (b"", "the server sent an empty reply"),
+    "only [DONE]": (b"data: [DONE]\n\n", "the server sent an empty reply: its context may be too small"),
+    "Latin 1": (SPOKEN.replace(b"It", b"\xe9"), "the reply is not JSON: "),
+    "half an event": (SPOKEN[:30], "the reply is not JSON: "),
+    "no end": (events(choice(content="It is")), "the reply is incomplete"),
+    "an error as the end": (events(choice(content="It is"), choice("error")), "the server ended the reply: error"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_what_is_no_reply_is_told(ask: Run, name: str) -> None:
+    body, problem = OTHER[name]
+    done = ask(body, "ask", "1 + 2?")
+    assert done.code == 1 and problem in done.err and "Traceback" not in done.err, done.err
+    assert done.out == ("It is\n" if name in ("no end", "an error as the end") else "")
+
+
+def test_text_of_a_reply_that_is_an_error_is_in_the_row(ask: Run) -> None:
+    for finish in ("error", "content_filter"):
+        done = ask(whole(finish, content="GPU on fire"), *BATCH)
+        row = json.loads(done.out)
+        assert (done.code, row["text"], row["final_answer"]) == (6, "GPU on fire", None)
+        assert row["error"]["message"].startswith(f"the server ended the reply: {finish}")
+    schema = ("--schema", '{"type": "object", "required": ["age"]}')
+    for votes in (), ("--votes", "2"):
+        done = ask(whole("stop", content='{"name": "Jo"}'), *BATCH, *schema, *votes)
+        row = json.loads(done.out)
+        assert (done.code, row["text"], row["error"]["type"]) == (6, '{"name": "Jo"}', "incomplete_output")
+
+
+def test_secrets_are_not_told(ask: Run) -> None:
+    told = f"wrong key {KEY} in Authorization: Bearer {KEY}"
+    for body, status in ((f'{{"error": "{told}"}}', 200), (told, 500), (f'{{"detail": "{told}"}}', 400)):
+        done = ask(body.encode(), "ask", "1 + 2?", status=status)
+        assert "wrong key *** in" in done.err and KEY not in done.err + done.out
+    location = {"Location": f"http://other.example/?key={KEY}"}
+    assert "redirects to http://other.example/?key=***" in ask(b"", "ask", "x", status=307, headers=location).err
+    done = ask(f'{{"error": "no such key: {PASSWORD}"}}'.encode(), "ask", "1 + 2?")
+    assert "no such key: ***" in done.err and PASSWORD not in done.err
+
+
+@pytest.mark.slow
+def test_replies_without_text_are_counted(ask: Run) -> None:
+    Path("questions.txt").write_text("1 + 2?\n" * 40)
+    for _ in range(2):  # then it is complete
+        done = ask(whole("stop", content=" "), "batch", "questions.txt", "-o", "out.jsonl")
+        assert (done.code, "40 of 40 done, 40 empty" in done.err) == (0, True), done.err
+    assert json.loads(Path("out.jsonl.meta.json").read_text())["empty"] == 40
+    done = ask(whole("stop", content=""), "ask", "1 + 2?")
+    assert (done.code, done.out, "the model's answer is blank" in done.err) == (0, "", True)
+
+
+# Functions.
+
+WEATHER = ToolSpec("weather", "Forecast for a city.", {"type": "object", "properties": {"city": {"type": "string"}}})
+COAT = replace(Conversation().user("Do I need a coat?"), tools=(WEATHER,))
+OSLO, ROME = (ToolCall("weather", {"city": city}) for city in ("Oslo", "Rome"))
+WHOLE_CALLS = [piece('{"city": "Oslo"}', "weather", id="a"), piece('{"city": "Rome"}', "weather", id="b")]
+IN_PIECES = {
+    "OpenAI": [
+        piece("", "weather", index=0, id="a"),
+        piece('{"ci', index=0),
+        piece('ty": "Os', index=0),
+        piece('lo"}', index=0),
+        piece("", "weather", index=1, id="b"),
+        piece('{"city": "Rome"}', index=1),
+    ],
+    "Ollama": [{**call, "index": 0} for call in WHOLE_CALLS],
+    "Gemini": WHOLE_CALLS,
+}
+
+
+def answer_to(model: Model, server: OllamaServer, body: bytes, conversation: Conversation = COAT) -> Reply:
+    return read(model, server, body, True, Ask(conversation, Settings()))[0]
+
+
+@pytest.mark.parametrize("name", IN_PIECES)
+def test_calls_are_collected_from_a_stream(model: Model, server: OllamaServer, name: str) -> None:
+    pieces = IN_PIECES[name]
+    for parts in ([{"tool_calls": [each]} for each in pieces], [{"content": "", "tool_calls": pieces}]):
+        reply = answer_to(model, server, stream_of(*parts))
+        assert (reply.finish.calls, reply.finish_reason) == ((OSLO, ROME), "stop")
+        assert reply.finish.timings.decode_s > 0 and reply.notice("a larger context") is None
+
+
+def test_calls_of_a_whole_reply_are_read_with_its_reasoning(model: Model, server: OllamaServer) -> None:
+    body = whole(content=None, reasoning="Two cities.", tool_calls=WHOLE_CALLS)
+    reply, _ = read(model, server, body, False, Ask(COAT, Settings()))
+    assert (reply.finish.calls, reply.reasoning, reply.text) == ((OSLO, ROME), "Two cities.", "")
+    assert (reply.finish_reason, reply.finish.completion_tokens) == ("stop", 7)
+
+
+def test_rows_run_their_calls_and_continue(model: Model, server: OllamaServer) -> None:
+    def weather(city: str) -> str:
+        return f"Dry in {city}."
+
+    server.arm(body=whole(content=None, tool_calls=WHOLE_CALLS[:1]))
+    server.arm(body=whole("stop", content="No coat."))
+    asked = Ask(Conversation().user("Do I need a coat?"), Settings(), tools=tools_of([weather]))
+    reply = result_of(list(run_rows(model, [Row(0, asked)])))
+    assert (reply.text, reply.calls) == ("No coat.", (replace(OSLO, result="Dry in Oslo."),))
+    assert reply.finish.completion_tokens == 14
+    assert [message["role"] for message in server.completions()[1].body["messages"]] == ["user", "assistant", "tool"]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"city": "Os', '["Oslo"]', "null", "Oslo\ud83d", '{"days": NaN}', '{"days": 1e999}', "[" * 99_999]
+)
+def test_call_with_damaged_arguments_has_an_error_as_its_result(model: Model, server: OllamaServer, text: str) -> None:
+    [call] = answer_to(model, server, stream_of({"tool_calls": [piece(text, "weather", index=0)]})).finish.calls
+    assert (call.name, call.arguments) == ("weather", {})
+    assert call.result.startswith("invalid arguments: not a JSON object: ")
+
+
+@pytest.mark.parametrize("call", ["weather", piece("{}", index=0)])
+def test_calls_of_another_form_are_a_damaged_reply(model: Model, server: OllamaServer, call: object) -> None:
+    with pytest.raises(EndpointError, match="damaged reply"):
+        answer_to(model, server, stream_of({"tool_calls": [call]}))
+
+
+ROUNDS = (
+    Round((replace(OSLO, result="rain"), replace(ROME, result="sun")), "Let me see."),
+    Round((ToolCall("weather", {"city": "Zürich", "days": [1, 2]}, ""),)),
+)
+BEGUN = replace(COAT, prefill=Message("assistant", "", rounds=ROUNDS))
+
+
+def sent_call(number: int, arguments: str) -> Piece:
+    return piece(arguments, "weather", id=f"call0000{number}", type="function")
+
+
+def sent_result(number: int, content: str) -> Piece:
+    return {"role": "tool", "content": content, "name": "weather", "tool_call_id": f"call0000{number}"}
+
+
+WIRE = [
+    {"role": "user", "content": "Do I need a coat?"},
+    {
+        "role": "assistant",
+        "content": "Let me see.",
+        "tool_calls": [sent_call(1, '{"city": "Oslo"}'), sent_call(2, '{"city": "Rome"}')],
+    },
+    sent_result(1, "rain"),
+    sent_result(2, "sun"),
+    {
+        "role": "assistant",
+        "content": "",  # llama-cpp-python's server rejects null
+        "tool_calls": [sent_call(3, '{"city": "Zürich", "days": [1, 2]}')],
+    },
+    sent_result(3, ""),
+]
+
+
+def test_replies_are_sent_with_their_calls_and_the_tools(model: Model, server: OllamaServer) -> None:
+    assert answer_to(model, server, SPOKEN, BEGUN).text == "It is 3."
+    answer_to(model, server, SPOKEN, COAT.add(Message("assistant", "Yes.", rounds=ROUNDS)).user("Sure?"))
+    in_progress, earlier = (asked.body for asked in server.completions())
+    assert in_progress["messages"] == WIRE
+    assert in_progress["tools"] == [WEATHER.openai] and "tool_choice" not in in_progress
+    rest = [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Sure?"}]
+    assert earlier["messages"] == [*WIRE, *rest]
+    with pytest.raises(UsageError, match="a server that builds the prompt cannot continue a reply"):
+        answer_to(model, server, SPOKEN, replace(BEGUN, prefill=Message("assistant", "Yes, ", rounds=ROUNDS)))
+
+
+def test_reply_follows_a_schema_after_its_calls(model: Model, server: OllamaServer) -> None:
+    asked = Ask(BEGUN, Settings(), schema_grammar("coat bool"))
+    reply, _ = read(model, server, whole("stop", content='{"coat": false}'), False, asked)
+    assert reply.text == '{"coat": false}'
+    assert "response_format" in server.completions()[0].body
+
+
+def test_server_that_dropped_results_of_calls_is_noticed(model: Model, server: OllamaServer) -> None:
+    long = Round((replace(OSLO, result="rain " * 40),))
+    asked = Ask(replace(COAT, prefill=Message("assistant", "", rounds=(long,))), Settings())
+    _, notices = read(model, server, whole("stop", content="Yes."), False, asked)
+    assert "read 9 tokens of a prompt with 217 characters" in notices
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set',  # vLLM
+        "registry.ollama.ai/library/gemma3:4b does not support tools",
+    ],
+)
+def test_server_that_rejects_tools_is_an_error_with_its_reason(
+    model: Model, server: OllamaServer, message: str
+) -> None:
+    server.arm(status=400, message=message, times=None)
+    [refused] = [event.result for event in run_rows(model, [Row(0, Ask(COAT))]) if isinstance(event, Outcome)]
+    assert isinstance(refused, RefusedEvent) and refused.error.message == f"server 1: {message}"
+    assert len(server.completions()) == 1  # it is not asked again

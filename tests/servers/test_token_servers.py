@@ -1,0 +1,362 @@
+"""llama-server and vLLM, which take token ids: the same replies from both as from a model on this machine."""
+
+import json
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from asking import collect_replies
+from model_servers import ModelServer
+from remote_engines import (
+    connected,
+    events_of,
+    local_replies,
+    notices,
+    remote_engine,
+    replies_of,
+    request_of,
+    serving,
+    serving_kind,
+    summaries,
+    summary,
+    unicode_model,
+)
+from scripted_backend import DEAD_END, END, FIRST_WORD, MARK, Model, ScriptedBackend, random_model, replies
+from server_kinds import KINDS, LlamaServer, VllmServer
+from thinkers import ENDING, LIMIT, answering_late, budget, reply_around, speaker, thinking
+
+from cerebrum_cli.core.conversation import Text
+from cerebrum_cli.core.errors import EndpointError, GrammarError
+from cerebrum_cli.core.events import FinishEvent, NoticeEvent, RefusedEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.sampling import TokenBias
+from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
+from cerebrum_cli.engine.requests import Request
+from cerebrum_cli.servers import llama_server, vllm
+from cerebrum_cli.servers.kind import ReplyChunk, ServerKind
+from cerebrum_cli.servers.token_replies import TokenSample
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+whole_and_streamed = pytest.mark.parametrize("stream", [False, True])
+
+
+def local(model: Model, *given: Request) -> dict[Any, tuple[Any, ...]]:
+    return summaries(local_replies(model, *given, context_size=300))
+
+
+def assert_as_local(kind: type[ModelServer], model: Model, *given: Request) -> list[Any]:
+    """Check that servers of a kind reply as a model here does; return what the first was asked."""
+    with serving_kind(kind, model, context_size=300) as servers, connected(*servers) as engine:
+        assert summaries(replies_of(engine, *given)) == local(model, *given)
+        return servers[0].completions()
+
+
+@every_kind
+@whole_and_streamed
+@pytest.mark.parametrize("model", [random_model, unicode_model])
+def test_kinds_generate_the_local_tokens_and_texts(kind: type[ModelServer], stream: bool, model: Model) -> None:
+    stops = ((), ("aé", "cab"), ("🙂 ", "日"), ("é日a", "b"))
+    requests = [request_of(f"Q{at}", seed=at, stream=stream, temperature=0.7, stop=stops[at % 4]) for at in range(12)]
+    with serving_kind(kind, model, 2) as servers, connected(*servers) as engine:
+        remote = replies_of(engine, *requests)
+    expected = local_replies(model, *requests)
+    assert [summary(reply) for _, reply in sorted(remote.items())] == list(map(summary, expected.values()))
+    # llama-server leaves out ids within characters.
+    has_ids = not (kind is LlamaServer and model is unicode_model)
+    assert all(reply.finish.has_all_tokens for reply in remote.values() if reply.finish) is has_ids
+    assert not has_ids or summaries(remote) == summaries(expected)
+
+
+@every_kind
+def test_kinds_generate_samples_with_seeds_that_continue(kind: type[ModelServer]) -> None:
+    request = request_of("Q", n=4, max_n=7, seed=3, temperature=0.7)
+    with serving_kind(kind, unicode_model, 2) as servers, connected(*servers) as engine:
+        with closing(engine.complete([request])) as events:
+            events.add_samples(0, 3)
+            assert len(collect_replies(event for event in events if not isinstance(event, NoticeEvent))) == 7
+        bodies = [asked.body for server in servers for asked in server.completions()]
+    asked = sorted((body["seed"], body.get("n_cmpl", 1)) for body in bodies)
+    assert asked == ([(3, 4), (7, 3)] if kind is LlamaServer else [(seed, 1) for seed in range(3, 10)])
+
+
+def test_vote_larger_than_a_llama_server_takes_several_requests() -> None:
+    request = request_of("Q", n=7)
+    with serving(unicode_model, slots=3) as servers, connected(*servers) as engine:
+        remote = replies_of(engine, request)
+        assert [asked.body["n_cmpl"] for asked in servers[0].completions()] == [3, 3, 1]
+    assert [summary(reply) for _, reply in sorted(remote.items())] == [
+        summary(reply) for reply in local_replies(unicode_model, request).values()
+    ]
+
+
+@every_kind
+def test_kinds_give_log_probabilities_of_the_tokens_that_they_send(kind: type[ModelServer]) -> None:
+    with serving_kind(kind, unicode_model) as servers, connected(*servers) as engine:
+        events = events_of(engine, request_of("Q", n=2, logprobs=True))
+    found = [event for event in events if isinstance(event, TokenEvent) and event.logprobs]
+    assert all([-token / 1000 for token in event.tokens] == [*event.logprobs] for event in found) and len(found) > 5
+
+
+@every_kind
+@whole_and_streamed
+def test_kinds_show_the_special_tokens_that_local_replies_show(kind: type[ModelServer], stream: bool) -> None:
+    model = replies({"Q": [MARK, 97, MARK, 98]})
+    requests = [
+        request_of("Q", stream=stream, is_visible=visible.__contains__) for visible in (frozenset({MARK}), frozenset())
+    ]
+    with serving_kind(kind, model) as servers, connected(*servers) as engine:
+        remote = replies_of(engine, *requests)
+    assert [reply.text for reply in remote.values()] == ["<mark>a<mark>b", "ab"]
+    assert [reply.ids for reply in remote.values()] == [[MARK, 97, MARK, 98]] * 2
+
+
+def test_vllm_is_left_at_an_end_token_that_it_does_not_know() -> None:
+    class Unaware(VllmServer):
+        """Gemma's and Qwen's files name two end tokens, of which generation_config.json may have one."""
+
+        def complete(self, body: Any) -> Any:
+            return super().complete({**body, "ignore_eos": True})
+
+    text = (*b"ab", END, *b"more" * 20)
+    with serving_kind(Unaware, lambda held, seed: text[len(held) - 1]) as servers, connected(*servers) as engine:
+        [reply] = replies_of(engine, request_of("Q")).values()
+    assert (reply.text, reply.reason, reply.ids) == ("ab", "stop", [*b"ab"])
+
+
+def test_vllm_must_send_token_ids() -> None:
+    with serving_kind(VllmServer, unicode_model) as [server], connected(server) as engine:
+        server.hides_ids = True
+        with pytest.raises(EndpointError, match="does not send token ids"):
+            events_of(engine, request_of("Q"))
+
+
+# Controls, and grammars and stop strings that apply once the answer starts.
+
+THINKING = "<think>I can see that it is {seed}, so I say it.</think>"
+CONTROLLED = {
+    "ended": reply_around("<think>\nI can see {seed}!", ENDING, "It is {seed}. So there."),
+    "short": "<think>Hm.</think>It is {seed}. That was easy, and it needed no long thought.",
+    "no reasoning": "It is {seed}. That was easy, and it needed no long thought at all, as you can see.",
+    "long sentence": reply_around("<think>" + "and so on " * 3, ENDING, "It is {seed}."),
+    "loop": "over " * 60,
+}
+ANSWERED = {
+    "ended": reply_around("<think>\nI can see {seed}!", ENDING, "{seed}"),
+    "short": THINKING + "\n\n{seed}",
+    "no reasoning": "{seed} is it",
+    "all reasoning": THINKING.partition("</think>")[0],
+    "blank": THINKING + "\n\n",
+}
+STOPPED = {
+    "short": "<think>Is it? Yes, it is: easy.</think>\n\n it? {seed} it is, and no more.",
+    "no reasoning": CONTROLLED["no reasoning"],
+    "all reasoning": ANSWERED["all reasoning"],
+}
+UNLIMITED: dict[str, Any] = {"max_tokens": None, "temperature": 1.0, "loop_check": True}
+
+
+def speaking(text: str) -> Model:
+    """A model that gives a reply with its seed."""
+    return speaker(lambda seed: text.format(seed=seed))
+
+
+def requests_to_go(stream: bool, limit: int | None, **more: Any) -> list[Request]:
+    controls = () if limit is None else (budget(limit),)
+    values = {**UNLIMITED, "controls": controls, "seed": 3, "stream": stream, **more}
+    samples: dict[str, Any] = {} if stream else {"n": 3, "max_n": 3}
+    return [request_of("go", **values, **samples), request_of("go", **values)]
+
+
+def answering(stream: bool = False, limit: int | None = None, **more: Any) -> Request:
+    return requests_to_go(stream, limit, **{"rules": answering_late(), **more})[0]
+
+
+@every_kind
+@whole_and_streamed
+@pytest.mark.parametrize("name", CONTROLLED)
+@pytest.mark.parametrize("limit", [0, LIMIT])
+def test_kinds_obey_controls_as_here(kind: type[ModelServer], stream: bool, name: str, limit: int) -> None:
+    first, second = requests_to_go(stream, limit, rules=thinking())
+    second = replace(second, params=replace(second.params, max_tokens=33))
+    assert_as_local(kind, speaking(CONTROLLED[name]), first, second)
+
+
+@every_kind
+@whole_and_streamed
+@pytest.mark.parametrize("name", ANSWERED)
+@pytest.mark.parametrize("limit", [None, LIMIT])
+def test_kinds_apply_a_grammar_to_the_answer(
+    kind: type[ModelServer], stream: bool, name: str, limit: int | None
+) -> None:
+    asked = assert_as_local(kind, speaking(ANSWERED[name]), answering(stream, limit, grammar=DEAD_END))
+    grammars = [each.body.get("grammar") or each.body.get("structured_outputs") for each in asked]
+    before = [
+        grammar
+        for each, grammar in zip(asked, grammars, strict=True)
+        if b"</think>" not in bytes(each.prompt) and name != "no reasoning"
+    ]
+    assert grammars[-1] and not (grammars[0] or any(before))
+
+
+@every_kind
+@whole_and_streamed
+@pytest.mark.parametrize("name", STOPPED)
+def test_kinds_end_an_answer_at_a_stop_string(kind: type[ModelServer], stream: bool, name: str) -> None:
+    assert_as_local(kind, speaking(STOPPED[name]), answering(stream, LIMIT, stop=(" it", "easy")))
+
+
+@every_kind
+@whole_and_streamed
+def test_kinds_that_end_a_turn_within_reasoning_are_asked_for_an_answer(kind: type[ModelServer], stream: bool) -> None:
+    def model(held: tuple[int, ...], seed: int) -> int:
+        reasoning, close, answer = bytes(held[2:]).decode().partition(ENDING)
+        rest = "1 2 3"[len(answer) :] if close else "<think>Hm."[len(reasoning) :]
+        return ord(rest[0]) if rest else END
+
+    assert_as_local(kind, model, answering(stream, grammar="root ::= .*"))
+
+
+def test_samples_are_continued_one_by_one_after_their_reasoning() -> None:
+    given, _ = requests_to_go(False, LIMIT, rules=thinking())
+    first, *others = [each.body for each in assert_as_local(LlamaServer, speaking(CONTROLLED["ended"]), given)]
+    assert first["n_cmpl"] == 3
+    later = sorted((body["seed"], body["n_cmpl"], len(body["prompt"])) for body in others)
+    assert later == [(seed, 1, len(f"go<think>\nI can see 3!{ENDING}")) for seed in (3, 4, 5)]
+
+
+def test_turn_that_fails_ends_those_of_the_other_samples() -> None:
+    given, _ = requests_to_go(False, LIMIT, rules=thinking())
+    model = speaking(CONTROLLED["ended"])
+    with serving(model, context_size=300) as [server], connected(server) as engine:
+        server.arm(let_through=1, hang_after=0, times=2)
+        server.arm(let_through=1, status=429, headers={"Retry-After": "0"})
+        assert summaries(replies_of(engine, given)) == local(model, given)
+        server.wait_for(lambda: sum(asked.is_left for asked in server.completions()) == 2)
+
+
+def test_stream_is_left_at_a_stop_string() -> None:
+    model = speaking("<think>It is.</think>It is " + "so " * 60)
+    with serving(model, context_size=300) as [server], connected(server) as engine:
+        server.arm(hang_after=60)
+        [reply] = replies_of(engine, answering(stream=True, stop=("so so",))).values()
+        server.wait_for(lambda: server.completions()[0].is_left)
+    assert (reply.text, reply.reason) == ("It is.It is ", "stop")
+
+
+def test_answer_in_the_token_that_ends_reasoning_is_refused() -> None:
+    vocabulary = ScriptedBackend(lambda held, seed: END, words=(b">{",))
+    sample = TokenSample(SequenceId(0, 0), answering(stream=True, grammar=DEAD_END), 3, 300, vocabulary=vocabulary)
+    with pytest.raises(GrammarError, match="the answer begins in the token that ends the reasoning"):
+        sample.add(ReplyChunk((*b"<think>Hm.</think", FIRST_WORD, *b"}")))
+
+
+def test_reply_without_all_ids_is_continued_after_its_special_tokens(chatml: LlamaBackend) -> None:
+    [think], [close] = chatml.special_token_ids(["<think>"]), chatml.special_token_ids(["</think>"])
+    request = answering(stream=True, grammar=DEAD_END, is_visible=frozenset({think, close}).__contains__)
+    sample = TokenSample(SequenceId(0, 0), request, 3, 300, vocabulary=chatml)
+    sample.take_turn()
+    reasoning = chatml.tokenize((Text("é."),))
+    parts = ((think, 1, ""), (reasoning[1], 3, "é"), (reasoning[2], 4, "."), (close, 5, ""), (ord("{"), 6, "{"))
+    for token, total, text in parts:
+        sample.add(ReplyChunk((token,), total=total, text=text))
+    assert sample.needs_turn
+    turn = sample.take_turn()
+    assert tuple(turn.prompt_tokens) == (*request.prompt_tokens, think, *reasoning, close)
+    assert turn.ask.grammar == request.ask.grammar
+
+
+@whole_and_streamed
+def test_vllm_reply_that_ignores_the_grammar_is_refused(stream: bool) -> None:
+    requests = [request_of(f"Q{at}", grammar=DEAD_END, stream=stream) for at in range(6)]
+    with serving_kind(VllmServer, random_model) as [server], connected(server) as engine:
+        events = events_of(engine, *requests)
+    free = [replace(request, ask=replace(request.ask, grammar=None)) for request in requests]
+    refused = {event.sequence: event.error for event in events if isinstance(event, RefusedEvent)}
+    expected = [id for id, reply in sorted(local_replies(random_model, *free).items()) if len(reply.ids) > 12]
+    assert refused and sorted(refused) == expected
+    assert all("does not match the grammar" in error.message and error.hint for error in refused.values())
+
+
+def test_sample_that_does_not_match_the_grammar_costs_no_other() -> None:
+    def by_seed(held: tuple[int, ...], seed: int) -> int:
+        return END if len(held) > 1 else (b"a" if seed % 2 else b"b")[0]
+
+    with serving(by_seed) as servers, connected(*servers) as engine:
+        events = events_of(engine, request_of("Q", n=3, grammar='root ::= "a"'))
+    ends = {event.sequence.sample: event for event in events if isinstance(event, FinishEvent | RefusedEvent)}
+    assert [type(ends[sample]) for sample in range(3)] == [FinishEvent, RefusedEvent, FinishEvent]
+    assert isinstance(ends[1], RefusedEvent) and ends[1].text == "b"
+
+
+# What they are asked, and what they sample otherwise.
+
+PENALTIES: dict[str, Any] = {"presence_penalty": 0.5, "frequency_penalty": -0.5}
+TRUNCATIONS: dict[str, Any] = {"top_k": 5, "top_p": 0.9, "min_p": 0.1}
+BIASES = (TokenBias(97, -1.5), TokenBias(98, 100.0))
+LLAMA: ServerKind = llama_server.LlamaServer("1", "tiny.gguf", "tiny.gguf", 100, 4, None)
+VLLM: ServerKind = vllm.Vllm("1", "tiny.gguf", "tiny.gguf", 100, 4)
+
+
+def body_of(kind: ServerKind, request: Request, samples: int = 1) -> Any:
+    """The body of a request, as a server reads it."""
+    return json.loads(json.dumps(kind.body(request, 7, samples)))
+
+
+def test_vllm_is_sent_every_field() -> None:
+    others: dict[str, Any] = {"ignore_eos": True, "logprobs": True, "grammar": "root", "max_tokens": None}
+    values = {"temperature": 0.5, **TRUNCATIONS, **PENALTIES}
+    request = request_of("Q", repeat_penalty=1.1, logit_bias=BIASES, stop=("x",), **values, **others)
+    assert body_of(VLLM, request) == {
+        **values,
+        "repetition_penalty": 1.1,
+        "logit_bias": {"97": -1.5, "98": 100.0},
+        "skip_special_tokens": False,
+        "ignore_eos": True,
+        "model": "tiny.gguf",
+        "prompt": [81],
+        "max_tokens": 99,
+        "seed": 7,
+        "return_token_ids": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "logprobs": 0,
+        "structured_outputs": {"grammar": "root"},
+    }
+    plain = body_of(VLLM, request_of("Q", top_k=0, top_p=0.0, stream=True))
+    assert (plain["top_k"], plain["top_p"], plain["max_tokens"]) == (0, 1e-6, 40)
+    assert not plain.keys() & {"logit_bias", "logprobs", "structured_outputs"}
+
+
+def test_llama_server_is_sent_every_sampler() -> None:
+    params: dict[str, Any] = {
+        **PENALTIES,
+        **TRUNCATIONS,
+        "repeat_penalty": 1.1,
+        "top_n_sigma": 1.5,
+        "typical_p": 0.9,
+        "dry_multiplier": 0.8,
+        "dry_base": 2.0,
+        "dry_allowed_length": 3,
+        "dry_penalty_last_n": 50,
+    }
+    drawn = request_of("Q", temperature=1.0, dry_sequence_breaker=("x",), logit_bias=BIASES, stop=("y",), **params)
+    body = body_of(LLAMA, drawn, 2)
+    assert {key: body[key] for key in params} == params
+    assert (body["n_cmpl"], body["seed"], body["n_predict"], body["stop"]) == (2, 7, 40, [])
+    assert (body["dry_sequence_breakers"], body["logit_bias"]) == (["x"], [[97, -1.5], [98, 100.0]])
+    greedy = request_of("Q", dry_sequence_breaker=("none",), **params | {"dry_penalty_last_n": 10**9})
+    body = body_of(LLAMA, greedy)
+    assert (body["dry_sequence_breakers"], body["dry_penalty_last_n"], body["logit_bias"]) == ([""], 100, [])
+    assert body["typical_p"] == 1.0  # it might drop the likeliest token, which temperature 0 stands for
+
+
+def test_what_only_llama_cpp_has_is_noted_once() -> None:
+    requests = [
+        request_of(f"Q{at}", temperature=0.7, repeat_penalty=1.1, dry_multiplier=0.8, top_n_sigma=1.5, **PENALTIES)
+        for at in range(12)
+    ]
+    for kind, expected in ((VllmServer, ["vLLM ignores top_n_sigma, dry_multiplier"]), (LlamaServer, [])):
+        with serving_kind(kind, random_model, 2) as servers, closing(remote_engine(*servers)) as engine:
+            assert notices(list(engine.load())) == []
+            assert notices(events_of(engine, *requests)) == expected
+            assert notices(events_of(engine, *requests)) == []
