@@ -151,30 +151,24 @@ def test_plan_of_weights_cache_and_buffers_fits_in_free_memory(model: str, memor
             assert is_least or fitted.needs.fits(free), (machine, length, slots)
 
 
-@pytest.mark.parametrize("length", [8192, 4096, 512])
-def test_plan_context_is_the_default_or_what_fits(length: int) -> None:
-    chat = options("Mistral 7B")
-    needed = memory.HEADROOM + LoadPlan(chat.sizes, ContextOptions(length, n_ubatch=memory.CPU_UBATCH)).needs.host
-    for free, expected in ((64 * GIB, 8192), (needed, length), (needed - 1, length - 256)):
-        plan, notices = planned(chat, FreeMemory(free))
-        assert plan.context.length == expected
-        limited = f"context limited to {expected} tokens by free memory (default: 8192)"
-        assert notices == ([limited] if expected < 8192 else [])
-
-
-def test_plan_context_has_room_for_long_reasoning_if_memory_allows() -> None:
-    model = options("Mistral 7B")
-    chat = replace(model, trained_context=131_072, thinks=True)
-
-    def needed(length: int) -> int:
-        return memory.HEADROOM + LoadPlan(chat.sizes, ContextOptions(length, n_ubatch=memory.CPU_UBATCH)).needs.host
-
-    for free, expected in ((64 * GIB, 32_768), (needed(20_480), 20_480), (needed(8192), 8192)):
-        plan, notices = planned(chat, FreeMemory(free))
-        assert (plan.context.length, notices) == (expected, [])
-    assert planned(chat, FreeMemory(needed(8192) - 1))[1] == [
-        "context limited to 7936 tokens by free memory (default: 8192)"
-    ]
+@pytest.mark.parametrize(
+    ("thinks", "room", "length"),  # `room` is the length that memory suffices for
+    [
+        (False, 65_536, 8192),
+        (False, 4096, 4096),
+        (False, 512, 512),
+        (True, 65_536, 32_768),
+        (True, 20_480, 20_480),  # enough for a model that does not think, so without a notice
+        (True, 7936, 7936),
+    ],
+)
+def test_plan_context_is_the_default_or_what_fits(thinks: bool, room: int, length: int) -> None:
+    chat = replace(options("Mistral 7B"), trained_context=131_072, thinks=thinks)
+    needed = memory.HEADROOM + LoadPlan(chat.sizes, ContextOptions(room, n_ubatch=memory.CPU_UBATCH)).needs.host
+    limited = f"context limited to {length} tokens by free memory (default: 8192)"
+    plan, notices = planned(chat, FreeMemory(needed))
+    assert (plan.context.length, notices) == (length, [limited] if length < 8192 else [])
+    assert planned(chat, FreeMemory(needed - 1))[0].context.length == min(length, room - 256)
 
 
 def test_plan_length_is_what_fits_beside_the_weights() -> None:
