@@ -204,8 +204,8 @@ class _Run:
                 raise asked
             case Continuation():
                 return prepare_text(self._model, asked)
-        if vote := row.vote:  # a server gives log probabilities now, since it cannot score samples later
-            asked = replace(asked, n=vote.requested, max_n=vote.bounds[1], logprobs=self._model.is_remote)
+        if vote := row.vote:
+            asked = replace(asked, n=vote.requested, max_n=vote.bounds[1])
         if asked.tools:
             asked = replace(asked, tools=(), grammar=None)  # which would suppress calls
         request = self._model.prepare_reply(asked)
