@@ -64,7 +64,7 @@ class Pool:
     @property
     def known(self) -> list[ServerKind]:
         """What the servers are that have answered so far; for any thread, as the window."""
-        return [server.kind for server in self._servers if server.kind]
+        return [server.info for server in self._servers if server.info]
 
     @property
     def window(self) -> int:
@@ -152,18 +152,18 @@ class Pool:
         return [other for other in others if other.state == "up" and other not in job.refused_by]
 
     def _start(self, job: Job, server: Server) -> None:
-        assert server.kind, "only servers that are up have room"
-        most = server.kind.max_samples
+        assert server.info, "only servers that are up have room"
+        most = server.info.max_samples
         if len(job.samples) > most:
             self._queue.appendleft(replace(job, samples=job.samples[most:]))
             job.samples = job.samples[:most]
-        if ignored := server.kind.ignored(job.request):
-            problem = f"{server.kind.kind} ignores {', '.join(ignored)}"
+        if ignored := server.info.ignored(job.request):
+            problem = f"{server.info.kind} ignores {', '.join(ignored)}"
             self._note(NoticeEvent(problem, "omit it, or use llama-server"))
         if not server.running:
             server.busy_since = monotonic()
         server.running.append(job)
-        job.task = asyncio.create_task(server.answer(job, server.kind))
+        job.task = asyncio.create_task(server.answer(job, server.info))
         job.task.add_done_callback(lambda task: self._end(task, job, server))
 
     def _end(self, task: asyncio.Task[None], job: Job, server: Server) -> None:
@@ -199,15 +199,12 @@ class Pool:
             return
         server.refusals += 1
         job.refused_by += (server,)
-        if error.status in KEY_STATUSES:
-            self._queue.appendleft(job)
-            self._retire(server, server.client.fault(error, REFUSED_HINT))
-            return
-        if self._others(job, server):
+        refuses_key = error.status in KEY_STATUSES
+        if refuses_key or self._others(job, server):
             self._queue.appendleft(job)
         else:
             job.refuse(reason)
-        if server.refusals >= MAX_REFUSALS and not job.request.ask.stream:
+        if refuses_key or (server.refusals >= MAX_REFUSALS and not job.request.ask.stream):
             self._retire(server, server.client.fault(error, REFUSED_HINT, "it refuses every request: "))
 
     def _retry(self, job: Job, server: Server, error: LostServerError | BusyServerError) -> None:
@@ -300,11 +297,10 @@ class Pool:
 
     def _silence_limit(self, server: Server) -> float:
         """Seconds without a byte after which a server has failed: fewer if one that works can take its requests."""
-        for job in server.running:
-            for other in self._others(job, server):
-                is_silent = other.running and other.client.heard_at < server.silent_since
-                if not (is_silent or other.failures):
-                    return SILENCE_S
+        for other in self._servers:
+            is_silent = other.running and other.client.heard_at < server.silent_since
+            if other is not server and other.state == "up" and not (is_silent or other.failures):
+                return SILENCE_S
         return LONG_SILENCE_S
 
     def _no_server(self) -> NoServerError:
@@ -333,9 +329,9 @@ class Pool:
 
     def _note_differences(self) -> None:
         """Note whether servers build prompts themselves, and differ from each other."""
-        if any(kind.takes_messages for kind in self.known):
+        if any(info.takes_messages for info in self.known):
             self._note(NO_EXACT_PROMPTS)
-        variants = {f"{origin(kind.recorded)} {kind.build}" for kind in self.known}
+        variants = {f"{origin(info.recorded)} {info.build}" for info in self.known}
         if len(variants) > 1:
             problem = f"the servers differ, so answers may depend on the server ({'; '.join(sorted(variants))})"
             self._note(NoticeEvent(problem, "for identical answers, use identical machines, builds and models"))

@@ -41,30 +41,28 @@ def probe(*endpoints: Endpoint, as_messages: bool = False) -> ServerInfo:
 
 
 async def ask_all(endpoints: Sequence[Endpoint], as_messages: bool) -> ServerInfo:
-    problems = []
-    for answering in asyncio.as_completed([ask(endpoint, as_messages) for endpoint in endpoints]):
-        answer = await answering
-        if isinstance(answer, ServerInfo):
-            return answer
-        problems.append(answer)
+    problems = list[EndpointError]()
+    for answer in asyncio.as_completed([ask(endpoint, as_messages) for endpoint in endpoints]):
+        try:
+            return await answer
+        except EndpointError as error:
+            problems.append(error)
     others = [problem for problem in problems if not isinstance(problem, NoServerError)]
     if others or len(problems) == 1:
         raise (others or problems)[0]
     raise NoServerError(f"no server answers ({'; '.join(map(str, problems))})", problems[0].hint)
 
 
-async def ask(endpoint: Endpoint, as_messages: bool) -> ServerInfo | EndpointError:
-    """What a server is, or why that is not known."""
+async def ask(endpoint: Endpoint, as_messages: bool) -> ServerInfo:
+    """What a server is. Raises EndpointError if that is not known."""
     try:
         async with aclosing(Client(endpoint)) as client:
             return await describe(client, as_messages)
     except BusyServerError as busy:
-        return NotReadyError(f"{endpoint.name} is not ready: {busy.reason}", "try again later")
+        raise NotReadyError(f"{endpoint.name} is not ready: {busy.reason}", "try again later") from busy
     except LostServerError as lost:
         remedy = "the log of the server" if lost.was_sent else "start the server there"
-        return NoServerError(f"{endpoint.name}: {lost.reason}", f"check the URL, and {remedy}")
-    except EndpointError as error:
-        return error
+        raise NoServerError(f"{endpoint.name}: {lost.reason}", f"check the URL, and {remedy}") from lost
 
 
 @dataclass(slots=True)
@@ -168,7 +166,7 @@ class RemoteEngine(Engine):
 
     @property
     def context_size(self) -> int:
-        return min(kind.context_size for kind in self.pool.known)
+        return min(info.context_size for info in self.pool.known)
 
     @property
     def pool(self) -> Pool:
@@ -179,12 +177,12 @@ class RemoteEngine(Engine):
 
     @property
     def builds(self) -> list[dict[str, str]]:
-        records = [kind.recorded for kind in self.pool.known]
+        records = [info.recorded for info in self.pool.known]
         return [record for at, record in enumerate(records) if record not in records[:at]]
 
     @property
     def served_models(self) -> list[str]:
-        ids = [kind.model for kind in self.pool.known]
+        ids = [info.model for info in self.pool.known]
         return [*ids, *map(file_name, ids)]
 
     def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> RemoteCompletions:

@@ -74,7 +74,7 @@ class Server:
     def __init__(self, endpoint: Endpoint, alias: str, window: int | None, expected: ExpectedModel, note: Note) -> None:
         self.name, self.alias = endpoint.name, alias  # in results, the alias stands for the address
         self.client = Client(endpoint)
-        self.kind: ServerKind | None = None  # what it was when it last answered that
+        self.info: ServerKind | None = None  # what it was when it last answered that
         self.running: list[Job] = []
         self.state: State = "connecting"
         self.problem: Exception | None = None  # the latest since its last reply
@@ -88,9 +88,9 @@ class Server:
 
     async def identify(self) -> None:
         """Find out what it serves. Raises ExchangeError, or EndpointError if it does not fit."""
-        kind = await describe(self.client, self._expected.messages)
-        await self._expected.check(self.client, kind)
-        self.kind = kind
+        info = await describe(self.client, self._expected.messages)
+        await self._expected.check(self.client, info)
+        self.info = info
         self.state = "up"
 
     def fail(self, error: ExchangeError) -> None:
@@ -112,7 +112,7 @@ class Server:
     @property
     def window(self) -> int:
         """Samples that it is given at a time."""
-        return min(self._window or self.kind.slots, self.kind.max_window) if self.kind else 0
+        return min(self._window or self.info.slots, self.info.max_window) if self.info else 0
 
     @property
     def outstanding(self) -> int:
@@ -130,35 +130,35 @@ class Server:
 
     # Replies.
 
-    async def answer(self, job: Job, kind: ServerKind) -> None:
+    async def answer(self, job: Job, info: ServerKind) -> None:
         """Generate the samples of a job. Raises ExchangeError, GrammarError; EndpointError if it affects all."""
         request = job.request
-        origin = Origin(self.alias, kind.weights)
-        size = 0 if kind.takes_messages else kind.context_size
+        origin = Origin(self.alias, info.weights)
+        size = 0 if info.takes_messages else info.context_size
         samples = job.samples = tuple(replace(sample, context_size=size, origin=origin) for sample in job.samples)
         total = len(request.prompt_tokens)
         for sample in samples:
             job.report(PromptEvent(sample.id, 0 if request.ask.stream else total, total))
-        await self._ask(job, kind, samples)
+        await self._ask(job, info, samples)
         try:
             async with asyncio.TaskGroup() as group:  # one that fails ends the others
                 for sample in samples:
-                    group.create_task(self._continue(job, kind, sample))
+                    group.create_task(self._continue(job, info, sample))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from errors
 
-    async def _continue(self, job: Job, kind: ServerKind, sample: RemoteSample) -> None:
+    async def _continue(self, job: Job, info: ServerKind, sample: RemoteSample) -> None:
         while sample.needs_turn:
-            await self._ask(job, kind, [sample])
+            await self._ask(job, info, [sample])
 
-    async def _ask(self, job: Job, kind: ServerKind, samples: Sequence[RemoteSample]) -> None:
+    async def _ask(self, job: Job, info: ServerKind, samples: Sequence[RemoteSample]) -> None:
         """Ask for the next turn of some samples, which share it; closing the stream stops the server."""
         turns = [sample.take_turn() for sample in samples]
-        body = kind.body(turns[0], samples[0].seed, len(samples))
+        body = info.body(turns[0], samples[0].seed, len(samples))
         reading = dict(enumerate(samples))
-        async with aclosing(self.client.stream(kind.completion_path, body)) as answer:
+        async with aclosing(self.client.stream(info.completion_path, body)) as answer:
             try:
-                async for chunk in kind.read(answer):
+                async for chunk in info.read(answer):
                     if not (sample := reading.get(chunk.index)):
                         continue  # its turn has ended
                     self._note_end(job.request, chunk)
