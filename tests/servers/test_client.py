@@ -1,4 +1,4 @@
-"""The HTTP client of servers, against hostile ones in the same event loop: bounds, connections, streams and proxies."""
+"""The HTTP client of servers: bounds of size and time, and certificates."""
 
 import asyncio
 import ssl
@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
@@ -27,33 +27,22 @@ Ask = Callable[[Client], Awaitable[Any]]
 
 
 class Server:
-    """Answers each request with the same bytes, then with an endless repetition of others; counts what it does."""
+    """Answers each request with the same bytes, then with an endless repetition of others."""
 
     def __init__(self, reply: bytes = b"", repeated: bytes = b"", pause_s: float = 0.0) -> None:
         self.reply, self.repeated, self.pause_s = reply, repeated, pause_s
-        self.connections, self.sent = 0, 0
         self.requests: list[bytes] = []
-        self.port, self.hangs_up = 0, False
+        self.port = 0
 
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
         with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError), closing(writer.transport):
             while True:
                 self.requests.append(await read_request(reader))
                 writer.write(self.reply)
-                if self.hangs_up:
-                    return
                 while self.repeated:
                     writer.write(self.repeated)
                     await writer.drain()
-                    self.sent += len(self.repeated)
                     await asyncio.sleep(self.pause_s)
-
-    def client(self, **endpoint: Any) -> Client:
-        return Client(Endpoint("it", f"http://127.0.0.1:{self.port}", **endpoint))
-
-
-S = TypeVar("S", bound=Server)
 
 
 async def read_request(reader: asyncio.StreamReader) -> bytes:
@@ -63,21 +52,17 @@ async def read_request(reader: asyncio.StreamReader) -> bytes:
 
 
 @asynccontextmanager
-async def listening(server: S, tls: ssl.SSLContext | None = None) -> AsyncIterator[S]:
+async def listening(server: Server, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     async with await asyncio.start_server(server.converse, "127.0.0.1", backlog=1024, ssl=tls) as listener:
         server.port = listener.sockets[0].getsockname()[1]
-        yield server
-
-
-def json_reply(content: bytes = b"[1]") -> bytes:
-    return OK + b"Content-Length: %d\r\n\r\n%b" % (len(content), content)
+        yield f"http://127.0.0.1:{server.port}"
 
 
 def asked(server: Server, ask: Ask) -> Any:
     """What asking a server returns."""
 
     async def run() -> Any:
-        async with listening(server), aclosing(server.client()) as client, asyncio.timeout(30):
+        async with listening(server) as url, aclosing(Client(Endpoint("it", url))) as client, asyncio.timeout(30):
             return await ask(client)
 
     return asyncio.run(run())
@@ -139,76 +124,6 @@ def test_client_does_not_wait_for_the_message_of_an_error(monkeypatch: pytest.Mo
         asked(server, ASKS["post"])
 
 
-@pytest.mark.parametrize(("hangs_up", "connections"), [(False, 1), (True, 3)])
-def test_client_reuses_a_connection_that_stays_open(hangs_up: bool, connections: int) -> None:
-    server = Server(json_reply())
-    server.hangs_up = hangs_up
-
-    async def ask(client: Client) -> None:
-        for _ in range(3):
-            assert await client.get("/", 20.0) == [1]
-            await asyncio.sleep(0.02)
-
-    asked(server, ask)
-    assert server.connections == connections
-
-
-def test_client_has_as_many_connections_as_requests() -> None:
-    server = Server(json_reply(), pause_s=20.0)
-
-    async def ask(client: Client) -> None:
-        assert await asyncio.gather(*(client.post("/completion", {}, 20.0) for _ in range(150))) == [[1]] * 150
-        assert 100 < server.connections <= 150
-
-    asked(server, ask)
-
-
-class Proxy(Server):
-    """Answers itself, but connects a tunnel to a port of this machine."""
-
-    def __init__(self, port: int, status: bytes = b"200 OK") -> None:
-        super().__init__(json_reply(b"[2]"))
-        self.target, self.status = port, status
-
-    async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        request = await read_request(reader)
-        self.requests.append(request)
-        with closing(writer.transport):
-            if not request.startswith(b"CONNECT"):
-                writer.write(self.reply)
-                return
-            writer.write(b"HTTP/1.1 %b\r\n\r\n" % self.status)
-            if self.target:
-                source, target = await asyncio.open_connection("127.0.0.1", self.target)
-                await asyncio.gather(pump(reader, target), pump(source, writer))
-
-
-async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-    with suppress(OSError), closing(target.transport):
-        while data := await source.read(2**16):
-            target.write(data)
-
-
-def test_client_opens_an_encrypted_tunnel_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
-    monkeypatch.setattr(Endpoint, "is_loopback", False)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTIFICATE)
-    server = Server(json_reply())
-
-    async def run() -> tuple[Any, list[bytes]]:
-        async with listening(server, context), listening(Proxy(server.port)) as proxy:
-            monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
-            monkeypatch.setenv("CEREBRUM_API_KEY", "sesame")
-            async with aclosing(Client(Endpoint("it", "https://localhost:444"))) as client:
-                return [await client.get("/", 20.0), await client.get("/", 20.0)], proxy.requests
-
-    value, [request] = asyncio.run(run())
-    assert value == [[1], [1]]
-    assert request.startswith(b"CONNECT localhost:444 HTTP/1.1\r\n") and b"sesame" not in request
-    assert server.connections == 1 and b"Authorization: Bearer sesame" in server.requests[0]
-
-
 def test_client_names_the_certificate_that_it_cannot_read(tmp_path: Path) -> None:
     empty = tmp_path / "empty.pem"
     empty.touch()
@@ -223,7 +138,7 @@ def test_client_and_server_trust_each_other_by_files() -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(CERTIFICATE))
     context.load_cert_chain(CERTIFICATE)
     context.verify_mode = ssl.CERT_REQUIRED
-    server = Server(json_reply())
+    server = Server(OK + b"Content-Length: 3\r\n\r\n[1]")
 
     async def run() -> Any:
         async with listening(server, context):
@@ -236,29 +151,3 @@ def test_client_and_server_trust_each_other_by_files() -> None:
     assert asyncio.run(run()) == [1]
     paths = [request.split(b" ")[1] for request in server.requests]
     assert paths == [b"/base/completion?api-version=1", b"/base/props?api-version=1&model=a+b"]
-
-
-@pytest.mark.parametrize(
-    ("url", "outcome", "head"),
-    [
-        ("http://far.example:81/größe", "[2]", b"GET http://far.example:81/gr%C3%B6%C3%9Fe/x HTTP/1.1\r\n"),
-        ("https://far.example", "the proxy fails: 403 No", b"CONNECT far.example:443 HTTP/1.1\r\n"),
-    ],
-)
-def test_client_asks_a_proxy_for_a_server_elsewhere(
-    monkeypatch: pytest.MonkeyPatch, url: str, outcome: str, head: bytes
-) -> None:
-    async def run() -> tuple[str, list[bytes]]:
-        async with listening(Proxy(0, b"403 No")) as proxy:
-            for name in ("http_proxy", "https_proxy"):
-                monkeypatch.setenv(name, f"http://me:p%40ss@127.0.0.1:{proxy.port}")
-            async with aclosing(Client(Endpoint("it", url))) as client:
-                try:
-                    return str(await client.get("/x", 20.0)), proxy.requests
-                except LostServerError as lost:
-                    assert not lost.was_sent
-                    return lost.reason, proxy.requests
-
-    found, [request] = asyncio.run(run())
-    assert found == outcome and request.startswith(head)
-    assert b"Proxy-Authorization: Basic bWU6cEBzcw==\r\n" in request

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from command_line import CommandLine, assert_error
 from remote_engines import set_patience
-from scripted_command import run_here
 from served import SEEDS, Served
 from server_kinds import BUILD
 
@@ -68,27 +67,6 @@ def test_endpoint_batch_accepts_rows_that_name_the_served_model(served: Served) 
     served.servers[0].models = ("served.GGUF",)
     done = served.run("batch", source, "-o", "-")
     assert [json.loads(line)["error"] is None for line in done.out.splitlines()] == [True, False]
-
-
-@pytest.mark.slow
-def test_endpoint_eval_scores_as_locally(served: Served) -> None:
-    source = served.home / "sums.jsonl"
-    source.write_text("".join(json.dumps({"question": f"{n} + 1?", "answer": "4"}) + "\n" for n in range(12)))
-    arguments = (source, "--json", "--seed", "3")
-    remote = served.run("eval", *arguments, "-o", "remote.jsonl", servers=2)
-    local = served.run_alone("eval", *arguments, "-o", "local.jsonl")
-    assert (remote.code, local.code) == (0, 0), remote.err
-    assert remote.object["accuracy"] == local.object["accuracy"]
-    assert len(served.asked()) == 12
-    record = json.loads(Path("remote.jsonl.meta.json").read_text())
-    assert record["fingerprint"]["llama.cpp"] is None
-    assert record["fingerprint"]["engine"] == "servers"
-    assert record["notes"]["servers"] == [{"kind": "llama-server", "build": BUILD, "model": "tiny.gguf (1000 bytes)"}]
-    weights = "tiny.gguf (1000 bytes)"
-    assert_local_rows("remote.jsonl", "local.jsonl", {("server 1", weights), ("server 2", weights)})
-    for command in (("show", "remote.jsonl"), ("compare", "remote.jsonl", "remote.jsonl")):
-        done = run_here({}, served.home, "runs", *command)
-        assert done.code == 0, done.err
 
 
 # Several servers that come and go.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import CommandLine, Finished, assert_error
+from command_line import Finished, assert_error
 from model_servers import Refused
 from remote_engines import set_patience
 from scripted_command import batch_backend, run_here
@@ -283,11 +283,6 @@ def test_served_model_that_dropped_messages_is_noticed(
         assert done.err.count("read 20 tokens of a prompt") == bool(file), done.err
 
 
-def test_served_model_is_not_used_with_ray(ask: Ask) -> None:
-    done = ask("batch", questions(2), "-o", "out.jsonl", "--ray", "auto", "-m", MODEL)
-    assert_error(done, 3, f"unknown model '{MODEL}'")
-
-
 def test_served_model_answers_behind_a_gateway_that_passes_only_v1(server: OllamaServer, ask: Ask) -> None:
     server.owner = "llamacpp"
     assert ask("ask", "2 + 2?", "--json").object["model"] == MODEL
@@ -325,21 +320,3 @@ def test_question_goes_to_the_first_server_that_answers(server: OllamaServer, tm
         assert (ask(other, server).code, ask(other, server).out) == (0, "4\n")
         server.kill()
         assert_error(ask(other, server), 7, f"{other.url}: Connection refused", f"{server.url}: Connection refused")
-
-
-def test_served_model_is_checked_by_doctor(server: OllamaServer, tmp_path: Path) -> None:
-    done = run_here(dict(SCRIPT), tmp_path, "doctor", "--endpoint", server.url, "--json")
-    names = [result["name"] for result in done.object]
-    assert names == ["server", "served_model", "vocabulary", "reply", "speed", "token_ids"]
-    assert done.object[0]["detail"] == "OpenAI-compatible server, through chat completions"
-
-
-@pytest.mark.slow
-def test_served_model_text_survives_the_stand_in_vocabulary(new_user: CommandLine) -> None:
-    text = "  Zwölf 🙂\n\n\tif x:  日本語</s> [INST] end."
-    script = {"rows": {}, "seeds": [f"A{text}"]}
-    with OllamaServer(batch_backend(script, 1).model, context_size=5000) as server:
-        server.models = (MODEL,)
-        for stream in ((), ("--votes", "1")):
-            done = new_user.run("ask", "Say it", "--endpoint", server.url, "--seed", "0", "--json", *stream)
-            assert done.object["text"] == f"A{text}", done.err

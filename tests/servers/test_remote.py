@@ -77,21 +77,6 @@ def test_remote_cancel_keeps_what_has_arrived() -> None:
     assert "once upon a time".startswith("".join(each.text for each in seen))
 
 
-def test_remote_requests_after_a_cancel_are_not_sent() -> None:
-    with serving(random_model) as [server], connected(server) as engine:
-        scope = engine.cancel_scope
-        engine.cancel()
-        with closing(engine.complete([request_of("Q")], scope)) as events:
-            assert list(events) == []
-        with closing(engine.complete([request_of("Q", max_n=2)])) as events:
-            replies = collect_replies(events)
-            engine.cancel()
-            events.add_samples(0, 1)
-            [late] = collect_replies(events).values()
-        assert [reply.reason for reply in replies.values()] == ["stop"] and late.reason == "cancelled"
-        assert len(server.completions()) == 1
-
-
 def test_remote_source_is_read_ahead() -> None:
     given = iter(REQUESTS)
     with serving(STORY) as [server], connected(server) as engine:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from model_servers import Armed, ModelServer
 from remote_engines import connected, local_replies, remote_engine, request_of, serving, serving_kind, set_patience
 from scripted_backend import endless, random_model
 from server_kinds import KINDS, LlamaServer, VllmServer
-from waiting import TIMEOUT_S
+from waiting import TIMEOUT_S, wait_until
 
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId, TokenEvent
@@ -110,11 +111,19 @@ FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
+def release_later(held: Armed, refusing: Armed) -> None:
+    wait_until(lambda: refusing.struck >= 5)
+    held.disarm()
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_server_fault_costs_no_row(name: str) -> None:
     fault, expected = FAULTS[name]
     with serving(random_model, 2) as servers, connected(*servers) as engine:
         armed = servers[0].arm(**{"times": 3, **fault})
+        if "refuses every request" in expected[0]:  # five of them, before the other server has replied to all
+            held = servers[1].arm(hang_after=0, times=None)
+            Thread(target=release_later, args=(held, armed), daemon=True).start()
         assert transcript(engine, servers, ROWS) == expected
         seeds = [asked.body["seed"] for server in servers for asked in server.completions()]
         assert armed.struck and len(seeds) >= len(ROWS) + armed.struck
