@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
@@ -26,7 +27,7 @@ from cerebrum_cli.library.cache import Cache, CachePath
 from cerebrum_cli.library.hub import HubFile, Listing, open_file
 from cerebrum_cli.library.hub_requests import CHECK_NETWORK, HubError, RetryPolicy
 from cerebrum_cli.library.partial_file import FilePiece, PartialFile, bytes_present
-from cerebrum_cli.library.registry import RegistryEntry, hash_file
+from cerebrum_cli.library.registry import SHA256, RegistryEntry, hash_file
 
 MAX_CONNECTIONS = 8
 ELSEWHERE = "set HF_HUB_CACHE to a directory on another disk"  # hint for a full disk, or one without locks
@@ -59,7 +60,8 @@ class Download:
             missing = list(self._missing(files, total, locks))
             before = total - sum(partial_file.file.size for partial_file in missing)
             for partial_file in missing:
-                self._receive(partial_file, stage(self.progress, "download", before, total))
+                on_progress = stage(self.progress, "download", before, total)
+                Transfer(self.listing, partial_file, RetryPolicy(self.progress)).run(on_progress)
                 before += partial_file.file.size
             self._complete(missing)
             self.cache.write_ref(self.listing.repo_id, self.listing.revision, self.listing.commit)
@@ -89,18 +91,7 @@ class Download:
                 yield PartialFile.opened(file, place)
 
     def _is_valid(self, blob: Path, file: HubFile) -> bool:
-        if blob.stat().st_size != file.size:
-            return False
-        if is_git_hash(file.digest):
-            return git_hash(file.size, blob.read_bytes()).hexdigest() == file.digest
-        return self.digest_of(blob).sha256 == file.digest
-
-    def _receive(self, partial_file: PartialFile, on_progress: OnProgress) -> None:
-        try:
-            Transfer(self.listing, partial_file, RetryPolicy(self.progress)).run(on_progress)
-        except RangeIgnored:
-            whole = PartialFile.without_ranges(partial_file.file, partial_file.place)
-            Transfer(self.listing, whole, RetryPolicy(self.progress)).run(on_progress)
+        return blob.stat().st_size == file.size and digest_like(file.digest, blob, self.digest_of) == file.digest
 
     def _complete(self, partial_files: list[PartialFile]) -> None:
         """Move files into the cache. Raises PullError, and deletes a file, if its digest is wrong."""
@@ -108,11 +99,8 @@ class Download:
         before = 0
         for partial_file in partial_files:
             file = partial_file.file
-            path = partial_file.place.partial
-            if is_git_hash(file.digest):
-                digest = git_hash(file.size, path.read_bytes()).hexdigest()
-            else:
-                digest = hash_file(path, stage(self.progress, "verify", before, total)).sha256
+            verify = partial(hash_file, on_progress=stage(self.progress, "verify", before, total))
+            digest = digest_like(file.digest, partial_file.place.partial, verify)
             if digest != file.digest:
                 partial_file.place.discard_partial()
                 raise PullError(
@@ -121,13 +109,6 @@ class Download:
                 )
             partial_file.complete()
             before += file.size
-
-
-class RangeIgnored(HubError):
-    """The server has sent other bytes than requested."""
-
-    def __init__(self) -> None:
-        super().__init__("the server sent other bytes than requested", "try again later", retries=5)
 
 
 class PieceResult(NamedTuple):
@@ -188,10 +169,8 @@ class Transfer:
         partial_file = self.partial_file
         with partial_file.writer(piece) as write:
             end = None if piece.stop == partial_file.file.size else piece.stop
-            with open_file(self.listing, partial_file.file.name, piece.position, end) as response:
-                if not response.is_exact:
-                    raise RangeIgnored
-                for chunk in response.chunks:
+            with open_file(self.listing, partial_file.file.name, piece.position, end) as chunks:
+                for chunk in chunks:
                     if self.stopped.is_set() or not piece.missing:
                         return
                     write(chunk[: piece.missing])  # a server may send more; the digest of the file is verified
@@ -201,7 +180,7 @@ class Transfer:
     def _back_off(self, error: BaseException, attempt: int) -> None:
         """Delay the next requests, unless this one began before the last retry; raise the error after the last."""
         done = self.partial_file.done
-        if not isinstance(error, HubError) or (isinstance(error, RangeIgnored) and not done):
+        if not isinstance(error, HubError):
             raise error
         if done > self.most_done:
             self.most_done = done
@@ -216,10 +195,12 @@ def stage(progress: Progress, name: str, before: int, total: int) -> OnProgress:
     return lambda done, _: progress.update(name, before + done, total)
 
 
-def git_hash(size: int, data: bytes) -> hashlib._Hash:
-    """Hash by which git names a file, and the Hub a small one: SHA-1 over a header and the bytes."""
-    return hashlib.sha1(b"blob %d\0" % size + data, usedforsecurity=False)
+def digest_like(known: str, path: Path, sha256_of: Callable[[Path], RegistryEntry] = hash_file) -> str:
+    """The digest of a file of the same kind as a known one: its SHA-256, or git's hash, by which small files are named.
 
-
-def is_git_hash(digest: str) -> bool:
-    return len(digest) == 40
+    That is SHA-1 over a header and the bytes.
+    """
+    if SHA256.fullmatch(known):
+        return sha256_of(path).sha256
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

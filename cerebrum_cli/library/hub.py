@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.errors import ModelNotFound, PullError
-from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import Paths, exists, translate_os_errors
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.text import format_count, truncate
+from cerebrum_cli.core.text import truncate
 from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.gguf.contents import HeaderTruncated
 from cerebrum_cli.gguf.header import parse_tables
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
 FIRST_BYTES, MAX_BYTES = 1 << 20, 1 << 26  # of a header: vocabularies take up to 20 MB
-MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 1024  # that file systems take, in UTF-8
 _SEARCH_FIELDS = ("downloads", "gated", "lastModified", "tags")
 _MAX_LICENSE = 40  # characters
 
@@ -79,20 +77,19 @@ class Listing:
 def list_repository(
     repo_id: str, progress: Progress, revision: str | None = None, kind: RepositoryKind = "model"
 ) -> Listing:
-    """Request the files of a model or a dataset; the default revision is `main`. Reports files that are left out.
+    """Request the files of a model or a dataset; the default revision is `main`.
 
     Raises ModelNotFound for an unknown repository or revision, HubError for other failures.
     """
-    return RetryPolicy(progress).run(_list_repository, repo_id, progress, revision or MAIN, kind)
+    return RetryPolicy(progress).run(_list_repository, repo_id, revision or MAIN, kind)
 
 
-def _list_repository(repo_id: str, progress: Progress, revision: str, kind: RepositoryKind) -> Listing:
+def _list_repository(repo_id: str, revision: str, kind: RepositoryKind) -> Listing:
     api = hub_api()
     request = api.dataset_info if kind == "dataset" else api.model_info
     with translated(repo_id, kind):
         info = request(repo_id, revision=revision, timeout=timeout(), files_metadata=True)
-        siblings = info.siblings or []
-        files = [_listed_file(sibling) for sibling in siblings if is_storable(sibling.rfilename)]
+        files = [_listed_file(sibling) for sibling in info.siblings or () if is_safe_path(sibling.rfilename)]
         commit = str(info.sha)
     if not COMMIT.fullmatch(commit):
         raise not_a_hub()
@@ -101,17 +98,7 @@ def _list_repository(repo_id: str, progress: Progress, revision: str, kind: Repo
     if wanted and not any(file.digest for file in wanted):
         problem = f"{endpoint()} lists the files of {repo_id} without sizes and digests, so none can be verified"
         raise HubError(problem, "unset HF_ENDPOINT, or download a file yourself, then: cerebrum pull PATH")
-    if left_out := len(siblings) - len(files):
-        problem = f"{repo_id}: {format_count(left_out, 'file')} left out"
-        progress.notice(NoticeEvent(problem, "their names cannot be stored"))
     return Listing(repo_id, revision, commit, verifiable, kind)
-
-
-def is_storable(name: str) -> bool:
-    """Whether a file of a repository can be stored under its path: each name in it may have 255 bytes."""
-    if not is_safe_path(name) or len(name.encode()) > MAX_PATH_BYTES:
-        return False
-    return all(len(part.encode()) <= MAX_NAME_BYTES for part in name.split("/"))
 
 
 def _listed_file(sibling: RepoSibling) -> HubFile:
@@ -160,20 +147,12 @@ def _found_repository(model: ModelInfo) -> FoundRepository:
     )
 
 
-class FileResponse(NamedTuple):
-    """Bytes of a file as they arrive: exactly those requested, or all from its start, from a server without ranges.
-
-    A server may also send other ones.
-    """
-
-    is_exact: bool
-    is_whole: bool
-    chunks: Iterator[bytes]
-
-
 @contextmanager
-def open_file(listing: Listing, name: str, start: int, end: int | None) -> Iterator[FileResponse]:
-    """Open a file of a listing from byte `start` up to `end` or its end. Raises the errors of `list_repository`."""
+def open_file(listing: Listing, name: str, start: int, end: int | None) -> Iterator[Iterator[bytes]]:
+    """The bytes of a file of a listing as they arrive, from byte `start` up to `end` or its end.
+
+    A server may send more, or fewer. Raises the errors of `list_repository`.
+    """
     subject = f"{listing.repo_id}/{name}"
     headers = {"Accept-Encoding": "identity"}
     if start or end is not None:
@@ -189,11 +168,11 @@ def open_file(listing: Listing, name: str, start: int, end: int | None) -> Itera
             with translated(subject, listing.kind):
                 yield from response.iter_raw()
 
-        last = (listing.file(name).size if end is None else end) - 1
-        sent = response.headers.get("Content-Range", "").rpartition("/")[0]
-        is_whole = response.status_code != 206
-        is_exact = sent == f"bytes {start}-{last}" if "Range" in headers else is_whole
-        yield FileResponse(is_exact, is_whole, chunks())
+        is_range = response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+        if not is_range and (start or response.status_code == 206):
+            hint = "try again later, or download the file yourself, then: cerebrum pull PATH"
+            raise HubError("the server sent other bytes than requested", hint, retries=5)
+        yield chunks()
 
 
 def header_bytes(listing: Listing, file: HubFile, progress: Progress) -> bytes:
@@ -206,9 +185,8 @@ def _read_header(listing: Listing, file: HubFile) -> bytes:
     data = b""
     end = FIRST_BYTES
     while True:
-        with open_file(listing, file.name, len(data), min(end, file.size)) as response:
-            data = b"" if response.is_whole else data
-            while len(data) < end and (chunk := next(response.chunks, b"")):  # without ranges, all of it is sent
+        with open_file(listing, file.name, len(data), min(end, file.size)) as chunks:
+            while len(data) < end and (chunk := next(chunks, b"")):  # a server may send all of it
                 data += chunk
         try:
             return data[: _header_length(Path(listing.repo_id, file.name), data, file.size)]

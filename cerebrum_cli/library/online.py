@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
-from hashlib import sha256
 
 from cerebrum_cli.core.environment import is_hub_offline
 from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, PullError
@@ -14,7 +13,7 @@ from cerebrum_cli.core.files import translate_os_errors
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.library.cache import Cache, CachedFile, cache_directory
-from cerebrum_cli.library.download import Download, git_hash
+from cerebrum_cli.library.download import Download, digest_like
 from cerebrum_cli.library.hub import FoundRepository, Listing, find_repositories, list_repository
 from cerebrum_cli.library.hub_requests import (
     HubError,
@@ -107,11 +106,8 @@ def fetch_dataset(
 def _cached_dataset(datasets: Cache, repo_id: str, pattern: str, count: int) -> list[CachedFile]:
     """The files of a dataset in the cache; none if one is missing or damaged."""
     files = datasets.find_files(repo_id, pattern, count)
-    for file in files:
-        data = file.path.read_bytes()
-        if file.digest not in (None, sha256(data).hexdigest(), git_hash(len(data), data).hexdigest()):
-            return []
-    return files
+    is_damaged = any(file.digest and digest_like(file.digest, file.path) != file.digest for file in files)
+    return [] if is_damaged else files
 
 
 def _list_dataset(task: str, repo_id: str, progress: Progress, offline: bool) -> Listing:

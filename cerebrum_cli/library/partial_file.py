@@ -41,12 +41,11 @@ class FilePiece:
 
 @dataclass(slots=True)
 class PartialFile:
-    """A file that is being downloaded. From a server without ranges it is one piece, and nothing is recorded."""
+    """A file that is being downloaded."""
 
     file: HubFile
     place: CachePath
     pieces: list[FilePiece]
-    has_ranges: bool = True
 
     @classmethod
     def opened(cls, file: HubFile, place: CachePath) -> PartialFile:
@@ -58,13 +57,6 @@ class PartialFile:
             atomic_write(place.record, _header(file.size) + bytes(_COUNT.size * len(pieces)), mode=0o666)
         return cls(file, place, pieces)
 
-    @classmethod
-    def without_ranges(cls, file: HubFile, place: CachePath) -> PartialFile:
-        """An empty file in place of an earlier one, whose threads keep their open files."""
-        place.discard_partial()
-        place.partial.touch()
-        return cls(file, place, [FilePiece(0, 0, file.size, 0)], has_ranges=False)
-
     @property
     def done(self) -> int:
         """Bytes that are written."""
@@ -73,19 +65,18 @@ class PartialFile:
     @contextmanager
     def writer(self, piece: FilePiece) -> Iterator[Callable[[bytes], None]]:
         """Function that writes the next bytes of a piece. Its files are its own: no other thread can close them."""
-        with FileIO(self.place.partial, "r+") as out:
-            if not self.has_ranges:
-                piece.position = 0
-                yield lambda chunk: _write(out, piece, chunk)
-                return
-            with FileIO(self.place.record, "r+") as record:
-                entry = len(_header(self.file.size)) + piece.index * _COUNT.size
+        entry = len(_header(self.file.size)) + piece.index * _COUNT.size
+        with FileIO(self.place.partial, "r+") as out, FileIO(self.place.record, "r+") as record:
 
-                def write(chunk: bytes) -> None:
-                    _write(out, piece, chunk)
-                    os.pwrite(record.fileno(), _COUNT.pack(piece.position - piece.start), entry)
+            def write(chunk: bytes) -> None:
+                unwritten = memoryview(chunk)
+                while unwritten:
+                    written = os.pwrite(out.fileno(), unwritten, piece.position)
+                    piece.position += written
+                    unwritten = unwritten[written:]
+                os.pwrite(record.fileno(), _COUNT.pack(piece.position - piece.start), entry)
 
-                yield write
+            yield write
 
     def complete(self) -> None:
         """Move the file, which has the right digest, to where the cache has it."""
@@ -117,14 +108,6 @@ def bytes_present(place: CachePath, size: int) -> int:
     if exists(place.stored):
         return min(size, place.stored.stat().st_size)
     return sum(piece.position - piece.start for piece in recorded_pieces(place, size))
-
-
-def _write(out: FileIO, piece: FilePiece, chunk: bytes) -> None:
-    unwritten = memoryview(chunk)
-    while unwritten:
-        written = os.pwrite(out.fileno(), unwritten, piece.position)
-        piece.position += written
-        unwritten = unwritten[written:]
 
 
 def _empty_pieces(size: int) -> list[FilePiece]:

@@ -114,9 +114,6 @@ OTHER_BYTES = "the server sent other bytes than requested"
 EXPIRED = "the Hub responded 403 Forbidden"
 # What goes wrong, and of what `pull` then tells that it retries; nothing but that.
 SURVIVED = {
-    "no ranges": (replace(CDN, times=None, ignore_range=True), ""),
-    "wrong ranges": (replace(CDN, times=None, headers=(("Content-Range", "bytes 0-4/5"),)), ""),
-    "short ranges": (replace(CDN, times=None, most_bytes=100_000), ""),
     "a range ignored": (replace(CDN, let_through=6, ignore_range=True), OTHER_BYTES),
     "bytes promised after the last": (replace(CDN, times=8, promised_more=5), ""),
     "more bytes than asked for": (replace(CDN, times=None, sent_more=5), ""),
@@ -143,19 +140,13 @@ def test_pull_survives(hub_user: HubUser, fault: Fault, problem: str) -> None:
     assert all(note.startswith("note: ") and f"{problem}: retrying in 0 s" in note for note in notes)
 
 
-@pytest.mark.parametrize("name", ["no ranges", "wrong ranges", "short ranges"])
-def test_pull_opens_one_connection_to_a_server_without_ranges(hub_user: HubUser, large: Path, name: str) -> None:
-    hub_user.hub.arm(SURVIVED[name][0])
-    hub_user.pull(REPO)
-    [whole] = [request for request in requested(hub_user) if request.range is None]
-    assert (whole.status, whole.sent) == (200, large.stat().st_size)
-
-
 LATER = "try again later"
 DELETED = "the download was deleted; try again, or report it to the repository's owner"
 # What goes wrong each time, the error and its hint, and whether bytes are left to resume from.
 REFUSED = {
     "altered byte": (replace(CDN, flip_at=20_000_000), f"{FILE} was not downloaded correctly: its", DELETED, False),
+    "no ranges": (replace(CDN, ignore_range=True), OTHER_BYTES, LATER, True),
+    "wrong ranges": (replace(CDN, headers=(("Content-Range", "bytes 5-9/10"),)), OTHER_BYTES, LATER, True),
     "closed connections": (replace(CDN, cut_after=0), "connection lost", "check the network", True),
     "range without a request": (replace(CDN, refusal=Refusal(206, "")), OTHER_BYTES, LATER, True),
     "server errors": (replace(CDN, refusal=UNAVAILABLE), "the Hub responded 503 Service Unavailable", LATER, True),
@@ -324,15 +315,6 @@ def test_pull_notices_bytes_that_a_crash_has_lost(hub_user: HubUser, large: Path
     assert_error(hub_user.run("pull", REPO), 1, f"{FILE} was not downloaded correctly", DELETED)
     assert hub_user.blobs(REPO) == {}
     assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
-
-
-def test_pull_resumes_from_a_server_that_ignores_ranges_now(hub_user: HubUser, large: Path) -> None:
-    interrupted(hub_user)
-    hub_user.hub.arm(replace(CDN, times=None, ignore_range=True))
-    said = f"note: {OTHER_BYTES}: retrying in 0 s\n" * 5
-    assert cleaned(hub_user.pull(REPO)) == said + installed(hub_user)
-    [whole] = [request for request in requested(hub_user) if request.range is None]
-    assert whole.sent == large.stat().st_size
 
 
 def test_pull_downloads_what_is_new_on_the_hub(hub_user: HubUser, large: Path, tmp_path: Path) -> None:

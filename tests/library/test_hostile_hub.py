@@ -60,15 +60,6 @@ def test_a_few_of_14000_models_are_read_and_named(new_user: CommandLine, tmp_pat
         assert len(done.err) < 6000 and len(server.paths) < 30
 
 
-def test_files_whose_names_cannot_be_stored_are_left_out_with_a_notice(new_user: CommandLine) -> None:
-    names = ["m-Q4_K_M.gguf", f"{'x' * 250}-Q4_K_M.gguf", f"{'x' * 256}/m-Q4_K_M.gguf", "x/" * 600 + "m-Q4_K_M.gguf"]
-    files = [{"rfilename": name, "size": 1_000_000, "lfs": LFS} for name in names]
-    with HostileHub(http(listing(siblings=files)), http(b"GGUF")) as server:
-        done = run(new_user, server, "pull", "a/b")
-    assert (done.code, done.err.splitlines()[0]) == (2, "note: a/b: 3 files left out: their names cannot be stored")
-    assert "a/b/m-Q4_K_M.gguf: truncated or damaged" in done.err
-
-
 @pytest.mark.parametrize("name", ["Q4_" * 5000, "a/b:" + "x" * 16_000, f"{'x y' * 5000}", f"./{'x y' * 5000}"])
 def test_errors_print_at_most_200_characters_of_a_name(new_user: CommandLine, name: str) -> None:
     done = new_user.run("ask", "-m", name, "hi")

@@ -138,7 +138,7 @@ class Fault(CountedFault):
     """What goes wrong with requests for a part.
 
     Bytes of `cut_after` and `hang_after` count from the start of the answer's body, `flip_at` from the file's start.
-    Of a range, `most_bytes` are sent at most, as the answer states; `headers` replace its own.
+    `headers` replace those of the reply.
     A request that hangs goes on when released. Several misfortunes may strike one request.
     """
 
@@ -151,18 +151,12 @@ class Fault(CountedFault):
     flip_at: int | None = None
     ignore_range: bool = False
     bytes_per_second: int | None = None
-    most_bytes: int | None = None
     headers: Headers = ()
     promised_more: int = 0  # bytes that are announced and never sent
     sent_more: int = 0  # bytes after those asked for
 
     def altered(self, reply: Reply) -> Reply:
-        headers = dict(reply.headers)
-        if self.most_bytes and reply.status == 206:
-            reply = replace(reply, stop=min(reply.stop, reply.start + self.most_bytes))
-            size = headers["Content-Range"].rpartition("/")[2]
-            headers["Content-Range"] = f"bytes {reply.start}-{reply.stop - 1}/{size}"
-        return replace(reply, headers=tuple((headers | dict(self.headers)).items()))
+        return replace(reply, headers=tuple({**dict(reply.headers), **dict(self.headers)}.items()))
 
     def ranges(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Split what is sent of a body where something goes wrong; the last range is empty."""
