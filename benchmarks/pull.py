@@ -1,6 +1,6 @@
 """Time `pull` of a 1 GB file from a Hub server on loopback against `hf download`, and time `list` and `show`.
 
-Also time it from a server that limits each connection to 20 MB/s, against the same server without ranges, and count
+Also time it from a server that limits each connection to 20 MB/s, against a pull over one connection, and count
 the bytes which that server sends to a pull that is killed three times, and to one of which it breaks five connections.
 
 Usage: python benchmarks/pull.py [--runs N] [--gigabytes G] [--dry-run]
@@ -32,6 +32,12 @@ REPOSITORY, FILE = "someone/Model-GGUF", "Model-F16.gguf"
 LIMITED, LIMITED_BYTES = "someone/Limited-GGUF", 400_000_000
 SLOW = Fault(part="cdn", path=LIMITED, times=None, bytes_per_second=20_000_000)  # each connection
 PEER = str(Path(sys.executable).parent / "hf")
+ONE_CONNECTION = """
+from cerebrum_cli.library import download
+download.MAX_CONNECTIONS = 1
+import runpy
+runpy.run_module("cerebrum_cli", run_name="__main__")
+"""
 INTERPRETER = [sys.executable, "-c", "pass"]
 
 
@@ -84,19 +90,19 @@ def download_row(directory: Path, arguments: argparse.Namespace) -> Row:
 
 
 def limited_row(directory: Path, hub: HubServer, runs: int) -> Row:
-    """Compare several connections with the one that a server without ranges gets."""
+    """Compare several connections with one."""
 
-    def timed(fault: Fault) -> Callable[[], float]:
+    def timed(command: list[str]) -> Callable[[], float]:
         def measure() -> float:
             shutil.rmtree(directory / "home", ignore_errors=True)
-            armed = hub.arm(fault)
-            seconds = run([SCRIPT, "pull", "--quiet", LIMITED]).seconds
+            armed = hub.arm(SLOW)
+            seconds = run([*command, "pull", "--quiet", LIMITED]).seconds
             armed.disarm()
             return seconds
 
         return measure
 
-    ours, peer, ratio = alternate(timed(SLOW), timed(replace(SLOW, ignore_range=True)), runs)
+    ours, peer, ratio = alternate(timed([SCRIPT]), timed([sys.executable, "-c", ONE_CONNECTION]), runs)
     label = "pull 400 MB at 20 MB/s a connection / over one connection"
     return Row(label, f"{ours:.2f} s", f"{peer:.2f} s", ratio, "<= 0.3")
 

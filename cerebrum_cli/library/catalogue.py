@@ -31,7 +31,8 @@ class Repository:
 
     def matches(self, filename: str) -> bool:
         """Whether a file of this name, possibly part of a split file, belongs to this model."""
-        if not filename.lower().startswith(self.file.partition("{quant}")[0].removesuffix(".gguf").lower()):
+        start = self.file.partition("{quant}")[0].removesuffix(".gguf")
+        if not filename.lower().startswith(start.lower()):
             return False  # most rows; a pattern for each takes longer
         pattern = _QUANT.join(map(re.escape, self.file[: -len(".gguf")].split("{quant}")))
         return bool(re.fullmatch(rf"{pattern}(?:{_SPLIT})?\.gguf", filename, re.IGNORECASE))
@@ -161,12 +162,9 @@ class Catalogue:
     def in_repository(self, repo_id: str, files: Iterable[str]) -> ModelSpec | None:
         """The model that the first of these files of a repository that is known belongs to."""
         sources = [(source, spec) for spec in self.specs for source in spec.sources]
-        sources = [(source, spec) for source, spec in sources if source.repo_id.lower() == repo_id.lower()]
-        for file in files if sources else ():
-            for source, spec in sources:
-                if source.matches(file.rpartition("/")[2]):
-                    return spec
-        return None
+        known = [(source, spec) for source, spec in sources if source.repo_id.lower() == repo_id.lower()]
+        specs = (spec for file in files for source, spec in known if source.matches(PurePosixPath(file).name))
+        return next(specs, None)
 
     def require_not_refused(self, repo_id: str) -> None:
         """Raise PullError for a repository that is listed as broken; the hint names the model's own."""

@@ -132,10 +132,8 @@ class FitRequest:
         The sizes of installed files override those of the catalog.
         """
         own = [model for model in models if model.spec == spec and model.is_usable]
-        sizes = dict(spec.quantizations)
-        if spec.sources:
-            sizes = dict(spec.sources[0].quantizations or spec.quantizations)
-        sizes |= {model.type_name: model.size for model in own}
+        known = spec.sources[0].quantizations if spec.sources else spec.quantizations
+        sizes = {**known, **{model.type_name: model.size for model in own}}
         if not sizes:
             return None
         memory, trained_context = spec_sizes(spec), spec.context_size

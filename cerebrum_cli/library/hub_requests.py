@@ -153,26 +153,23 @@ def translated(subject: str, kind: RepositoryKind = "model") -> Iterator[None]:
     """Translate the errors of requests about `subject`, which begins with the ID of a repository."""
     constants()
     import httpx2
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         yield
-    except OfflineModeIsEnabled as error:
-        hint = "unset it, or use an installed model (cerebrum list)"
-        raise HubError(f"{subject}: HF_HUB_OFFLINE is set", hint) from error
     except HfHubHTTPError as error:
         raise _response_error(subject, kind, error) from error
-    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-        raise HubError(f"{subject}: {error}", "check the reference, and HF_ENDPOINT if it is set") from error
-    except httpx2.TransportError as error:
-        raise _connection_error(error) from error
     except UnicodeEncodeError as error:
         raise HubError(f"invalid characters in the token from {token_location()}", _LOG_IN) from error
-    except (ImportError, OSError) as error:  # no library for a proxy; an unreadable token or certificate
-        problem = f"cannot use the network: {error}"
-        raise HubError(problem, "check the proxy, the token and SSL_CERT_FILE") from error
-    except (httpx2.RequestError, *DAMAGE) as error:
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, *DAMAGE) as error:
         raise not_a_hub() from error
+    except httpx2.TransportError as error:
+        raise _connection_error(error) from error
+    except httpx2.RequestError as error:  # redirects without an end, bytes that cannot be decoded
+        raise not_a_hub() from error
+    except (ImportError, OSError) as error:  # offline; no library for a proxy; an unreadable token or certificate
+        problem = f"cannot use the network: {error}"
+        raise HubError(problem, "check HF_HUB_OFFLINE, the proxy, the token and SSL_CERT_FILE") from error
 
 
 def not_a_hub() -> HubError:

@@ -123,9 +123,8 @@ class Library:
             return model
         if catalogued := self.catalogue.of_card(reference):
             return self.find(catalogued)
-        if reference.is_on_hub:
-            raise not_installed(reference)
-        if spec := self.catalogue.named(reference.name):
+        spec = self.catalogue.named(reference.name)
+        if reference.is_on_hub or spec:
             raise not_installed(reference, spec)
         raise self._unknown(str(reference))
 
@@ -283,10 +282,9 @@ class Library:
         others = [installed for installed in self.models() if installed.path != model.path]
         if model.spec:
             return request.assess_spec(model.spec, [*others, model])
-        uploads = []
-        for other in others:
-            if model.cached and other.cached and other.name == model.name and other.is_usable:
-                uploads.append(other)
+        if model.cached is None:
+            return request.assess_installed([model])
+        uploads = [other for other in others if other.cached and other.name == model.name and other.is_usable]
         return request.assess_installed([*uploads, model])
 
     def removal(self, text: str) -> Removal:

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from cerebrum_cli.core.transfers import OnProgress
 
 Source = Literal["package", "local", "hub", "merge", "converted", "ollama"]
 
-LATEST_NS = 2**62  # a time in 2116
+LATEST_NS = 2**62  # a time in 2116, which stands for later ones: some file systems have years beyond 64-bit numbers
 SHA256 = re.compile(r"[0-9a-f]{64}")
 USED = "used"  # directory of empty files, which are named by the `usage_key` of a model and changed when it is used
 _VERSION = 1
@@ -98,10 +98,7 @@ class Registry:
             contents.models = (*others, model)
 
     def remove(self, name: str) -> None:
-        """Remove a model's name; the digest of its file is still known."""
         with self._changed() as contents:
-            removed = (replace(model, name="") for model in contents.models if model.name == name)
-            contents.digests = (*contents.digests, *removed)
             contents.models = tuple(model for model in contents.models if model.name != name)
 
     def set_default(self, reference: str | None) -> None:
@@ -115,10 +112,8 @@ class Registry:
             if blob.parent.name == "blobs" and SHA256.fullmatch(blob.name):
                 return RegistryEntry.of_file(path, blob.name)
         contents = self._read()
-        for entry in (*contents.models, *contents.digests):
-            if entry.path == path and entry.is_current:
-                return entry
-        return None
+        entries = (*contents.models, *contents.digests)
+        return next((entry for entry in entries if entry.path == path and entry.is_current), None)
 
     def digest(self, path: Path, on_progress: OnProgress | None = None) -> RegistryEntry:
         """Stored digest of a file, or else computed and stored. Raises ModelFileError for an unreadable file."""
@@ -194,5 +189,4 @@ def hash_file(path: Path, on_progress: OnProgress | None = None) -> RegistryEntr
 
 
 def _mtime_ns(status: os.stat_result) -> int:
-    """When a file was changed; a time beyond the years of 64-bit numbers, which some file systems have, is cut."""
     return int(min(max(status.st_mtime_ns, -LATEST_NS), LATEST_NS))

@@ -59,6 +59,6 @@ def test_list_outdated_skips_a_repository_that_is_gone(hub_user: HubUser, tmp_pa
 
 
 def test_list_outdated_without_a_network_is_one_error(hub_user: HubUser) -> None:
-    assert_error(hub_user.run_process("list", "--outdated", HF_HUB_OFFLINE="1"), 1, "HF_HUB_OFFLINE is set")
+    assert_error(hub_user.run_process("list", "--outdated", HF_HUB_OFFLINE="1"), 1, "offline mode is enabled")
     assert_error(hub_user.run("list", "--outdated", "--found"), 2, "--found and --outdated cannot be used together")
     assert hub_user.listed() and hub_user.run("list", HF_ENDPOINT="http://127.0.0.1:9").code == 0
