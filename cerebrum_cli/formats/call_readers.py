@@ -33,9 +33,11 @@ JSON_START = r"\{?(?=\{|\[\s*\{)"
 NAME_KEYS = ("name", "tool_name", "function", "tool")
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
 SEPARATORS = r"[\s;,]*"  # between calls
-JSON_WORDS = {"true": True, "false": False, "null": None}
-# In calls as Python, models write line breaks, quotes and backslashes in strings as they are, and zeros before numbers.
-STRING_OR_ZEROS = r"""(?s)(?P<quote>["'])(?P<body>(?:[^\\]|\\.)*?)(?P=quote)(?=\s*[,:)\]}])|(?<![\w.])0+(?=\d)"""
+# In calls as Python, models write line breaks, quotes and backslashes in strings as they are, JSON's words, and zeros
+# before numbers.
+STRING = r"""(?s)(?P<quote>["'])(?P<body>(?:[^\\]|\\.)*?)(?P=quote)(?=\s*[,:)\]}])"""
+WORD_OR_ZEROS = r"\b(?P<word>true|false|null)\b(?!=)|(?<![\w.])0+(?=\d)"
+PYTHON_WORDS = {"true": "True", "false": "False", "null": "None"}
 UNESCAPED = r"""(?s)\\(?=[^abfnrtvxuUN0-7'"\\\n])|(?P<escaped>\\.)|[\n\r\0"']"""
 ESCAPES = {"\\": r"\\", "\n": r"\n", "\r": r"\r", "\0": r"\0", '"': r"\"", "'": r"\'"}
 DECODER = json.JSONDecoder(strict=False)  # strings may contain line breaks
@@ -256,12 +258,12 @@ def _first_value(item: JsonObject, keys: Sequence[str]) -> Any:
 
 
 def _python_calls(site: CallSite) -> tuple[ToolCalls, int]:
-    program = re.sub(STRING_OR_ZEROS, _as_python, site.text[site.start : site.end]).strip()
+    program = re.sub(f"{STRING}|{WORD_OR_ZEROS}", _as_python, site.text[site.start : site.end]).strip()
     calls: list[ToolCall] = []
     for statement in ast.parse(program).body:
         if not isinstance(statement, ast.Expr):
             raise ValueError("no expression")
-        value = _JsonWords().visit(statement.value)
+        value = statement.value
         calls += map(_python_call, value.elts if isinstance(value, ast.List) else [value])
     if not calls:
         raise ValueError("no calls")
@@ -269,19 +271,12 @@ def _python_calls(site: CallSite) -> tuple[ToolCalls, int]:
 
 
 def _as_python(found: Match) -> str:
-    """A string with the escapes that models omit; nothing instead of zeros."""
+    """A string with the escapes that models omit, a word of Python instead of JSON's, or nothing instead of zeros."""
     quote = found["quote"]
     if not quote:
-        return ""
+        return PYTHON_WORDS.get(found["word"], "")
     body = re.sub(UNESCAPED, lambda character: character["escaped"] or ESCAPES[character[0]], found["body"])
     return f"{quote}{body}{quote}"
-
-
-class _JsonWords(ast.NodeTransformer):
-    """Replaces JSON's constants with Python's."""
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        return ast.Constant(JSON_WORDS[node.id]) if node.id in JSON_WORDS else node
 
 
 def _python_call(node: ast.expr) -> ToolCall:

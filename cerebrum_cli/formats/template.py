@@ -86,7 +86,7 @@ class EmbeddedFormat(PromptFormat):
 
     @property
     def has_switch(self) -> bool:
-        return self.is_fixed or self.switch is not None
+        return find_switch(self.source) is not None
 
     @property
     def expects_reasoning(self) -> bool:
@@ -144,23 +144,6 @@ class EmbeddedFormat(PromptFormat):
     def tool_format(self) -> ToolFormat:
         return find_tool_format(self.source)
 
-    def fixed_part(self, message: Message | Round, keeps_tokens: bool) -> PromptPart | None:
-        """A sampled reply that the template does not see: one that keeps its tokens, or mentions markup.
-
-        Templates search replies for markup, and would truncate such a reply, or reject it.
-        """
-        if message.tokens is None:
-            return None
-        if keeps_tokens:
-            return Tokens(message.tokens)
-        if isinstance(message, Message) and self.is_quoted_in(f"{message.content}\n{message.reasoning}"):
-            return Text(message.content)
-        return None
-
-    def is_quoted_in(self, text: str) -> bool:
-        """Whether a text has markup of reasoning."""
-        return any(marker in text for markup in self.markups for marker in markup.texts)
-
     def markup_at_start(self, reply: Message | Round) -> ReasoningMarkup | None:
         """The template's markup of reasoning that the text of a reply begins with, if any."""
         if not (reply.tokens or reply.reasoning):
@@ -183,11 +166,9 @@ class EmbeddedFormat(PromptFormat):
 
     @property
     def is_fixed(self) -> bool:
+        """Whether the user has set the variable that turns reasoning on and off."""
         switch = find_switch(self.source)
-        names = {"enable_thinking", "thinking"}
-        if switch:
-            names.add(switch.name)
-        return bool(self.variables.keys() & names)
+        return switch is not None and switch.name in self.variables
 
     @property
     def switch(self) -> Switch | None:
@@ -293,14 +274,22 @@ def draft_of(chat: EmbeddedFormat, conversation: Conversation) -> Draft:
 
 
 def _fixed_replies(chat: EmbeddedFormat, turns: Sequence[Turn], drops_reasoning: bool) -> Mapping[int, PromptPart]:
+    """Sampled replies that the template does not see, by turn: those that keep their tokens, or mention markup.
+
+    Templates search replies for markup, and would truncate such a reply, or reject it.
+    """
+    fixed: dict[int, PromptPart] = {}
     last_question = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=0)
-    fixed = {}
     for index, turn in enumerate(turns):
         reply = turn.value
-        if isinstance(reply, Message) or (isinstance(reply, Round) and chat.tool_format.takes_text):
-            is_recent = isinstance(reply, Round) and index > last_question
-            if part := chat.fixed_part(reply, keeps_tokens=is_recent or not drops_reasoning):
-                fixed[index] = part
+        if isinstance(reply, Round) and chat.tool_format.takes_text and reply.tokens is not None:
+            if index > last_question or not drops_reasoning:
+                fixed[index] = Tokens(reply.tokens)
+        elif isinstance(reply, Message) and reply.tokens is not None:
+            if not drops_reasoning:
+                fixed[index] = Tokens(reply.tokens)
+            elif any(marker in f"{reply.content}\n{reply.reasoning}" for marker in chat.markup_texts):
+                fixed[index] = Text(reply.content)
     return fixed
 
 
@@ -382,9 +371,8 @@ def with_headers(draft: Draft, pieces: Pieces) -> Pieces:
         if (role, thinks) == (draft.turns[last].role, switched(draft.conversation.thinks)):
             return final.literal
         count = max(index for index, turn in enumerate(draft.turns, 1) if turn.role == role)
-        return split_at_placeholders(draft.rendered(draft.slots(True), chat.values(draft.conversation, thinks), count))[
-            -1
-        ].literal
+        rendered = draft.rendered(draft.slots(True), chat.values(draft.conversation, thinks), count)
+        return split_at_placeholders(rendered)[-1].literal
 
     def switched(thinks: bool | None) -> bool | None:
         return thinks if chat.switch else None

@@ -50,7 +50,6 @@ SWITCHES = (
     Switch("enable_thinking"),
     Switch("thinking"),
     Switch("thinking_mode", "enabled", "disabled"),
-    Switch("thinking_mode", "on", "off"),
     Switch("reasoning_effort", "high", "no_think"),
     Switch("reasoning_effort", "high", "none"),
 )

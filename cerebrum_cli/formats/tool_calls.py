@@ -98,30 +98,19 @@ def _are_known(calls: ToolCalls, tools: ToolSpecs) -> bool:
 
 def _around(text: str, found: Iterable[Found], markers: Texts) -> Iterator[str]:
     """The texts before, between and behind calls, without the markers and the white space beside the calls."""
+    beside = "|".join([r"\s", *map(re.escape, sorted(markers, key=len, reverse=True))])
     start = 0
     for calls in found:
-        before = _trim_end(text[start : calls.start], markers)
-        yield _trim_start(before, markers) if start else before
+        before = re.sub(rf"(?:{beside})*\Z", "", text[start : calls.start])
+        yield _behind(before, beside) if start else before
         start = calls.end
-    yield _trim_start(text[start:].rstrip(), markers)
+    yield _behind(text[start:].rstrip(), beside)
 
 
-def _trim_end(text: str, markers: Texts) -> str:
-    while True:
-        text = text.rstrip()
-        marker = next(filter(text.endswith, markers), "")
-        if not marker:
-            return text
-        text = text.removesuffix(marker)
-
-
-def _trim_start(text: str, markers: Texts) -> str:
-    while True:
-        text = text.lstrip()
-        marker = next(filter(text.startswith, markers), "")
-        if not marker:
-            return "" if re.fullmatch(SEPARATORS, text) else text
-        text = text.removeprefix(marker)
+def _behind(text: str, beside: str) -> str:
+    """A text behind a call, unless it only separates calls."""
+    text = re.sub(rf"\A(?:{beside})*", "", text)
+    return "" if re.fullmatch(SEPARATORS, text) else text
 
 
 class CallFilter:

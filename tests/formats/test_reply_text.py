@@ -74,14 +74,6 @@ def test_reply_text_is_independent_of_chunks(case: dict[str, str]) -> None:
         assert read([text[:place], text[place:]], rules) == expected, place
 
 
-@pytest.mark.parametrize("before", ["", "<think>", "<think>  </think>", "\n\n<think>a</think>\n"])
-@pytest.mark.parametrize(("text", "answer"), [(" Paris", "Paris"), ("  12\n+ 30", "  12\n+ 30"), ("\n \n   x", "   x")])
-def test_answer_keeps_the_indentation_of_its_first_line(before: str, text: str, answer: str) -> None:
-    closed = f"{before}a</think>{text}" if before == "<think>" else before + text
-    for pieces in ([closed], list(closed)):
-        assert read(pieces)[1] == answer
-
-
 @pytest.mark.parametrize("markup", REASONING_MARKUPS, ids=lambda markup: markup.open)
 def test_reply_text_knows_every_markup_also_in_open_reasoning(markup: ReasoningMarkup) -> None:
     opened = ANY_MARKUP.open_markup(f"<|im_start|>assistant\n{markup.open}\n")

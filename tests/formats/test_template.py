@@ -3,8 +3,7 @@
 import datetime
 import itertools
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any, NoReturn
@@ -25,7 +24,7 @@ from templates import (
     embedded,
     untrusted,
 )
-from vocabularies import MARKS, marked_up, text_of
+from vocabularies import marked_up, text_of
 
 from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.errors import FormatError, Interrupted
@@ -183,33 +182,6 @@ def test_earlier_reasoning_is_dropped_as_transformers_does(
     assert shown == ["One?", "1.", "Two?", "2.", "Three?"]
     assert "<|im_end|> thought" not in expected
     assert chatml.tokenize(parts) == chatml.tokenize((Text(expected, trusted=True),))
-
-
-@given(
-    template=st.sampled_from(sorted({*DROPPING, "qwen3.8"})),
-    texts=st.lists(marked_up.filter(str.strip), min_size=7, max_size=7),
-    keeps=st.sampled_from([None, True, False]),
-    is_sampled=st.booleans(),
-)
-def test_replies_with_reasoning_never_become_special_tokens(
-    template: str, texts: list[str], keeps: bool | None, is_sampled: bool, chatml: LlamaBackend
-) -> None:
-    specials, prompt_format = chatml.special_token_ids(MARKS), embedded(chatml, template)
-    markers = {text for each in prompt_format.markups for text in (each.open, each.close, each.header) if text}
-
-    def special(texts: Sequence[str | None]) -> list[int]:
-        conversation, tokens = Conversation(keeps_reasoning=keeps), (3,) if is_sampled else None
-        for question, answer, reasoning in zip(texts[:6:3], texts[1:6:3], texts[2:6:3], strict=True):
-            conversation = conversation.user(question or "").assistant(answer or "", tokens, reasoning)
-        ids = chatml.tokenize(prompt_format.render(conversation.user(texts[6] or "")))
-        return [token for token in ids if token in specials]
-
-    plain: list[str | None] = ["x"] * 7
-    for at in (2, 5):  # a sampled reply that mentions markup is given without its reasoning
-        if is_sampled and any(marker in text for marker in markers for text in texts[at - 1 : at + 1]):
-            plain[at] = None
-    with suppress(FormatError):
-        assert special(texts) == special(plain)
 
 
 # The sandbox: what templates may use, what they may not, and their errors.
