@@ -5,7 +5,7 @@ Usage: python benchmarks/large_batch.py [--rows N] [--dry-run]
 
 `cerebrum batch` runs in a process of its own, from the input to the complete result, with the starter's vocabulary.
 Another process stands in for SERVERS llama-servers: it answers every prompt of about 100 tokens at once, with the same
-reply of 300 tokens, their ids, and the fields that llama-server sends.
+reply of 300 tokens, in a stream with an event for each, as llama-server sends it.
 
 cpu     CPU time of `cerebrum batch` for N rows less that for N / 10 rows, by the difference in rows.
 memory  Peak memory likewise.
@@ -40,10 +40,10 @@ from cerebrum_cli.results.results import output_paths
 from cerebrum_cli.results.row_store import MAX_WAIT_S, read_objects
 from cerebrum_cli.servers.description import PROBE
 
-ROWS = 200_000
+ROWS = 5_000
 PARTS = 10
 SERVERS, SLOTS, CONTEXT = 2, 64, 8192
-MOST_MS, MOST_BYTES = 0.7, 100  # a row
+MOST_MS, MOST_BYTES = 25.0, 100  # a row
 COMMIT_S = MAX_WAIT_S + 1
 TIMEOUT_S = 600
 HOST = "127.0.0.1"
@@ -240,7 +240,7 @@ class StandIn(asyncio.Protocol):
 
     def __init__(self, said: Speech) -> None:
         self._probe = json.dumps({"tokens": said.probe})
-        self._completion = json.dumps(completion(said), separators=(",", ":"))[:-1]
+        self._completion = completion(said)
         self._received = bytearray()
         self._transport: Any = None
 
@@ -259,14 +259,15 @@ class StandIn(asyncio.Protocol):
             del self._received[: start + length]
             self.answer(head.split(" ", 2)[1].partition("?")[0], body)
 
-    def answer(self, path: str, body: bytes) -> None:
-        content = self._content(path, body).encode()
-        self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content))
-
-    def _content(self, path: str, body: bytes) -> str:
+    def answer(self, path: str, body: bytes) -> None:  # noqa: ARG002
+        kind, content = "application/json", self._probe
         if path == "/completion":
-            return f'{self._completion},"tokens_evaluated":{len(json.loads(body)["prompt"])}}}'
-        return json.dumps(ANSWERS[path]) if path in ANSWERS else self._probe
+            kind, content = "text/event-stream", self._completion
+        elif path in ANSWERS:
+            content = json.dumps(ANSWERS[path])
+        data = content.encode()
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(data)}\r\n\r\n"
+        self._transport.write(head.encode() + data)
 
 
 class Counted(StandIn):
@@ -293,20 +294,19 @@ ANSWERS: dict[str, Any] = {
 }
 
 
-def completion(said: Speech) -> dict[str, Any]:
-    """A reply with the fields that llama-server sends, but for the number of tokens in the prompt."""
-    count = len(said.tokens)
-    timings = {"cache_n": 0, "prompt_n": 100, "prompt_ms": 12.345, "prompt_per_token_ms": 0.123, "predicted_n": count}
-    return {
-        "index": 0,
-        "content": said.text,
-        "tokens": said.tokens,
-        "stop": True,
-        "stop_type": "eos",
-        "truncated": False,
-        "tokens_predicted": count,
-        "timings": {**timings, "predicted_ms": 3456.789, "predicted_per_second": 86.785},
-    }
+def completion(said: Speech) -> str:
+    """A reply as llama-server streams it."""
+    *tokens, _ = said.tokens
+    words = [said.text[at * len(said.text) // len(tokens) :][:1] for at in range(len(tokens))]
+    events: list[dict[str, Any]] = [
+        {"index": 0, "content": word, "tokens": [token], "stop": False, "tokens_predicted": count}
+        for count, (token, word) in enumerate(zip(tokens, words, strict=True), 1)
+    ]
+    timings = {"cache_n": 0, "prompt_n": 100, "prompt_ms": 12.345, "predicted_n": len(said.tokens)}
+    last = {"index": 0, "content": "", "tokens": [], "stop": True, "stop_type": "eos"}
+    counts = {"tokens_predicted": len(said.tokens), "tokens_evaluated": 100}
+    events.append({**last, **counts, "timings": {**timings, "predicted_ms": 3456.789}})
+    return "".join(f"data: {json.dumps(event)}\n\n" for event in events)
 
 
 if __name__ == "__main__":
