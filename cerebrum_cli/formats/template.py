@@ -364,11 +364,12 @@ def with_headers(draft: Draft, pieces: Pieces) -> Pieces:
     For earlier replies, a template may omit the reasoning tag that the prompt ended with, or add an empty block.
     """
     chat, final, last = draft.chat, pieces[-1], len(draft.turns) - 1
+    last_role = draft.turns[last].role if draft.turns else ""
 
     @cache
     def header_after(role: str, thinks: bool | None) -> str:
         """What the template writes before a reply to a role."""
-        if (role, thinks) == (draft.turns[last].role, switched(draft.conversation.thinks)):
+        if (role, thinks) == (last_role, switched(draft.conversation.thinks)):
             return final.literal
         count = max(index for index, turn in enumerate(draft.turns, 1) if turn.role == role)
         rendered = draft.rendered(draft.slots(True), chat.values(draft.conversation, thinks), count)
@@ -377,18 +378,18 @@ def with_headers(draft: Draft, pieces: Pieces) -> Pieces:
     def switched(thinks: bool | None) -> bool | None:
         return thinks if chat.switch else None
 
-    def header(before: Turn, thinks: bool | None) -> str:
-        text = header_after(before.role, switched(thinks))
+    def header(role: str, thinks: bool | None) -> str:
+        text = header_after(role, switched(thinks))
         return chat.closed(text) if thinks is False and not chat.is_fixed else text
 
     changed = list(pieces)
     for at, (before, reply) in enumerate(pairwise(pieces[1:]), 1):
         part = draft.fixed.get(reply.number)
         if final.number == last and isinstance(part, Tokens) and before.number == reply.number - 1:
-            literal = header(draft.turns[before.number], draft.turns[reply.number].thinks)
+            literal = header(draft.turns[before.number].role, draft.turns[reply.number].thinks)
             changed[at] = before._replace(literal=literal if part.ids else chat.closed(literal))
     if not draft.continues:
-        changed[-1] = final._replace(literal=header(draft.turns[last], draft.conversation.thinks))
+        changed[-1] = final._replace(literal=header(last_role, draft.conversation.thinks))
     elif final.number in (last, last + len(draft.turns)):
         changed[-1] = final._replace(literal="")
     else:
