@@ -24,7 +24,7 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import exists, lock_file, require_space, translate_os_errors
 from cerebrum_cli.core.transfers import OnProgress, Progress
 from cerebrum_cli.library.cache import Cache, CachePath
-from cerebrum_cli.library.hub import HubFile, Listing, open_file
+from cerebrum_cli.library.hub import HubFile, Listing, OtherBytes, open_file
 from cerebrum_cli.library.hub_requests import CHECK_NETWORK, HubError, RetryPolicy
 from cerebrum_cli.library.partial_file import FilePiece, PartialFile, bytes_present
 from cerebrum_cli.library.registry import SHA256, RegistryEntry, hash_file
@@ -61,7 +61,7 @@ class Download:
             before = total - sum(partial_file.file.size for partial_file in missing)
             for partial_file in missing:
                 on_progress = stage(self.progress, "download", before, total)
-                Transfer(self.listing, partial_file, RetryPolicy(self.progress)).run(on_progress)
+                self._receive(partial_file, on_progress)
                 before += partial_file.file.size
             self._complete(missing)
             self.cache.write_ref(self.listing.repo_id, self.listing.revision, self.listing.commit)
@@ -92,6 +92,13 @@ class Download:
 
     def _is_valid(self, blob: Path, file: HubFile) -> bool:
         return blob.stat().st_size == file.size and digest_like(file.digest, blob, self.digest_of) == file.digest
+
+    def _receive(self, partial_file: PartialFile, on_progress: OnProgress) -> None:
+        try:
+            Transfer(self.listing, partial_file, RetryPolicy(self.progress)).run(on_progress)
+        except OtherBytes:
+            whole = PartialFile.without_ranges(partial_file.file, partial_file.place)
+            Transfer(self.listing, whole, RetryPolicy(self.progress)).run(on_progress)
 
     def _complete(self, partial_files: list[PartialFile]) -> None:
         """Move files into the cache. Raises PullError, and deletes a file, if its digest is wrong."""
@@ -169,8 +176,10 @@ class Transfer:
         partial_file = self.partial_file
         with partial_file.writer(piece) as write:
             end = None if piece.stop == partial_file.file.size else piece.stop
-            with open_file(self.listing, partial_file.file.name, piece.position, end) as chunks:
-                for chunk in chunks:
+            with open_file(self.listing, partial_file.file.name, piece.position, end) as response:
+                if response.is_whole and (piece.position or end is not None):
+                    raise OtherBytes
+                for chunk in response.chunks:
                     if self.stopped.is_set() or not piece.missing:
                         return
                     write(chunk[: piece.missing])  # a server may send more; the digest of the file is verified
@@ -180,7 +189,7 @@ class Transfer:
     def _back_off(self, error: BaseException, attempt: int) -> None:
         """Delay the next requests, unless this one began before the last retry; raise the error after the last."""
         done = self.partial_file.done
-        if not isinstance(error, HubError):
+        if not isinstance(error, HubError) or (isinstance(error, OtherBytes) and not done):
             raise error
         if done > self.most_done:
             self.most_done = done

@@ -147,11 +147,27 @@ def _found_repository(model: ModelInfo) -> FoundRepository:
     )
 
 
-@contextmanager
-def open_file(listing: Listing, name: str, start: int, end: int | None) -> Iterator[Iterator[bytes]]:
-    """The bytes of a file of a listing as they arrive, from byte `start` up to `end` or its end.
+class OtherBytes(HubError):
+    """The server has sent other bytes than requested."""
 
-    A server may send more, or fewer. Raises the errors of `list_repository`.
+    def __init__(self) -> None:
+        hint = "try again later, or download the file yourself, then: cerebrum pull PATH"
+        super().__init__("the server sent other bytes than requested", hint, retries=5)
+
+
+class FileResponse(NamedTuple):
+    """Bytes of a file as they arrive: from the byte asked for, or the whole file from a server without ranges."""
+
+    is_whole: bool
+    chunks: Iterator[bytes]
+
+
+@contextmanager
+def open_file(listing: Listing, name: str, start: int, end: int | None) -> Iterator[FileResponse]:
+    """Open a file of a listing from byte `start` up to `end` or its end. A server may send more, or fewer bytes.
+
+    Mirrors and caching proxies may send the whole file, or a range without saying which. Raises the errors of
+    `list_repository`.
     """
     subject = f"{listing.repo_id}/{name}"
     headers = {"Accept-Encoding": "identity"}
@@ -168,11 +184,11 @@ def open_file(listing: Listing, name: str, start: int, end: int | None) -> Itera
             with translated(subject, listing.kind):
                 yield from response.iter_raw()
 
-        is_range = response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
-        if not is_range and (start or response.status_code == 206):
-            hint = "try again later, or download the file yourself, then: cerebrum pull PATH"
-            raise HubError("the server sent other bytes than requested", hint, retries=5)
-        yield chunks()
+        is_whole = response.status_code != 206
+        expected = f"bytes {start}-"
+        if not is_whole and not (response.headers.get("Content-Range") or expected).startswith(expected):
+            raise OtherBytes
+        yield FileResponse(is_whole, chunks())
 
 
 def header_bytes(listing: Listing, file: HubFile, progress: Progress) -> bytes:
@@ -185,8 +201,9 @@ def _read_header(listing: Listing, file: HubFile) -> bytes:
     data = b""
     end = FIRST_BYTES
     while True:
-        with open_file(listing, file.name, len(data), min(end, file.size)) as chunks:
-            while len(data) < end and (chunk := next(chunks, b"")):  # a server may send all of it
+        with open_file(listing, file.name, len(data), min(end, file.size)) as response:
+            data = b"" if response.is_whole else data
+            while len(data) < end and (chunk := next(response.chunks, b"")):
                 data += chunk
         try:
             return data[: _header_length(Path(listing.repo_id, file.name), data, file.size)]

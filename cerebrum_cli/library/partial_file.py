@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from struct import Struct
@@ -41,11 +41,12 @@ class FilePiece:
 
 @dataclass(slots=True)
 class PartialFile:
-    """A file that is being downloaded."""
+    """A file that is being downloaded. From a server without ranges it is one piece, and nothing is recorded."""
 
     file: HubFile
     place: CachePath
     pieces: list[FilePiece]
+    has_ranges: bool = True
 
     @classmethod
     def opened(cls, file: HubFile, place: CachePath) -> PartialFile:
@@ -57,6 +58,13 @@ class PartialFile:
             atomic_write(place.record, _header(file.size) + bytes(_COUNT.size * len(pieces)), mode=0o666)
         return cls(file, place, pieces)
 
+    @classmethod
+    def without_ranges(cls, file: HubFile, place: CachePath) -> PartialFile:
+        """An empty file in place of an earlier one, whose threads keep their open files."""
+        place.discard_partial()
+        place.partial.touch()
+        return cls(file, place, [FilePiece(0, 0, file.size, 0)], has_ranges=False)
+
     @property
     def done(self) -> int:
         """Bytes that are written."""
@@ -65,8 +73,13 @@ class PartialFile:
     @contextmanager
     def writer(self, piece: FilePiece) -> Iterator[Callable[[bytes], None]]:
         """Function that writes the next bytes of a piece. Its files are its own: no other thread can close them."""
-        entry = len(_header(self.file.size)) + piece.index * _COUNT.size
-        with FileIO(self.place.partial, "r+") as out, FileIO(self.place.record, "r+") as record:
+        with ExitStack() as files:
+            out = files.enter_context(FileIO(self.place.partial, "r+"))
+            if self.has_ranges:
+                record = files.enter_context(FileIO(self.place.record, "r+"))
+            else:
+                piece.position = piece.start
+            entry = len(_header(self.file.size)) + piece.index * _COUNT.size
 
             def write(chunk: bytes) -> None:
                 unwritten = memoryview(chunk)
@@ -74,7 +87,8 @@ class PartialFile:
                     written = os.pwrite(out.fileno(), unwritten, piece.position)
                     piece.position += written
                     unwritten = unwritten[written:]
-                os.pwrite(record.fileno(), _COUNT.pack(piece.position - piece.start), entry)
+                if self.has_ranges:
+                    os.pwrite(record.fileno(), _COUNT.pack(piece.position - piece.start), entry)
 
             yield write
 

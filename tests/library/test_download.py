@@ -24,7 +24,6 @@ from hub_server import (
     UNAVAILABLE,
     UNSATISFIABLE,
     Fault,
-    Refusal,
     Request,
 )
 from hub_user import HubUser, RecordedProgress, cleaned
@@ -114,6 +113,12 @@ OTHER_BYTES = "the server sent other bytes than requested"
 EXPIRED = "the Hub responded 403 Forbidden"
 # What goes wrong, and of what `pull` then tells that it retries; nothing but that.
 SURVIVED = {
+    "no ranges, as from Artifactory or the cache of a mirror": (replace(CDN, times=None, ignore_range=True), ""),
+    "ranges that are not named, as from hf-mirror.com": (
+        replace(CDN, times=None, headers=(("Content-Range", ""),)),
+        "",
+    ),
+    "wrong ranges": (replace(CDN, times=None, headers=(("Content-Range", "bytes 5-9/10"),)), ""),
     "a range ignored": (replace(CDN, let_through=6, ignore_range=True), OTHER_BYTES),
     "bytes promised after the last": (replace(CDN, times=8, promised_more=5), ""),
     "more bytes than asked for": (replace(CDN, times=None, sent_more=5), ""),
@@ -145,10 +150,7 @@ DELETED = "the download was deleted; try again, or report it to the repository's
 # What goes wrong each time, the error and its hint, and whether bytes are left to resume from.
 REFUSED = {
     "altered byte": (replace(CDN, flip_at=20_000_000), f"{FILE} was not downloaded correctly: its", DELETED, False),
-    "no ranges": (replace(CDN, ignore_range=True), OTHER_BYTES, LATER, True),
-    "wrong ranges": (replace(CDN, headers=(("Content-Range", "bytes 5-9/10"),)), OTHER_BYTES, LATER, True),
     "closed connections": (replace(CDN, cut_after=0), "connection lost", "check the network", True),
-    "range without a request": (replace(CDN, refusal=Refusal(206, "")), OTHER_BYTES, LATER, True),
     "server errors": (replace(CDN, refusal=UNAVAILABLE), "the Hub responded 503 Service Unavailable", LATER, True),
     "long rate limit": (
         *(replace(CDN, refusal=RATE_LIMITED.with_header("Retry-After", "3600")), "the Hub responded 429 Too Many"),
