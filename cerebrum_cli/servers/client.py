@@ -33,7 +33,7 @@ EVENT_STREAM = "text/event-stream"
 class Client:
     """Requests to a server, for the running event loop. Each raises ExchangeError, or EndpointError if it affects all.
 
-    `heard_at` is when the last byte of a reply arrived.
+    `heard_at` is when the last byte of a reply arrived; refusals and the state of a server are none.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -100,9 +100,12 @@ class Client:
         yield rest.strip()
 
     async def _parts(self, response: httpx2.Response) -> AsyncIterator[bytes]:
-        self.heard_at = time.monotonic()
-        async for part in response.aiter_bytes():
+        is_reply = response.is_success and response.request.method == "POST"
+        if is_reply:
             self.heard_at = time.monotonic()
+        async for part in response.aiter_bytes():
+            if is_reply:
+                self.heard_at = time.monotonic()
             yield part
 
     def fault(self, error: RequestError, hint: str, where: str = "") -> EndpointError:
