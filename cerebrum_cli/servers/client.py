@@ -72,8 +72,9 @@ class Client:
     async def stream(self, path: str, body: JsonObject) -> AsyncGenerator[JsonDict, None]:
         """Yield the values of events up to [DONE], or a whole reply; closing the iterator closes the connection."""
         async with self._response("POST", path, None, body) as response:
+            self.heard_at = time.monotonic()
             if EVENT_STREAM not in response.headers.get("Content-Type", ""):
-                yield require_success(parse_json(await self._body(response)))
+                yield require_success(parse_json(await self._body(response, is_reply=True)))
                 return
             async for line in self._lines(response):
                 field, _, data = line.partition(b":")  # a ping has no field
@@ -82,9 +83,9 @@ class Client:
                 if field == b"data":
                     yield require_success(parse_json(data))
 
-    async def _body(self, response: httpx2.Response) -> bytes:
+    async def _body(self, response: httpx2.Response, is_reply: bool = False) -> bytes:
         body = b""
-        async for part in self._parts(response):
+        async for part in self._parts(response, is_reply):
             body += part
             require_size(body)
         return body
@@ -92,17 +93,14 @@ class Client:
     async def _lines(self, response: httpx2.Response) -> AsyncIterator[bytes]:
         """The lines of events: text in JSON may have other line separators."""
         rest = b""
-        async for part in self._parts(response):
+        async for part in self._parts(response, is_reply=True):
             *lines, rest = (rest + part).split(b"\n")
             require_size(rest)
             for line in lines:
                 yield line.strip()
         yield rest.strip()
 
-    async def _parts(self, response: httpx2.Response) -> AsyncIterator[bytes]:
-        is_reply = response.is_success and response.request.method == "POST"
-        if is_reply:
-            self.heard_at = time.monotonic()
+    async def _parts(self, response: httpx2.Response, is_reply: bool) -> AsyncIterator[bytes]:
         async for part in response.aiter_bytes():
             if is_reply:
                 self.heard_at = time.monotonic()
