@@ -63,47 +63,31 @@ class Client:
 
     async def get(self, path: str, timeout_s: float, **query: str) -> Any:
         async with self._response("GET", path, timeout_s, query=urlencode(query)) as response:
-            return parse_json(await self._body(response))
+            return parse_json(await read_body(response.aiter_bytes()))
 
     async def post(self, path: str, body: JsonObject, timeout_s: float) -> Any:
         async with self._response("POST", path, timeout_s, body) as response:
-            return require_success(parse_json(await self._body(response)))
+            return require_success(parse_json(await read_body(response.aiter_bytes())))
 
     async def stream(self, path: str, body: JsonObject) -> AsyncGenerator[JsonDict, None]:
         """Yield the values of events up to [DONE], or a whole reply; closing the iterator closes the connection."""
         async with self._response("POST", path, None, body) as response:
-            self.heard_at = time.monotonic()
+            parts = self._heard(response)
             if EVENT_STREAM not in response.headers.get("Content-Type", ""):
-                yield require_success(parse_json(await self._body(response, is_reply=True)))
+                yield require_success(parse_json(await read_body(parts)))
                 return
-            async for line in self._lines(response):
+            async for line in read_lines(parts):
                 field, _, data = line.partition(b":")  # a ping has no field
                 if data.strip() == b"[DONE]":
                     return
                 if field == b"data":
                     yield require_success(parse_json(data))
 
-    async def _body(self, response: httpx2.Response, is_reply: bool = False) -> bytes:
-        body = b""
-        async for part in self._parts(response, is_reply):
-            body += part
-            require_size(body)
-        return body
-
-    async def _lines(self, response: httpx2.Response) -> AsyncIterator[bytes]:
-        """The lines of events: text in JSON may have other line separators."""
-        rest = b""
-        async for part in self._parts(response, is_reply=True):
-            *lines, rest = (rest + part).split(b"\n")
-            require_size(rest)
-            for line in lines:
-                yield line.strip()
-        yield rest.strip()
-
-    async def _parts(self, response: httpx2.Response, is_reply: bool) -> AsyncIterator[bytes]:
+    async def _heard(self, response: httpx2.Response) -> AsyncIterator[bytes]:
+        """The parts of a reply, of which the last is noted."""
+        self.heard_at = time.monotonic()
         async for part in response.aiter_bytes():
-            if is_reply:
-                self.heard_at = time.monotonic()
+            self.heard_at = time.monotonic()
             yield part
 
     def fault(self, error: RequestError, hint: str, where: str = "") -> EndpointError:
@@ -168,7 +152,7 @@ class Client:
         message: Any = None
         with suppress(TimeoutError, LostServerError):
             async with asyncio.timeout(MESSAGE_S):
-                body = await self._body(response)
+                body = await read_body(response.aiter_bytes())
             message = body.decode(errors="replace")
             with suppress(ValueError, RecursionError):
                 message = json.loads(body)
@@ -181,7 +165,26 @@ class Client:
         return text
 
 
-def require_size(body: bytes) -> None:
+async def read_body(parts: AsyncIterator[bytes]) -> bytes:
+    body = bytearray()
+    async for part in parts:
+        body += part
+        require_size(body)
+    return bytes(body)
+
+
+async def read_lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The lines of events: text in JSON may have other line separators."""
+    rest = b""
+    async for part in parts:
+        *lines, rest = (rest + part).split(b"\n")
+        require_size(rest)
+        for line in lines:
+            yield line.strip()
+    yield rest.strip()
+
+
+def require_size(body: bytes | bytearray) -> None:
     if len(body) > MAX_BYTES:
         raise LostServerError(f"the reply is too large: more than {format_size(MAX_BYTES)}")
 
