@@ -202,7 +202,8 @@ class Planner:
         models = likely_models(models, request.quantization)
         if len(models) > MAX_MODELS:  # each takes a millisecond
             models = in_quantization(models, request.quantization)[:MAX_MODELS] or models
-        plan = self._assess(spec, listing, models, request)
+        installed = [model.quantization for model in models if listing.is_stored(self.library.cache, model.files)]
+        plan = self._assess(spec, listing, models, installed, request)
         if len(plan.builds) > 1 or (spec and spec.kv_bytes_per_token):
             return plan
         try:
@@ -212,20 +213,20 @@ class Planner:
                 named = format_names([f"{listing.repo_id}:{quantization}" for quantization in others], MAX_NAMED)
                 error.hint += f"; or choose another file: {named}"
             raise
-        return self._assess(spec, listing, models, request, header)
+        return self._assess(spec, listing, models, installed, request, header)
 
     def _assess(
         self,
         spec: ModelSpec | None,
         listing: Listing,
         models: Sequence[Variant],
+        installed: Sequence[str],
         request: FitRequest,
         header: Header | None = None,
     ) -> DownloadPlan:
         """Choose among models by the memory that a header states, or the catalog."""
         name = spec.name if spec else listing.repo_id
         sizes = [(model.quantization, sum(listing.file(file).size for file in model.files)) for model in models]
-        installed = [model.quantization for model in models if listing.is_stored(self.library.cache, model.files)]
         memory = header.sizes if header else spec_sizes(spec)
         trained = header.context_length if header else spec and spec.context_size
         available = request.assess(name, sizes, installed, memory, trained or None, spec)
