@@ -358,19 +358,14 @@ def _before_call(literal: str, text: str, openings: Texts) -> PromptParts:
     return Text(literal[:start], trusted=True), Text(text), Text(literal[start:], trusted=True)
 
 
-def with_headers(draft: Draft, pieces: Pieces) -> Pieces:
-    """Put the text that follows a question, or results, before each reply with known tokens, and at the end.
-
-    For earlier replies, a template may omit the reasoning tag that the prompt ended with, or add an empty block.
-    """
-    chat, final, last = draft.chat, pieces[-1], len(draft.turns) - 1
-    last_role = draft.turns[last].role if draft.turns else ""
+def reply_header(draft: Draft, last_role: str, final: str) -> Callable[[str, bool | None], str]:
+    """What the template writes before a reply to a role, which thinks or not; `final` follows the last turn."""
+    chat = draft.chat
 
     @cache
     def header_after(role: str, thinks: bool | None) -> str:
-        """What the template writes before a reply to a role."""
         if (role, thinks) == (last_role, switched(draft.conversation.thinks)):
-            return final.literal
+            return final
         count = max(index for index, turn in enumerate(draft.turns, 1) if turn.role == role)
         rendered = draft.rendered(draft.slots(True), chat.values(draft.conversation, thinks), count)
         return split_at_placeholders(rendered)[-1].literal
@@ -382,6 +377,17 @@ def with_headers(draft: Draft, pieces: Pieces) -> Pieces:
         text = header_after(role, switched(thinks))
         return chat.closed(text) if thinks is False and not chat.is_fixed else text
 
+    return header
+
+
+def with_headers(draft: Draft, pieces: Pieces) -> Pieces:
+    """Put the text that follows a question, or results, before each reply with known tokens, and at the end.
+
+    For earlier replies, a template may omit the reasoning tag that the prompt ended with, or add an empty block.
+    """
+    chat, final, last = draft.chat, pieces[-1], len(draft.turns) - 1
+    last_role = draft.turns[last].role if draft.turns else ""
+    header = reply_header(draft, last_role, final.literal)
     changed = list(pieces)
     for at, (before, reply) in enumerate(pairwise(pieces[1:]), 1):
         part = draft.fixed.get(reply.number)
