@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cerebrum_cli.batch.answering import BatchOptions, answer_rows
-from cerebrum_cli.batch.input_row import InputRow as Question
-from cerebrum_cli.batch.input_row import prompt_row, result_rows
+from cerebrum_cli.batch.input_row import InputRow as Question, prompt_row, result_rows
 from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event

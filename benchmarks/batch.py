@@ -52,8 +52,7 @@ from harness import PEER_PROGRAMS, Row, alternate, argument_parser, in_subproces
 from quantized import BF16, quantize
 from server import batched_bench, time_server
 
-from cerebrum_cli.batch.input_row import InputRow as Question
-from cerebrum_cli.batch.input_row import prompt_row
+from cerebrum_cli.batch.input_row import InputRow as Question, prompt_row
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event, TokenEvent
 

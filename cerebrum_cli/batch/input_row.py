@@ -21,8 +21,7 @@ from typing import Any, Protocol
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.events import TRUNCATED as TRUNCATED_REASONS
-from cerebrum_cli.core.events import Origin, RefusedEvent
+from cerebrum_cli.core.events import TRUNCATED as TRUNCATED_REASONS, Origin, RefusedEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict, JsonObject, to_json

@@ -16,8 +16,7 @@ import atexit
 import os
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Generator, Iterable
-from collections.abc import Sequence as Many
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence as Many
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from time import perf_counter

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from collections.abc import Sequence as Many
+from collections.abc import Callable, Iterable, Sequence as Many
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, islice, takewhile

@@ -11,8 +11,7 @@ import json
 import os
 import struct
 from array import array
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Many
+from collections.abc import Callable, Iterator, Sequence as Many
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO

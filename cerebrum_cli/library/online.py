@@ -18,14 +18,8 @@ from cerebrum_cli.library.hub import FoundRepository, Listing, find_repositories
 from cerebrum_cli.library.hub_requests import (
     HubError,
     RetryPolicy,
-)
-from cerebrum_cli.library.hub_requests import (
     check_reachable as check_reachable,
-)
-from cerebrum_cli.library.hub_requests import (
     offline_if_unreachable as offline_if_unreachable,
-)
-from cerebrum_cli.library.hub_requests import (
     token_location as token_location,
 )
 from cerebrum_cli.library.installed import InstalledModel

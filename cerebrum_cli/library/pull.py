@@ -27,14 +27,8 @@ from cerebrum_cli.library.online import other_conversions
 from cerebrum_cli.library.packaged import fetch_from_package
 from cerebrum_cli.library.planning import (
     Conversion as Conversion,
-)
-from cerebrum_cli.library.planning import (
     DownloadOptions as DownloadOptions,
-)
-from cerebrum_cli.library.planning import (
     DownloadPlan as DownloadPlan,
-)
-from cerebrum_cli.library.planning import (
     Planner,
     read_remote_header,
 )

@@ -1,8 +1,7 @@
 """When two answers are one vote, and when an answer equals a reference."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from cerebrum_cli.answers.equality import canonical, equals_reference
 

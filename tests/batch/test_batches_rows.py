@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 from batch_files import InputRow, input_row, open_rows, output_object, rows_in
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from cerebrum_cli.batch.answering import RowNotices
 from cerebrum_cli.batch.readers import SHAPES, InputOptions, Shape

@@ -9,8 +9,7 @@ from shlex import join
 
 import pytest
 from command_line import CommandLine
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from cerebrum_cli.core.config import parse_toml
 from cerebrum_cli.core.saved_prompts import PromptDirectory, SavedPrompt, read_prompt, split_header

@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from templates import ONE_TURN, TEMPLATES, embedded
 from vocabularies import text_of
 

@@ -4,8 +4,7 @@ from math import exp, log
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.decide.given_choices import MANY, MOST, Choice, GivenChoices, choices_of, parse_choices, parse_score

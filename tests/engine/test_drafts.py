@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 from asking import Reply, ask, collect_replies, generate, running_engine
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from llama_engines import STORY, assert_matches_single_run, open_engine
 from scripted_backend import DEAD_END, DEAD_END_TOKENS, ScriptedBackend, expected_reply, random_model, replies, tokens
 

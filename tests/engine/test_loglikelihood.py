@@ -7,8 +7,7 @@ from random import Random
 
 import pytest
 from asking import collect_replies, generate, running_engine, when_held
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scripted_backend import ALPHABET, ScriptedBackend, random_model, replies, token_score, tokens
 
 from cerebrum_cli.core.errors import CerebrumError, EngineError, PromptTooLong, UsageError

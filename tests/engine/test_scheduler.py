@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from scripted_backend import ALPHABET, ScriptedBackend, expected_reply, random_model, tokens
 
@@ -15,9 +14,7 @@ from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.token_ids import common_prefix
-from cerebrum_cli.engine import context_checkpoints as checkpoints
-from cerebrum_cli.engine import requests as engine_requests
-from cerebrum_cli.engine import scheduler as scheduling
+from cerebrum_cli.engine import context_checkpoints as checkpoints, requests as engine_requests, scheduler as scheduling
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.local_engine import Commands, EngineCommand
 from cerebrum_cli.engine.loop import Loop

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 from asking import Reply, collect_replies, generate, running_engine
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scripted_backend import END, ScriptedBackend, expected_reply, random_model, replies, tokens
 
 from cerebrum_cli.core.ask import Ask

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from vocabularies import MARKS, marked_up, marks_in, markup, open_vocabulary, with_user_defined
 
 from cerebrum_cli.core.conversation import PromptPart, Text, Tokens

@@ -8,8 +8,7 @@ from random import Random
 import numpy
 import pytest
 import scipy  # which imports its parts when they are used
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from cerebrum_cli.eval.comparison import (
     QuestionResult,

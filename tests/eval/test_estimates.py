@@ -9,8 +9,7 @@ from random import Random
 import numpy
 import pytest
 import scipy  # which imports its parts when they are used
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.eval.estimates import (

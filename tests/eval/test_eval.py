@@ -24,8 +24,7 @@ from cerebrum_cli.engine.engine import LogprobScores
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.machine import processor_name
 from cerebrum_cli.engine.requests import ScoreRequest
-from cerebrum_cli.eval import lm_eval_command as lm_eval
-from cerebrum_cli.eval import scorers
+from cerebrum_cli.eval import lm_eval_command as lm_eval, scorers
 from cerebrum_cli.eval.questions import SAMPLE_KEYS
 from cerebrum_cli.eval.scorers import SCORING_VERSION
 from cerebrum_cli.formats.prompt_format import CEREBRUM

@@ -27,8 +27,7 @@ from cerebrum_cli.eval.rescoring import (
 from cerebrum_cli.eval.runs_command import require_same_rules
 from cerebrum_cli.eval.scorers import SCORING_VERSION
 from cerebrum_cli.eval.stored_runs import Run, RunStore, report_of, require_run, samples_to_keep
-from cerebrum_cli.results import record
-from cerebrum_cli.results import results as results_on_disk
+from cerebrum_cli.results import record, results as results_on_disk
 from cerebrum_cli.results.results import open_results, output_paths
 from cerebrum_cli.results.rows import Results
 

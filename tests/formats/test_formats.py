@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from vocabularies import text_of
 
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens

@@ -7,8 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 from thinkers import answering_late
 
 from cerebrum_cli.formats.markers import HARMONY_FINAL, MUSE, REASONING_MARKUPS

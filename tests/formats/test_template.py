@@ -10,8 +10,7 @@ from typing import Any, NoReturn
 
 import jinja2
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from templates import (
     BARE,
     NO_SYSTEM,

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 from command_line import ROOT
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from templates import TEMPLATES, embedded
 from tool_templates import (
     NO_CALLS,

@@ -14,8 +14,7 @@ import pytest
 from command_line import CommandLine
 from gguf import GGUFValueType, GGUFWriter
 from gguf_files import LLAMA, add_values, entry, handmade, string, tensor, write_model
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from tiny_models import write_vocabulary
 from vocabularies import open_vocabulary
 

@@ -4,8 +4,7 @@ import timeit
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from cerebrum_cli.core.errors import ModelFileError, UsageError
 from cerebrum_cli.library.installed import model_paths

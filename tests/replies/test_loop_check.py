@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 from asking import ask, collect_replies, generate, running_engine
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from installations import model_on
 from llama_engines import open_engine
 from nano.measure import MODEL_FILE

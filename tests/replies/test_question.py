@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from cerebrum_cli.attachments.prompt_sources import PromptSources, fence_file, parse_messages
 from cerebrum_cli.cli.options import template_variables

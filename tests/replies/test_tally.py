@@ -6,8 +6,7 @@ from itertools import product
 from math import comb, factorial
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.votes import AUTO, MAX_VOTES, Votes, parse_votes

@@ -11,8 +11,7 @@ from dataclasses import replace
 import pytest
 from asking import running_engine
 from chat_replies import piece, stream_of
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from installations import model_on
 from remote_engines import connected, serving_kind
 from scripted_backend import END, ScriptedBackend

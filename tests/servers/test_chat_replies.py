@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from chat_replies import Piece, piece, stream_of, whole
 from command_line import Finished, assert_error
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 from installations import model_on
 from remote_engines import connected, set_patience
 from scripted_command import run_here

@@ -18,8 +18,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.servers import faults, pool
-from cerebrum_cli.servers import server as server_module
+from cerebrum_cli.servers import faults, pool, server as server_module
 from cerebrum_cli.servers.endpoint import Endpoint, Servers
 from cerebrum_cli.servers.remote_engine import RemoteEngine
 

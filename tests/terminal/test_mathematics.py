@@ -2,8 +2,7 @@
 
 import pytest
 from cases import cases
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from screen import rendered_lines
 
 NO_MATHEMATICS = [

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from cerebrum_cli.core.errors import MergeError, ModelFileError
 from cerebrum_cli.gguf.contents import TENSOR_TYPES, TYPE_NUMBERS, Tensor, Value
-from cerebrum_cli.weights import codec
-from cerebrum_cli.weights import execute as weights_module
+from cerebrum_cli.weights import codec, execute as weights_module
 from cerebrum_cli.weights.execute import (
     PENDING_PER_THREAD,
     SCALE_OFFSETS,

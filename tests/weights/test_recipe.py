@@ -7,8 +7,7 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.gguf.contents import Tensor

@@ -8,8 +8,7 @@ from time import process_time
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from vocabularies import open_vocabulary
 
 from cerebrum_cli.core.conversation import Text
