@@ -60,11 +60,6 @@ class Chat(SessionModel):
         return self._counted[1], size
 
     @property
-    def tool_tokens(self) -> int | None:
-        """Tokens of the next prompt that list functions; None without any, and where they are unknown."""
-        return self.loaded.count_tool_tokens(self._with_question)
-
-    @property
     def _with_question(self) -> Conversation:
         """The conversation with a question: templates may include the reasoning of the last reply, and may need one."""
         conversation = self.conversation

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 def show_prompt(streams: Streams, loaded: Model, request: Ask, options: AskOptions) -> None:
     """Print the exact prompt on standard output, byte for byte in a pipe, and its token count on standard error."""
     prompt, token_ids = loaded.preview(request.conversation, loaded.source.settings)
-    tool_tokens = loaded.count_tool_tokens(request.conversation)
     for notice in loaded.take_notices():
         streams.notice(notice)
     if options.json:
@@ -41,13 +40,10 @@ def show_prompt(streams: Streams, loaded: Model, request: Ask, options: AskOptio
             "format": loaded.format_name,
             "model": loaded.model.name,
         }
-        if tool_tokens is not None:
-            value["tool_tokens"] = tool_tokens
         streams.answer_object(value)
         return
     streams.answer_prompt(prompt)
-    functions = "" if tool_tokens is None else f", {tool_tokens} of them for functions"
-    streams.report(f"{len(token_ids)} tokens{functions}")
+    streams.report(f"{len(token_ids)} tokens")
 
 
 class HistoryPreload:
@@ -278,8 +274,5 @@ class AnswerPrinter:
         if options.stats:
             settings = self.request.settings
             sampling = sampling_text(settings.samplers, settings.origins)
-            tool_tokens = loaded.count_tool_tokens(self.request.conversation)
-            line = stats_line(
-                reply.finish, loaded.model.name, loaded.format_name, loaded.repacks, sampling, tool_tokens
-            )
+            line = stats_line(reply.finish, loaded.model.name, loaded.format_name, loaded.repacks, sampling)
             streams.write_line("", line)

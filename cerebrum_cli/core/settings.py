@@ -139,9 +139,6 @@ class Settings(SamplingParams):
     no_log: bool = switch("Save nothing: no session, history or prompt cache [default: off]", "Output")
     markdown: bool = option("Format Markdown and mathematics on a terminal [default: on]", kind=SWITCH, default=True)
     vi: bool = switch("Edit with vi keys [default: off]")
-    tool_rounds: int = option(
-        "Rounds of function calls in a reply [default: 5]", kind=INTEGER, default=5, least=1, most=100
-    )
     loop_check: bool = option("End replies that repeat themselves [default: on]", kind=SWITCH, default=True)
     speculative: bool | None = option("Speculative decoding (prompt lookup) [default: on]", kind=SWITCH, local=True)
     cache_gb: float = option(
@@ -238,7 +235,7 @@ LOAD_KEYS = (
     "cpu_moe",
     *ATTENTION_KEYS,
 )
-REPLY_KEYS = (*LOAD_KEYS, *GENERATION_KEYS, "tool_rounds")  # of commands that generate replies
+REPLY_KEYS = (*LOAD_KEYS, *GENERATION_KEYS)  # of commands that generate replies
 MODES = {True: "thinking", False: "no_thinking"}  # tables of a layer that apply while `think` is on or off
 LOCAL_KEYS = tuple(key for key, declared in OPTIONS.items() if declared.local)
 

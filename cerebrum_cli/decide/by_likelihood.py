@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
 
 REASONS = "this model reasons before each answer, so no probability can be read from how its reply begins"
-UNUSED = (*SAMPLING_KEYS, "think", "loop_check", "tool_rounds")  # settings of replies that are generated
+UNUSED = (*SAMPLING_KEYS, "think", "loop_check")  # settings of replies that are generated
 LIKELIEST = 20  # first tokens: the most that the OpenAI API and vLLM give
 NOT_LIKELY = f"no choice is among the {LIKELIEST} likeliest first tokens of the reply"
 NOT_CLEAR = "several choices begin with the same likely token"

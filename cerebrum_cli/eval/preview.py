@@ -28,7 +28,6 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     with open_source(replace(prepared.source, context=ContextOptions(), vocabulary_only=True)) as loaded:
         asked = evaluation.ask(first, evaluation.settings)
         prompt, token_ids = loaded.preview(asked.conversation, evaluation.settings)
-        tool_tokens = loaded.count_tool_tokens(asked.conversation)
         for notice in loaded.take_notices():
             app.streams.report(notice)
     samples = missing = evaluation.rows.size
@@ -39,7 +38,6 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
         preview = {
             "prompt": prompt,
             "prompt_tokens": len(token_ids),
-            **({} if tool_tokens is None else {"tool_tokens": tool_tokens}),
             "reference": first.reference,
             "questions": len(evaluation.questions),
             "bad_rows": len(prepared.task.bad_rows),
@@ -53,8 +51,7 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     app.streams.answer_prompt(prompt)
     if not app.streams.is_quiet:
         describe_run(app.streams, prepared)
-        if tool_tokens is not None:
-            app.streams.info(f"{len(token_ids)} tokens in this prompt, {tool_tokens} of them for functions")
+        app.streams.info(f"{len(token_ids)} tokens in this prompt")
         duration = "time unknown: no earlier run of this model and task"
         if pace is not None:
             duration = f"about {format_duration(pace * missing)}"

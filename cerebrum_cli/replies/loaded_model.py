@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Self
@@ -28,7 +28,6 @@ from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings, reply_room
 from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds, TokenPredicate, common_prefix
-from cerebrum_cli.core.tools import ToolSpecs
 from cerebrum_cli.core.vocabulary import detokenize, least_tokens, resolve_biases
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.requests import OPENING_TOKENS, Request
@@ -39,7 +38,6 @@ from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.replies.reply import LONG_PROMPT, Reply
 from cerebrum_cli.replies.reply_controls import AnswerNow, ReplyControls
 from cerebrum_cli.replies.source import ModelSource
-from cerebrum_cli.replies.tool_tokens import listing_notice, listing_tokens
 
 TRIAL = Conversation(system_prompt="4567890").user("1234567")  # digits, which no template changes
 GROWTH_STEP = 256  # tokens that llama.cpp rounds contexts up to
@@ -62,7 +60,6 @@ class LoadedModel:
     answer_now: AnswerNow = field(default_factory=AnswerNow, init=False)
     _notices: dict[NoticeEvent, bool] = field(default_factory=dict, init=False)  # whether it was taken
     _timings: list[Timings] = field(default_factory=list, init=False)  # of single replies
-    _measured_tools: ToolSpecs = field(default=(), init=False)  # whose share of the context was last computed
 
     def __enter__(self) -> Self:
         return self
@@ -139,7 +136,6 @@ class LoadedModel:
         if begun and not self.format.verbatim and (begun.content.strip() or not prompt_end):
             asked, prompt_end = self._continuing(asked, tokens)
         self._make_room(len(tokens), settings)
-        self._measure_tools(conversation)
         self._require_room(len(tokens))
         prefix = asked.prefix_tokens
         prefix_text = self._text_of(prefix) if prefix else ""
@@ -236,29 +232,6 @@ class LoadedModel:
         vocabulary = self.engine.vocabulary
         parts = self.format.render(conversation)
         return least_tokens(vocabulary, self.engine.context_size, parts) or len(vocabulary.tokenize(parts))
-
-    def count_tool_tokens(self, conversation: Conversation) -> int | None:
-        """Number of tokens that functions add to the prompt; None without any, or if a server builds the prompt.
-
-        Many get a notice.
-        """
-        if not conversation.tools or self.format.is_servers:
-            return None
-        try:
-            self._measure_tools(conversation)
-            return listing_tokens(conversation, self.count_tokens)
-        except FormatError:  # of a template that needs a question, or the functions
-            return None
-
-    def _measure_tools(self, conversation: Conversation) -> None:
-        """Note that the list of functions takes a large part of the context; once for the same functions."""
-        tools = conversation.tools
-        if tools == self._measured_tools or self.format.is_servers:
-            return
-        self._measured_tools = tools
-        if tools:
-            with suppress(FormatError):  # of a template that needs the functions
-                self.note(listing_notice(conversation, self.count_tokens, self.engine.context_size))
 
     def tokenize(self, conversation: Conversation) -> TokenIds:
         """Tokenize the prompt of a conversation. Raises PromptTooLong if it is too long to be tokenized in seconds."""

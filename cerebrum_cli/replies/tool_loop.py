@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -25,12 +24,11 @@ from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Reply
 
+MAX_ROUNDS = 5  # of calls in a reply
 RESULT_FRACTION = 4  # the results of a round may take 1/4 of the remaining context
 UNKNOWN_CONTEXT = 8192  # tokens, assumed of a server that does not state its context
 MAX_CHARS_PER_TOKEN = 8
 PROBLEM_LENGTH = 200  # characters of a notice
-VALUES = re.compile(r"\d{2,}")  # in a result; words may be translated
-REMINDER = "Answer the question with this result: "
 REPLY = SequenceId(0)
 
 
@@ -67,13 +65,11 @@ class ToolLoop:
         prefill = asked.conversation.prefill
         self.rounds = prefill.rounds if prefill else ()
         self._made = [(call.name, call.arguments) for part in self.rounds for call in part.calls]  # as they are written
-        self._most_rounds = len(self.rounds) + asked.settings.tool_rounds
+        self._most_rounds = len(self.rounds) + MAX_ROUNDS
         self.asked = replace(asked, tools=())
         self.is_last = self.is_over = False
         self.completion_tokens = 0
         self._known = asked.conversation.tools
-        self.has_reminder = False
-        self._returned = ""  # what the functions of the last round returned
         self.text = model.format.tool_format.filter(self._known)  # of the round that is generated
 
     @property
@@ -86,51 +82,32 @@ class ToolLoop:
     def follow(self, reply: Reply) -> Events:
         """Run the calls that a round ends with; yield them, and the round. A call that cannot be run has an error.
 
-        If calls are refused, the model is asked to end its reply: without functions, and with the question after the
-        results.
+        After the last round, or if a call is repeated, the model is asked to end its reply without functions.
         """
         self.completion_tokens += reply.finish.completion_tokens
         written = self.calls_in(reply)
         is_complete = reply.finish.reason == "stop" or bool(reply.finish.calls)
         if self.is_last or not written.calls or not is_complete:
-            if is_complete and not written.calls and self._ignores_results(reply.text):
-                yield from self._remind()
-            else:
-                yield from self._end(written, reply.finish)
+            yield from self._end(written, reply.finish)
             return
         if self.asked.grammar is None:
             yield TokenEvent(REPLY, written.unshown)
-        if refusal := self.refusal(written.calls):
-            yield refusal
-            self.is_last = True
-            self._repeat_question()
-            self.asked = replace(self.asked, conversation=replace(self.asked.conversation, tools=()))
+        if repeated := self._repeated(written.calls):
+            yield NoticeEvent(f"no more calls: the model repeated a call of {repeated.name}")
+            self._remove_functions()
             return
         calls = yield from self.run(written.calls, reply.finish)
         part = Round(calls, written.text, written.reasoning, reply.tokens if written.are_own else None)
         self.add(part)
         yield RoundEvent(REPLY, part)
+        if len(self.rounds) == self._most_rounds:
+            yield NoticeEvent(f"no more calls after {MAX_ROUNDS} rounds")
+            self._remove_functions()
 
-    def _ignores_results(self, answer: str) -> bool:
-        """Whether an answer after a round has none of the values that its results added; asked once."""
-        if self.is_last or self.has_reminder or not self.rounds or self.asked.grammar:
-            return False
-        calls = self.rounds[-1].calls
-        given = f"{self.asked.conversation.question} {[call.arguments for call in calls]}"
-        added = [value for value in VALUES.findall(self._returned) if value not in given]
-        return bool(added) and not any(value in answer.replace(",", "") for value in added)
-
-    def _remind(self) -> Iterator[Event]:
-        """Ask for the end of the reply again, with the question after the results. What was written stays."""
-        self.has_reminder = True
-        yield TokenEvent(REPLY, f"{self.text.held}\n\n")
-        self._repeat_question()
-
-    def _repeat_question(self) -> None:
-        """Put the question after the results of the last round."""
-        *calls, last = self.rounds[-1].calls
-        reminded = replace(last, result=f"{last.result}\n\n{REMINDER}{self.asked.conversation.question}")
-        self._continue_after((*self.rounds[:-1], replace(self.rounds[-1], calls=(*calls, reminded))))
+    def _remove_functions(self) -> None:
+        """Let the next request end the reply: without functions."""
+        self.is_last = True
+        self.asked = replace(self.asked, conversation=replace(self.asked.conversation, tools=()))
 
     def _end(self, written: WrittenCalls, finish: FinishEvent) -> Iterator[Event]:
         """End the reply, or ask for its end with a grammar; yield what was withheld, and a notice of calls in it."""
@@ -165,15 +142,9 @@ class ToolLoop:
                 return replace(written, reasoning=found.before or None, calls=found.calls, are_own=True)
         return written
 
-    def refusal(self, calls: ToolCalls) -> NoticeEvent | None:
-        """Why calls are not run: there were too many rounds, or the same call before."""
-        if len(self.rounds) == self._most_rounds:
-            problem = f"no more calls after {self.asked.settings.tool_rounds} rounds"
-            return NoticeEvent(problem, "allow more with --set tool_rounds=N")
-        for call in calls:
-            if (call.name, call.arguments) in self._made:
-                return NoticeEvent(f"no more calls: the model repeated a call of {call.name}")
-        return None
+    def _repeated(self, calls: ToolCalls) -> ToolCall | None:
+        """The first call that was made before."""
+        return next((call for call in calls if (call.name, call.arguments) in self._made), None)
 
     def run(self, calls: ToolCalls, finish: FinishEvent) -> Generator[CallEvent | NoticeEvent, None, ToolCalls]:
         """Run functions one after the other, and return the calls with their results."""
@@ -181,7 +152,6 @@ class ToolLoop:
         left = size - finish.prompt_tokens - finish.completion_tokens
         limit = max(0, left) // (RESULT_FRACTION * len(calls))
         done = []
-        self._returned = ""
         for call in calls:
             self._made.append((call.name, call.arguments))
             if problem := self._problem(call):
@@ -190,7 +160,6 @@ class ToolLoop:
                 continue
             yield CallEvent(REPLY, call)
             result = self._tools[call.name].run(call.arguments)
-            self._returned += f"{result}\n"
             done.append(replace(call, result=self._shortened(result, limit)))
             yield CallEvent(REPLY, done[-1], is_done=True)
         return tuple(done)
@@ -214,10 +183,7 @@ class ToolLoop:
     def add(self, part: Round) -> None:
         """Add a round whose calls have their results: the reply continues with these."""
         self.rounds = (*self.rounds, part)
-        self._continue_after(self.rounds)
-
-    def _continue_after(self, rounds: tuple[Round, ...]) -> None:
-        pending = Message("assistant", "", rounds=rounds)
+        pending = Message("assistant", "", rounds=self.rounds)
         conversation = replace(self.asked.conversation, prefill=pending)
         self.asked = replace(self.asked, conversation=conversation, prefix_tokens=())
 
@@ -226,7 +192,7 @@ def reply_with_tools(model: LoadedModel, asked: Ask) -> Events:
     """Yield the events of a reply: text as it comes, calls and rounds; one FinishEvent, with the tokens of all rounds.
 
     A grammar would suppress calls, so it applies only after the last of them: the end of the reply is generated again,
-    and no text before it is passed on. If calls are refused, the end is generated again without functions. A call in
+    and no text before it is passed on. After MAX_ROUNDS rounds, the end is generated without functions. A call in
     another form than the model's own syntax is rendered in that syntax.
     """
     yield from model.load()
@@ -245,8 +211,7 @@ def reply_with_tools(model: LoadedModel, asked: Ask) -> Events:
             if not isinstance(event, FinishEvent):
                 yield event
         yield from loop.follow(reply)
-    is_one_text = bool(loop.asked.conversation.tools) and not loop.has_reminder
-    has_all_tokens = reply.finish.has_all_tokens and is_one_text
+    has_all_tokens = reply.finish.has_all_tokens and bool(loop.asked.conversation.tools)
     yield reply.finish._replace(completion_tokens=loop.completion_tokens, has_all_tokens=has_all_tokens)
 
 

@@ -180,18 +180,8 @@ def print_rows(
         streams.report(empty)
 
 
-def stats_line(
-    finish: FinishEvent,
-    model: str,
-    format_name: str,
-    repacks: bool | None,
-    sampling: str,
-    tool_tokens: int | None = None,
-) -> str:
-    """Line printed by `--stats`; `repacks` is None where a server holds the weights.
-
-    `tool_tokens` are those of the prompt that list functions, None without any.
-    """
+def stats_line(finish: FinishEvent, model: str, format_name: str, repacks: bool | None, sampling: str) -> str:
+    """Line printed by `--stats`; `repacks` is None where a server holds the weights."""
     timings = finish.timings
     parts = [model, f"format {format_name}"]
     if repacks is None:
@@ -204,8 +194,6 @@ def stats_line(
     parts.append(
         f"prompt {finish.prompt_tokens or 'of unknown'} tokens{cached}{_rate(timings.prompt_tokens_per_second)}"
     )
-    if tool_tokens is not None:
-        parts.append(f"functions {tool_tokens} tokens")
     generated = f"generated {finish.completion_tokens} tokens{_rate(timings.tokens_per_second)}"
     if timings.draft_n:
         generated += f", {timings.draft_n_accepted} of {timings.draft_n} draft tokens accepted"

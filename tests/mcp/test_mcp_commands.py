@@ -138,7 +138,7 @@ def test_chat_adds_a_server_and_goes_on_after_its_crash(asker: Asker) -> None:
     assert run(["chat", "-m", str(asker.model), "-y"], app) == 0
     lines = [line for line in err.getvalue().splitlines() if line]
     assert {"counted()", "-> 1", "error: two tools are named counted"} <= {*lines}
-    assert any(line.startswith("counted, crash: ") for line in lines)
+    assert "counted, crash" in lines
     [crashed] = [line for line in lines if line.startswith("-> crash ended its server (exit code 3")]
     assert lines.index(crashed) < lines.index("-> 1", lines.index(crashed))  # counted begins again
     assert out.getvalue().splitlines()[-1] == ROWS["a?"]

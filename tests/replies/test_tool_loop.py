@@ -4,7 +4,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 
@@ -20,13 +20,12 @@ from templates import chosen_format
 from tool_templates import TOOL_TEMPLATES
 
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.errors import PromptTooLong, UsageError
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import CallEvent, Event, NoticeEvent, RoundEvent
 from cerebrum_cli.core.settings import EMBEDDED
-from cerebrum_cli.core.tools import Round, ToolCall, ToolSpecs
+from cerebrum_cli.core.tools import Round, ToolCall
 from cerebrum_cli.formats.choice import SERVER
 from cerebrum_cli.formats.prompt_format import RAW
-from cerebrum_cli.programs.functions import tools_of
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Reply
 
@@ -192,24 +191,22 @@ def test_same_call_twice_ends_calls() -> None:
         events = events_of(reply)
     assert [call.arguments["city"] for call in reply.calls] == ["Oslo", "Rome"]
     assert "no more calls: the model repeated a call of weather" in notices(events)
-    assert script.prompts[3].endswith(
-        f"Dry in Rome for 1.\n\nAnswer the question with this result: {QUESTION}<|im_end|>\n<|im_start|>assistant\n"
-    )
+    assert script.prompts[3].endswith("Dry in Rome for 1.<|im_end|>\n<|im_start|>assistant\n")
     assert '"description"' in script.prompts[2] and '"description"' not in script.prompts[3]
     assert reply.message.content == "Again.\n\nDry."
     assert reply.message.tokens is None  # the prompt of what came last had no "Again."
 
 
-@pytest.mark.parametrize("rounds", [1, 3])
-def test_endless_calls_end_after_some_rounds(rounds: int) -> None:
-    calls = [tagged(OSLO.replace("Oslo", f"City {number}")) for number in range(rounds + 1)]
+def test_reply_after_the_last_round_has_no_functions() -> None:
+    calls = [tagged(OSLO.replace("Oslo", f"City {number}")) for number in range(5)]
     with opened(*calls, "Enough.") as (model, script):
-        reply = model.reply(QUESTION, tools=[weather], tool_rounds=rounds)
+        reply = model.reply(QUESTION, tools=[weather])
         events = events_of(reply)
-    assert len(reply.calls) == rounds and reply.text == "Enough."
-    assert f"no more calls after {rounds} rounds" in notices(events)
-    assert f"for 1.\n\nAnswer the question with this result: {QUESTION}<" in script.prompts[-1]
-    assert "Answer the question" not in reply.calls[-1].result
+    assert len(reply.calls) == 5 and reply.text == "Enough."
+    assert notices(events) == ["no more calls after 5 rounds"]
+    *offered, last = ('"description"' in prompt for prompt in script.prompts)
+    assert all(offered) and not last
+    assert script.prompts[-1].endswith("for 1.<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_call_without_end_is_not_run() -> None:
@@ -246,11 +243,11 @@ def test_results_of_many_rounds_fit_the_context() -> None:
         """Read a long page."""
         return "word " * 4000
 
-    calls = [tagged(f'{{"name": "read", "arguments": {{"page": {number}}}}}') for number in range(6)]
+    calls = [tagged(f'{{"name": "read", "arguments": {{"page": {number}}}}}') for number in range(5)]
     with opened(*calls, "Long.", context=8000) as (model, _):
-        reply = model.reply(QUESTION, tools=[read], tool_rounds=6).wait()
-    assert (len(reply.calls), reply.text) == (6, "Long.")
-    assert len(reply.calls[5].result) < len(reply.calls[0].result)
+        reply = model.reply(QUESTION, tools=[read]).wait()
+    assert (len(reply.calls), reply.text) == (5, "Long.")
+    assert len(reply.calls[4].result) < len(reply.calls[0].result)
 
 
 # Text that is no call.
@@ -313,23 +310,6 @@ def test_text_behind_a_call_is_shown() -> None:
         reply = model.reply(QUESTION, tools=[weather]).wait()
     assert reply.text == "First.\n\nThen.\n\nBehind.\n\nNone."
     assert [part.content for part in reply.message.rounds] == ["First.\n\nThen.", "Behind."]
-
-
-def test_model_is_reminded_of_a_question_whose_result_it_ignores() -> None:
-    def people(town: str) -> int:
-        """Number of people in a town."""
-        return 2714
-
-    call = tagged('{"name": "people", "arguments": {"town": "Brevik 40"}}')
-    with opened(call, "Thank you for the 40.", "2714 people.") as (model, script):
-        reply = model.reply("How many people live in Brevik?", tools=[people]).wait()
-    assert reply.text == "Thank you for the 40.\n\n2714 people."
-    assert reply.calls[0].result == "2714" and reply.message.tokens is None
-    assert "2714\n\nAnswer the question with this result: How many people live in Brevik?<" in script.prompts[2]
-    with opened(call, "They are 2,714.") as (model, _):
-        assert model.reply("How many people live in Brevik?", tools=[people]).text == "They are 2,714."
-    with opened(call, "Thank you.", "Welcome.") as (model, _):
-        assert model.reply("How many?", tools=[people]).text == "Thank you.\n\nWelcome."
 
 
 numbers = st.integers(100, 10**6)
@@ -514,59 +494,3 @@ def test_long_result_is_cut_on_a_server_that_does_not_state_its_context() -> Non
         server.arm(body=stream_of({"content": "Long."}, finish="stop"))
         [call] = model.reply(QUESTION, tools=[weather]).wait().calls
     assert 1500 < len(call.result) < 2100 and "characters omitted" in call.result  # each is a token here
-
-
-# The tokens of the list of functions.
-
-
-def forecast(city: str) -> str:
-    """Temperature, rain and wind."""
-    return city
-
-
-def counted(model: Model, *tools: Callable[..., str]) -> int | None:
-    """Tokens of the list of functions in a prompt."""
-    return model.count_tool_tokens(replace(Conversation().user(QUESTION), tools=specs(*tools)))
-
-
-def specs(*tools: Callable[..., str]) -> ToolSpecs:
-    return tuple(tool.spec for tool in tools_of(tools, print))
-
-
-def test_tokens_of_functions_are_those_that_they_add_to_the_prompt() -> None:
-    with opened("Hi.", "Hi.") as (model, script):
-        model.reply(QUESTION).wait()
-        events = events_of(model.reply(QUESTION, tools=[weather, forecast]))
-        plain, listed = map(len, script.prompts)
-        assert counted(model, weather, forecast) == listed - plain > 500
-        assert counted(model) is None
-    assert notices(events) == []
-
-
-def test_functions_that_take_much_of_the_context_get_one_notice() -> None:
-    with opened() as (model, _):
-        both, one, other = counted(model, weather, forecast), counted(model, weather), counted(model, forecast)
-    assert both and one and other and one < 500 < both
-    with opened("Hi.", "Hi.", "Hi.", context=2000) as (model, _):
-        offered = ([weather], [weather, forecast], [weather, forecast])
-        asked = [notices(events_of(model.reply(QUESTION, tools=tools))) for tools in offered]
-    taken = f"the list of functions takes {both} of the context's 2,000 tokens, {both - other} of them for weather"
-    assert asked == [[], [taken], []]
-
-
-def test_functions_that_leave_no_context_are_named_with_the_error() -> None:
-    events = []
-    with opened(context=400) as (model, _), pytest.raises(PromptTooLong):
-        for event in model.reply(QUESTION, tools=[weather, forecast]).events():
-            events.append(event)
-    assert "of them for weather" in "".join(notices(events))
-
-
-def test_server_that_builds_the_prompt_has_no_tokens_of_functions() -> None:
-    with (
-        serving_kind(OllamaServer, lambda held, seed: END, context_size=5000) as [server],
-        connected(server, messages=True) as engine,
-    ):
-        model = model_on(engine, chosen_format(SERVER))
-        model.reply(QUESTION).wait()
-        assert counted(model, weather) is None

@@ -157,8 +157,7 @@ def show_stats(repl: Repl, _: str) -> None:
         raise UsageError("the last reply has no statistics: they are not saved", "ask something first, or /retry")
     loaded = repl.chat.loaded
     sampling = sampling_text(samplers_in_effect(last.metadata.params or {}))
-    tool_tokens = loaded.count_tool_tokens(generated.conversation)
-    line = stats_line(generated.finish, loaded.model.name, loaded.format_name, loaded.repacks, sampling, tool_tokens)
+    line = stats_line(generated.finish, loaded.model.name, loaded.format_name, loaded.repacks, sampling)
     repl.streams.write_line("", line)
 
 

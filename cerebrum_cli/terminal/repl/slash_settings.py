@@ -157,8 +157,4 @@ def change_tools(repl: Repl, argument: str) -> str:
     if not repl.chat.tools:
         return "no functions; /tools FILE adds some"
     repl.wait_for(repl.chat.load())
-    names = ", ".join(tool.spec.name for tool in repl.chat.tools)
-    tokens = repl.chat.tool_tokens
-    for notice in repl.chat.loaded.take_notices():
-        repl.streams.report(notice)
-    return names if tokens is None else f"{names}: {tokens:,} tokens of the prompt"
+    return ", ".join(tool.spec.name for tool in repl.chat.tools)
