@@ -20,7 +20,7 @@ from cerebrum_cli.gguf.sizes import ModelSizes
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Backend
     from cerebrum_cli.engine.engine import Engine
-    from cerebrum_cli.engine.state_store import StateStore
+    from cerebrum_cli.engine.prompt_cache import StateStore
     from cerebrum_cli.engine.step import StopFlag
 
 SYSTEM_RESERVE = 2**30  # bytes of memory left to the system
@@ -34,7 +34,7 @@ OpenFile: TypeAlias = "Callable[[LoadOptions, Emit, StopFlag], Backend]"
 
 def open_prompt_cache(directory: Path, limit: int, model: str, format: str) -> StateStore:
     """The prompts on disk of a model in one prompt format, in a directory limited to `limit` bytes for all models."""
-    from cerebrum_cli.engine.state_store import StateStore
+    from cerebrum_cli.engine.prompt_cache import StateStore
 
     return StateStore(directory, limit, model, format)
 
@@ -48,7 +48,7 @@ def open_engine(options: LoadOptions, open_file: OpenFile, cache: StateStore | N
 
 def clear_prompt_cache(directory: Path) -> None:
     """Remove the saved prompts of all models."""
-    from cerebrum_cli.engine.state_store import STATE
+    from cerebrum_cli.engine.prompt_cache import STATE
 
     for path in directory.glob(f"*{STATE}"):
         remove(path)

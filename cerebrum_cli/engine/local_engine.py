@@ -35,10 +35,9 @@ from cerebrum_cli.engine.engine import (
 )
 from cerebrum_cli.engine.loop import Loop, Work, fail_work
 from cerebrum_cli.engine.memory import group_lengths
-from cerebrum_cli.engine.prompt_cache import PromptCache
+from cerebrum_cli.engine.prompt_cache import PromptCache, StateStore
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.engine.sequence import Sequence
-from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step import StopFlag
 
 if TYPE_CHECKING:

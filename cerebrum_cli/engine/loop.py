@@ -12,9 +12,9 @@ from cerebrum_cli.core.events import FinishReason, RefusedEvent
 from cerebrum_cli.core.token_ids import TokenIds, common_prefix
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.placement import Placement
+from cerebrum_cli.engine.prompt_cache import StateStore
 from cerebrum_cli.engine.scheduler import Share, rows_of
 from cerebrum_cli.engine.sequence import Sequence
-from cerebrum_cli.engine.state_store import StateStore
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Backend

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.engine.context_checkpoints import Checkpoints
 from cerebrum_cli.engine.memory import plan_cache
-from cerebrum_cli.engine.prompt_cache import PromptCache
+from cerebrum_cli.engine.prompt_cache import PromptCache, StateStore
 from cerebrum_cli.engine.scheduler import Admission, Scheduler
 from cerebrum_cli.engine.sequence import Sequence
-from cerebrum_cli.engine.state_store import StateStore
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Backend

@@ -19,10 +19,9 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import Texts, partial_marker_length
 from cerebrum_cli.core.token_ids import TokenIds, Tokenize, TokenPredicate
 from cerebrum_cli.core.vocabulary import Vocabulary, detokenize
-from cerebrum_cli.formats.channel_reader import ChannelReader
 from cerebrum_cli.formats.markers import CHANNEL_MARKUPS, MARKERS, is_markup
+from cerebrum_cli.formats.markup_reader import ChannelReader, PlainReader, Stage, TagReader
 from cerebrum_cli.formats.prompt_format import Markups, ReasoningMarkup
-from cerebrum_cli.formats.tag_reader import PlainReader, Stage, TagReader
 
 MARGIN = r"\A(?:\s*\n)?(?:[ \t](?=\S))?"  # before an answer, which keeps its indentation
 MAX_BLANKS = 4  # characters of white space before an answer under a grammar

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from cerebrum_cli.core.text import Texts
-from cerebrum_cli.formats.call_readers import CallSyntax, Syntaxes
+from cerebrum_cli.formats.tool_calls import CallSyntax, Syntaxes
 
 
 class ToolFamily(NamedTuple):

@@ -18,10 +18,18 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.messages import wire_message
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls, ToolSpec
-from cerebrum_cli.formats.call_readers import DECODER, MARKER, CallSyntax, Syntaxes, find_calls, json_calls_at
 from cerebrum_cli.formats.markers import HEADERS, TAG
 from cerebrum_cli.formats.template_sandbox import ANSWER, NEXT_QUESTION, QUESTION, try_render
-from cerebrum_cli.formats.tool_calls import PLAIN_TOOLS, ToolFormat
+from cerebrum_cli.formats.tool_calls import (
+    DECODER,
+    MARKER,
+    PLAIN_TOOLS,
+    CallSyntax,
+    Syntaxes,
+    ToolFormat,
+    find_calls,
+    json_calls_at,
+)
 from cerebrum_cli.formats.tool_families import family_of
 
 # Names, texts and numbers in the calls that a template renders, with digits, which no template changes.

@@ -5,18 +5,211 @@ from __future__ import annotations
 import math
 import mmap
 import re
+import struct
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.files import reading_model
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.gguf.contents import ALIGNMENT, FILE_TYPES, MAX_TENSORS, Metadata, Tables, aligned
-from cerebrum_cli.gguf.cursor import Cursor
-from cerebrum_cli.gguf.kinds import USE_DECODER, Kind, kind_of
-from cerebrum_cli.gguf.layers import Hyperparameters, checked_integer, model_sizes
-from cerebrum_cli.gguf.sizes import ModelSizes
+from cerebrum_cli.gguf.contents import (
+    ALIGNMENT,
+    ARRAY,
+    FILE_TYPES,
+    ITEM_TYPES,
+    LAYOUTS,
+    MAX_TENSORS,
+    STRING,
+    VALUE_TYPES,
+    VOCABULARY,
+    Array,
+    HeaderTruncated,
+    Metadata,
+    Tables,
+    Tensor,
+    Value,
+    Values,
+    aligned,
+    quoted,
+)
+from cerebrum_cli.gguf.sizes import Hyperparameters, ModelSizes, checked_integer, model_sizes
+
+USE_DECODER = "use a decoder-only model; cerebrum list --available shows some"
+
+
+class Kind(NamedTuple):
+    """What a file that cannot answer a prompt is, and a hint."""
+
+    words: str
+    hint: str = USE_DECODER
+
+
+DRAFT = Kind("a draft head for speculative decoding, not a whole model", "use the model that it was made for")
+EMBEDDING = Kind("an embedding model or reranker, which generates no text")
+NOT_CAUSAL = Kind("an encoder, encoder-decoder or diffusion model, which is not supported")
+DECISIONS = Kind("a decision model, which generates no text", "use a chat model; cerebrum decide takes any")
+NOT_WHOLE = Kind("a vocabulary without tensors", "use the whole model")
+PROJECTOR = Kind(
+    "a projector for images or sound, not a language model", "use the language model in the same repository"
+)
+# Types and architectures of llama.cpp 0c1e57098 (gguf-py/gguf/constants.py, tools/).
+_BY_TYPE: dict[object, Kind] = {
+    "adapter": Kind("a LoRA adapter, not a model", "apply it to its base model: -m MODEL --lora FILE"),
+    "controlvector": Kind("a control vector, not a model", "use the model that it was made for"),
+    "mmproj": PROJECTOR,
+    "imatrix": Kind("an importance matrix, not a model", "use the model that was quantized with it"),
+}
+_DRAFTS = r"eagle.*|dflash|dspark|medusa|mtp|.*[-_]assistant"
+_POOLED = range(1, 5)  # LLAMA_POOLING_TYPE_*, without "none" and "unspecified"
+
+
+def kind_of(metadata: Mapping[str, object], tensors: Iterable[str]) -> Kind | None:
+    """The kind of a file by its metadata and the names of its tensors; None for a language model.
+
+    What else cannot answer, llama.cpp refuses, or `load_model` in engine/llama/load.py after loading.
+    """
+    if kind := _BY_TYPE.get(metadata.get("general.type")):
+        return kind
+    architecture = metadata.get("general.architecture")
+    if architecture == "clip":
+        return PROJECTOR
+    if any(key.endswith(".decision.type") for key in metadata):  # llama-server's special models
+        return DECISIONS
+    if metadata.get(f"{architecture}.attention.causal") is False:
+        return NOT_CAUSAL
+    if metadata.get(f"{architecture}.pooling_type") in _POOLED:
+        return EMBEDDING
+    names = list(tensors)
+    # The first part of a split model may have no tensors. A model with layers to predict several tokens has others.
+    if not names and f"{VOCABULARY}tokens" in metadata and metadata.get("split.count", 1) in (0, 1):
+        return NOT_WHOLE
+    predicts_only = metadata.get(f"{architecture}.block_count") == metadata.get(f"{architecture}.nextn_predict_layers")
+    has_first_layer = any(name.startswith("blk.0.") for name in names)
+    is_head = any(".nextn." in name for name in names) and (predicts_only or not has_first_layer)
+    if is_head or re.fullmatch(_DRAFTS, str(architecture)):
+        return DRAFT
+    return None
+
+
+# Limits far above known models.
+_MAX_STRING_BYTES = 16 << 20  # chat templates take kilobytes, an embedded tokenizer.json a few megabytes
+_MAX_STORED_ITEMS = 512  # arrays with an item per layer are stored, those with an item per token are not
+_TENSOR_DIMENSIONS = 4  # GGML_MAX_DIMS
+
+
+@dataclass(slots=True)
+class Cursor:
+    """A position in the header of an untrusted file, whatever that is for; each method reads values and advances.
+
+    Counts and lengths are checked against the available bytes before anything is allocated. Raises ModelFileError.
+    `whole` metadata has all its items, so that it can be written again.
+    """
+
+    path: Path
+    data: mmap.mmap | bytes
+    position: int
+    whole: bool
+
+    def unpack(self, layout: str) -> tuple[Any, ...]:
+        """Read little-endian values of a layout, as in the `struct` module."""
+        try:
+            values = struct.unpack_from(f"<{layout}", self.data, self.position)
+        except (struct.error, OverflowError):
+            raise self._truncated() from None
+        self.position += struct.calcsize(f"<{layout}")
+        return values
+
+    def string(self, label: str) -> bytes:
+        """Read the bytes of a string, mostly UTF-8."""
+        [length] = self.unpack("Q")
+        if length > _MAX_STRING_BYTES:
+            raise self.damaged(f"a {label} of {length:,} bytes at byte {self.position:,}")
+        [data] = self.unpack(f"{length}s")
+        return bytes(data)
+
+    def value(self) -> Value:
+        """Read a metadata value: its type, then its data."""
+        [kind] = self.unpack("I")
+        if kind == ARRAY:
+            return self._array()
+        if kind == STRING:
+            encoding_errors = "surrogateescape" if self.whole else "replace"
+            return Value("STRING", self.string("metadata string").decode(errors=encoding_errors))
+        [number] = self.unpack(self._layout(kind))
+        return Value(VALUE_TYPES[kind], number)
+
+    def _layout(self, kind: int) -> str:
+        if kind not in LAYOUTS:
+            raise self.damaged(f"metadata value of unknown type {kind} at byte {self.position:,}")
+        return LAYOUTS[kind]
+
+    def _array(self) -> Value:
+        kind, length = self.unpack("IQ")
+        items: Array | tuple[Any, ...]
+        if kind == STRING:
+            items = self._strings(length)
+        else:
+            layout = self._layout(kind)
+            if self.whole:
+                items = self.unpack(f"{length}{layout}")
+            elif length <= _MAX_STORED_ITEMS:
+                items = Array(ITEM_TYPES[kind], length, self.unpack(f"{length}{layout}"))
+            else:
+                self.unpack(f"{length * struct.calcsize(layout)}x")
+                items = Array(ITEM_TYPES[kind], length)
+        return Value("ARRAY", items, VALUE_TYPES[kind])
+
+    def _strings(self, length: int) -> Array | tuple[bytes, ...]:
+        if self.whole:
+            return tuple(self.string("string") for _ in range(length))
+        # the only loop that runs once per token and per merge (57 ns each)
+        unpack = struct.Struct("<Q").unpack_from
+        data = self.data
+        end = self.position
+        try:
+            for _ in range(length):
+                end += 8 + unpack(data, end)[0]
+        except (struct.error, OverflowError):
+            raise self._truncated() from None
+        self.unpack(f"{end - self.position}x")
+        return Array("string", length)
+
+    def values(self, count: int) -> tuple[Values, tuple[int, int]]:
+        """Read metadata, and where the values of the vocabulary begin and end."""
+        values = {}
+        vocabulary = (0, 0)
+        for _ in range(count):
+            key = self.string("metadata key").decode(errors="replace")
+            start = self.position
+            values[key] = self.value()
+            if key.startswith(VOCABULARY):
+                vocabulary = (vocabulary[0] or start, self.position)
+        return values, vocabulary
+
+    def tensor(self) -> Tensor:
+        """Read an entry of the tensor table."""
+        name = self.string("tensor name").decode(errors="replace")
+        [n_dims] = self.unpack("I")
+        if n_dims > _TENSOR_DIMENSIONS:
+            raise self.damaged(f"the tensor {quoted(name)} has {n_dims:,} dimensions")
+        *shape, number, offset = self.unpack(f"{n_dims}QIQ")
+        tensor = Tensor(name, tuple(shape), number, self.path, offset)
+        row = shape[0] if shape else 1
+        if row % tensor.kind.block_size:
+            problem = f"has rows of {row:,} weights in blocks of {tensor.kind.block_size} ({tensor.kind.name})"
+            raise self.damaged(f"the tensor {quoted(name)} {problem}")
+        return tensor
+
+    def _truncated(self) -> HeaderTruncated:
+        problem = f"truncated or damaged: its header does not end before byte {len(self.data):,}"
+        return HeaderTruncated(self.path, problem)
+
+    def damaged(self, problem: str) -> ModelFileError:
+        return ModelFileError(self.path, f"damaged: {problem}")
+
 
 # Layout of Mixtral files before April 2024, one tensor per expert, which llama.cpp no longer loads.
 _EXPERT_TENSOR = re.compile(r"blk\.\d+\.ffn_(?:gate|down|up)\.\d+\.weight")

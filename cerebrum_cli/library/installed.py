@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cerebrum_cli.core.declaration import LORA
+from cerebrum_cli.core.declaration import LORA, InvalidValue
 from cerebrum_cli.core.errors import CerebrumError, ModelFileError
 from cerebrum_cli.core.files import Paths
 from cerebrum_cli.core.metadata_keys import CONVERTED, MERGE_FORMAT, MERGE_SOURCES
 from cerebrum_cli.core.paths import is_missing
-from cerebrum_cli.core.settings import EMBEDDED, Layer, SourcedLayer
+from cerebrum_cli.core.settings import EMBEDDED, MODEL_FILE, OPTIONS, Layer, SourcedLayer
 from cerebrum_cli.core.text import short_digest
 from cerebrum_cli.formats.choice import FORMAT_NAMES
 from cerebrum_cli.gguf.header import Header, parts_sizes, read_header, require_generative
 from cerebrum_cli.gguf.sizes import ModelSizes
 from cerebrum_cli.library.model_files import parts_of
-from cerebrum_cli.library.recommended import recommended_sampling
 from cerebrum_cli.library.reference import ModelReference
 from cerebrum_cli.library.registry import RegistryEntry, Source
 
@@ -27,6 +27,30 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.adapters import Adapter
     from cerebrum_cli.library.cache import CachedModel
     from cerebrum_cli.library.catalogue import ModelSpec
+
+
+_SETTINGS = {  # by keys of general.sampling.*; there are others without an equivalent here
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "temp": "temperature",
+    "penalty_repeat": "repeat_penalty",
+}
+_FLOAT_DIGITS = 6  # of a number that the file holds in 32 bits: 0.95 is read as 0.949999988...
+
+
+def recommended_sampling(header: Header) -> SourcedLayer:
+    """The sampling settings that a file recommends; invalid ones are ignored."""
+    values = {}
+    for key, name in _SETTINGS.items():
+        value: object = header.metadata.get(f"general.sampling.{key}")
+        if value is None:
+            continue
+        if isinstance(value, float):
+            value = round(value, _FLOAT_DIGITS)
+        with suppress(InvalidValue):
+            values[name] = OPTIONS[name].convert(value)
+    return SourcedLayer(values, origin=MODEL_FILE)
 
 
 _PACKAGE = Path(__file__).parents[1]

@@ -17,8 +17,8 @@ from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.memory import CPU_UBATCH, HEADROOM, FreeMemory, LoadPlan
+from cerebrum_cli.engine.prompt_cache import StateStore
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions, Request
-from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step import TokenRow
 from cerebrum_cli.formats.prompt_format import PLAIN_FORMATS
 from cerebrum_cli.gguf.header import read_header

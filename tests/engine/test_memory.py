@@ -32,8 +32,7 @@ from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.gguf.contents import Array
 from cerebrum_cli.gguf.header import parts_sizes, read_header
-from cerebrum_cli.gguf.layers import Hyperparameters, layer_windows, model_sizes
-from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes
+from cerebrum_cli.gguf.sizes import Hyperparameters, LayerSizes, ModelSizes, layer_windows, model_sizes
 
 MIB, GIB = 2**20, 2**30
 GPUS = accelerators()

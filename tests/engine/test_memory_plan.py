@@ -12,8 +12,7 @@ from cerebrum_cli.engine import memory
 from cerebrum_cli.engine.memory import Device, FreeMemory, LoadPlan
 from cerebrum_cli.engine.memory_plan import HOST_EXPERTS_UBATCH, plan_load
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
-from cerebrum_cli.gguf.layers import Hyperparameters, model_sizes
-from cerebrum_cli.gguf.sizes import ModelSizes
+from cerebrum_cli.gguf.sizes import Hyperparameters, ModelSizes, model_sizes
 
 GB, GIB, MIB = 10**9, 2**30, 2**20
 

@@ -11,8 +11,7 @@ from cerebrum_cli.engine.local import Capacity, Forecast, MachineRecords
 from cerebrum_cli.engine.machine import instruction_set, processors
 from cerebrum_cli.engine.speed import Speed, expected
 from cerebrum_cli.gguf.contents import Metadata
-from cerebrum_cli.gguf.layers import Hyperparameters, model_sizes
-from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes
+from cerebrum_cli.gguf.sizes import Hyperparameters, LayerSizes, ModelSizes, model_sizes
 
 MB = 1_000_000
 DENSE: Metadata = {"general.architecture": "llama", "llama.block_count": 1}

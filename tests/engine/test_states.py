@@ -19,11 +19,10 @@ from cerebrum_cli.core.events import SequenceId
 from cerebrum_cli.core.files import PART
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.token_ids import pack_tokens
-from cerebrum_cli.engine import state_store
+from cerebrum_cli.engine import prompt_cache
 from cerebrum_cli.engine.local_engine import LocalEngine
-from cerebrum_cli.engine.prompt_cache import MIN_SAVED_TOKENS
+from cerebrum_cli.engine.prompt_cache import HEAD, MIN_SAVED_TOKENS, StateStore
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.engine.state_store import HEAD, StateStore
 
 # State files.
 
@@ -78,7 +77,7 @@ def test_store_ignores_states_of_another_model_format_build_or_version(
     other = open_store(tmp_path, model=model, format=format)
     put(other, TOKENS, kind=kind)
     assert held(other, kind) == [TOKENS]
-    monkeypatch.setattr(state_store, "VERSION", state_store.VERSION + version)
+    monkeypatch.setattr(prompt_cache, "VERSION", prompt_cache.VERSION + version)
     assert held(open_store(tmp_path)) == []
 
 

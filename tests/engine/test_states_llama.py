@@ -12,7 +12,7 @@ from llama_engines import TALE, greedy_reply, open_engine
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.token_ids import pack_tokens
-from cerebrum_cli.engine.state_store import CHECKSUM, HEAD, StateStore
+from cerebrum_cli.engine.prompt_cache import CHECKSUM, HEAD, StateStore
 
 pytestmark = pytest.mark.slow
 

@@ -23,10 +23,9 @@ from tool_templates import (
 
 from cerebrum_cli.core.tools import ToolCall, ToolCalls
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.formats.call_readers import CallSyntax
 from cerebrum_cli.formats.prompt_format import PromptFormat
 from cerebrum_cli.formats.template import EmbeddedFormat
-from cerebrum_cli.formats.tool_calls import PLAIN_TOOLS, ToolFormat
+from cerebrum_cli.formats.tool_calls import PLAIN_TOOLS, CallSyntax, ToolFormat
 
 DATA = ROOT / "tests" / "data"
 PROGRAM = "def f(x):\n    return x['a'] + \"b\\n\"\n\nprint(f({'a': 1}))\n"

@@ -21,7 +21,7 @@ from vocabularies import open_vocabulary
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.gguf.contents import FILE_TYPES, TENSOR_TYPES, Array, Value
 from cerebrum_cli.gguf.header import Header, read_header, require_generative
-from cerebrum_cli.library.recommended import recommended_sampling
+from cerebrum_cli.library.installed import recommended_sampling
 from cerebrum_cli.weights.table import encode_header, read_table
 
 

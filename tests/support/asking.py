@@ -22,8 +22,8 @@ from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.drafter import Drafter
 from cerebrum_cli.engine.local_engine import LocalEngine
+from cerebrum_cli.engine.prompt_cache import StateStore
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.engine.state_store import StateStore
 
 
 def generate(engine: LocalEngine, requests: Iterable[Request]) -> Generator[Event, None, None]:

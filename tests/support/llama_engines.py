@@ -11,8 +11,8 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local_engine import LocalEngine
+from cerebrum_cli.engine.prompt_cache import StateStore
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions, Request
-from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.gguf.header import read_header
 
 MODELS = ("mistral_model", "chatml_model", "recurrent_model", "sliding_window_model")

@@ -24,7 +24,7 @@ from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.sampling import SamplingParams, TokenBias
 from cerebrum_cli.engine.backend import Sampler
 from cerebrum_cli.engine.drafter import MAX_DRAFT
-from cerebrum_cli.engine.state_store import HEAD
+from cerebrum_cli.engine.prompt_cache import HEAD
 from cerebrum_cli.engine.step import Checkpoint, Constraint, StopFlag, TokenRow, TokenScore
 
 END = 256

@@ -15,8 +15,8 @@ from typing import Any
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine.llama.bindings import SHOW_LOG, llama, log
 from cerebrum_cli.engine.memory import n_outputs_max, pad_length
+from cerebrum_cli.engine.prompt_cache import write_error
 from cerebrum_cli.engine.requests import ContextOptions
-from cerebrum_cli.engine.state_store import write_error
 from cerebrum_cli.engine.step import Checkpoint, StopFlag, TokenRow
 
 INVALID, DONE, NO_ROOM, ABORTED = -1, 0, 1, 2  # results of llama_decode
