@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from cerebrum_cli.batch.input_row import InputRow, Rows, row_object
-from cerebrum_cli.batch.output_tables import ANSWER_KEYS
 from cerebrum_cli.core.ask import Ask
-from cerebrum_cli.core.decision import PLACES
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.frozen import frozen
@@ -27,9 +24,6 @@ from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import MajorityVote, Outcome, Reply, Row
 from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.results.rows import Results
-
-if TYPE_CHECKING:
-    from cerebrum_cli.trust.stored import Wanted
 
 MAX_IDS = 100_000  # to compare with those of later rows
 MAX_NOTICE = 400  # characters
@@ -50,23 +44,6 @@ class BatchOptions:
     ignore_eos: bool = False
     modes: Mapping[str, Settings] = field(default_factory=dict)
     tools: Tools = ()
-    wanted: Wanted | None = None
-
-    @property
-    def keys(self) -> Texts:
-        """The keys of an answer in a table; none for those of any reply."""
-        return (*ANSWER_KEYS, "probability", "decided") if self.wanted else ()
-
-    def trusted(self, object: JsonDict) -> JsonDict:
-        """The object of a row with the probability that its vote is right, and no answer if that is too low."""
-        votes = object.get("votes")
-        if self.wanted is None or votes is None:
-            return object
-        probability = self.wanted.calibration.probability(votes["agreement"])
-        self.wanted.seen.add(probability)
-        is_decided = votes["winner"] is not None and self.wanted.decides(probability)
-        answer = object["final_answer"] if is_decided else None
-        return object | {"final_answer": answer, "probability": round(probability, PLACES), "decided": is_decided}
 
     @property
     def samples(self) -> int:
@@ -115,7 +92,7 @@ def answer_rows(model: Model, rows: Rows, options: BatchOptions, results: Result
             keep_tokens(model, event.row, event.result, results)
         else:
             position, _ = event.row.key
-            results.write_row(position, options.trusted(row_object(event, model.engine.larger_context)))
+            results.write_row(position, row_object(event, model.engine.larger_context))
             yield results.progress
 
 

@@ -141,8 +141,7 @@ def row_flags(object: JsonObject) -> int:
     if not (object["text"].strip() or object.get("calls")):
         flags |= RowFlag.EMPTY
     votes = object["votes"]
-    has_winner = votes is None or (votes["winner"] is not None and not votes["tie"])
-    if not object.get("decided", has_winner):
+    if votes is not None and (votes["winner"] is None or votes["tie"]):
         flags |= RowFlag.UNDECIDED
     return flags
 

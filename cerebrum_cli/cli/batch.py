@@ -14,7 +14,6 @@ from cerebrum_cli.cli.options import GenerationOptions, Names, SavedPromptOption
 from cerebrum_cli.cli.row_commands import (
     RowFileOptions,
     RowOptions,
-    TrustOptions,
     Work,
     answer_missing,
     resumable,
@@ -34,14 +33,12 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.saved_prompts import SavedPrompt
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.results.rows import Results
-    from cerebrum_cli.trust.calibration import CalibrationKey
 
 STANDARD = Path("-")  # standard input or output
-VOTES_HINT = "cerebrum eval QUESTIONS --samples K --calibrate NAME"
 
 
 @row_options
-class BatchCommandOptions(RowFileOptions, TrustOptions, SavedPromptOptions, RowOptions, GenerationOptions):
+class BatchCommandOptions(RowFileOptions, SavedPromptOptions, RowOptions, GenerationOptions):
     template: str | None = option("Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT")
     ignore_eos: bool = switch("Ignore end-of-sequence tokens (for benchmarks)", "Length")
     retry_failed: bool = switch("Re-answer rows that failed, and undecided votes", "Output")
@@ -63,7 +60,7 @@ def batch(
     output: Annotated[
         Path | None,
         Option(
-            "Answers: .jsonl, .csv, .tsv, .parquet; `-` streams to standard output [required]",
+            "Answers: .jsonl, .csv, .tsv; `-` streams to standard output [required]",
             "Output",
             PATH,
             short="-o",
@@ -145,24 +142,12 @@ class BatchRun:
             modes=modes,
             tools=tools,
         )
-        if options.calibration and not votes:
-            raise UsageError("--calibration requires votes", "add --votes K")
-
-        def key() -> CalibrationKey:
-            from cerebrum_cli.trust.stored import key_of
-
-            of_votes = source.votes_fingerprint(votes) if votes else {}
-            return key_of(source.fingerprint(asked.grammar) | of_votes | {"template": options.template})
-
-        wanted = options.find_wanted(app, key, VOTES_HINT)
-        return cls(app, rows, output, options, source, replace(asked, wanted=wanted))
+        return cls(app, rows, output, options, source, asked)
 
     @property
     def fingerprint(self) -> JsonDict:
         """Everything that the answers depend on besides the rows, by readable names."""
         fingerprint = self.rows.fingerprint | self.asked.fingerprint(self.source)
-        if self.asked.wanted:
-            fingerprint |= self.asked.wanted.fingerprint
         return fingerprint | self.options.tool_record(self.asked.tools)
 
     def open_results(self) -> Results:
@@ -171,7 +156,7 @@ class BatchRun:
         from cerebrum_cli.results.rows import StreamedResults
 
         options = self.options
-        rows = self.rows.for_output(self.output, self.asked.keys)
+        rows = self.rows.for_output(self.output)
         if self.output != STANDARD:
             notes = self.source.model.adapter_params
             return open_results(self.output, self.fingerprint, rows, options.restart, options.retry_failed, notes=notes)
@@ -192,10 +177,4 @@ class BatchRun:
         with resumable(results, "rows", self.options.restart):
             work = Work(self.rows, self.asked.samples, partial(answer_rows, options=self.asked))
             answer_missing(self.app, self.source, self.options, results, work)
-        failed, undecided = results.counts.failed, results.counts.undecided
-        wanted, total = self.asked.wanted, results.rows.size
-        if wanted is None:
-            return failed + undecided
-        for line in wanted.outcome(total - failed - undecided, total):
-            self.app.streams.report(line)
-        return failed
+        return results.counts.failed + results.counts.undecided

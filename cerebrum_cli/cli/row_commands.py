@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, dataclass_transform
 from cerebrum_cli.cli.commands import loaded, optional_packages
 from cerebrum_cli.cli.constraints import name_grammar_in_errors
 from cerebrum_cli.cli.options import AnswerOptions, ConstrainedOptions, ToolOptions, tool_options
-from cerebrum_cli.core.declaration import NUMBER, flag, option, option_group, switch
+from cerebrum_cli.core.declaration import flag, option, option_group, switch
 from cerebrum_cli.core.errors import EndpointError, EngineError, Interrupted, UsageError
 from cerebrum_cli.core.events import Events
 from cerebrum_cli.core.settings import MAX_PARALLEL
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.results.rows import Results
     from cerebrum_cli.servers.endpoint import Servers
-    from cerebrum_cli.trust.calibration import CalibrationKey
-    from cerebrum_cli.trust.stored import Wanted
 
 T = TypeVar("T", bound="RowOptions")
 Answering = tuple[Events, Callable[[], None]]  # the events, and what cancels them
@@ -51,47 +49,6 @@ class RowFileOptions:
     delimiter: str | None = option("Delimiter of a CSV [default: detected]", "Input", metavar="CHAR")
     include_input: bool = switch("Copy each input row to the key `input` of its answer", "Output")
     restart: bool = switch("Start over; replace OUTPUT when done", "Output")
-
-
-@option_group
-class TrustOptions:
-    """Which answers to keep, by labelled rows."""
-
-    calibration: str | None = option(
-        "Use the labelled rows kept under this name by --calibrate", "Output", metavar="NAME"
-    )
-    max_error: float | None = option(
-        "Leave rows undecided so that at most this share of the others is wrong",
-        "Output",
-        NUMBER,
-        least=0.0001,
-        most=0.5,
-        metavar="SHARE",
-    )
-    confidence: float | None = option(
-        "Confidence of that limit [default: 0.9]", "Output", NUMBER, metavar="SHARE", least=0.5, most=0.9999
-    )
-    force: bool = switch("Use a calibration of another model, question or settings", "Output")
-
-    def find_wanted(self, app: App, key: Callable[[], CalibrationKey], how: str) -> Wanted | None:
-        """The calibration for what `key` gives, with its threshold; None without options. `how` it is made is a hint.
-
-        Raises UsageError, also if no threshold keeps the error.
-        """
-        if self.calibration is None:
-            for name in ("max_error", "confidence", "force"):
-                if getattr(self, name):
-                    raise UsageError(f"{flag(name)} requires --calibration", f"make one from labelled rows: {how}")
-            return None
-        from cerebrum_cli.trust.stored import StoredCalibrations, wanted
-
-        if self.confidence is not None and self.max_error is None:
-            raise UsageError("--confidence requires --max-error", "say which share of wrong answers is acceptable")
-        stored = StoredCalibrations.of_user(app.data_directory)
-        calibration, warning = stored.require(self.calibration, key(), self.force)
-        if warning:
-            app.streams.note(warning)
-        return wanted(calibration, self.max_error, self.confidence, is_forced=bool(warning))
 
 
 @option_group

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.cli.options import FileOptions, SavedPromptOptions, json_option
-from cerebrum_cli.cli.row_commands import ConcurrencyOptions, RowFileOptions, TrustOptions
-from cerebrum_cli.core.declaration import INTEGER, PATH, TEXTS, option, option_group, switch
+from cerebrum_cli.cli.row_commands import ConcurrencyOptions, RowFileOptions
+from cerebrum_cli.core.declaration import INTEGER, NUMBER, PATH, TEXTS, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.votes import MAX_VOTES
 from cerebrum_cli.decide.given_choices import GivenChoices, parse_choices, parse_score
@@ -59,6 +59,27 @@ class ChoiceOptions:
         if self.choices is not None:
             return parse_choices(self.choices)
         return parse_score(self.score) if self.score is not None else None
+
+
+@option_group
+class TrustOptions:
+    """Which answers to keep, by labelled rows."""
+
+    calibration: str | None = option(
+        "Use the labelled rows kept under this name by --calibrate", "Output", metavar="NAME"
+    )
+    max_error: float | None = option(
+        "Leave rows undecided so that at most this share of the others is wrong",
+        "Output",
+        NUMBER,
+        least=0.0001,
+        most=0.5,
+        metavar="SHARE",
+    )
+    confidence: float | None = option(
+        "Confidence of that limit [default: 0.9]", "Output", NUMBER, metavar="SHARE", least=0.5, most=0.9999
+    )
+    force: bool = switch("Use a calibration of another model, question or settings", "Output")
 
 
 @option_group

@@ -70,13 +70,30 @@ class Trust:
 
 def find_trust(app: App, key: Callable[[], CalibrationKey], options: DecideOptions) -> Trust | None:
     """What options want of a calibration; None without. Raises UsageError, also if no threshold keeps the error."""
-    found = options.find_wanted(app, key, "--label COLUMN --calibrate NAME")
+    found = find_wanted(app, key, options)
     if found is None or found.threshold is None:
         for name in ("then", "then_endpoint"):
             if getattr(options, name):
                 problem = f"{flag(name)} requires --calibration and --max-error"
                 raise UsageError(problem, "say which share of wrong answers is acceptable")
     return Trust(found) if found else None
+
+
+def find_wanted(app: App, key: Callable[[], CalibrationKey], options: DecideOptions) -> Wanted | None:
+    """The calibration for what `key` gives, with its threshold; None without options. Raises UsageError."""
+    if options.calibration is None:
+        for name in ("max_error", "confidence", "force"):
+            if getattr(options, name):
+                hint = "make one from labelled rows: --label COLUMN --calibrate NAME"
+                raise UsageError(f"{flag(name)} requires --calibration", hint)
+        return None
+    if options.confidence is not None and options.max_error is None:
+        raise UsageError("--confidence requires --max-error", "say which share of wrong answers is acceptable")
+    stored = StoredCalibrations.of_user(app.data_directory)
+    calibration, warning = stored.require(options.calibration, key(), options.force)
+    if warning:
+        app.streams.note(warning)
+    return wanted(calibration, options.max_error, options.confidence, is_forced=bool(warning))
 
 
 def second_trust(app: App, key: CalibrationKey, model: str, options: DecideOptions) -> Trust:

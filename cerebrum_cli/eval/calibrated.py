@@ -1,15 +1,12 @@
-"""Calibrate the votes of a run: how likely is the winner of a vote to be right, by its share of the samples?"""
+"""What the votes of a run can promise: which questions could be decided by the share of the winner."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.text import format_count
 from cerebrum_cli.core.votes import SHARE_PLACES, Votes
 from cerebrum_cli.eval.report import Samples, group_by_question, votes_of
 from cerebrum_cli.eval.stored_runs import CHECK, Run, report_of
@@ -21,13 +18,10 @@ from cerebrum_cli.trust.calibration import (
     Promises,
     calibrate_votes,
 )
-from cerebrum_cli.trust.stored import StoredCalibrations, key_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from cerebrum_cli.cli.app import App
-    from cerebrum_cli.eval.prepared import PreparedEvaluation
     from cerebrum_cli.terminal.streams import Streams
 
 
@@ -73,23 +67,6 @@ def vote_details(run: Run, samples: Samples) -> VoteDetails | None:
         return None
     promised = calibrate_votes(rows, CalibrationKey("", "", (), ""), "").promises
     return VoteDetails(run, samples, promised)
-
-
-def calibrate_run(app: App, name: str, prepared: PreparedEvaluation, samples: Samples, template: str | None) -> None:
-    """Keep the votes of a run under a name. Raises UsageError."""
-    evaluation = prepared.evaluation
-    votes = Votes(evaluation.samples, evaluation.samples, checks=evaluation.checks)
-    rows = labelled_votes(samples, votes)
-    if not rows:
-        raise UsageError("no question has all samples", "run it again to take the others")
-    source = prepared.source
-    fingerprint = source.fingerprint(evaluation.grammar) | source.votes_fingerprint(votes) | {"template": template}
-    calibration = calibrate_votes(rows, key_of(fingerprint), date.today().isoformat())
-    StoredCalibrations.of_user(app.data_directory).save(name, calibration)
-    app.streams.report(f"calibration {name} saved: {format_count(len(rows), 'question')}")
-    promises = calibration.promises
-    if promises.are_none:
-        app.streams.report(str(calibration.threshold(max(promises.shares))))
 
 
 def labelled_votes(samples: Samples, votes: Votes) -> list[LabelledVote]:

@@ -70,8 +70,6 @@ def evaluate_model(
     if output:
         require_run_file(output)
         output_paths(output, Path(source))
-    if options.calibrate:
-        require_calibration(app, options)
     if source in HARNESS_TASKS:
         run_in_harness(app, source, overrides, options, output)
         return
@@ -92,21 +90,8 @@ def evaluate_model(
         print_run(app, run, samples, options.json)
     except UsageError as error:  # no sample counts
         app.streams.error(error)
-    if options.calibrate:
-        from cerebrum_cli.eval.calibrated import calibrate_run
-
-        calibrate_run(app, options.calibrate, prepared, samples, options.template)
     if prepared.task.bad_rows or any(sample.is_skipped for sample in samples):
         raise typer.Exit(SOME_FAILED)
-
-
-def require_calibration(app: App, options: EvalOptions) -> None:
-    """Raise UsageError if there will be no votes to calibrate with, or no place for them."""
-    from cerebrum_cli.trust.stored import StoredCalibrations
-
-    if options.samples is None or options.samples < 2:
-        raise UsageError("--calibrate requires votes", "add --samples K, as many as batch --votes will take")
-    StoredCalibrations.of_user(app.data_directory).folder(options.calibrate or "")
 
 
 def run_in_harness(app: App, source: str, overrides: Layer, options: EvalOptions, output: Path | None) -> None:

@@ -40,9 +40,6 @@ class EvalOptions(RowOptions):
         metavar="python",
         choices=("python",),
     )
-    calibrate: str | None = option(
-        "Keep the votes of the samples under this name, for batch --calibration", "Output", metavar="NAME"
-    )
     restart: bool = switch("Start over; replace the run when done", "Output")
     dry_run: bool = switch("Show one prompt and estimate the run time", "Output")
     json: bool = json_option()
