@@ -1,4 +1,4 @@
-"""Results as tables: CSV, TSV or Parquet, by the suffix of the output."""
+"""Results as tables: CSV or TSV, by the suffix of the output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from cerebrum_cli.batch.input_row import OUTPUT_KEYS
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import Texts
@@ -26,22 +25,21 @@ def table_type(output: Path) -> str | None:
     suffix = output.suffix.lower()
     if suffix in _JSON_SUFFIXES:
         return None
-    if (name := suffix.removeprefix(".")) in (PARQUET, *DELIMITERS):
+    if (name := suffix.removeprefix(".")) in DELIMITERS:
         return name
-    raise UsageError(f"{output}: unsupported file type {suffix}", "name it .jsonl, .csv, .tsv or .parquet")
+    if name == PARQUET:
+        convert = 'python -c \'import pandas; pandas.read_json("OUT.jsonl", lines=True).to_parquet("OUT.parquet")\''
+        raise UsageError(f"{output}: Parquet files are only read", f"name it .jsonl, then convert it: {convert}")
+    raise UsageError(f"{output}: unsupported file type {suffix}", "name it .jsonl, .csv or .tsv")
 
 
-def table_for(output: Path, header: Texts | None, keys: Texts = ()) -> Table | None:
+def table_for(output: Path, header: Texts | None, keys: Texts = ANSWER_KEYS) -> Table | None:
     """Encoder of the table that an output is, for an input with this header if it has one; None for JSON Lines.
 
-    Its columns for an answer have the values of `keys`, or else those of a reply.
+    Its columns for an answer have the values of `keys`.
     """
     name = table_type(output)
-    if name == PARQUET:
-        from cerebrum_cli.batch.parquet import parquet_table
-
-        return parquet_table(("id", "prompt", *keys, "error") if keys else OUTPUT_KEYS)
-    return partial(table_lines, DELIMITERS[name][0], header, keys or ANSWER_KEYS) if name else None
+    return partial(table_lines, DELIMITERS[name][0], header, keys) if name else None
 
 
 def table_lines(delimiter: str, columns: Texts | None, keys: Texts, objects: Iterable[JsonObject]) -> Iterator[bytes]:

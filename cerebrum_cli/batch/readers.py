@@ -10,15 +10,15 @@ import os
 import stat
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from cerebrum_cli.batch.input_file import BOM, InputFile, chunks, spool_input
 from cerebrum_cli.batch.input_row import InputRow, invalid_row, prompt_row, result_rows
-from cerebrum_cli.batch.json_rows import PROMPT_KEYS, read_json_row
-from cerebrum_cli.batch.output_tables import DELIMITERS, PARQUET, table_for, table_type
+from cerebrum_cli.batch.json_rows import read_json_row
+from cerebrum_cli.batch.output_tables import ANSWER_KEYS, DELIMITERS, PARQUET, table_for, table_type
 from cerebrum_cli.batch.table_rows import TableRows, open_table
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import readable
@@ -99,8 +99,7 @@ class InputOptions:
         """
         copies_columns = table_type(output) in DELIMITERS
         if source != STANDARD:
-            columns = self.template.fields if self.template else PROMPT_KEYS
-            file = open_input(source, () if self.include_input else (*columns, *self._saved_fields))
+            file = open_input(source)
         elif piped is not None:
             file = spool_input(chunks(piped), "standard input")
         else:
@@ -223,10 +222,10 @@ class IndexedRows:
             fingerprint["prompt values"] = dict(options.saved.values)
         return fingerprint
 
-    def for_output(self, output: Path, keys: Texts = ()) -> ResultRows:
+    def for_output(self, output: Path, keys: Texts = ANSWER_KEYS) -> ResultRows:
         """The rows of a result, which is a table or JSON Lines by the name of its file. Raises UsageError.
 
-        A table has columns for the `keys` of an answer, or else for those of a reply.
+        A table has columns for the `keys` of an answer.
         """
         digest = self.sha256
         if self._names_pictures:  # whose files may change while the input does not
@@ -236,14 +235,12 @@ class IndexedRows:
 
 def open_input(
     source: Path,
-    columns: Collection[str] = (),
     name: str | None = None,
     hint: str = "check the file, or write its values as text",
 ) -> InputFile:
     """Open a file; one that cannot be read by offset, such as a pipe, is copied, and a Parquet file as JSON Lines.
 
-    If one of the `columns` exists, only these and those that affect a row are copied. Raises UsageError, whose hint for
-    a Parquet file that is damaged or huge may be given, and BatchError.
+    Raises UsageError, whose hint for a Parquet file that is damaged may be given, and BatchError.
     """
     with readable(source):
         file = source.open("rb")
@@ -252,7 +249,7 @@ def open_input(
     if source.suffix.lower() == f".{PARQUET}":
         from cerebrum_cli.batch.parquet import json_lines
 
-        parts = json_lines(file, name, columns, hint)
+        parts = json_lines(file, name, hint)
     elif stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return InputFile(file, name)
     with file:

@@ -39,7 +39,7 @@ def decide(
     output: Annotated[
         Path | None,
         Option(
-            "Decisions: .jsonl, .csv, .tsv, .parquet; `-` streams to standard output",
+            "Decisions: .jsonl, .csv, .tsv; `-` streams to standard output",
             "Output",
             PATH,
             short="-o",

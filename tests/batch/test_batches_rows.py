@@ -111,11 +111,9 @@ def test_openai_batch_request_is_a_row(around: dict[str, Any]) -> None:
     assert json_row({**around, "body": {"prompt": "Why?"}}).conversation == Conversation().user("Why?")
 
 
-def test_json_row_has_the_samplers_of_openai_and_llama_server() -> None:
-    penalties = {"presence_penalty": -0.5, "frequency_penalty": 0.5, "dry_multiplier": 0.8}
-    body = {**penalties, "logit_bias": {"42": -100, "\ud800": 1}, "dry_sequence_breakers": ["\ud800"]}
-    biases = (TokenBias(42, -100.0), TokenBias("\ufffd", 1.0))
-    expected = {**penalties, "logit_bias": biases, "dry_sequence_breaker": ("\ufffd",)}
+def test_json_row_has_the_samplers_of_openai() -> None:
+    body = {"presence_penalty": -0.5, "frequency_penalty": 0.5, "logit_bias": {"42": -100, "\ud800": 1}}
+    expected = {**body, "logit_bias": (TokenBias(42, -100.0), TokenBias("\ufffd", 1.0))}
     assert json_row({"custom_id": "a", "body": {"prompt": "Why?", **body}}).settings == expected
 
 
@@ -128,7 +126,7 @@ def test_json_row_has_settings_beside_the_prompt() -> None:
 
 
 def test_json_row_has_whole_numbers_as_pandas_writes_them() -> None:
-    row = json_row({"prompt": "a", "max_tokens": 5.0, "seed": 3.0, "top_k": -1.0, "temperature": 1.0, "think": 100.0})
+    row = json_row({"prompt": "a", "max_tokens": 5.0, "seed": 3.0, "top_k": 0.0, "temperature": 1.0, "think": 100.0})
     assert row.settings == {"max_tokens": 5, "seed": 3, "top_k": 0, "temperature": 1.0, "think": "100"}
     assert [type(row.settings[key]) for key in ("max_tokens", "seed", "top_k")] == [int] * 3
     for key, value in {"max_tokens": 5.5, "seed": math.inf, "top_k": -2.0}.items():
@@ -156,84 +154,43 @@ def test_row_that_fails_keeps_its_id(line: bytes, id: str | int) -> None:
     assert row.error and (row.id, row.conversation) == (id, None)
 
 
-THINKING = "chat_template_kwargs"
-
-
-@pytest.mark.parametrize(
-    ("body", "think"),
-    [
-        ({"reasoning_effort": "low"}, "low"),
-        ({"reasoning_effort": "none"}, "off"),
-        ({THINKING: {"enable_thinking": False}}, "off"),
-        ({THINKING: {"enable_thinking": True}}, "on"),
-        ({THINKING: {"thinking": True, "reasoning_effort": "high"}}, "high"),
-        ({"reasoning_effort": "high", THINKING: {"enable_thinking": False}}, "off"),
-        ({"enable_thinking": False}, "off"),
-        ({THINKING: {"enable_thinking": True}, "think": 50}, "50"),
-        ({THINKING: {"enable_thinking": None}, "reasoning_effort": None}, None),
-    ],
-)
-def test_openai_batch_request_turns_thinking_on_or_off(body: dict[str, Any], think: str | None) -> None:
-    row = json_row({"custom_id": "a", "body": {"messages": [USER], "repetition_penalty": 1.1, **body}})
-    assert row.settings == {"repeat_penalty": 1.1, **({"think": think} if think else {})}
-    assert json_row({"prompt": "Why?", **body}).settings.get("think") == think
-
-
 CITY = {"type": "object", "properties": {"city": {"enum": ["Köln"]}}}
 
 
+def schema_form(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+
+
 @pytest.mark.parametrize(
-    ("body", "grammar"),
+    ("form", "grammar"),
     [
-        (
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": CITY}}},
-            schema_grammar(CITY),
-        ),
-        ({"response_format": {"type": "json_object", "schema": CITY}}, schema_grammar(CITY)),
-        ({"response_format": {"type": "json_object"}}, schema_grammar({"type": "object"})),
-        ({"response_format": {"type": "text"}, "guided_json": None}, None),
-        ({"json_schema": CITY}, schema_grammar(CITY)),
-        ({"guided_json": json.dumps(CITY)}, schema_grammar(CITY)),
-        ({"structured_outputs": {"json": CITY, "regex": None}}, schema_grammar(CITY)),
-        ({"structured_outputs": {"regex": "[a-z]+"}}, Grammar("regex", "[a-z]+")),
-        ({"guided_regex": "[a-z]+"}, Grammar("regex", "[a-z]+")),
-        ({"guided_choice": ["a b", 'c"']}, Grammar("gbnf", r'root ::= "a b" | "c\""')),
-        ({"structured_outputs": {"grammar": 'root ::= "a"'}}, Grammar("gbnf", 'root ::= "a"')),
-        ({"guided_grammar": 'start: "a"'}, Grammar("lark", 'start: "a"')),
-        ({"structured_outputs": {"json_object": True}}, Grammar("schema", '{"type": "object"}')),
-        ({"structured_outputs": {"json_object": False}}, None),
+        (schema_form(CITY), schema_grammar(CITY)),
+        ({"type": "json_object"}, schema_grammar({"type": "object"})),
+        ({"type": "text"}, None),
+        (None, None),
     ],
 )
-def test_json_row_has_a_grammar_of_its_own(body: dict[str, Any], grammar: Grammar | None) -> None:
+def test_json_row_has_a_schema_of_its_own(form: Any, grammar: Grammar | None) -> None:
+    body = {"response_format": form}
     row = json_row({"custom_id": "a", "body": {"messages": [USER], **body}})
     assert (row.grammar, row.unused, row.error) == (grammar, (), None)
     assert (row.request_digest is None) == (grammar is None)
     assert json_row({"prompt": "a", **body}).grammar == grammar
-    field, *_ = body
-    rendered = json_row({"id": "a", **body}, template=f"{{{field}}}")
-    assert rendered.error is None and (rendered.grammar is None or len(body) > 1)
+    rendered = json_row({"id": "a", **body}, template="{response_format}")
+    assert (rendered.error, rendered.grammar) == (None, None)
 
 
 @pytest.mark.parametrize(
-    ("body", "message"),
+    ("form", "message"),
     [
-        ({"response_format": {"type": "structural_tag"}}, "invalid `response_format.type`: 'structural_tag'"),
-        ({"response_format": {"type": "json_schema"}}, "invalid `response_format.type`: 'json_schema'"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}}, "invalid `response_format.json_s"),
-        ({"response_format": "json"}, "invalid `response_format`: 'json'"),
-        ({"guided_json": 5}, "invalid `guided_json`: 5; use a JSON Schema, a regular expression or a grammar"),
-        ({"guided_json": "{"}, "invalid `guided_json`: '{'; use a JSON Schema"),
-        ({"structured_outputs": {"regex": 5}}, "invalid `structured_outputs.regex`: 5"),
-        ({"guided_grammar": " "}, "invalid `guided_grammar`: ' '"),
-        ({"guided_choice": 5}, "invalid `guided_choice`: 5"),
-        ({"guided_choice": "ab"}, "invalid `guided_choice`: 'ab'"),
-        ({"guided_choice": []}, "invalid `guided_choice`: []"),
-        ({"guided_choice": ["a", 1]}, "invalid `guided_choice`: ['a', 1]"),
-        ({"guided_choice": {"a": 1}}, "invalid `guided_choice`: {'a': 1}"),
+        ({"type": "structural_tag"}, "invalid `response_format`: {'type': 'structural_tag'}; its type must be"),
+        ({"type": "json_schema"}, "invalid `response_format`: {'type': 'json_schema'}; its type must be"),
+        ("json", "invalid `response_format`: 'json'; its type must be"),
+        (schema_form(5), "invalid `response_format`: cannot use the schema: it is not a JSON object"),
     ],
 )
-def test_json_row_with_an_invalid_grammar_is_an_error(body: dict[str, Any], message: str) -> None:
-    row = json_row({"custom_id": "a", "body": {"messages": [USER], **body}})
+def test_json_row_with_an_invalid_schema_is_an_error(form: Any, message: str) -> None:
+    row = json_row({"custom_id": "a", "body": {"messages": [USER], "response_format": form}})
     assert (row.id, problem(row)[0]) == ("a", "invalid_request")
     assert problem(row)[1].startswith(message)
 
@@ -248,14 +205,14 @@ def notices_of(data: str, shape: Shape) -> list[tuple[str, str]]:
 def test_keys_without_effect_are_noted_once() -> None:
     bodies: list[dict[str, Any]] = [
         {"messages": [USER], "min_tokens": 5, "stream": True, "user": "u", "logprobs": False, "bad_words": []},
-        {"messages": [USER], "min_tokens": 6, THINKING: {"enable_thinking": True, "builtin_tools": ["x"]}},
-        {"messages": [USER], "temperature": 1, "top_k": -1, "ignore_eos": True},
+        {"messages": [USER], "min_tokens": 6, "reasoning_effort": "low"},
+        {"messages": [USER], "temperature": 1, "guided_json": CITY},
     ]
     requests = [{"custom_id": str(number), "note": 1, "body": body} for number, body in enumerate(bodies)]
     plain = {"prompt": "a", "min_tokens": 5, "note": [1]}
     found = notices_of("\n".join(map(json.dumps, [*requests, plain, [1]])), "jsonl")
     [(message, hint)] = found
-    assert message == "ignored keys: chat_template_kwargs.builtin_tools, ignore_eos, min_tokens"
+    assert message == "ignored keys: guided_json, min_tokens"
     assert "--set help" in hint
     assert not notices_of(json.dumps(plain), "jsonl")
 
@@ -600,18 +557,3 @@ def test_any_bytes_give_rows_or_a_usage_error(data: bytes, shape: Shape, templat
     if shape == "jsonl":  # each line that is not blank is a row
         lines = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").split("\n")
         assert [row.number for row in rows] == [number for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def test_schema_of_a_row_has_no_keywords_that_are_null() -> None:
-    """As in a table whose column holds several schemas: each row then has the keywords of all."""
-    schema: dict[str, Any] = {
-        "type": "object",
-        "properties": {"a": {"enum": ["x", None], "items": None}, "b": None},
-        "enum": None,
-    }
-    row = json_row({"prompt": "a", "guided_json": schema})
-    assert row.error is None and row.grammar
-    assert json.loads(row.grammar.text) == {"type": "object", "properties": {"a": {"enum": ["x", None]}}}
-    constant = {"const": {"a": None, "b": [None, {"c": None}]}, "enum": [{"a": None}]}
-    row = json_row({"prompt": "a", "guided_json": constant})
-    assert row.grammar and json.loads(row.grammar.text) == constant

@@ -481,7 +481,7 @@ def damage_store(random: Random, partial: Path) -> None:
         database.execute("UPDATE rows SET object = ? WHERE position = 0", (object,))
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_randomly_damaged_store_is_read_or_refused(output: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=UnsyncedConnection))
     monkeypatch.setattr(os, "fsync", lambda _: None)

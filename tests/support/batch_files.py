@@ -56,7 +56,7 @@ def described(output: Path) -> ResultRows:
         return rows.for_output(output)
 
 
-DESCRIBED = {suffix: described(Path(f"out{suffix}")) for suffix in (".jsonl", ".csv", ".parquet")}
+DESCRIBED = {suffix: described(Path(f"out{suffix}")) for suffix in (".jsonl", ".csv")}
 
 
 KEYS = (
