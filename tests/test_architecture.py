@@ -154,7 +154,7 @@ DOORS: Mapping[str, Door] = {
         ("results", "rows"),
     ),
     "trust": Door(15, ("calibration", "shift", "stored")),
-    "chat": Door(3, ("chat", "history")),
+    "chat": Door(4, ("archive", "chat", "history")),
     "batch": Door(5, ("answering", "readers")),
     "terminal": Door(
         24,

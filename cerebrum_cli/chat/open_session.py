@@ -60,7 +60,7 @@ class OpenSession:
         elif turn := self.history.store.undone(self.session)[:2] if self.session else []:
             self._move(turn[-1].id)
         else:
-            raise SessionError("nothing to redo", "/replies lists other replies to the last question")
+            raise SessionError("nothing to redo", "only turns that /undo removed can be restored")
         return self.require_question().message.content
 
     @property

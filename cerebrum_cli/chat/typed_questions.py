@@ -20,7 +20,7 @@ def forget_questions(path: Path, questions: Collection[str]) -> None:
 
     def without(entry: Match) -> str:
         text = entry[1].replace("\n+", "\n")[1:-1]
-        typed = re.sub(r"\A/votes \S+ ", "", text).strip(_AROUND)
+        typed = text.strip(_AROUND)
         if typed and any(f"\n{question}".endswith(f"\n{typed}") for question in gone):
             return ""
         return entry[0]

@@ -41,7 +41,7 @@ COMMANDS = (
         "chat",
         "Chat with a model",
         {
-            "--votes": "type /votes K in the chat",
+            "--votes": "use cerebrum ask --votes K",
             "--verbose": "type /stats in the chat; --set verbose=on shows llama.cpp's log",
             "-o": "did you mean --set KEY=VALUE?",
         },

@@ -10,7 +10,7 @@ import typer
 
 from cerebrum_cli.cli.options import AnswerOptions, Names, QuestionOptions, only_question, tool_options
 from cerebrum_cli.cli.signature import Argument, composed, settings_options
-from cerebrum_cli.core.declaration import INTEGER, option, switch
+from cerebrum_cli.core.declaration import switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 
@@ -24,7 +24,6 @@ REFERENCE = re.compile(r"[\w.:/~?=&%@-]+", re.ASCII)  # the characters of refere
 
 @tool_options
 class ChatOptions(QuestionOptions, AnswerOptions):
-    min_votes: int | None = option("Votes required to win /votes [default: 1]", "Sampling", INTEGER, metavar="N")
     no_markdown: bool = switch("Plain text, even on a terminal", "Output")
 
 
@@ -79,7 +78,6 @@ def chat(
         display,
         reader,
         question,
-        min_votes=options.min_votes,
         saved=saved if saved and saved.prompt else None,
         files=files,
     )

@@ -192,7 +192,7 @@ def test_editor_gets_the_initial_terminal_modes_and_ctrl_c(open_chat: OpenTermin
     modes = (tmp_path / "modes").read_text().split()
     assert {"echo", "icanon", "icrnl", "isig"} <= {mode.strip(";") for mode in modes}
     person.type("\x03", shows="interrupted: no changes")
-    person.type("\x15/tokens\r", shows="context ")
+    person.type("\x15/stats\r", shows="context ")
     person.type("\x04")  # Ctrl-D
     assert_ends(person, 0, tmp_path)
 

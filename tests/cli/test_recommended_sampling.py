@@ -95,7 +95,6 @@ def test_vote_uses_a_recommended_temperature_above_0(user: User, recommended: st
     assert user.sampled("Q", "--votes", "2") == 2 * [ON | {"temperature": used}]
     origin = "catalog" if used == 1.0 else "--votes"
     assert user.stats("--votes", "2").startswith(f"temperature {used:g} ({origin}), top_k 64 (model file)")
-    assert user.sampled("-q", typed="Q\n/votes 2\n", command="chat")[1:] == 2 * [ON | {"temperature": used}]
 
 
 def batch(user: User, *rows: dict[str, Any], options: tuple[str, ...] = ()) -> tuple[Finished, list[dict[str, Any]]]:
@@ -150,6 +149,6 @@ def test_session_records_only_what_the_user_has_set(user: User) -> None:
     user.row(ROW.replace("0.7", "0.6"))
     changed = OFF | {"top_k": 3, "temperature": 0.6}
     assert user.sampled("-q", "-c", typed="S\n", command="chat") == [changed]
-    assert re.search(r"\ntop_k +3", user.run("chat", "-c", typed="/params\n").err)
-    lines = user.run("chat", "-c", typed="/params\n").err.splitlines()
+    assert re.search(r"\ntop_k +3", user.run("chat", "-c", typed="/set\n").err)
+    lines = user.run("chat", "-c", typed="/set\n").err.splitlines()
     assert [line.split()[-1] for line in lines if line.startswith(("top_k", "top_p"))] == ["session", "catalog"]

@@ -213,7 +213,7 @@ def test_sessions_at_a_terminal(user: CommandLine) -> None:
 
 def test_sessions_rm_forgets_the_questions_typed_at_the_prompt(user: CommandLine) -> None:
     history = FileHistory(str(user.home / "data" / "cerebrum" / "history"))
-    typed = ["Who was I?", "Why?", '"""\nTwo\n\nlines\n"""', "/votes 4 Who was I?", "+1 to C++", 'Is it "foo"', "2"]
+    typed = ["Who was I?", "Why?", '"""\nTwo\n\nlines\n"""', "+1 to C++", 'Is it "foo"', "2"]
     typed += ["A\u2028B", "/set top_k 2", "/help", "Who are you?", "Twice?"]
     for text in typed:
         history.store_string(text)

@@ -198,7 +198,7 @@ def test_model_that_crashes_with_several_sequences_runs_them_singly(new_user: Co
     (singly, no_notices), (together, notices) = answers(1), answers(3)
     assert together == singly and "several" not in no_notices
     assert "llama.cpp crashes when this model runs several sequences\n      running them one at a time\n" in notices
-    chat = new_user.run("chat", "-m", path, "-n", "4", stdin="/votes 3\nhi\n")
+    chat = new_user.run("chat", "-m", path, "-n", "4", stdin="hi\n")
     assert chat.code == 0 and "several" not in chat.err, "most chats never run several"
 
 

@@ -272,7 +272,7 @@ def test_logit_bias_works_in_ask_batch_and_chat(user: CommandLine, tmp_path: Pat
     plain.write_text("hi\n")
     codes = [user.run("batch", plain, "-o", tmp_path / "out", "-n", "2", *bias).code for bias in ((), BIAS, ())]
     assert codes == [0, 1, 0]
-    typed = "/set logit_bias @#=1\n/set logit_bias d=100\n/set max_tokens 4\nhi\n/params\n"
+    typed = "/set logit_bias @#=1\n/set logit_bias d=100\n/set max_tokens 4\nhi\n/set\n"
     chat = user.run("chat", stdin=typed)
     assert "dddd" in chat.out.splitlines() and "'@#' is not one token of this model but 2" in chat.err
     assert re.search(r"logit_bias +'d=100'  /set\n", chat.err)

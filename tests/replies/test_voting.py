@@ -149,16 +149,6 @@ def test_vote_winner_needs_min_votes(runner: VoteRunner) -> None:
         assert (done.code, done.err) == (2, f"error: {problem}\n")
 
 
-def test_chat_vote_reports_a_tie_and_too_few_votes(runner: VoteRunner) -> None:
-    runner.script["seeds"] = [reply(1), reply(2)]
-    command = ("chat", "-m", runner.model, "--seed", "0")
-    done = run_here(runner.script, runner.home, *command, piped=b"/votes 2 Why?\n")
-    assert "note: 2 answers are tied with 1 of 2 votes each" in done.err
-    done = run_here(runner.script, runner.home, *command, "--min-votes", "3", piped=b"/votes 4 Why?\n/votes 2\n")
-    assert "note: the leading answer has 2 of 4 votes, fewer than --min-votes 3" in done.err
-    assert "error: invalid --min-votes: 3\n hint: it must be from 1 to 2" in done.err
-
-
 def test_vote_counts_a_failed_sample_as_one_without_an_answer(
     runner: VoteRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

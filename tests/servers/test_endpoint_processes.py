@@ -202,7 +202,7 @@ def test_endpoint_ask_equals_the_local_model(user: CommandLine, real_server: Lla
 
 
 def test_endpoint_chat_sets_and_shows_no_local_settings(user: CommandLine, real_server: LlamaServer) -> None:
-    typed = "/set ctx 100\n/set nonsense 1\n/set temperature 0.5\nQ\n/params\n"
+    typed = "/set ctx 100\n/set nonsense 1\n/set temperature 0.5\nQ\n/set\n"
     done = user.run("chat", "-m", "small", "--endpoint", real_server.url, stdin=typed)
     assert "ctx cannot be set: the model runs on a server\n hint: set it where the server is started\n" in done.err
     shown = dict(line.split()[:2] for line in done.err.splitlines() if line.startswith(("temperature ", "ctx ")))

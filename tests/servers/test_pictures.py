@@ -130,7 +130,7 @@ def test_session_stores_the_path_and_sends_the_file_again(run: Run, server: Olla
 
 
 def test_chat_sends_pictures_of_its_options_and_of_slash_file(server: OllamaServer, home: Path) -> None:
-    script = b"What?\n/file a.png Which?\n/file b.dat\n/votes 2 How many?\n/export chat.md\n"
+    script = b"What?\n/file a.png Which?\n/file b.dat\nHow many?\n/export chat.md\n"
     app = app_for(SCRIPT, home, Streams(StringIO(), StringIO(), BytesIO(script), False, False, False))
     assert run_command(["chat", "-f", "photo.jpg", "--endpoint", server.url], app) == 0
     bodies = [asked.body["messages"] for asked in server.asked if asked.path == server.completion_path]

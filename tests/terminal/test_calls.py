@@ -123,24 +123,15 @@ def test_tools_cannot_be_used_with_votes(tmp_path: Path, chatml_model: Path) -> 
 
 
 def test_tools_of_a_chat_are_listed_added_and_removed(tmp_path: Path, chatml_model: Path, functions: str) -> None:
-    script = f"/tools\n/tools {functions}\n/tools {functions}\nA coat?\n/calls\n/tools off\nAnd now?\n/calls\n"
+    script = f"/tools\n/tools {functions}\n/tools {functions}\nA coat?\n/tools off\nAnd now?\n"
     out, err = StringIO(), StringIO()
     app = app_for(dict(SCRIPT), tmp_path, Streams(out, err, BytesIO(script.encode()), False, False, False))
     run(["chat", "-m", str(chatml_model), "-y", "-q"], app)
-    said = out.getvalue()
-    assert f"{SHOWN}\n-> Dry in Oslo.\nTomorrow: rain.\n" in said
+    assert "> A coat?\nI look.\n\nNo coat.\n" in out.getvalue()
     lines = err.getvalue().splitlines()
     assert lines[0] == "no functions; /tools FILE adds some"
     assert lines[1] == "weather, wait"
     assert lines[2] == "error: two tools are named weather"
-    assert lines[-2] == "error: the last reply called no functions"
-
-
-def test_a_vote_in_a_chat_says_that_it_calls_no_functions(tmp_path: Path, chatml_model: Path, functions: str) -> None:
-    err = StringIO()
-    app = app_for(dict(SCRIPT), tmp_path, Streams(StringIO(), err, BytesIO(b"/votes 2 A coat?\n"), False, False, False))
-    run(["chat", "-m", str(chatml_model), "-y", "--tool", functions], app)
-    assert "note: a vote calls no functions\n" in err.getvalue() and SHOWN not in err.getvalue()
 
 
 @pytest.fixture
@@ -157,7 +148,6 @@ def asked(open_terminal: OpenTerminal, chatml_model: Path, functions: str) -> Pe
 def test_chat_runs_no_function_that_the_user_refuses(asked: Person) -> None:
     asked.type("n\r", shows="-> the user refused this call")
     asked.wait_for("No coat.")
-    asked.type("/calls\r", shows="-> the user refused this call")
     asked.type("A coat?\r")
     asked.wait_for(f"Run {SHOWN}? [y/N]")
     asked.type("\x03", shows="note: reply interrupted")

@@ -32,8 +32,8 @@ def write_editor(path: Path, commands: str) -> Path:
 
 
 def turn(person: Person, question: str) -> None:
-    """Ask, and wait for the end of the reply, when /tokens typed ahead runs."""
-    person.type(f"{question}\r/tokens\r", shows="> /tokens")
+    """Ask, and wait for the end of the reply, when /stats typed ahead runs."""
+    person.type(f"{question}\r/stats\r", shows="> /stats")
     person.wait_for("/2048 (")
 
 

@@ -36,7 +36,7 @@ def test_chat_continues_reasoning_that_filled_the_context(
     assert "/continue resumes it with a context of 100 tokens; or use /think N, then /retry" in flat(person)
     person.type("/continue\r", shows="The answer is 85.")
     assert "increasing the context from 50 to 100 tokens" in flat(person)
-    person.type("/tokens\r", shows="/100 (")
+    person.type("/stats\r", shows="/100 (")
     person.leave()
 
 

@@ -166,24 +166,25 @@ PASTES = (
     '"""\nquoted\n"""',
     "/system Be kind.\n/retry",
 )
-TYPED = ("/exit codes in bash?", "/tmp is full", "/clear all rows of x")
+MISUSED = {"/exit codes in bash?": "/exit has no argument", "/undo 5x": "invalid /undo: '5x'"}
 
 
 @pytest.mark.slow
-def test_pasted_text_is_literal_and_what_is_no_command_a_question(open_chat: OpenTerminal, user: CommandLine) -> None:
+def test_pasted_text_is_literal_and_a_misused_command_no_question(open_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_chat("", "--session", "literal", **SCRIPT)
     for text in PASTES:
         person.type("\x1b[200~" + text.replace("\n", "\r") + "\x1b[201~ Why?\r", shows="Yes.")
     person.type("\x1b[A\r", shows="Yes.")  # from the history
-    for text in TYPED:
-        person.type(f"{text}\r", shows="note: sent as a question: /")
-        person.wait_for("Yes.")
+    person.type("/tmp is full\r", shows="note: sent as a question: /tmp is not a command")
+    person.wait_for("Yes.")
+    for text, problem in MISUSED.items():
+        person.type(f"{text}\r", shows=f"error: {problem}")
     person.type("/udno\r", shows="did you mean /undo?")
     person.type("\x1b[200~/system Be\x1b[201~ kind.\r", shows="system prompt: Be kind.")
     person.type("\x1b[200~/clear\r\x1b[201~\r", shows="New conversation")
     person.leave()
     pasted = [f"{text} Why?" for text in (*PASTES, PASTES[-1])]
-    assert user.contents("literal")[::2] == [*pasted, *TYPED]
+    assert user.contents("literal")[::2] == [*pasted, "/tmp is full"]
 
 
 @pytest.mark.slow
@@ -283,7 +284,7 @@ def test_chat_shows_a_tag_that_nothing_closes_as_the_answer(talk: Talk) -> None:
 
 
 def test_chat_shows_that_a_reply_fills_the_context(talk: Talk) -> None:
-    _, err = talk("Who?\n/tokens\n", context=150, rows={"Who?": "Me, and you. " * 9})
+    _, err = talk("Who?\n/stats\n", context=150, rows={"Who?": "Me, and you. " * 9})
     assert err[-1] == "context 150/150, full"
 
 

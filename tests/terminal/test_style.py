@@ -27,9 +27,9 @@ def test_chat_has_styles_labels_and_blank_lines(open_chat: OpenTerminal, tmp_pat
     person = open_chat("", "-m", str(model), **SCRIPT)
     person.wait_for(" | model mint | format ")
     assert person.screen.lines[0] == "mint · 0.5B · Q4_K_M; /help lists commands and keys"
-    person.type("/tokens\r", shows="context 50/100000 (0%)")
+    person.type("/stats\r", shows="context 50/100000 (0%)")
     person.type("/model\r", shows="mint · 0.5B · Q4_K_M, prompt format: embedded")
-    person.type("/info\r", shows="did you mean /params?")
+    person.type("/info\r", shows="did you mean /stats?")
     person.type("/tmp is full\r", shows="Yes.")
     person.wait_for("session tmp-is-full | context 1")
     lines = person.screen.lines

@@ -23,7 +23,6 @@ def run_chat(
     reader: AttachmentReader,
     question: str | None,
     *,
-    min_votes: int | None = None,
     saved: SavedPrompt | None = None,
     files: Iterable[tuple[str, str | Picture]] = (),
 ) -> int:
@@ -35,7 +34,7 @@ def run_chat(
     with Signals(display.streams) as signals:
         display.signals = signals
         try:
-            repl = Repl(chat, display, signals, SLASH_COMMANDS, reader, min_votes, saved, list(files))
+            repl = Repl(chat, display, signals, SLASH_COMMANDS, reader, saved, list(files))
             repl.run(input_source(repl), question)
         finally:
             with signals.acting(signals.exit_on_second(ignore)):

@@ -12,15 +12,14 @@ from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError, PromptTooLong
 from cerebrum_cli.core.events import Events, NoticeEvent
-from cerebrum_cli.core.pictures import Picture, Pictures
+from cerebrum_cli.core.pictures import Picture
 from cerebrum_cli.core.saved_prompts import SavedPrompt
-from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
 from cerebrum_cli.replies.interface import Model
-from cerebrum_cli.replies.reply import MajorityVote, Reply
+from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.repl.questions import InputLine, InputSource, echo, shorten_question
-from cerebrum_cli.terminal.repl.reply_notices import reply_notice
+from cerebrum_cli.terminal.repl.reply_notices import reply_notice, too_long_hint
 from cerebrum_cli.terminal.repl.slash_lines import BARE_EXITS, SlashCommand, parse_slash
 from cerebrum_cli.terminal.sinks import ReplyDisplay, show_answer
 from cerebrum_cli.terminal.streams import Streams
@@ -43,7 +42,6 @@ class Repl:
     signals: Signals
     commands: Sequence[SlashCommand]
     reader: AttachmentReader
-    min_votes: int | None = None
     pending_prompt: SavedPrompt | None = None
     pending_files: list[tuple[str, str | Picture]] = field(default_factory=list)
     is_done: bool = False
@@ -159,27 +157,6 @@ class Repl:
             self.streams.info(f"detached {format_names([name for name, _ in self.pending_files])}")
         self.pending_files = []
 
-    def vote(self, question: str, settings: Settings, majority_vote: MajorityVote) -> None:
-        """Vote on a question, or without one again on the last; Ctrl-C shows the leading sample."""
-        if not question:
-            self._show_vote(self.chat.retry(settings, majority_vote), majority_vote)
-            return
-        with self._pending_input(question) as (prompt, pictures):
-            self._show_vote(self.chat.send(prompt, settings, majority_vote, pictures), majority_vote)
-
-    def _show_vote(self, events: Events, majority_vote: MajorityVote) -> None:
-        try:
-            self.display.show_vote(events, lambda: self.chat.loaded, majority_vote.bounds)
-        except Interrupted as error:
-            if not self._continues_after(error) or majority_vote.reply is None:
-                raise
-        finally:
-            if reply := majority_vote.reply:
-                show_answer(self.streams, reply.text, self.chat.settings.markdown)
-                self.streams.report(majority_vote.tally.result)
-                self.streams.report(majority_vote.notice)
-                self._end_turn()
-
     def _end_turn(self) -> None:
         self._has_replied = True
         self.exit_code = 0
@@ -220,25 +197,21 @@ class Repl:
         """Consume events, with their progress in a line; Ctrl-C stops the work."""
         self.display.wait(events, lambda: self.chat.loaded)
 
-    @contextmanager
-    def _pending_input(self, text: str) -> Iterator[tuple[str, Pictures]]:
+    def ask(self, text: str) -> None:
+        """Ask a question, below the files and in the saved prompt that wait for it."""
         files, saved = self.pending_files, self.pending_prompt
         self.pending_files, self.pending_prompt = [], None
-        try:
-            yield compose_prompt(text, files, None, saved), pictures_of(files)
-        except CerebrumError as error:
-            if not (self._has_replied or self.streams.in_is_terminal):
-                self.exit_code = error.exit_code
-            if not isinstance(error, PromptTooLong):
-                raise
-            self.pending_files, self.pending_prompt = files, saved
-            advice = "for files, /file none removes them" if files else "/undo removes a turn, /clear starts over"
-            hint = error.hint.replace("raise --ctx", "use /set ctx N")
-            raise CerebrumError(error.message, f"{hint}; {advice}") from error
-
-    def ask(self, text: str) -> None:
-        with self.signals.acting(self.signals.postpone), self._pending_input(text) as (question, pictures):
-            self.render(self.chat.send(question, pictures=pictures))
+        with self.signals.acting(self.signals.postpone):
+            try:
+                question = compose_prompt(text, files, None, saved)
+                self.render(self.chat.send(question, pictures=pictures_of(files)))
+            except CerebrumError as error:
+                if not (self._has_replied or self.streams.in_is_terminal):
+                    self.exit_code = error.exit_code
+                if not isinstance(error, PromptTooLong):
+                    raise
+                self.pending_files, self.pending_prompt = files, saved
+                raise CerebrumError(error.message, too_long_hint(error, self.chat, bool(files))) from error
 
     def _run_line(self, line: InputLine) -> None:
         command = None if line.is_literal else parse_slash(line.text, self.commands)

@@ -1,8 +1,9 @@
-"""What a chat says about the end of a reply, with the slash command that helps."""
+"""What a chat says about the end of a reply, or a prompt without room for one, with the slash command that helps."""
 
 from __future__ import annotations
 
 from cerebrum_cli.chat.chat import Chat
+from cerebrum_cli.core.errors import PromptTooLong
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.replies.reply import Reply
 
@@ -40,3 +41,10 @@ def full_context_hint(reply: Reply, larger: int | None) -> str:
         return limit or "this is the model's largest context; ask for a shorter answer"
     resume = f"/continue resumes it with a context of {larger} tokens"
     return f"{resume}; or {limit}" if limit else resume
+
+
+def too_long_hint(error: PromptTooLong, chat: Chat, has_files: bool) -> str:
+    hint = error.hint
+    if not chat.loaded.is_remote:
+        hint = "shorten it" if chat.doubled_context is None else "shorten it, or use /set ctx N"
+    return f"{hint}; {'/file none removes the files' if has_files else '/undo removes a turn, /clear starts over'}"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from itertools import chain
 
+from cerebrum_cli.chat.archive import SUFFIX_FORMATS
 from cerebrum_cli.core.declaration import NONE
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import format_names
 from cerebrum_cli.terminal.repl.repl import LIST_SESSIONS, Repl
 from cerebrum_cli.terminal.repl.slash_lines import (
-    COUNT,
     KEYS,
     SlashCommand,
     commands_like,
@@ -19,26 +19,20 @@ from cerebrum_cli.terminal.repl.slash_lines import (
     split_paths,
 )
 from cerebrum_cli.terminal.repl.slash_replies import (
-    choose_reply,
     continue_reply,
     copy_reply,
     edit,
     redo,
     retry,
-    show_calls,
-    show_final_answer,
     show_prompt,
     show_stats,
-    show_tokens,
     undo,
-    vote,
 )
 from cerebrum_cli.terminal.repl.slash_settings import (
     change_model,
     change_setting,
     change_tools,
     set_system_prompt,
-    show_settings,
     think,
     use_prompt,
 )
@@ -65,10 +59,6 @@ def exit_chat(repl: Repl, _: str) -> None:
 def start_new(repl: Repl, _: str) -> str:
     repl.switch_session(None)
     return "New conversation"
-
-
-def fork(repl: Repl, argument: str) -> str:
-    return f"Now in session {repl.chat.fork(argument or None).name!r}"
 
 
 def list_sessions(repl: Repl, _: str) -> None:
@@ -136,7 +126,7 @@ COMMAND_GROUPS = {
             "set",
             change_setting,
             "[KEY [VALUE]]",
-            "list all settings, or show one, change it, or reset it (`default`)",
+            "list the settings in effect, or show one, change it, or reset it (`default`)",
             "setting",
         ),
         SlashCommand(
@@ -153,7 +143,6 @@ COMMAND_GROUPS = {
             "list the functions that the model may call, add some, or remove all (`off`)",
             "path",
         ),
-        SlashCommand("params", show_settings, "", "show the settings in effect, and where they come from"),
         SlashCommand(
             "think",
             think,
@@ -163,8 +152,8 @@ COMMAND_GROUPS = {
         ),
     ),
     "Last question": (
-        SlashCommand("undo", undo, COUNT, "undo the last turn, or several"),
-        SlashCommand("redo", redo, COUNT, "restore the last undone turn, or several"),
+        SlashCommand("undo", undo, "[COUNT]", "undo the last turn, or several"),
+        SlashCommand("redo", redo, "", "restore the last undone turn"),
         SlashCommand("edit", edit, "[answer]", "edit the last question, or its reply, in your editor", "part"),
         SlashCommand(
             "retry",
@@ -172,7 +161,6 @@ COMMAND_GROUPS = {
             "[TEMP|SEED]",
             "answer again; a whole number above 2 is a seed, another number a temperature",
         ),
-        SlashCommand("votes", vote, "K [QUESTION]", "vote with K samples on a question (default: the last one)"),
     ),
     "Sessions": (
         SlashCommand("sessions", list_sessions, "", "list saved sessions"),
@@ -186,12 +174,11 @@ COMMAND_GROUPS = {
             "rename this session (sessions are always saved)",
             required=("a name", "for example /save holidays"),
         ),
-        SlashCommand("fork", fork, "[NAME]", "continue in a copy of this session"),
         SlashCommand(
             "export",
             export_session,
             "FILE",
-            "write the session as .md, .json (OpenAI messages) or .txt (exact prompt)",
+            f"write the session to a new file: {', '.join(SUFFIX_FORMATS)}",
             "path",
             required=("a file", "for example /export talk.md"),
         ),
@@ -203,14 +190,10 @@ COMMAND_GROUPS = {
             "[TEXT]",
             "continue a reply that was cut off or edited, or reply again from TEXT on",
         ),
-        SlashCommand("replies", choose_reply, "[N]", "list all replies to the last question, or switch to the N-th"),
-        SlashCommand("calls", show_calls, "", "show the last reply's function calls, with all results"),
         SlashCommand("copy", copy_reply, "[N]", "copy the last reply, or its N-th code block"),
-        SlashCommand("final", show_final_answer, "", "show the last reply's final answer"),
     ),
     "Details": (
-        SlashCommand("stats", show_stats, "", "show speed and token counts of the last reply"),
-        SlashCommand("tokens", show_tokens, "", "show context usage"),
+        SlashCommand("stats", show_stats, "", "show speed and token counts of the last reply, and context usage"),
         SlashCommand("prompt", show_prompt, "", "show the exact prompt"),
     ),
 }

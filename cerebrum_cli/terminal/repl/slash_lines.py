@@ -66,20 +66,20 @@ LIKE_A_PATH = re.compile(  # where there is no such file
     re.IGNORECASE,
 )
 
-COUNT = "[COUNT]"  # an argument: a number of turns
+SEND_TEXT = "to send the text itself, put a space before the slash"
 BARE_EXITS = ("exit", "quit", ":q")  # what users of other programs type to leave
 OTHER_NAMES = {  # of commands in other programs, and the one that does the same here
     "?": "help",
     "h": "help",
     "history": "sessions",
-    "info": "params",
+    "info": "stats",
     "new": "clear",
     "read": "file",
     "regen": "retry",
     "regenerate": "retry",
     "rename": "save",
     "reset": "clear",
-    "show": "params",
+    "show": "set",
 }
 
 
@@ -126,7 +126,7 @@ def parse_path(argument: str) -> Path:
 def parse_slash(line: str, commands: Sequence[SlashCommand]) -> tuple[SlashCommand, str] | NoticeEvent | None:
     """The slash command of a line, and its argument; None for a question, or a notice if it looks like a command.
 
-    Raises UsageError.
+    Raises UsageError if a known command is misused, and for a single word that is like one.
     """
     if not line.startswith("/"):
         return None
@@ -137,13 +137,10 @@ def parse_slash(line: str, commands: Sequence[SlashCommand]) -> tuple[SlashComma
         near = commands_like(name, commands)
         hint = f"{near}list commands with /help"
         if not argument and (near or not name):
-            hint += "; to send the text itself, put a space before the slash"
-            raise UsageError(f"unknown command /{name}", hint)
+            raise UsageError(f"unknown command /{name}", f"{hint}; {SEND_TEXT}")
         return NoticeEvent(f"sent as a question: /{name} is not a command", hint)
-    if argument and slash.argument == COUNT and not re.fullmatch(r"[1-9]\d{0,3}", argument, re.ASCII):
-        return NoticeEvent(f"sent as a question: /{name} has only a number of turns", "list commands with /help")
     if argument and not slash.argument:
-        return NoticeEvent(f"sent as a question: /{name} has no argument", "list commands with /help")
+        raise UsageError(f"/{name} has no argument", SEND_TEXT)
     if slash.required and not argument:
         what, hint = slash.required
         raise UsageError(f"/{slash.name} needs {what}", hint)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from dataclasses import asdict
 
 from cerebrum_cli.core.declaration import NONE
@@ -60,7 +59,7 @@ def change_setting(repl: Repl, argument: str) -> str:
     key = setting_key(name)
     value = value.strip()
     if not key:
-        return list_settings(repl, asdict(repl.chat.settings))
+        return list_settings(repl)
     if key not in (*SETTABLE, *SHORTHANDS):
         raise UsageError(f"unknown setting {key!r}", setting_hint(argument))
     if not value:
@@ -94,21 +93,16 @@ def setting_hint(argument: str) -> str:
     key = setting_key(name)
     if key in (*SETTABLE, *OTHER_SETTINGS):
         return " ".join(["use", OTHER_SETTINGS.get(key, f"/set {key}"), *value])
-    return f"{did_you_mean(key, SETTABLE, cutoff=0.5)}list all with /set"
+    return f"{did_you_mean(key, SETTABLE, cutoff=0.5)}press Tab after /set to list all"
 
 
-def show_settings(repl: Repl, _: str) -> str:
-    settings = repl.chat.settings
-    defaults = Settings()
-    shown = [*settings.samplers, *LOADED]
+def list_settings(repl: Repl) -> str:
+    """The model, the samplers in effect, and all other settings that are not the defaults."""
+    chat, defaults = repl.chat, Settings()
+    shown = [*chat.settings.samplers, *LOADED]
     for key in OPTIONS:
-        if key not in SAMPLERS and getattr(settings, key) != getattr(defaults, key):
+        if key not in SAMPLERS and getattr(chat.settings, key) != getattr(defaults, key):
             shown.append(key)
-    return list_settings(repl, shown)
-
-
-def list_settings(repl: Repl, shown: Collection[str]) -> str:
-    chat = repl.chat
     settable = SETTABLE_ON_SERVERS if chat.loaded.is_remote else SETTABLE
     listed = {"model": chat.loaded.model.reference}
     for key, value in settings_in_effect(repl).items():
