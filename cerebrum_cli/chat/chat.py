@@ -9,8 +9,8 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
-from cerebrum_cli.chat.archive import SUFFIX_FORMATS, format_transcript
 from cerebrum_cli.chat.model_view import (
     calls_of,
     no_continuation,
@@ -24,6 +24,7 @@ from cerebrum_cli.chat.session_model import SessionModel
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import CerebrumError, FormatError, SessionError, UsageError
 from cerebrum_cli.core.events import Events, NoticeEvent
+from cerebrum_cli.core.files import atomic_write
 from cerebrum_cli.core.pictures import Pictures, still_named
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.replies.reply import MajorityVote, Reply
@@ -32,6 +33,8 @@ from cerebrum_cli.replies.reply import MajorityVote, Reply
 @dataclass(slots=True, kw_only=True)
 class Chat(SessionModel):
     """Questions and replies in a session, and what is known of them."""
+
+    EXPORTS: ClassVar[tuple[str, ...]] = ".md", ".json"
 
     _counted: tuple[object, int] | None = None
     _generated: tuple[int | None, Reply] | None = None  # for the message with this id
@@ -154,15 +157,31 @@ class Chat(SessionModel):
     @property
     def transcript(self) -> str:
         """The exact text of the conversation, once the model is loaded."""
-        return format_transcript(self.loaded, self.conversation)
+        conversation = self.conversation
+        if not (conversation.messages and conversation.messages[-1].role == "assistant"):
+            return f"{self.loaded.preview(conversation)[0]}\n"
+        last = conversation.messages[-1]
+        prompt, _ = self.loaded.preview(replace(without_last(conversation), thinks=last.thinks))
+        if last.tokens is not None:
+            return f"{prompt}{self.loaded.detokenize(last.tokens)}\n"
+        if not prompt[-1:].isspace():
+            prompt += " "
+        return f"{prompt}{last.content}\n"
 
-    def export(self, path: Path) -> Events:
-        """Export the session to a new file, in the format of its suffix. Raises UsageError."""
+    def export(self, path: Path) -> None:
+        """Write the session to a new file, as Markdown or OpenAI's messages by its suffix. Raises UsageError."""
         if self.session is None:
             raise UsageError("the conversation is empty", "ask something first")
-        if SUFFIX_FORMATS.get(path.suffix) == "transcript":  # needs the model's vocabulary
-            yield from self.load()
-        self.history.archived(self.session).write(path, self.loaded)
+        if path.suffix not in self.EXPORTS:
+            raise UsageError(f"{path}: unsupported file type", f"use {' or '.join(self.EXPORTS)}")
+        archived = self.history.archived(self.session)
+        text = archived.markdown if path.suffix == ".md" else archived.json
+        if path.exists():
+            raise UsageError(f"{path} already exists", "choose another file")
+        try:
+            atomic_write(path, text.encode())  # a partial file would make the next attempt fail
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror or error}", "choose another file") from error
 
     def _reply(
         self,

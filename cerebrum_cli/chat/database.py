@@ -27,7 +27,7 @@ PRIMARY_CODE = 0xFF  # of an extended result code
 # vocabulary that `tokens` are ids of. `rounds` are the parts of a reply that called functions, as JSON; other columns
 # describe what follows them. `pictures` are those of a question, as JSON: path, type and digest of each. `first` is the
 # oldest message still in the model's context, if earlier ones were dropped.
-VERSION = 4  # of the schema
+VERSION = 5  # of the schema
 SCHEMA = (
     """CREATE TABLE messages (
     id INTEGER PRIMARY KEY,
@@ -52,7 +52,7 @@ SCHEMA = (
     """CREATE TABLE sessions (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     name TEXT NOT NULL UNIQUE,
-    origin TEXT NOT NULL CHECK (origin IN ('chat', 'ask', 'script', 'import')),
+    origin TEXT NOT NULL CHECK (origin IN ('chat', 'ask', 'script')),
     system_prompt TEXT,
     model TEXT,
     format TEXT,
@@ -63,17 +63,6 @@ SCHEMA = (
     updated REAL NOT NULL
 );""",
     "CREATE INDEX recent ON sessions (updated);",
-    "CREATE VIRTUAL TABLE texts USING fts5 (content, content = 'messages', content_rowid = 'id');",
-    """CREATE TRIGGER said AFTER INSERT ON messages BEGIN
-    INSERT INTO texts (rowid, content) VALUES (new.id, new.content);
-END;""",
-    """CREATE TRIGGER unsaid AFTER DELETE ON messages BEGIN
-    INSERT INTO texts (texts, rowid, content) VALUES ('delete', old.id, old.content);
-END;""",
-    """CREATE TRIGGER said_on AFTER UPDATE OF content ON messages BEGIN
-    INSERT INTO texts (texts, rowid, content) VALUES ('delete', old.id, old.content);
-    INSERT INTO texts (rowid, content) VALUES (new.id, new.content);
-END;""",
 )
 
 

@@ -34,7 +34,6 @@ from cerebrum_cli.chat.session import (
     ReplyMetadata,
     Session,
     StoredMessage,
-    printable_name,
     suggest_name,
     validated_name,
     without_files,
@@ -45,7 +44,7 @@ from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import CerebrumError, SessionError, UsageError
 from cerebrum_cli.core.events import Events, NoticeEvent, OnNotice
-from cerebrum_cli.core.files import lock_file, read_text, remove
+from cerebrum_cli.core.files import lock_file, remove
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import did_you_mean, format_utc, one_line
@@ -58,7 +57,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.chat.archive import ArchivedSession
 
 UNITS_S = {"d": 86_400, "w": 604_800}
-MAX_IMPORT_BYTES = 1_000_000_000
 
 
 @dataclass(slots=True)
@@ -256,32 +254,18 @@ class History:
         return rows
 
     def search(self, text: str) -> list[JsonDict]:
-        """The rows of `sessions search`, best match first."""
+        """The rows of `sessions search`, the latest message first."""
         rows = []
         for session, stored, excerpt in self.store.search(text):
             fields = {"session": session.name, "role": stored.message.role, "created": format_utc(stored.created)}
             rows.append({**fields, "excerpt": one_line(excerpt)})
         return rows
 
-    def archived(self, session: Session, alternatives: bool = False) -> ArchivedSession:
-        """A session to be shown or exported, without undone, edited and retried messages unless they are asked for."""
+    def archived(self, session: Session) -> ArchivedSession:
+        """A session to be shown or exported, without undone, edited and retried messages."""
         from cerebrum_cli.chat.archive import ArchivedSession
 
-        others = self.store.alternatives(session) if alternatives else []
-        return ArchivedSession(session, self.store.messages(session), others)
-
-    def import_file(self, path: Path, name: str | None) -> Session:
-        """Create a session from a JSON file of another program. Raises UsageError, SessionError."""
-        from cerebrum_cli.chat.archive import parse_conversation
-
-        own_name, conversation = parse_conversation(read_text(path, MAX_IMPORT_BYTES), str(path))
-        if name is None:
-            name = self.store.unused_name(own_name or printable_name(path.stem) or suggest_name(conversation))
-        with self.store.transaction():
-            session = self.store.create(name, "import", system_prompt=conversation.system_prompt)
-            for message in conversation.messages:
-                session = self.store.add_message(session, message)
-        return session
+        return ArchivedSession(session, self.store.messages(session))
 
     def older_than(self, age: str) -> list[Session]:
         """Sessions that have not changed for an age such as 30d or 8w. Raises UsageError."""

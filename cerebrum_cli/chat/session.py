@@ -7,7 +7,7 @@ import re
 import sqlite3
 import struct
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from operator import index
@@ -24,7 +24,7 @@ from cerebrum_cli.core.settings import SESSION, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.text import YEAR_1, YEAR_9999, format_utc, well_formed
 from cerebrum_cli.core.tools import Round, ToolCall
 
-Origin = Literal["chat", "ask", "script", "import"]  # script: an answer that went to a pipe or a file
+Origin = Literal["chat", "ask", "script"]  # script: an answer that went to a pipe or a file
 CHAT_TEMPLATE = "chat_template"
 KEPT = (LORA, CHAT_TEMPLATE)  # what later questions of `ask` use, too
 END_LABELS = {
@@ -61,26 +61,15 @@ class StoredMessage:
 
     @property
     def is_edited(self) -> bool:
-        """Whether a user has written this reply, or it was imported."""
+        """Whether a user has written this reply."""
         return self.message.role == "assistant" and not (self.metadata.model or self.metadata.finish_reason)
 
     @property
     def early_end(self) -> str | None:
-        """Why a reply is incomplete; None for a complete one, and for one that was imported or edited."""
+        """Why a reply is incomplete; None for a complete one, and for one that was edited."""
         if self.message.role != "assistant" or self.is_edited:
             return None
         return END_LABELS.get(self.metadata.finish_reason)
-
-    def is_continued(self, others: Iterable[StoredMessage]) -> bool:
-        """Whether one of several messages is this reply, continued after it was cut off."""
-        tokens = self.message.tokens
-        if self.early_end is None or not tokens:
-            return False
-        for other in others:
-            is_later = other.parent == self.parent and other.id > self.id
-            if is_later and (other.message.tokens or ())[: len(tokens)] == tokens:
-                return True
-        return False
 
 
 @frozen
@@ -173,13 +162,9 @@ def suggest_name(conversation: Conversation) -> str:
     if not conversation.messages:
         return "session"
     question = without_files(conversation.messages[0].content).lower()
-    return "-".join(letter_words(question, "+")[:_MAX_WORDS])[:_MAX_CHARS].strip("-") or "session"
-
-
-def letter_words(text: str, others: str = "") -> list[str]:
-    """The words of a text; `others` belong to them, but are none alone."""
-    words = "".join(char if is_letter(char) or char in others else " " for char in text).split()
-    return [word for word in words if word.strip(others)]
+    letters = "".join(char if is_letter(char) or char == "+" else " " for char in question)
+    words = [word for word in letters.split() if word.strip("+")]
+    return "-".join(words[:_MAX_WORDS])[:_MAX_CHARS].strip("-") or "session"
 
 
 def is_letter(char: str) -> bool:

@@ -5,7 +5,6 @@ Several processes may use one database; each opens its own connection, on the th
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -30,13 +29,11 @@ from cerebrum_cli.chat.session import (
     Session,
     SessionSummary,
     StoredMessage,
-    letter_words,
     message_from_row,
     message_values,
     session_from_row,
     validated_name,
 )
-from cerebrum_cli.chat.text_search import MATCHES, UNSPACED_MATCHES, search_words
 from cerebrum_cli.core.conversation import Message
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.text import well_formed
@@ -75,7 +72,9 @@ _REPLIES = (  # to a question, and to its other versions
     " ON question.parent IS asked.parent AND question.session = asked.session"
     " JOIN messages AS reply ON reply.parent = question.id WHERE asked.id = ? ORDER BY reply.id"
 )
+_LATEST_MESSAGES = "SELECT *, CAST(content AS TEXT) AS text FROM messages ORDER BY id DESC"
 _LATEST_FIRST = "ORDER BY updated DESC, id DESC"
+EXCERPT_LENGTH, BEFORE_MATCH = 100, 30  # characters of a message found, and of those before the first word
 
 
 class Store:
@@ -140,26 +139,6 @@ class Store:
         """All replies to a question, and to what it was before and after it was edited, oldest first."""
         return self._messages(_REPLIES, question.id)
 
-    def alternatives(self, session: Session) -> list[tuple[int, StoredMessage]]:
-        """The session's messages on other branches, oldest first, each with its place in a conversation, from 1.
-
-        Questions that were never answered are left out.
-        """
-        places: dict[int | None, int] = {None: 0}
-        for place, stored in enumerate(self.messages(session), 1):
-            places[stored.id] = place
-        messages = self._messages("SELECT * FROM messages WHERE session = ? ORDER BY id", session.id)
-        answered = {stored.parent for stored in messages}
-        found = []
-        for stored in messages:
-            if stored.id in places or stored.parent not in places:
-                continue
-            place = places[stored.id] = places[stored.parent] + 1
-            is_answered = stored.message.role == "assistant" or stored.id in answered
-            if is_answered and not stored.is_continued(messages):
-                found.append((place, stored))
-        return found
-
     def questions(self) -> set[str]:
         return {text for (text,) in self._rows("SELECT CAST(content AS TEXT) FROM messages WHERE role = 'user'")}
 
@@ -205,15 +184,9 @@ class Store:
             return len(unneeded)
 
     def vacuum(self) -> None:
-        """Rewrite the file, so that it holds no trace of deleted messages.
-
-        The full-text index marks words as deleted until its segments are merged. (FTS5's own secure-delete requires
-        SQLite 3.42, makes the index unreadable for older versions, and ignores earlier deletions.) Even with
-        `secure_delete`, pages keep fragments of rows that moved to other pages, so the file is rewritten.
-        """
+        """Rewrite the file: even with `secure_delete`, pages keep fragments of rows that moved to other pages."""
         database = self._opened()
         try:
-            database.execute("INSERT INTO texts (texts) VALUES ('optimize')")
             database.execute("VACUUM")
         except READ_ERRORS as error:
             raise SessionError(
@@ -222,25 +195,23 @@ class Store:
             ) from error
 
     def search(self, text: str, limit: int = 50) -> list[SearchHit]:
-        """Find the messages that contain words beginning with all words of a text, best match first.
+        """Find the messages that contain all words of a text, in any case, the latest first.
 
-        In texts of scripts without spaces, words are found anywhere. Each message has the latest of the sessions whose
-        branch contains it; on no branch, the one it was added to.
+        Each message has the latest of the sessions whose branch contains it; on no branch, the one it was added to.
         """
-        words = letter_words(well_formed(text))
+        words = well_formed(text).casefold().split()
         if not words:
             return []
-        parameters = {"query": search_words(text), "first": words[0], "words": json.dumps(words)}
         sessions = {session.id: session for session in self._sessions()}
         session_of = dict(self._rows(_SESSION_OF_MESSAGE))
         hits = []
-        queries = MATCHES, UNSPACED_MATCHES
-        matches = (row for query in queries for row in self._opened().execute(query, parameters))
-        with translated(self.path), closing(matches):
-            for row in matches:
+        with translated(self.path), closing(self._opened().execute(_LATEST_MESSAGES)) as rows:
+            for row in rows:
+                content = row["text"].casefold()
                 session = sessions.get(session_of.get(row["id"], row["session"]))
-                if session:
-                    hits.append(SearchHit(session, message_from_row(row), row["excerpt"]))
+                if session and all(word in content for word in words):
+                    start = max(0, content.find(words[0]) - BEFORE_MATCH)
+                    hits.append(SearchHit(session, message_from_row(row), row["text"][start : start + EXCERPT_LENGTH]))
                 if len(hits) == limit:
                     break
         return hits

@@ -65,7 +65,7 @@ COMMANDS = (
     Command("show", "cerebrum_cli.cli.models", "show", "Show a model's metadata and prompt format"),
     Command("rm", "cerebrum_cli.cli.models", "rm", "Delete a model"),
     Command("search", "cerebrum_cli.cli.pull", "search", "Search the Hugging Face Hub for models"),
-    Command("sessions", "cerebrum_cli.cli.sessions", "group", "List, search, export and delete saved sessions"),
+    Command("sessions", "cerebrum_cli.cli.sessions", "group", "List, search, show and delete saved sessions"),
     Command("config", "cerebrum_cli.cli.configuration", "config", "List and change the settings in config.toml"),
     Command("prompts", "cerebrum_cli.cli.prompts", "group", "List, show, edit and delete saved prompts"),
 )

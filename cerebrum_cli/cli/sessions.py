@@ -3,17 +3,16 @@
 Examples:
   cerebrum sessions list
   cerebrum sessions search "sky"
-  cerebrum sessions export physics > physics.md
+  cerebrum sessions show physics > physics.md
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cerebrum_cli.cli.completion_values import sessions
-from cerebrum_cli.cli.options import Json, JsonArray, QuietOptions, Yes, require_agreement
+from cerebrum_cli.cli.options import JsonArray, QuietOptions, Yes, require_agreement
 from cerebrum_cli.cli.signature import Argument, CommandGroup, subcommand
 from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.declaration import INTEGER, SWITCH, TEXT, Option
@@ -28,10 +27,7 @@ if TYPE_CHECKING:
 
 group: CommandGroup = {}
 Name = Annotated[str, Argument("NAME", "A session's name, as in `cerebrum sessions list`", sessions)]
-MARKDOWN, TRANSCRIPT = "markdown", "transcript"
 SPACES = str.maketrans("\t\n", "  ")
-Alternatives = Annotated[bool, Option("Add undone, edited and retried messages", "Output", SWITCH)]
-EXPORT_FORMATS = (MARKDOWN, "json", "sharegpt", TRANSCRIPT)
 
 
 @subcommand(group, name="list", short_help="List sessions.")
@@ -40,13 +36,17 @@ def list_sessions(
     _: QuietOptions,
     number: Annotated[
         int | None,
-        Option(f"List at most N [default: {LISTED} on a terminal]", "Output", INTEGER, short="-n", metavar="N"),
+        Option(
+            f"List at most N [default: {LISTED} on a terminal]", "Output", INTEGER, short="-n", metavar="N", least=1
+        ),
     ] = None,
     all: Annotated[bool, Option("List all, with answers that went to a pipe or file", "Output", SWITCH)] = False,
     json: JsonArray = False,
 ) -> None:
     """List sessions: the latest is last on a terminal, first in a pipe or with --json."""
 
+    if all and number is not None:
+        raise UsageError.conflict("--all", "--number")
     rows = app.read_history().rows
     if all:
         number = len(rows)
@@ -57,11 +57,15 @@ def list_sessions(
 
 
 @subcommand(group)
-def show(app: App, name: Name, json: Json = False, alternatives: Alternatives = False) -> None:
-    """Show a session's messages."""
+def show(
+    app: App,
+    name: Name,
+    json: Annotated[bool, Option("Print a JSON object with OpenAI's messages", "Output", SWITCH)] = False,
+) -> None:
+    """Print a session as Markdown."""
 
     history = app.read_history()
-    archived = history.archived(history.get(name), alternatives)
+    archived = history.archived(history.get(name))
     if json:
         app.streams.answer_object(archived.object)
     else:
@@ -82,10 +86,7 @@ def search(
     _: QuietOptions,
     json: JsonArray = False,
 ) -> None:
-    """Search all messages for words, or the beginnings of words, best match first.
-
-    In Chinese, Japanese and other texts without spaces, words are found anywhere.
-    """
+    """Search all messages for words, in any case, the latest message first."""
 
     print_rows(app.streams, app.read_history().search(text), json, print_matches, "No matches")
 
@@ -127,48 +128,3 @@ def rm(
     states, typed = app.prompt_cache_directory, app.history_path
     for session, count in history.delete(list(chosen.values()), states, typed):
         app.streams.report(f"{session.name} deleted ({format_count(count, 'message')})")
-
-
-@subcommand(group)
-def export(
-    app: App,
-    name: Name,
-    as_: Annotated[
-        str,
-        Option(
-            "json: OpenAI messages, transcript: exact prompt [default: markdown]",
-            "Output",
-            TEXT,
-            metavar="|".join(EXPORT_FORMATS),
-            choices=EXPORT_FORMATS,
-        ),
-    ] = MARKDOWN,
-    alternatives: Alternatives = False,
-) -> None:
-    """Print a session in another format."""
-    from cerebrum_cli.replies.source import ModelSource
-
-    history = app.read_history()
-    archived = history.archived(history.get(name), alternatives)
-    if as_ == TRANSCRIPT and alternatives:
-        raise UsageError.conflict("--alternatives", f"--as {TRANSCRIPT}")
-    if as_ == TRANSCRIPT:
-        model = app.library.resolve(archived.session.model)
-        text = archived.transcript(ModelSource(app, model, app.settings({}, model.recommended)))
-    else:
-        text = archived.export(as_)
-    app.streams.answer(text)
-
-
-@subcommand(group, name="import")
-def import_session(
-    app: App,
-    file: Annotated[str, Argument("FILE", "A JSON file in OpenAI messages or ShareGPT format")],
-    _: QuietOptions,
-    name: Annotated[
-        str | None, Option("Name of the session [default: from FILE]", "Input", TEXT, metavar="NAME")
-    ] = None,
-) -> None:
-    """Import a conversation from another program as a session."""
-    session = app.open_history().import_file(Path(file), name)
-    app.streams.report(f"Imported as {session.name}; continue with cerebrum chat -c")

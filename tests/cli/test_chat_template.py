@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from chats import make_chat
+from command_line import CommandLine
 from scripted_backend import ScriptedBackend, replies
 from scripted_command import run_here
 from templates import TEMPLATES
@@ -82,10 +83,7 @@ def test_session_keeps_its_template(
         assert run_here(REPLY, tmp_path, *command, *begun, piped=piped).code == 0
     monkeypatch.chdir(tmp_path)
     for name in ("one", "two"):
-        session = run_here({}, tmp_path, "sessions", "show", name, "--json").object
-        assert session["params"]["chat_template"] == str(template)
+        assert CommandLine(tmp_path).params(name)["chat_template"] == str(template)
         continued = run_here(REPLY, tmp_path, "chat", "--session", name, piped=b"Why?\n")
         assert (continued.code, continued.out) == (0, "> Why?\nYes.\n"), continued.err
-        exported = run_here(REPLY, tmp_path, "sessions", "export", name, "--as", "transcript")
-        assert OPENING in exported.out, exported.err
     assert run_here(REPLY, tmp_path, "ask", "-c", "Why?", "--dry-run").out.endswith(OPENING)

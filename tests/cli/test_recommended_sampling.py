@@ -142,9 +142,8 @@ def test_think_switches_the_recommended_sampling(user: User) -> None:
 
 def test_session_records_only_what_the_user_has_set(user: User) -> None:
     user.run("chat", "-q", "--session", "s", "--set", "top_k=3", typed="Q\n")
-    session = json.loads(run_here({}, user.home, "sessions", "show", "s", "--json").out)
-    assert session["params"] == {"top_k": 3}
-    assert session["messages"][1]["params"].items() >= (ON | {"top_k": 3}).items()
+    assert CommandLine(user.home).params("s") == {"top_k": 3}
+    assert CommandLine(user.home).messages("s")[1]["params"].items() >= (ON | {"top_k": 3}).items()
     assert user.sampled("-q", "--session", "s", "--think", "off", typed="R\n", command="chat") == [OFF | {"top_k": 3}]
     user.row(ROW.replace("0.7", "0.6"))
     changed = OFF | {"top_k": 3, "temperature": 0.6}

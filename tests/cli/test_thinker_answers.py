@@ -106,6 +106,6 @@ def test_chat_of_40_turns_truncates_no_answer(new_user: CommandLine, thinker: Pa
     done = new_user.run("chat", "-m", thinker, "--session", "sums", "--seed", "1", stdin=questions)
     assert done.code == 0 and "truncated" not in done.err and "only reasoning" not in done.err, done.err
     assert done.err.count("nearly full: dropped the") > 1
-    replies = new_user.run("sessions", "show", "sums", "--json").object["messages"][1::2]
+    replies = new_user.messages("sums")[1::2]
     assert [reply["finish_reason"] for reply in replies] == ["stop"] * 40
     assert all(reply["content"] and reply["reasoning"] for reply in replies)

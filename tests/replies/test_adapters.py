@@ -1,6 +1,5 @@
 """LoRA adapters on real tiny models: their effect, what is refused before loading, and what they are part of."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -201,12 +200,11 @@ def test_session_is_continued_with_its_adapter(user: CommandLine, adapter: Path)
     answer(user, "hello", "--lora", f"{adapter}:0.9")
     recorded = [f"{adapter}:0.9"]
     answer(user, "-c", "and now?")
-    session = json.loads(user.run("sessions", "show", "hello", "--json").out)
-    assert [each["params"].get("lora") for each in session["messages"] if each["role"] == "assistant"] == [recorded] * 2
-    assert session["params"]["lora"] == recorded
+    assert [each["params"].get("lora") for each in user.messages("hello")[1::2]] == [recorded] * 2
+    assert user.params("hello")["lora"] == recorded
     answer(user, "-c", "without it?", "--lora", "none")
     assert "lora" not in user.messages("hello")[-1]["params"]
-    assert "lora" not in json.loads(user.run("sessions", "show", "hello", "--json").out)["params"]
+    assert "lora" not in user.params("hello")
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import json
 import os
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from hashlib import sha256
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -16,6 +17,7 @@ from scripted_backend import END
 from scripted_command import app_for, run_here
 from server_kinds import LlamaServer, OllamaServer
 
+from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Message
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.messages import conversation_from_messages
@@ -105,12 +107,13 @@ def test_session_stores_the_path_and_sends_the_file_again(run: Run, server: Olla
     assert run(*shown, "-f", "a.png", "What is it?").code == 0
     assert run(*shown, "And its colour?").code == 0
     assert sent(server, message=0) == ([("data:image/png", PNG)], "[picture a.png]\n\nWhat is it?")
-    listed = run_here(SCRIPT, home, "sessions", "show", "cat", "--json").object["messages"][0]
-    record = {"media_type": "image/png", "digest": sha256(PNG).hexdigest(), "path": str(home / "a.png")}
-    assert listed["pictures"] == [record]
-    for show in (("show", "cat"), ("export", "cat")):
-        assert "[picture a.png]" in run_here(SCRIPT, home, "sessions", *show).out
+    assert "[picture a.png]" in run_here(SCRIPT, home, "sessions", "show", "cat").out
     [database] = home.rglob("*.db")
+    with closing(Store(database)) as store:
+        [summary] = store.summaries()
+        [picture] = store.messages(summary.session)[0].message.pictures
+    record = {"media_type": "image/png", "digest": sha256(PNG).hexdigest(), "path": str(home / "a.png")}
+    assert picture.record == record
     assert PNG[20:] not in database.read_bytes()
 
     asked = len(server.asked)

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
+from cerebrum_cli.chat.store import Store
+from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.engine.llama.first_load import file_key
 from cerebrum_cli.main import run
 
@@ -117,8 +119,25 @@ class CommandLine:
         return Finished(done.returncode, (done.stdout or b"").decode(), (done.stderr or b"").decode())
 
     def messages(self, session: str) -> list[dict[str, Any]]:
-        shown = self.run("sessions", "show", session, "--json")
-        return list(shown.object["messages"]) if shown.code == 0 else []
+        """The texts of a session's messages, and how they were generated; none if there is no such session."""
+        messages = []
+        with self.sessions() as store:
+            found = store.find(session)
+            for stored in store.messages(found) if found else []:
+                texts = {key: getattr(stored.message, key) for key in ("role", "content", "reasoning")}
+                messages.append({**texts, **asdict(stored.metadata)})
+        return messages
+
+    def params(self, session: str) -> JsonObject:
+        """The parameters that a session records."""
+        with self.sessions() as store:
+            found = store.find(session)
+            assert found
+            return found.params
+
+    def sessions(self) -> contextlib.closing[Store]:
+        path = self.home / "data" / "cerebrum" / "sessions" / "sessions.db"
+        return contextlib.closing(Store(path if path.exists() else None))
 
     def contents(self, session: str) -> list[str]:
         return [each["content"] for each in self.messages(session)]

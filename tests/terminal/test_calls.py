@@ -94,7 +94,7 @@ def test_call_that_was_cut_off_is_run_when_the_reply_continues(
     continued = run_here(dict(SCRIPT), tmp_path, "ask", "-m", chatml_model, *tools, "--json").object
     assert [call["result"] for call in continued["calls"]] == ["Dry in Oslo.\nTomorrow: rain."]
     assert continued["text"].endswith("No coat.")
-    messages = json.loads(run_here({}, tmp_path, "sessions", "export", "tea", "--as", "json").out)["messages"]
+    messages = json.loads(run_here({}, tmp_path, "sessions", "show", "tea", "--json").out)["messages"]
     assert [message["content"] for message in messages[1::2]] == ["I look.", "No coat."]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import chain
 
-from cerebrum_cli.chat.archive import SUFFIX_FORMATS
+from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.core.declaration import NONE
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import format_names
@@ -81,7 +81,7 @@ def rename_session(repl: Repl, argument: str) -> str:
 
 def export_session(repl: Repl, argument: str) -> str:
     path = parse_path(argument)
-    repl.wait_for(repl.chat.export(path))
+    repl.chat.export(path)
     return f"wrote {path}"
 
 
@@ -178,7 +178,7 @@ COMMAND_GROUPS = {
             "export",
             export_session,
             "FILE",
-            f"write the session to a new file: {', '.join(SUFFIX_FORMATS)}",
+            f"write the session to a file: {' or '.join(Chat.EXPORTS)} (OpenAI messages)",
             "path",
             required=("a file", "for example /export talk.md"),
         ),
