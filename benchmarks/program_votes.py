@@ -229,7 +229,7 @@ def until_checked(times: int) -> Stop:
 
     def taken(answers: tuple[SampleAnswer, ...]) -> int:
         for size in range(1, len(answers)):
-            leader = Tally(Votes(1, len(answers), checks=True), answers[:size]).leader
+            leader = Tally(Votes(1, len(answers), checks=True), answers[:size]).winner
             if leader and min(leader.replies, leader.programs) >= times:
                 return size
         return len(answers)

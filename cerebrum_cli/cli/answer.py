@@ -225,10 +225,10 @@ class AnswerPrinter:
     def _require_winner(self, vote: MajorityVote, reply: Reply) -> None:
         """Print a notice about a winner without a majority. Raises NoAnswer without one, and for a tie with --final."""
         notice = vote.notice
-        if vote.tally.leader is None:
+        if vote.tally.winner is None:
             problem = f"no final answer in {format_count(vote.tally.samples, 'sample')}"
             raise NoAnswer(problem, self._hint_to_read(reply, ASK_FOR_ANSWER))
-        if notice and (self.options.final or not vote.tally.winner):
+        if notice and self.options.final:
             raise NoAnswer(notice.message, notice.hint)
         self.streams.report(notice or vote.doubt)
 

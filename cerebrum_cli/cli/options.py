@@ -13,7 +13,6 @@ import typer
 
 from cerebrum_cli.cli.commands import modules_of_packages
 from cerebrum_cli.core.declaration import (
-    INTEGER,
     NAME,
     PATH,
     SOURCES,
@@ -23,7 +22,6 @@ from cerebrum_cli.core.declaration import (
     Option,
     option,
     option_group,
-    options_of,
     switch,
 )
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
@@ -53,6 +51,11 @@ Yes = Annotated[bool, Option("Answer yes to every question", "Output", SWITCH, s
 
 def json_option() -> Any:
     return switch("Print a JSON object", "Output")
+
+
+def check_option() -> Any:
+    help = "Ask for a program after each sample; its output is a vote, too"
+    return option(help, "Sampling", metavar="python", choices=("python",))
 
 
 @option_group
@@ -149,28 +152,17 @@ class GenerationOptions(ConstrainedOptions):
     votes: str | None = option(
         "Majority of K answers; auto samples as few as needed", "Sampling", metavar="K|auto[:A..B]"
     )
-
-    min_votes: int | None = option("Votes required to win [default: 1]", "Sampling", INTEGER, metavar="N")
-    check: str | None = option(
-        "Ask for a program after each sample; its output is a vote, too", "Sampling", metavar="python"
-    )
-    min_checked: int | None = option(
-        "Programs required to confirm the winning answer [default: 0]", kind=INTEGER, least=0
-    )
+    check: str | None = check_option()
 
     def vote_bounds(self) -> Votes | None:
         """How many samples to take; None without `--votes`. Raises UsageError, also where no program can check them."""
         if self.votes is None:
-            for name in ("min_votes", "check", "min_checked"):
-                if getattr(self, name) is not None:
-                    raise UsageError(
-                        f"{options_of(GenerationOptions)[name].argument} needs --votes",
-                        "add --votes K, the number of samples",
-                    )
+            if self.check:
+                raise UsageError("--check needs --votes", "add --votes K, the number of samples")
             return None
         from cerebrum_cli.core.votes import parse_votes
 
-        votes = parse_votes(self.votes).needing(self.min_votes).checked_by(self.check, self.min_checked or 0)
+        votes = parse_votes(self.votes, self.check)
         if votes.checks:
             from cerebrum_cli.programs.monty import find_monty
 

@@ -1,4 +1,4 @@
-"""How many samples a vote takes, and what an answer needs to win."""
+"""How many samples a vote takes."""
 
 from __future__ import annotations
 
@@ -17,53 +17,30 @@ _VOTES = re.compile(r"(?P<least>\d{1,4})|auto(?::(?P<from>\d{1,4})\.\.(?P<to>\d{
 class Votes:
     """How many samples to take, `minimum` and `maximum` may be equal; between them, until the outcome is likely.
 
-    An answer wins with at least `needed` samples. With `checks`, each sample also has a program, and at least
-    `needed_checked` programs must come to the winning answer, and a reply.
+    With `checks`, each sample also has a program, whose output is a vote, too.
     """
 
     minimum: int
     maximum: int
-    needed: int = 1
     checks: bool = False
-    needed_checked: int = 0
 
     def __str__(self) -> str:
-        parts = [f"{self.minimum}..{self.maximum}"]
-        if self.needed > 1:
-            parts.append(f"{self.needed} to win")
-        if self.checks:
-            parts.append("checked by programs")
-        if self.needed_checked:
-            parts.append(f"{self.needed_checked} checked")
-        return ", ".join(parts)
-
-    def needing(self, votes: int | None) -> Votes:
-        """The same samples, with the votes that the winner needs. Raises UsageError if that is more than all."""
-        if votes is not None and not 1 <= votes <= self.maximum:
-            raise UsageError.invalid("--min-votes", votes, f"from 1 to {self.maximum}, the number of samples")
-        return replace(self, needed=votes or 1)
-
-    def checked_by(self, language: str | None, needed: int = 0) -> Votes:
-        """The same samples, checked by programs in a language if one is given. Raises UsageError."""
-        if language not in (None, "python"):
-            raise UsageError.invalid("--check", language, "python")
-        if needed and not language:
-            raise UsageError("min_checked needs --check python", "add --check python")
-        if needed > self.maximum:
-            raise UsageError.invalid("--set min_checked", needed, f"from 0 to {self.maximum}, the number of samples")
-        return replace(self, checks=language is not None, needed_checked=needed)
+        samples = f"{self.minimum}..{self.maximum}"
+        return f"{samples}, checked by programs" if self.checks else samples
 
 
 AUTO = Votes(3, 16)
 ASK_FOR_ANSWER = 'end the question with "Finish with: The answer is ...", or use --schema'  # without a final answer
 
 
-def parse_votes(text: str) -> Votes:
-    """Parse "8", "auto" or "auto:3..16". Raises UsageError."""
+def parse_votes(text: str, check: str | None = None) -> Votes:
+    """Parse "8", "auto" or "auto:3..16"; programs in the language `check` vote, too. Raises UsageError."""
+    if check not in (None, "python"):
+        raise UsageError.invalid("--check", check, "python")
     if match := _VOTES.fullmatch(text):
         least, most = match["least"] or match["from"], match["least"] or match["to"]
         votes = Votes(int(least), int(most)) if least and most else AUTO
         if 1 <= votes.minimum <= votes.maximum <= MAX_VOTES:
-            return votes
+            return replace(votes, checks=check is not None)
     bounds = f"auto:{AUTO.minimum}..{AUTO.maximum}"
     raise UsageError.invalid("--votes", text, f"a number from 1 to {MAX_VOTES}, auto, or auto with bounds: {bounds}")

@@ -73,7 +73,7 @@ def question_results(questions: Mapping[QuestionId, Samples]) -> dict[QuestionId
     found = {}
     for id, question in questions.items():
         votes = votes_of(question)
-        leader = votes.vote.tally.leader
+        leader = votes.vote.tally.winner
         form = leader.form if leader else None
         found[id] = QuestionResult(mean_of(question, "correct"), form, votes.correct[form], question[0].cluster_key)
     return found

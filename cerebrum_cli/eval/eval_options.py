@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cerebrum_cli.cli.options import json_option
+from cerebrum_cli.cli.options import check_option, json_option
 from cerebrum_cli.cli.row_commands import RowOptions, row_options
 from cerebrum_cli.core.declaration import INTEGER, PATH, option, switch
 from cerebrum_cli.eval.completions import presets
@@ -34,12 +34,7 @@ class EvalOptions(RowOptions):
         "How answers are compared [default: answer]", "Output", metavar="|".join(MATCHES), choices=MATCHES
     )
     run_code: bool = switch("Run the programs that the model writes, in a sandbox", "Output")
-    check: str | None = option(
-        "Ask for a program after each sample; its output is a vote, too",
-        "Sampling",
-        metavar="python",
-        choices=("python",),
-    )
+    check: str | None = check_option()
     restart: bool = switch("Start over; replace the run when done", "Output")
     dry_run: bool = switch("Show one prompt and estimate the run time", "Output")
     json: bool = json_option()

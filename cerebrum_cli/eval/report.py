@@ -143,7 +143,7 @@ def by_check(questions: SamplesByQuestion) -> dict[bool, Checked]:
     clusters = defaultdict(list)
     for question in questions:
         votes = votes_of(question)
-        if leader := votes.vote.tally.leader:
+        if leader := votes.vote.tally.winner:
             scores[leader.is_checked].append(votes.correct[leader.form])
             clusters[leader.is_checked].append(question[0].cluster_key)
     return {key: Checked(len(right), estimate(right, clusters[key])) for key, right in scores.items()}

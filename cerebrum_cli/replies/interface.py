@@ -112,7 +112,7 @@ class Model(LoadedModel):
         allowed = self._allowed(tools)
         if allowed and samples is not None:
             raise UsageError.conflict("tools", "samples")
-        votes = None if samples is None else parse_votes(str(samples)).checked_by(check)
+        votes = None if samples is None else parse_votes(str(samples), check)
 
         def rows() -> Iterator[Row]:
             for index, question in enumerate(questions):

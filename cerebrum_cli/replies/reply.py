@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import exp, fsum
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -237,44 +236,33 @@ class MajorityVote:
     @property
     def text(self) -> str:
         """The text of the sample to show; if only its program comes to the winning answer, also that and its output."""
-        reply, leader = self.reply, self.tally.leader
+        reply, winner = self.reply, self.tally.winner
         if reply is None:
             return ""
-        if reply.program is None or leader is None or leader.replies:
+        if reply.program is None or winner is None or winner.replies:
             return reply.text
         return f"{reply.text}\n\n```python\n{reply.program.code.strip()}\n```\n\n{reply.program.output}"
 
     @property
     def notice(self) -> NoticeEvent | None:
-        """A notice that no answer has won, or that several are tied."""
-        tally, leader = self.tally, self.tally.leader
-        if leader is None:
+        """A notice that several answers are tied."""
+        tied = self.tally.tied
+        if not tied:
             return None
-        votes, number = tally.votes, tally.samples
-        if tally.winner:
-            if not tally.tied:
-                return None
-            problem = f"{len(tally.tied)} answers are tied with {leader.count} of {number} votes each"
-        elif leader.satisfies(replace(votes, needed=1)):
-            problem = f"the leading answer has {leader.count} of {number} votes, fewer than --min-votes {votes.needed}"
-        elif leader.is_checked:
-            needed = f"the {votes.needed_checked} programs that min_checked requires"
-            problem = f"the leading answer has {leader.programs} of {needed}"
-        else:
-            problem = f"{NOT_CHECKED} (min_checked={votes.needed_checked})"
-        return NoticeEvent(problem, MORE_SAMPLES)
+        votes = f"{tied[0].count} of {self.tally.samples} votes each"
+        return NoticeEvent(f"{len(tied)} answers are tied with {votes}", MORE_SAMPLES)
 
     @property
     def doubt(self) -> NoticeEvent | None:
         """A notice that the answer that has won is not checked by a program, or has no majority."""
-        tally, leader = self.tally, self.tally.leader
-        if leader is None or leader.is_checked:
+        tally, winner = self.tally, self.tally.winner
+        if winner is None or winner.is_checked:
             return None
         if tally.votes.checks:
             return NoticeEvent(f"{NOT_CHECKED}, so the winner is not checked", MORE_SAMPLES)
         if tally.agreement >= MAJORITY:
             return None
-        return NoticeEvent(f"the winner has only {leader.count} of {tally.samples} votes", MORE_SAMPLES)
+        return NoticeEvent(f"the winner has only {winner.count} of {tally.samples} votes", MORE_SAMPLES)
 
 
 class Continuation(NamedTuple):

@@ -101,11 +101,6 @@ class Count:
         replies = "1 reply" if self.replies == 1 else f"{self.replies} replies"
         return f"{replies} and {format_count(self.programs, 'program')}"
 
-    def satisfies(self, votes: Votes, more: int = 0) -> bool:
-        """Whether it would have enough votes to win, with so many more."""
-        is_checked = self.is_checked or more > 0 or not votes.needed_checked
-        return is_checked and self.count + more >= votes.needed and self.programs + more >= votes.needed_checked
-
 
 @frozen
 class Tally:
@@ -161,15 +156,8 @@ class Tally:
         return tuple(sorted(counts, key=lambda count: (*count.rank, count.probability_sum), reverse=True))
 
     @property
-    def leader(self) -> Count | None:
-        return next(iter(self.counts), None)
-
-    @property
     def winner(self) -> Count | None:
-        leader = self.leader
-        if leader and leader.satisfies(self.votes):
-            return leader
-        return None
+        return next(iter(self.counts), None)
 
     @property
     def result(self) -> str:
@@ -203,12 +191,12 @@ class Tally:
     @property
     def winning_sample(self) -> int | None:
         """The first sample whose reply has the leading answer, or, if none has, whose program has it."""
-        if self.leader is None:
+        if self.winner is None:
             return None
         forms = [answer.form for answer in self.answers]
-        if self.leader.form not in forms:
+        if self.winner.form not in forms:
             forms = [answer.computed_form for answer in self.answers]
-        return forms.index(self.leader.form)
+        return forms.index(self.winner.form)
 
     @property
     def agreement(self) -> float:
@@ -240,11 +228,6 @@ class Tally:
         left = votes.maximum - self.samples - more
         if left <= 0:
             return True
-        can_win = first.satisfies(votes, more + left) or any(count.satisfies(votes, left) for count in others)
-        if not can_win:
-            return True
-        if not first.satisfies(votes, more):
-            return False
         leader = more
         if first.is_checked or not votes.checks:
             leader += first.count

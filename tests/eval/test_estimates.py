@@ -239,7 +239,7 @@ def test_majority_is_the_mean_of_winners_over_all_orders_of_samples(samples: int
         for index in range(samples * random.randrange(2)):  # with programs, too
             votes[index] = replace(votes[index], computed_form=random.choice([None, "right", "a"]))
         for k, shares in majorities([counted(votes)]).items():
-            leaders = [counted(order).vote.tally.leader for order in permutations(votes, k)]
+            leaders = [counted(order).vote.tally.winner for order in permutations(votes, k)]
             assert shares == pytest.approx([mean([bool(won and won.form == "right") for won in leaders])])
 
 
@@ -252,7 +252,7 @@ def test_majority_of_two_that_differ_is_the_mean_of_both(correct: list[bool]) ->
 
 def test_majority_without_an_answer_is_wrong() -> None:
     silent = [vote(None, 1.0)] * 3
-    assert counted(silent).vote.tally.leader is None
+    assert counted(silent).vote.tally.winner is None
     assert majorities([counted(silent)])[2] == [0.0]
     assert majorities([counted([*silent, vote("right", 0.0)])])[4] == [1.0]  # one vote wins, however improbable
     questions = [random_votes(Random(seed), 8) for seed in range(50)]

@@ -94,10 +94,10 @@ def test_vote_of_a_run_wins_as_the_vote_of_a_command(case: str) -> None:
         answer, printed = (None if letter == "." else letter for letter in (reply, output))
         tally = tally.add(answer, 0.5, answer is not None, Program("", printed))
         samples.append(sample(number, answer, printed, reference="a"))
-    won = votes_of(samples).vote.tally.leader
-    assert (won and won.form) == (tally.leader and tally.leader.form)
+    won = votes_of(samples).vote.tally.winner
+    assert (won and won.form) == (tally.winner and tally.winner.form)
     assert {result.form for result in question_results({1: samples}).values()} == {won and won.form}
-    assert list(by_check([samples])) == ([tally.leader.is_checked] if tally.leader else [])
+    assert list(by_check([samples])) == ([tally.winner.is_checked] if tally.winner else [])
 
 
 def test_vote_costs_count_tokens_of_replies_and_programs() -> None:

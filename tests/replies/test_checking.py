@@ -73,8 +73,6 @@ def test_check_without_an_agreeing_program_is_a_plain_majority(tmp_path: Path, c
     done = run(tmp_path, chatml_model, "q", "--votes", "4", "--final", programs=programs)
     assert (done.code, done.out) == (0, "5\n")
     assert "no reply and program agree on an answer, so the winner is not checked" in done.err
-    done = run(tmp_path, chatml_model, "q", "--votes", "4", "--final", "--set", "min_checked=1", programs=programs)
-    assert_error(done, 5, "no reply and program agree on an answer (min_checked=1)")
 
 
 def test_check_shows_the_program_that_wins_alone(tmp_path: Path, chatml_model: Path) -> None:
@@ -115,10 +113,7 @@ def test_check_of_a_batch_writes_the_programs(tmp_path: Path, chatml_model: Path
     ("arguments", "part"),
     [
         (("q",), "--check needs --votes"),
-        (("q", "--set", "min_checked=1"), "--check needs --votes"),
         (("q", "--votes", "2", "--check", "perl"), "invalid --check: 'perl'"),
-        (("q", "--votes", "2", "--set", "min_checked=3"), "invalid --set min_checked: 3"),
-        (("q", "--votes", "2", "--set", "min_checked=-1"), "invalid --set min_checked: -1"),
     ],
 )
 def test_check_refuses_what_it_cannot_do(

@@ -120,14 +120,6 @@ def test_vote_fixed_is_decided_when_no_sample_can_change_the_winner(number: int)
             assert is_decided is is_settled(counted, number - length), counted
 
 
-def test_vote_needs_enough_samples_with_one_answer() -> None:
-    needed = Votes(4, 4).needing(3)
-    assert tally(*"5577", votes=needed).winner is None
-    assert tally(*"5575", votes=needed).winner == Count("5", 3, 1.5, "5", replies=3)
-    assert [tally(*counted, votes=needed).is_decided for counted in ("55", "57")] == [False, False]
-    assert tally(*"579", votes=needed).is_decided  # no answer can have three votes
-
-
 @pytest.mark.slow
 def test_vote_lead_is_certain_at_a_beta_posterior_of_nine_tenths() -> None:
     for leader, runner_up in product(range(41), repeat=2):
@@ -206,24 +198,9 @@ def test_vote_takes_the_output_of_a_program_as_the_reply_writes_it() -> None:
     ]
 
 
-def test_vote_can_need_checked_samples() -> None:
-    votes = Votes(4, 4).checked_by("python", 2)
-    assert str(votes) == "4..4, checked by programs, 2 checked"
-    assert checked_tally("a.a.a.a.", votes).winner is None
-    assert checked_tally("a.a.a.aa", votes).winner is None
-    assert checked_tally(".a.a", votes).winner is None
-    assert (won := checked_tally("b.a.aaaa", votes).winner) and (won.answer, won.count) == ("a", 3)
-    assert [checked_tally(counted, votes).is_decided for counted in ("aaaa", "a.b.", "a.a.a.")] == [False, False, True]
-    assert Votes(4, 4).checked_by(None) == Votes(4, 4)
-    for language, needed in (("perl", 0), (None, 1), ("python", 5)):
-        with pytest.raises(UsageError):
-            Votes(4, 4).checked_by(language, needed)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("needed", [0, 2])
-def test_vote_with_checks_is_decided_only_when_no_sample_can_change_the_winner(needed: int) -> None:
-    votes, samples = Votes(4, 4, checks=True, needed_checked=needed), ["".join(pair) for pair in product("ab.", "ab.")]
+def test_vote_with_checks_is_decided_only_when_no_sample_can_change_the_winner() -> None:
+    votes, samples = Votes(4, 4, checks=True), ["".join(pair) for pair in product("ab.", "ab.")]
     decided = 0
     for length in range(1, 4):
         for first in product(samples, repeat=length):

@@ -129,26 +129,6 @@ def test_vote_reports_a_tie_and_has_no_final_answer_in_it(runner: VoteRunner) ->
     assert runner.vote("5", replies=SPLIT_VOTE)["votes"]["tie"] is False
 
 
-def test_vote_winner_needs_min_votes(runner: VoteRunner) -> None:
-    enough = runner.run("q", "--votes", "5", "--min-votes", "3", "--final", replies=SPLIT_VOTE)
-    assert (enough.code, enough.out, enough.err) == (0, "4\n", "")
-    done = runner.run("q", "--votes", "5", "--min-votes", "4", "--json")
-    problem = "the leading answer has 2 of 4 votes, fewer than --min-votes 4"  # the fifth sample cannot change that
-    assert (done.code, done.err.splitlines()[0]) == (5, f"error: {problem}")
-    votes = done.object["votes"]
-    assert (done.object["final_answer"], votes["winner"], votes["sample_count"]) == (None, None, 4)
-    for arguments, problem in (
-        (
-            ("--votes", "5", "--min-votes", "6"),
-            "invalid --min-votes: 6\n hint: it must be from 1 to 5, the number of samples",
-        ),
-        (("--min-votes", "2"), "--min-votes needs --votes\n hint: add --votes K, the number of samples"),
-        (("--votes", "2", "--set", "min_checked=1"), "min_checked needs --check python\n hint: add --check python"),
-    ):
-        done = runner.run("q", *arguments)
-        assert (done.code, done.err) == (2, f"error: {problem}\n")
-
-
 def test_vote_counts_a_failed_sample_as_one_without_an_answer(
     runner: VoteRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,7 +234,6 @@ def test_question_with_choices_counts_letters(runner: VoteRunner) -> None:
     [
         (("--votes", "auto"), ["no idea"], None, 16),
         (("--votes", "2"), [reply(1), reply(2)], "1", 2),
-        (("--votes", "2", "--min-votes", "2"), [reply(1), reply(2)], None, 2),
     ],
 )
 def test_batch_counts_undecided_votes(

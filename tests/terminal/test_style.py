@@ -122,7 +122,7 @@ def test_copy_inside_tmux_reaches_the_clipboard(
 @pytest.mark.slow
 def test_settings_are_listed_with_ranges_and_defaults_on_a_narrow_terminal(open_terminal: OpenTerminal) -> None:
     person = open_terminal(COMMAND, "ask", "--set", "help", size=(80, 200))
-    person.wait_for("Programs required to confirm")
+    person.wait_for("llama.cpp's log")
     lines = [line.rstrip() for line in person.screen.lines]
     place = lines.index("min_p                 Drop tokens below P times the likeliest")
     assert lines[place + 1] == f"{' ' * 22}a number from 0 to 1; default: the model's, else 0.05"
