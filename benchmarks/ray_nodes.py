@@ -75,7 +75,7 @@ def rate(source: Path, *more: str) -> float:
     """Tokens per second of a batch."""
     settings = ["-m", "starter", "--threads", "1", "--parallel", str(SLOTS), "-n", str(TOKENS), "--temperature", "0"]
     output = source.with_name("out.jsonl")
-    done = run([SCRIPT, "batch", str(source), "-o", str(output), "--ignore-eos", "--restart", *settings, *more])
+    done = run([SCRIPT, "batch", str(source), "-o", str(output), "--restart", *settings, *more])
     output.unlink()
     found = RATE.findall(done.errors)
     return float(found[-1])

@@ -54,7 +54,7 @@ class Chat(SessionModel):
         if size is None or self.loaded.model.is_served:
             return None
         settings = self.settings
-        key = self.loaded, self.session, self.tools, settings.system, settings.think, settings.keep_reasoning
+        key = self.loaded, self.session, self.tools, settings.system, settings.think
         if self._counted is None or self._counted[0] != key:
             try:
                 self._counted = key, self.loaded.count_tokens(self._with_question)

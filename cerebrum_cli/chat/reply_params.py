@@ -15,7 +15,7 @@ from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Reply
 
-PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "think", "keep_reasoning")
+PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "think")
 
 
 def session_params(settings: Settings, model: InstalledModel) -> JsonDict:
@@ -66,7 +66,7 @@ def reply_metadata(
 def settings_of(stored: StoredMessage, settings: Settings) -> Settings:
     """Settings, overridden by those that a reply's prompt was rendered with."""
     params = stored.metadata.params or {}
-    return replace(settings, think=params.get("think"), keep_reasoning=params.get("keep_reasoning"))
+    return replace(settings, think=params.get("think"))
 
 
 def forced_tokens(metadata: ReplyMetadata) -> ForcedTokens:

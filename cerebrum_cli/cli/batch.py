@@ -40,7 +40,6 @@ STANDARD = Path("-")  # standard input or output
 @row_options
 class BatchCommandOptions(RowFileOptions, SavedPromptOptions, RowOptions, GenerationOptions):
     template: str | None = option("Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT")
-    ignore_eos: bool = switch("Ignore end-of-sequence tokens (for benchmarks)", "Length")
     retry_failed: bool = switch("Re-answer rows that failed, and undecided votes", "Output")
 
     def with_saved(self, saved: SavedPrompt, on_command_line: Names, /) -> Self:
@@ -138,7 +137,6 @@ class BatchRun:
             source.model.names,
             grammar=options.read_grammar(source),
             votes=votes,
-            ignore_eos=options.ignore_eos,
             modes=modes,
             tools=tools,
         )

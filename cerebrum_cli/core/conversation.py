@@ -67,16 +67,14 @@ def call_id(number: int) -> str:
 class Conversation:
     """Turns that alternate and start with the user; with `system_prompt=None` the format's default applies.
 
-    `thinks`: whether the next reply is to begin with reasoning, `effort`: how much of it, `keeps_reasoning`: whether
-    the prompt holds that of earlier replies. None leaves it to the format. `prefill` begins the next reply, which may
-    call the `tools`.
+    `thinks`: whether the next reply is to begin with reasoning, `effort`: how much of it. None leaves it to the format.
+    `prefill` begins the next reply, which may call the `tools`.
     """
 
     messages: tuple[Message, ...] = ()
     system_prompt: str | None = None
     thinks: bool | None = None
     effort: str | None = None
-    keeps_reasoning: bool | None = None
     prefill: Message | None = None
     tools: ToolSpecs = ()
 

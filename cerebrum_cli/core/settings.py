@@ -132,9 +132,6 @@ class Settings(SamplingParams):
         metavar="on|off|N|EFFORT",
         choices=("on", "off", *EFFORTS),
     )
-    keep_reasoning: bool | None = option(
-        "Keep earlier reasoning in the prompt [default: the template's choice]", kind=SWITCH
-    )
     show_thinking: bool = switch("Show reasoning as it is generated [default: off]", "Output")
     no_log: bool = switch("Save nothing: no session, history or prompt cache [default: off]", "Output")
     markdown: bool = option("Format Markdown and mathematics on a terminal [default: on]", kind=SWITCH, default=True)
@@ -177,7 +174,7 @@ class Settings(SamplingParams):
         raise UsageError(f"{by} needs a temperature above 0: at 0 all samples are the same", hint)
 
     def applied_to(self, conversation: Conversation) -> Conversation:
-        return replace(conversation, thinks=self.thinks, effort=self.effort, keeps_reasoning=self.keep_reasoning)
+        return replace(conversation, thinks=self.thinks, effort=self.effort)
 
     def require_no_adapters(self, option: str) -> None:
         """Raise UsageError for adapters, with an option that cannot apply them."""
@@ -219,7 +216,7 @@ class Settings(SamplingParams):
 
 OPTIONS = options_of(Settings)
 SAMPLING_KEYS = tuple(options_of(SamplingParams))
-GENERATION_KEYS = (*SAMPLING_KEYS, "think", "keep_reasoning", "loop_check")
+GENERATION_KEYS = (*SAMPLING_KEYS, "think", "loop_check")
 KEYS = tuple(OPTIONS)
 SHORTHANDS = {"cache_type": ("cache_type_k", "cache_type_v")}  # names that stand for several keys
 ATTENTION_KEYS = ("cache_type_k", "cache_type_v", "flash_attn")

@@ -52,7 +52,6 @@ from cerebrum_cli.formats.text_slots import TextSlots
 from cerebrum_cli.formats.tool_calls import ToolFormat
 from cerebrum_cli.formats.tool_syntax import find_tool_format, tool_variables
 
-PRESERVE = "preserve_thinking"  # variable by which templates keep earlier reasoning, or drop it
 # With it, Qwen2.5-Coder 1.5B calls a function for 3 of 30 questions that need none, instead of 14. Of 24 questions that
 # need one, its first call is correct for 22, instead of 21 (benchmarks/tool_calls.py).
 WHEN_TO_CALL = (
@@ -157,12 +156,10 @@ class EmbeddedFormat(PromptFormat):
         return prompt_end + markup.ending(prompt_end) if markup else prompt_end
 
     def reasoning_history(self, conversation: Conversation, values: Variables) -> ReasoningHistory:
-        """What becomes of the reasoning of earlier replies: it is dropped if the template or the user drops it."""
-        keeps = conversation.keeps_reasoning
-        if keeps is False or len(conversation.messages) < 2:
+        """What becomes of the reasoning of earlier replies."""
+        if len(conversation.messages) < 2:
             return ReasoningHistory(drops=True)
-        history = find_reasoning_history(self.source, values)
-        return history._replace(drops=False) if keeps else history
+        return find_reasoning_history(self.source, values)
 
     @property
     def is_fixed(self) -> bool:
@@ -182,8 +179,6 @@ class EmbeddedFormat(PromptFormat):
             values.update(self.switch.values(thinks))
         if effort and conversation.effort:
             values[effort] = conversation.effort
-        if conversation.keeps_reasoning is not None:
-            values[PRESERVE] = conversation.keeps_reasoning
         return {**values, **tool_variables([tool.openai for tool in conversation.tools]), **self.variables}
 
 

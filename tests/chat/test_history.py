@@ -55,7 +55,7 @@ PARAMS = json.loads(r"""{
     "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
     "dry_multiplier": 0.0, "dry_base": 1.75, "dry_allowed_length": 2, "dry_penalty_last_n": 64,
     "dry_sequence_breaker": ["\n", ":", "\"", "*"], "logit_bias": ["42=-1.5", "hello=2"],
-    "max_tokens": 10, "stop": ["\n\n"], "think": null, "keep_reasoning": null
+    "max_tokens": 10, "stop": ["\n\n"], "think": null
 }""")
 SUM = Conversation(system_prompt="Be brief.").user("What is 2 + 2? Think.")
 

@@ -81,14 +81,3 @@ def test_turns_after_reasoning_evaluate_what_follows_the_last_question(open_chat
         assert finish(chat.retry()).prompt_tokens == len(prompt(2))
         assert chat.undo() == QUESTIONS[2]
         assert finish(chat.send(QUESTIONS[2])).prompt_tokens == len(prompt(2))
-
-
-def test_kept_reasoning_is_not_evaluated_again(open_chat: OpenChat) -> None:
-    with open_chat(keep_reasoning=True) as chat:
-        for turn in range(3):
-            done = list(chat.send(QUESTIONS[turn]))
-            assert finish(done).prompt_tokens == len(prompt(turn, kept))
-            if turn:
-                assert finish(done).cached_tokens >= len(prompt(turn - 1, kept) + reply(turn - 1)) - 1
-        list(chat.change_settings({"keep_reasoning": None}))
-        assert finish(chat.retry()).prompt_tokens == len(prompt(2))

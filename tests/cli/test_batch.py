@@ -336,13 +336,6 @@ def mistral_user(new_user: CommandLine, mistral_model: Path) -> CommandLine:
     return new_user
 
 
-def test_ignore_eos_generates_up_to_max_tokens(mistral_user: CommandLine) -> None:
-    command = ("batch", "-", "-o", "-", "-n", "16", "--grammar", fixed_reply_grammar("ok", mistral_user.home))
-    [row] = parse_lines(mistral_user.run(*command, "--ignore-eos", stdin="hi\n").out)
-    assert row["text"].startswith("ok")
-    assert (row["completion_tokens"], row["finish_reason"]) == (16, "length")
-
-
 def test_rows_have_schemas_of_their_own(mistral_user: CommandLine) -> None:
     def form(schema: Any) -> Any:
         return {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given, strategies as st
-from templates import ONE_TURN, TEMPLATES, embedded
+from templates import KEEPS_REPLIES, ONE_TURN, embedded
 from vocabularies import text_of
 
 from cerebrum_cli.core.conversation import Conversation, Tokens
@@ -40,13 +40,13 @@ def test_template_without_a_switch_gets_empty_reasoning(template: str, chatml: L
 
 
 @given(
-    template=st.sampled_from(sorted({*TEMPLATES} - {"gemma4", "granite"})),  # whose switch is in the system prompt
+    template=st.sampled_from(KEEPS_REPLIES),
     turns=st.lists(st.sampled_from([None, True, False]), min_size=2, max_size=4),
 )
 def test_switched_prompt_extends_prompt_and_reply(
     template: str, turns: list[bool | None], chatml: LlamaBackend
 ) -> None:
-    prompt_format, conversation, evaluated = embedded(chatml, template), Conversation(keeps_reasoning=True), ""
+    prompt_format, conversation, evaluated = embedded(chatml, template), Conversation(), ""
     for number, thinks in enumerate(turns):
         conversation = replace(conversation.user(f"Q{number}"), thinks=thinks)
         prompt = prompt_format.render(conversation)

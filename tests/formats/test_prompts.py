@@ -44,7 +44,6 @@ def test_prompt_of_a_template(case: dict[str, Any], chatml: LlamaBackend) -> Non
         tuple(message(*fields) for fields in case["messages"]),
         case.get("system"),
         case.get("thinks"),
-        keeps_reasoning=case.get("keeps_reasoning"),
         prefill=message(*case["prefill"]) if "prefill" in case else None,
         tools=TOOLS if case.get("functions") else (),
     )

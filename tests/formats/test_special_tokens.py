@@ -1,8 +1,6 @@
 """No text of a conversation becomes a special token, wherever a template puts it: names and descriptions included."""
 
 import re
-from dataclasses import replace
-from itertools import product
 from zlib import crc32
 
 import pytest
@@ -58,12 +56,12 @@ def with_text(injected: str, place: str) -> Conversation:
 @pytest.mark.parametrize("template", ALL)
 def test_markup_in_any_text_is_no_special_token(template: str, chatml: LlamaBackend) -> None:
     prompt_format = embedded(chatml, ALL[template])
-    for place, keeps in product(PLACES, (None, True, False)):
+    for place in PLACES:
         try:
-            plain = prompt_format.render(replace(with_text(" Obey.", place), keeps_reasoning=keeps))
+            plain = prompt_format.render(with_text(" Obey.", place))
         except FormatError:
             continue
-        marked = prompt_format.render(replace(with_text(INJECTED, place), keeps_reasoning=keeps))
+        marked = prompt_format.render(with_text(INJECTED, place))
         assert marks_in(chatml.tokenize(marked)) == marks_in(chatml.tokenize(plain)), place
 
 

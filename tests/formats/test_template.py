@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, strategies as st
 from templates import (
     BARE,
+    KEEPS_REPLIES,
     NO_SYSTEM,
     ONE_TURN,
     TEMPLATES,
@@ -117,7 +118,7 @@ def test_chatml_has_no_system_prompt_of_its_own(chatml: LlamaBackend) -> None:
 
 
 @given(
-    template=st.sampled_from([*TEMPLATES, BARE, UPPER]),
+    template=st.sampled_from([*KEEPS_REPLIES, BARE, UPPER]),
     options=st.sampled_from([{}, {"enable_thinking": False}]),
     data=st.data(),
 )
@@ -127,7 +128,7 @@ def test_next_prompt_extends_prompt_and_reply(
     prompt_format = embedded(chatml, template, **options)
     sampled = st.lists(st.integers(0, chatml.size - 1).filter(lambda token: not chatml.is_eog(token)), max_size=8)
     texts = marked_up.map(lambda text: chatml.tokenize((Text(text),)))
-    conversation = Conversation(keeps_reasoning=True)
+    conversation = Conversation()
     evaluated: tuple[int, ...] = ()
     for _ in range(3):
         conversation = conversation.user(data.draw(st.text("ab <>\n", min_size=1).filter(str.strip)))

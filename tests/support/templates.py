@@ -16,6 +16,7 @@ TEMPLATES = {
     for path in sorted((Path(__file__).parents[1] / "data" / "templates").glob("*.jinja"))
 }
 NO_SYSTEM = ("gemma",)
+KEEPS_REPLIES = ("chatml", "gemma", "llama-2", "llama-3", "mistral", "qwen3.8", "smollm3")  # as they were sampled
 BARE = "{% for message in messages %}{{ message.content }}|{% endfor %}"
 UPPER = (
     "{% for message in messages %}<|im_start|>{{ message.content | upper }}<|im_end|>{% endfor %}"
