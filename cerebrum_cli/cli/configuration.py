@@ -15,8 +15,8 @@ from cerebrum_cli.core.config import parse_toml, read_config_text
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.files import atomic_write, translate_os_errors
 from cerebrum_cli.core.paths import absolute_reference
-from cerebrum_cli.core.settings import KEYS, OPTIONS, SHORTHANDS, in_directory, keys_of
-from cerebrum_cli.core.text import Texts, did_you_mean
+from cerebrum_cli.core.settings import KEYS, OPTIONS, in_directory
+from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.terminal.tables import print_columns, print_rows
 
 if TYPE_CHECKING:
@@ -106,36 +106,35 @@ def shown(value: Any) -> str:
 
 def set_value(app: App, path: Path, name: str, texts: list[str]) -> None:
     """Write a setting, with absolute paths. Raises UsageError for a value that it cannot have."""
-    meant = require_keys(name)
-    if len(texts) > 1 and not OPTIONS[meant[0]].kind.is_list:
+    key = require_key(name)
+    if len(texts) > 1 and not OPTIONS[key].kind.is_list:
         raise UsageError(f"several values for {name}", f"quote a value with spaces: '{' '.join(texts)}'")
-    value = OPTIONS[meant[0]].parse(texts, name, has_quotes=False)
-    value = in_directory({meant[0]: value}, Path.cwd())[meant[0]]
-    if meant == ("model",):
+    value = OPTIONS[key].parse(texts, name, has_quotes=False)
+    value = in_directory({key: value}, Path.cwd())[key]
+    if key == "model":
         value = absolute_reference(value)
     value = list(value) if isinstance(value, tuple) else value
     document = read_document(path)
-    before = same_settings(document, meant)
-    if len(before) == 1 and keys_of(before[0]) == meant:  # with its comment
+    if before := spellings(document, key):  # which have comments
         document[before[0]] = value
+        for other in before[1:]:
+            del document[other]
     else:
-        for each in before:
-            del document[each]
-        document = with_keys(document, dict.fromkeys(meant, value))
+        document = with_keys(document, {key: value})
     write(path, document)
     app.streams.report(f"{name} set to {shown(value)} in {path}")
-    if over := variable_that_sets(meant[0]):
+    if over := variable_that_sets(key):
         app.streams.note(f"the environment variable {over} overrides it", f"unset {over}")
 
 
 def unset(app: App, path: Path, name: str) -> None:
     """Remove a setting; also one that is unknown, which no other command would read."""
     document = read_document(path)
-    found = [name] if name in document else same_settings(document, keys_of(name))
+    found = [name] if name in document else spellings(document, key_of(name))
     if isinstance(document.get(name.partition(".")[0]), dict):
         raise UsageError(f"{name} is a table, or a part of one", f"edit {path}")
     if not found:
-        require_keys(name)
+        require_key(name)
         raise UsageError(f"{path} does not set {name}", "cerebrum config lists what it sets")
     for each in found:
         del document[each]
@@ -143,25 +142,22 @@ def unset(app: App, path: Path, name: str) -> None:
     app.streams.report(f"{name} removed from {path}")
 
 
-def require_keys(name: str) -> Texts:
-    """The keys that a name stands for. Raises UsageError."""
-    if found := keys_of(name):
-        return found
-    near = did_you_mean(name.replace("-", "_"), (*KEYS, *SHORTHANDS))
+def key_of(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def require_key(name: str) -> str:
+    """The key of a setting whose name may have dashes. Raises UsageError if there is none."""
+    key = key_of(name)
+    if key in OPTIONS:
+        return key
+    near = did_you_mean(key, KEYS)
     raise UsageError(f"there is no setting {name!r}", f"{near}list all with cerebrum ask --set help")
 
 
-def same_settings(document: TOMLDocument, meant: Texts) -> list[str]:
-    """The names in a document, with dashes or shorthands, that set these keys.
-
-    A shorthand that also sets others is replaced by its keys.
-    """
-    found = [name for name in document if {*keys_of(name)} & {*meant}]
-    for name in found:
-        if len(keys_of(name)) > len(meant):
-            document.update(dict.fromkeys(keys_of(name), document.pop(name)))
-            return same_settings(document, meant)
-    return found
+def spellings(document: TOMLDocument, key: str) -> list[str]:
+    """The names in a document that stand for a key."""
+    return [name for name in document if key_of(name) == key]
 
 
 def read_document(path: Path) -> TOMLDocument:

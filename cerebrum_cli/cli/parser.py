@@ -17,7 +17,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from cerebrum_cli.cli.completion_values import complete_argument, complete_option, completion_of
 from cerebrum_cli.cli.options import QuietOptions
-from cerebrum_cli.cli.signature import Argument, CommandGroup, Declared, GivenOptions, Options, with_shorthands
+from cerebrum_cli.cli.signature import Argument, CommandGroup, Declared, GivenOptions, Options
 from cerebrum_cli.cli.variables import unknown_variables
 from cerebrum_cli.core.declaration import HEADINGS, TEXTS, Option, flag
 from cerebrum_cli.core.errors import UsageError
@@ -95,7 +95,7 @@ class DeclaredCommand(TyperCommand):
 
     def assignments(self, app: App) -> Iterator[str]:
         """Completions of `--set`: each key, with its values if they can be listed."""
-        for name, declared in with_shorthands(self.settable).items():
+        for name, declared in self.settable.items():
             source = completion_of(declared)
             values: Iterable[str] = declared.words
             if source:
@@ -210,7 +210,7 @@ def print_settings(streams: Streams, settable: Options) -> None:
     from cerebrum_cli.terminal.tables import print_table
 
     rows = []
-    for name, declared in with_shorthands(settable).items():
+    for name, declared in settable.items():
         meaning, _, default = declared.help.removesuffix("]").partition(" [default: ")
         rows.append((name, default or "none", declared.expected, meaning))
     if not streams.out_is_terminal or streams.columns >= SETTINGS_WIDTH:

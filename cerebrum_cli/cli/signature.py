@@ -13,7 +13,6 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import (
     COMMAND_LINE,
     OPTIONS,
-    SHORTHANDS,
     SourcedLayer,
 )
 from cerebrum_cli.core.text import did_you_mean
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.completion_values import Values
 
 ON_COMMAND_LINE = "on_command_line"
-SHORTHAND_HELP = "Type of cached keys and values [default: f16]"
 
 Options = Mapping[str, Option]  # by name
 Function = Callable[..., Any]
@@ -192,20 +190,10 @@ def parse_assignments(texts: Iterable[str], settable: Options) -> Arguments:
     for text in texts:
         name, equals, value = text.partition("=")
         key = name.replace("-", "_")
-        keys = [meant for meant in SHORTHANDS.get(key, (key,)) if meant in settable]
-        if not keys:
-            near = did_you_mean(key, (*SHORTHANDS, *settable))
+        if key not in settable:
+            near = did_you_mean(key, tuple(settable))
             raise UsageError(f"this command has no setting {name!r}", f"{near}list all with --set help")
         if not equals:
             raise UsageError(f"--set {name} has no value", f"write --set {name}=VALUE")
-        for key in keys:
-            collected.setdefault(key, []).append(value)
+        collected.setdefault(key, []).append(value)
     return {key: settable[key].parse(values, f"--set {key}") for key, values in collected.items()}
-
-
-def with_shorthands(settable: Options) -> Options:
-    shorthands = {}
-    for name, keys in SHORTHANDS.items():
-        if keys[0] in settable:
-            shorthands[name] = settable[keys[0]]._replace(help=SHORTHAND_HELP)
-    return {**shorthands, **settable}

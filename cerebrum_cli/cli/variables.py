@@ -7,13 +7,13 @@ from typing import Any
 
 from cerebrum_cli.core.declaration import Option, variable
 from cerebrum_cli.core.environment import environment, environment_names
-from cerebrum_cli.core.settings import ENVIRONMENT, OPTIONS, SHORTHANDS, Layer, SourcedLayer
+from cerebrum_cli.core.settings import ENVIRONMENT, OPTIONS, Layer, SourcedLayer
 from cerebrum_cli.core.text import did_you_mean
 
 
 def unknown_variables(known: Iterable[str]) -> dict[str, str]:
     """Variables that set no option, each with a hint."""
-    names = list(map(variable, (*SHORTHANDS, *known)))
+    names = list(map(variable, known))
     unknown = {}
     for name in environment_names():
         if name.startswith(ENVIRONMENT) and name not in names:
@@ -41,12 +41,6 @@ def environment_value(declared: Option) -> tuple[Any, str]:
 
 
 def variable_that_sets(name: str) -> str | None:
-    """The environment variable that sets an option: its own, or a shorthand's; None if neither is set."""
-    names = [name]
-    for shorthand, keys in SHORTHANDS.items():
-        if name in keys:
-            names.append(shorthand)
-    for source in map(variable, names):
-        if environment(source) is not None:
-            return source
-    return None
+    """The environment variable that sets an option; None if it is not set."""
+    source = variable(name)
+    return None if environment(source) is None else source

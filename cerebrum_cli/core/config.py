@@ -14,7 +14,7 @@ from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.files import expand_user, read_small
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.settings import CONFIG, KEYS, OPTIONS, Layer, SourcedLayer, in_directory, keys_of
+from cerebrum_cli.core.settings import CONFIG, KEYS, OPTIONS, Layer, SourcedLayer, in_directory
 from cerebrum_cli.core.text import Texts, did_you_mean
 
 ENDPOINTS = "endpoints"
@@ -85,13 +85,13 @@ def read_settings(values: JsonObject, text: str, path: Path, other_keys: Texts) 
         if place := re.search(rf"^[ \t\[\"']*{re.escape(name)}[ \t=.\]\"']", text, re.MULTILINE):
             line = text.count("\n", 0, place.start()) + 1
             where = f"{path}:{line}"
-        keys = keys_of(name)
-        if not keys:
+        key = name.replace("-", "_")
+        if key not in OPTIONS:
             known = (*KEYS, *other_keys)
-            near = did_you_mean(name.replace("-", "_"), known)
+            near = did_you_mean(key, known)
             raise ConfigError(f"{where}: unknown key `{name}`", near.rstrip() or f"known keys: {', '.join(known)}")
         try:
-            layer |= {key: OPTIONS[key].convert(value) for key in keys}
+            layer[key] = OPTIONS[key].convert(value)
         except InvalidValue as invalid:
             raise ConfigError.invalid(name, value, invalid.expected, f"{where}: ") from invalid
     return in_directory(layer, path.parent)

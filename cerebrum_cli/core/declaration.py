@@ -281,6 +281,13 @@ def to_layers(declared: Option, value: Any) -> str:
     return text
 
 
+def to_cache_types(declared: Option, value: Any) -> str:
+    types = str(value).split(":")
+    if len(types) > 2 or not {*types} <= {*declared.choices}:
+        raise InvalidValue(value, f"{enumeration(declared.choices, 'or')}, or two of them, as in q8_0:q4_0")
+    return ":".join(dict.fromkeys(types))
+
+
 SWITCH = ValueType(to_bool, is_switch=True)
 INTEGER = ValueType(to_number, int)
 NUMBER = ValueType(to_number, float)
@@ -290,5 +297,6 @@ TEXTS = ValueType(to_texts, is_list=True)
 PATH = ValueType(to_path)
 SOURCES = ValueType(to_sources, is_list=True)
 LAYERS = ValueType(to_layers)
+CACHE = ValueType(to_cache_types)
 ADAPTERS = ValueType(to_adapters, is_list=True)
 THINKING = ValueType(to_thinking)

@@ -14,6 +14,7 @@ from typing import Any
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import (
     ADAPTERS,
+    CACHE,
     EFFORTS,
     INTEGER,
     LAYERS,
@@ -119,8 +120,9 @@ class Settings(SamplingParams):
         choices=("auto", "off"),
         local=True,
     )
-    cache_type_k: str | None = option("Type of cached keys [default: f16]", choices=CACHE_TYPES, local=True)
-    cache_type_v: str | None = option("Type of cached values [default: f16]", choices=CACHE_TYPES, local=True)
+    cache_type: str | None = option(
+        "Type of cached keys and values, or KEYS:VALUES [default: f16]", kind=CACHE, choices=CACHE_TYPES, local=True
+    )
     flash_attn: str | None = option("Flash attention [default: auto]", choices=("auto", "on", "off"), local=True)
     overflow: str = option(
         "When a chat fills the context [default: drop-oldest]", default="drop-oldest", choices=("drop-oldest", "stop")
@@ -199,6 +201,12 @@ class Settings(SamplingParams):
         return Path(expand_user(self.chat_template))
 
     @property
+    def cache_types(self) -> tuple[str, str]:
+        """The types of cached keys and values."""
+        keys, _, values = (self.cache_type or CACHE_TYPES[0]).partition(":")
+        return keys, values or keys
+
+    @property
     def thinks(self) -> bool | None:
         """Whether a model is to reason before it answers; None leaves it to the chat template."""
         return None if self.think is None else self.think != "off"
@@ -218,8 +226,6 @@ OPTIONS = options_of(Settings)
 SAMPLING_KEYS = tuple(options_of(SamplingParams))
 GENERATION_KEYS = (*SAMPLING_KEYS, "think", "loop_check")
 KEYS = tuple(OPTIONS)
-SHORTHANDS = {"cache_type": ("cache_type_k", "cache_type_v")}  # names that stand for several keys
-ATTENTION_KEYS = ("cache_type_k", "cache_type_v", "flash_attn")
 LOAD_KEYS = (
     "model",
     "system",
@@ -230,7 +236,8 @@ LOAD_KEYS = (
     "threads",
     "gpu_layers",
     "cpu_moe",
-    *ATTENTION_KEYS,
+    "cache_type",
+    "flash_attn",
 )
 REPLY_KEYS = (*LOAD_KEYS, *GENERATION_KEYS)  # of commands that generate replies
 MODES = {True: "thinking", False: "no_thinking"}  # tables of a layer that apply while `think` is on or off
@@ -262,14 +269,6 @@ def reply_room(context_size: int, max_tokens: int | None, longest: int = 0) -> i
     """
     room = max(context_size // 8, min(longest, context_size // 2))
     return min(max_tokens or context_size, room)
-
-
-def keys_of(name: str) -> Texts:
-    """Keys that a name stands for, which may have dashes; none if it is unknown."""
-    key = name.replace("-", "_")
-    if key in OPTIONS:
-        return (key,)
-    return SHORTHANDS.get(key, ())
 
 
 def without_keys(layer: Layer, keys: Iterable[str]) -> SourcedLayer:

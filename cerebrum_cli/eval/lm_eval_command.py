@@ -199,7 +199,7 @@ def open_for_lm_eval(source: ModelSource, use: Use, scores_raw: bool = False) ->
 
     if use == "generation":
         return open_source(source.for_rows())
-    settings = replace(source.settings, cache_type_k=None, cache_type_v=None, flash_attn=None)
+    settings = replace(source.settings, cache_type=None, flash_attn=None)
     exact = ContextOptions(
         slots=16, kv_unified=True, flash_attention=False, cache_type_k="f32", cache_type_v="f32", swa_full=True
     )
@@ -254,8 +254,7 @@ def cache_path(app: App, source: ModelSource, options: LmEvalOptions) -> Path:
         options.apply_chat_template,
         settings.think,
         dict(source.template_variables),
-        settings.cache_type_k,
-        settings.cache_type_v,
+        settings.cache_type,
     )
     digest = short_digest(json.dumps(record, sort_keys=True).encode())
     return app.cache_directory / "lm-eval" / digest

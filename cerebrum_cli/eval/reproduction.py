@@ -10,13 +10,13 @@ from typing import Any
 from cerebrum_cli.core.declaration import flag
 from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.core.settings import ATTENTION_KEYS, GENERATION_KEYS, OPTIONS, RECOMMENDED, Settings
+from cerebrum_cli.core.settings import GENERATION_KEYS, OPTIONS, RECOMMENDED, Settings
 from cerebrum_cli.eval.presets import Preset
 from cerebrum_cli.replies.source import ModelSource
 
 PRESET = "preset"  # the origin of its settings
 # Settings on which a score depends: a preset does not take them from config.toml.
-CONDITION_KEYS = ("system", "format", "chat_template", "lora", *ATTENTION_KEYS, *GENERATION_KEYS)
+CONDITION_KEYS = ("system", "format", "chat_template", "lora", "cache_type", "flash_attn", *GENERATION_KEYS)
 DEFAULTS = Settings()
 MAX_SHOWN = 40  # characters of a setting in a remark
 

@@ -33,9 +33,10 @@ def load_options(
         length=settings.ctx or 0,
         n_threads=settings.threads or 0,
         flash_attention=FLASH_ATTENTION.get(settings.flash_attn or "", context.flash_attention),
-        cache_type_k=settings.cache_type_k or context.cache_type_k,
-        cache_type_v=settings.cache_type_v or context.cache_type_v,
     )
+    if settings.cache_type:
+        keys, values = settings.cache_types
+        context = replace(context, cache_type_k=keys, cache_type_v=values)
     return LoadOptions(
         model.path,
         model.trained_context,
@@ -54,27 +55,18 @@ def load_options(
 
 def require_cache_types(header: Header, settings: Settings) -> None:
     """Raise UsageError for types of the KV cache that cannot be used with this model."""
-    require_block_sizes(header, "cache_type_k", settings.cache_type_k, 0)
-    require_block_sizes(header, "cache_type_v", settings.cache_type_v, 1)
+    types = settings.cache_types
+    for index, cache_type in enumerate(types):  # whose blocks must fill heads
+        block_size = TENSOR_TYPES[TYPE_NUMBERS[cache_type.upper()]].block_size
+        for lengths in header.sizes.head_lengths:
+            if lengths[index] % block_size:
+                needed = f"heads with a multiple of {block_size} elements"
+                problem = f"cache_type={settings.cache_type} needs {needed}; this model's have {lengths[index]}"
+                raise UsageError(problem, f"omit cache_type={settings.cache_type}")
     facts = facts_of(header.architecture)
-    types = settings.cache_type_k or "f16", settings.cache_type_v or "f16"
     if types[0] != types[1] and (has_mla(header) or facts.needs_equal_cache_types):
-        raise UsageError(
-            f"the architecture {header.architecture} needs the same type for keys and values",
-            "set both with --set cache_type=TYPE",
-        )
-
-
-def require_block_sizes(header: Header, key: str, cache_type: str | None, index: int) -> None:
-    """Raise UsageError for a quantized cache whose blocks do not fill heads; `index` is that of keys, or of values."""
-    if cache_type is None:
-        return
-    block_size = TENSOR_TYPES[TYPE_NUMBERS[cache_type.upper()]].block_size
-    for lengths in header.sizes.head_lengths:
-        if lengths[index] % block_size:
-            needed = f"heads with a multiple of {block_size} elements"
-            problem = f"{key}={cache_type} needs {needed}; this model's have {lengths[index]}"
-            raise UsageError(problem, f"omit {key}={cache_type}")
+        problem = f"the architecture {header.architecture} needs the same type for keys and values"
+        raise UsageError(problem, "set one type, as in --set cache_type=q8_0")
 
 
 def has_mla(header: Header) -> bool:

@@ -50,7 +50,7 @@ CHAT_SLOTS = 16  # one sequence, except for votes
 USUAL_REASONING = 1000  # tokens, about, before an answer
 AUTO_PARALLEL = 64  # sequences; more than this was nowhere faster
 MAX_TEMPLATE_BYTES = 2**20
-FINGERPRINTED = ("system", *GENERATION_KEYS, "ctx", "cache_type_k", "cache_type_v")
+FINGERPRINTED = ("system", *GENERATION_KEYS, "ctx", "cache_type")
 
 
 @dataclass

@@ -44,7 +44,7 @@ def test_shell_completes_values(user: CommandLine, tmp_path: Path) -> None:
         assert complete(user, f"cerebrum {line}") == [], line
     assert complete(user, "cerebrum pull cerebrum-7") == ["cerebrum-7b"]
     assert complete(user, "cerebrum ask --format c") == ["cerebrum", "collective-cognition", "chatml"]
-    assert complete(user, "cerebrum ask --set cache_type_k=q") == ["cache_type_k=q8_0", "cache_type_k=q4_0"]
+    assert complete(user, "cerebrum ask --set cache_type=q") == ["cache_type=q8_0", "cache_type=q4_0"]
     assert complete(user, "cerebrum batch in.txt --think o") == ["on", "off"]
     assert complete(user, "cerebrum sess") == ["sessions"]
     assert "--max-tokens" in complete(user, "cerebrum ask --ma")

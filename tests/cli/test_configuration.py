@@ -66,9 +66,6 @@ def test_the_rest_of_the_file_stays(user: CommandLine) -> None:
     assert file.stat().st_mode & 0o777 == 0o644
     assert config(user, "set", "cache-type", "q8_0").code == 0
     assert tomllib.loads(file.read_text())["cache_type"] == "q8_0"
-    assert config(user, "set", "cache_type_k", "q4_0").code == 0  # which the shorthand sets, too
-    values = tomllib.loads(file.read_text())
-    assert (values["cache_type_k"], values["cache_type_v"]) == ("q4_0", "q8_0") and "cache_type" not in values
     assert config(user, "unset", "max_tokens").code == 0 and config(user, "unset", "cache_type").code == 0
     assert file.read_text() == "# mine\n" + WRITTEN[WRITTEN.index("\n[") :]
     assert "endpoints.gpu.url" in config(user).out

@@ -40,9 +40,9 @@ def options_with(path: Path, **settings: Any) -> LoadOptions:
 @pytest.mark.parametrize(
     ("model", "settings", "problem"),
     [
-        ("narrow", {"cache_type_k": "q4_0"}, "cache_type_k=q4_0 needs heads with a multiple of 32 elements.* have 16"),
-        ("narrow", {"cache_type_v": "q4_0"}, "cache_type_v=q4_0 needs heads with a multiple of 32 elements.* have 16"),
-        ("deepseek2", {"cache_type_v": "q8_0", "ctx": 256}, "deepseek2 needs the same type for keys and values"),
+        ("narrow", {"cache_type": "q4_0"}, "cache_type=q4_0 needs heads with a multiple of 32 elements.* have 16"),
+        ("narrow", {"cache_type": "f16:q4_0"}, "cache_type=f16:q4_0 needs heads with a multiple of 32 elements.* have"),
+        ("deepseek2", {"cache_type": "f16:q8_0", "ctx": 256}, "deepseek2 needs the same type for keys and values"),
     ],
 )
 def test_cache_types_that_a_model_cannot_have_are_refused(
@@ -57,8 +57,8 @@ def test_cache_types_that_a_model_cannot_have_are_refused(
     path = {"narrow": chatml_model, "wide": wide}.get(model) or write_model(tmp_path / "model.gguf", fill, model)
     with pytest.raises(UsageError, match=problem):
         options_with(path, **settings)
-    allowed = options_with(wide, cache_type_k="q8_0", flash_attn="off")
-    assert allowed.context.flash_attention is False
+    allowed = options_with(wide, cache_type="q8_0:f16", flash_attn="off")
+    assert (allowed.context.flash_attention, allowed.context.cache_type_v) == (False, "f16")
 
 
 def test_cache_types_change_the_memory_and_little_else(wide: Path) -> None:
@@ -92,7 +92,7 @@ def test_prompt_cache_and_batch_of_another_cache_type_are_never_used(new_user: C
         assert done.code == 0, done.err
         return int(done.object["cached_tokens"])
 
-    quantized = ("--set", "cache_type_v=q8_0")
+    quantized = ("--set", "cache_type=f16:q8_0")
     assert (cached(), cached(*quantized)) == (0, 0)
     assert min(cached(), cached(*quantized)) > 256
     (new_user.home / "in.txt").write_text("one\ntwo\n")
@@ -105,7 +105,7 @@ def test_prompt_cache_and_batch_of_another_cache_type_are_never_used(new_user: C
 def test_exact_scores_keep_their_own_cache(wide: Path) -> None:
     opened: list[LoadOptions] = []
     model = InstalledModel("tiny", (wide,))
-    settings = Settings(cache_type_k="q4_0", cache_type_v="q4_0", flash_attn="on", threads=1)
+    settings = Settings(cache_type="q4_0", flash_attn="on", threads=1)
 
     def open_file(options: LoadOptions, emit: Any, stop: Any) -> Any:
         opened.append(options)

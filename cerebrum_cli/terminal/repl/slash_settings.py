@@ -10,7 +10,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SAMPLERS
 from cerebrum_cli.core.saved_prompts import SavedPrompt
-from cerebrum_cli.core.settings import LOCAL_KEYS, OPTIONS, SHORTHANDS, Settings, keys_of
+from cerebrum_cli.core.settings import LOCAL_KEYS, OPTIONS, Settings
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.formats.choice import FORMAT_NAMES
 from cerebrum_cli.terminal.repl.repl import Repl, model_text
@@ -60,7 +60,7 @@ def change_setting(repl: Repl, argument: str) -> str:
     value = value.strip()
     if not key:
         return list_settings(repl)
-    if key not in (*SETTABLE, *SHORTHANDS):
+    if key not in SETTABLE:
         raise UsageError(f"unknown setting {key!r}", setting_hint(argument))
     if not value:
         return show_setting(repl, key)
@@ -69,18 +69,15 @@ def change_setting(repl: Repl, argument: str) -> str:
 
 def apply_setting(repl: Repl, key: str, value: str, source: str) -> str:
     """Change a setting, or reset it, and return its new value; `source` names it in errors."""
-    changes = dict.fromkeys(keys_of(key))
-    if value != DEFAULT:
-        for changed in changes:
-            changes[changed] = OPTIONS[changed].parse([value], source)
-    repl.wait_for(repl.chat.change_settings(changes))
+    changed = None if value == DEFAULT else OPTIONS[key].parse([value], source)
+    repl.wait_for(repl.chat.change_settings({key: changed}))
     return show_setting(repl, key, with_origin=value == DEFAULT)
 
 
 def show_setting(repl: Repl, key: str, with_origin: bool = True) -> str:
     current = settings_in_effect(repl)
     origins = repl.chat.settings.origins if with_origin else {}
-    return settings_lines({name: current[name] for name in keys_of(key)}, origins)
+    return settings_lines({key: current[key]}, origins)
 
 
 def setting_key(text: str) -> str:
