@@ -166,6 +166,8 @@ class ReasoningSink:
             return
         if event.is_correction and event.channel == "answer":
             self.summarizes = False  # it follows as the answer
+        if event.channel == "thinking":
+            self._tokens += len(event.tokens) or 1  # some servers send only text
         if not event.text:
             return
         if event.channel == "thinking":
@@ -179,7 +181,6 @@ class ReasoningSink:
         if self._started is None:
             self._started = time.monotonic()
             self._wrap = WordWrap.for_output(self.streams.on_stderr)
-        self._tokens += 1
         if not self.shows:
             return
         text = strip_controls(text)

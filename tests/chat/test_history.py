@@ -205,8 +205,8 @@ def test_session_open_in_another_process_is_refused(chatml_model: Path, tmp_path
         for arguments in ((*chat, "--session", "tea"), ("ask", "-m", chatml_model, "-c", "Two?"), delete):
             done = run(*arguments)
             assert (done.code, done.err.splitlines()[0]) == (1, problem)
-        assert run(*chat, piped=b"/load tea\n").err.splitlines()[0] == problem
-    assert run(*chat, piped=b"/load tea\n").err == "Now in session 'tea'\n"
+        assert run(*chat, "-q", piped=b"/load tea\n").err.splitlines()[0] == problem
+    assert run(*chat, piped=b"/load tea\n").err == "> /load tea\nNow in session 'tea'\n> One?\n"
     assert run(*delete).code == 0
     assert run("sessions", "list", "--json").object == []
 

@@ -85,5 +85,5 @@ def test_session_keeps_its_template(
     for name in ("one", "two"):
         assert CommandLine(tmp_path).params(name)["chat_template"] == str(template)
         continued = run_here(REPLY, tmp_path, "chat", "--session", name, piped=b"Why?\n")
-        assert (continued.code, continued.out) == (0, "> Why?\nYes.\n"), continued.err
+        assert (continued.code, continued.out) == (0, "Yes.\n"), continued.err
     assert run_here(REPLY, tmp_path, "ask", "-c", "Why?", "--dry-run").out.endswith(OPENING)

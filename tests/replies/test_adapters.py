@@ -210,12 +210,12 @@ def test_session_is_continued_with_its_adapter(user: CommandLine, adapter: Path)
 @pytest.mark.slow
 def test_chat_reloads_the_model_for_another_adapter(user: CommandLine, adapter: Path) -> None:
     def chat(*lines: str) -> list[str]:
-        script = "".join(f"{line}\n" for line in ("hello", *lines))
+        script = "".join(f"{line}\n/help exit\n" for line in ("hello", *lines))
         done = user.run(
             "chat", "small", "--quiet", stdin=script, env={"CEREBRUM_MAX_TOKENS": "8", "CEREBRUM_TEMPERATURE": "0"}
         )
         refused.append("cannot be continued: the model's file or adapters have changed" in done.err)
-        return [reply for reply in re.split(r"^> .*\n", done.out, flags=re.MULTILINE) if reply]
+        return [reply for reply in re.split(r"^/exit .*\n", done.out, flags=re.MULTILINE) if reply]
 
     refused: list[bool] = []
     plain, adapted, again = chat(f"/set lora {adapter}", "/retry", "/set lora default", "/retry")

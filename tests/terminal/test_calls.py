@@ -127,7 +127,7 @@ def test_tools_of_a_chat_are_listed_added_and_removed(tmp_path: Path, chatml_mod
     out, err = StringIO(), StringIO()
     app = app_for(dict(SCRIPT), tmp_path, Streams(out, err, BytesIO(script.encode()), False, False, False))
     run(["chat", "-m", str(chatml_model), "-y", "-q"], app)
-    assert "> A coat?\nI look.\n\nNo coat.\n" in out.getvalue()
+    assert out.getvalue() == "I look.\n\nNo coat.\nNo coat.\n"
     lines = err.getvalue().splitlines()
     assert lines[0] == "no functions; /tools FILE adds some"
     assert lines[1] == "weather, wait"

@@ -1,6 +1,7 @@
 """The chat loop: piped scripts, slash commands, and keys at a terminal."""
 
 import os
+import re
 import time
 from collections.abc import Callable
 from io import BytesIO, StringIO
@@ -267,7 +268,7 @@ def test_chat_greets_with_a_new_session_and_with_a_reply_that_was_cut_off(talk: 
     assert talk("Who?\n", "--session", "tea", "-n", "1")[1][2] == "New session 'tea'"
     cut_off = ["note: the last reply was cut off (truncated)", "      /continue resumes it"]
     assert talk("", "-c")[1][-2:] == cut_off
-    assert talk("Who?\n", "-c", "-n", "9")[1][-2:] == cut_off
+    assert talk("Who?\n", "-c", "-n", "9")[1][-3:] == [*cut_off, "> Who?"]
     assert cut_off[0] not in talk("", "-c")[1]
     assert talk("", "-c", "-q")[1] == []
 
@@ -275,6 +276,12 @@ def test_chat_greets_with_a_new_session_and_with_a_reply_that_was_cut_off(talk: 
 def test_chat_continues_a_reply_that_was_truncated_while_reasoning(talk: Talk) -> None:
     _, err = talk("Who?\n", "-n", "9", rows={"Who?": "<think>Hm, who?</think>Me."})
     assert err[-2:] == ["note: reply truncated at 9 tokens of reasoning", "      /continue resumes it"]
+
+
+def test_chat_counts_the_tokens_of_reasoning_and_prints_only_answers_into_a_pipe(talk: Talk) -> None:
+    out, err = talk("Who?\n", rows={"Who?": "<think>Hm, who?</think>Me."})
+    assert out == ["Me."]
+    assert re.fullmatch(r"reasoned for [\d.]+ s, 16 tokens; /think shows it", err[-1])
 
 
 def test_chat_shows_a_tag_that_nothing_closes_as_the_answer(talk: Talk) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.terminal.interrupts import Signals, ignore_ctrl_c, raise_at_prompt
 from cerebrum_cli.terminal.keyboard import Keyboard
@@ -42,7 +43,8 @@ class ScriptInput:
 
     def read(self) -> InputLine:
         for line in self._lines:
-            echo(self._streams, line.text)
+            if not self._streams.is_quiet:
+                echo(self._streams, line.text)
             return line
         raise EOFError
 
@@ -57,13 +59,16 @@ def echo(streams: Streams, question: str) -> None:
     """Write a question as it looks once it was typed."""
     prompt = PROMPT
     for line in question.split("\n"):
-        show_prompt(streams, prompt)
-        streams.answer(f"{line}\n")
+        show_prompt(streams, prompt, f"{line}\n")
         prompt = CONTINUATION
 
 
-def show_prompt(streams: Streams, prompt: str) -> None:
-    streams.answer(streams.styled(prompt, BOLD), is_styled=True)
+def show_prompt(streams: Streams, prompt: str, typed: str = "") -> None:
+    """Write the prompt and what was typed behind it where the answers are shown, but never into a pipe of answers."""
+    if streams.out_is_terminal:
+        streams.answer(streams.styled(prompt, BOLD) + strip_controls(typed), is_styled=True)
+    else:
+        streams.draw(streams.on_stderr.styled(prompt, BOLD) + strip_controls(typed))
 
 
 def shorten_question(question: str) -> str:

@@ -188,7 +188,7 @@ class Repl:
         if last and last.early_end:
             hint = "/continue resumes it" if last.message.tokens else "/retry asks again"
             self.streams.note(f"the last reply was cut off ({last.early_end})", hint)
-        self.streams.answer("\n")
+        self.streams.blank_line()
 
     def show_question(self, question: str) -> None:
         echo(self.streams, shorten_question(question))
