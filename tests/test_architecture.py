@@ -154,7 +154,7 @@ DOORS: Mapping[str, Door] = {
         ("results", "rows"),
     ),
     "trust": Door(15, ("calibration", "shift", "stored")),
-    "chat": Door(4, ("archive", "chat", "history")),
+    "chat": Door(4, ("chat", "history", "session")),
     "batch": Door(5, ("answering", "readers")),
     "terminal": Door(
         24,

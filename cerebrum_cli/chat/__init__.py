@@ -1,4 +1,4 @@
 """Conversations on disk: a tree of messages that is never overwritten, and its export formats.
 
-Public modules: `archive`, `chat` and `history`.
+Public modules: `chat`, `history` and `session`.
 """

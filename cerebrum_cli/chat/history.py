@@ -4,46 +4,35 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from functools import cache
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zlib import crc32
 
 from cerebrum_cli.chat.database import OR_UNSAVED, check_integrity
 from cerebrum_cli.chat.model_view import (
     conversation_of,
-    no_continuation,
     visible_messages,
-    without_last,
-    without_partial_character,
 )
 from cerebrum_cli.chat.reply_params import (
-    begin_after,
-    forced_tokens,
     reply_metadata,
     session_params,
-    settings_of,
     with_kept,
 )
 from cerebrum_cli.chat.session import (
     Origin,
     ReplyMetadata,
     Session,
-    StoredMessage,
     suggest_name,
     validated_name,
     without_files,
 )
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.chat.typed_questions import forget_questions
-from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.errors import CerebrumError, SessionError, UsageError
-from cerebrum_cli.core.events import Events, NoticeEvent, OnNotice
+from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.files import lock_file, remove
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import Settings
@@ -64,14 +53,12 @@ class History:
     """A user's sessions; this process locks at most one, by an empty file in `locks`.
 
     A lock keeps other processes from writing to the session, and ends with its process. Without `locks`, the sessions
-    are in memory only. Commands that ask one question in a session take turns, by a second file, which is named after
-    the session and exists during a turn: so do those that would each create the session.
+    are in memory only.
     """
 
     store: Store
     locks: Path | None
     _held: tuple[Path, FileIO] | None = None
-    _turn: tuple[Path, FileIO] | None = None
 
     @classmethod
     def at(cls, path: Path | None) -> History:
@@ -82,33 +69,15 @@ class History:
         """Numbers of sessions and messages, and the version of the database; None in memory. Raises SessionError."""
         return check_integrity(self.store.path) if self.store.path else None
 
-    def acquire_named(self, name: str | None, on_wait: OnNotice | None = None) -> Session | None:
+    def acquire_named(self, name: str | None) -> Session | None:
         """Lock a session by its name, None if there is none; without a name, the latest.
 
-        With `on_wait`, one question follows: this waits for other commands that ask one there, after a notice. Raises
-        SessionError if the name is invalid, there is no latest session, or another process holds it.
+        Raises SessionError if the name is invalid, there is no latest session, or another process holds it.
         """
-        latest = self.store.latest() if name is None else None
-        name = latest.name if latest else name
-        if name is None:
+        session = self.store.latest() if name is None else self.store.find(validated_name(name))
+        if session is None and name is None:
             raise SessionError("no session to continue", "ask without -c first")
-        name = validated_name(name)
-        if on_wait:
-            self._take_turn(name, on_wait)
-        session = self.store.find(name)
-        if session:
-            return self.acquire(session)
-        if latest:
-            raise SessionError(f"session {name!r} was deleted by another process", "ask without -c")
-        return None
-
-    def _take_turn(self, name: str, on_wait: OnNotice) -> None:
-        """Wait until no other command asks a question in a session of this name. Raises SessionError."""
-        if self.locks is None:
-            return
-        notice = NoticeEvent(f"waiting for the answer to another question in session {name!r}", "Ctrl-C stops waiting")
-        path = self.locks / f"{crc32(name.encode()):08x}.turn"
-        self._turn = path, self._locked_file(path, cache(lambda: on_wait(notice)))  # once
+        return self.acquire(session) if session else None
 
     def acquire(self, session: Session) -> Session:
         """Lock a session, for a question to follow. Raises SessionError if another process holds it.
@@ -131,16 +100,13 @@ class History:
         busy = SessionError(
             f"session {session.name!r} is open in another process", "close it there, or use another session"
         )
-        file = self._locked_file(path, busy)
-        self.release()
-        self._held = path, file
-
-    def _locked_file(self, path: Path, on_busy: CerebrumError | Callable[[], object]) -> FileIO:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return lock_file(path, on_busy, mode=0o600, is_required=False)
+            file = lock_file(path, busy, mode=0o600, is_required=False)
         except OSError as error:
             raise SessionError(f"{path}: {error.strerror}", f"make it writable, {OR_UNSAVED}") from error
+        self.release()
+        self._held = path, file
 
     def release(self, removes: bool = False) -> None:
         """Free the locked session, if there is one; the lock's file is removed only with a deleted session."""
@@ -159,11 +125,6 @@ class History:
 
     def close(self) -> None:
         self.release()
-        if self._turn:
-            path, file = self._turn
-            remove(path)
-            file.close()
-            self._turn = None
         self.store.close()
 
     def record(
@@ -173,19 +134,16 @@ class History:
         reply: Reply,
         loaded: Model,
         settings: Settings,
-        continued: StoredMessage | None = None,
         name: str | None = None,
         for_script: bool = False,
     ) -> Session:
         """Save the new messages of a conversation and its reply; without a session, create one, by its `name` if given.
 
-        Without a FinishEvent, the reply was interrupted. It takes the place of the last one if that was `continued`. If
-        a chat has taken the name meanwhile, a number is appended to it.
+        Without a FinishEvent, the reply was interrupted. If another process has taken the name meanwhile, a number is
+        appended to it.
         """
         params = session_params(settings, loaded.model)
         with self.store.transaction():
-            if session and continued:
-                session = self.store.move(session, continued.parent)
             if session is None:
                 origin: Origin = "script" if for_script and not name else "ask"
                 name = self.store.unused_name(name) if name else self.unused_name(conversation)
@@ -221,29 +179,6 @@ class History:
         earlier = self.conversation(session, model)
         prompt = earlier.system_prompt if system_prompt is None else system_prompt
         return replace(conversation, messages=(*earlier.messages, *conversation.messages), system_prompt=prompt)
-
-    def resume(
-        self, session: Session, model: InstalledModel, settings: Settings
-    ) -> tuple[StoredMessage, Conversation, Settings]:
-        """A reply to continue, the conversation before it, and its settings. Raises SessionError."""
-        messages = self.store.messages(session)
-        problem = no_continuation(messages[-1], model) if messages else "nothing to continue: the session is empty"
-        if problem:
-            raise SessionError(problem, 'ask a question: cerebrum ask -c "..."')
-        settings = settings_of(messages[-1], settings)
-        return messages[-1], without_last(conversation_of(session, messages, model)), settings
-
-    def continue_reply(self, stored: StoredMessage, model: Model, request: Ask) -> Reply:
-        """A reply that continues a stored one, and begins with its text."""
-
-        def events() -> Events:
-            yield from model.load()
-            before = without_partial_character(stored, model)
-            tokens = begin_after(reply, before.message, forced_tokens(before.metadata))
-            yield from model.respond(replace(request, prefix_tokens=tokens)).events()
-
-        reply = Reply(events(), request.conversation)
-        return reply
 
     @property
     def rows(self) -> list[JsonDict]:

@@ -57,8 +57,6 @@ def no_continuation(last: StoredMessage, model: InstalledModel) -> str | None:
         return "nothing to continue: the reply is complete"
     if model.is_served:
         return "this server cannot continue a reply: it takes messages, not token ids"
-    if last.is_edited:
-        return "the last reply cannot be continued here: it was edited; /continue in a chat continues it"
     if author is None and last.metadata.finish_reason == "cancelled" and not last.message.content:
         return "nothing to continue: the reply was interrupted before it began"
     if author != model.reference:

@@ -21,6 +21,8 @@ from cerebrum_cli.terminal.sinks import ReplyDisplay, show_answer
 from cerebrum_cli.terminal.tables import sampling_text, stats_line
 
 if TYPE_CHECKING:
+    from cerebrum_cli.chat.history import History
+    from cerebrum_cli.chat.session import Session
     from cerebrum_cli.core.votes import Votes
     from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.replies.reply import MajorityVote
@@ -61,15 +63,15 @@ class HistoryPreload:
 class AnswerPrinter:
     """The answer to one request: rendered, recorded, and printed in the form the options ask for.
 
-    `record` saves the exchange, and returns the name of its session. `continued` continues a reply that was cut off.
+    It is saved in a `session`, or a new one, if `open_history` is given.
     """
 
     display: ReplyDisplay
     loaded: Model
     request: Ask
     options: AskOptions
-    record: Callable[[Reply], str] | None
-    continued: Reply | None
+    open_history: Callable[[], History] | None
+    session: Session | None
     saved_as: str | None = None
 
     @property
@@ -103,7 +105,7 @@ class AnswerPrinter:
 
     def show_reply(self) -> None:
         """Generate and print a reply. Raises NoAnswer if it is not what the options ask for."""
-        reply = self.continued or self.loaded.respond(self.request)
+        reply = self.loaded.respond(self.request)
         try:
             self.display.show_reply(
                 reply.events(),
@@ -112,7 +114,7 @@ class AnswerPrinter:
                 markdown=self._is_markdown,
                 prints_answer=self.options.streams_answer,
                 wraps=not (self.options.raw or self.request.grammar),
-                others=[HistoryPreload()] if self.record else [],
+                others=[HistoryPreload()] if self.open_history else [],
             )
         except BrokenPipeError:  # its reader wants no more
             if not reply.is_finished:
@@ -171,7 +173,7 @@ class AnswerPrinter:
         if self.loaded.model.is_served:
             return ""
         servers = "".join(f" --endpoint {quote(server)}" for server in self.options.endpoint)
-        return f"; cerebrum ask -c{servers} continues it"
+        return f"; cerebrum chat -c{servers} can /continue it"
 
     def show_vote(self, votes: Votes) -> None:
         """Run a vote, then print and save the sample that won; after an interrupt, the one that leads."""
@@ -207,16 +209,24 @@ class AnswerPrinter:
 
     def _save(self, reply: Reply) -> None:
         """Save the exchange; a failure is a notice, since the answer stands."""
-        if self.record is None:
+        if self.open_history is None:
             return
+        request, name = self.request, self.options.session
+        for_script = not self.streams.out_is_terminal
         try:
-            self.saved_as = self.record(reply)
+            saved = self.open_history().record(
+                self.session, request.conversation, reply, self.loaded, request.settings, name, for_script
+            )
         except SessionError as error:
             self.streams.notice(NoticeEvent(f"this exchange was not saved: {error.message}", error.hint))
+            return
+        self.saved_as = saved.name
+        if name and saved.name != name:
+            self.streams.note(f"session {name!r} exists by now; this exchange is saved as {saved.name!r}")
 
     def _save_prompt_cache(self, replies: Sequence[Reply]) -> None:
         """Save the prompt, and the prefix that all such prompts share, if they took long to evaluate."""
-        if self.record is None:
+        if self.open_history is None:
             return
         notice = self.loaded.save_prompt_of(replies, self.request.conversation)
         if notice:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.attachments.prompt_sources import PromptSources
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.votes import Votes
-    from cerebrum_cli.replies.reply import Reply
     from cerebrum_cli.replies.source import ModelSource
 
 USUAL_ANSWER = 250  # tokens, about
@@ -40,8 +39,7 @@ def ask(
 ) -> None:
     """The prompt is built from the files, PROMPT and standard input, in that order.
 
-    The exchange is saved as a session. -c continues the latest, --session NAME any, or creates it; without a prompt,
-    they continue a reply that was cut off.
+    The exchange is saved as a session. -c continues the latest, --session NAME any, or creates it.
 
     Examples:
       cerebrum ask "Why is the sky blue?"
@@ -64,24 +62,12 @@ def ask(
         app.streams.note(f"the question is the name of a file: {text}", QUOTE_PATTERN)
     question = PromptSources(text, options.file, options.messages, options.raw, app.streams.report, saved, reader)
     votes = options.vote_bounds()
-    continues = continues_reply(app, options, question)
-    if not continues:
-        question.validate(app.streams.piped)
+    question.validate(app.streams.piped)
     options.validate()
-    answer(app, overrides, options, question, votes, continues)
+    answer(app, overrides, options, question, votes)
 
 
-def continues_reply(app: App, options: AskOptions, question: PromptSources) -> bool:
-    """Whether a reply of the session is continued, since there is no question."""
-    if not options.session_flag or options.dry_run or options.votes or options.schema or options.grammar:
-        return False
-    is_asked = question.prompt is not None or question.files or question.saved or app.streams.piped is not None
-    return not is_asked
-
-
-def answer(
-    app: App, overrides: Layer, options: AskOptions, question: PromptSources, votes: Votes | None, continues: bool
-) -> None:
+def answer(app: App, overrides: Layer, options: AskOptions, question: PromptSources, votes: Votes | None) -> None:
     """Load the model, read the question meanwhile, and print the answer."""
     from cerebrum_cli.replies.interface import open_source
     from cerebrum_cli.terminal.sinks import ReplyDisplay
@@ -90,42 +76,29 @@ def answer(
     display.calls.find = options.tool_finder(app)
     tools = display.calls.tools_of(options.tool_sources)
     open_history = cache(app.open_history)  # imported and opened when it is needed, mostly after the answer
-    session = continued = None
+    session = None
     if options.session_flag:
-        session = open_history().acquire_named(options.session, app.streams.report)
+        session = open_history().acquire_named(options.session)
         if session:
             overrides = session.add_defaults(overrides, is_remote=bool(options.endpoint))
     source = find_source(app, overrides, options, question, votes)
     settings = source.settings
     grammar = options.read_grammar(source)
-    if session and continues:
-        continued, conversation, settings = open_history().resume(session, source.model, settings)
     with open_source(source) as loaded:
         from cerebrum_cli.cli.answer import AnswerPrinter, show_prompt
         from cerebrum_cli.core.ask import Ask
 
-        if not continued:
-            system = overrides.get("system")
-            conversation = question.read(app.streams.piped, settings, system)
-            if session:
-                conversation = open_history().prepend(session, source.model, conversation, system)
+        system = overrides.get("system")
+        conversation = question.read(app.streams.piped, settings, system)
+        if session:
+            conversation = open_history().prepend(session, source.model, conversation, system)
         asked = Ask(conversation, settings, grammar, tools=tools)
         if options.dry_run:
             show_prompt(app.streams, loaded, asked, options)
             return
 
-        def record(reply: Reply) -> str:
-            for_script = not app.streams.out_is_terminal
-            saved = open_history().record(
-                session, conversation, reply, loaded, settings, continued, options.session, for_script
-            )
-            if options.session and saved.name != options.session:
-                app.streams.note(f"session {options.session!r} exists by now; this exchange is saved as {saved.name!r}")
-            return saved.name
-
         saves = not (options.raw or settings.no_log)
-        reply = open_history().continue_reply(continued, loaded, asked) if continued else None
-        printer = AnswerPrinter(display, loaded, asked, options, record if saves else None, reply)
+        printer = AnswerPrinter(display, loaded, asked, options, open_history if saves else None, session)
         with printer.generating():
             if votes:
                 printer.show_vote(votes)

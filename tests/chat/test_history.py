@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from io import StringIO
@@ -14,7 +13,6 @@ from typing import Any
 import pytest
 from command_line import CommandLine, Finished
 from scripted_command import app_for, run_here
-from waiting import wait_until
 
 from cerebrum_cli.chat.history import History
 from cerebrum_cli.chat.reply_params import session_params
@@ -209,37 +207,6 @@ def test_session_open_in_another_process_is_refused(chatml_model: Path, tmp_path
     assert run(*chat, piped=b"/load tea\n").err == "> /load tea\nNow in session 'tea'\n> One?\n"
     assert run(*delete).code == 0
     assert run("sessions", "list", "--json").object == []
-
-
-@pytest.mark.parametrize("is_new", [True, False])
-def test_ask_waits_for_another_question_in_its_session(is_new: bool, chatml_model: Path, tmp_path: Path) -> None:
-    path = tmp_path / "data" / "cerebrum" / "sessions" / "sessions.db"
-    script = {"rows": {"Two?": "Second."}, "seeds": ["First."]}
-    ask = ("ask", "-m", chatml_model, "--session", "tea")
-    if not is_new:
-        assert run_here(script, tmp_path, *ask, "Zero?").code == 0
-    out, err = StringIO(), StringIO()
-    has_turn = threading.Event()
-
-    def ask_first() -> None:
-        with contextlib.closing(History.at(path)) as other:
-            session = other.acquire_named("tea", lambda _: None)
-            has_turn.set()
-            wait_until(lambda: "waiting" in err.getvalue())
-            known = other.conversation(session, MODEL) if session else Conversation()
-            other.record(session, known.user("One?"), FOUR, LOADED, SETTINGS, name="tea")
-
-    first = threading.Thread(target=ask_first)
-    first.start()
-    assert has_turn.wait(10)
-    app = app_for(script, tmp_path, Streams(out, err, None, False, False, False))
-    assert run([*map(str, ask), "Two?"], app) == 0
-    first.join()
-    notice = "note: waiting for the answer to another question in session 'tea'\n      Ctrl-C stops waiting\n"
-    assert (out.getvalue(), err.getvalue()) == ("Second.\n", notice)
-    before = [] if is_new else ["Zero?", "First."]
-    assert CommandLine(tmp_path).contents("tea") == [*before, "One?", "Four.", "Two?", "Second."]
-    assert not list(path.with_name("locks").glob("*.turn"))
 
 
 def test_ask_saves_its_exchange_if_a_chat_takes_the_name(chatml_model: Path, tmp_path: Path) -> None:

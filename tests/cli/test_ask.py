@@ -50,7 +50,7 @@ def test_json_has_the_documented_keys_and_the_same_text(user: CommandLine) -> No
     assert (answer["completion_tokens"] == 12) is (answer["finish_reason"] == "length")
     assert (answer["cached_tokens"], answer["reasoning"], answer["votes"]) == (0, None, None)
     plain = user.run(*command)
-    notice = "note: answer truncated at 12 tokens\n      raise --max-tokens; cerebrum ask -c continues it\n"
+    notice = "note: answer truncated at 12 tokens\n      raise --max-tokens; cerebrum chat -c can /continue it\n"
     assert (plain.code, plain.err) == (0, notice if answer["finish_reason"] == "length" else "")
     assert plain.out == answer["text"] + "\n" * (not answer["text"].endswith("\n"))
 
@@ -105,7 +105,8 @@ def test_closed_pipe_saves_the_answer_so_far(user: CommandLine, redirection: str
     question, reply = user.messages("hi")
     assert question["content"] == "hi" and reply["content"].startswith(begin.rstrip())
     assert reply["finish_reason"] == "cancelled"
-    assert user.run("ask", "-c", "-n", "3", "--json").object["text"].startswith(reply["content"])
+    assert user.run("chat", "-c", "-n", "3", stdin="/continue\n").code == 0
+    assert user.contents("hi")[1].startswith(reply["content"])
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ from command_line import COMMAND, CommandLine, assert_error, fixed_reply_grammar
 from person import Person
 from prompt_toolkit.history import FileHistory
 
-from cerebrum_cli.chat.session import ReplyMetadata
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Message
 
@@ -66,50 +65,22 @@ def test_ask_continue_extends_the_sampled_tokens(user: CommandLine) -> None:
     assert len(listed(user)) == 1  # a dry run saves nothing
 
 
-def test_ask_continue_without_a_prompt_continues_a_reply_that_was_cut_off(user: CommandLine) -> None:
+def test_chat_continues_a_reply_of_ask_that_was_truncated(user: CommandLine) -> None:
     whole = user.run("ask", "-n", "12", "--no-log", "Why?").out
     first = user.run("ask", "-n", "5", "Why?")
-    assert first.err == "note: answer truncated at 5 tokens\n      raise --max-tokens; cerebrum ask -c continues it\n"
-    more = user.run("ask", "-c", "-n", "3", "--no-log")
-    last = user.run("ask", "-c", "-n", "7", "--json").object
-    assert last["text"] == whole.rstrip("\n") and last["text"].startswith((first.out + more.out).replace("\n", ""))
-    assert user.contents("why") == ["Why?", last["text"]]
-    refused = user.run("ask", "-c", "--dry-run")
-    assert_error(refused, 2, "no prompt given")
-    ask(user, "Is it complete?", "Yes.")
-    assert_error(user.run("ask", "-c"), 1, "nothing to continue: the reply is complete", 'cerebrum ask -c "..."')
-
-
-@pytest.mark.parametrize(
-    ("reply", "metadata", "problem"),
-    [
-        (
-            "",
-            ReplyMetadata(finish_reason="cancelled"),
-            "nothing to continue: the reply was interrupted before it began",
-        ),
-        ("No.", ReplyMetadata(), "the last reply cannot be continued here: it was edited; /continue in a chat"),
-    ],
-)
-def test_ask_continue_says_why_a_reply_cannot_be_continued(
-    user: CommandLine, reply: str, metadata: ReplyMetadata, problem: str
-) -> None:
-    ask(user, "Why?", "Because.")
-    with closing(Store(database(user))) as store:
-        [summary] = store.summaries()
-        session = store.add_message(summary.session, Message("user", "And?"))
-        store.add_message(session, Message("assistant", reply), metadata)
-    assert_error(user.run("ask", "-c"), 1, problem)
+    hint = "raise --max-tokens; cerebrum chat -c can /continue it"
+    assert first.err == f"note: answer truncated at 5 tokens\n      {hint}\n"
+    assert_error(user.run("ask", "-c"), 2, "no prompt given")
+    assert user.run("chat", "-c", "-n", "7", "--temperature", "0", stdin="/continue\n").code == 0
+    assert user.contents("why") == ["Why?", whole.rstrip("\n")]
 
 
 def test_ask_session_creates_and_continues_a_named_session(user: CommandLine) -> None:
     first = user.run("ask", "--session", "my talk", "-n", "5", "--json", "Why?").object
     ask(user, "Other?", "Yes.")
-    assert_error(user.run("ask", "--session", "new"), 2, "no prompt given")
-    more = user.run("ask", "--session", "my talk", "-n", "3", "--json").object
-    assert more["text"].startswith(first["text"]) and (first["session"], more["session"]) == ("my talk", "my talk")
     second = user.run("ask", "--session", "my talk", "--json", "-n", "2", "And?").object
-    assert user.contents("my talk") == ["Why?", more["text"], "And?", second["text"]]
+    assert (first["session"], second["session"]) == ("my talk", "my talk")
+    assert user.contents("my talk") == ["Why?", first["text"], "And?", second["text"]]
     assert user.run("ask", "--session", "new", "--no-log", "--json", "-n", "1", "Hm?").object["session"] is None
     assert [row["name"] for row in listed(user)] == ["my talk", "other"]
     for options, problem in (
