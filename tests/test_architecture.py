@@ -51,7 +51,8 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "typer": ("main", "cli", "eval", "weights", "doctor", "decide"),
     "sqlite3": ("chat", "results.row_store"),
     "jinja2": ("formats",),
-    "markitdown": ("attachments.print_document",),  # in a process of its own
+    "markitdown": ("attachments.print_document",),  # in a process of its own, with pandas for workbooks
+    "pandas": ("attachments.print_document",),
     "pathspec": ("attachments.file_search",),
     "pydantic": ("programs.python_function",),
     "pydantic_core": ("programs.python_function",),

@@ -1,56 +1,34 @@
-"""A program that prints the text of a document. It is run in a process of its own, with limits.
-
-markitdown writes for readers of Markdown: it adds a backslash to each `_` and `*` unless it is told not to.
-"""
+"""A program that prints the text of a document: `print_document.py PATH MEMORY OUTPUT`; the last two limit bytes."""
 
 from __future__ import annotations
 
+import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
-from zipfile import ZipFile, is_zipfile
 
 
-def main(path: Path) -> None:
-    text = workbook_text(path) if is_workbook(path) else markdown(path)
-    sys.stdout.buffer.write(f"{text}\n".encode(errors="replace"))
+def main(path: Path, memory: int, output: int) -> None:
+    for kind, limit in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, output)):
+        with suppress(ValueError, OSError):  # macOS may not limit memory
+            resource.setrlimit(kind, (limit, limit))
+    if path.suffix.lower() == ".xlsx":
+        import pandas
 
-
-def markdown(path: Path) -> str:
-    sys.modules["pandas"] = None  # type: ignore[assignment]  # a third of markitdown's start, for workbooks alone
+        pandas.set_option("display.float_format", "{:.15g}".format)  # the digits that Excel has
+    else:
+        sys.modules["pandas"] = None  # type: ignore[assignment]  # a third of markitdown's start
     from markitdown import MarkItDown, StreamInfo
 
-    charset = "utf-8" if path.suffix.lower() in (".html", ".htm") else None  # as the caller has written it
+    is_html = path.suffix.lower() in (".html", ".htm")
     document = MarkItDown().convert(
-        path, stream_info=StreamInfo(charset=charset), escape_asterisks=False, escape_underscores=False
+        path,
+        stream_info=StreamInfo(charset="utf-8" if is_html else None),
+        escape_asterisks=False,
+        escape_underscores=False,
     )
-    return str(document.markdown)
-
-
-def is_workbook(path: Path) -> bool:
-    return is_zipfile(path) and "xl/workbook.xml" in ZipFile(path).namelist()
-
-
-def workbook_text(path: Path) -> str:
-    """The sheets of a workbook as tables. pandas, which markitdown uses for them, rounds numbers and drops "NA"."""
-    from openpyxl import load_workbook
-
-    with path.open("rb") as file:  # whose name may end otherwise
-        book = load_workbook(file, data_only=True)
-    sheets = []
-    for sheet in book.worksheets:
-        rows = [" | ".join(map(cell_text, row)) for row in sheet.values]
-        lines = [f"| {row} |" for row in rows if row.strip(" |")]
-        if lines:
-            lines.insert(1, "|" + " --- |" * sheet.max_column)
-        sheets.append("\n".join([f"## {sheet.title}", *lines]))
-    return "\n\n".join(sheets)
-
-
-def cell_text(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.15g}"  # the digits that Excel has
-    return "" if value is None else " ".join(str(value).splitlines())
+    sys.stdout.buffer.write(f"{document.markdown}\n".encode(errors="replace"))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

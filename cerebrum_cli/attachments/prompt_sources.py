@@ -6,21 +6,11 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.attachments.documents import (
-    CONVERTED,
-    MAX_PROMPT_BYTES,
-    Commands,
-    MissingMarkitdown,
-    convert,
-    converts,
-    ending_of,
-    read_page,
-    refuse_media,
-)
+from cerebrum_cli.attachments.documents import MAX_PROMPT_BYTES, MissingMarkitdown, document_text, is_document
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import is_address
 from cerebrum_cli.core.environment import is_hub_offline
@@ -38,7 +28,6 @@ from cerebrum_cli.pictures.picture_files import is_picture, picture_at_url, pict
 if TYPE_CHECKING:
     from _typeshed import SupportsRead
 
-    from cerebrum_cli.attachments.charsets import DecodedText
     from cerebrum_cli.attachments.file_search import FileSearch, Skipped
 
 STANDARD_INPUT = Path("-")  # to other programs
@@ -51,9 +40,8 @@ LEFT_OUT = "binary files, hidden ones and those in .gitignore are left out; PATH
 
 @frozen
 class AttachmentReader:
-    """Reads files, folders, patterns of files, documents, pictures and web pages; `commands` convert documents."""
+    """Reads files, folders, patterns of files, documents, pictures and web pages."""
 
-    commands: Commands = field(default_factory=dict)
     is_offline: bool = False
 
     def read(self, sources: Sequence[Path | str], on_notice: OnNotice) -> list[PromptFile]:
@@ -84,30 +72,38 @@ class AttachmentReader:
         """Read a file, a document or a page, the last two with a notice. Raises UsageError, PromptTooLong."""
         name = well_formed(str(source))
         if isinstance(source, str):
-            text, note = self._read_page(source)
-        elif converts(source, self.commands):
-            text, note = convert(source, str(source), self.commands)
+            text = self._read_page(source)
+        elif is_document(source):
+            text = document_text(source, str(source))
         else:
             with readable(source):
                 data = read_beginning(source, MAX_PROMPT_BYTES)
             if picture := picture_in(source, data):
                 return name, picture
-            refuse_media(data, str(source))
             text = decode_text(data, str(source), MAX_PROMPT_BYTES, PromptTooLong)
             if not text.strip():
                 on_notice(NoticeEvent(f"{name} is empty"))
             return name, text
         tokens = max(1, len(text.encode()) // BYTES_PER_TOKEN)
         on_notice(NoticeEvent(f"{name}: about {tokens:,} tokens"))
-        if note:
-            on_notice(NoticeEvent(f"{name}: {note}"))
         return name, text
 
-    def _read_page(self, address: str) -> DecodedText:
+    def _read_page(self, address: str) -> str:
+        """The text of a web page. Raises UsageError, and PromptTooLong for more than a prompt can hold."""
         if self.is_offline or is_hub_offline():
             problem = f"{address} cannot be read: the network is disabled"
             raise UsageError(problem, "omit --offline, or unset HF_HUB_OFFLINE")
-        return read_page(address, self.commands)
+        from cerebrum_cli.attachments.web_page import fetch
+
+        page = fetch(address)
+        if not is_document(Path(f"page{page.suffix}")):
+            return decode_text(page.data, address, MAX_PROMPT_BYTES, PromptTooLong)
+        from tempfile import NamedTemporaryFile
+
+        with NamedTemporaryFile(suffix=page.suffix) as file:
+            file.write(page.data)
+            file.flush()
+            return document_text(Path(file.name), address)
 
     def _read_found(
         self, path: Path, search: FileSearch, seen: set[str], skipped: list[Skipped], on_notice: OnNotice
@@ -147,9 +143,9 @@ class AttachmentReader:
 
     def _read_match(self, path: Path, is_meant: bool, on_notice: OnNotice) -> PromptFile:
         """Read a file that was found, also a document or picture if files of its type are meant. Raises UsageError."""
-        if is_meant and (converts(path, self.commands) or is_picture(path)):
+        if is_meant and (is_document(path) or is_picture(path)):
             return self._read_named(path, on_notice)
-        return well_formed(str(path)), found_text(path, is_meant)
+        return well_formed(str(path)), found_text(path)
 
 
 @frozen
@@ -198,7 +194,7 @@ class PromptSources:
         named = [path for path in (*self.files, self.messages) if isinstance(path, Path)]
         size = len(self.prompt or "")
         for path in named:
-            if is_file(path) and not converts(path, self.reader.commands):
+            if is_file(path) and not is_document(path):
                 with suppress(OSError):  # reading it reports the error
                     size += path.stat().st_size
         return size // BYTES_PER_TOKEN + (PIPED_TOKENS if piped else 0)
@@ -261,7 +257,7 @@ def fence_file(name: str, content: str | Picture) -> str:
     if isinstance(content, Picture):
         return f"[picture {one_line(name)}]"
     language = Path(name).suffix.lstrip(".")
-    if is_address(name) or ending_of(Path(name)) in CONVERTED:
+    if is_address(name) or is_document(Path(name)):
         language = ""
     return f"{name}:\n{code_block(content, language)}"
 
@@ -278,16 +274,12 @@ def parse_messages(text: str, name: str) -> Conversation:
     return conversation_from_messages(items, name, read_picture=picture_at_url)
 
 
-def found_text(path: Path, is_meant: bool) -> str:
-    """The text of a file. Raises UsageError with the reason why it is left out; a hint helps if its type is meant."""
-    from cerebrum_cli.attachments.media import media_of
-
+def found_text(path: Path) -> str:
+    """The text of a file. Raises UsageError with the reason why it is left out."""
     try:
         data = read_beginning(path, MAX_FOUND_BYTES)
     except OSError as error:
         raise UsageError(error.strerror or "unreadable") from error
-    if kind := media_of(data):
-        raise UsageError(kind.problem, kind.hint if is_meant else "")
     if len(data) > MAX_FOUND_BYTES:
         raise UsageError(f"over {format_size(MAX_FOUND_BYTES)}", "to include a large file, name it")
     try:
@@ -312,6 +304,4 @@ def hints(skipped: Sequence[Skipped]) -> str:
 
 
 def read_piped(piped: SupportsRead[bytes]) -> str:
-    data = piped.read(MAX_PROMPT_BYTES + 1)
-    refuse_media(data, "standard input")
-    return decode_text(data, "standard input", MAX_PROMPT_BYTES, PromptTooLong)
+    return decode_text(piped.read(MAX_PROMPT_BYTES + 1), "standard input", MAX_PROMPT_BYTES, PromptTooLong)

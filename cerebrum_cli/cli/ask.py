@@ -56,7 +56,7 @@ def ask(
     saved, words = options.find_prompt(app, prompt)
     applied, options = options.apply_prompt(saved, on_command_line)
     overrides = SourcedLayer(overrides, applied)
-    reader = AttachmentReader(app.config.documents, options.offline)
+    reader = AttachmentReader(options.offline)
     text = only_question(words)
     if text and options.file and exists(Path(text)):
         app.streams.note(f"the question is the name of a file: {text}", QUOTE_PATTERN)

@@ -65,7 +65,7 @@ def chat(
         overrides = SourcedLayer(overrides, {"model": reference})
         on_command_line |= {"model"}
     applied, options = options.apply_prompt(saved, on_command_line)
-    reader = AttachmentReader(app.config.documents, options.offline)
+    reader = AttachmentReader(options.offline)
     files = reader.read(options.file, app.streams.report)
     question = read_question(app, words)
     display = ReplyDisplay(app.streams, options.yes)

@@ -1,9 +1,8 @@
-"""config.toml: settings, the servers it names, and commands that convert documents."""
+"""config.toml: settings, and the servers it names."""
 
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -20,7 +19,6 @@ from cerebrum_cli.core.text import Texts, did_you_mean
 ENDPOINTS = "endpoints"
 ENDPOINT_FILES = ("ca_file", "client_cert")
 ENDPOINT_KEYS = ("url", "key_env", "served_model", *ENDPOINT_FILES)
-DOCUMENTS = "documents"
 MCP = "mcp"
 EXAMPLE = '[endpoints.NAME] with url = "http://HOST:PORT"'
 MCP_EXAMPLE = '[mcp.NAME] with command = "uvx", args = ["mcp-server-time"]'
@@ -33,7 +31,6 @@ EndpointTable = Mapping[str, str]
 class Config:
     settings: Layer = field(default_factory=dict)
     endpoints: Mapping[str, EndpointTable] = field(default_factory=dict)
-    documents: Mapping[str, Texts] = field(default_factory=dict)  # words of commands, by the ending of a file's name
     mcp: Mapping[str, JsonObject] = field(default_factory=dict)  # tables of MCP servers, which the package `mcp` reads
 
 
@@ -44,11 +41,10 @@ def read_config(path: Path) -> Config:
         return Config()
     values = parse_toml(text, path)
     endpoints = read_endpoints(values.pop(ENDPOINTS, {}), path)
-    documents = read_documents(values.pop(DOCUMENTS, {}), path)
     mcp = values.pop(MCP, {})
     require_tables(MCP, mcp, path, MCP_EXAMPLE)
-    settings = read_settings(values, text, path, (ENDPOINTS, DOCUMENTS, MCP))
-    return Config(SourcedLayer(settings, origin=CONFIG), endpoints, documents, mcp)
+    settings = read_settings(values, text, path, (ENDPOINTS, MCP))
+    return Config(SourcedLayer(settings, origin=CONFIG), endpoints, mcp)
 
 
 def read_config_text(path: Path) -> str:
@@ -121,12 +117,3 @@ def read_endpoint(name: str, table: JsonObject, path: Path) -> EndpointTable:
     if "url" not in table:
         raise ConfigError(f"{where}: url is missing", f"write {EXAMPLE}")
     return values
-
-
-def read_documents(table: Any, path: Path) -> dict[str, Texts]:
-    """Read the table `[documents]`: commands that print the text of a file, as words. Raises ConfigError."""
-    try:
-        return {ending.lower(): tuple(shlex.split(command)) for ending, command in table.items()}
-    except (AttributeError, ValueError) as error:
-        problem = f"{path}: `{DOCUMENTS}` must be a table of commands"
-        raise ConfigError(problem, f'write [{DOCUMENTS}] with pdf = "pdftotext $1 -"') from error

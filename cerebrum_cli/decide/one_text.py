@@ -46,7 +46,7 @@ def read_conversation(app: App, question: str, saved: SavedPrompt | None, option
     streams = app.streams
     if not options.file and streams.piped is None:
         return Conversation().user(saved.fill("") if saved else question)
-    reader = AttachmentReader(app.config.documents, options.offline)
+    reader = AttachmentReader(options.offline)
     files = reader.read(options.file, streams.report) if options.file else []
     piped = read_piped(streams.piped) if streams.piped else ""
     pictures = pictures_of(files)

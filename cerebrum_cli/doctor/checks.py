@@ -92,8 +92,7 @@ def _check_config(context: DoctorContext) -> CheckResult:
     if not path.exists():
         return check_result(f"{path} does not exist: using default settings; {saved}")
     endpoints = [f"endpoints.{name}" for name in config.endpoints]
-    others = [*(f"documents.{ending}" for ending in config.documents), *(f"mcp.{name}" for name in config.mcp)]
-    keys = [*config.settings, *endpoints, *others]
+    keys = [*config.settings, *endpoints, *(f"mcp.{name}" for name in config.mcp)]
     return check_result(f"{path}: {', '.join(keys) or 'no settings'}; {saved}")
 
 

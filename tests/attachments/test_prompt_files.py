@@ -129,8 +129,7 @@ PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
         ("a.png", b"", "a.png is not a PNG, JPEG, GIF or WebP picture"),
         ("a.PNG", PNG[:8], "a.PNG is not a PNG, JPEG, GIF or WebP picture"),
         ("a.png", PNG + bytes(25_000_000), "a.png is larger than 20 MB"),
-        ("a.txt", PNG[:8], "a.txt: images are not supported"),
-        ("a.bmp", b"BM" + bytes(12), "a.bmp: images are not supported"),
+        ("a.txt", PNG[:8], "a.txt is not UTF-8 text (byte 0)"),
     ],
 )
 def test_damaged_pictures_are_refused(folder: Path, name: str, content: bytes, problem: str) -> None:
@@ -155,12 +154,6 @@ def test_picture_in_a_pipe_is_refused(folder: Path) -> None:
     with pytest.raises(UsageError, match="pipe is not a regular file"):
         read("pipe")
     writer.join()
-
-
-def test_command_for_pictures_takes_precedence(folder: Path) -> None:
-    write_tree(folder, {"a.png": PNG})
-    reader = AttachmentReader({"png": ("echo", "Its text.")})
-    assert reader.read([Path("a.png")], lambda _: None) == [("a.png", "Its text.\n")]
 
 
 # What is ignored.
@@ -231,7 +224,7 @@ def test_prompt_files_skip_what_is_not_text_with_one_notice(folder: Path) -> Non
     assert files[0][1] == "a"
     assert notices == [
         NoticeEvent(
-            "5 files skipped: in/b.bin (binary), in/c.png (images are not supported), in/d.txt (binary), and 2 more",
+            "5 files skipped: in/b.bin (binary), in/c.png (binary), in/d.txt (binary), and 2 more",
             "to include a large file, name it",
         )
     ]

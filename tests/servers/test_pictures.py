@@ -98,7 +98,7 @@ def test_pattern_adds_pictures_and_a_directory_skips_them(run: Run, server: Olla
     assert run("ask", "-f", "in/*.png", "What?").code == 0
     assert sent(server) == ([("data:image/png", PNG)], "[picture in/a.png]\n\nWhat?")
     done = run("ask", "-f", "in", "What?")
-    assert "1 file skipped: in/a.png (images are not supported)" in done.err
+    assert "1 file skipped: in/a.png (binary)" in done.err
     assert "A text." in server.asked[-1].body["messages"][-1]["content"]
 
 

@@ -52,3 +52,16 @@ def write_docx(path: Path, text: str, padding: int = 0) -> Path:
                 body.write(b"a" * 1_000_000)
             body.write(b"</w:t></w:r></w:p></w:body></w:document>")
     return path
+
+
+def write_epub(path: Path, text: str) -> None:
+    """An e-book of one chapter."""
+    files = '<manifest><item id="a" href="a.xhtml" media-type="application/xhtml+xml"/></manifest>'
+    metadata = '<metadata xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:title>T</dc:title></metadata>'
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("mimetype", "application/epub+zip")
+        archive.writestr(
+            "META-INF/container.xml", '<container><rootfiles><rootfile full-path="a.opf"/></rootfiles></container>'
+        )
+        archive.writestr("a.opf", f'<package>{metadata}{files}<spine><itemref idref="a"/></spine></package>')
+        archive.writestr("a.xhtml", f"<html><body><p>{text}</p></body></html>")
