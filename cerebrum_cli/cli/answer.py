@@ -113,7 +113,6 @@ class AnswerPrinter:
                 shows_reasoning=self.request.settings.show_thinking,
                 markdown=self._is_markdown,
                 prints_answer=self.options.streams_answer,
-                wraps=not (self.options.raw or self.request.grammar),
                 others=[HistoryPreload()] if self.open_history else [],
             )
         except BrokenPipeError:  # its reader wants no more

@@ -24,7 +24,6 @@ from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_e
 from cerebrum_cli.terminal.status_line import StatusLine
 from cerebrum_cli.terminal.streams import DIM, Streams
 from cerebrum_cli.terminal.tables import PIPE_WIDTH
-from cerebrum_cli.terminal.word_wrap import WordWrap
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
@@ -42,15 +41,11 @@ class Sink(Protocol):
 
 
 class AnswerSink:
-    """The text of an answer; on a terminal without its control sequences, and rendered if it is to be `markdown`.
+    """The text of an answer; on a terminal without its control sequences, and rendered if it is to be `markdown`."""
 
-    Other text is broken between words there, if it `wraps`.
-    """
-
-    def __init__(self, streams: Streams, markdown: bool, wraps: bool = False) -> None:
+    def __init__(self, streams: Streams, markdown: bool) -> None:
         self._streams = streams
         self._renders = markdown and streams.can_style
-        self._wrap = WordWrap.for_output(streams) if wraps else None
         self._held = ""  # a control sequence that is not complete
         self._stream: MarkdownStream | None = None
         self._last = ""  # last text written
@@ -61,7 +56,6 @@ class AnswerSink:
         if isinstance(event, TokenEvent) and event.is_correction and event.channel == "thinking":
             self.close()
             self._stream, self._last = None, ""
-            self._wrap = self._wrap and WordWrap.for_output(self._streams)
             self._streams.report(MISREAD)
         text = answer_text(event)
         if self._streams.out_is_terminal:
@@ -71,8 +65,6 @@ class AnswerSink:
         self._last = text
         if self._renders:
             self._render(text)
-        elif self._wrap:
-            self._streams.answer(self._wrap.feed(text), is_styled=True)
         else:
             self._streams.answer(text)
 
@@ -136,7 +128,6 @@ class ReasoningSink:
     _started: float | None = None
     _tokens: int = 0
     _is_ended: bool = False  # by Ctrl-C
-    _wrap: WordWrap | None = None
 
     @property
     def hint(self) -> str:
@@ -180,13 +171,8 @@ class ReasoningSink:
     def _add(self, text: str) -> None:
         if self._started is None:
             self._started = time.monotonic()
-            self._wrap = WordWrap.for_output(self.streams.on_stderr)
-        if not self.shows:
-            return
-        text = strip_controls(text)
-        if self._wrap:
-            text = self._wrap.feed(text)
-        self.streams.draw(self.streams.on_stderr.styled(text, DIM))
+        if self.shows:
+            self.streams.draw(self.streams.on_stderr.styled(strip_controls(text), DIM))
 
     def close(self) -> None:
         if self._started is None:
@@ -225,17 +211,16 @@ class ReplyDisplay:
         shows_reasoning: bool,
         markdown: bool,
         prints_answer: bool = True,
-        wraps: bool = True,
         others: Iterable[Sink] = (),
     ) -> None:
         """Show a reply; `model` is the one in use, since a chat may load another. Ctrl-C ends the reasoning first.
 
-        Without `prints_answer`, its tokens are counted. An answer that `wraps` is broken between words on a terminal.
+        Without `prints_answer`, its tokens are counted.
         """
         is_chat = self.signals is not None
         can_end = self.streams.in_is_terminal if is_chat else self.streams.out_is_terminal
         reasoning = ReasoningSink(model, self.streams, can_end, shows_reasoning, is_chat or shows_reasoning)
-        answer = AnswerSink(self.streams, markdown, wraps)
+        answer = AnswerSink(self.streams, markdown)
         line = self._line(
             model,
             hint=lambda: reasoning.hint,

@@ -34,12 +34,8 @@ from cerebrum_cli.terminal.streams import Streams
         ('"""\n  a\nb\n"""', ["  a\nb"]),
         ('"""\nnever closed\nat all', ["never closed\nat all"]),
         ('say """ here', ['say """ here']),
-        ('"""doc""" is what?\nb', ['"""doc""" is what?', "b"]),
         ('"""\nx = """y""" + z\n"""\nb', ['x = """y""" + z', "b"]),
-        ('"""\ndef f():\n    """Doc."""\n    return 1\n"""\nb', ['def f():\n    """Doc."""\n    return 1', "b"]),
-        ('"""a""" and """b"""\n"""c""" or """?\n"""d"""', ['"""a""" and """b"""', '"""c""" or """?', "d"]),
-        ('/system """\na\n\nb"""\n/system """c"""', ["/system a\n\nb", "/system c"]),
-        ('/set system """\na\n"""\n/set stop """\nb', ["/set system a", '/set stop """', "b"]),
+        ('/set stop """\nb', ['/set stop """', "b"]),
     ],
 )
 def test_split_questions_reads_lines_and_fenced_blocks(text: str, expected: list[str]) -> None:
@@ -222,7 +218,7 @@ def test_prompt_keeps_a_draft_wraps_long_lines_and_knows_newer_keys(open_chat: O
     person.type("\x1b[99;5u", shows=">")  # Ctrl-C
     person.type("\x1b[A", shows="> one")
     person.type("\r", shows="Yes.")
-    person.type('/system """\rBe kind.\r\rBe brief.\r"""\r', shows="system prompt: Be kind.")
+    person.type("/system Be kind.\x0a\x0aBe brief.\r", shows="system prompt: Be kind.")
     person.type("/system\r", shows="system prompt: Be kind.")
     digits = "0123456789" * 12
     long = digits * 20

@@ -31,7 +31,6 @@ from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.terminal.repl.key_codes import KeyReader
 from cerebrum_cli.terminal.repl.questions import (
     CONTINUATION,
-    FENCE,
     PROMPT,
     InputLine,
     PlainPrompt,
@@ -132,8 +131,7 @@ class InteractivePrompt(PlainPrompt):
         line = self.parse(text) or read_block(text, iter(()))
         if self.pasted_line and line.is_literal:
             self._pasted.add(text)
-        if FENCE in self.pasted_line:  # typed again, it opens a block
-            self.pasted_line = ""
+        self.pasted_line = ""
         return line
 
     def parse(self, text: str) -> InputLine | None:

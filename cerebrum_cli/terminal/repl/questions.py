@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import select
 import sys
 import tempfile
@@ -19,8 +18,6 @@ from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.streams import BOLD, Streams
 
 FENCE = '"""'
-# A block is a question, or the argument of a command. Its first line has no other quotes than those around it.
-BLOCK = re.compile(r'(/(?!set (?!system ))\w+ [^"\n]*|)"""((?:(?!""").)*(?:\n(?s:.*?))?)("""|)')
 MAX_TERMINAL_LINE = 4095  # bytes that a Linux terminal passes on of a line; it drops the rest
 PASTE_GAP_S = 0.05  # lines that follow sooner were pasted
 PROMPT, CONTINUATION = "> ", "... "
@@ -95,21 +92,18 @@ def split_questions(text: str) -> Iterator[InputLine]:
 def read_block(text: str, lines: Iterator[str]) -> InputLine:
     """Read the further lines of a block, if a text opens one."""
     while (line := parse_input(text)) is None:
-        more = ""
-        while FENCE not in more:
-            more = next(lines, FENCE)
-            text += f"\n{more}"
+        text += f"\n{next(lines, FENCE)}"
     return line
 
 
 def parse_input(text: str) -> InputLine | None:
-    """A question or a slash command, without the quotes of a block; None while a block, or a quote in it, is open."""
-    block = BLOCK.fullmatch(text.strip())
-    if block and text.count(FENCE) % 2:
-        return None
-    if block is None or not block[3]:
+    """A question or a slash command; None while a block is open: it begins and ends with three quotes."""
+    block = text.strip()
+    if not block.startswith(FENCE):
         return InputLine(text)
-    return InputLine(block[1] + block[2].strip("\n"), is_literal=not block[1])
+    if len(block) < 2 * len(FENCE) or not block.endswith(FENCE):
+        return None
+    return InputLine(block.removeprefix(FENCE).removesuffix(FENCE).strip("\n"), is_literal=True)
 
 
 @dataclass
