@@ -34,7 +34,7 @@ def assembled(commands: Commands, names: Collection[str]) -> Any:
     return TyperGroup(
         name="cerebrum",
         help="Chat with language models on your own computer, from the terminal.",
-        epilog="Every option can also be set as CEREBRUM_...: --max-tokens is CEREBRUM_MAX_TOKENS.",
+        epilog="Every setting can also be set as CEREBRUM_...: --max-tokens is CEREBRUM_MAX_TOKENS.",
         commands={name: assembled_command(command, name in names) for name, command in commands.items()},
         params=[VersionOption(), *get_install_completion_arguments()],
         no_args_is_help=True,

@@ -39,6 +39,7 @@ LEFT_OUT = {
 SKIPPED = re.compile("|".join(LEFT_OUT.values()))
 SUCCESS = (0, 4, 5, 6)  # a prompt may not fit in the context of a tiny model, and it may give no answer
 ASKS = re.compile(r"cerebrum (sessions )?rm ")  # for confirmation
+EVALUATES = re.compile(r"cerebrum (lm-)?eval ")
 SHELL = re.compile(r"[|&;<>]|(?<!\\)\$")
 IN_ORDER = ("README.md", "docs/getting-started.md", MADE_FOR)  # from the first line to the last, in an empty home
 MODELS = {  # files by the repositories that the catalog and the pages name
@@ -204,7 +205,7 @@ def test_examples_run_as_printed(
     thinker: Path,
 ) -> None:
     path = f"{programs}:{Path(COMMAND).parent}:/usr/bin:/bin"
-    env = {"CEREBRUM_MAX_TOKENS": "8", "CEREBRUM_LIMIT": "3", "PATH": path, "EDITOR": "editor", "LAB_KEY": "sesame"}
+    env = {"CEREBRUM_MAX_TOKENS": "8", "PATH": path, "EDITOR": "editor", "LAB_KEY": "sesame"}
     env |= hub.environment(command.home / "hf")
     put_layer(command.home / ".ollama/models", "registry.ollama.ai/library/qwen3/8b", thinker)
     if name := CONFIGURATION.get(page):
@@ -214,11 +215,18 @@ def test_examples_run_as_printed(
     needed = [model for named, model in INSTALLED.items() if named in "".join(lines) and name != "models.toml"]
     setup = [f"cerebrum pull {model}" for model in needed if page not in IN_ORDER]
     for line in (*setup, *lines):
-        answers = {"CEREBRUM_YES": "1"} if ASKS.search(line) else {}
-        done = run_line(at(servers, line), command, checkout, env | answers)
+        if "language=" in line:  # of a prompt that the page shows
+            (command.config / "prompts" / "tr.md").write_text(blocks(page, "text")[-1])
+        done = run_line(at(servers, shortened(line)), command, checkout, env)
         if done.code not in SUCCESS or "Traceback" in done.err:
             failures.append((line, done.code, done.err[-500:]))
     assert failures == []
+
+
+def shortened(line: str, limit: int = 3) -> str:
+    """The line without questions to the user, and with few questions of an evaluation."""
+    line = ASKS.sub(r"\g<0>-y ", line)
+    return EVALUATES.sub(rf"\g<0>--limit {limit} ", line)
 
 
 def at(servers: Mapping[str, str], text: str) -> str:
@@ -247,7 +255,7 @@ def shape(text: str) -> str:
 def test_output_has_the_printed_shape(page: str, command: CommandLine) -> None:
     for block in blocks(page, "console"):
         prompt, printed = block.split("\n", 1)
-        done = command.run(*shlex.split(prompt)[2:], env={"CEREBRUM_LIMIT": "2"})
+        done = command.run(*shlex.split(shortened(prompt, limit=2))[2:])
         expected = [re.escape(shape(part)) for part in re.split(r"^\.\.\.\n", printed, flags=re.M)]
         assert re.fullmatch(r"(?:.*\n)*".join(expected), shape(done.out))
 

@@ -10,7 +10,7 @@ import os
 import stat
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -25,7 +25,6 @@ from cerebrum_cli.core.files import readable
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, to_json
 from cerebrum_cli.core.row_fields import InvalidRow, Template
-from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.text import Texts, text_digest
 from cerebrum_cli.results.rows import ResultRows
 
@@ -77,18 +76,16 @@ class LineRows:
 class InputOptions:
     """How the rows of an input are read.
 
-    `template` renders a prompt from the fields of each row; the field of a txt line is `text` or `prompt`. The result
-    is the input of a `saved` prompt; its other placeholders without a value are fields, too. With `include_input`, each
-    row has its `input`: text, a JSON value, or fields. A csv has this `delimiter` if given, or else one that its header
-    shows. `template_use` tells how to write a template, for an error. Without `has_settings`, keys of a row that are
-    names of settings are fields like others.
+    `template` renders a prompt from the fields of each row; the field of a txt line is `text` or `prompt`. With
+    `include_input`, each row has its `input`: text, a JSON value, or fields. A csv has this `delimiter` if given, or
+    else one that its header shows. `template_use` tells how to write a template, for an error. Without `has_settings`,
+    keys of a row that are names of settings are fields like others.
     """
 
     template: Template | None = None
     input_format: str | None = None
     delimiter: str | None = None
     include_input: bool = False
-    saved: SavedPrompt | None = None
     template_use: str = 'use --template "{NAME}"'
     has_settings: bool = True
 
@@ -108,7 +105,6 @@ class InputOptions:
             shape = self.detect_shape(source, file.head)
             includes_input = self.include_input or (copies_columns and shape in DELIMITERS)
             form = self._form(file, shape)
-            self._require_fields(form)
             rows = IndexedRows(file, form, replace(self, include_input=includes_input))
             if not rows:
                 raise UsageError("the input has no prompts", "put one on each line")
@@ -116,20 +112,6 @@ class InputOptions:
         except BaseException:
             file.close()
             raise
-
-    @property
-    def _saved_fields(self) -> Sequence[str]:
-        return self.saved.fields if self.saved else ()
-
-    def _require_fields(self, form: LineRows | TableRows) -> None:
-        """Raise UsageError for a placeholder of the saved prompt that no row can have."""
-        known = () if form.shape == "txt" else form.header
-        for name in self._saved_fields:
-            if self.saved and known is not None and name not in known:
-                problem = (
-                    f"the saved prompt {self.saved.name} needs a value for {name}, and the input has no such field"
-                )
-                raise UsageError(problem, f"write -p {self.saved.usage}")
 
     def detect_shape(self, source: Path, head: bytes) -> Shape:
         """The given shape, or the one of the file name's suffix. Raises UsageError for an unknown one.
@@ -194,17 +176,7 @@ class IndexedRows:
         number = position + 1 + bisect_right(self._skipped, position)
         row = self.form.read(number, self._source.lines(self._offsets[position]))
         self._source.require_unchanged()
-        fields = row.input if isinstance(row.input, dict) else {}
-        if not self._options.include_input:
-            row = replace(row, input=None)
-        saved = self._options.saved
-        if saved is None or row.conversation is None:
-            return row
-        try:
-            conversation = row.conversation.with_question(saved.fill(row.conversation.question, fields))
-        except UsageError as missing:
-            return invalid_row(number, row.id, row.prompt, InvalidRow(missing.message, "unknown_field"), row.input)
-        return replace(row, prompt=conversation.question, conversation=conversation)
+        return row if self._options.include_input else replace(row, input=None)
 
     @property
     def fingerprint(self) -> JsonDict:
@@ -216,10 +188,6 @@ class IndexedRows:
         }
         if options.include_input:
             fingerprint["include input"] = True
-        if options.saved and options.saved.prompt:
-            fingerprint["prompt"] = options.saved.prompt
-        if options.saved and options.saved.values:
-            fingerprint["prompt values"] = dict(options.saved.values)
         return fingerprint
 
     def for_output(self, output: Path, keys: Texts = ANSWER_KEYS) -> ResultRows:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cerebrum_cli.cli.options import QUOTE_PATTERN, AskOptions, Names, only_question, tool_options
 from cerebrum_cli.cli.signature import Argument, composed, settings_options
 from cerebrum_cli.core.files import exists
-from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
+from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer, without_keys
 
 if TYPE_CHECKING:
     from cerebrum_cli.attachments.prompt_sources import PromptSources
@@ -46,18 +46,14 @@ def ask(
       git diff | cerebrum ask "Write a commit message for this change"
       cerebrum ask "What is 15% of 80?" --votes 8 --final
     """
-    if options.save_prompt is not None:
-        from cerebrum_cli.cli.prompts import save
-
-        save(app, options.save_prompt, only_question(prompt), overrides, options, on_command_line)
-        return
     from cerebrum_cli.attachments.prompt_sources import AttachmentReader, PromptSources
 
-    saved, words = options.find_prompt(app, prompt)
-    applied, options = options.apply_prompt(saved, on_command_line)
-    overrides = SourcedLayer(overrides, applied)
+    saved = options.find_prompt(app)
+    if saved:
+        overrides = SourcedLayer(overrides, without_keys(saved.settings, on_command_line))
+        options = options.with_saved(saved)
     reader = AttachmentReader(options.offline)
-    text = only_question(words)
+    text = only_question(prompt)
     if text and options.file and exists(Path(text)):
         app.streams.note(f"the question is the name of a file: {text}", QUOTE_PATTERN)
     question = PromptSources(text, options.file, options.messages, options.raw, app.streams.report, saved, reader)

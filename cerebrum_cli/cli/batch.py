@@ -6,11 +6,11 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cerebrum_cli.cli.options import GenerationOptions, Names, SavedPromptOptions
+from cerebrum_cli.cli.options import GenerationOptions
 from cerebrum_cli.cli.row_commands import (
     RowFileOptions,
     RowOptions,
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.batch.answering import BatchOptions
     from cerebrum_cli.batch.readers import IndexedRows
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.core.saved_prompts import SavedPrompt
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.results.rows import Results
 
@@ -38,24 +37,15 @@ STANDARD = Path("-")  # standard input or output
 
 
 @row_options
-class BatchCommandOptions(RowFileOptions, SavedPromptOptions, RowOptions, GenerationOptions):
+class BatchCommandOptions(RowFileOptions, RowOptions, GenerationOptions):
     template: str | None = option("Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT")
     retry_failed: bool = switch("Re-answer rows that failed, and undecided votes", "Output")
-
-    def with_saved(self, saved: SavedPrompt, on_command_line: Names, /) -> Self:
-        saved.require_without("a batch", "extract")
-        if saved.schema is None or on_command_line & {"schema", "grammar"}:
-            return self
-        return replace(self, schema=saved.schema, grammar=None)
 
 
 @composed
 def batch(
     app: App,
-    on_command_line: Names,
-    words: Annotated[
-        list[str], Argument("INPUT", "Questions: .txt, .jsonl, .csv, .tsv, .parquet; `-`: standard input")
-    ],
+    input: Annotated[str, Argument("INPUT", "Questions: .txt, .jsonl, .csv, .tsv, .parquet; `-`: standard input")],
     output: Annotated[
         Path | None,
         Option(
@@ -86,17 +76,11 @@ def batch(
 
     if output is None:
         raise UsageError("missing option '-o' / '--output'", "see cerebrum batch --help")
-    saved, words = options.find_prompt(app, words, has_fields=True)
-    if len(words) != 1:
-        problem = f"unexpected argument: {' '.join(words[1:])}" if words else "missing argument 'INPUT'"
-        raise UsageError(problem, "see cerebrum batch --help")
-    applied, options = options.apply_prompt(saved, on_command_line)
-    overrides = SourcedLayer(overrides, applied)
-    source = Path(words[0])
+    source = Path(input)
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
     template = None if options.template is None else parse_template(options.template)
-    reading = InputOptions(template, options.input_format, options.delimiter, options.include_input, saved)
+    reading = InputOptions(template, options.input_format, options.delimiter, options.include_input)
     with closing(reading.open(source, app.streams.piped, output)) as rows:
         without_answer = BatchRun.prepare(app, rows, output, overrides, options).answer()
     if without_answer:

@@ -12,7 +12,7 @@ from cerebrum_cli.cli.options import AnswerOptions, Names, QuestionOptions, only
 from cerebrum_cli.cli.signature import Argument, composed, settings_options
 from cerebrum_cli.core.declaration import switch
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
+from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer, without_keys
 
 if TYPE_CHECKING:
     from cerebrum_cli.chat.chat import Chat
@@ -57,14 +57,18 @@ def chat(
     from cerebrum_cli.terminal.repl.interactive import run_chat
     from cerebrum_cli.terminal.sinks import ReplyDisplay
 
-    saved, words = options.find_prompt(app, words)
+    saved = options.find_prompt(app)
+    words = words or []
     if len(words) > 2:
         only_question(words)
     if "model" not in on_command_line and words and not is_question(words[0]):
         reference, *words = words
         overrides = SourcedLayer(overrides, {"model": reference})
         on_command_line |= {"model"}
-    applied, options = options.apply_prompt(saved, on_command_line)
+    applied: Layer = {}
+    if saved:
+        saved.require_without("a chat", "schema", "extract")
+        applied = without_keys(saved.settings, on_command_line)
     reader = AttachmentReader(options.offline)
     files = reader.read(options.file, app.streams.report)
     question = read_question(app, words)

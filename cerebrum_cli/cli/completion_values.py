@@ -56,16 +56,6 @@ def complete_option(declared: Option, _: Any, __: list[str], incomplete: str) ->
     return complete_values(completion_of(declared), _, __, incomplete)
 
 
-def complete_argument(values: Values | None, context: Any, words: list[str], incomplete: str) -> list[str]:
-    """The values of an argument; beside -p, what the saved prompt needs."""
-    name = context.params.get("saved_prompt")
-    return complete_values(placeholders_of(name) if name else values, context, words, incomplete)
-
-
-def placeholders_of(prompt: str) -> Values:
-    return lambda app: [f"{name}=" for name in app.prompts.find(prompt).placeholders]
-
-
 def complete_values(values: Values | None, _: Any, __: list[str], incomplete: str) -> list[str]:
     """The values that continue an incomplete one; none if they cannot be found."""
     from cerebrum_cli.cli.app import App

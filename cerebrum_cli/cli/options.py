@@ -17,7 +17,6 @@ from cerebrum_cli.core.declaration import (
     PATH,
     SOURCES,
     SWITCH,
-    SWITCH_WORDS,
     TEXTS,
     Option,
     option,
@@ -27,7 +26,7 @@ from cerebrum_cli.core.declaration import (
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.settings import Layer, without_keys
+from cerebrum_cli.core.settings import Layer
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -94,7 +93,7 @@ class PullOptions(QuietOptions):
 @option_group
 class ServerOptions(QuietOptions):
     endpoint: tuple[str, ...] = option(
-        "Generate on this server (repeatable)", "Server", TEXTS, default=(), metavar="URL|NAME", splits=str.split
+        "Generate on this server (repeatable)", "Server", TEXTS, default=(), metavar="URL|NAME"
     )
     served_model_name: str | None = option("Model to request if the server has several")
 
@@ -172,31 +171,27 @@ class GenerationOptions(ConstrainedOptions):
 
 @option_group
 class SavedPromptOptions:
-    saved_prompt: str | None = option(
-        "Apply a saved prompt; arguments KEY=VALUE fill it in", "Input", short="-p", metavar="NAME"
+    saved_prompt: str | None = option("Apply a saved prompt", "Input", short="-p", metavar="NAME")
+    param: tuple[str, ...] = option(
+        "Value for {NAME} in the saved prompt (repeatable)",
+        "Input",
+        TEXTS,
+        default=(),
+        short="-P",
+        metavar="NAME=VALUE",
     )
 
-    def find_prompt(
-        self, app: App, words: list[str] | None, has_fields: bool = False
-    ) -> tuple[SavedPrompt | None, list[str]]:
-        """The saved prompt, with its values among the words of the command line, and the other words.
-
-        Raises UsageError for an unknown prompt, and as `take_values` does; ConfigError.
-        """
-        if self.saved_prompt is None:
-            return None, words or []
-        return app.prompts.find(self.saved_prompt, is_option=True).take_values(words or (), has_fields=has_fields)
-
-    def apply_prompt(self, saved: SavedPrompt | None, on_command_line: Names) -> tuple[Layer, Self]:
-        """Settings of a saved prompt, and these options with what it sets, except for those `on_command_line`."""
-        if saved is None:
-            return {}, self
-        return without_keys(saved.settings, on_command_line), self.with_saved(saved, on_command_line)
-
-    def with_saved(self, saved: SavedPrompt, _: Names, /) -> Self:
-        """These options with those of a saved prompt that are not on the command line: in a chat, none."""
-        saved.require_without("a chat", "schema", "extract")
-        return self
+    def find_prompt(self, app: App) -> SavedPrompt | None:
+        """The saved prompt with its values; None without one. Raises UsageError, ConfigError."""
+        name = self.saved_prompt
+        if name is None:
+            if self.param:
+                raise UsageError("-P needs a saved prompt", "name one with -p NAME")
+            return None
+        if len(name.split()) > 1 and name not in app.prompts.names():
+            hint = f"-p takes the name of a saved prompt; the question is an argument: cerebrum ask {quote(name)}"
+            raise UsageError(f"no saved prompt named {name!r}", hint)
+        return app.prompts.find(name).with_values(self.param, f"-p {quote(name)} -P NAME=VALUE")
 
 
 @option_group
@@ -240,7 +235,6 @@ class FileOptions:
         default=(),
         short="-f",
         metavar="PATH|URL",
-        splits=lambda paths: paths.split(":"),
     )
 
 
@@ -263,7 +257,6 @@ class QuestionOptions(FileOptions, ToolOptions, SavedPromptOptions):
 class AskOptions(QuestionOptions, GenerationOptions):
     messages: Path | None = option("OpenAI messages list; `-` is standard input", "Input", PATH, metavar="FILE")
     raw: bool = switch("Complete prompts verbatim, without a format", "Input")
-    save_prompt: str | None = option("Save PROMPT and settings for -p; generate nothing", "Input", metavar="NAME")
     final: bool = switch("Print only the final answer; exit code 5 if there is none", "Output")
     extract: str | None = option(
         "Print only the first code block, the last, or one in LANG",
@@ -277,26 +270,21 @@ class AskOptions(QuestionOptions, GenerationOptions):
     dry_run: bool = switch("Print the exact prompt without evaluating it", "Output")
     no_markdown: bool = switch("Plain text, even on a terminal", "Output")
 
-    def with_saved(self, saved: SavedPrompt, on_command_line: Names, /) -> Self:
-        if saved.schema is None and not saved.extract:
-            return self
-        # These exclude what variables may ask for.
-        changes: JsonDict = {"extract": None, "final": False, "schema": None}
-        if saved.schema and not on_command_line & {"schema", "grammar", "extract"}:
-            changes |= {"schema": saved.schema, "grammar": None}
-        if saved.extract and not on_command_line & {"schema", "final", "extract", "votes"}:
-            changes["extract"] = FIRST if saved.extract is True else saved.extract
-        for name in on_command_line & changes.keys():
-            del changes[name]
-        return replace(self, **changes)
+    def with_saved(self, saved: SavedPrompt) -> Self:
+        """These options, with the schema or the code block that a saved prompt asks for, unless they ask for others."""
+        if saved.schema and not (self.schema or self.grammar or self.extract):
+            return replace(self, schema=saved.schema)
+        if saved.extract and not (self.schema or self.final or self.extract or self.votes):
+            return replace(self, extract=FIRST if saved.extract is True else saved.extract)
+        return self
 
     @property
     def extract_flag(self) -> str | None:
-        return None if SWITCH_WORDS.get(self.extract or "off") is False else "--extract"
+        return None if self.extract is None else "--extract"
 
     @property
     def extract_lang(self) -> str | None:
-        return None if self.extract in (None, FIRST, LAST, *SWITCH_WORDS) else self.extract
+        return None if self.extract in (None, FIRST, LAST) else self.extract
 
     @property
     def streams_answer(self) -> bool:

@@ -9,20 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial
-from importlib import import_module
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
-from cerebrum_cli.cli.completion_values import complete_argument, complete_option, completion_of
+from cerebrum_cli.cli.completion_values import complete_option, complete_values, completion_of
 from cerebrum_cli.cli.options import QuietOptions
 from cerebrum_cli.cli.signature import Argument, CommandGroup, Declared, GivenOptions, Options
-from cerebrum_cli.cli.variables import unknown_variables
 from cerebrum_cli.core.declaration import HEADINGS, TEXTS, Option, flag
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.settings import OPTIONS
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -34,7 +30,6 @@ SET_OPTION = Option(
     f"Change a setting; `--{SET} {HELP}` lists them (repeatable)", "Model", TEXTS, metavar="KEY=VALUE", name=SET
 )
 SETTINGS_WIDTH = 200  # of a terminal that shows a setting with its default and range in one line
-VARIABLES = ("api_key",)  # what only a variable sets
 UNCONVERTED: Any = None  # instead of a type
 NO_HELP = {"default_map": {HELP: False}}  # a value that Typer need not convert
 
@@ -74,10 +69,10 @@ class DeclaredCommand(TyperCommand):
         texts = {name: value for name, value in ctx.params.items() if value is not None}
         assigned = texts.pop(SET, ())
         if HELP in assigned:
-            return print_settings(app_of(ctx, ()).streams, self.settable)
+            return print_settings(app_of(ctx).streams, self.settable)
         self.require_arguments(ctx)
         values = self.declared.values(GivenOptions.parse(texts, assigned, self.declared))
-        app = app_of(ctx, self.declared.options)
+        app = app_of(ctx)
         for options in values.values():
             if isinstance(options, QuietOptions):
                 options.apply_to(app)
@@ -153,7 +148,7 @@ class ArgumentParameter(TyperArgument):
             nargs=-1 if argument.is_list else 1,
             metavar=argument.metavar,
             help=f"{argument.help}.",
-            autocompletion=partial(complete_argument, argument.values),
+            autocompletion=partial(complete_values, argument.values),
             rich_help_panel="Arguments",
         )
 
@@ -182,28 +177,11 @@ def with_implied_values(words: list[str], options: Collection[Option]) -> list[s
     return words
 
 
-def app_of(context: Any, options: Iterable[str]) -> App:
-    """The app a test has passed, or this machine's, after a notice of each variable that sets no option."""
+def app_of(context: Any) -> App:
+    """The app a test has passed, or this machine's."""
     from cerebrum_cli.cli.app import App
 
-    app = context.obj if isinstance(context.obj, App) else App.of_user()
-    known = {*OPTIONS, *VARIABLES, *options}
-    unknown = unknown_variables(known) and unknown_variables(known | option_names())
-    for name, hint in unknown.items():
-        app.streams.notice(NoticeEvent(f"unknown environment variable {name}", hint))
-    return app
-
-
-def option_names() -> set[str]:
-    """Names of the options of all commands."""
-    from cerebrum_cli.cli.commands import own_commands
-
-    names: set[str] = set()
-    for command in own_commands().values():
-        declared = getattr(import_module(command.module), command.attribute)
-        for each in declared.values() if isinstance(declared, dict) else (declared,):
-            names.update(each.options)
-    return names
+    return context.obj if isinstance(context.obj, App) else App.of_user()
 
 
 def print_settings(streams: Streams, settable: Options) -> None:

@@ -1,8 +1,7 @@
-"""`cerebrum prompts`: list, show, edit, save and delete saved prompts.
+"""`cerebrum prompts`: list, show, edit and delete saved prompts.
 
 Examples:
   cerebrum prompts edit commit
-  cerebrum ask -s "Translate into French." --save-prompt french
   git diff | cerebrum ask -p commit
 """
 
@@ -14,22 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cerebrum_cli.cli.completion_values import saved_prompts
-from cerebrum_cli.cli.options import FIRST, AskOptions, Json, JsonArray, Names, QuietOptions, Yes, require_agreement
+from cerebrum_cli.cli.options import Json, JsonArray, QuietOptions, Yes, require_agreement
 from cerebrum_cli.cli.signature import Argument, CommandGroup, subcommand
 from cerebrum_cli.core.config import read_config_text
-from cerebrum_cli.core.declaration import options_of
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.files import atomic_write, translate_os_errors
-from cerebrum_cli.core.grammar import schema_file
 from cerebrum_cli.core.saved_prompts import SavedPrompt, read_prompt
-from cerebrum_cli.core.settings import KEYS, Layer, in_directory
-from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.terminal.tables import print_prompts
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
 
-SAVED = {*KEYS, "prompt", "schema", "extract", "save_prompt", "yes", "quiet"}  # what may be given with --save-prompt
 group: CommandGroup = {}
 NAME_HELP = "A name from `cerebrum prompts list`"
 EXAMPLE = """\
@@ -39,6 +33,9 @@ EXAMPLE = """\
 # temperature = 0.2
 # schema = "answer.schema.json"  # relative to this file
 # extract = true  # print only the first code block
+#
+# [defaults]  # of {language} and other names in the prompt, which ask -P language=VALUE sets
+# language = "English"
 +++
 Write a commit message for this change:
 
@@ -114,68 +111,10 @@ def rm(
     app.streams.report(f"deleted {listed}")
 
 
-def save(
-    app: App, name: str, prompt: str | None, overrides: Layer, options: AskOptions, on_command_line: Names
-) -> None:
-    """Save what is on the command line as a prompt; variables are not saved. Raises UsageError."""
-    require_name(name)
-    if unsaved := min(on_command_line - SAVED, default=None):
-        problem = f"{options_of(type(options))[unsaved].argument} cannot be saved with a prompt"
-        raise UsageError(problem, "omit it, and add it to each question")
-    schema = typed_schema(options, on_command_line)
-    extract: bool | str = False
-    if options.extract and options.extract_flag and "extract" in on_command_line:
-        extract = options.extract == FIRST or options.extract
-    if schema and extract:
-        raise UsageError.conflict(str(options.extract_flag), "--schema")
-    saved = SavedPrompt(name, saved_settings(overrides, on_command_line), typed_prompt(app, prompt), schema, extract)
-    if not (saved.prompt or saved.header):
-        raise UsageError(f"nothing to save as {name}", "add a PROMPT, a system prompt with -s, or a setting")
-    path = app.prompts.file(name)
-    is_new = not path.exists()
-    if not (is_new or options.yes or app.streams.confirm(f"Replace the saved prompt {name}?", default=False)):
-        raise UsageError(f"the saved prompt {name} already exists", "choose another name, or replace it with -y")
-    write_prompt(path, saved.file_text())
-    app.streams.report(f"{name} saved in {path}; use it with cerebrum ask -p {saved.usage}")
-    report_placeholders(app, saved)
-
-
 def report_placeholders(app: App, saved: SavedPrompt) -> None:
     if saved.placeholders:
         first = saved.placeholders[0]
-        names = ", ".join(saved.placeholders)
-        app.streams.report(f"placeholders: {names}; {{{{{first}}}}} is the text {{{first}}}")
-
-
-def saved_settings(overrides: Layer, on_command_line: Names) -> Layer:
-    """Settings of the command line with absolute paths: a saved prompt is used in any directory."""
-    from cerebrum_cli.core.paths import absolute_reference
-
-    typed = {key: value for key, value in overrides.items() if key in on_command_line}
-    settings = dict(in_directory(typed, Path.cwd()))
-    if "model" in settings:
-        settings["model"] = absolute_reference(settings["model"])
-    return settings
-
-
-def typed_prompt(app: App, prompt: str | None) -> str | None:
-    from cerebrum_cli.attachments.prompt_sources import read_piped
-
-    text = well_formed(prompt or "")
-    if prompt == "-" and app.streams.piped:
-        text = read_piped(app.streams.piped)
-    return text.strip("\r\n") or None
-
-
-def typed_schema(options: AskOptions, on_command_line: Names) -> str | None:
-    """The schema, or the path of its file, which can be read. Raises UsageError."""
-    from cerebrum_cli.cli.constraints import schema_text
-
-    if options.schema is None or "schema" not in on_command_line:
-        return None
-    schema_text(options.schema)
-    path = schema_file(options.schema)
-    return str(path.resolve()) if path else options.schema
+        app.streams.report(f"placeholders: {', '.join(saved.placeholders)}; {{{{{first}}}}} is the text {{{first}}}")
 
 
 def require_name(name: str) -> None:

@@ -1,25 +1,14 @@
-"""The environment variables that set options."""
+"""The environment variables that set settings, and the servers of `--endpoint`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from cerebrum_cli.core.declaration import Option, variable
-from cerebrum_cli.core.environment import environment, environment_names
-from cerebrum_cli.core.settings import ENVIRONMENT, OPTIONS, Layer, SourcedLayer
-from cerebrum_cli.core.text import did_you_mean
+from cerebrum_cli.core.environment import environment
+from cerebrum_cli.core.settings import OPTIONS, Layer, SourcedLayer
 
-
-def unknown_variables(known: Iterable[str]) -> dict[str, str]:
-    """Variables that set no option, each with a hint."""
-    names = list(map(variable, known))
-    unknown = {}
-    for name in environment_names():
-        if name.startswith(ENVIRONMENT) and name not in names:
-            near = did_you_mean(name, tuple(names), cutoff=0.8).rstrip()
-            unknown[name] = near or "run cerebrum COMMAND --help to list the options"
-    return unknown
+ENDPOINT = "endpoint"  # the one option that has a variable; it names several servers with spaces between them
 
 
 def environment_layer(*keys: str) -> Layer:
@@ -36,11 +25,13 @@ def environment_value(declared: Option) -> tuple[Any, str]:
     if source is None:
         return None, ""
     text = environment(source) or ""
-    texts = declared.splits(text) if declared.splits else [text]
+    texts = text.split() if declared.name == ENDPOINT else [text]
     return declared.parse(texts, source, has_quotes=not declared.heading), source
 
 
 def variable_that_sets(name: str) -> str | None:
-    """The environment variable that sets an option; None if it is not set."""
+    """The environment variable that sets a setting or the servers; None if it is not set."""
     source = variable(name)
+    if name not in OPTIONS and name != ENDPOINT:
+        return None
     return None if environment(source) is None else source

@@ -59,8 +59,7 @@ class Option(NamedTuple):
 
     Numbers lie between `least` and `most`, inclusive. Text is one of `choices` where there are any. A `local` option
     concerns a model on this machine, and has no meaning for one on a server. A flag that stands alone has the value
-    that it has `implied`. The variable of a repeatable option holds one value, or several if it `splits` them.
-    `values` completes a value in a shell, for the app of a command. `name` is that of its field.
+    that it has `implied`. `values` completes a value in a shell, for the app of a command. `name` is that of its field.
     """
 
     help: str
@@ -73,7 +72,6 @@ class Option(NamedTuple):
     choices: Texts = ()
     local: bool = False
     implied: str = ""
-    splits: Callable[[str], list[str]] | None = None
     values: Callable[[Any], Iterable[str]] | None = None
     name: str = ""
 

@@ -13,10 +13,6 @@ def environment(name: str) -> str | None:
     return os.environ.get(name) or None
 
 
-def environment_names() -> tuple[str, ...]:
-    return tuple(os.environ)
-
-
 def environment_with(variables: dict[str, str]) -> dict[str, str]:
     """The environment for another program, with these variables."""
     return {**os.environ, **variables}

@@ -9,7 +9,7 @@ from cerebrum_cli.cli.options import Names
 from cerebrum_cli.cli.signature import Argument, composed, settings_options
 from cerebrum_cli.core.declaration import PATH, Option, flag
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.settings import LOAD_KEYS, Layer, SourcedLayer
+from cerebrum_cli.core.settings import LOAD_KEYS, Layer
 from cerebrum_cli.decide.decide_options import DecideOptions
 
 if TYPE_CHECKING:
@@ -64,11 +64,10 @@ def decide(
     """
     if options.votes is None and (needless := [flag(name) for name in OF_VOTES if name in on_command_line]):
         raise UsageError(f"{needless[0]} applies only to votes", "omit it, or add --votes K")
-    saved, words = options.find_prompt(app, words, has_fields=True)
-    applied, options = options.apply_prompt(saved, on_command_line)
-    overrides = SourcedLayer(overrides, applied)
-    question = "" if saved and len(words) < 2 else take_question(words)
-    inputs = words[1:] if question else words
+    question, *inputs = words or [""]
+    question = question.strip()
+    if not question:
+        raise UsageError("no question given", 'give one: cerebrum decide "Is a refund requested?" < ticket.txt')
     if len(inputs) > 1:
         raise UsageError(f"unexpected argument: {' '.join(inputs[1:])}", "quote the question")
     if inputs:
@@ -76,7 +75,7 @@ def decide(
 
         if options.file:
             raise UsageError("-f and INPUT cannot be used together", "omit one of them")
-        decide_file(app, question, saved, Path(inputs[0]), output, overrides, options)
+        decide_file(app, question, Path(inputs[0]), output, overrides, options)
         return
     from cerebrum_cli.decide.one_text import decide_text
 
@@ -85,10 +84,4 @@ def decide(
         needless.insert(0, "-o")
     if needless:
         raise UsageError(f"{needless[0]} applies to the rows of a file", "name the file after the question, or omit it")
-    decide_text(app, question, saved, overrides, options)
-
-
-def take_question(words: list[str]) -> str:
-    if not words or not words[0].strip():
-        raise UsageError("no question given", 'give one: cerebrum decide "Is a refund requested?" < ticket.txt')
-    return words[0].strip()
+    decide_text(app, question, overrides, options)

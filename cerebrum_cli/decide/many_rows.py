@@ -17,7 +17,7 @@ from cerebrum_cli.batch.readers import InputOptions
 from cerebrum_cli.cli.row_commands import Work, answer_missing, resumable
 from cerebrum_cli.core.errors import SOME_FAILED, UsageError
 from cerebrum_cli.core.json_types import JsonDict, to_json
-from cerebrum_cli.core.row_fields import Template, parse_template
+from cerebrum_cli.core.row_fields import parse_template
 from cerebrum_cli.core.settings import SourcedLayer
 from cerebrum_cli.core.text import format_count, text_digest
 from cerebrum_cli.decide.by_likelihood import UNUSED
@@ -29,7 +29,6 @@ from cerebrum_cli.trust.stored import key_of
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.core.saved_prompts import SavedPrompt
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.decide.decide_options import DecideOptions
     from cerebrum_cli.replies.source import ModelSource
@@ -42,7 +41,6 @@ STANDARD = Path("-")  # standard input or output
 def decide_file(
     app: App,
     question: str,
-    saved: SavedPrompt | None,
     source: Path,
     output: Path | None,
     overrides: Layer,
@@ -51,13 +49,12 @@ def decide_file(
     """Decide the rows of a file that have no decision yet. Raises Interrupted with how to resume, and Exit."""
     if output and output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
-    template = template_of(question, saved)
+    template = parse_template(question) if "{" in question or "}" in question else None
     reading = InputOptions(
         template,
         options.input_format,
         options.delimiter,
         include_input=True,
-        saved=saved,
         template_use='name a column in QUESTION: "... {NAME}"',
         has_settings=False,
     )
@@ -65,7 +62,7 @@ def decide_file(
         is_table = output is not None and rows.for_output(output).table is not None
         asked = RowQuestions(
             rows,
-            "" if template or saved else question,
+            "" if template else question,
             template.fields if template else (),
             options.find_choices(),
             options.listing,
@@ -90,19 +87,6 @@ def decide_file(
         if is_table:
             passes[0].asked.require_columns()
         write_decisions(app, passes, output)
-
-
-def template_of(question: str, saved: SavedPrompt | None) -> Template | None:
-    """The template of a question that names fields of a row; None for one that is added to each row.
-
-    Raises UsageError for one that is added to a saved prompt.
-    """
-    if "{" in question or "}" in question:
-        return parse_template(question)
-    if saved and question:
-        hint = 'omit QUESTION, or let it name a column: "{text}"'
-        raise UsageError(f"the saved prompt {saved.name} has its own question", hint)
-    return None
 
 
 def measure_rows(

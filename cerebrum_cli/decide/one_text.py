@@ -16,21 +16,20 @@ from cerebrum_cli.decide.given_choices import YES_OR_NO
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.decision import Decision
-    from cerebrum_cli.core.saved_prompts import SavedPrompt
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.decide.decide_options import DecideOptions
     from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.replies.source import ModelSource
 
 
-def decide_text(app: App, question: str, saved: SavedPrompt | None, overrides: Layer, options: DecideOptions) -> None:
+def decide_text(app: App, question: str, overrides: Layer, options: DecideOptions) -> None:
     """Decide the text of files and standard input, or the question alone, and print the answer."""
     from cerebrum_cli.replies.interface import open_source
     from cerebrum_cli.terminal.sinks import ReplyDisplay
 
     choices = options.find_choices() or YES_OR_NO
     source = options.find_source(app, overrides)
-    conversation = read_conversation(app, question, saved, options)
+    conversation = read_conversation(app, question, options)
     asked = ChoiceQuestion(conversation, choices, options.listing)
     found: list[Decided] = []
     if options.votes:
@@ -41,11 +40,11 @@ def decide_text(app: App, question: str, saved: SavedPrompt | None, overrides: L
     print_decision(app, found[0].result, source, options)
 
 
-def read_conversation(app: App, question: str, saved: SavedPrompt | None, options: DecideOptions) -> Conversation:
+def read_conversation(app: App, question: str, options: DecideOptions) -> Conversation:
     """The text, and the question after it. Raises UsageError for an empty text."""
     streams = app.streams
     if not options.file and streams.piped is None:
-        return Conversation().user(saved.fill("") if saved else question)
+        return Conversation().user(question)
     reader = AttachmentReader(options.offline)
     files = reader.read(options.file, streams.report) if options.file else []
     piped = read_piped(streams.piped) if streams.piped else ""
@@ -54,7 +53,7 @@ def read_conversation(app: App, question: str, saved: SavedPrompt | None, option
     if not (pictures or any(text.strip() for text in texts)):
         raise UsageError("the text is empty", "pipe it in, or name a file with -f")
     text = compose_prompt(None, files, piped)
-    return Conversation().user(saved.fill(text) if saved else f"{text}\n\n{question}", pictures)
+    return Conversation().user(f"{text}\n\n{question}", pictures)
 
 
 def deciding(model: Model, question: ChoiceQuestion, votes: int | None, found: list[Decided]) -> Events:

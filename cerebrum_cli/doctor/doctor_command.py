@@ -23,7 +23,7 @@ SETTINGS = settings_options(("model",), model="Model to check [default: the defa
 @option_group
 class DoctorOptions(ServerOptions):
     endpoint: tuple[str, ...] = option(
-        "Check this server instead (repeatable)", "Server", TEXTS, default=(), metavar="URL|NAME", splits=str.split
+        "Check this server instead (repeatable)", "Server", TEXTS, default=(), metavar="URL|NAME"
     )
     offline: bool = switch("Do not use the network", "Model")
     json: bool = switch("Print a JSON array", "Output")

@@ -35,11 +35,8 @@ def test_shell_completes_values(user: CommandLine, tmp_path: Path) -> None:
         assert complete(user, f"cerebrum {line}") == ["why-is-it-so"], line
     assert user.run("chat", "-n", "2", "--session", "my (first) chat", stdin="Hi\n").code == 0
     assert complete(user, "cerebrum sessions show my") == ["my\\", "\\(first\\)\\", "chat"]
-    for line in ("ask -p s", "chat --saved-prompt s", "batch in.txt -p s", "prompts show s", "prompts edit s"):
+    for line in ("ask -p s", "chat --saved-prompt s", "prompts show s", "prompts edit s"):
         assert complete(user, f"cerebrum {line}") == ["sum"], line
-    (user.config / "prompts" / "tr.md").write_text("{language}, {tone}: {input}\n")
-    for line in ("ask -p tr l", "chat --saved-prompt tr l", "batch in.txt -p tr l"):
-        assert complete(user, f"cerebrum {line}") == ["language="], line
     for line in ("ask -f fix", "batch ", "merge fix"):  # files, which the shell completes
         assert complete(user, f"cerebrum {line}") == [], line
     assert complete(user, "cerebrum pull cerebrum-7") == ["cerebrum-7b"]

@@ -37,9 +37,10 @@ def run_on_read_only_disk(user: CommandLine, *commands: tuple[str, ...]) -> list
 @pytest.mark.usefixtures("bubblewrap")
 def test_read_only_disk_is_read_and_errors_name_the_file(new_user: CommandLine) -> None:
     (new_user.home / "q.jsonl").write_text(QUESTION)
+    (new_user.config / "prompts").mkdir()
+    (new_user.config / "prompts" / "saved.md").touch()
     for command in (
         ("ask", "-m", "nano", "--session", "mine", "What is 1 plus 2?"),
-        ("ask", "-m", "nano", "--save-prompt", "saved", "{input}"),
         ("eval", "q.jsonl", "-m", "nano"),
     ):
         assert new_user.run(*command).code == 0
@@ -50,7 +51,7 @@ def test_read_only_disk_is_read_and_errors_name_the_file(new_user: CommandLine) 
         ("runs", "show", "q-nano", "--json"),
         ("ask", "-m", "nano", "What is 1 plus 2?"),
         ("prompts", "rm", "saved", "-y"),
-        ("ask", "-m", "nano", "--save-prompt", "new", "{input}"),
+        ("prompts", "edit", "new"),
         ("eval", "q.jsonl", "-m", "nano", "--samples", "2"),
         ("sessions", "rm", "mine", "-y"),
         ("runs", "rm", "q-nano", "-y"),

@@ -272,18 +272,6 @@ def test_rows_get_the_system_prompt(user: CommandLine) -> None:
     assert means[0] != means[1]
 
 
-def test_a_saved_prompt_has_the_question(user: CommandLine) -> None:
-    user.run("ask", "Is a refund requested? {input}", "--save-prompt", "refund")
-    text = decide(user, "-p", "refund", "--json", stdin="Give it back.").object
-    assert text == decide(user, "Is a refund requested? Give it back.", "--json").object
-    assert decide(user, "-p", "refund", "{text}", "tickets.csv", "-o", "out.csv").code == 6
-    decide(user, REFUND, "tickets.csv", "-o", "other.csv")
-    both = zip(rows_of(user.home / "out.csv"), rows_of(user.home / "other.csv"), strict=True)
-    assert all(row["answer"] == other["answer"] for row, other in both)
-    assert_error(decide(user, "-p", "refund", "tickets.csv", "-o", "out.csv"), 2, "no column `prompt`", "in QUESTION")
-    assert_error(decide(user, "-p", "refund", "Is it?", "tickets.csv", "-o", "out.csv"), 2, "has its own question")
-
-
 def test_decided_rows_are_kept(user: CommandLine) -> None:
     decide(user, REFUND, "tickets.csv", "-o", "out.csv")
     (user.home / "tickets.csv").write_text(TICKETS + "e,Please pay me back.,5\n")

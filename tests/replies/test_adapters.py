@@ -244,8 +244,9 @@ def test_adapter_and_ray_exclude_each_other(tmp_path: Path, chatml_model: Path, 
 @pytest.mark.slow
 def test_saved_prompt_keeps_the_place_of_its_adapter(user: CommandLine, adapter: Path) -> None:
     plain = answer(user, "hello", "--no-log")["text"]
-    (user.home / "style.gguf").write_bytes(adapter.read_bytes())
-    assert user.run("ask", "--save-prompt", "styled", "--lora", "style.gguf:0.9").code == 0
-    assert f'lora = ["{user.home}/style.gguf:0.9"]' in (user.config / "prompts" / "styled.md").read_text()
+    prompts = user.config / "prompts"
+    prompts.mkdir()
+    (prompts / "style.gguf").write_bytes(adapter.read_bytes())
+    (prompts / "styled.md").write_text('+++\nlora = ["style.gguf:0.9"]\n+++\n')
     assert answer(user, "hello", "--no-log", "-p", "styled")["text"] != plain
     assert answer(user, "hello", "--no-log", "-p", "styled", "--lora", "none")["text"] == plain

@@ -267,12 +267,11 @@ def test_refusal_of_a_server_is_shown_in_its_words(run: Run, server: OllamaServe
 
 
 def test_question_of_a_saved_prompt_keeps_its_pictures(run: Run, server: OllamaServer, home: Path) -> None:
-    assert run_here(SCRIPT, home, "ask", "--save-prompt", "look", "Look: {input}").code == 0
+    prompts = home / "config/cerebrum/prompts"
+    prompts.mkdir(parents=True)
+    (prompts / "look.md").write_text("Look: {input}")
     assert run("ask", "-p", "look", "-f", "a.png", "What?").code == 0
     assert sent(server) == ([("data:image/png", PNG)], "Look: [picture a.png]\n\nWhat?")
-    write_rows({"prompt": "What?", "pictures": "a.png"})
-    assert run("batch", "-p", "look", "in.jsonl", "-o", "-").code == 0
-    assert sent(server) == ([("data:image/png", PNG)], "Look: What?")
 
 
 def test_pictures_that_are_too_large_together_are_refused(run: Run, server: OllamaServer) -> None:

@@ -73,7 +73,7 @@ def candidates_of(repl: Repl) -> Candidates:
         "setting": lambda: SETTABLE_ON_SERVERS if repl.chat.loaded.is_remote else SETTABLE,
         "part": lambda: PARTS,
         "think": think_values,
-        "prompt": installation.prompts.uses,
+        "prompt": installation.prompts.names,
     }
 
 
