@@ -24,7 +24,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engine", "answers", "programs"),
     ("servers",),
     ("library",),
-    ("pictures",),
     ("attachments",),
     ("replies",),
     ("results", "trust"),
@@ -148,7 +147,6 @@ DOORS: Mapping[str, Door] = {
         5,
         ("prompt_sources",),
     ),
-    "pictures": Door(5, ("picture_files",)),
     "replies": Door(10, ("interface", "reply", "source")),
     "results": Door(
         14,

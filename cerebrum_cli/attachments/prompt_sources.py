@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.attachments.documents import MAX_PROMPT_BYTES, MissingMarkitdown, document_text, is_document
-from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.conversation import Conversation, Picture, Pictures
 from cerebrum_cli.core.declaration import is_address
 from cerebrum_cli.core.environment import is_hub_offline
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
@@ -19,11 +19,9 @@ from cerebrum_cli.core.events import NoticeEvent, OnNotice
 from cerebrum_cli.core.files import decode_text, is_file, read_beginning, read_text, readable
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.messages import conversation_from_messages
-from cerebrum_cli.core.pictures import Picture, Pictures
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import code_block, format_count, format_names, format_size, one_line, well_formed
-from cerebrum_cli.pictures.picture_files import is_picture, picture_at_url, picture_in
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRead
@@ -31,6 +29,14 @@ if TYPE_CHECKING:
     from cerebrum_cli.attachments.file_search import FileSearch, Skipped
 
 STANDARD_INPUT = Path("-")  # to other programs
+MAX_PICTURE_BYTES = 20_000_000
+PICTURE_TYPES = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".gif": "image/gif",
+    ".webp": "image/webp",
+}
 MAX_FOUND_BYTES = 1_000_000  # of a file that was not named itself: larger ones are data, and fill most contexts
 PromptFile = tuple[str, str | Picture]  # the name of a file, and its text, or the picture that it is
 BYTES_PER_TOKEN = 4  # about, in many languages
@@ -75,11 +81,11 @@ class AttachmentReader:
             text = self._read_page(source)
         elif is_document(source):
             text = document_text(source, str(source))
+        elif is_picture(source):
+            return name, read_picture(source)
         else:
             with readable(source):
                 data = read_beginning(source, MAX_PROMPT_BYTES)
-            if picture := picture_in(source, data):
-                return name, picture
             text = decode_text(data, str(source), MAX_PROMPT_BYTES, PromptTooLong)
             if not text.strip():
                 on_notice(NoticeEvent(f"{name} is empty"))
@@ -248,6 +254,20 @@ def fill(saved: SavedPrompt | None, input: str) -> str:
     return prompt
 
 
+def is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURE_TYPES
+
+
+def read_picture(path: Path) -> Picture:
+    from base64 import b64encode
+
+    with readable(path):
+        data = read_beginning(path, MAX_PICTURE_BYTES)
+    if len(data) > MAX_PICTURE_BYTES:
+        raise UsageError(f"{path} is larger than {format_size(MAX_PICTURE_BYTES)}", "make the picture smaller")
+    return Picture(f"data:{PICTURE_TYPES[path.suffix.lower()]};base64,{b64encode(data).decode()}")
+
+
 def pictures_of(files: Sequence[PromptFile]) -> Pictures:
     return tuple(content for _, content in files if isinstance(content, Picture))
 
@@ -271,7 +291,7 @@ def parse_messages(text: str, name: str) -> Conversation:
         ) from error
     if isinstance(items, dict):
         items = items.get("messages")
-    return conversation_from_messages(items, name, read_picture=picture_at_url)
+    return conversation_from_messages(items, name)
 
 
 def found_text(path: Path) -> str:

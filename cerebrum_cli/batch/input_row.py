@@ -5,7 +5,6 @@ Errors of a row by `type`; errors while generating have other types:
     invalid_utf8        the line is not UTF-8
     invalid_json        the line is not JSON
     invalid_request     not an object, or a value that has the wrong type, is contradictory or unsupported
-    invalid_picture     a file that is no picture, or cannot be read
     invalid_messages    a list of messages that does not end with a question
     invalid_setting     a sampling setting of the wrong type, or out of range
     invalid_record      a record of a table with more or fewer fields than the header
@@ -78,7 +77,7 @@ class InputRow:
         if self.conversation is None:
             asked = {"error": self.error and asdict(self.error)}
         else:
-            pictures = [[picture.digest for picture in message.pictures] for message in self.conversation.messages]
+            pictures = [[picture.url for picture in message.pictures] for message in self.conversation.messages]
             values = {
                 "pictures": pictures if any(pictures) else None,
                 "messages": [

@@ -22,7 +22,6 @@ from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.row_fields import ID_KEYS, InvalidRow, RowId, Template, own_id, parse_line
 from cerebrum_cli.core.settings import GENERATION_KEYS, OPTIONS, SourcedLayer
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.pictures.picture_files import picture_at_url, with_files
 
 # Names of settings, OpenAI's among them; later ones win.
 _SETTINGS = {
@@ -41,7 +40,6 @@ _KNOWN = {
     "body",
     "model",
     "system",
-    "pictures",
     "n",
     "user",
     "metadata",
@@ -65,7 +63,7 @@ def read_json_row(number: int, line: str, template: Template | None, has_setting
             rest = {key: value for key, value in request.items() if key not in fields}
         rendered = template.render(request) if template else None
         meanings = rest if has_settings or template else request
-        conversation = _with_pictures(_conversation(meanings, rendered), meanings.get("pictures"))
+        conversation = _conversation(meanings, rendered)
         prompt = conversation.question
         is_openai = template is None and (request is not item or "messages" in item)
         unused = tuple(filter(rest.get, rest.keys() - item.keys() - _KNOWN))
@@ -103,7 +101,7 @@ def _conversation(request: JsonObject, rendered: str | None) -> Conversation:
         if prompt is not None:
             raise InvalidRow("`prompt` and `messages` cannot be used together: omit one")
         try:
-            conversation = conversation_from_messages(messages, "the row", read_picture=picture_at_url)
+            conversation = conversation_from_messages(messages, "the row")
         except UsageError as error:
             raise InvalidRow(f"{error.message}; {error.hint}", "invalid_messages") from error
         if system is None:
@@ -117,15 +115,6 @@ def _conversation(request: JsonObject, rendered: str | None) -> Conversation:
     if not isinstance(prompt, str):
         raise InvalidRow(f"invalid `prompt`: {prompt!r}; it must be text")
     return Conversation(system_prompt=system).user(require_prompt(prompt))
-
-
-def _with_pictures(conversation: Conversation, names: Any) -> Conversation:
-    if names is None:
-        return conversation
-    try:
-        return with_files(conversation, names)
-    except UsageError as error:
-        raise InvalidRow(f"{error.message}; {error.hint}", "invalid_picture") from error
 
 
 def _settings(request: JsonObject) -> SourcedLayer:

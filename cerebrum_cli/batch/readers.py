@@ -23,9 +23,9 @@ from cerebrum_cli.batch.table_rows import TableRows, open_table
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import readable
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonDict, to_json
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.row_fields import InvalidRow, Template
-from cerebrum_cli.core.text import Texts, text_digest
+from cerebrum_cli.core.text import Texts
 from cerebrum_cli.results.rows import ResultRows
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 Shape = Literal["txt", "jsonl", "csv", "tsv"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
-PICTURES = b'"pictures"'  # in a line whose row may name files
 STANDARD = Path("-")  # standard input or output
 _TYPES: dict[str, Shape] = {shape: shape for shape in SHAPES} | {"ndjson": "jsonl", PARQUET: "jsonl"}  # of files
 _TEXT_FIELDS = ("text", "prompt")  # names of a line of text in a template
@@ -154,8 +153,7 @@ class IndexedRows:
         self._options = options
         self._offsets = array("Q")
         self._skipped = array("Q")  # for each line that is no row, the number of rows before it
-        self._names_pictures = False
-        for offset in form.find(self._lines_noting_pictures(), source.start):
+        for offset in form.find(source.lines(source.start), source.start):
             if offset is None:
                 self._skipped.append(len(self._offsets))
             else:
@@ -163,11 +161,6 @@ class IndexedRows:
         self.sha256 = source.sha256
         self.close = source.close
         source.require_unchanged()
-
-    def _lines_noting_pictures(self) -> Iterator[bytes]:
-        for line in self._source.lines(self._source.start):
-            self._names_pictures = self._names_pictures or PICTURES in line
-            yield line
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -195,10 +188,7 @@ class IndexedRows:
 
         A table has columns for the `keys` of an answer.
         """
-        digest = self.sha256
-        if self._names_pictures:  # whose files may change while the input does not
-            digest = text_digest(to_json([digest, *(self[position].request_digest for position in range(len(self)))]))
-        return result_rows(self, digest, self.form.unit, table_for(output, self.form.header, keys))
+        return result_rows(self, self.sha256, self.form.unit, table_for(output, self.form.header, keys))
 
 
 def open_input(

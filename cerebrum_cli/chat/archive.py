@@ -57,9 +57,6 @@ class ArchivedSession:
 
 def _message_parts(stored: StoredMessage) -> Iterator[tuple[str, str]]:
     role, content, end = stored.message.role, stored.message.content.strip(), stored.early_end
-    for picture in stored.message.pictures:
-        if not picture.path:  # whose name is not in the text
-            yield role, "[picture]"
     for part in stored.message.rounds:
         if part.content:
             yield role, part.content

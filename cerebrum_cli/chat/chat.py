@@ -21,11 +21,10 @@ from cerebrum_cli.chat.reply_params import settings_of
 from cerebrum_cli.chat.reply_recorder import ReplyRecorder
 from cerebrum_cli.chat.session import Session, StoredMessage
 from cerebrum_cli.chat.session_model import SessionModel
-from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.conversation import Conversation, Message, Pictures
 from cerebrum_cli.core.errors import CerebrumError, FormatError, SessionError, UsageError
 from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.files import atomic_write
-from cerebrum_cli.core.pictures import Pictures, still_named
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.replies.reply import MajorityVote, Reply
 
@@ -105,11 +104,9 @@ class Chat(SessionModel):
         return session
 
     def edit_question(self, text: str) -> Events:
-        """Ask the last question again with another text, and with the pictures that it still names."""
+        """Ask the last question again with another text, and the same pictures."""
         question = self.require_question()
-        before = question.message
-        pictures = still_named(before.pictures, before.content, text)
-        yield from self._reply(self._move(question.parent, replace(before, content=text, pictures=pictures)))
+        yield from self._reply(self._move(question.parent, replace(question.message, content=text)))
 
     def retry(self, settings: Settings | None = None, majority_vote: MajorityVote | None = None) -> Events:
         yield from self._reply(self._move(self.require_question().id), settings=settings, majority_vote=majority_vote)

@@ -25,9 +25,9 @@ PRIMARY_CODE = 0xFF  # of an extended result code
 # seconds since 1970, `params` and `timings` JSON, `tokens` the sampled ids of a reply, four bytes each, little-endian.
 # A reply without a finish_reason is being generated, or its process was killed. `vocabulary` is a digest of the
 # vocabulary that `tokens` are ids of. `rounds` are the parts of a reply that called functions, as JSON; other columns
-# describe what follows them. `pictures` are those of a question, as JSON: path, type and digest of each. `first` is the
+# describe what follows them. `pictures` are the data: URLs of a question's pictures, as JSON. `first` is the
 # oldest message still in the model's context, if earlier ones were dropped.
-VERSION = 5  # of the schema
+VERSION = 6  # of the schema
 SCHEMA = (
     """CREATE TABLE messages (
     id INTEGER PRIMARY KEY,

@@ -13,13 +13,12 @@ from dataclasses import asdict, fields, replace
 from operator import index
 from typing import Any, Literal, NamedTuple
 
-from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.conversation import Conversation, Message, Picture
 from cerebrum_cli.core.declaration import LORA
 from cerebrum_cli.core.errors import DAMAGE, SessionError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject, from_json
 from cerebrum_cli.core.paths import absolute_reference
-from cerebrum_cli.core.pictures import Picture
 from cerebrum_cli.core.settings import SESSION, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.text import YEAR_1, YEAR_9999, format_utc, well_formed
 from cerebrum_cli.core.tools import Round, ToolCall
@@ -181,7 +180,7 @@ def message_values(message: Message, metadata: ReplyMetadata) -> tuple[Any, ...]
     if message.tokens is not None:
         tokens = struct.pack(f"<{len(message.tokens)}i", *message.tokens)
     rounds = json.dumps([asdict(part) for part in message.rounds])
-    pictures = json.dumps([picture.record for picture in message.pictures])
+    pictures = json.dumps([picture.url for picture in message.pictures])
     own = message.role, message.content, message.reasoning, tokens, rounds, pictures
     return *own, *(getattr(metadata, column) for column in METADATA_COLUMNS)
 
@@ -196,7 +195,7 @@ def message_from_row(row: sqlite3.Row) -> StoredMessage:
             tokens = struct.unpack(f"<{len(data) // 4}i", data)
         rounds = tuple(_round(**part) for part in json.loads(row["rounds"]))
         texts = {key: row[key] for key in ("role", "content", "reasoning")}
-        pictures = tuple(from_json(Picture, picture) for picture in json.loads(row["pictures"]))
+        pictures = tuple(map(Picture, json.loads(row["pictures"])))
         message = from_json(Message, {**texts, "tokens": tokens, "rounds": rounds, "pictures": pictures})
         metadata = from_json(ReplyMetadata, values)
         thinks = Settings(think=(metadata.params or {}).get("think")).thinks

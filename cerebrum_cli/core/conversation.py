@@ -7,11 +7,20 @@ from typing import Literal, NamedTuple
 
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.pictures import Pictures
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import Round, ToolCall, ToolSpecs
 
 Role = Literal["user", "assistant"]
+
+
+@frozen
+class Picture:
+    """A picture of a question, as a data: URL."""
+
+    url: str
+
+
+Pictures = tuple[Picture, ...]
 
 
 @frozen

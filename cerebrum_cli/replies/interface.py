@@ -16,7 +16,6 @@ from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.settings import LOAD_KEYS, MAX_PARALLEL, OPTIONS, Layer, Settings, SourcedLayer, fold
 from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.engine.requests import ContextOptions
-from cerebrum_cli.pictures.picture_files import picture_at_url
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.source import Installation, ModelSource
@@ -216,7 +215,7 @@ class Model(LoadedModel):
         if isinstance(question, str):
             question = Conversation().user(question)
         elif not isinstance(question, Conversation):
-            question = conversation_from_messages(question, "messages", read_picture=picture_at_url)
+            question = conversation_from_messages(question, "messages")
         if question.system_prompt is None:
             question = replace(question, system_prompt=settings.system)
         if schema is not None:

@@ -127,10 +127,6 @@ class LoadedModel:
         self.note(self.controls.check(settings, conversation.system_prompt))
         prompt = self._render(conversation)
         tokens = (*self.engine.vocabulary.tokenize(prompt), *asked.prefix_tokens)
-        if conversation.pictures:
-            from cerebrum_cli.pictures.picture_files import with_data
-
-            asked = replace(asked, conversation=with_data(conversation))
         prompt_end = final_markup(prompt)
         begun = conversation.prefill
         if begun and not self.format.verbatim and (begun.content.strip() or not prompt_end):
@@ -364,12 +360,9 @@ class LoadedModel:
 
     def _require_no_pictures(self, conversation: Conversation) -> None:
         """Raise UsageError for pictures, unless a server gets the conversation itself."""
-        if self.chosen_format.name == SERVER or not conversation.pictures:
-            return
-        if self.is_remote:
-            raise UsageError("a server that gets token ids takes no pictures", "use a server of chat completions")
-        hint = "add --endpoint URL of a server whose model sees them, or recognize their text first (OCR)"
-        raise UsageError("models on this machine see no pictures", hint)
+        if conversation.pictures and self.chosen_format.name != SERVER:
+            hint = "add --endpoint URL of a server of chat completions, such as Ollama, whose model sees them"
+            raise UsageError("this model gets tokens, and cannot see pictures", hint)
 
     def _make_room(self, tokens: int, settings: Settings) -> None:
         """Double what a prompt needs, unless the context has room, or its size was chosen."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from typing import Any, ClassVar, Self
 
-from cerebrum_cli.core.conversation import Conversation, Message, Turn
+from cerebrum_cli.core.conversation import Conversation, Turn
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
@@ -64,7 +64,7 @@ class ChatServer(ServerKind):
             optional["response_format"] = {"type": "json_schema", "json_schema": schema}
         body = {
             "model": self.model,
-            "messages": [chat_message(turn) for turn in chat_turns(conversation)],
+            "messages": [wire_message(turn) for turn in chat_turns(conversation)],
             **{name: getattr(request.params, name) for name in SHARED_PARAMS},
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -124,15 +124,6 @@ def chat_turns(conversation: Conversation) -> list[Turn]:
     if conversation.prefill:
         *turns, _ = conversation.add(conversation.prefill).turns  # the rest of the reply is still to come
     return turns
-
-
-def chat_message(turn: Turn) -> JsonDict:
-    """A turn as a server takes it, its pictures before its text."""
-    message = wire_message(turn)
-    if isinstance(turn.value, Message) and turn.value.pictures:
-        parts = [{"type": "image_url", "image_url": {"url": picture.url}} for picture in turn.value.pictures]
-        message["content"] = [*parts, {"type": "text", "text": turn.content}]
-    return message
 
 
 def read_calls(pieces: Iterable[JsonObject]) -> ToolCalls:

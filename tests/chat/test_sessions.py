@@ -286,7 +286,7 @@ def test_concurrent_writers_lose_nothing(path: Path) -> None:
     assert [writer.returncode for writer in writers] == [0] * 4
     with contextlib.closing(Store(path)) as sessions:
         stored = {each.session.name: texts(sessions.messages(each.session)) for each in sessions.summaries()}
-    assert rows(path, "PRAGMA user_version") == [(5,)]
+    assert rows(path, "PRAGMA user_version") == [(6,)]
     assert stored == {
         f"{writer}-{number}": [f"question {writer} {number}", f"answer {writer} {number}"]
         for writer in range(4)

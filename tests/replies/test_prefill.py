@@ -21,7 +21,7 @@ from cerebrum_cli.replies.reply import Outcome, Reply, Row
 BEGUN, REST = b"It is", b" 4."
 MESSAGES = [
     {"role": "user", "content": "2 + 2?"},
-    {"role": "assistant", "content": "It is", "reasoning": "Two and two."},
+    {"role": "assistant", "content": "It is", "reasoning_content": "Two and two."},
 ]
 
 
@@ -63,7 +63,7 @@ def test_reply_continues_the_last_message(name: str, template: str | None, reaso
         assert "It is 4." in loaded.render(following)
 
 
-@pytest.mark.parametrize("last", [{"content": " \n"}, {"content": None, "reasoning": "2 + 2?"}])
+@pytest.mark.parametrize("last", [{"content": " \n"}, {"content": None, "reasoning_content": "2 + 2?"}])
 @pytest.mark.parametrize(
     ("name", "template"),
     [("chatml", None), ("mistral", None), ("cerebrum", None), ("embedded", "deepseek-r1"), ("embedded", "ministral")],

@@ -22,7 +22,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 ASSISTANT = {"role": "assistant", "content": "So."}
 CALLS = {
     "role": "assistant",
-    "reasoning": "Hm.",
+    "reasoning_content": "Hm.",
     "tool_calls": [
         {"id": "a", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo", "days": [1]}'}},
         {"id": "b", "type": "function", "function": {"name": "now", "arguments": {}}},
@@ -114,46 +114,15 @@ def test_argument_that_is_not_utf_8_is_refused() -> None:
         ([{**USER, "name": "x"}], Conversation().user("Why?")),
         ([{"role": "user", "content": "\ud83d cut off"}], Conversation().user("\ufffd cut off")),
         ([SYSTEM, SYSTEM, USER, USER], Conversation((), "Be brief.\n\nBe brief.").user("Why?\n\nWhy?")),
-        ([USER, ASSISTANT, SYSTEM, USER], Conversation().user("Why?").assistant("So.").user("Be brief.\n\nWhy?")),
         ([USER, ASSISTANT, ASSISTANT, USER], Conversation().user("Why?").assistant("So.\n\nSo.").user("Why?")),
-        ([USER, {**USER, "content": None}, SYSTEM], Conversation().user("Why?\n\nBe brief.")),
-        ([{**USER, "content": [{"type": "input_text", "text": "Why?"}]}], Conversation().user("Why?")),
+        ([{**SYSTEM, "role": "developer"}, USER], Conversation((), "Be brief.").user("Why?")),
+        ([{**USER, "content": [{"type": "text", "text": text} for text in ("Why", "?")]}], Conversation().user("Why?")),
         ([USER, {**ASSISTANT, "content": None, "tool_calls": []}], Conversation().user("Why?")),
-        ([{**SYSTEM, "content": None}, USER], Conversation().user("Why?")),
         (
-            [
-                USER,
-                ASSISTANT,
-                USER,
-                {**ASSISTANT, "content": None},
-                {**USER, "content": None},
-                {**SYSTEM, "content": None},
-            ],
-            Conversation().user("Why?").assistant("So.").user("Why?"),
-        ),
-        (
-            [USER, {"role": "assistant", "reasoning": "Hm."}, USER],
+            [USER, {"role": "assistant", "reasoning_content": "Hm."}, USER],
             Conversation().user("Why?").assistant("", None, "Hm.").user("Why?"),
         ),
-        (
-            [USER, {**ASSISTANT, "content": None, "refusal": "So."}, USER],
-            Conversation().user("Why?").assistant("So.").user("Why?"),
-        ),
-        ([{"role": "user", "text": "Why?", "type": "message"}], Conversation().user("Why?")),
-        ([{**USER, "text": "How?"}], Conversation().user("Why?")),
         ([USER, {**ASSISTANT, "content": " \n"}], Conversation().user("Why?")),
-        *(
-            ([{**USER, "content": content}], Conversation().user("Why?"))
-            for content in (
-                {"type": "text", "text": "Why?"},
-                ["Why", "?"],
-                [{"text": "Why?"}],
-                [{"type": "text", "content": "Why?"}, {"type": "text", "text": None}],
-                [{"type": "text", "text": {"value": "Why?", "annotations": []}}],
-                [{"type": "thinking", "thinking": "Hm."}, {"type": "summary_text", "text": "Why?"}],
-                [{"type": "reasoning", "summary": []}, {"type": "refusal", "refusal": "Why?"}],
-            )
-        ),
         ([USER, CALLS, *RESULTS, {**ASSISTANT, "content": "Dry."}, USER], CALLED.user("Why?")),
         ([USER, ASSISTANT, {**CALLS, "content": ""}, *RESULTS, ASSISTANT, USER], CALLED_AFTER_TEXT.user("Why?")),
         (
@@ -161,12 +130,9 @@ def test_argument_that_is_not_utf_8_is_refused() -> None:
             replace(Conversation().user("Why?"), prefill=Message("assistant", "", rounds=ROUNDS)),
         ),
         ([USER, ASSISTANT], replace(Conversation().user("Why?"), prefill=Message("assistant", "So."))),
-        *(
-            (
-                [USER, {**ASSISTANT, key: "Hm."}, USER],
-                Conversation().user("Why?").assistant("So.", None, "Hm.").user("Why?"),
-            )
-            for key in ("reasoning", "reasoning_content", "thinking")
+        (
+            [USER, {**ASSISTANT, "reasoning_content": "Hm."}, USER],
+            Conversation().user("Why?").assistant("So.", None, "Hm.").user("Why?"),
         ),
     ],
 )
@@ -185,36 +151,42 @@ def test_calls_of_messages_may_have_half_a_character() -> None:
     ("message", "problem"),
     [
         *(
-            ({**USER, "content": [part]}, "message 1 has no text content")
+            ({**USER, "content": [part]}, f"message 1 has the part {part!r}")
             for part in (
-                *(5, {}, {"type": "text"}, {"type": "image_url", "text": "Why?"}, {"type": ["text"], "text": "Why?"}),
-                *({"text": "Why?", "content": "How?"}, {"text": {"data": "Why?"}}),
+                5,
+                {},
+                {"type": "text"},
+                {"type": ["text"], "text": "Why?"},
+                {"type": "refusal", "refusal": "No."},
             )
         ),
         ({**USER, "content": 5}, "message 1 has no text content"),
         ({"role": "user", "parts": [{"text": "Why?"}]}, "message 1 has no text content"),
-        ({"role": "assistant"}, "message 1 has no text content"),
-        ({**USER, "tool_calls": CALLS["tool_calls"]}, r"message 1 \(user\): the results \[\] do not match the calls"),
-        (CALLS, r"message 1 \(assistant\): the results \[\] do not match the calls \['a', 'b'\]"),
+        ({"role": "assistant"}, "message 1 has the role assistant, expected user"),
+        (CALLS, "message 1 has the role assistant, expected user"),
         ({**ASSISTANT, "tool_calls": 5}, "message 1 has an invalid call: 5"),
         ({**CALLS, "tool_calls": [{"function": {"name": "f", "arguments": 5}}]}, "message 1 has an invalid call"),
         (RESULTS[0], "message 1 has the role tool, expected user"),
-        ({**USER, "content": None}, "has no messages"),
+        ({**USER, "content": None}, "message 1 has no text content"),
         ({**USER, "content": " "}, "message 1 is empty"),
     ],
 )
 def test_message_without_unambiguous_text_is_refused(message: dict[str, Any], problem: str) -> None:
-    with pytest.raises(UsageError, match=problem) as caught:
+    with pytest.raises(UsageError) as caught:
         parse_messages(json.dumps([message]), "m.json")
+    assert problem in caught.value.message
     assert caught.value.hint
+
+
+def test_system_message_behind_a_question_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"^m\.json: message 2 has the role system$"):
+        parse_messages(json.dumps([USER, SYSTEM]), "m.json")
 
 
 @pytest.mark.parametrize("name", ["c", None])
 def test_result_of_no_call_is_refused(name: str | None) -> None:
     messages = [USER, CALLS, *RESULTS, {"role": "tool", "tool_call_id": name, "content": "5"}]
-    with pytest.raises(
-        UsageError, match=r"^m\.json: message 2 \(assistant\): the results .* do not match the calls \['a', 'b'\]"
-    ):
+    with pytest.raises(UsageError, match=r"^m\.json: message 2: the results .* do not match the calls \['a', 'b'\]"):
         parse_messages(json.dumps(messages), "m.json")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from cerebrum_cli.attachments.prompt_sources import AttachmentReader, read_piped
 from cerebrum_cli.chat.chat import Chat
-from cerebrum_cli.core.pictures import Picture
+from cerebrum_cli.core.conversation import Picture
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.terminal.interrupts import Signals, ignore
 from cerebrum_cli.terminal.repl.questions import InputSource, PlainPrompt, ScriptInput
