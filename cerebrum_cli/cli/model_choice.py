@@ -51,7 +51,7 @@ def note_precedence(app: App) -> None:
     """Write a note if config.toml or a variable sets another model than the default model."""
     settings = app.readable_settings(environment_layer("model"))
     if settings.model and settings.model not in app.library.resolve(None).references:
-        hint = "cerebrum config unset model removes it" if settings.origin("model") == "config.toml" else ""
+        hint = "cerebrum config set model resets it" if settings.origin("model") == "config.toml" else ""
         app.streams.note(f"{settings.origin('model')} sets {settings.model}, which takes precedence", hint)
 
 
