@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 from harness import Row, alternate, in_subprocess, record
 
 from cerebrum_cli.chat.chat import Chat
+from cerebrum_cli.chat.message_tree import MessageTree
 from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
@@ -80,14 +81,18 @@ def open_chat(directory: Path, *endpoints: Endpoint, **overrides: Any) -> Chat:
 
     source = resolve(overrides)
     return Chat(
-        app.open_history(), resolve=resolve, overrides=overrides, loaded=open_source(source), settings=source.settings
+        tree=MessageTree(app.open_history()),
+        resolve=resolve,
+        overrides=overrides,
+        loaded=open_source(source),
+        settings=source.settings,
     )
 
 
 def close_chat(chat: Chat) -> None:
     """Close a chat without saving its state."""
     chat.loaded.engine.close()
-    chat.history.close()
+    chat.tree.history.close()
 
 
 def finish_of(events: Iterator[Event]) -> FinishEvent:
@@ -143,7 +148,7 @@ def run_turns(directory: Path, questions: Sequence[str], format_name: str, limit
 
 def tokens_of_reply(chat: Chat) -> int:
     """Number of tokens of the last reply in the history: as generated, or tokenized from its text."""
-    reply, vocabulary = chat.last_reply, chat.loaded.engine.vocabulary
+    reply, vocabulary = chat.tree.last_reply, chat.loaded.engine.vocabulary
     assert reply is not None
     if reply.message.tokens is not None:
         return len(reply.message.tokens)
@@ -194,10 +199,10 @@ def save_session(directory: Path, model: str) -> None:
 def resume(directory: Path, model: str, with_cache: bool) -> FinishEvent:
     """Ask a question with the default limit on the reply's length, stop at the first token, and undo the turn."""
     chat = open_chat(directory, model=model, format="cerebrum", **({} if with_cache else {"cache_gb": 0}))
-    chat.session = chat.history.acquire_named(None)
+    chat.tree.session = chat.tree.history.acquire_named(None)
     try:
         finish = finish_of(until_first_token(chat))
-        chat.undo()
+        chat.tree.undo()
         return finish
     finally:
         close_chat(chat)

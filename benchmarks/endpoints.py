@@ -183,8 +183,8 @@ def cache_rows(model: Path, questions: Sequence[str], directory: Path) -> Iterat
     with chat_with_server(model, directory) as chat:
         log = CacheLog(chat)
         log.send(UNUSUAL)
-        if chat.last_reply and chat.last_reply.message.tokens is not None:
-            raise RuntimeError(f"all ids arrived of {chat.last_reply.message.content!r}")
+        if chat.tree.last_reply and chat.tree.last_reply.message.tokens is not None:
+            raise RuntimeError(f"all ids arrived of {chat.tree.last_reply.message.content!r}")
         log.send(questions[0])
         yield log.row("chat, llama-server, a reply with missing ids: evaluated / tokens after the shared prefix")
 
@@ -219,7 +219,7 @@ class CacheLog:
         self._reply(without_reply, self._chat.retry())
 
     def undo_and_send(self, question: str) -> None:
-        self._chat.undo()
+        self._chat.tree.undo()
         self.send(question)
 
     def _reply(self, conversation: Conversation, events: Iterator[Event]) -> None:
@@ -231,7 +231,7 @@ class CacheLog:
         evaluated = finish.prompt_tokens - finish.cached_tokens
         print(f"{evaluated} tokens evaluated, {new} new; {finish.reason}, {finish.completion_tokens} tokens")
         self._evaluated, self._new = self._evaluated + evaluated, self._new + new
-        reply = self._chat.last_reply
+        reply = self._chat.tree.last_reply
         tokens = reply.message.tokens if reply else None
         self._held = (*prompt, *(tokens[:-1] if tokens else ()))  # the last one is sampled, not evaluated
 

@@ -101,7 +101,7 @@ def draw_reply(directory: Path, tokens: int, device: str) -> ReplyTimes:
     try:
         events = record_times(chat.send(PROMPT), times)
         display = ReplyDisplay(standard_streams())
-        display.show_reply(events, lambda: chat.loaded, shows_reasoning=False, markdown=is_markdown)
+        display.show_reply(events, chat.loaded, shows_reasoning=False, markdown=is_markdown)
         end = time.perf_counter()
     finally:
         close_chat(chat)

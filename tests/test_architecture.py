@@ -153,7 +153,7 @@ DOORS: Mapping[str, Door] = {
         ("results", "rows"),
     ),
     "trust": Door(15, ("calibration", "shift", "stored")),
-    "chat": Door(4, ("chat", "history", "session")),
+    "chat": Door(5, ("chat", "history", "message_tree", "session")),
     "batch": Door(5, ("answering", "readers")),
     "terminal": Door(
         24,

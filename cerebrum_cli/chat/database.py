@@ -15,18 +15,17 @@ from cerebrum_cli.core.text import one_line
 BUSY_TIMEOUT_S = 10.0  # for another process's transaction
 NO_ACCESS = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL)
 NO_SPACE = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL)
-DAMAGE = ("malformed", "not a database", "vtable constructor", "already exists", "decode", "no such", "FOREIGN KEY")
+DAMAGE = ("malformed", "not a database", "already exists", "decode", "no such", "FOREIGN KEY")
 READ_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 OR_UNSAVED = "or use --no-log"  # which needs no database
 PRIMARY_CODE = 0xFF  # of an extended result code
 
-# Messages form a tree, each row pointing to the message before it, so undo, retry and fork delete nothing: a session
-# names the end of a branch (`leaf`). A message's `session` is the one it was added to, which may be deleted. Times are
-# seconds since 1970, `params` and `timings` JSON, `tokens` the sampled ids of a reply, four bytes each, little-endian.
-# A reply without a finish_reason is being generated, or its process was killed. `vocabulary` is a digest of the
-# vocabulary that `tokens` are ids of. `rounds` are the parts of a reply that called functions, as JSON; other columns
-# describe what follows them. `pictures` are the data: URLs of a question's pictures, as JSON. `first` is the
-# oldest message still in the model's context, if earlier ones were dropped.
+# Messages form a tree, each row pointing to the message before it, so undo and retry delete nothing: a session names
+# the end of a branch (`leaf`). Times are seconds since 1970, `params` and `timings` JSON, `tokens` the sampled ids of a
+# reply, four bytes each, little-endian. A reply without a finish_reason is being generated, or its process was killed.
+# `vocabulary` is a digest of the vocabulary that `tokens` are ids of. `rounds` are the parts of a reply that called
+# functions, as JSON; other columns describe what follows them. `pictures` are the data: URLs of a question's pictures,
+# as JSON. `first` is the oldest message still in the model's context, if earlier ones were dropped.
 VERSION = 6  # of the schema
 SCHEMA = (
     """CREATE TABLE messages (

@@ -28,7 +28,6 @@ from cerebrum_cli.chat.session import (
     SearchHit,
     Session,
     SessionSummary,
-    StoredMessage,
     message_from_row,
     message_values,
     session_from_row,
@@ -44,33 +43,15 @@ _FIRST_MESSAGES = (  # of each session, with its number of messages
     " firsts AS (SELECT session, at, max(depth) AS count FROM path GROUP BY session)"
     " SELECT firsts.session, count, CAST(ifnull(content, '') AS TEXT) FROM firsts JOIN messages ON messages.id = at"
 )
-_SESSION_OF_MESSAGE = (
-    "WITH RECURSIVE branch (message, session) AS (SELECT leaf, id FROM sessions WHERE leaf IS NOT NULL UNION ALL"
-    " SELECT parent, branch.session FROM branch JOIN messages ON messages.id = message WHERE parent < messages.id)"
-    " SELECT message, session FROM branch JOIN sessions ON sessions.id = session ORDER BY sessions.updated, sessions.id"
-)
-# Those of no session and on no session's branch, the last first: a child's id is higher than its parent's.
-_UNNEEDED_MESSAGES = (
-    "WITH RECURSIVE needed (id) AS (SELECT leaf FROM sessions WHERE leaf IS NOT NULL UNION"
-    " SELECT id FROM messages WHERE session IN (SELECT id FROM sessions) UNION"
-    " SELECT parent FROM messages JOIN needed USING (id) WHERE parent IS NOT NULL)"
-    " SELECT id FROM messages WHERE id NOT IN needed ORDER BY id DESC"
-)
 _BRANCH = (  # messages that end at one, oldest first
     "WITH RECURSIVE path (at, depth) AS (SELECT ?, 0 UNION ALL"
     " SELECT messages.parent, depth + 1 FROM path JOIN messages ON messages.id = at WHERE parent < at)"
     " SELECT messages.* FROM path JOIN messages ON messages.id = at ORDER BY depth DESC"
 )
 _NEWEST_BELOW = (  # the newest reply of a session below a message, or of all that it has
-    "WITH RECURSIVE below (at, added_to) AS (SELECT id, session FROM messages"
-    " WHERE parent IS ?1 AND (parent IS NOT NULL OR session = ?2) UNION ALL"
-    " SELECT id, session FROM messages JOIN below ON parent = at WHERE id > at)"
-    " SELECT max(at) FROM below JOIN messages ON messages.id = at WHERE added_to = ?2 AND role = 'assistant'"
-)
-_REPLIES = (  # to a question, and to its other versions
-    "SELECT reply.* FROM messages AS asked JOIN messages AS question"
-    " ON question.parent IS asked.parent AND question.session = asked.session"
-    " JOIN messages AS reply ON reply.parent = question.id WHERE asked.id = ? ORDER BY reply.id"
+    "WITH RECURSIVE below (at) AS (SELECT id FROM messages WHERE parent IS ? AND session = ? UNION ALL"
+    " SELECT id FROM messages JOIN below ON parent = at WHERE id > at)"
+    " SELECT max(at) FROM below JOIN messages ON messages.id = at WHERE role = 'assistant'"
 )
 _LATEST_MESSAGES = "SELECT *, CAST(content AS TEXT) AS text FROM messages ORDER BY id DESC"
 _LATEST_FIRST = "ORDER BY updated DESC, id DESC"
@@ -135,10 +116,6 @@ class Store:
         length = len(self.messages(session))
         return self._messages(_BRANCH, newest)[length:]
 
-    def replies(self, question: StoredMessage) -> Messages:
-        """All replies to a question, and to what it was before and after it was edited, oldest first."""
-        return self._messages(_REPLIES, question.id)
-
     def questions(self) -> set[str]:
         return {text for (text,) in self._rows("SELECT CAST(content AS TEXT) FROM messages WHERE role = 'user'")}
 
@@ -176,12 +153,10 @@ class Store:
             return self._update(session, **values)
 
     def remove(self, session: Session) -> int:
-        """Delete a session, and the messages that no session shares any more; return their number."""
+        """Delete a session with its messages, and return their number."""
         with self.transaction() as database:
             database.execute("DELETE FROM sessions WHERE id = ?", (session.id,))
-            unneeded = self._rows(_UNNEEDED_MESSAGES)
-            database.executemany("DELETE FROM messages WHERE id = ?", unneeded)
-            return len(unneeded)
+            return database.execute("DELETE FROM messages WHERE session = ?", (session.id,)).rowcount
 
     def vacuum(self) -> None:
         """Rewrite the file: even with `secure_delete`, pages keep fragments of rows that moved to other pages."""
@@ -195,20 +170,16 @@ class Store:
             ) from error
 
     def search(self, text: str, limit: int = 50) -> list[SearchHit]:
-        """Find the messages that contain all words of a text, in any case, the latest first.
-
-        Each message has the latest of the sessions whose branch contains it; on no branch, the one it was added to.
-        """
+        """Find the messages that contain all words of a text, in any case, the latest first."""
         words = well_formed(text).casefold().split()
         if not words:
             return []
         sessions = {session.id: session for session in self._sessions()}
-        session_of = dict(self._rows(_SESSION_OF_MESSAGE))
         hits = []
         with translated(self.path), closing(self._opened().execute(_LATEST_MESSAGES)) as rows:
             for row in rows:
                 content = row["text"].casefold()
-                session = sessions.get(session_of.get(row["id"], row["session"]))
+                session = sessions.get(row["session"])
                 if session and all(word in content for word in words):
                     start = max(0, content.find(words[0]) - BEFORE_MATCH)
                     hits.append(SearchHit(session, message_from_row(row), row["text"][start : start + EXCERPT_LENGTH]))

@@ -109,7 +109,7 @@ class AnswerPrinter:
         try:
             self.display.show_reply(
                 reply.events(),
-                lambda: self.loaded,
+                self.loaded,
                 shows_reasoning=self.request.settings.show_thinking,
                 markdown=self._is_markdown,
                 prints_answer=self.options.streams_answer,
@@ -181,7 +181,7 @@ class AnswerPrinter:
         vote = MajorityVote(votes)
         try:
             events = self.loaded.vote_events(self.request, vote)
-            self.display.show_vote(events, lambda: self.loaded, vote.bounds)
+            self.display.show_vote(events, self.loaded, vote.bounds)
         finally:
             if reply := vote.reply:
                 self._save(reply)

@@ -37,9 +37,7 @@ def chat(
     *,
     overrides: Annotated[
         Layer,
-        settings_options(
-            (*REPLY_KEYS, "speculative", "overflow", "cache_gb", "show_thinking", "no_log", "markdown", "vi")
-        ),
+        settings_options((*REPLY_KEYS, "speculative", "cache_gb", "show_thinking", "no_log", "markdown", "vi")),
     ],
     options: ChatOptions,
 ) -> None:
@@ -114,6 +112,7 @@ def is_question(argument: str) -> bool:
 def open_chat(app: App, overrides: Layer, saved: Layer, options: ChatOptions) -> Chat:
     """Start or continue a session, and start to load its model; `saved` are a saved prompt's settings."""
     from cerebrum_cli.chat.chat import Chat
+    from cerebrum_cli.chat.message_tree import MessageTree
     from cerebrum_cli.replies.interface import open_source
 
     def resolve(layer: Layer) -> ModelSource:
@@ -139,9 +138,7 @@ def open_chat(app: App, overrides: Layer, saved: Layer, options: ChatOptions) ->
         layer = session.add_defaults(prompted, bool(options.endpoint))
     source = chat_source(options.find_source(app, layer))
     conversation = Chat(
-        history,
-        session,
-        options.session,
+        tree=MessageTree(history, session, options.session),
         resolve=resolve,
         overrides=overrides,
         loaded=open_source(source),

@@ -107,7 +107,7 @@ def rm(
         str | None, Option("Delete sessions unchanged for AGE, such as 30d", "Input", TEXT, metavar="AGE")
     ] = None,
 ) -> None:
-    """Delete sessions with their unshared messages, questions typed in them, and the prompt cache."""
+    """Delete sessions with their messages, questions typed in them, and the prompt cache."""
     history = app.read_history()
     chosen = {name: history.get(name) for name in names or ()}
     if older_than:

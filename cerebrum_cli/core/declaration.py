@@ -82,7 +82,7 @@ class Option(NamedTuple):
 
     @property
     def argument(self) -> str:
-        """How the command line names it: "--max-tokens", or "--set overflow" for one without a flag."""
+        """How the command line names it: "--max-tokens", or "--set flash_attn" for one without a flag."""
         return flag(self.name) if self.heading else f"--set {self.name}"
 
     def argument_for(self, value: Any) -> str:

@@ -124,9 +124,6 @@ class Settings(SamplingParams):
         "Type of cached keys and values, or KEYS:VALUES [default: f16]", kind=CACHE, choices=CACHE_TYPES, local=True
     )
     flash_attn: str | None = option("Flash attention [default: auto]", choices=("auto", "on", "off"), local=True)
-    overflow: str = option(
-        "When a chat fills the context [default: drop-oldest]", default="drop-oldest", choices=("drop-oldest", "stop")
-    )
     think: str | None = option(
         "Turn thinking on or off, limit it, or set its effort [default: the model's, else the template's]",
         "Length",
@@ -263,11 +260,11 @@ def fold(*layers: Layer) -> Settings:
 
 
 def reply_room(context_size: int, max_tokens: int | None, longest: int = 0) -> int:
-    """Tokens that a reply needs in a context: 1/8 of it, or as many as the longest so far, up to half of it.
+    """Tokens that a reply needs in a context: 1/4 of it, or as many as the longest so far, up to half of it.
 
     At most its maximum tokens.
     """
-    room = max(context_size // 8, min(longest, context_size // 2))
+    room = max(context_size // 4, min(longest, context_size // 2))
     return min(max_tokens or context_size, room)
 
 

@@ -36,7 +36,7 @@ def decide_text(app: App, question: str, overrides: Layer, options: DecideOption
         source = source.for_rows(options.votes)
     with open_source(source) as model:
         display = ReplyDisplay(app.streams, options.yes, is_hidden=options.verbose)
-        display.wait(deciding(model, asked, options.votes, found), lambda: model)
+        display.wait(deciding(model, asked, options.votes, found), model.model.name, model.cancel)
     print_decision(app, found[0].result, source, options)
 
 

@@ -131,7 +131,7 @@ class LoadedModel:
         begun = conversation.prefill
         if begun and not self.format.verbatim and (begun.content.strip() or not prompt_end):
             asked, prompt_end = self._continuing(asked, tokens)
-        self._make_room(len(tokens), settings)
+        self.make_room(len(tokens), settings)
         self._require_room(len(tokens))
         prefix = asked.prefix_tokens
         prefix_text = self._text_of(prefix) if prefix else ""
@@ -364,11 +364,11 @@ class LoadedModel:
             hint = "add --endpoint URL of a server of chat completions, such as Ollama, whose model sees them"
             raise UsageError("this model gets tokens, and cannot see pictures", hint)
 
-    def _make_room(self, tokens: int, settings: Settings) -> None:
+    def make_room(self, tokens: int, settings: Settings) -> None:
         """Double what a prompt needs, unless the context has room, or its size was chosen."""
         size, trained, source = self.engine.context_size, self.model.trained_context, self.source
         room = reply_room(size, settings.max_tokens)
-        may_grow = source.caches_prompts and not source.settings.ctx and settings.overflow != "stop"
+        may_grow = source.caches_prompts and not source.settings.ctx
         if may_grow and not self.is_remote and tokens + room > size and tokens < trained:
             doubled = 2 * tokens
             self.grow(min(doubled + -doubled % GROWTH_STEP, trained))

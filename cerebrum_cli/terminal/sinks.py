@@ -120,7 +120,7 @@ class ReasoningSink:
     Afterwards a line sums it up, if it `summarizes`. `shows` prints the reasoning as it comes, dimmed.
     """
 
-    model: Callable[[], Model]  # that generates
+    model: Model
     streams: Streams
     can_end: bool
     shows: bool
@@ -138,7 +138,7 @@ class ReasoningSink:
         if self._started is None or not self._lets_end:
             return False
         self._is_ended = True
-        self.model().answer_now.request()
+        self.model.answer_now.request()
         return True
 
     @property
@@ -148,7 +148,7 @@ class ReasoningSink:
 
     @property
     def _lets_end(self) -> bool:
-        return self.can_end and not self._is_ended and self.model().answer_now.is_watched
+        return self.can_end and not self._is_ended and self.model.answer_now.is_watched
 
     def emit(self, event: Event) -> None:
         if isinstance(event, CallEvent):
@@ -206,14 +206,14 @@ class ReplyDisplay:
     def show_reply(
         self,
         events: Events,
-        model: Callable[[], Model],
+        model: Model,
         *,
         shows_reasoning: bool,
         markdown: bool,
         prints_answer: bool = True,
         others: Iterable[Sink] = (),
     ) -> None:
-        """Show a reply; `model` is the one in use, since a chat may load another. Ctrl-C ends the reasoning first.
+        """Show a reply of a model. Ctrl-C ends the reasoning first.
 
         Without `prints_answer`, its tokens are counted.
         """
@@ -222,7 +222,7 @@ class ReplyDisplay:
         reasoning = ReasoningSink(model, self.streams, can_end, shows_reasoning, is_chat or shows_reasoning)
         answer = AnswerSink(self.streams, markdown)
         line = self._line(
-            model,
+            model.model.name,
             hint=lambda: reasoning.hint,
             counts_answer=not prints_answer,
             hides_reasoning=shows_reasoning,
@@ -233,20 +233,20 @@ class ReplyDisplay:
         if prints_answer:
             sinks.append(answer)
         sinks += [self.calls, *others]
-        render(events, lambda: model().cancel(), sinks, self.signals, reasoning.end_reasoning)
+        render(events, model.cancel, sinks, self.signals, reasoning.end_reasoning)
 
-    def show_vote(self, events: Events, model: Callable[[], Model], bounds: tuple[int, int]) -> None:
+    def show_vote(self, events: Events, model: Model, bounds: tuple[int, int]) -> None:
         """Show the tally of a vote with these numbers of samples at least and at most."""
-        line = self._line(model, vote=bounds, separates=self.signals is not None)
-        render(events, lambda: model().cancel(), (line,), self.signals)
+        line = self._line(model.model.name, vote=bounds, separates=self.signals is not None)
+        render(events, model.cancel, (line,), self.signals)
 
-    def wait(self, events: Events, model: Callable[[], Model]) -> None:
-        """Consume events, with their progress in a line; Ctrl-C stops the work."""
-        render(events, lambda: model().cancel(), (self._line(model),), self.signals)
+    def wait(self, events: Events, model_name: str, cancel: Callable[[], None]) -> None:
+        """Consume events, with their progress in a line; Ctrl-C stops the work by `cancel`."""
+        render(events, cancel, (self._line(model_name),), self.signals)
 
-    def _line(self, model: Callable[[], Model], **shown: Any) -> StatusLine:
+    def _line(self, model_name: str, **shown: Any) -> StatusLine:
         """The first of the sinks: it erases itself before others write."""
-        return StatusLine(self.streams, model().model.name, is_hidden=self.is_hidden, **shown)
+        return StatusLine(self.streams, model_name, is_hidden=self.is_hidden, **shown)
 
 
 def show_answer(streams: Streams, text: str, markdown: bool) -> None:

@@ -18,7 +18,7 @@ from cerebrum_cli.chat.reply_recorder import save_interval
 from cerebrum_cli.chat.session import Session
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.errors import EngineError, Interrupted, ModelNotFound, PromptTooLong, SessionError
-from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, TokenEvent
+from cerebrum_cli.core.events import Event, NoticeEvent, TokenEvent
 from cerebrum_cli.core.tools import Round, ToolCall
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.step import StopFlag
@@ -93,14 +93,14 @@ def test_chat_samples_unless_its_model_is_to_be_greedy(chat: Chat) -> None:
 def test_undo_keeps_the_turn_in_the_tree_and_its_prefix_evaluated(chat: Chat, store: Store) -> None:
     list(chat.send("One?"))
     list(chat.send("Two?"))
-    assert chat.undo() == "Two?"
+    assert chat.tree.undo() == "Two?"
     assert contents(chat) == ["One?", "First."]
     assert finish(chat.send("Two?")).cached_tokens >= len(f"{FIRST_PROMPT} First.")
-    assert len(children(store, chat.messages[1].id)) == 2
-    assert chat.undo() == "Two?"
-    assert chat.undo() == "One?"
+    assert len(children(store, chat.tree.messages[1].id)) == 2
+    assert chat.tree.undo() == "Two?"
+    assert chat.tree.undo() == "One?"
     with pytest.raises(SessionError, match="no question yet"):
-        chat.undo()
+        chat.tree.undo()
     assert chat.conversation.messages == ()
 
 
@@ -108,49 +108,29 @@ def test_redo_restores_undone_turns_one_by_one(chat: Chat) -> None:
     for question in ("One?", "Two?", "Three?"):
         list(chat.send(question))
     whole = contents(chat)
-    assert [chat.undo() for _ in range(3)] == ["Three?", "Two?", "One?"]
-    assert [chat.redo() for _ in range(2)] == ["One?", "Two?"]
+    assert [chat.tree.undo() for _ in range(3)] == ["Three?", "Two?", "One?"]
+    assert [chat.tree.redo() for _ in range(2)] == ["One?", "Two?"]
     assert contents(chat) == whole[:4]
     with pytest.raises(PromptTooLong):
         list(chat.send("x" * 5000))
-    assert chat.redo() == "Three?"
+    assert chat.tree.redo() == "Three?"
     with pytest.raises(SessionError, match="nothing to redo"):
-        chat.redo()
-    chat.undo()
-    chat._undone.clear()  # as after a restart
-    assert (chat.redo(), contents(chat)) == ("Three?", whole)
-    chat.undo()
-    chat.fork()
-    chat._undone.clear()
-    with pytest.raises(SessionError, match="nothing to redo"):  # the third turn is another session's
-        chat.redo()
-
-
-def test_replies_of_earlier_tries_and_edits_can_be_chosen(chat: Chat) -> None:
-    with pytest.raises(SessionError, match="no question yet"):
-        _ = chat.replies
-    list(chat.send("One?"))
-    list(chat.send("Two?"))
-    list(chat.retry())
-    chat.replace_reply("Mine.")
-    list(chat.edit_question("Two?"))
-    assert [stored.message.content for stored in chat.replies] == ["Second.", "Second.", "Mine.", "Second."]
-    chat.choose_reply(chat.replies[2])
-    assert (chat.undo(), chat.redo()) == ("Two?", "Two?")
-    assert contents(chat) == ["One?", "First.", "Two?", "Mine."]
-    assert len(chat.replies) == 4
+        chat.tree.redo()
+    chat.tree.undo()
+    chat.tree._undone.clear()  # as after a restart
+    assert (chat.tree.redo(), contents(chat)) == ("Three?", whole)
 
 
 def test_retry_keeps_the_previous_reply_in_the_tree(chat: Chat, store: Store) -> None:
     list(chat.send("One?"))
-    before, again = chat.require_reply(), list(chat.retry(replace(chat.settings, temperature=0.5)))
+    before, again = chat.tree.require_reply(), list(chat.retry(replace(chat.settings, temperature=0.5)))
     assert text(again) == "First."
     assert finish(again).cached_tokens == len(FIRST_PROMPT) - 1  # the last token of a prompt is always evaluated
-    versions = [before, chat.require_reply()]
+    versions = [before, chat.tree.require_reply()]
     assert [reply.metadata.params and reply.metadata.params["temperature"] for reply in versions] == [0, 0.5]
     assert children(store, versions[0].parent) == ["First.", "First."]
     with pytest.raises(SessionError, match="no question yet"):
-        chat.undo()
+        chat.tree.undo()
         list(chat.retry())
 
 
@@ -158,10 +138,10 @@ def test_continue_extends_a_truncated_reply(endless_chat: Chat) -> None:
     chat = endless_chat
     chat.settings = replace(chat.settings, max_tokens=4)
     assert text(chat.send("One?")) == "and"
-    assert chat.require_reply().message.tokens == tuple(b" and")
+    assert chat.tree.require_reply().message.tokens == tuple(b" and")
     chat.settings = replace(chat.settings, max_tokens=6)
     assert text(chat.continue_reply()) == " so on"
-    assert chat.require_reply().message.tokens == tuple(b" and so on")
+    assert chat.tree.require_reply().message.tokens == tuple(b" and so on")
     assert contents(chat) == ["One?", "and so on"]
 
 
@@ -185,7 +165,7 @@ def test_a_continuation_that_is_interrupted_before_it_begins_leaves_the_reply(
     next(events)  # of its prompt
     events.close()
     assert contents(chat) == ["One?", "and"]
-    assert chat.require_reply().metadata.finish_reason == "length"
+    assert chat.tree.require_reply().metadata.finish_reason == "length"
     assert text(chat.continue_reply()) == " so"
 
 
@@ -193,15 +173,15 @@ def test_continue_keeps_the_calls_of_a_truncated_reply(start_chat: Start, store:
     chat = start_chat(lambda: ScriptedBackend(lambda held, seed: ord("x"), context_size=500))
     chat.settings = replace(chat.settings, loop_check=False, max_tokens=2)
     list(chat.send("One?"))
-    truncated = chat.require_reply()
+    truncated = chat.tree.require_reply()
     called = replace(truncated.message, rounds=(Round((ToolCall("now", {}, "12:00"),), "Wait.", tokens=(1,)),))
-    assert chat.session
-    store.update_message(chat.session, called, truncated.metadata)
+    assert chat.tree.session
+    store.update_message(chat.tree.session, called, truncated.metadata)
     list(chat.continue_reply())
     continued = replace(called, content="xxxx", tokens=tuple(b"xxxx"))
-    assert chat.require_reply().message == continued
+    assert chat.tree.require_reply().message == continued
     list(chat.retry())
-    assert chat.require_reply().message.rounds == ()
+    assert chat.tree.require_reply().message.rounds == ()
 
 
 def test_continue_refuses_a_complete_reply_and_one_that_does_not_fit(chat: Chat, endless_chat: Chat) -> None:
@@ -225,7 +205,7 @@ def test_chat_saves_the_part_of_an_interrupted_reply(endless_chat: Chat) -> None
             break
     events.close()
     assert contents(endless_chat) == ["One?", "and"]
-    assert endless_chat.require_reply().metadata.finish_reason == "cancelled"
+    assert endless_chat.tree.require_reply().metadata.finish_reason == "cancelled"
     events = endless_chat.send("Two?")
     next(events)
     events.close()
@@ -266,13 +246,13 @@ def test_chat_locks_a_new_session_before_others_see_it(chat: Chat, store: Store)
                 self.seen.append(other.names())
             super().lock(session)
 
-    chat.history = Watched(store, chat.history.locks)
+    chat.tree.history = Watched(store, chat.tree.history.locks)
     assert text(chat.send("One?")) == "First."
     assert (Watched.seen, store.names()) == ([[]], ["one"])
 
 
 def test_chat_removes_a_question_that_does_not_fit(chat: Chat, store: Store) -> None:
-    chat.rename("mine")
+    chat.tree.rename("mine")
     with pytest.raises(PromptTooLong):
         list(chat.send("x" * 500))
     assert store.summaries() == []
@@ -283,12 +263,16 @@ def test_chat_removes_a_question_that_does_not_fit(chat: Chat, store: Store) -> 
             list(send("x" * 500))
         assert contents(chat) == ["One?", "First."]
     assert text(chat.send("Two?")) == "Second."
-    assert chat.undo() == "Two?"
+    assert chat.tree.undo() == "Two?"
     assert text(chat.edit_question("Two?")) == "Other."
     assert contents(chat) == ["Two?", "Other."]
 
 
 # A conversation longer than the context.
+
+
+def notices(events: list[Event]) -> list[NoticeEvent]:
+    return [event for event in events if isinstance(event, NoticeEvent)]
 
 
 X, Y, Z = (letter * 80 for letter in "xyz")
@@ -304,7 +288,7 @@ WINDOW_SCRIPT = {
 @pytest.fixture
 def small_chat(start_chat: Start) -> Chat:
     """A chat whose context fits two of three turns."""
-    return start_chat(model(WINDOW_SCRIPT, 250))
+    return start_chat(model(WINDOW_SCRIPT, 300))
 
 
 def test_chat_drops_the_oldest_turns_from_the_context_with_a_notice(small_chat: Chat) -> None:
@@ -312,48 +296,37 @@ def test_chat_drops_the_oldest_turns_from_the_context_with_a_notice(small_chat: 
     list(chat.send(X))
     list(chat.send(Y))
     events = list(chat.send(Z))
-    [notice] = [event for event in events if isinstance(event, NoticeEvent)]
-    assert "dropped the 2 oldest messages (" in notice.message
-    assert notice.hint.startswith("the session keeps them; ") and "; /set overflow stop refuses" in notice.hint
+    [notice] = notices(events)
+    assert notice.message == "the context of 300 tokens is full: dropped the 2 oldest messages from it"
+    assert notice.hint == "the session keeps them; /set ctx N has room for more"
     assert text(events) == "Third."
     assert contents(chat) == [X, "First.", Y, "Second.", Z, "Third."]
     assert [message.content for message in chat.conversation.messages] == [Y, "Second.", Z, "Third."]
     after = list(chat.send("And?"))
     assert finish(after).cached_tokens == len(f"{PROMPT_Z} Third.")
-    assert not [event for event in after if isinstance(event, NoticeEvent)]
+    assert not notices(after)
     for _ in range(3):
-        chat.undo()  # restores turns that were dropped
+        chat.tree.undo()  # restores turns that were dropped
     assert [message.content for message in chat.conversation.messages] == [X, "First."]
     assert text(chat.send("Well?")) == "Fifth."
 
 
-def test_chat_continues_a_reply_that_fills_the_context_without_the_oldest_turns(start_chat: Start) -> None:
+def test_continue_drops_the_oldest_turns_for_a_reply_that_filled_the_context(start_chat: Start) -> None:
     story = " once upon a time" * 10
     prompt_y = f"{PROMPT_X} First.\nUser: {Y}\nAI:"
     script = {PROMPT_X: " First.", prompt_y: " Second.", f"{prompt_y} Second.\nUser: {Z}\nAI:": story}
     script[f"S\nUser: {Z}\nAI:"] = story
-    chat = start_chat(model(script, 400))
+    chat = start_chat(model(script, 450))
     list(chat.send(X))
     list(chat.send(Y))
-    events = list(chat.send(Z))
-    assert text(events) == story.lstrip() == chat.require_reply().message.content
-    assert finish(events).reason == "stop"
-    [notice] = [event for event in events if isinstance(event, NoticeEvent)]
-    assert events[-2] == notice and isinstance(events[-1], FinishEvent)  # behind the text, not inside
-    assert "dropped the 4 oldest messages (" in notice.message
-    assert [message.content for message in chat.conversation.messages] == [Z, story.lstrip()]
-    assert text(chat.retry()) == story.lstrip()
+    truncated = list(chat.send(Z))
+    assert finish(truncated).reason == "context"
+    assert story.lstrip().startswith(text(truncated)) and not notices(truncated)
+    events = list(chat.continue_reply())
+    assert chat.tree.require_reply().message.content == story.lstrip() == text(truncated) + text(events)
+    [notice] = notices(events)
+    assert "is full: dropped the 4 oldest messages" in notice.message
     assert contents(chat) == [X, "First.", Y, "Second.", Z, story.lstrip()]
-
-
-def test_chat_stops_at_a_full_context_with_overflow_stop(small_chat: Chat) -> None:
-    chat = small_chat
-    list(chat.change_settings({"overflow": "stop"}))
-    list(chat.send(X))
-    list(chat.send(Y))
-    with pytest.raises(PromptTooLong):
-        list(chat.send(Z))
-    assert contents(chat) == [X, "First.", Y, "Second."]
 
 
 # Other settings, another model, another session.
@@ -369,7 +342,7 @@ def test_change_settings_switches_the_model_within_a_session(chat: Chat, store: 
     assert chat.loaded is not before
     assert text(chat.send("Two?")) == "Second."
     assert (session_of(store, "one").model, chat.loaded.model.reference) == ("large", "large")
-    assert [stored.metadata.model for stored in chat.messages[1::2]] == ["small", "large"]
+    assert [stored.metadata.model for stored in chat.tree.messages[1::2]] == ["small", "large"]
 
 
 @pytest.mark.parametrize("slots", [1, 4])
@@ -385,7 +358,7 @@ def test_switch_session_saves_and_drops_what_was_evaluated(
     backend = ScriptedBackend(replies(script), slots, context_size=500, kv_unified=slots > 1)
     chat = make_chat(store, tmp_path, chatml_model, lambda: backend)
     list(chat.send(question))
-    first = chat.session
+    first = chat.tree.session
     assert chat.switch_session(None) is None
     assert not any(backend.memory)
     list(chat.send("Other?"))
@@ -396,14 +369,14 @@ def test_switch_session_saves_and_drops_what_was_evaluated(
 
 
 def test_rename_works_before_and_after_the_session_exists(chat: Chat, store: Store) -> None:
-    chat.rename("mine")
+    chat.tree.rename("mine")
     list(chat.send("One?"))
     assert store.find("mine")
-    chat.rename("ours")
+    chat.tree.rename("ours")
     assert [summary.session.name for summary in store.summaries()] == ["ours"]
     chat.switch_session(None)
     with pytest.raises(SessionError, match="session 'ours' already exists"):
-        chat.rename("ours")
+        chat.tree.rename("ours")
 
 
 # Failures: whatever goes wrong, the conversation can be continued.
@@ -439,8 +412,8 @@ def test_chat_without_a_database_has_all_it_needs(start_chat: Start) -> None:
     with full_disk():
         assert text(chat.send("One?")) == "First."
         assert text(chat.send("Two?")) == "Second."
-        assert chat.undo() == "Two?"
-        chat.rename("mine")
+        assert chat.tree.undo() == "Two?"
+        chat.tree.rename("mine")
     assert contents(chat) == ["One?", "First."]
 
 
@@ -467,14 +440,14 @@ def test_continue_completes_a_character_split_between_tokens(start_chat: Start) 
     chat = start_chat(lambda: ScriptedBackend(endless(BYTES), context_size=200))
     list(chat.change_settings({"max_tokens": 3}))
     list(chat.send("One?"))
-    assert chat.require_reply().message.content == ""
+    assert chat.tree.require_reply().message.content == ""
     list(chat.change_settings({"max_tokens": 5}))
     list(chat.continue_reply())
-    assert chat.require_reply().message.content == "🦜"
+    assert chat.tree.require_reply().message.content == "🦜"
     list(chat.change_settings({"max_tokens": 8}))
     for _ in range(2):
         list(chat.continue_reply())
-    message = chat.require_reply().message
+    message = chat.tree.require_reply().message
     assert message.content.startswith("🦜🦜 🦜🦜") and "\ufffd" not in message.content[:-1]
     assert bytes(message.tokens or ()).decode("utf-8", "ignore").startswith(" 🦜🦜 🦜🦜")
 
@@ -490,12 +463,12 @@ def test_larger_context_restores_dropped_turns(start_chat: Start) -> None:
         f"S\n{turn} 2.\nUser: More?\nAI: short.\nUser: And?\nAI:": " still short.",
         f"{two} 2.\nUser: More?\nAI: short.\nUser: And?\nAI:": " whole again.",
     }
-    chat = start_chat(model(script, 175), model(script, 600))
+    chat = start_chat(model(script, 200), model(script, 600))
     for prompt in (question, question, "More?"):
         last = text(chat.send(prompt))
-    assert (last, len(chat.conversation.messages)) == ("short.", len(chat.messages) - 2)
+    assert (last, len(chat.conversation.messages)) == ("short.", len(chat.tree.messages) - 2)
     list(chat.change_settings({"ctx": 600}))
     again = list(chat.send("And?"))
     assert text(again) == "whole again."
-    assert len(chat.conversation.messages) == len(chat.messages)
+    assert len(chat.conversation.messages) == len(chat.tree.messages)
     assert finish(again).prompt_tokens > 175

@@ -237,7 +237,7 @@ def test_refused_model_frees_the_session(chatml_model: Path, tmp_path: Path) -> 
     assert (refused.code, again.code, again.err) == (3, 0, "")
 
 
-# The context window: many turns are dropped together, so that it is rare.
+# A full context: many turns are dropped together, so that it is rare.
 
 
 SYSTEM = 20  # tokens of the system prompt
@@ -259,23 +259,16 @@ FIVE_TURNS = (20, 40, 20, 40, 20, 40, 20, 40, 60, 60, 10)
 
 
 @pytest.mark.parametrize(
-    ("sizes", "max_tokens", "drop"),
+    ("sizes", "limit", "drop"),
     [
-        ((100, 200, 30), None, 0),  # leaves an eighth of the context for a reply
-        ((100, 200, 31), None, 2),
-        ((100, 200, 70), 10, 0),  # or less for a short one
-        ((100, 200, 71), 10, 2),
-        (FIVE_TURNS, None, 4),  # whole turns, and a quarter of the context
-        ((20, 200, 20, 40, 60), None, 2),
-        ((20, 40, 350), None, 2),  # without room for a whole reply
-        ((390,), None, 0),
-        ((20, 40, 380), None, 0),  # it would not help
+        ((100, 200, 30), 350, 0),
+        ((100, 200, 31), 350, 2),
+        (FIVE_TURNS, 350, 6),  # whole turns: half of five
+        (FIVE_TURNS, 100, 10),  # and of the rest, until it fits
+        ((20, 40, 350), 350, 2),  # without room for a whole reply
+        ((390,), 350, 0),
+        ((20, 40, 380), 350, 0),  # it would not help
     ],
 )
-def test_window_drops_whole_turns_where_that_helps(sizes: tuple[int, ...], max_tokens: int | None, drop: int) -> None:
-    assert messages_to_drop(conversation_of(*sizes), count, 400, max_tokens) == drop
-
-
-@pytest.mark.parametrize(("longest", "drop"), [(50, 0), (200, 2), (300, 2)])  # of earlier replies; half the context
-def test_window_has_room_for_another_reply_as_long_as_an_earlier_one(longest: int, drop: int) -> None:
-    assert messages_to_drop(conversation_of(20, 100, 90), count, 400, None, longest) == drop
+def test_full_context_drops_the_oldest_half_where_that_helps(sizes: tuple[int, ...], limit: int, drop: int) -> None:
+    assert messages_to_drop(conversation_of(*sizes), count, limit, size=400) == drop

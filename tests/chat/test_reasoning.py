@@ -79,5 +79,5 @@ def test_turns_after_reasoning_evaluate_what_follows_the_last_question(open_chat
             answered = f"{ANSWERS[turn]}<|im_end|>\n<|im_start|>user\n{OPENING}"
             assert chat.context_usage == (len(prompt(turn)) - len("<think>\n") + len(answered), 2000)
         assert finish(chat.retry()).prompt_tokens == len(prompt(2))
-        assert chat.undo() == QUESTIONS[2]
+        assert chat.tree.undo() == QUESTIONS[2]
         assert finish(chat.send(QUESTIONS[2])).prompt_tokens == len(prompt(2))

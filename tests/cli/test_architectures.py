@@ -22,9 +22,11 @@ from templates import TEMPLATES
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.cli.app import App
 from cerebrum_cli.cli.chat import ChatOptions, open_chat
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
+from cerebrum_cli.core.events import Event, Events, FinishEvent, TokenEvent
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.llama.context import LlamaContext
@@ -129,6 +131,13 @@ def require_equal_replies(owner: Owner) -> None:
     assert different == []
 
 
+def vote(chat: Chat, samples: int, settings: Settings) -> Events:
+    """Vote on the last question of a chat."""
+    conversation = chat.conversation
+    asked = replace(conversation, messages=conversation.messages[:-1])
+    return chat.loaded.vote_events(Ask(asked, settings), MajorityVote(Votes(samples, samples)))
+
+
 def compare_chats(owner: Owner, story: str) -> Iterator[Comparison]:
     """The second question is longer than what sliding windows can drop and still be rolled back."""
     first, second, third = f"{story} Who?", f"{story} Why?", "So?"
@@ -137,16 +146,16 @@ def compare_chats(owner: Owner, story: str) -> Iterator[Comparison]:
     with owner.chat() as chat:
         resumed = text(chat.send(second))
         yield "retry", resumed, text(chat.retry())
-        chat.undo()
+        chat.tree.undo()
         yield "undo", resumed, text(chat.send(second))
         edited = text(chat.edit_question(third))
         interrupt(chat.retry())
         yield "retry of an interrupted reply", edited, text(chat.retry())
-        list(chat.retry(majority_vote=MajorityVote(Votes(5, 5))))
+        list(vote(chat, 5, chat.settings))
         yield "retry after a vote", edited, text(chat.retry())
     with owner.chat(cache_gb=0.0) as chat:
         yield "edit", text(chat.retry()), edited
-        chat.undo()
+        chat.tree.undo()
     with owner.chat(cache_gb=0.0) as chat:
         yield "resumed session", text(chat.send(second)), resumed
     with owner.chat(cache_gb=0.0, speculative=True) as chat:
@@ -214,15 +223,14 @@ def test_long_prompts_are_not_evaluated_again(owner: Owner, count_rows: Callable
         assert count_rows(chat.retry()) <= few
         assert count_rows(chat.send("And then?")) <= few + TURN
         assert count_rows(chat.retry()) <= few
-        chat.undo()
+        chat.tree.undo()
         assert count_rows(chat.send("Who?")) <= few + TURN
         interrupt(chat.retry())
         assert count_rows(chat.send("And then?")) <= few + TURN
-        vote = MajorityVote(Votes(8, 8))
-        assert count_rows(chat.retry(replace(chat.settings, temperature=0.8), vote)) <= few + 8 * LENGTH
+        assert count_rows(vote(chat, 8, replace(chat.settings, temperature=0.8))) <= few + 8 * LENGTH
     with replace(owner, is_exact=False).chat() as chat:
         assert count_rows(chat.send("What then?")) <= few + TURN
-        chat.undo()
+        chat.tree.undo()
         assert count_rows(chat.retry()) <= few
     with replace(owner, is_exact=False).chat() as chat:
         assert count_rows(chat.retry()) <= few
@@ -239,7 +247,7 @@ def test_turn_after_reasoning_evaluates_what_follows_the_last_question(owner: Ow
 
     def turn(chat: Chat, question: str) -> FinishEvent:
         done = finish(chat.send(question))
-        reply = chat.messages[-1]
+        reply = chat.tree.messages[-1]
         assert (reply.message.content == "") == (reply.message.reasoning is not None)
         return done
 
@@ -249,7 +257,7 @@ def test_turn_after_reasoning_evaluates_what_follows_the_last_question(owner: Ow
         second = turn(chat, "And then?")
         assert second.cached_tokens >= first.prompt_tokens - length - 1
         assert second.prompt_tokens < first.prompt_tokens + TURN + 2 * length
-        chat.undo()
+        chat.tree.undo()
         assert turn(chat, "Who?").cached_tokens >= first.prompt_tokens - length - 1
         third = turn(chat, "Why?")
     with replace(owner, is_exact=False).chat(**settings) as chat:
@@ -260,7 +268,8 @@ def test_turn_after_reasoning_evaluates_what_follows_the_last_question(owner: Ow
 def test_vote_evaluates_its_prompt_once(owner: Owner, count_rows: Callable[[Iterator[Event]], int]) -> None:
     with replace(owner, is_exact=False).chat() as chat:
         settings = replace(chat.settings, temperature=0.8)
-        rows = count_rows(chat.send(LONG, settings, MajorityVote(Votes(8, 8))))
+        request = Ask(chat.conversation.user(LONG), settings)
+        rows = count_rows(chat.loaded.vote_events(request, MajorityVote(Votes(8, 8))))
     prompt = owner.ask(LONG, "-n", "1")["prompt_tokens"]
     assert rows <= prompt + 8 * LENGTH + MAX_REEVALUATED
 

@@ -38,7 +38,7 @@ def test_chat_changes_its_template(template: Path, chatml_model: Path, store: St
     )
     list(chat.change_settings({"chat_template": str(template)}))
     list(chat.send("Why?"))
-    assert chat.messages[-1].message.reasoning == "Hm."
+    assert chat.tree.messages[-1].message.reasoning == "Hm."
     for path, error in (("none.jinja", UsageError), (str(chatml_model), UsageError)):
         with pytest.raises(error):
             list(chat.change_settings({"chat_template": path}))

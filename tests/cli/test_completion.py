@@ -105,7 +105,7 @@ def completed(text: str) -> list[str]:
         ("/load tea", ["/load tea with milk", "/load tea"]),
         ("/load tea ", ["/load tea with milk"]),
         ("/set te", ["/set temperature"]),
-        ("/set overflow ", ["/set overflow drop-oldest", "/set overflow stop"]),
+        ("/set flash_attn ", ["/set flash_attn auto", "/set flash_attn on", "/set flash_attn off"]),
         ("/set --gpu-layers a", ["/set --gpu-layers auto", "/set --gpu-layers all"]),
         ("/set format emb", ["/set format embedded"]),
         ("/set top_k ", []),

@@ -105,7 +105,7 @@ def test_chat_of_40_turns_truncates_no_answer(new_user: CommandLine, thinker: Pa
     questions = "".join(f"What is {number} plus {61 - number}?\n" for number in range(11, 51))
     done = new_user.run("chat", "-m", thinker, "--session", "sums", "--seed", "1", stdin=questions)
     assert done.code == 0 and "truncated" not in done.err and "only reasoning" not in done.err, done.err
-    assert done.err.count("nearly full: dropped the") > 1
+    assert done.err.count("is full: dropped the") > 1
     replies = new_user.messages("sums")[1::2]
     assert [reply["finish_reason"] for reply in replies] == ["stop"] * 40
     assert all(reply["content"] and reply["reasoning"] for reply in replies)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.history import History
+from cerebrum_cli.chat.message_tree import MessageTree
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
@@ -56,7 +57,13 @@ def make_chat(
     source = resolve(layer)
     source.choose_format()
     history = History(store, directory / "locks")
-    return Chat(history, resolve=resolve, overrides=layer, loaded=open_source(source), settings=source.settings)
+    return Chat(
+        tree=MessageTree(history),
+        resolve=resolve,
+        overrides=layer,
+        loaded=open_source(source),
+        settings=source.settings,
+    )
 
 
 def text(events: Iterable[Event]) -> str:
@@ -69,7 +76,7 @@ def finish(events: Iterable[Event]) -> FinishEvent:
 
 
 def contents(chat: Chat) -> list[str]:
-    return [stored.message.content for stored in chat.messages]
+    return [stored.message.content for stored in chat.tree.messages]
 
 
 def children(store: Store, parent: int | None) -> list[str]:

@@ -91,11 +91,10 @@ def test_call_that_was_cut_off_is_run_when_the_reply_continues(
 ) -> None:
     tools = ("--tool", functions, "-y", "--session", "tea")
     assert ask(tmp_path, chatml_model, *tools, "-n", "20").out == 'I look.\n{"name": "we\n'
-    continued = run_here(dict(SCRIPT), tmp_path, "ask", "-m", chatml_model, *tools, "--json").object
-    assert [call["result"] for call in continued["calls"]] == ["Dry in Oslo.\nTomorrow: rain."]
-    assert continued["text"].endswith("No coat.")
+    continued = run_here(dict(SCRIPT), tmp_path, "chat", "-m", chatml_model, *tools, piped=b"/continue\n")
+    assert continued.out.endswith("No coat.\n")
     messages = json.loads(run_here({}, tmp_path, "sessions", "show", "tea", "--json").out)["messages"]
-    assert [message["content"] for message in messages[1::2]] == ["I look.", "No coat."]
+    assert [message["content"] for message in messages[1:]] == ["I look.", "Dry in Oslo.\nTomorrow: rain.", "No coat."]
 
 
 def test_functions_of_a_file_need_a_terminal_or_agreement(tmp_path: Path, chatml_model: Path, functions: str) -> None:

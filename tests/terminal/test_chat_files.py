@@ -124,7 +124,7 @@ WORDS = "word " * 100
         ("ask", ("--votes", "2"), 0),
         ("chat", (), 0),
         ("ask", ("--ctx", "300"), 4),
-        ("chat", ("--set", "overflow=stop"), 4),
+        ("chat", ("--ctx", "300"), 4),
     ],
 )
 def test_context_grows_for_a_file_unless_its_size_was_chosen(

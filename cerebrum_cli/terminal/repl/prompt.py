@@ -69,7 +69,7 @@ def candidates_of(repl: Repl) -> Candidates:
     return {
         "command": lambda: [slash.name for slash in SLASH_COMMANDS],
         "model": lambda: [model.reference for model in installation.library.models()],
-        "session": repl.chat.history.store.names,
+        "session": repl.chat.tree.history.store.names,
         "setting": lambda: SETTABLE_ON_SERVERS if repl.chat.loaded.is_remote else SETTABLE,
         "part": lambda: PARTS,
         "think": think_values,

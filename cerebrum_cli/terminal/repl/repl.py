@@ -60,7 +60,7 @@ class Repl:
         """
         self.input = source
         with self.display.calls.keyboard.without_echo(types_ahead=True) if source.redraws else nullcontext():
-            if not self.chat.is_saved:
+            if not self.chat.tree.is_saved:
                 self.streams.note("this chat is not saved: no_log is on", "/export FILE saves a copy")
             if self.streams.in_is_terminal and not self.streams.is_quiet:
                 with self._reporting_errors():
@@ -100,9 +100,9 @@ class Repl:
             pending.append(self.pending_prompt.name)
         if pending:
             yield f"with {format_names(pending)}"
-        if chat.session:
-            yield f"session {chat.session.name}"
-        if not chat.is_saved:
+        if chat.tree.session:
+            yield f"session {chat.tree.session.name}"
+        if not chat.tree.is_saved:
             yield "not saved"
         yield self._context_text()
         yield f"model {chat.loaded.model.label}"
@@ -128,7 +128,7 @@ class Repl:
         try:
             self.display.show_reply(
                 reply.events(),
-                lambda: self.chat.loaded,
+                self.chat.loaded,
                 shows_reasoning=settings.show_thinking,
                 markdown=settings.markdown,
             )
@@ -147,7 +147,7 @@ class Repl:
 
     def switch_session(self, name: str | None) -> None:
         """Switch to a session, or to a new one; what would go before the next question is dropped."""
-        session = self.chat.history.get(name, LIST_SESSIONS) if name else None
+        session = self.chat.tree.history.get(name, LIST_SESSIONS) if name else None
         self.streams.report(self.chat.switch_session(session))
         self.pending_prompt = None
         self.detach_files()
@@ -166,25 +166,25 @@ class Repl:
         chat, streams = self.chat, self.streams
         streams.write_line("", f"{model_text(chat.loaded)}; /help lists commands and keys")
         streams.info("")
-        messages = chat.messages
-        if chat.session is None and chat.name:
-            streams.info(f"New session {chat.name!r}\n")
-        if chat.session is None or not messages:
+        messages = chat.tree.messages
+        if chat.tree.session is None and chat.tree.name:
+            streams.info(f"New session {chat.tree.name!r}\n")
+        if chat.tree.session is None or not messages:
             return
         dropped = len(messages) - len(chat.conversation.messages)
         if dropped:
             streams.info(f"The {dropped} oldest messages no longer fit the context.")
-        streams.info(f"Continuing {chat.session.name!r}. Last exchange:\n")
+        streams.info(f"Continuing {chat.tree.session.name!r}. Last exchange:\n")
         self.show_last_exchange()
 
     def show_last_exchange(self) -> None:
-        for stored in self.chat.messages[-2:]:
+        for stored in self.chat.tree.messages[-2:]:
             if stored.message.role == "user":
                 self.show_question(stored.message.content)
             else:
                 self.streams.blank_line()
                 show_answer(self.streams, stored.message.content, self.chat.settings.markdown)
-        last = self.chat.last_reply
+        last = self.chat.tree.last_reply
         if last and last.early_end:
             hint = "/continue resumes it" if last.message.tokens else "/retry asks again"
             self.streams.note(f"the last reply was cut off ({last.early_end})", hint)
@@ -195,7 +195,7 @@ class Repl:
 
     def wait_for(self, events: Events) -> None:
         """Consume events, with their progress in a line; Ctrl-C stops the work."""
-        self.display.wait(events, lambda: self.chat.loaded)
+        self.display.wait(events, self.chat.loaded.model.name, self.chat.cancel)
 
     def ask(self, text: str) -> None:
         """Ask a question, below the files and in the saved prompt that wait for it."""

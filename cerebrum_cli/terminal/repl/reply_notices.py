@@ -25,7 +25,7 @@ def reply_notice(reply: Reply, chat: Chat, at_terminal: bool) -> NoticeEvent | N
     if notice is None:
         return None
     if reason == "context" and not chat.loaded.is_remote:
-        return notice._replace(hint=full_context_hint(reply, chat.doubled_context))
+        return notice._replace(hint=hint if reply.text else f"{hint}; or use /think N, then /retry")
     if reason == "repetition":
         resume = f"{hint}, " if reply.finish.has_all_tokens else ""
         return notice._replace(hint=resume + REPETITION_HINT)
@@ -34,17 +34,6 @@ def reply_notice(reply: Reply, chat: Chat, at_terminal: bool) -> NoticeEvent | N
     return notice
 
 
-def full_context_hint(reply: Reply, larger: int | None) -> str:
-    """What helps where a reply fills the context, although older turns were dropped."""
-    limit = "" if reply.text else "use /think N, then /retry"
-    if larger is None:
-        return limit or "this is the model's largest context; ask for a shorter answer"
-    resume = f"/continue resumes it with a context of {larger} tokens"
-    return f"{resume}; or {limit}" if limit else resume
-
-
 def too_long_hint(error: PromptTooLong, chat: Chat, has_files: bool) -> str:
-    hint = error.hint
-    if not chat.loaded.is_remote:
-        hint = "shorten it" if chat.doubled_context is None else "shorten it, or use /set ctx N"
+    hint = error.hint if chat.loaded.is_remote else "shorten it, or use /set ctx N"
     return f"{hint}; {'/file none removes the files' if has_files else '/undo removes a turn, /clear starts over'}"

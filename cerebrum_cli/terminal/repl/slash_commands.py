@@ -62,7 +62,7 @@ def start_new(repl: Repl, _: str) -> str:
 
 
 def list_sessions(repl: Repl, _: str) -> None:
-    print_latest(repl.streams, repl.chat.history.rows)
+    print_latest(repl.streams, repl.chat.tree.history.rows)
 
 
 def load_session(repl: Repl, argument: str) -> None:
@@ -73,8 +73,8 @@ def load_session(repl: Repl, argument: str) -> None:
 
 
 def rename_session(repl: Repl, argument: str) -> str:
-    repl.chat.rename(argument)
-    if repl.chat.is_saved:
+    repl.chat.tree.rename(argument)
+    if repl.chat.tree.is_saved:
         return f"Session saved as {argument!r}; every turn is saved automatically"
     return f"Session named {argument!r}; it is not saved"
 

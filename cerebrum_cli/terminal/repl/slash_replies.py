@@ -22,27 +22,27 @@ def undo(repl: Repl, argument: str) -> str:
     """Undo one turn, or `argument` turns, or fewer if there are fewer."""
     if argument and not (argument.isdecimal() and int(argument)):
         raise UsageError.invalid("/undo", argument, "a number of turns")
-    questions = [repl.chat.undo()]
+    questions = [repl.chat.tree.undo()]
     with suppress(SessionError):  # fewer turns than asked for
         while len(questions) < int(argument or 1):
-            questions.append(repl.chat.undo())
+            questions.append(repl.chat.tree.undo())
     return "\n".join(f"Undone: {shorten_question(question)}" for question in questions)
 
 
 def redo(repl: Repl, _: str) -> str:
-    return f"Restored: {shorten_question(repl.chat.redo())}"
+    return f"Restored: {shorten_question(repl.chat.tree.redo())}"
 
 
 def edit(repl: Repl, argument: str) -> str | None:
     part = argument or "question"
     if part not in PARTS:
         raise UsageError.invalid("/edit", part, " or ".join(PARTS))
-    stored = repl.chat.require_question() if part == "question" else repl.chat.require_reply()
+    stored = repl.chat.tree.require_question() if part == "question" else repl.chat.tree.require_reply()
     text = repl.input.edit(stored.message.content)
     if not text.strip() or text == stored.message.content:
         return "no changes"
     if part == "answer":
-        repl.chat.replace_reply(text)
+        repl.chat.tree.replace_reply(text)
         return "reply replaced; /continue continues it"
     repl.show_question(text)
     repl.render(repl.chat.edit_question(text))
@@ -51,7 +51,7 @@ def edit(repl: Repl, argument: str) -> str | None:
 
 def retry(repl: Repl, argument: str) -> None:
     settings = retry_settings(repl.chat.settings, argument)
-    last = repl.chat.last_reply
+    last = repl.chat.tree.last_reply
     if settings.temperature == 0 and last and (last.metadata.params or {}).get("temperature") == 0:
         problem = "at temperature 0 the reply is usually the same"
         repl.streams.notice(NoticeEvent(problem, "/retry 0.7 samples a different one"))
@@ -77,7 +77,7 @@ def continue_reply(repl: Repl, argument: str) -> None:
 
 
 def copy_reply(repl: Repl, argument: str) -> None:
-    text = repl.chat.require_reply().message.content
+    text = repl.chat.tree.require_reply().message.content
     part = "the reply"
     if argument:
         from cerebrum_cli.terminal.markdown.blocks import code_blocks
@@ -101,7 +101,7 @@ def show_stats(repl: Repl, _: str) -> str | None:
     if generated is None and usage is None:
         raise UsageError("the last reply has no statistics: they are not saved", "ask something first, or /retry")
     if generated:
-        sampling = sampling_text(samplers_in_effect(chat.require_reply().metadata.params or {}))
+        sampling = sampling_text(samplers_in_effect(chat.tree.require_reply().metadata.params or {}))
         model, format_name = chat.loaded.model.name, chat.loaded.format_name
         repl.streams.write_line("", stats_line(generated.finish, model, format_name, chat.loaded.repacks, sampling))
     return context_text(*usage) if usage else None

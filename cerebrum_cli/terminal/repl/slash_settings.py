@@ -121,7 +121,7 @@ def think(repl: Repl, argument: str) -> str | None:
         return apply_setting(repl, "show_thinking", SHOWN[argument], "/think")
     if argument:
         return apply_setting(repl, "think", argument, "/think")
-    reasoning = repl.chat.require_reply().message.reasoning
+    reasoning = repl.chat.tree.require_reply().message.reasoning
     if not reasoning:
         raise UsageError("the last reply has no reasoning", "not every model marks its reasoning")
     repl.streams.answer(reasoning + "\n")
