@@ -1,4 +1,4 @@
-"""Progress of long operations on standard error, a line per minute where none is redrawn; and their interruption."""
+"""Progress of long operations on standard error of a terminal, and their interruption."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import CerebrumError, Interrupted
 from cerebrum_cli.core.events import (
@@ -23,23 +24,28 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.core.row_events import RowEvent, RowProgress
-from cerebrum_cli.core.text import format_count, format_duration, format_size
+from cerebrum_cli.core.text import format_count, format_duration
 from cerebrum_cli.terminal.interrupts import Signals, ignore
-from cerebrum_cli.terminal.status_line import LOG_EVERY_S, Line, Segments, StatusLine
-from cerebrum_cli.terminal.streams import GRAY, GREEN, MAGENTA, RED, Streams
+from cerebrum_cli.terminal.live_line import LiveLine, Segments, file_bars
+from cerebrum_cli.terminal.status_line import StatusLine
+from cerebrum_cli.terminal.streams import Streams
 
-MIN_BAR, STAGE_BAR = 8, 20  # columns
-BAR_COLUMNS = 57  # that a bar of stages or files needs
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+MIN_BAR = 8  # columns
 
 
-class BatchProgress(Line):
-    """Progress of a batch or an evaluation: a bar if `draws`, otherwise a line per minute; a summary line at the end.
+class BatchProgress:
+    """Progress of a batch or an evaluation: a bar if `draws`, and a summary line at the end.
 
     A status line shows the loading of `model`, if given.
     """
 
     def __init__(self, streams: Streams, draws: bool, model: str | None = None) -> None:
-        super().__init__(streams, draws, log=self._summary)
+        self._streams = streams
+        self._draws = draws
+        self._line = LiveLine(streams, self.render)
         self._status = StatusLine(streams, model or "", is_hidden=model is None)
         self._rows: RowProgress | None = None
         self._before = 0  # rows answered by earlier runs
@@ -55,11 +61,15 @@ class BatchProgress(Line):
             self._status.emit(event)
             return
         self._status.erase()
-        super().emit(event)
-        if self._rows:
-            self.show()
+        if isinstance(event, NoticeEvent):
+            self._line.erase()
+            self._streams.report(event)
+        else:
+            self._count(event)
+        if self._rows and self._draws:
+            self._line.show()
 
-    def take(self, event: Event) -> None:
+    def _count(self, event: Event) -> None:
         self._latest = time.monotonic()
         match event:
             case PromptEvent(sequence, evaluated, total):
@@ -85,17 +95,17 @@ class BatchProgress(Line):
 
     def close(self) -> None:
         self._status.erase()
-        self.erase()
-        if self._rows is None or isinstance(sys.exception(), BrokenPipeError) or self.streams.is_quiet:
+        self._line.erase()
+        if self._rows is None or isinstance(sys.exception(), BrokenPipeError) or self._streams.is_quiet:
             return
-        self.streams.write_line("", self._summary())
+        self._streams.write_line("", self._summary())
         if isinstance(self._rows, RowEvent):
             counts = self._rows.counts
             for message in counts.errors:
-                self.streams.write_line("  ", message)
+                self._streams.write_line("  ", message)
             more = counts.failed - len(counts.errors)
             if counts.errors and more:
-                self.streams.write_line("  ", f"and {more} more")
+                self._streams.write_line("  ", f"and {more} more")
 
     @property
     def _all_tokens(self) -> int:
@@ -126,12 +136,12 @@ class BatchProgress(Line):
             if room >= 0:
                 break
         done_text, clauses, tail = texts
-        yield f"{done_text} ", GREEN
+        yield f"{done_text} ", "green"
         if room > MIN_BAR:
             yield from bar(rows.done, rows.total, room - 1)
             yield " ", ""
         if clauses:
-            yield f"{clauses} ", RED if isinstance(rows, RowEvent) else ""
+            yield f"{clauses} ", "red" if isinstance(rows, RowEvent) else ""
         yield tail, ""
 
     def _speed_text(self, seconds: float) -> str:
@@ -143,79 +153,72 @@ class BatchProgress(Line):
         return f"{self._all_tokens / seconds:.1f} tokens/s" if self._all_tokens else f"{done / seconds:.1f} rows/s"
 
 
-class StageProgress(Line):
-    """Progress of a long operation and its current stage: a bar on a terminal, otherwise a line per minute."""
+class StageProgress:
+    """The current stage of a long operation, in a line."""
 
     def __init__(self, streams: Streams, is_shown: bool) -> None:
-        super().__init__(streams, streams.can_redraw and is_shown, log=self._text if is_shown else None)
+        self._streams = streams
+        self._line = LiveLine(streams, self._render)
+        self._draws = streams.can_redraw and is_shown
         self._started = time.monotonic()
         self._stage = StageEvent("", 0, 1)
 
-    def take(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
+        if isinstance(event, NoticeEvent):
+            self._line.erase()
+            self._streams.report(event)
         if isinstance(event, StageEvent):
             self._stage = event
-            self.show(now=True)
+        if self._draws:
+            self._line.show()
 
-    def _text(self) -> str:
-        return f"{self._stage.done} of {self._stage.total}: {self._stage.stage}"
+    def close(self) -> None:
+        self._line.erase()
 
-    def render(self, width: int) -> Segments:
+    def _render(self, _: int) -> Segments:
         stage = self._stage
-        yield f"{stage.done:{len(str(stage.total))}}/{stage.total} ", GREEN
-        if width >= BAR_COLUMNS:
-            yield f"{format_duration(time.monotonic() - self._started)} ", ""
-            yield from bar(stage.done, stage.total, STAGE_BAR)
-            yield " ", ""
-        yield stage.stage, ""
+        yield f"{stage.done:{len(str(stage.total))}}/{stage.total} ", "green"
+        yield f"{format_duration(time.monotonic() - self._started)} {stage.stage}", ""
 
 
-class FileProgress(Line, AbstractContextManager["FileProgress"]):
-    """Progress of files: a bar for each stage on a terminal, otherwise lines at its start, every minute and its end."""
+class FileProgress(AbstractContextManager["FileProgress"]):
+    """Progress of files on a terminal: a bar for each stage, which stays when the stage is done."""
 
     def __init__(self, streams: Streams) -> None:
-        super().__init__(streams, streams.can_redraw, log=lambda: f"{self._stage}: {self._text()}")
-        self._stage, self._done, self._total = "", 0, 0  # of bytes
-        self._first = 0  # bytes at the start of the stage
-        self._started = 0.0
+        self._streams = streams
+        self._bar: Progress | None = None
+        self._stage, self._done = "", 0  # bytes
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def close(self) -> None:
+        """Erase the bar of a stage that is not done."""
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
     def notice(self, event: NoticeEvent) -> None:
         self.close()
-        self.streams.note(f"{event.message}: {event.hint}")
+        self._streams.note(f"{event.message}: {event.hint}")
 
     def update(self, stage: str, done: int, total: int) -> None:
+        if not self._streams.can_redraw:
+            return
         if stage != self._stage:
-            self._stage, self._first, self._done = stage, done, 0
-            self._started, self._last_log = time.monotonic(), -LOG_EVERY_S
-        is_end = done >= total > self._done
-        if is_end:
-            self._last_log = -LOG_EVERY_S
-        self._done, self._total = done, total
-        if is_end and self.draws:
-            self.keep()
-        elif done < total or not self.draws:
-            self.show()
-
-    def render(self, width: int) -> Segments:
-        yield f"{self._stage:<8} ", ""
-        if width >= BAR_COLUMNS:
-            yield from bar(self._done, self._total, STAGE_BAR)
-            yield " ", ""
-        yield self._text(), ""
-
-    def _text(self) -> str:
-        """Bytes done, speed and remaining time: "15 MB of 30 MB, 5 MB/s, 0:03 left"."""
-        text = f"{format_size(self._done)} of {format_size(self._total)}"
-        seconds, added = time.monotonic() - self._started, self._done - self._first
-        if added <= 0 or seconds <= 0:  # no speed yet
-            return text
-        speed = added / seconds
-        text += f", {format_size(int(speed))}/s"
-        if self._done < self._total:
-            text += f", {format_duration((self._total - self._done) / speed)} left"
-        return text
+            self.close()
+            self._stage, self._done = stage, 0
+        if self._done >= total > 0:
+            return
+        self._done = done
+        if self._bar is None:
+            self._bar = file_bars(self._streams)
+            self._bar.add_task(stage, total=total, completed=done)
+        [task] = self._bar.task_ids
+        self._bar.update(task, total=total, completed=done)
+        self._bar.live.transient = done < total
+        if done >= total:
+            self.close()
 
 
 @contextmanager
@@ -244,8 +247,8 @@ def interruptible(hint: str) -> Iterator[None]:
 
 def bar(done: int, total: int, width: int) -> Segments:
     filled = min(width, int(width * done / total)) if total else width
-    yield "━" * filled, MAGENTA if done < total else GREEN
-    yield "━" * (width - filled), GRAY
+    yield "━" * filled, "magenta" if done < total else "green"
+    yield "━" * (width - filled), "bright_black"
 
 
 def batch_texts(rows: RowProgress, speed: str, left: str) -> Iterator[tuple[str, str, str]]:

@@ -29,7 +29,7 @@ DEFAULT_EDITORS = ("nano", "vi")
 STDIN_NOTICE_S = 2.0  # a pipe still open after this may never close
 MIN_NOTE_WIDTH = 12  # columns
 BOLD, DIM = "1", "2"  # SGR codes; all others are colors
-RED, GREEN, MAGENTA, GRAY = "31", "32", "35", "90"
+RED = "31"
 DUMB_TERMINALS = ("dumb", "unknown")  # values of TERM for terminals without control sequences
 
 

@@ -14,6 +14,7 @@ from hub_server import Fault
 from hub_user import CATALOGUED, READER, HubUser, cleaned, named
 from scripted_command import app_for
 from tiny_models import write_chatml
+from waiting import wait_until
 
 from cerebrum_cli.main import run
 from cerebrum_cli.terminal.streams import Streams
@@ -113,15 +114,14 @@ def test_pull_concurrent_pulls_download_once(hub_user: HubUser, mistral_model: P
     armed = hub_user.hub.arm(Fault(part="cdn", let_through=1, hang_after=1_000_000))
     with hub_user.start("pull", "owner/large") as first, contextlib.ExitStack() as stack:
         hub_user.hub.log.wait_for(lambda request: request in hub_user.downloads() and request.sent > 0)
+        before = len(hub_user.hub.log.requests())
         second = stack.enter_context(hub_user.start("pull", "owner/large"))
-        assert second.stderr
-        second.stderr.readline()  # it waits
+        wait_until(lambda: len(hub_user.hub.log.requests()) > before)
         armed.release()
         said = [process.communicate(timeout=30)[1].decode() for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0)
     here = f"installed owner/large:Q4_K_M: {hub_user.path('large-Q4_K_M.gguf', 'owner/large')}\n"
-    assert said[0].startswith("download: 0 kB of 9 MB\ndownload: 9 MB of 9 MB, ")
-    assert said[0].endswith(f"\n{here}")
+    assert said[0].endswith(here)
     assert said[1].endswith(here)
     [download] = hub_user.downloads()
     assert download.sent == mistral_model.stat().st_size

@@ -21,7 +21,6 @@ OFFLINE: tuple[tuple[tuple[str, ...], dict[str, str]], ...] = (
     (("--offline",), {}),
     ((), {"HF_HUB_OFFLINE": "1"}),
 )  # options and variables that disable the network
-STAGES = ("download: ", "verify: ")
 NOTES = "note: Cerebrum-1.0-7b: "  # of the catalogue, before a download
 HUGGING_FACE = (
     "import json, sys; from huggingface_hub import *; print(json.dumps([eval(each) for each in sys.argv[1:]]))"
@@ -131,5 +130,5 @@ class RecordedProgress:
 
 
 def cleaned(done: Finished) -> str:
-    """Standard error without the lines of progress, and the notes of the model."""
-    return "".join(line for line in done.err.splitlines(keepends=True) if not line.startswith((*STAGES, NOTES)))
+    """Standard error without the notes of the model."""
+    return "".join(line for line in done.err.splitlines(keepends=True) if not line.startswith(NOTES))

@@ -74,7 +74,7 @@ def test_batch_answers_streamed_to_a_terminal_have_no_bar(start: OpenTerminal, t
     arguments = [argument if argument != "out" else "-" for argument in rows(tmp_path, 12)]
     person = start(INSTANT, *arguments)
     assert person.end() == 6
-    output = person.output.rpartition("\r\x1b[K")[2]  # after a slow load's status line
+    output = person.output.rpartition("\x1b[2K")[2]  # after a slow load's status line
     assert "\x1b" not in output
     *answers, last, _ = output.splitlines()
     assert [json.loads(line)["id"] for line in answers] == list(range(1, 13))

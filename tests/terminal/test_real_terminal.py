@@ -38,7 +38,7 @@ def test_ask_renders_markdown_without_the_models_control_sequences(
     open_terminal: OpenTerminal, chatml_model: Path, size: tuple[int, int], is_quiet: bool
 ) -> None:
     arguments, env = (("-q",), {"NO_COLOR": "1"}) if is_quiet else ((), {})
-    script = {"reply": REPLY, "pause": 0.0005, "load": 0.2}
+    script = {"reply": REPLY, "pause": 0.0005, "load": 0.6}
     window = open_terminal(*scripted(script, chatml_model, *arguments), size=size, **env)
     assert window.end() == 0
     clean = REPLY.replace("\x1b[31m", "").replace("\x1b]0;title\x07", "")
@@ -54,7 +54,7 @@ def test_ask_strips_controls_from_plain_answers_and_prompts(
 ) -> None:
     text = "a\x1b[31mb\x1b]0;title\x07\u202e\u2066c"
     window = open_terminal(COMMAND, "ask", "-m", chatml_model, "--grammar", fixed_reply_grammar(text, tmp_path), "hi")
-    assert (window.end(), window.output.rpartition("\x1b[K")[2]) == (0, "abc\r\n")  # after the line of a slow load
+    assert (window.end(), window.output.rpartition("\x1b[2K")[2]) == (0, "abc\r\n")  # after the line of a slow load
     window = open_terminal(COMMAND, "ask", "-m", chatml_model, "--raw", "--dry-run", "-q", text)
     assert (window.end(), window.output) == (0, "abc\r\n")
 
@@ -73,7 +73,7 @@ def test_ask_redirects_plain_text_and_keeps_the_status_line_on_screen(
     open_terminal: OpenTerminal, chatml_model: Path, tmp_path: Path
 ) -> None:
     text = "# Title\n\n" + "".join(f"word{number} " for number in range(40)) + "end"
-    command = scripted({"reply": text, "load": 0.2}, chatml_model)
+    command = scripted({"reply": text, "load": 0.5}, chatml_model)
     window = open_terminal("sh", "-c", f'"$0" "$@" > {tmp_path}/out', *command)
     assert window.end() == 0
     assert (tmp_path / "out").read_text() == f"{text}\n"
