@@ -45,7 +45,7 @@ from cerebrum_cli.eval.rescoring import rescored
 from cerebrum_cli.eval.stored_runs import Run, require_run
 from cerebrum_cli.programs.monty import find_monty
 from cerebrum_cli.replies.checking import run_program
-from cerebrum_cli.replies.reply import MajorityVote
+from cerebrum_cli.replies.majority_vote import MajorityVote
 from cerebrum_cli.replies.tally import Program, SampleAnswer, Tally
 
 GREEDY = "greedy"

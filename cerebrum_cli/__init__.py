@@ -19,7 +19,7 @@ _MODULES = {
     "__version__": "core.version",
     "CerebrumError": "core.errors",
     "Conversation": "core.conversation",
-    "MajorityVote": "replies.reply",
+    "MajorityVote": "replies.majority_vote",
     "Model": "replies.interface",
     "Reply": "replies.reply",
     "open_model": "replies.interface",
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.errors import CerebrumError
     from cerebrum_cli.core.version import __version__ as __version__
     from cerebrum_cli.replies.interface import Model, open_model
-    from cerebrum_cli.replies.reply import MajorityVote, Reply
+    from cerebrum_cli.replies.majority_vote import MajorityVote
+    from cerebrum_cli.replies.reply import Reply
 
 
 def __getattr__(name: str) -> Any:

@@ -147,7 +147,7 @@ DOORS: Mapping[str, Door] = {
         5,
         ("prompt_sources",),
     ),
-    "replies": Door(10, ("interface", "reply", "source")),
+    "replies": Door(10, ("interface", "majority_vote", "reply", "source")),
     "results": Door(
         14,
         ("results", "rows"),

@@ -24,7 +24,7 @@ from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.library.installed import NANO
 from cerebrum_cli.replies.concurrent_rows import run_rows
 from cerebrum_cli.replies.interface import Question
-from cerebrum_cli.replies.reply import Outcome, Row
+from cerebrum_cli.replies.majority_vote import Outcome, Row
 
 PAGE = (ROOT / "docs/how-to/use-from-python.md").read_text(encoding="utf-8")
 OPENING, *EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)

@@ -21,7 +21,8 @@ from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.core.vocabulary import drop_partial_character
 from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.replies.interface import Model
-from cerebrum_cli.replies.reply import MajorityVote, Outcome, Reply, Row
+from cerebrum_cli.replies.majority_vote import MajorityVote, Outcome, Row
+from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.results.rows import Results
 

@@ -26,7 +26,8 @@ from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict, JsonObject, to_json
 from cerebrum_cli.core.row_fields import INCOMPLETE, InvalidRow, RowError, RowId
 from cerebrum_cli.core.text import Texts, text_digest, well_formed
-from cerebrum_cli.replies.reply import MajorityVote, Outcome, Reply
+from cerebrum_cli.replies.majority_vote import MajorityVote, Outcome
+from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.results.rows import ResultRows, RowFlag, Table, votes_object
 
 OUTPUT_KEYS = (

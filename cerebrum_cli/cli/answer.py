@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.chat.session import Session
     from cerebrum_cli.core.votes import Votes
     from cerebrum_cli.replies.interface import Model
-    from cerebrum_cli.replies.reply import MajorityVote
+    from cerebrum_cli.replies.majority_vote import MajorityVote
     from cerebrum_cli.terminal.streams import Streams
 
 
@@ -176,7 +176,7 @@ class AnswerPrinter:
 
     def show_vote(self, votes: Votes) -> None:
         """Run a vote, then print and save the sample that won; after an interrupt, the one that leads."""
-        from cerebrum_cli.replies.reply import MajorityVote
+        from cerebrum_cli.replies.majority_vote import MajorityVote
 
         vote = MajorityVote(votes)
         try:

@@ -15,7 +15,7 @@ from cerebrum_cli.core.events import Event, RefusedEvent
 from cerebrum_cli.core.grammar import schema_grammar
 from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Decided
-from cerebrum_cli.replies.reply import MajorityVote, Outcome, Row
+from cerebrum_cli.replies.majority_vote import MajorityVote, Outcome, Row
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model

@@ -16,7 +16,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.replies.reply import MajorityVote
+from cerebrum_cli.replies.majority_vote import MajorityVote
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

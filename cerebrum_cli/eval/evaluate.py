@@ -33,7 +33,8 @@ from cerebrum_cli.eval.questions import (
 from cerebrum_cli.eval.running_score import RunningScore
 from cerebrum_cli.eval.scorers import ReplyScorer, reply_scorer
 from cerebrum_cli.replies.interface import Model
-from cerebrum_cli.replies.reply import Outcome, Reply, Row
+from cerebrum_cli.replies.majority_vote import Outcome, Row
+from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.results.rows import ResultRows, Results, RowFlag, program_object
 
 POLL_S = 0.2  # a signal does not end a wait

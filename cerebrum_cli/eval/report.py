@@ -14,7 +14,7 @@ from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.eval.estimates import Estimate, QuestionVotes, estimate, majorities, mean, pass_at, vote_sizes
 from cerebrum_cli.eval.questions import Basis, QuestionId, Sample
-from cerebrum_cli.replies.reply import MajorityVote
+from cerebrum_cli.replies.majority_vote import MajorityVote
 
 MAJORITY, WITH_PROGRAMS = "maj", "checked"  # kinds of votes
 Samples = Sequence[Sample]  # of a run, or of one question

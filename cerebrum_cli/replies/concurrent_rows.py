@@ -29,7 +29,8 @@ from cerebrum_cli.core.token_ids import NO_TOKEN
 from cerebrum_cli.engine.engine import CancelScope, Completions
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.replies.loaded_model import LoadedModel
-from cerebrum_cli.replies.reply import Continuation, MajorityVote, Outcome, Reply, ReplyEvent, Row
+from cerebrum_cli.replies.majority_vote import Continuation, MajorityVote, Outcome, ReplyEvent, Row
+from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.reply_controls import ReplyControls
 from cerebrum_cli.replies.tally import Program
 

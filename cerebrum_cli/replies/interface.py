@@ -23,7 +23,7 @@ from cerebrum_cli.replies.source import Installation, ModelSource
 if TYPE_CHECKING:
     from cerebrum_cli.core.decision import Decision
     from cerebrum_cli.engine.engine import CancelScope, Score
-    from cerebrum_cli.replies.reply import MajorityVote, Outcome, Row
+    from cerebrum_cli.replies.majority_vote import MajorityVote, Outcome, Row
 
 Question = str | Conversation | Sequence[Mapping[str, Any]]
 """A question, a conversation that ends with one, or OpenAI's messages."""
@@ -77,7 +77,7 @@ class Model(LoadedModel):
 
         With `check="python"`, each sample is asked for a program, whose output votes, too.
         """
-        from cerebrum_cli.replies.reply import MajorityVote
+        from cerebrum_cli.replies.majority_vote import MajorityVote
 
         for vote in self.replies([question], samples, check=check, schema=schema, grammar=grammar, **settings):
             assert isinstance(vote, MajorityVote)
@@ -101,7 +101,7 @@ class Model(LoadedModel):
         that cannot be answered when all others are done.
         """
         from cerebrum_cli.core.votes import parse_votes
-        from cerebrum_cli.replies.reply import MajorityVote, Outcome, Row
+        from cerebrum_cli.replies.majority_vote import MajorityVote, Outcome, Row
 
         if samples is not None:
             sampled = changed(self.source.settings, settings).for_samples("a vote")

@@ -1,50 +1,279 @@
-"""What a model answers: a reply, or a vote on several; and rows, of which many are answered together."""
+"""A reply as its events come: its texts, tokens, calls and end, its final answer, and how sure the model was."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import cached_property
 from math import exp, fsum
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, Self
 
-from cerebrum_cli.core.ask import Ask
-from cerebrum_cli.core.errors import CerebrumError, NoAnswer
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import NoAnswer, UsageError
 from cerebrum_cli.core.events import (
+    CallEvent,
+    Channel,
+    Event,
+    Events,
     FinishEvent,
+    FinishReason,
+    ForcedTokens,
     NoticeEvent,
-    RefusedEvent,
-    SequenceId,
-    TallyEvent,
+    RoundEvent,
     TokenEvent,
+    answer_text,
 )
-from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.core.token_ids import TokenIds
-from cerebrum_cli.replies.reply_stream import ReplyStream
+from cerebrum_cli.core.grammar import Grammar
+from cerebrum_cli.core.token_ids import TokenIds, Tokens
+from cerebrum_cli.core.tools import Round, ToolCalls
+from cerebrum_cli.formats.reply_text import SplitText
 
 if TYPE_CHECKING:
     from cerebrum_cli.answers.final import Answer
-    from cerebrum_cli.core.votes import Votes
-    from cerebrum_cli.engine.engine import Completions
     from cerebrum_cli.replies.tally import Program
 
-ReplyEvent = TokenEvent | FinishEvent | RefusedEvent
 PROBABILITY_DIGITS = 5  # further digits depend on what else ran; samples with the same text must be equal
 WINDOW = 16  # tokens; DeepConf (arXiv:2508.15260) takes 2,048, of replies of up to 130,000
 SLOW_PREFILL_S = 0.25  # shared prefixes that take longer to evaluate are cached on disk
 LONG_PROMPT = 256  # tokens; longer prompts are cached on disk
-NOT_CHECKED = "no reply and program agree on an answer"
-MAJORITY = 0.5
-MORE_SAMPLES = "take more samples, or ask a more specific question"  # hint for a vote without a clear winner
+UNFINISHED_REASONING = {"length": "raise --max-tokens", "stop": "ask again"}  # hints by how a reply finished
 
 
-class Reply(ReplyStream):
-    """One reply, with the answer that it states, and how sure the model was.
+class Reply:
+    """One reply: its texts, its tokens and how it finished. Iterate it for the pieces of its answer as they come.
 
-    If the model was asked for a `program` afterwards, `program_reply` is what it replied to that.
+    Its properties wait for the whole reply, except while it is iterated: then they are of what there is so far. A reply
+    of many that run together has no events of its own, and is fed with `emit`. If the model was asked for a `program`
+    afterwards, `program_reply` is what it replied to that.
     """
 
-    program: Program | None = None
-    program_reply: Reply | None = None
+    def __init__(
+        self, events: Events | None = None, conversation: Conversation | None = None, grammar: Grammar | None = None
+    ) -> None:
+        self.index = 0  # of the question among several
+        self.program: Program | None = None
+        self.program_reply: Reply | None = None
+        self._events = events
+        self._conversation = conversation
+        self._grammar = grammar
+        self._texts: dict[Channel, list[str]] = {"answer": [], "thinking": []}
+        self._rounds: list[Round] = []
+        if conversation and conversation.prefill:
+            self._rounds += conversation.prefill.rounds
+        self._round_ends = {"answer": 0, "thinking": 0}  # numbers of pieces
+        self._tokens = array("i")
+        self._logprobs = array("d")
+        self._finish: FinishEvent | None = None
+        self._forced: ForcedTokens = ()  # in the reply that this one continues
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the pieces of the answer as they come; leaving the loop ends the reply."""
+        with closing(self.events()) as events:
+            for event in events:
+                if text := answer_text(event):
+                    yield text
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        """Yield the pieces of the answer, waiting for events in a thread, so that an event loop runs on.
+
+        A task that is cancelled ends the reply at its next event.
+        """
+        import asyncio
+
+        events = self.events()
+        waiting = None
+        try:
+            while True:
+                waiting = asyncio.ensure_future(asyncio.to_thread(next, events, None))
+                event = await asyncio.shield(waiting)
+                if event is None:
+                    return
+                if text := answer_text(event):
+                    yield text
+        finally:
+            if waiting:
+                await asyncio.wait([waiting])  # a generator that runs cannot be closed
+            await asyncio.to_thread(events.close)
+
+    def events(self) -> Events:
+        """All events of loading the model and of the reply, once; nothing later.
+
+        Raises NoAnswer after the last one if the answer does not match its schema.
+        """
+        events, self._events = self._events, None
+        if events is None:
+            return
+        with closing(events):
+            for event in events:
+                self.emit(event)
+                yield event
+        if self._finish and self.mismatch:
+            raise self.mismatch
+
+    def begin(self, tokens: Sequence[int], texts: Iterable[SplitText], forced: ForcedTokens = ()) -> None:
+        """Add the tokens and texts of the reply that this one continues, and where tokens were forced into it."""
+        self._tokens.extend(tokens)
+        self._forced = forced
+        for channel, text in texts:
+            self._texts[channel].append(text)
+
+    def emit(self, event: Event) -> None:
+        match event:
+            case TokenEvent():
+                if event.is_correction:
+                    self._correct(event.channel)
+                self._texts[event.channel].append(event.text)
+                self._tokens.extend(event.tokens)
+                if event.logprobs:
+                    self._logprobs.extend(logprob for logprob in event.logprobs if logprob is not None)
+            case CallEvent(is_done=False):  # if the call is interrupted, the round is generated again
+                self._tokens = array("i")
+            case RoundEvent():
+                self._rounds.append(event.round)
+                self._round_ends = {channel: len(pieces) for channel, pieces in self._texts.items()}
+                self._tokens, self._logprobs = array("i"), array("d")
+            case FinishEvent():
+                self._finish = event._replace(forced=(*self._forced, *event.forced))
+
+    def _correct(self, channel: Channel) -> None:
+        """Correct the channel of the text since the last calls; what is of the answer will be repeated."""
+        other: Channel = "answer" if channel == "thinking" else "thinking"
+        start = self._round_ends[other]
+        if channel == "thinking":
+            self._texts[channel] += self._texts[other][start:]
+        del self._texts[other][start:]
+
+    def wait(self) -> Self:
+        """Generate the rest of a reply that nobody iterates, and return it. Raises what makes the reply fail."""
+        for _ in self.events():
+            pass
+        return self
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has come to an end by now; one whose loop was left, or that failed, never does."""
+        return self._finish is not None
+
+    @property
+    def finish(self) -> FinishEvent:
+        """How it finished, with `prompt_tokens`, `cached_tokens`, `completion_tokens`: 0 if a server does not say."""
+        finish = self.wait()._finish
+        if finish is None:
+            raise UsageError("the reply has not finished", "iterate it to its end")
+        return finish
+
+    usage = finish
+
+    @property
+    def text(self) -> str:
+        """The answer without the reasoning, but with the text before function calls."""
+        return "".join(self.wait()._texts["answer"])
+
+    @property
+    def reasoning(self) -> str | None:
+        """The reasoning; None if the model has not marked any."""
+        return "".join(self.wait()._texts["thinking"]) or None
+
+    @property
+    def calls(self) -> ToolCalls:
+        """The function calls with their results, in order."""
+        return tuple(call for part in self.wait()._rounds for call in part.calls)
+
+    @property
+    def message(self) -> Message:
+        """The reply as a message of a conversation, with its rounds of calls."""
+        content, reasoning = (self._after_rounds(channel) for channel in ("answer", "thinking"))
+        return Message("assistant", content, self.tokens, None, reasoning or None, tuple(self._rounds))
+
+    def _after_rounds(self, channel: Channel) -> str:
+        return "".join(self.wait()._texts[channel][self._round_ends[channel] :])
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why it ended: "stop" if by itself, "cancelled" also if its loop was left."""
+        finish = self.wait()._finish
+        return finish.reason if finish else "cancelled"
+
+    @cached_property
+    def mismatch(self) -> NoAnswer | None:
+        """Why a complete answer does not match its schema; None if it does, if it is incomplete, and without a schema.
+
+        Servers may ignore a schema, and what the engine enforces differs from JSON Schema in rare cases.
+        """
+        finish, answer = self.finish, self._after_rounds("answer")
+        is_complete = finish.reason == "stop" and not finish.by_stop_string and answer.strip()
+        if self._grammar is None or not self._grammar.is_schema or not is_complete:
+            return None
+        from cerebrum_cli.grammars.validation import schema_problem
+
+        if problem := schema_problem(self._grammar, answer):
+            hint = "ask again, or update the server" if finish.origin else "ask again, or simplify the schema"
+            return NoAnswer(f"the reply does not match the schema: {problem}", hint)
+        return None
+
+    @property
+    def conversation(self) -> Conversation:
+        """The conversation with this reply: add a question with `user`, and it continues."""
+        if self._conversation is None:
+            raise UsageError("the reply continues a text, not a conversation", "ask a question")
+        return self._conversation.add(replace(self.message, thinks=self._conversation.thinks))
+
+    @property
+    def has_text(self) -> bool:
+        """Whether any of its text, or a function call, has arrived."""
+        return any(self._texts.values()) or bool(self._rounds)
+
+    @property
+    def sampled(self) -> Tokens:
+        """All tokens, including those of the reasoning and of a stop string."""
+        return self._tokens
+
+    @property
+    def tokens(self) -> TokenIds | None:
+        """The tokens to save in a conversation; None if they are not all known, or the text lacks a stop string's."""
+        if not self.is_finished or (self.finish.has_all_tokens and not self.finish.by_stop_string):
+            return tuple(self._tokens)
+        return None
+
+    def notice(self, larger_context: str, grammar: Grammar | None = None) -> NoticeEvent | None:
+        """A notice that the answer is truncated or blank, or None. `larger_context` is that of the engine.
+
+        With a grammar, also that the reply ended while reasoning; with a schema, also that a stop string ended it.
+        """
+        finish = self.finish
+        tokens = f"{finish.completion_tokens} tokens"
+        is_blank = not (self.text.strip() or finish.calls)
+        is_reasoning = is_blank and self.reasoning is not None
+        if grammar and grammar.is_schema and finish.by_stop_string:
+            return NoticeEvent("a stop string ended the answer", "omit --stop")
+        if grammar and is_reasoning and finish.reason in UNFINISHED_REASONING:
+            hint = f"{UNFINISHED_REASONING[finish.reason]}, or limit reasoning with --think N or --think off"
+            return NoticeEvent("the reply ended while reasoning, before an answer", hint)
+        match finish.reason:
+            case "context":
+                size = f" of {finish.context_size} tokens" if finish.context_size else ""
+                problem = "only reasoning, no answer" if is_reasoning else "answer truncated"
+                advice = "limit reasoning with --think N" if is_reasoning else "ask for less"
+                return NoticeEvent(f"{problem}: the context{size} is full", f"{larger_context}, or {advice}")
+            case "length":
+                stage = " of reasoning" if is_reasoning else ""
+                return NoticeEvent(f"answer truncated at {tokens}{stage}", "raise --max-tokens")
+            case "repetition":
+                hint = "--set loop_check=off lets it repeat; or try a higher --temperature, or --set repeat_penalty=1.1"
+                return NoticeEvent(f"the reply repeats itself and was stopped after {tokens}", hint)
+            case "stop" if is_reasoning:
+                limit = "--think N" if finish.context_size else "a larger context of the server"
+                hint = f"read it with --show-thinking, or use --think off or {limit}"
+                return NoticeEvent("the reply has only reasoning, no answer", hint)
+            case "stop" if is_blank and finish.context_size:
+                return NoticeEvent(
+                    "the model's answer is blank", "check the prompt format with --dry-run, or ask again"
+                )
+            case "stop" if is_blank:  # a server makes the prompt
+                return NoticeEvent("the model's answer is blank", "give the server a larger context, or ask again")
+        return None
 
     @property
     def final_answer(self) -> str | None:
@@ -124,174 +353,3 @@ def mean_probability(logprobs: Sequence[float]) -> float:
     if not logprobs:
         return 0.0
     return round(exp(fsum(logprobs) / len(logprobs)), PROBABILITY_DIGITS)
-
-
-class MajorityVote:
-    """A vote on the samples of one request: their replies, the tally, and how many samples to request.
-
-    Samples are counted in the order of their seeds, whichever finishes first: the outcome and the number of samples
-    depend on the seeds alone. Samples that can no longer change the outcome are stopped.
-    """
-
-    def __init__(self, votes: Votes) -> None:
-        from cerebrum_cli.replies.tally import Tally  # most replies need no votes
-
-        self.index = 0  # of the question among several
-        self.tally = Tally(votes)
-        self.replies: dict[int, Reply] = {}  # of the samples in the tally
-        self.requested = votes.minimum
-        self.finished_samples: list[Reply] = []  # also those that were not counted
-        self.refusals: list[RefusedEvent] = []  # of the samples in the tally
-        self._waiting: dict[int, Reply | RefusedEvent] = {}  # finished, but an earlier sample has not
-        self._finished = 0
-
-    def add(self, sequence: SequenceId, outcome: Reply | RefusedEvent, completions: Completions) -> bool:
-        """Add a sample that has finished; start or stop others; return whether the tally changed."""
-        index, sample, _ = sequence
-        self._finished += 1
-        is_cancelled = isinstance(outcome, Reply) and outcome.finish.reason == "cancelled"
-        if isinstance(outcome, Reply):
-            self.finished_samples.append(outcome)
-        if is_cancelled or self.is_over:  # it may finish before the abort reaches it
-            return False
-        self._waiting[sample] = outcome
-        before = self.tally.samples
-        while not self.is_over and (ready := self._waiting.pop(self.tally.samples, None)):
-            if isinstance(ready, RefusedEvent):  # a sample without an answer
-                self.refusals.append(ready)
-                self.tally = self.tally.add(None)
-            else:
-                self.replies[self.tally.samples] = ready
-                answer, is_stated = ready.vote, ready.is_answer_stated
-                number = None if answer is None or is_stated else ready.number
-                self.tally = self.tally.add(answer, ready.probability, is_stated, ready.program, number)
-        if self.is_over:
-            completions.abort(index)
-        elif not self.running and (count := self.tally.missing_samples):
-            # in rounds: the outcome must not depend on when samples finish
-            self.requested += count
-            completions.add_samples(index, count)
-        return self.tally.samples > before
-
-    def count(self, answer: str | None, probability: float, is_stated: bool, output: str | None) -> None:
-        """Count an answer of an earlier run, and the output of its program, if there was one."""
-        from cerebrum_cli.replies.tally import Program
-
-        program = None if output is None else Program("", output)
-        self.tally = self.tally.add(answer, probability, is_stated, program)
-
-    def comes_to(self, output: str | None, answer: str) -> bool:
-        """Whether a program's output is an answer, which may be rounded to some decimals."""
-        from cerebrum_cli.replies.tally import comes_to
-
-        return comes_to(output or "", answer)
-
-    @property
-    def bounds(self) -> tuple[int, int]:
-        return self.tally.votes.minimum, self.tally.votes.maximum
-
-    @property
-    def running(self) -> int:
-        return self.requested - self._finished
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the vote is complete; False after an interrupt."""
-        return self.tally.is_decided
-
-    @property
-    def tally_event(self) -> TallyEvent:
-        counts = tuple((count.answer, count.count) for count in self.tally.counts)
-        return TallyEvent(counts, self.tally.samples, *self.bounds)
-
-    @property
-    def final_answer(self) -> str | None:
-        """The winning answer as most of its samples wrote it; None while no sample has a final answer."""
-        return self.tally.winner.answer if self.tally.winner else None
-
-    @property
-    def reply(self) -> Reply | None:
-        """The sample to show: the first one with the winning answer; without an answer, of all; None before any.
-
-        If only programs come to that answer, it is the first with such a program.
-        """
-        if not self.replies:
-            return None
-        sample = self.tally.winning_sample
-        if sample is None:
-            sample = min(self.replies)
-        return self.replies[sample]
-
-    @property
-    def unsupported_programs(self) -> int:
-        """The number of programs that Monty cannot run, and that do not vote therefore."""
-        programs = (reply.program for reply in self.replies.values())
-        return sum(program is not None and program.is_unsupported for program in programs)
-
-    @property
-    def mismatch(self) -> NoAnswer | None:
-        """Why the sample to show does not match its schema; None if it does."""
-        return self.reply.mismatch if self.reply else None
-
-    @property
-    def text(self) -> str:
-        """The text of the sample to show; if only its program comes to the winning answer, also that and its output."""
-        reply, winner = self.reply, self.tally.winner
-        if reply is None:
-            return ""
-        if reply.program is None or winner is None or winner.replies:
-            return reply.text
-        return f"{reply.text}\n\n```python\n{reply.program.code.strip()}\n```\n\n{reply.program.output}"
-
-    @property
-    def notice(self) -> NoticeEvent | None:
-        """A notice that several answers are tied."""
-        tied = self.tally.tied
-        if not tied:
-            return None
-        votes = f"{tied[0].count} of {self.tally.samples} votes each"
-        return NoticeEvent(f"{len(tied)} answers are tied with {votes}", MORE_SAMPLES)
-
-    @property
-    def doubt(self) -> NoticeEvent | None:
-        """A notice that the answer that has won is not checked by a program, or has no majority."""
-        tally, winner = self.tally, self.tally.winner
-        if winner is None or winner.is_checked:
-            return None
-        if tally.votes.checks:
-            return NoticeEvent(f"{NOT_CHECKED}, so the winner is not checked", MORE_SAMPLES)
-        if tally.agreement >= MAJORITY:
-            return None
-        return NoticeEvent(f"the winner has only {winner.count} of {tally.samples} votes", MORE_SAMPLES)
-
-
-class Continuation(NamedTuple):
-    """A text without a prompt format, by its last tokens, of which `n` continuations are sampled."""
-
-    text: str
-    tokens: TokenIds
-    settings: Settings
-    n: int
-
-
-@frozen
-class Row:
-    """What is asked, and how it is answered: by the samples of the request, or by the vote on them.
-
-    `key` is for the caller. A row that cannot be asked has an error in place of a request. If it `checks`, or its vote
-    does, the model is asked for a program after each sample.
-    """
-
-    key: Any
-    request: Ask | Continuation | CerebrumError
-    vote: MajorityVote | None = None
-    checks: bool = False
-
-
-class Outcome(NamedTuple):
-    """A sample of a row has finished, or the whole row, by a vote or a refusal; a cancelled reply is one, too."""
-
-    row: Row
-    sample: int
-    result: Reply | MajorityVote | RefusedEvent
-    is_whole_row: bool = False

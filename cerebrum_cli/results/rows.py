@@ -19,7 +19,8 @@ from cerebrum_cli.core.votes import SHARE_PLACES
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
-    from cerebrum_cli.replies.reply import MajorityVote, Reply
+    from cerebrum_cli.replies.majority_vote import MajorityVote
+    from cerebrum_cli.replies.reply import Reply
 
 # Keys of the notes: servers, and hardware and options of this machine, under which rows were made, each once.
 SERVERS, CONDITIONS = "servers", "conditions"

@@ -19,7 +19,7 @@ from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.replies.concurrent_rows import run_rows
 from cerebrum_cli.replies.interface import Model
-from cerebrum_cli.replies.reply import Outcome, Row
+from cerebrum_cli.replies.majority_vote import Outcome, Row
 from cerebrum_cli.results.rows import StreamedResults
 
 TOO_LONG = "q" * 500  # of a context of 100 tokens

@@ -35,7 +35,7 @@ from cerebrum_cli.engine.requests import LoadOptions
 from cerebrum_cli.engine.step import TokenRow
 from cerebrum_cli.gguf.header import read_header, require_generative
 from cerebrum_cli.main import run
-from cerebrum_cli.replies.reply import MajorityVote
+from cerebrum_cli.replies.majority_vote import MajorityVote
 from cerebrum_cli.terminal.streams import Streams
 
 pytestmark = pytest.mark.slow

@@ -22,7 +22,7 @@ from cerebrum_cli.eval.estimates import (
     standard_error,
     wilson,
 )
-from cerebrum_cli.replies.reply import MajorityVote
+from cerebrum_cli.replies.majority_vote import MajorityVote
 from cerebrum_cli.replies.tally import SampleAnswer, Tally
 
 # Tables of the model card of CollectiveCognition-v1-Mistral-7B, printed by lm-eval: metric, value, standard error.

@@ -40,7 +40,8 @@ from cerebrum_cli.formats.markers import REASONING_MARKUPS  # noqa: E402
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText  # noqa: E402
 from cerebrum_cli.library.installed import InstalledModel  # noqa: E402
 from cerebrum_cli.replies.interface import Model  # noqa: E402
-from cerebrum_cli.replies.reply import Continuation, Reply  # noqa: E402
+from cerebrum_cli.replies.majority_vote import Continuation  # noqa: E402
+from cerebrum_cli.replies.reply import Reply  # noqa: E402
 
 CONTEXT = 512
 STORY = "Once upon a time there lived a fox who could count to a hundred and no further."

@@ -16,7 +16,8 @@ from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.formats.choice import SERVER
 from cerebrum_cli.replies.concurrent_rows import run_rows
-from cerebrum_cli.replies.reply import Outcome, Reply, Row
+from cerebrum_cli.replies.majority_vote import Outcome, Row
+from cerebrum_cli.replies.reply import Reply
 
 BEGUN, REST = b"It is", b" 4."
 MESSAGES = [

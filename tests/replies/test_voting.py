@@ -21,7 +21,7 @@ from cerebrum_cli.core.votes import ASK_FOR_ANSWER, parse_votes
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.replies.concurrent_rows import vote_events
 from cerebrum_cli.replies.interface import Model
-from cerebrum_cli.replies.reply import MajorityVote
+from cerebrum_cli.replies.majority_vote import MajorityVote
 
 VOTES_KEYS = ["sample_count", "winner", "tie", "tally", "agreement", "samples"]
 SAMPLE_KEYS = ["seed", "text", "final_answer", "finish_reason"]

@@ -29,7 +29,8 @@ from cerebrum_cli.formats.choice import SERVER
 from cerebrum_cli.programs.functions import tools_of
 from cerebrum_cli.replies.concurrent_rows import run_rows
 from cerebrum_cli.replies.interface import Model
-from cerebrum_cli.replies.reply import Outcome, Reply, Row
+from cerebrum_cli.replies.majority_vote import Outcome, Row
+from cerebrum_cli.replies.reply import Reply
 
 KEY, PASSWORD = "sk-secret-of-the-user", "secret-in-the-query"
 SPOKEN = stream_of({"content": "It is "}, {"content": "3."}, finish="stop")

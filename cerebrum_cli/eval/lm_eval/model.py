@@ -29,7 +29,8 @@ from cerebrum_cli.engine.requests import ScoreRequest
 from cerebrum_cli.eval.lm_eval.generation import Prompt, answer_of, group_requests
 from cerebrum_cli.formats.prompt_format import RAW
 from cerebrum_cli.replies.interface import Model
-from cerebrum_cli.replies.reply import Continuation, Outcome, Reply, Row
+from cerebrum_cli.replies.majority_vote import Continuation, Outcome, Row
+from cerebrum_cli.replies.reply import Reply
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
