@@ -14,15 +14,16 @@ import typer
 
 from cerebrum_cli.core.declaration import flag
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError, UsageError
+from cerebrum_cli.core.files import file_error
 from cerebrum_cli.core.settings import OPTIONS
-from cerebrum_cli.core.text import did_you_mean, short_name
+from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.terminal.streams import discard, standard_streams
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli import Command
     from cerebrum_cli.cli.app import App
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EEXIST)
 PATH_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 NO_TEMPORARY_DIRECTORY = (errno.ENOENT, None)  # error number and file name
 NO_MEMORY = ("failed to map segment", "Cannot allocate memory", "cannot allocate memory", "can't start new thread")
@@ -87,7 +88,7 @@ def report(error: Exception, command: Command | None, app: App | None, words: Se
             error.with_traceback(None)  # frees what its frames hold
             problem = CerebrumError("not enough memory", "close other programs, or raise the limit (ulimit -v)")
         case OSError():
-            problem = file_error(error)
+            problem = disk_error(error)
         case CerebrumError():
             problem = error
     if problem is None:
@@ -107,21 +108,18 @@ def is_out_of_memory(error: Exception) -> bool:
     return False
 
 
-def file_error(error: OSError) -> CerebrumError | None:
+def disk_error(error: OSError) -> CerebrumError | None:
     """The error for a disk, a path or a standard output that cannot be used; None for any other, which is a bug."""
-    problem, place = str(error.strerror), error.filename
-    if error.errno == errno.EBADF and place is None and not is_writable(sys.stdout):
+    if error.errno == errno.EBADF and error.filename is None and not is_writable(sys.stdout):
         discard(sys.stdout)
         return OutputError.closed()
     if error.errno in PATH_ERRORS:
-        return UsageError(f"{short_name(place)}: {problem}", "check the path")
-    if error.errno not in DISK_ERRORS and (error.errno, place) != NO_TEMPORARY_DIRECTORY:
+        return file_error(error, UsageError)
+    if error.errno not in DISK_ERRORS and (error.errno, error.filename) != NO_TEMPORARY_DIRECTORY:
         return None
-    if place is None:
+    if error.filename is None:
         discard(sys.stdout)  # Typer may not have been able to write help or version
-    else:
-        problem = f"{short_name(place)}: {problem}"
-    return CerebrumError(problem, "free disk space, check permissions, or write elsewhere")
+    return file_error(error)
 
 
 def is_writable(stream: TextIO) -> bool:

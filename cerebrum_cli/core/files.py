@@ -1,7 +1,7 @@
-"""Files: atomic and durable writes, exclusive locks, and unfinished files, which a later run removes.
+"""Files: atomic and durable writes, exclusive locks, and the errors of files and disks.
 
 A lock is an flock(2) on an open file: closing the file releases it, and so does the end of the process, however it
-ends. An unfinished file is locked as long as it is written, so one whose lock is free was left by a killed process.
+ends.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,13 +24,33 @@ READ_BYTES = 1 << 20  # at once
 MAX_SMALL_BYTES = 16_000_000
 DISK_MARGIN = 64_000_000  # bytes of a disk to leave free for other programs
 PART = ".part"  # suffix of unfinished files
-_DIRECTORY = ".d"  # suffix of the directory that an unfinished file stands for
 # As far as this user can see: a `Path` raises an error where directories of other users are closed.
 exists, is_directory, is_file = os.path.exists, os.path.isdir, os.path.isfile
 expand_user = os.path.expanduser
 DATA_ELSEWHERE = "set XDG_DATA_HOME to a directory on another disk"  # hint for a full disk
 
 Paths = tuple[Path, ...]
+
+NO_SPACE = "free some disk space"
+NOT_ALLOWED = "check its permissions"
+OTHER_PATH = "check the path"
+HINTS = {
+    errno.ENOSPC: NO_SPACE,
+    errno.EDQUOT: NO_SPACE,
+    errno.EFBIG: NO_SPACE,
+    errno.EACCES: NOT_ALLOWED,
+    errno.EPERM: NOT_ALLOWED,
+    errno.EROFS: "write to another disk",
+    errno.EIO: "check the disk",
+    errno.EEXIST: "move what has this name elsewhere",
+    errno.ENOENT: OTHER_PATH,
+    errno.EISDIR: OTHER_PATH,
+    errno.ENOTDIR: OTHER_PATH,
+    errno.ENAMETOOLONG: OTHER_PATH,
+    errno.ELOOP: OTHER_PATH,
+    errno.ENOLCK: "use a directory on another disk",
+}
+NO_TEMPORARY_DIRECTORY = "free some disk space, or set TMPDIR to another directory"
 
 
 def read_small(path: Path) -> bytes:
@@ -105,32 +125,30 @@ def read_text(path: Path, limit: int, error_type: type[CerebrumError] = UsageErr
     return decode_text(data, str(path), limit, error_type)
 
 
-@contextmanager
-def translate_os_errors(
-    error_type: type[CerebrumError], path: Path, then: str = "", elsewhere: str = "use another directory"
-) -> Iterator[None]:
-    """Raise a CerebrumError for an OSError about a file, by default the one at `path`.
+def file_error(
+    error: OSError, error_type: type[CerebrumError] = CerebrumError, path: Path | None = None, then: str = ""
+) -> CerebrumError:
+    """The error for a file or a disk that cannot be used, by default at `path`; `then` follows the hint."""
+    problem = error.strerror or str(error)
+    name = error.filename if isinstance(error.filename, (str, Path)) else path
+    if name is None and error.errno == errno.ENOENT:  # of `tempfile`
+        return error_type(problem, NO_TEMPORARY_DIRECTORY)
+    hint = HINTS.get(error.errno or 0, "check the path and its permissions")
+    return error_type(f"{short_name(name)}: {problem}" if name else problem, f"{hint}{then}")
 
-    `then` follows the hint to free space or check permissions, `elsewhere` is the hint for a file system without locks.
-    """
+
+@contextmanager
+def translate_os_errors(error_type: type[CerebrumError], path: Path, then: str = "") -> Iterator[None]:
+    """Raise a CerebrumError for an OSError, as `file_error` makes it."""
     try:
         yield
     except OSError as error:
-        name = error.filename if isinstance(error.filename, (str, Path)) else path
-        fix = "check its permissions"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            fix = "free some disk space"
-        hint = elsewhere if error.errno == errno.ENOLCK else f"{fix}{then}"
-        raise error_type(f"{short_name(name)}: {error.strerror or error}", hint) from error
+        raise file_error(error, error_type, path, then) from error
 
 
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> AbstractContextManager[None]:
     """Raise UsageError for a file or directory that the user has named, and that cannot be read."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"{short_name(path)}: {error.strerror or error}", "check the path") from error
+    return translate_os_errors(UsageError, path)
 
 
 @contextmanager
@@ -181,17 +199,53 @@ def atomic_write(path: Path, data: bytes, size: int | None = None, mode: int = 0
     default, the file is readable only by its owner.
     """
     with unfinished_file(path, mode) as part:
-        descriptor = part.file.fileno()
-        write_all(descriptor, data)
+        write_all(part.file.fileno(), data)
         if size is not None:
             part.file.truncate(size)
-        os.fsync(descriptor)
         commit_file(part, path)
 
 
+class UnfinishedFile(NamedTuple):
+    path: Path
+    file: FileIO
+
+
+@contextmanager
+def unfinished_file(path: Path, mode: int = 0o600) -> Iterator[UnfinishedFile]:
+    """Create a file beside `path`, to be renamed to it by `commit_file`; it is removed at the end unless it was."""
+    remove_abandoned(path.parent, f".{path.name}.")
+    part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.{os.getpid()}{PART}")
+    with FileIO(part, "x+", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        try:
+            yield UnfinishedFile(part, file)
+        finally:
+            remove(part)
+
+
 def commit_file(part: UnfinishedFile, path: Path) -> None:
+    os.fsync(part.file.fileno())
     part.path.replace(path)
     fsync_directory(path.parent)
+
+
+def remove_abandoned(directory: Path, prefix: str = "") -> None:
+    """Remove the unfinished files that killed processes left."""
+    with suppress(OSError):
+        for path in directory.iterdir():
+            process = path.stem.rpartition(".")[2]
+            is_part = path.name.startswith(prefix) and path.suffix == PART and process.isdigit()
+            if is_part and not _is_running(int(process)):
+                remove(path)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def fsync_directory(directory: Path) -> None:
@@ -234,64 +288,14 @@ def lock_file(
         time.sleep(interval_s)
 
 
-class UnfinishedFile(NamedTuple):
-    path: Path
-    file: FileIO
-
-
-@contextmanager
-def unfinished_file(path: Path, mode: int = 0o600, is_required: bool = False) -> Iterator[UnfinishedFile]:
-    """Create a locked file beside `path`, to be renamed to it; removed at the end if it still has its own name.
-
-    Those of killed processes for the same path are removed first.
-    """
-    remove_abandoned(path.parent, f".{path.name}.")
-    while True:
-        part = path.with_name(f".{path.name}.{os.urandom(4).hex()}{PART}")
-        file = FileIO(part, "x+", opener=lambda name, flags: os.open(name, flags, mode))
-        try:
-            if _flock(file, part, is_required) and _is_at(file, part):
-                break
-        except BaseException:
-            with file:
-                remove(part)
-            raise
-        file.close()  # another process has taken it for abandoned
-    with file:
-        try:
-            yield UnfinishedFile(part, file)
-        finally:
-            _discard(part)
-
-
 @contextmanager
 def work_directory(parent: Path, name: str) -> Iterator[Path]:
-    """Create a directory for temporary files in `parent`, removed at the end, or by a later run of the same name."""
+    """Create a directory for temporary files in `parent`, which may not exist yet; removed at the end."""
+    from tempfile import TemporaryDirectory
+
     parent.mkdir(parents=True, exist_ok=True)
-    with unfinished_file(parent / name, is_required=True) as part:
-        directory = part.path.with_suffix(_DIRECTORY)
-        directory.mkdir(mode=0o700)
-        yield directory
-
-
-def remove_abandoned(directory: Path, prefix: str = "") -> None:
-    """Remove the unfinished files that killed processes left, as far as possible; none without locks."""
-    with suppress(OSError):
-        for path in directory.iterdir():
-            if path.name.startswith(prefix) and path.suffix == PART:
-                with suppress(OSError), FileIO(path, "r+") as file:
-                    if _flock(file, path):  # held until it is removed
-                        _discard(path)
-
-
-def _discard(part: Path) -> None:
-    directory = part.with_suffix(_DIRECTORY)
-    if directory.is_dir():
-        from shutil import rmtree
-
-        rmtree(directory, ignore_errors=True)
-    if not directory.exists():
-        remove(part)
+    with TemporaryDirectory(prefix=f".{name}.", dir=parent) as directory:
+        yield Path(directory)
 
 
 def folder_size(folder: Path) -> int:

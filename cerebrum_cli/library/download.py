@@ -30,7 +30,7 @@ from cerebrum_cli.library.partial_file import FilePiece, PartialFile, bytes_pres
 from cerebrum_cli.library.registry import SHA256, RegistryEntry, hash_file
 
 MAX_CONNECTIONS = 8
-ELSEWHERE = "set HF_HUB_CACHE to a directory on another disk"  # hint for a full disk, or one without locks
+ELSEWHERE = "set HF_HUB_CACHE to a directory on another disk"  # hint for a full disk
 POLL_S = 0.1  # between reports of progress
 STOP_S = 0.5  # for threads to end
 
@@ -54,7 +54,7 @@ class Download:
         self.require_space(files)
         total = sum(file.size for file in files)
         with (
-            translate_os_errors(PullError, Path(files[0].name), ", then try again to resume", ELSEWHERE),
+            translate_os_errors(PullError, Path(files[0].name), ", then try again to resume"),
             ExitStack() as locks,
         ):
             missing = list(self._missing(files, total, locks))

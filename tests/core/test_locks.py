@@ -1,7 +1,9 @@
-"""Locks and unfinished files: they end with their process, and leftovers of processes that are gone are removed."""
+"""Locks, which end with their process, unfinished files, and the errors of files."""
 
 import contextlib
+import errno
 import fcntl
+import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -28,23 +30,17 @@ HOLD = """
 import sys
 from pathlib import Path
 from cerebrum_cli.core.errors import CerebrumError
-from cerebrum_cli.core.files import lock_file, unfinished_file, work_directory
-how, path = sys.argv[1], Path(sys.argv[2])
-if how == "lock":
-    held = lock_file(path, CerebrumError("busy"))
-else:
-    context = work_directory(path.parent, path.name) if how == "directory" else unfinished_file(path)
-    held = context.__enter__()
-    (held / "half" if how == "directory" else held.path).write_bytes(b"half")
+from cerebrum_cli.core.files import lock_file
+held = lock_file(Path(sys.argv[1]), CerebrumError("busy"))
 print("held", flush=True)
 sys.stdin.read()
 """
 
 
 @contextlib.contextmanager
-def held(how: str, path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds a lock, an unfinished file or a work directory, and is killed at the end."""
-    with start_python(HOLD, how, path) as process:
+def held(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds a lock, and is killed at the end."""
+    with start_python(HOLD, path) as process:
         assert process.stdout and process.stdout.readline() == "held\n"
         yield process
         process.kill()
@@ -82,7 +78,7 @@ def test_lock_is_refused_until_its_holder_closes_it(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_lock_ends_with_its_process(tmp_path: Path, number: signal.Signals) -> None:
-    with held("lock", tmp_path / "file") as process:
+    with held(tmp_path / "file") as process:
         with pytest.raises(CerebrumError):
             lock_file(tmp_path / "file", BUSY)
         process.send_signal(number)
@@ -127,60 +123,50 @@ def test_lock_that_another_process_takes_first_is_refused(tmp_path: Path, before
         lock_file(path, BUSY)
 
 
+@pytest.mark.parametrize(
+    ("error", "message", "hint"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "file: No space left on device", "free some disk space"),
+        (FileExistsError(errno.EEXIST, "File exists", "a"), "a: File exists", "move what has this name elsewhere"),
+        (
+            OSError(errno.EBADF, "Bad file descriptor"),
+            "file: Bad file descriptor",
+            "check the path and its permissions",
+        ),
+    ],
+)
+def test_error_of_a_file_has_the_hint_of_its_number(error: OSError, message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught, translate_os_errors(UsageError, Path("file"), ", then try again"):
+        raise error
+    assert (caught.value.message, caught.value.hint) == (message, f"{hint}, then try again")
+
+
 @pytest.mark.usefixtures("no_locks")
 def test_missing_locks_are_one_line_with_another_place_as_hint(tmp_path: Path) -> None:
     for on_busy in (BUSY, lambda: None):
-        with pytest.raises(UsageError) as caught, translate_os_errors(UsageError, tmp_path, elsewhere="go elsewhere"):
+        with pytest.raises(UsageError) as caught, translate_os_errors(UsageError, tmp_path):
             lock_file(tmp_path / "file", on_busy)
         assert caught.value.message == f"{tmp_path / 'file'}: this file system has no file locks"
-        assert caught.value.hint == "go elsewhere"
+        assert caught.value.hint == "use a directory on another disk"
 
 
-@pytest.mark.usefixtures("no_locks")
-def test_unfinished_files_stay_without_locks_and_writes_still_work(tmp_path: Path) -> None:
-    (tmp_path / ".file.0.part").write_bytes(b"perhaps of a running process")
+def test_unfinished_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    with start_python("") as ended:
+        ended.wait()
+    killed, mine = f".file.0.{ended.pid}.part", f".file.1.{os.getpid()}.part"
+    for name in (killed, mine, f".other.0.{ended.pid}.part", "file.part"):
+        (tmp_path / name).write_bytes(b"half")
     atomic_write(tmp_path / "file", b"new")
-    assert (tmp_path / "file").read_bytes() == b"new"
-    assert names(tmp_path) == [".file.0.part", "file"]
-    with pytest.raises(OSError, match="no file locks"), work_directory(tmp_path, "work"):
-        pytest.fail("nobody could tell whether it is used")
-    assert names(tmp_path) == [".file.0.part", "file"]
-
-
-@pytest.mark.slow
-def test_unfinished_file_of_a_killed_process_is_removed_and_no_other(tmp_path: Path) -> None:
-    with held("file", tmp_path / "file") as killed, held("file", tmp_path / "file"):
-        [one, other] = names(tmp_path)
-        atomic_write(tmp_path / "file", b"1")
-        assert names(tmp_path) == [one, other, "file"]
-        killed.kill()
-        killed.wait()
-        atomic_write(tmp_path / "other", b"2")
-        assert len(names(tmp_path)) == 4
-        atomic_write(tmp_path / "file", b"3")
-        [left, *rest] = names(tmp_path)
-        assert (left in (one, other), rest) == (True, ["file", "other"])
+    assert names(tmp_path) == [mine, f".other.0.{ended.pid}.part", "file", "file.part"]
     remove_abandoned(tmp_path)
-    assert names(tmp_path) == ["file", "other"]
+    assert names(tmp_path) == [mine, "file", "file.part"]
 
 
-@pytest.mark.slow
-def test_work_directory_of_a_killed_process_is_removed_and_no_other(tmp_path: Path) -> None:
-    with held("directory", tmp_path / "work"):
-        assert len(names(tmp_path)) == 2
-        with work_directory(tmp_path, "work") as directory:
-            (directory / "file").write_bytes(b"1")
-            assert len(names(tmp_path)) == 4
-        assert len(names(tmp_path)) == 2
-    with work_directory(tmp_path, "work") as directory:
-        assert sorted(path for path in tmp_path.iterdir() if path.is_dir()) == [directory]
-    assert names(tmp_path) == []
-
-
-def test_unfinished_file_taken_for_abandoned_is_replaced(tmp_path: Path, before_lock: BeforeLock) -> None:
-    before_lock(lambda: remove_abandoned(tmp_path))
-    atomic_write(tmp_path / "file", b"new")
-    assert ((tmp_path / "file").read_bytes(), names(tmp_path)) == (b"new", ["file"])
+def test_work_directory_is_removed(tmp_path: Path) -> None:
+    with work_directory(tmp_path / "new", "work") as directory:
+        (directory / "file").write_bytes(b"1")
+        assert directory.parent == tmp_path / "new"
+    assert names(tmp_path / "new") == []
 
 
 def test_unfinished_file_is_removed_after_an_error(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_store_files_are_private_and_unfinished_ones_are_removed(tmp_path: Path)
         os.umask(mask)
     [state] = directory.iterdir()
     assert (directory.stat().st_mode & 0o777, state.stat().st_mode & 0o777) == (0o700, 0o600)
-    (directory / f".1-2.state.{'0' * 8}{PART}").write_bytes(bytes(1000))
+    (directory / f".1-2.state.0.{2**22 + 1}{PART}").write_bytes(bytes(1000))
     put(open_store(directory), TOKENS)
     assert list(directory.iterdir()) == [state]
 

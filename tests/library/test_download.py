@@ -342,7 +342,7 @@ def test_pull_replaces_a_damaged_blob(hub_user: HubUser) -> None:
 
 @pytest.mark.usefixtures("no_locks")
 def test_pull_is_refused_where_the_file_system_has_no_locks(hub_user: HubUser) -> None:
-    hint = "set HF_HUB_CACHE to a directory on another disk"
+    hint = "use a directory on another disk, then try again"
     assert_error(hub_user.run("pull", REPO), 1, ".lock: this file system has no file locks", hint)
     assert hub_user.blobs(REPO) == {}
 

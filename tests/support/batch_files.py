@@ -179,6 +179,7 @@ def limited_calls(patch: pytest.MonkeyPatch, limit: int, torn: bool = False) -> 
 
     with patch.context() as patched:
         patched.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=LimitedConnection))
+        patched.setattr(os, "getpid", lambda: 2**22 + 1)  # of no process
         patched.setattr(Thread, "run", lambda _: None)  # of the store: its calls would come in any order
         for name in ("open", "write", "fsync", "ftruncate", "replace", "unlink"):
             patched.setattr(os, name, limited(name, getattr(os, name)))

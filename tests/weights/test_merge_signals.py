@@ -263,13 +263,6 @@ def test_merge_terminal_ctrl_c_stops_the_progress_bar(job: MergeProcess) -> None
     assert job.files == []
 
 
-@pytest.mark.usefixtures("no_locks")
-def test_merge_is_refused_where_the_file_system_has_no_locks(small: Path, out: Path) -> None:
-    with pytest.raises(MergeError, match="this file system has no file locks") as caught:
-        write_merge(WHOLE, {"a": [small]}, out)
-    assert caught.value.hint == "write to another disk"
-
-
 def test_merge_cancelled_before_it_starts_opens_no_file(small: Path, out: Path) -> None:
     writer = MergeWriter(plan_merge(WHOLE, {"a": [small]}), out, 2, is_cancelled=True)
     writer.run()
