@@ -7,16 +7,12 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command_line import COMMAND, CommandLine, Finished, assert_error, endless_reply_grammar, fixed_reply_grammar
 from templates import chatml_prompt
 
-from cerebrum_cli.cli.commands import own_commands
 from cerebrum_cli.cli.failures import report
-from cerebrum_cli.core.declaration import variable
-from cerebrum_cli.main import assembled
 
 ANSWER_KEYS = (
     "model file format text final_answer extracted finish_reason reasoning_closed_at prompt_tokens cached_tokens"
@@ -210,16 +206,6 @@ def test_grammar_nested_too_deeply_is_a_usage_error(user: CommandLine) -> None:
     assert_error(
         done, 2, "deep.gbnf: cannot parse the grammar: line 1: lark grammar too deeply nested", "fix the grammar"
     )
-
-
-def test_every_option_has_an_environment_variable(user: CommandLine) -> None:
-    group: Any = assembled(own_commands(), own_commands())
-    options = [each for command in group.commands.values() for each in command.params if each.opts[0].startswith("-")]
-    flags = {option.opts[-1] for option in options if option.opts[-1] not in ("--help", "--set")}
-    assert len(flags) > 30
-    variables = {"CEREBRUM_" + flag.removeprefix("--").replace("-", "_").upper() for flag in flags}
-    assert variables == {variable(option.name) for option in options if option.name not in ("help", "set")}
-    assert user.run("runs", "list", env=dict.fromkeys(variables, "1")).err == ""  # they are known
 
 
 @pytest.mark.parametrize(
