@@ -202,7 +202,7 @@ def sized_questions(model: str, questions: Sequence[Question], sizes: Sequence[i
     with loaded_model(model, benchmark_settings({})) as loaded:
 
         def token_count(words: Sequence[str]) -> int:
-            return loaded.count_tokens(Conversation().user(" ".join(words)))
+            return loaded.prompts.count(Conversation().user(" ".join(words)))
 
         for number, size in enumerate(sizes, 1):
             words = [text[(100 * number + at) % len(text)] for at in range(size)]

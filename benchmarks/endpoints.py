@@ -223,7 +223,7 @@ class CacheLog:
         self.send(question)
 
     def _reply(self, conversation: Conversation, events: Iterator[Event]) -> None:
-        prompt = self._chat.loaded.tokenize(conversation)
+        prompt = self._chat.loaded.prompts.tokenize(conversation)
         finish = finish_of(events)
         if finish.prompt_tokens != len(prompt):
             raise RuntimeError(f"{finish.prompt_tokens} prompt tokens, not {len(prompt)}")

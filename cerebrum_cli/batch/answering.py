@@ -184,7 +184,7 @@ def keep_tokens(model: Model, row: Row, reply: Reply, results: Results) -> None:
     """
     request = row.request
     assert isinstance(request, Ask)
-    if not reply.tokens or model.format.verbatim or row.vote or request.grammar or request.conversation.prefill:
+    if not reply.tokens or model.prompts.format.verbatim or row.vote or request.grammar or request.conversation.prefill:
         return
     if request.conversation.tools:
         return

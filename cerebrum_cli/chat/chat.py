@@ -145,7 +145,7 @@ class Chat:
         key = self.loaded, self.tree.session, self.tools, self.settings.system, self.settings.think
         if self._counted is None or self._counted[0] != key:
             try:
-                self._counted = key, self.loaded.count_tokens(self._with_question)
+                self._counted = key, self.loaded.prompts.count(self._with_question)
             except FormatError:  # reported with the next question
                 return None
         return self._counted[1], size
@@ -165,7 +165,7 @@ class Chat:
         last = conversation.messages[-1]
         prompt, _ = self.loaded.preview(replace(without_last(conversation), thinks=last.thinks))
         if last.tokens is not None:
-            return f"{prompt}{self.loaded.detokenize(last.tokens)}\n"
+            return f"{prompt}{self.loaded.prompts.detokenize(last.tokens)}\n"
         if not prompt[-1:].isspace():
             prompt += " "
         return f"{prompt}{last.content}\n"

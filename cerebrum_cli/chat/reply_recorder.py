@@ -127,7 +127,7 @@ class ReplyRecorder:
 
     def _count(self, conversation: Conversation) -> int:
         """Tokens of a conversation's prompt, and of the reply that is continued."""
-        return self.loaded.count_tokens(conversation) + len(self._continued_tokens)
+        return self.loaded.prompts.count(conversation) + len(self._continued_tokens)
 
     @property
     def _has_output(self) -> bool:

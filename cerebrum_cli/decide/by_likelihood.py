@@ -80,14 +80,14 @@ def require_distinct(model: Model, choices: GivenChoices, listing: ChoiceListing
 
 
 def reader_for(model: Model, choices: GivenChoices) -> BeginningReader:
-    if model.format.is_servers:
+    if model.prompts.format.is_servers:
         return TextReader(choices)
     return TokenReader(choices, model.engine.vocabulary, first_only=model.is_remote)
 
 
 def require_direct_answers(model: Model) -> None:
     """Raise UsageError for a model whose replies begin with reasoning, which cannot be turned off."""
-    if model.format.expects_reasoning and not model.format.has_switch:
+    if model.prompts.format.expects_reasoning and not model.prompts.format.has_switch:
         raise UsageError(REASONS, f"take {VOTES}")
 
 
@@ -98,7 +98,7 @@ def prompts_of(
     choices = question.choices
     defaults = Settings(max_tokens=1)
     settings = replace(model.source.settings, **{key: getattr(defaults, key) for key in UNUSED})
-    if model.format.has_switch or model.format.is_servers:
+    if model.prompts.format.has_switch or model.prompts.format.is_servers:
         settings = replace(settings, think="off")
     for order in question.listing.orders(choices):
         request = model.prepare_reply(Ask(question.listed(order, settings.system), settings))

@@ -12,12 +12,12 @@ from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.source import ONLY_HERE
 from cerebrum_cli.replies.tally import Program
 
 if TYPE_CHECKING:
     from cerebrum_cli.programs.monty import Monty
+    from cerebrum_cli.replies.interface import Model
 
 QUESTION = (
     "Now write a short Python program that computes the answer from the numbers in the question, and prints only the"
@@ -29,7 +29,7 @@ MAX_TOKENS = 400
 PLACE = "☃"  # stands for the reply, to find where a conversation continues after one
 
 
-def with_check(model: LoadedModel, prepared: Request, request: Ask) -> Request:
+def with_check(model: Model, prepared: Request, request: Ask) -> Request:
     """A request whose samples are each asked for a program afterwards. Raises UsageError behind a server."""
     if model.is_remote:
         raise UsageError(*ONLY_HERE)

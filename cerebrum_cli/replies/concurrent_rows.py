@@ -28,13 +28,13 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.core.token_ids import NO_TOKEN
 from cerebrum_cli.engine.engine import CancelScope, Completions
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.majority_vote import Continuation, MajorityVote, Outcome, ReplyEvent, Row
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.reply_controls import ReplyControls
 from cerebrum_cli.replies.tally import Program
 
 if TYPE_CHECKING:
+    from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.replies.tool_loop import ToolLoop
 
 Check: TypeAlias = Callable[[str], Program | None]  # runs the program in a reply; None if it is cancelled
@@ -130,7 +130,7 @@ class PendingRow:
 
 
 def run_rows(
-    model: LoadedModel,
+    model: Model,
     rows: Iterable[Row],
     scope: CancelScope | None = None,
     in_order: bool = False,
@@ -170,7 +170,7 @@ def run_rows(
 class _Run:
     """Rows that are running, those that were refused as they were read, and samples that continue after calls."""
 
-    def __init__(self, model: LoadedModel, scope: CancelScope) -> None:
+    def __init__(self, model: Model, scope: CancelScope) -> None:
         self.scope = scope
         self._model = model
         self._check: Check | None = None  # once a row needs it
@@ -269,24 +269,24 @@ class _Run:
         self._continued.append(Continued(replace(row, request=request), outcome.sample, loop))
 
 
-def prepare_text(model: LoadedModel, text: Continuation) -> Request:
+def prepare_text(model: Model, text: Continuation) -> Request:
     """The request to continue a text. Raises UsageError as `check_settings` does."""
     settings = text.settings
     model.check_settings(replace(settings, stop=()))  # those of a task are for any model
-    raw = ReplyControls(model.engine.vocabulary, model.format.without_format(settings.system))
+    raw = ReplyControls(model.engine.vocabulary, model.prompts.format.without_format(settings.system))
     asked = Ask(settings=settings, n=text.n)
     rules, controls = raw.create(asked, text.text, "", model.answer_now)
     return Request(
         array("i", text.tokens),
         settings.sampling(()),
         asked,
-        is_visible=model.is_visible if raw.format.markups else NO_TOKEN,
+        is_visible=model.prompts.is_visible if raw.format.markups else NO_TOKEN,
         controls=controls,
         rules=rules,
     )
 
 
-def vote_events(model: LoadedModel, request: Ask, vote: MajorityVote) -> Events:
+def vote_events(model: Model, request: Ask, vote: MajorityVote) -> Events:
     """Yield the events of all samples, and each new tally. Raises the error of a sample if all were refused."""
     with closing(run_rows(model, [Row(0, request, vote)])) as events:
         for event in events:

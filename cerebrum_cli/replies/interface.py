@@ -4,20 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens
-from cerebrum_cli.core.errors import CerebrumError, UsageError
-from cerebrum_cli.core.events import Event, Events, RefusedEvent, raise_refusals
+from cerebrum_cli.core.errors import CerebrumError, EngineError, FormatError, PromptTooLong, UsageError
+from cerebrum_cli.core.events import (
+    Event,
+    Events,
+    FinishEvent,
+    LoadEvent,
+    NoticeEvent,
+    RefusedEvent,
+    SequenceId,
+    Timings,
+    TokenEvent,
+    raise_refusals,
+    with_notices_behind,
+)
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.messages import conversation_from_messages
-from cerebrum_cli.core.settings import LOAD_KEYS, MAX_PARALLEL, OPTIONS, Layer, Settings, SourcedLayer, fold
+from cerebrum_cli.core.settings import LOAD_KEYS, MAX_PARALLEL, OPTIONS, Layer, Settings, SourcedLayer, fold, reply_room
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import Tools
-from cerebrum_cli.engine.requests import ContextOptions
-from cerebrum_cli.replies.loaded_model import LoadedModel
-from cerebrum_cli.replies.reply import Reply
+from cerebrum_cli.core.vocabulary import resolve_biases
+from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.requests import ContextOptions, Request
+from cerebrum_cli.formats.choice import ChosenFormat
+from cerebrum_cli.library.installed import InstalledModel
+from cerebrum_cli.replies.model_prompts import Prompts, require_no_pictures
+from cerebrum_cli.replies.reply import LONG_PROMPT, Reply
+from cerebrum_cli.replies.reply_controls import AnswerNow
 from cerebrum_cli.replies.source import Installation, ModelSource
 
 if TYPE_CHECKING:
@@ -27,15 +47,38 @@ if TYPE_CHECKING:
 
 Question = str | Conversation | Sequence[Mapping[str, Any]]
 """A question, a conversation that ends with one, or OpenAI's messages."""
+GROWTH_STEP = 256  # tokens that llama.cpp rounds contexts up to
+MIN_CACHED_TOKENS = 64  # fewer are evaluated as fast as they are read from disk
 
 
-class Model(LoadedModel):
+@dataclass(eq=False)
+class Model:
     """A model that replies to questions. `open_model` creates it; close it, or leave its `with` block, to free it.
 
     It is for one thread. Settings are those of the commands, by the same names: `temperature`, `max_tokens`, `seed`,
     `think`, `system`. A `schema` is a JSON Schema, as a mapping or text, a pydantic model, or fields as in
-    "name, age int"; a `grammar` is GBNF with the rule `root`, or a Grammar.
+    "name, age int"; a `grammar` is GBNF with the rule `root`, or a Grammar. With `answer_now`, the reasoning of the
+    reply that is being generated can be ended.
     """
+
+    source: ModelSource
+    engine: Engine
+    chosen_format: ChosenFormat
+    answer_now: AnswerNow = field(default_factory=AnswerNow, init=False)
+    _notices: dict[NoticeEvent, bool] = field(default_factory=dict, init=False)  # whether it was taken
+    _timings: list[Timings] = field(default_factory=list, init=False)  # of single replies
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel what is running, free the model, and record how fast it was."""
+        self.engine.close()
+        if self._timings and not self.is_remote:
+            self.source.installation.machine.record_replies(self.model.sizes, self._timings)
 
     def reply(
         self,
@@ -165,7 +208,7 @@ class Model(LoadedModel):
         for _ in self.load():
             pass
         vocabulary = self.engine.vocabulary
-        before = vocabulary.tokenize([Text(context, trusted=True)]) or self.prefix_tokens
+        before = vocabulary.tokenize([Text(context, trusted=True)]) or self.prompts.prefix_tokens
         after = (vocabulary.tokenize([Tokens(before), Text(text, trusted=True)]) for text in continuations)
         request = ScoreRequest(before, tuple(tokens[len(before) :] for tokens in after))
         with closing(self.engine.score([request])) as events:
@@ -227,6 +270,177 @@ class Model(LoadedModel):
         if grammar is not None:
             self.source.check(grammar)
         return Ask(question, settings, grammar)
+
+    # For the commands.
+
+    @property
+    def model(self) -> InstalledModel:
+        return self.source.model
+
+    @property
+    def format_name(self) -> str:
+        return self.chosen_format.name
+
+    @property
+    def is_remote(self) -> bool:
+        return self.source.servers is not None and not self.source.vocabulary_only
+
+    @property
+    def repacks(self) -> bool | None:
+        """Whether weights were repacked for speed; None behind a server."""
+        return self.engine.repacks
+
+    @property
+    def conditions(self) -> JsonDict:
+        """The hardware and the options that replies depend on; none behind a server, and before there is a context."""
+        return self.engine.conditions
+
+    @property
+    def context_size(self) -> int | None:
+        """Tokens in the context of the loaded model; None before it is loaded."""
+        return self.engine.context_size if self.engine.is_loaded else None
+
+    def load(self) -> Iterator[Event]:
+        """Load the model and yield the events of loading. Raises what made it fail, and FormatError."""
+        for event in self.engine.load():
+            if isinstance(event, LoadEvent):
+                self.chosen_format.preload()  # while native code loads
+            yield event
+        _ = self.prompts.format
+
+    def cancel(self) -> None:
+        self.engine.cancel()
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """What the model gets of conversations, once its vocabulary is loaded."""
+        return Prompts(self.engine, self.chosen_format, self.model.trained_context)
+
+    def check_settings(self, settings: Settings, system_prompt: str | None = None) -> None:
+        """Raise UsageError for settings that the loaded model cannot follow, with their system prompt or another.
+
+        One that has no effect gets a notice.
+        """
+        resolve_biases(self.engine.vocabulary, settings.logit_bias)
+        self.note(self.prompts.controls.check(settings, system_prompt or settings.system))
+
+    def note(self, notice: NoticeEvent | None) -> None:
+        """Report a notice, once, with the next event."""
+        if notice:
+            self._notices.setdefault(notice, False)
+
+    def take_notices(self) -> Iterator[NoticeEvent]:
+        """What the prompts so far lack, and settings without effect: each notice once."""
+        for notice, is_taken in self._notices.items():
+            self._notices[notice] = True
+            if not is_taken:
+                yield notice
+
+    def preview(self, conversation: Conversation, settings: Settings | None = None) -> tuple[str, TokenIds]:
+        """Load the model, and return the exact prompt of a conversation, as text and token ids, without evaluating it.
+
+        Special tokens are spelled out in the text. Raises UsageError for settings that a reply could not follow.
+        """
+        for _ in self.load():
+            pass
+        if settings:
+            self.check_settings(settings, conversation.system_prompt)
+        for notice in self.prompts.notices(conversation):
+            self.note(notice)
+        ids, text = self.prompts.tokenize(conversation), self.prompts.text(conversation)
+        bos = self.engine.vocabulary.special_token_text("bos")
+        if self.prompts.detokenize(ids[:1]) == bos and not text.startswith(bos):
+            text = bos + text
+        return text, ids
+
+    def reply_events(self, request: Ask) -> Events:
+        """Load the model, and yield the events of a reply without tools. Raises PromptTooLong before any evaluation."""
+        require_no_pictures(request.conversation, self.chosen_format)
+        yield from self.load()
+        self.answer_now = AnswerNow()
+        try:
+            prepared = self.prepare_reply(replace(request, stream=True))
+        except PromptTooLong:
+            yield from self.take_notices()  # they may name what is too long
+            raise
+        yield from self.take_notices()
+        if request.conversation.prefill and not request.prefix_tokens:
+            tokens, texts = prepared.beginning
+            yield TokenEvent(SequenceId(0), "", tokens=tokens)
+            for channel, text in texts:
+                yield TokenEvent(SequenceId(0), text, channel)
+        with closing(self.engine.complete([prepared])) as events:
+            for event in with_notices_behind(raise_refusals(events)):
+                if isinstance(event, FinishEvent):
+                    self._timings.append(event.timings)
+                yield event
+
+    def prepare_reply(self, asked: Ask) -> Request:
+        """What the engine gets for a question. Raises UsageError as `check_settings` does.
+
+        Also PromptTooLong if no room is left for a reply, and FormatError if the format cannot render the conversation.
+        """
+        self.note(self.prompts.controls.check(asked.settings, asked.conversation.system_prompt))
+        for notice in self.prompts.notices(asked.conversation):
+            self.note(notice)
+        request = self.prompts.request(asked, self.answer_now)
+        tokens = len(request.prompt_tokens)
+        self.make_room(tokens, asked.settings)
+        self.prompts.require_room(tokens)
+        return request
+
+    def make_room(self, tokens: int, settings: Settings) -> None:
+        """Double what a prompt needs, unless the context has room, or its size was chosen."""
+        size, trained, source = self.engine.context_size, self.model.trained_context, self.source
+        room = reply_room(size, settings.max_tokens)
+        may_grow = source.caches_prompts and not source.settings.ctx
+        if may_grow and not self.is_remote and tokens + room > size and tokens < trained:
+            doubled = 2 * tokens
+            self.grow(min(doubled + -doubled % GROWTH_STEP, trained))
+
+    def grow(self, length: int) -> None:
+        """Enlarge the context for the next prompt, as far as memory allows, with a notice."""
+        size = self.engine.context_size
+        self.save_prompt_cache()
+        self.engine.grow(length)
+        if self.engine.context_size > size:
+            problem = f"increasing the context from {size} to {self.engine.context_size} tokens"
+            self._notices[NoticeEvent(problem, "use --ctx N, or /set ctx N in a chat, for another size")] = False
+
+    def save_prompt_cache(
+        self,
+        conversation: Conversation | None = None,
+        is_slow: Callable[[int], bool] | None = None,
+        min_tokens: int | None = MIN_CACHED_TOKENS,
+    ) -> NoticeEvent | None:
+        """Save `min_tokens` or more evaluated tokens, of one conversation or all, and drop them from memory.
+
+        The prefix that conversations with the same system prompt share is saved too if it `is_slow` to evaluate this
+        many tokens. Return a notice if saving fails.
+        """
+        if not self.engine.is_loaded:
+            conversation = None
+        try:
+            if min_tokens is not None:
+                prompt = self.prompts.tokenize(conversation) if conversation else None
+                self.engine.save_prompts(min_tokens, prompt)
+            if is_slow and conversation:
+                prefix = self.prompts.shared_prefix(conversation)
+                if prefix and is_slow(len(prefix)):
+                    self.engine.save_prefix(prefix)
+        except FormatError:  # the conversation was never evaluated
+            return None
+        except EngineError as error:
+            return NoticeEvent(f"prompt cache not saved: {error.message}", error.hint)
+        return None
+
+    def save_prompt_of(self, replies: Sequence[Reply], conversation: Conversation) -> NoticeEvent | None:
+        """Save the prompt of replies, and the prefix that such prompts share, if they took long to evaluate."""
+        return self.save_prompt_cache(
+            conversation,
+            is_slow=lambda tokens: any(reply.has_slow_prefill(tokens) for reply in replies),
+            min_tokens=LONG_PROMPT if any(reply.has_long_prompt for reply in replies) else None,
+        )
 
 
 def open_source(source: ModelSource) -> Model:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Message, Text
@@ -21,8 +22,10 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import cut_middle, truncate
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls
-from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Reply
+
+if TYPE_CHECKING:
+    from cerebrum_cli.replies.interface import Model
 
 MAX_ROUNDS = 5  # of calls in a reply
 RESULT_FRACTION = 4  # the results of a round may take 1/4 of the remaining context
@@ -59,7 +62,7 @@ class WrittenCalls:
 class ToolLoop:
     """The rounds of one reply so far, and what is asked next: its end if that `is_last`, nothing if it `is_over`."""
 
-    def __init__(self, model: LoadedModel, asked: Ask) -> None:
+    def __init__(self, model: Model, asked: Ask) -> None:
         self._model = model
         self._tools = {tool.spec.name: tool for tool in asked.tools}
         prefill = asked.conversation.prefill
@@ -70,7 +73,7 @@ class ToolLoop:
         self.is_last = self.is_over = False
         self.completion_tokens = 0
         self._known = asked.conversation.tools
-        self.text = model.format.tool_format.filter(self._known)  # of the round that is generated
+        self.text = model.prompts.format.tool_format.filter(self._known)  # of the round that is generated
 
     @property
     def next(self) -> Ask:
@@ -121,7 +124,7 @@ class ToolLoop:
 
     def calls_in(self, reply: Reply) -> WrittenCalls:
         """The calls that a round ends with."""
-        tool_format, answer = self._model.format.tool_format, reply.text
+        tool_format, answer = self._model.prompts.format.tool_format, reply.text
         passed = tool_format.filter(self._known)
         passed.feed(answer)
         shown = passed.shown
@@ -129,7 +132,7 @@ class ToolLoop:
         if reply.finish.calls:
             return replace(written, calls=reply.finish.calls)
         if tool_format.in_headers:
-            found = tool_format.read(self._model.detokenize(reply.sampled), self._known)
+            found = tool_format.read(self._model.prompts.detokenize(reply.sampled), self._known)
             if found.are_own:
                 return replace(written, calls=found.calls, are_own=True)
         found = tool_format.read(answer, self._known)
@@ -188,7 +191,7 @@ class ToolLoop:
         self.asked = replace(self.asked, conversation=conversation, prefix_tokens=())
 
 
-def reply_with_tools(model: LoadedModel, asked: Ask) -> Events:
+def reply_with_tools(model: Model, asked: Ask) -> Events:
     """Yield the events of a reply: text as it comes, calls and rounds; one FinishEvent, with the tokens of all rounds.
 
     A grammar would suppress calls, so it applies only after the last of them: the end of the reply is generated again,
@@ -201,7 +204,7 @@ def reply_with_tools(model: LoadedModel, asked: Ask) -> Events:
         reply = Reply()
         if loop.asked.prefix_tokens:  # the reply may have been cut off in a call
             reply.begin(*model.prepare_reply(loop.asked).beginning)
-        loop.text = model.format.tool_format.filter(asked.conversation.tools)
+        loop.text = model.prompts.format.tool_format.filter(asked.conversation.tools)
         with closing(model.reply_events(loop.next)) as events:
             yield from _passed_on(events, reply, loop, is_silent=asked.grammar is not None)
         yield from loop.follow(reply)

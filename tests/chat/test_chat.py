@@ -157,7 +157,7 @@ def test_a_continuation_that_is_interrupted_before_it_begins_leaves_the_reply(
 
     for begin in (chat.continue_reply, lambda: chat.reply_from("and")):
         with monkeypatch.context() as patched:
-            patched.setattr(type(chat.loaded), "count_tokens", interrupt)
+            patched.setattr(type(chat.loaded.prompts), "count", interrupt)
             with pytest.raises(Interrupted):
                 list(begin())
         assert contents(chat) == ["One?", "and"]

@@ -68,6 +68,6 @@ def test_model_scores_a_text_after_the_prefix_token(chatml_model: Path, mistral_
     for path, text in ((chatml_model, "<|im_start|>"), (mistral_model, "<s>")):
         with open_engine(path) as engine:
             model = model_on(engine, chosen_format("cerebrum"))
-            assert model.detokenize(model.prefix_tokens) == text
-            events = list(model.engine.score([ScoreRequest(model.prefix_tokens, ((40, 41, 42),))]))
+            assert model.prompts.detokenize(model.prompts.prefix_tokens) == text
+            events = list(model.engine.score([ScoreRequest(model.prompts.prefix_tokens, ((40, 41, 42),))]))
             assert [event.scores[0].tokens for event in events if isinstance(event, LogprobScores)] == [3]

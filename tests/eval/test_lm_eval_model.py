@@ -206,7 +206,7 @@ def test_lm_adds_bos_as_it_is_told(precise_mistral: Path, precise_chatml: Path) 
             bos = added.prefix_token_id
             assert added.tok_encode(STORY) == [bos, *without.tok_encode(STORY)]
             assert bos not in without.tok_encode(STORY)
-            text = added._model.detokenize([bos])
+            text = added._model.prompts.detokenize([bos])
             assert added.tok_encode(f"{text}fox") == without.tok_encode(f"{text}fox")  # it is not doubled
             assert added.tok_encode(f"{text}fox").count(bos) == 1
             pair = without._encode_pair(STORY, " fox")
@@ -279,7 +279,7 @@ def test_lm_generates_without_the_space_after_the_prompt(precise_mistral: Path) 
         [text, raw] = generate(model, [(prompt, settings), (prompt[:-1], settings)])
         assert prompt.endswith("AI: ") and text == raw.removeprefix(" ")
         assert model._encode_prompt(prompt) == model._encode_prompt(prompt[:-1])
-        loaded = model._model.tokenize(Conversation().user("One?"))
+        loaded = model._model.prompts.tokenize(Conversation().user("One?"))
         assert model._encode_prompt(prompt) == loaded
 
 

@@ -61,7 +61,7 @@ def test_reply_continues_the_last_message(name: str, template: str | None, reaso
             assert bytes(reply.tokens or ()).endswith(b"It is 4.")
         following = reply.conversation.user("Why?")
         assert [message.content for message in following.messages] == ["2 + 2?", "It is 4.", "Why?"]
-        assert "It is 4." in loaded.render(following)
+        assert "It is 4." in loaded.prompts.text(following)
 
 
 @pytest.mark.parametrize("last", [{"content": " \n"}, {"content": None, "reasoning_content": "2 + 2?"}])
@@ -82,7 +82,7 @@ def test_beginning_of_a_reply_may_be_reasoning_alone() -> None:
     asked = conversation_from_messages([MESSAGES[0], {**MESSAGES[1], "content": None}], "m")
     with running_engine(ScriptedBackend(continues, context_size=1000)) as engine:
         loaded = model_on(engine, chosen_format("embedded", TEMPLATES["qwen3.8"]))
-        assert loaded.render(asked).endswith("assistant\n<think>\nTwo and two.")
+        assert loaded.prompts.text(asked).endswith("assistant\n<think>\nTwo and two.")
 
 
 @pytest.mark.parametrize(
@@ -115,8 +115,8 @@ def test_system_prompt_that_only_a_last_question_shows_precedes_a_reply_that_has
     with running_engine(ScriptedBackend(continues, context_size=1000)) as engine:
         loaded = model_on(engine, chosen_format("embedded", template))
         begun = conversation_from_messages([{"role": "system", "content": "S."}, *MESSAGES], "m")
-        assert loaded.render(replace(begun, prefill=None)) == "[S.\n\n2 + 2?]"
-        assert loaded.render(begun) == "[S.\n\n2 + 2?][It is"
+        assert loaded.prompts.text(replace(begun, prefill=None)) == "[S.\n\n2 + 2?]"
+        assert loaded.prompts.text(begun) == "[S.\n\n2 + 2?][It is"
         reply = loaded.respond(Ask(begun, Settings()))
         assert "".join(reply).endswith("It is 4.")
 

@@ -81,7 +81,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
 
     @property
     def prefix_token_id(self) -> int:
-        tokens = self._model.prefix_tokens
+        tokens = self._model.prompts.prefix_tokens
         if not tokens:
             raise UsageError("the model's vocabulary has neither BOS nor EOS", "lm-eval needs one; use another model")
         return tokens[0]
@@ -139,7 +139,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             *earlier, last = conversation.messages
             conversation = replace(conversation, messages=tuple(earlier), thinks=False)
             beginning = last.content
-        return self._model.render(conversation) + self._reply_space + beginning
+        return self._model.prompts.text(conversation) + self._reply_space + beginning
 
     # Requests.
 
@@ -193,7 +193,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         if isinstance(event.result, RefusedEvent):
             raise event.result.error
         assert isinstance(event.result, Reply)
-        return answer_of(event.result, self._model.format.own_markups(settings.system))
+        return answer_of(event.result, self._model.prompts.format.own_markups(settings.system))
 
     def _plan_prompts(self, requests: Sequence[Instance]) -> list[Row]:
         """The texts to continue; tokens on the left give way to the reply."""
@@ -220,7 +220,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         own = self._model.source.settings
         base = Settings(think=own.think, origins=own.origins)
         if self._chat:
-            base = replace(base, stop=self._model.format.stop, system=self._chat.system_prompt)
+            base = replace(base, stop=self._model.prompts.format.stop, system=self._chat.system_prompt)
         return base
 
     def _encode_prompt(self, context: str) -> TokenIds:
@@ -294,8 +294,8 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
     def _reply_space(self) -> str:
         """The space between a prompt and a reply in the model's format; empty if there is none, or something else."""
         question = Conversation().user(EXAMPLE)
-        prompt = self._model.render(question)
-        following = self._model.render(question.assistant(EXAMPLE).user(EXAMPLE)).removeprefix(prompt)
+        prompt = self._model.prompts.text(question)
+        following = self._model.prompts.text(question.assistant(EXAMPLE).user(EXAMPLE)).removeprefix(prompt)
         if following.startswith(REPLY_SPACE + EXAMPLE):
             return REPLY_SPACE
         return ""

@@ -63,7 +63,7 @@ def candidates_of(repl: Repl) -> Candidates:
 
     def think_values() -> list[str]:
         loaded = repl.chat.loaded
-        efforts = loaded.format.efforts if loaded.engine.is_loaded else ()
+        efforts = loaded.prompts.format.efforts if loaded.engine.is_loaded else ()
         return ["on", "off", *SHOWN, *efforts]
 
     return {

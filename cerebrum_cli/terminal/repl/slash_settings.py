@@ -39,7 +39,7 @@ def set_system_prompt(repl: Repl, argument: str) -> str:
     repl.wait_for(repl.chat.load())
     shown = repl.chat.conversation.system_prompt
     if shown is None:
-        shown = repl.chat.loaded.format.default_system
+        shown = repl.chat.loaded.prompts.format.default_system
     if shown:
         return f"system prompt: {shown}"
     if repl.chat.loaded.model.is_served:
