@@ -79,7 +79,7 @@ def wrap(
 
 def trace_command() -> None:
     """Trace where a command gets its app, and where that opens a model."""
-    from cerebrum_cli.cli import parser
+    from cerebrum_cli.cli import command
     from cerebrum_cli.engine.local import MachineRecords
 
     original: Any = MachineRecords.open_file
@@ -90,7 +90,7 @@ def trace_command() -> None:
         return original(*arguments)
 
     setattr(MachineRecords, "open_file", open_file)  # noqa: B010
-    wrap(parser, "app_of", end_on_call=USE_CASE, on_return=trace_answer)
+    wrap(command, "app_of", end_on_call=USE_CASE, on_return=trace_answer)
 
 
 def trace_answer() -> None:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.cli import Command
     from cerebrum_cli.cli.app import App
+    from cerebrum_cli.cli.command import BaseCommand, CommandGroup
     from cerebrum_cli.cli.commands import Commands
-    from cerebrum_cli.cli.signature import CommandGroup, Declared
 
 COMPLETION = "_CEREBRUM_COMPLETE"  # set by a shell that asks for completions
 CORE = {command.name: command for command in COMMANDS}
@@ -47,15 +47,15 @@ def assembled_command(command: Command, is_named: bool) -> Any:
     if not is_named:
         return TyperCommand(command.name, help=command.summary, short_help=command.summary)
     module = module_of(command)
-    function = getattr(module, command.attribute)
-    if not callable(function):
-        return declared_command(command, module, function)
-    app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    if isinstance(function, typer.Typer):
-        app.add_typer(function, name=command.name, help=command.summary)
+    declared = getattr(module, command.attribute)
+    if isinstance(declared, (dict, type)):
+        return own_command(command, module, declared)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)  # of another package
+    if isinstance(declared, typer.Typer):
+        app.add_typer(declared, name=command.name, help=command.summary)
         group: Any = get_command(app)
         return group.commands[command.name]
-    app.command(command.name, help=command.summary)(function)
+    app.command(command.name, help=command.summary)(declared)
     return get_command(app)
 
 
@@ -72,16 +72,15 @@ def module_of(command: Command) -> ModuleType:
         raise CerebrumError(problem, "update or uninstall its package") from error
 
 
-def declared_command(command: Command, module: ModuleType, declared: Declared | CommandGroup) -> Any:
-    """A command, or a group of them, whose options its functions declare; the docstring ends with examples."""
-    from cerebrum_cli.cli.parser import DeclaredCommand, grouped
-    from cerebrum_cli.cli.signature import Declared
+def own_command(command: Command, module: ModuleType, declared: type[BaseCommand] | CommandGroup) -> Any:
+    """A command, or a group of them; its docstring, or that of the group's module, ends with examples."""
+    from cerebrum_cli.cli.command import ParsedCommand, grouped
 
-    documented = declared.function if isinstance(declared, Declared) else module
+    documented = declared if isinstance(declared, type) else module
     details, _, examples = cleandoc(documented.__doc__ or "").partition("\n\nExamples:\n")
     shown: dict[str, Any] = {"short_help": command.summary, "epilog": f"\b\nExamples:\n{examples}"}
-    if isinstance(declared, Declared):
-        return DeclaredCommand(command.name, declared, help=f"{command.summary}.\n\n{details}", **shown)
+    if isinstance(declared, type):
+        return ParsedCommand(command.name, declared, help=f"{command.summary}.\n\n{details}", **shown)
     return grouped(command.name, declared, help=f"{command.summary}.", **shown)
 
 
@@ -116,10 +115,9 @@ def run(arguments: list[str] | None = None, app: App | None = None) -> int:
     try:
         if environment(COMPLETION) is not None:
             from cerebrum_cli.cli.commands import every_command
-            from cerebrum_cli.cli.completion import complete, completed_command
 
             commands, _ = every_command()
-            complete(assembled(commands, {completed_command()}))
+            assembled(commands, commands)(prog_name="cerebrum", standalone_mode=False)  # prints candidates, and exits
         commands = commands_for(words, app)
         command = named_command(words, commands)
         names = [command.name] if command else []

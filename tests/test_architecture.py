@@ -166,7 +166,7 @@ DOORS: Mapping[str, Door] = {
     "decide": Door(4, ("deciding", "extension")),
     "weights": Door(0, ("extension",)),
     "cluster": Door(1, ("extension",)),
-    "mcp": Door(0, ("tool_options",)),
+    "mcp": Door(0, ("extension",)),
     "doctor": Door(
         0,
         (),
@@ -342,7 +342,7 @@ def test_packages_name_their_public_modules(package: str) -> None:
 
 
 def test_no_package_imports_an_optional_one() -> None:
-    optional = {package_of(module) for module in modules() if module.endswith((".extension", ".tool_options"))}
+    optional = {package_of(module) for module in modules() if module.endswith(".extension")}
     found = []
     for package in optional:
         for user, module, name in uses_of(package):

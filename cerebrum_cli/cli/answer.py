@@ -155,13 +155,13 @@ class AnswerPrinter:
             return None
         from cerebrum_cli.terminal.sinks import find_code
 
-        return find_code(reply.text, options.extract_lang, options.extract == LAST)
+        return find_code(reply.text, None if options.block == LAST else options.block, options.block == LAST)
 
     def _require_part(self, reply: Reply) -> None:
         """Raise NoAnswer for a reply without the part that `--extract` or `--final` would print."""
         options = self.options
         if options.extract_flag and self._code(reply) is None:
-            language = f"{options.extract_lang} " if options.extract_lang else ""
+            language = f"{options.block} " if options.block not in (None, LAST) else ""
             hint = "ask for a code block in the prompt"
             raise NoAnswer(f"the reply has no {language}code block", self._hint_to_read(reply, hint))
         if options.final and self._final_answer(reply) is None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from cerebrum_cli.cli.options import QUOTE_PATTERN, AskOptions, Names, only_question, tool_options
-from cerebrum_cli.cli.signature import Argument, composed, settings_options
+from cerebrum_cli.cli.command import argument, settings_options
+from cerebrum_cli.cli.options import QUOTE_PATTERN, AskOptions, only_question
+from cerebrum_cli.core.declaration import option_group
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import exists
-from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer, without_keys
+from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
 if TYPE_CHECKING:
     from cerebrum_cli.attachments.prompt_sources import PromptSources
@@ -21,22 +23,9 @@ if TYPE_CHECKING:
 USUAL_ANSWER = 250  # tokens, about
 SHORT_ANSWER = 60  # under a schema or a grammar
 
-OVERRIDES = settings_options((*REPLY_KEYS, "speculative", "cache_gb", "show_thinking", "no_log", "markdown"))
 
-
-@tool_options
-class AskCommandOptions(AskOptions):
-    """The options of `ask`, and those of optional packages."""
-
-
-@composed
-def ask(
-    app: App,
-    on_command_line: Names,
-    overrides: Annotated[Layer, OVERRIDES],
-    options: AskCommandOptions,
-    prompt: Annotated[list[str] | None, Argument("[PROMPT]", "The question; `-` reads standard input")] = None,
-) -> None:
+@option_group
+class AskCommand(AskOptions):
     """The prompt is built from the files, PROMPT and standard input, in that order.
 
     The exchange is saved as a session. -c continues the latest, --session NAME any, or creates it.
@@ -46,21 +35,28 @@ def ask(
       git diff | cerebrum ask "Write a commit message for this change"
       cerebrum ask "What is 15% of 80?" --votes 8 --final
     """
-    from cerebrum_cli.attachments.prompt_sources import AttachmentReader, PromptSources
 
-    saved = options.find_prompt(app)
-    if saved:
-        overrides = SourcedLayer(overrides, without_keys(saved.settings, on_command_line))
-        options = options.with_saved(saved)
-    reader = AttachmentReader(options.offline)
-    text = only_question(prompt)
-    if text and options.file and exists(Path(text)):
-        app.streams.note(f"the question is the name of a file: {text}", QUOTE_PATTERN)
-    question = PromptSources(text, options.file, options.messages, options.raw, app.streams.report, saved, reader)
-    votes = options.vote_bounds()
-    question.validate(app.streams.piped)
-    options.validate()
-    answer(app, overrides, options, question, votes)
+    settings = settings_options((*REPLY_KEYS, "speculative", "cache_gb", "show_thinking", "no_log", "markdown"))
+    prompt: list[str] = argument("[PROMPT]", "The question; `-` reads standard input", is_list=True, is_required=False)
+
+    def run(self, app: App) -> None:
+        from cerebrum_cli.attachments.prompt_sources import AttachmentReader, PromptSources
+
+        options, overrides = self, self.overrides
+        if saved := self.find_prompt(app):
+            options, overrides = self.with_saved(saved), overrides.with_saved(saved.settings)
+        reader = AttachmentReader(options.offline)
+        if self.extract and len(self.prompt) == 2:
+            problem = f"unexpected argument: {self.prompt[0]}"
+            raise UsageError(problem, f"-x takes no language; --block {self.prompt[0]} prints the first block in it")
+        text = only_question(self.prompt)
+        if text and options.file and exists(Path(text)):
+            app.streams.note(f"the question is the name of a file: {text}", QUOTE_PATTERN)
+        question = PromptSources(text, options.file, options.messages, options.raw, app.streams.report, saved, reader)
+        votes = options.vote_bounds()
+        question.validate(app.streams.piped)
+        options.validate()
+        answer(app, overrides, options, question, votes)
 
 
 def answer(app: App, overrides: Layer, options: AskOptions, question: PromptSources, votes: Votes | None) -> None:

@@ -6,10 +6,11 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from cerebrum_cli.cli.command import argument, settings_options
 from cerebrum_cli.cli.options import GenerationOptions
 from cerebrum_cli.cli.row_commands import (
     RowFileOptions,
@@ -17,10 +18,8 @@ from cerebrum_cli.cli.row_commands import (
     Work,
     answer_missing,
     resumable,
-    row_options,
 )
-from cerebrum_cli.cli.signature import Argument, composed, settings_options
-from cerebrum_cli.core.declaration import PATH, Option, option, switch
+from cerebrum_cli.core.declaration import PATH, option, option_group, switch
 from cerebrum_cli.core.errors import SOME_FAILED, UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
@@ -36,30 +35,8 @@ if TYPE_CHECKING:
 STANDARD = Path("-")  # standard input or output
 
 
-@row_options
-class BatchCommandOptions(RowFileOptions, RowOptions, GenerationOptions):
-    template: str | None = option("Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT")
-    retry_failed: bool = switch("Re-answer rows that failed, and undecided votes", "Output")
-
-
-@composed
-def batch(
-    app: App,
-    input: Annotated[str, Argument("INPUT", "Questions: .txt, .jsonl, .csv, .tsv, .parquet; `-`: standard input")],
-    output: Annotated[
-        Path | None,
-        Option(
-            "Answers: .jsonl, .csv, .tsv; `-` streams to standard output [required]",
-            "Output",
-            PATH,
-            short="-o",
-            metavar="OUTPUT",
-        ),
-    ] = None,
-    *,
-    overrides: Annotated[Layer, settings_options(REPLY_KEYS)],
-    options: BatchCommandOptions,
-) -> None:
+@option_group
+class BatchCommand(RowFileOptions, RowOptions, GenerationOptions):
     """Answers are saved to OUTPUT.partial within a second; OUTPUT appears when all are done, in the order of INPUT.
 
     If the run is interrupted, or INPUT has changed, run it again: rows that have an answer keep it. Settings are
@@ -70,21 +47,36 @@ def batch(
       cerebrum batch rows.csv -o out.jsonl --template "Sum up: {text}"
       cerebrum batch exam.jsonl -o out.jsonl --votes auto:3..16
     """
-    from cerebrum_cli.batch.readers import InputOptions
-    from cerebrum_cli.core.row_fields import parse_template
-    from cerebrum_cli.results.results import output_paths
 
-    if output is None:
-        raise UsageError("missing option '-o' / '--output'", "see cerebrum batch --help")
-    source = Path(input)
-    if output != STANDARD:
-        output_paths(output, None if source == STANDARD else source)
-    template = None if options.template is None else parse_template(options.template)
-    reading = InputOptions(template, options.input_format, options.delimiter, options.include_input)
-    with closing(reading.open(source, app.streams.piped, output)) as rows:
-        without_answer = BatchRun.prepare(app, rows, output, overrides, options).answer()
-    if without_answer:
-        raise typer.Exit(SOME_FAILED)
+    settings = settings_options(REPLY_KEYS)
+    input: str = argument("INPUT", "Questions: .txt, .jsonl, .csv, .tsv, .parquet; `-`: standard input")
+    output: Path | None = option(
+        "Answers: .jsonl, .csv, .tsv; `-` streams to standard output [required]",
+        "Output",
+        PATH,
+        short="-o",
+        metavar="OUTPUT",
+    )
+    template: str | None = option("Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT")
+    retry_failed: bool = switch("Re-answer rows that failed, and undecided votes", "Output")
+
+    def run(self, app: App) -> None:
+        from cerebrum_cli.batch.readers import InputOptions
+        from cerebrum_cli.core.row_fields import parse_template
+        from cerebrum_cli.results.results import output_paths
+
+        output = self.output
+        if output is None:
+            raise UsageError("missing option '-o' / '--output'", "see cerebrum batch --help")
+        source = Path(self.input)
+        if output != STANDARD:
+            output_paths(output, None if source == STANDARD else source)
+        template = None if self.template is None else parse_template(self.template)
+        reading = InputOptions(template, self.input_format, self.delimiter, self.include_input)
+        with closing(reading.open(source, app.streams.piped, output)) as rows:
+            without_answer = BatchRun.prepare(app, rows, output, self.overrides, self).answer()
+        if without_answer:
+            raise typer.Exit(SOME_FAILED)
 
 
 @frozen
@@ -94,14 +86,12 @@ class BatchRun:
     app: App
     rows: IndexedRows
     output: Path
-    options: BatchCommandOptions
+    options: BatchCommand
     source: ModelSource
     asked: BatchOptions
 
     @classmethod
-    def prepare(
-        cls, app: App, rows: IndexedRows, output: Path, overrides: Layer, options: BatchCommandOptions
-    ) -> BatchRun:
+    def prepare(cls, app: App, rows: IndexedRows, output: Path, overrides: Layer, options: BatchCommand) -> BatchRun:
         """Find the model, its settings, the functions and the grammar. Raises UsageError, ModelNotFound."""
         from cerebrum_cli.batch.answering import BatchOptions
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from cerebrum_cli.cli.options import AnswerOptions, Names, QuestionOptions, only_question, tool_options
-from cerebrum_cli.cli.signature import Argument, composed, settings_options
-from cerebrum_cli.core.declaration import switch
+from cerebrum_cli.cli.command import argument, settings_options
+from cerebrum_cli.cli.options import AnswerOptions, QuestionOptions, only_question
+from cerebrum_cli.core.declaration import option_group, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer, without_keys
 
@@ -22,25 +22,8 @@ if TYPE_CHECKING:
 REFERENCE = re.compile(r"[\w.:/~?=&%@-]+", re.ASCII)  # the characters of references to models
 
 
-@tool_options
-class ChatOptions(QuestionOptions, AnswerOptions):
-    no_markdown: bool = switch("Plain text, even on a terminal", "Output")
-
-
-@composed
-def chat(
-    app: App,
-    on_command_line: Names,
-    words: Annotated[
-        list[str] | None, Argument("[MODEL] [QUESTION]", "Model, first question, or both; with -m, only a question")
-    ] = None,
-    *,
-    overrides: Annotated[
-        Layer,
-        settings_options((*REPLY_KEYS, "speculative", "cache_gb", "show_thinking", "no_log", "markdown", "vi")),
-    ],
-    options: ChatOptions,
-) -> None:
+@option_group
+class ChatCommand(QuestionOptions, AnswerOptions):
     """Type /help for commands and keys.
 
     Piped text follows QUESTION; without one, each of its lines is a question or a slash command.
@@ -51,40 +34,50 @@ def chat(
       cerebrum chat -c
       git diff | cerebrum chat "Review this"
     """
-    from cerebrum_cli.attachments.prompt_sources import AttachmentReader
-    from cerebrum_cli.terminal.repl.interactive import run_chat
-    from cerebrum_cli.terminal.sinks import ReplyDisplay
 
-    saved = options.find_prompt(app)
-    words = words or []
-    if len(words) > 2:
-        only_question(words)
-    if "model" not in on_command_line and words and not is_question(words[0]):
-        reference, *words = words
-        overrides = SourcedLayer(overrides, {"model": reference})
-        on_command_line |= {"model"}
-    applied: Layer = {}
-    if saved:
-        saved.require_without("a chat", "schema", "extract")
-        applied = without_keys(saved.settings, on_command_line)
-    reader = AttachmentReader(options.offline)
-    files = reader.read(options.file, app.streams.report)
-    question = read_question(app, words)
-    display = ReplyDisplay(app.streams, options.yes)
-    display.calls.find = options.tool_finder(app)
-    tools = display.calls.tools_of(options.tool_sources)
-    conversation = open_chat(app, overrides, applied, options)
-    conversation.tools = tools
-    exit_code = run_chat(
-        conversation,
-        display,
-        reader,
-        question,
-        saved=saved if saved and saved.prompt else None,
-        files=files,
+    settings = settings_options((*REPLY_KEYS, "speculative", "cache_gb", "show_thinking", "no_log", "markdown", "vi"))
+    words: list[str] = argument(
+        "[MODEL] [QUESTION]",
+        "Model, first question, or both; with -m, only a question",
+        is_list=True,
+        is_required=False,
     )
-    if exit_code:
-        raise typer.Exit(exit_code)
+    no_markdown: bool = switch("Plain text, even on a terminal", "Output")
+
+    def run(self, app: App) -> None:
+        from cerebrum_cli.attachments.prompt_sources import AttachmentReader
+        from cerebrum_cli.terminal.repl.interactive import run_chat
+        from cerebrum_cli.terminal.sinks import ReplyDisplay
+
+        saved = self.find_prompt(app)
+        words, overrides = self.words, self.overrides
+        if len(words) > 2:
+            only_question(words)
+        if "model" not in overrides.typed and words and not is_question(words[0]):
+            reference, *words = words
+            overrides = SourcedLayer(overrides, {"model": reference})
+        applied: Layer = {}
+        if saved:
+            saved.require_without("a chat", "schema", "extract")
+            applied = without_keys(saved.settings, overrides.typed)
+        reader = AttachmentReader(self.offline)
+        files = reader.read(self.file, app.streams.report)
+        question = read_question(app, words)
+        display = ReplyDisplay(app.streams, self.yes)
+        display.calls.find = self.tool_finder(app)
+        tools = display.calls.tools_of(self.tool_sources)
+        conversation = open_chat(app, overrides, applied, self)
+        conversation.tools = tools
+        exit_code = run_chat(
+            conversation,
+            display,
+            reader,
+            question,
+            saved=saved if saved and saved.prompt else None,
+            files=files,
+        )
+        if exit_code:
+            raise typer.Exit(exit_code)
 
 
 def read_question(app: App, words: list[str]) -> str | None:
@@ -109,7 +102,7 @@ def is_question(argument: str) -> bool:
     return not REFERENCE.fullmatch(argument) or argument.endswith("?")
 
 
-def open_chat(app: App, overrides: Layer, saved: Layer, options: ChatOptions) -> Chat:
+def open_chat(app: App, overrides: Layer, saved: Layer, options: ChatCommand) -> Chat:
     """Start or continue a session, and start to load its model; `saved` are a saved prompt's settings."""
     from cerebrum_cli.chat.chat import Chat
     from cerebrum_cli.chat.message_tree import MessageTree

@@ -1,8 +1,8 @@
 """The commands of all packages: those of the core, of optional packages, and of packages installed beside this one.
 
-An optional package is a folder beside this one with a module `extension` or `tool_options`, and can be deleted. A
-package from outside has an entry point of the group `cerebrum.commands`, which names its `Extension`. They are looked
-up for help, completion and a word that is no other command, so that no other start waits for it.
+An optional package is a folder beside this one with a module `extension`, and can be deleted. A package from outside
+has an entry point of the group `cerebrum.commands`, which names its `Extension`. They are looked up for help,
+completion and a word that is no other command, so that no other start waits for it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.cli import COMMANDS, Command, Extension
+from cerebrum_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,15 +30,23 @@ Warnings = list[tuple[str, str]]  # problems, each with a hint
 
 @cache
 def optional_packages() -> tuple[Extension, ...]:
-    """What the optional packages that are there add, except for options of functions."""
-    return tuple(module.EXTENSION for module in modules_of_packages("extension"))
-
-
-def modules_of_packages(name: str) -> list[Any]:
-    """The modules of this name in packages beside this one."""
+    """What the optional packages that are there add."""
     with os.scandir(Path(__file__).parents[1]) as entries:
-        found = sorted(entry.name for entry in entries if os.access(f"{entry.path}/{name}.py", os.F_OK))
-    return [import_module(f"cerebrum_cli.{package}.{name}") for package in found]
+        found = sorted(entry.name for entry in entries if os.access(f"{entry.path}/extension.py", os.F_OK))
+    return tuple(import_module(f"cerebrum_cli.{package}.extension").EXTENSION for package in found)
+
+
+def provided(name: str, flag: str = "", package: str = "") -> Any:
+    """What the first optional package that has it provides under a name of `Extension`; None if there is none.
+
+    Raises UsageError for a `flag` that needs it.
+    """
+    for extension in optional_packages():
+        if reference := getattr(extension, name):
+            return loaded(reference)
+    if flag:
+        raise UsageError(f"{flag} needs the package `{package}`", "install cerebrum-cli again")
+    return None
 
 
 def loaded(reference: str) -> Any:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from cerebrum_cli.cli.options import JsonArray, QuietOptions
-from cerebrum_cli.cli.signature import Argument, composed
+from cerebrum_cli.cli.command import BaseCommand, argument
+from cerebrum_cli.cli.options import json_option
 from cerebrum_cli.cli.variables import environment_layer, variable_that_sets
 from cerebrum_cli.core.config import parse_toml, read_config, read_config_text
+from cerebrum_cli.core.declaration import option_group
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.files import atomic_write, translate_os_errors
 from cerebrum_cli.core.paths import absolute_reference
@@ -33,15 +34,8 @@ def keys(_: App) -> Iterable[str]:
     return KEYS
 
 
-@composed
-def config(
-    app: App,
-    _: QuietOptions,
-    action: Annotated[str | None, Argument("set|edit", "What to do [default: list the settings]", actions)] = None,
-    key: Annotated[str | None, Argument("KEY", "A setting; cerebrum ask --set help lists them", keys)] = None,
-    value: Annotated[str | None, Argument("VALUE", "Its value; without one, the setting is reset")] = None,
-    json: JsonArray = False,
-) -> None:
+@option_group
+class ConfigCommand(BaseCommand):
     """Settings in config.toml apply to every command; its comments are kept.
 
     Examples:
@@ -50,18 +44,25 @@ def config(
       cerebrum config set temperature
       cerebrum config edit
     """
-    path = app.config_directory / "config.toml"
-    match action, key, value:
-        case None, None, None:
-            list_settings(app, path, json)
-        case "set", str(), _:
-            set_value(app, path, key, value)
-        case "edit", None, None:
-            edit(app, path)
-        case "set" | "edit", _, _:
-            raise UsageError(f"missing or unexpected argument of config {action}", USAGE)
-        case _:
-            raise UsageError(f"unknown argument {action!r}", USAGE)
+
+    action: str | None = argument("set|edit", "What to do [default: list the settings]", actions, is_required=False)
+    key: str | None = argument("KEY", "A setting; cerebrum ask --set help lists them", keys, is_required=False)
+    value: str | None = argument("VALUE", "Its value; without one, the setting is reset", is_required=False)
+    json: bool = json_option("array")
+
+    def run(self, app: App) -> None:
+        path = app.config_directory / "config.toml"
+        match self.action, self.key, self.value:
+            case None, None, None:
+                list_settings(app, path, self.json)
+            case "set", str(key), _:
+                set_value(app, path, key, self.value)
+            case "edit", None, None:
+                edit(app, path)
+            case "set" | "edit", _, _:
+                raise UsageError(f"missing or unexpected argument of config {self.action}", USAGE)
+            case _:
+                raise UsageError(f"unknown argument {self.action!r}", USAGE)
 
 
 def list_settings(app: App, path: Path, json: bool) -> None:

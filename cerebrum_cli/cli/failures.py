@@ -16,7 +16,6 @@ from cerebrum_cli.core.declaration import flag
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError, UsageError
 from cerebrum_cli.core.files import file_error
 from cerebrum_cli.core.settings import OPTIONS
-from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.terminal.streams import discard, standard_streams
 
 if TYPE_CHECKING:
@@ -29,47 +28,14 @@ NO_TEMPORARY_DIRECTORY = (errno.ENOENT, None)  # error number and file name
 NO_MEMORY = ("failed to map segment", "Cannot allocate memory", "cannot allocate memory", "can't start new thread")
 SENTENCE = 3  # words of an unquoted question, not of a command and a name
 OTHER_COMMANDS = {  # of other programs, and what does the same here
-    "help": "did you mean cerebrum --help, or cerebrum COMMAND --help?",
-    "version": "did you mean cerebrum --version?",
-    "models": "did you mean cerebrum list?",
-    "list-models": "did you mean cerebrum list?",
     "ls": "did you mean cerebrum list?",
     "install": "did you mean cerebrum pull?",
-    "download": "did you mean cerebrum pull?",
-    "create": "cerebrum pull FILE adds a GGUF file, and cerebrum prompts edit NAME saves a prompt with settings",
-    "remove": "did you mean cerebrum rm?",
-    "delete": "did you mean cerebrum rm?",
-    "info": "did you mean cerebrum show?",
-    "logs": "did you mean cerebrum sessions list?",
-    "history": "did you mean cerebrum sessions list?",
-    "prompt": "did you mean cerebrum ask?",
-    "templates": "did you mean cerebrum prompts list?",
-    "template": "cerebrum show MODEL names a prompt format, and cerebrum prompts saves prompts",
     "run": "did you mean cerebrum chat MODEL?",
-    "set": "did you mean cerebrum config set KEY VALUE?",
-    "settings": "did you mean cerebrum config?",
-    "default": "did you mean cerebrum pull --default MODEL?",
     "serve": "start llama-server -m FILE, and use it with cerebrum chat --endpoint URL",
-    "ps": "nothing runs in the background: a command loads its model, and frees it at the end",
-    "stop": "nothing runs in the background: press Ctrl-C in the terminal of a command",
-    "embed": "there are no embeddings here: llama-server --embedding -m FILE makes them",
 }
-OTHER_OPTIONS = {  # of other programs, and what does the same here
-    "--system-prompt": "did you mean --system?",
-    "--n-predict": "did you mean --max-tokens?",
-    "--num-predict": "did you mean --max-tokens?",
-    "--option": "did you mean --set KEY=VALUE?",
-    "--attachment": "did you mean --file?",
-    "-a": "did you mean --file?",
-    "--template": "-p NAME, or --saved-prompt, uses a saved prompt; --chat-template, a file with a prompt format",
-    "--no-think": "did you mean --think off?",
+OTHER_OPTIONS = {
     "-v": "did you mean --stats?",
-    "--ctx-size": "did you mean --ctx?",
     "--prompt": "write the prompt without an option; did you mean --saved-prompt?",
-    "--image": "did you mean --file?",
-    "--stream": "omit it: an answer is printed as it is generated",
-    "--no-stream": "redirect the output, or use --json for a whole answer",
-    "--verbose": "did you mean --stats?",
 }
 
 
@@ -133,7 +99,6 @@ def usage_error(
     error: typer.TyperException, context: typer.Context | None, command: Command | None, words: Sequence[str]
 ) -> UsageError:
     problem, _, near = error.message.rstrip(".?").partition(". Did you mean ")
-    hints = command.hints if command else {}
     path = "cerebrum"
     if context:
         path = context.command_path
@@ -141,36 +106,30 @@ def usage_error(
         path = f"cerebrum {command.name}"
     hint = f"did you mean {near}?" if near else f"see {path} --help"
     if context and (unknown := re.fullmatch("No such option: (.*)", problem, re.DOTALL)):
-        option = unknown[1]
-        meant = hints.get(option) or same_option(option, context) or similar_options(option, context)
-        hint = meant or hint
-        if re.match("-([^a-zA-Z-]|$)", option) and context.info_name in ("ask", "chat"):
-            hint = f'put -- before a question that begins with a hyphen: {path} -- "..."'
-        elif context.info_name == "config" and not meant:
-            hint = f"put -- before a value that begins with a hyphen: {path} set KEY -- VALUE"
+        near = next(iter(getattr(error, "possibilities", None) or ()), "")
+        hint = option_hint(unknown[1], context) or (f"did you mean {near}?" if near else hint)
     elif unknown := re.fullmatch("No such command .(.*).", problem, re.DOTALL):
-        hint = OTHER_COMMANDS.get(unknown[1], hint)
-        if context and unknown[1] == "help" and words[-1] in getattr(context.command, "commands", ()):
-            hint = f"did you mean cerebrum {words[-1]} --help?"
         is_name = re.fullmatch(r"(?a)[\w-]+", unknown[1]) and len(words) < SENTENCE
-        if path == "cerebrum" and unknown[1] not in OTHER_COMMANDS and not is_name:
+        if path == "cerebrum" and not is_name:
             hint = 'did you mean cerebrum ask "..."?'
+        hint = OTHER_COMMANDS.get(unknown[1], hint)
     return UsageError(problem[:1].lower() + problem[1:], hint)
 
 
-def same_option(name: str, context: typer.Context) -> str:
-    """What does the same as an option of other programs, if the command has it."""
-    hint = OTHER_OPTIONS.get(name, "")
+def option_hint(option: str, context: typer.Context) -> str:
+    """What to write in place of an unknown option; empty if Typer's suggestion, or the help, is to be shown."""
     known = [opt for parameter in context.command.params for opt in parameter.opts]
-    return hint if {*re.findall(r"--[\w-]+", hint)} <= {*known} else ""
-
-
-def similar_options(name: str, context: typer.Context) -> str:
-    known = [opt for parameter in context.command.params for opt in parameter.opts]
-    key = name.lstrip("-").replace("-", "_")
-    dashed = flag(key)
-    if "--set" in known and key in OPTIONS and dashed not in known:
-        return f"use --set {key}=VALUE"
-    if longer := [opt for opt in known if name.startswith("--") and opt.startswith(dashed)]:
+    key = option.lstrip("-").replace("-", "_")
+    other = OTHER_OPTIONS.get(option, "")
+    if other and {*re.findall(r"--[\w-]+", other)} <= {*known}:
+        return other
+    if longer := [opt for opt in known if option.startswith("--") and opt.startswith(flag(key))]:
         return f"did you mean {' or '.join(longer)}?"
-    return did_you_mean(name, known, 2, 0.7).rstrip()
+    if "--set" in known and key in OPTIONS:
+        return f"use --set {key}=VALUE"
+    is_text = re.match("-([^a-zA-Z-]|$)", option)
+    if is_text and context.info_name in ("ask", "chat"):
+        return f'put -- before a question that begins with a hyphen: {context.command_path} -- "..."'
+    if is_text and context.info_name == "config":
+        return f"put -- before a value that begins with a hyphen: {context.command_path} set KEY -- VALUE"
+    return ""

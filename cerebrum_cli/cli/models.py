@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
+from cerebrum_cli.cli.command import BaseCommand, argument
 from cerebrum_cli.cli.completion_values import installed_models
 from cerebrum_cli.cli.model_choice import note_precedence
 from cerebrum_cli.cli.model_tables import (
@@ -16,9 +17,8 @@ from cerebrum_cli.cli.model_tables import (
     print_found,
     print_models,
 )
-from cerebrum_cli.cli.options import Json, QuietOptions, Yes, require_agreement
+from cerebrum_cli.cli.options import json_option, require_agreement, yes_option
 from cerebrum_cli.cli.pull import given_flags
-from cerebrum_cli.cli.signature import Argument, composed
 from cerebrum_cli.cli.variables import environment_layer
 from cerebrum_cli.core.declaration import option_group, switch
 from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, UsageError
@@ -35,15 +35,7 @@ if TYPE_CHECKING:
 
 
 @option_group
-class ListOptions(QuietOptions):
-    available: bool = switch("List the catalog, best fit first; last on a terminal", "Model")
-    found: bool = switch("List Ollama's models", "Model")
-    outdated: bool = switch("List models with a newer upload on the Hub", "Model")
-    json: bool = switch("Print a JSON array", "Output")
-
-
-@composed
-def list_models(app: App, options: ListOptions) -> None:
+class ListCommand(BaseCommand):
     """Includes models that other tools have put into the Hugging Face cache. Only --outdated uses the network.
 
     Examples:
@@ -51,33 +43,40 @@ def list_models(app: App, options: ListOptions) -> None:
       cerebrum list --available
       cerebrum list --outdated
     """
-    from cerebrum_cli.cli.model_objects import catalogue_rows, found_rows, row
 
-    flags = given_flags(options, "available", "found", "outdated")
-    if len(flags) > 1:
-        raise UsageError.conflict(*flags[:2])
-    library = app.library
-    ctx = app.readable_settings(environment_layer("ctx")).ctx
-    if options.available:
-        listed = catalogue_rows(library, ctx)
-    elif options.found:
-        listed = list(found_rows(library))
-    elif options.outdated:
-        from cerebrum_cli.library.online import outdated
+    available: bool = switch("List the catalog, best fit first; last on a terminal", "Model")
+    found: bool = switch("List Ollama's models", "Model")
+    outdated: bool = switch("List models with a newer upload on the Hub", "Model")
+    json: bool = json_option("array")
 
-        with FileProgress(app.streams) as progress, interruptible("run it again"):
-            listed = [row(library, model, library.capacity()) for model in outdated(library, progress)]
-    else:
-        capacity = library.capacity()
-        listed = [row(library, model, capacity) for model in library.models()]
-    if options.json:
-        app.streams.answer_object(listed)
-    elif options.available:
-        print_available(app, listed, ctx)
-    elif options.found:
-        print_found_models(app, listed)
-    else:
-        print_installed(app, listed, options.outdated)
+    def run(self, app: App) -> None:
+        from cerebrum_cli.cli.model_objects import catalogue_rows, found_rows, row
+
+        flags = given_flags(self, "available", "found", "outdated")
+        if len(flags) > 1:
+            raise UsageError.conflict(*flags[:2])
+        library = app.library
+        ctx = app.readable_settings(environment_layer("ctx")).ctx
+        if self.available:
+            listed = catalogue_rows(library, ctx)
+        elif self.found:
+            listed = list(found_rows(library))
+        elif self.outdated:
+            from cerebrum_cli.library.online import outdated
+
+            with FileProgress(app.streams) as progress, interruptible("run it again"):
+                listed = [row(library, model, library.capacity()) for model in outdated(library, progress)]
+        else:
+            capacity = library.capacity()
+            listed = [row(library, model, capacity) for model in library.models()]
+        if self.json:
+            app.streams.answer_object(listed)
+        elif self.available:
+            print_available(app, listed, ctx)
+        elif self.found:
+            print_found_models(app, listed)
+        else:
+            print_installed(app, listed, self.outdated)
 
 
 def print_available(app: App, listed: list[JsonDict], ctx: int | None) -> None:
@@ -128,42 +127,42 @@ def disk_use(app: App, listed: list[JsonDict]) -> str:
     return f"total: {models}; prompt cache: {format_size(folder_size(app.prompt_cache_directory))}"
 
 
-@composed
-def show(
-    app: App,
-    name: Annotated[str, Argument("MODEL", "A model reference, as for `cerebrum pull`", installed_models)],
-    options: QuietOptions,
-    json: Json = False,
-) -> None:
+@option_group
+class ShowCommand(BaseCommand):
     """Also shows which quantizations fit this machine, without using the network.
 
     Examples:
       cerebrum show starter
       cerebrum show cerebrum-7b --json
     """
-    from cerebrum_cli.cli.model_objects import refusal_text
 
-    library = app.library
-    reference = library.parse(name)
-    ctx = app.readable_settings(environment_layer("ctx", "threads", "gpu_layers")).ctx
-    try:
-        model = library.find(reference)
-    except ModelNotFound as error:
-        description = describe_not_installed(app, name, error)
-        available = library.catalogue_quantizations(reference, ctx)
-        note = f"{error.message}; to install it: {error.hint}" if error.pullable else error.message
-    else:
-        with FileProgress(replace(app.streams, is_quiet=options.quiet or json)) as progress:
-            description = describe(app, model, partial(progress.update, "verify"))
-        available = library.quantizations(model, ctx)
-        note = refusal_text(model) or ""
-    if json:
-        app.streams.answer_object(description | (available.table if available else {}))
-        return
-    print_description(app.streams, description)
-    if available and not description.get("unsupported"):
-        print_candidates(app.streams, available.heading, available.table["quantizations"])
-    app.streams.report(note)
+    name: str = argument("MODEL", "A model reference, as for `cerebrum pull`", installed_models)
+    json: bool = json_option()
+
+    def run(self, app: App) -> None:
+        from cerebrum_cli.cli.model_objects import refusal_text
+
+        library = app.library
+        reference = library.parse(self.name)
+        ctx = app.readable_settings(environment_layer("ctx", "threads", "gpu_layers")).ctx
+        try:
+            model = library.find(reference)
+        except ModelNotFound as error:
+            description = describe_not_installed(app, self.name, error)
+            available = library.catalogue_quantizations(reference, ctx)
+            note = f"{error.message}; to install it: {error.hint}" if error.pullable else error.message
+        else:
+            with FileProgress(replace(app.streams, is_quiet=self.quiet or self.json)) as progress:
+                description = describe(app, model, partial(progress.update, "verify"))
+            available = library.quantizations(model, ctx)
+            note = refusal_text(model) or ""
+        if self.json:
+            app.streams.answer_object(description | (available.table if available else {}))
+            return
+        print_description(app.streams, description)
+        if available and not description.get("unsupported"):
+            print_candidates(app.streams, available.heading, available.table["quantizations"])
+        app.streams.report(note)
 
 
 def describe_not_installed(app: App, name: str, error: ModelNotFound) -> JsonDict:
@@ -219,19 +218,19 @@ def settings_by_mode(app: App, recommended: Layer) -> dict[str, Settings]:
     return modes
 
 
-@composed
-def rm(
-    app: App,
-    model: Annotated[str, Argument("MODEL", "An installed model", installed_models)],
-    _: QuietOptions,
-    yes: Yes = False,
-) -> None:
+@option_group
+class RmCommand(BaseCommand):
     """Local files, and those of Ollama, are unregistered, not deleted.
 
     Examples:
       cerebrum rm starter
       cerebrum rm -y cerebrum-7b:Q4_K_M
     """
-    removal = app.library.removal(model)
-    require_agreement(app, removal.question, removal.model.reference, yes)
-    app.streams.report(removal.carry_out())
+
+    model: str = argument("MODEL", "An installed model", installed_models)
+    yes: bool = yes_option()
+
+    def run(self, app: App) -> None:
+        removal = app.library.removal(self.model)
+        require_agreement(app, removal.question, removal.model.reference, self.yes)
+        app.streams.report(removal.carry_out())

@@ -1,24 +1,24 @@
-"""Options of the commands: dataclasses whose fields are command-line options, and saved prompts beneath them."""
+"""Options that several commands have: dataclasses whose fields are command-line options."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import typer
 
-from cerebrum_cli.cli.commands import modules_of_packages
+from cerebrum_cli.cli.command import BaseCommand
+from cerebrum_cli.cli.commands import provided
 from cerebrum_cli.core.declaration import (
     NAME,
     PATH,
     SOURCES,
-    SWITCH,
     TEXTS,
-    Option,
     option,
     option_group,
     switch,
@@ -33,23 +33,31 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.grammar import Grammar
     from cerebrum_cli.core.saved_prompts import SavedPrompt
     from cerebrum_cli.core.settings import Settings
-    from cerebrum_cli.core.tools import ToolFinder
+    from cerebrum_cli.core.tools import ToolFinder, Tools
     from cerebrum_cli.core.votes import Votes
     from cerebrum_cli.library.installed import InstalledModel
-    from cerebrum_cli.replies.source import Installation, ModelSource
-    from cerebrum_cli.servers.endpoint import Endpoint, Servers
+    from cerebrum_cli.replies.source import ModelSource
+    from cerebrum_cli.servers.endpoint import Servers
 
-T = TypeVar("T")
-Names = frozenset[str]  # of the options on a command line
-FIRST, LAST = "first", "last"  # code blocks of a reply
+LAST = "last"  # code block of a reply
 QUOTE_PATTERN = "quote a pattern: -f 'src/*.py'; or write -f before each file"
-Json = Annotated[bool, Option("Print a JSON object", "Output", SWITCH)]
-JsonArray = Annotated[bool, Option("Print a JSON array", "Output", SWITCH)]
-Yes = Annotated[bool, Option("Answer yes to every question", "Output", SWITCH, short="-y")]
 
 
-def json_option() -> Any:
-    return switch("Print a JSON object", "Output")
+def json_option(kind: str = "object") -> Any:
+    return switch(f"Print a JSON {kind}", "Output")
+
+
+def yes_option() -> Any:
+    return switch("Answer yes to every question", "Output", short="-y")
+
+
+def offline_option() -> Any:
+    return switch("Do not use the network", "Model")
+
+
+def file_option() -> Any:
+    help = "Prepend a file, folder, glob or URL (repeatable)"
+    return option(help, "Input", SOURCES, default=(), short="-f", metavar="PATH|URL")
 
 
 def check_option() -> Any:
@@ -58,23 +66,9 @@ def check_option() -> Any:
 
 
 @option_group
-class QuietOptions:
-    verbose = False
-    quiet: bool = switch("No notices or progress on standard error", "Output", short="-q")
-
-    def apply_to(self, app: App) -> None:
-        """Print as little, or as much, as these options ask for."""
-        app.streams = replace(app.streams, is_quiet=self.quiet)
-        if self.verbose:
-            from cerebrum_cli.engine.local import show_log
-
-            show_log(app.streams.info)
-
-
-@option_group
-class PullOptions(QuietOptions):
-    offline: bool = switch("Do not use the network", "Model")
-    yes: bool = switch("Answer yes to every question", "Output", short="-y")
+class PullOptions(BaseCommand):
+    offline: bool = offline_option()
+    yes: bool = yes_option()
 
     def find_model(self, app: App, requested: Settings, servers: Servers | None = None) -> InstalledModel:
         """The model of the servers, or one that is installed, which may be downloaded first. Raises ModelNotFound."""
@@ -91,19 +85,11 @@ class PullOptions(QuietOptions):
 
 
 @option_group
-class ServerOptions(QuietOptions):
+class AnswerOptions(PullOptions):
     endpoint: tuple[str, ...] = option(
         "Generate on this server (repeatable)", "Server", TEXTS, default=(), metavar="URL|NAME"
     )
     served_model_name: str | None = option("Model to request if the server has several")
-
-    def find_endpoints(self, installation: Installation, requested: Settings) -> tuple[Endpoint, ...]:
-        """The servers, by their URLs or the names of their tables. Raises UsageError, ConfigError."""
-        return installation.find_endpoints(self.endpoint, requested, self.served_model_name)
-
-
-@option_group
-class AnswerOptions(ServerOptions, PullOptions):
     template_arg: tuple[str, ...] = option(
         "Variable for the embedded template, as KEY=VALUE (repeatable)", kind=TEXTS, default=()
     )
@@ -114,6 +100,10 @@ class AnswerOptions(ServerOptions, PullOptions):
 
         Raises UsageError, ConfigError, ModelNotFound, EndpointError, ModelFileError.
         """
+        if self.verbose:
+            from cerebrum_cli.engine.local import show_log
+
+            show_log(app.streams.info)
         variables = template_variables(self.template_arg)
         requested = app.settings(overrides)
         servers = self.find_servers(app, requested)
@@ -127,7 +117,7 @@ class AnswerOptions(ServerOptions, PullOptions):
             return None
         from cerebrum_cli.servers.endpoint import Servers
 
-        return Servers(self.find_endpoints(app, requested))
+        return Servers(app.find_endpoints(self.endpoint, requested, self.served_model_name))
 
 
 @option_group
@@ -170,7 +160,7 @@ class GenerationOptions(ConstrainedOptions):
 
 
 @option_group
-class SavedPromptOptions:
+class SavedPromptOptions(BaseCommand):
     saved_prompt: str | None = option("Apply a saved prompt", "Input", short="-p", metavar="NAME")
     param: tuple[str, ...] = option(
         "Value for {NAME} in the saved prompt (repeatable)",
@@ -195,51 +185,47 @@ class SavedPromptOptions:
 
 
 @option_group
-class ToolOptions:
-    """Functions that the model may call. An optional package may add other sources, in its module `tool_options`."""
+class ToolOptions(BaseCommand):
+    """Functions that the model may call; those of MCP servers come from the optional package `mcp`."""
 
     tool: tuple[str, ...] = option(
         "Functions that the model may call (repeatable)", "Input", TEXTS, default=(), metavar="python|FILE|NAME"
+    )
+    mcp: tuple[str, ...] = option(
+        "Add the functions of an MCP server (repeatable)", "Input", TEXTS, default=(), metavar="COMMAND"
     )
 
     @property
     def tool_flag(self) -> str:
         """The option that gives the model functions; empty without one."""
-        return "--tool" if self.tool else ""
+        if self.tool:
+            return "--tool"
+        return "--mcp" if self.mcp else ""
 
     @property
     def tool_sources(self) -> Sequence[str]:
-        return self.tool
+        return (*self.tool, *self.mcp)
 
-    def tool_finder(self, _app: App, /) -> ToolFinder | None:
+    def tool_finder(self, app: App) -> ToolFinder:
         """What finds the functions of sources that are neither `python` nor a file."""
-        return None
 
+        @cache
+        def servers() -> ToolFinder | None:
+            open_servers = provided("open_servers", "--mcp", "mcp") if self.mcp else provided("open_servers")
+            return None if open_servers is None else cast("ToolFinder", open_servers(app, self.mcp))
 
-@dataclass_transform(frozen_default=True)
-def tool_options(group: type[T]) -> type[T]:
-    """The options of a command whose replies may call functions, with those of optional packages above them.
+        def find(source: str) -> Tools | None:
+            if source not in self.mcp and (source == "python" or source.endswith(".py")):
+                return None
+            find_there = servers()
+            return find_there(source) if find_there else None
 
-    They are in modules of their own, since `ask` would wait for those of all packages.
-    """
-    added = [module.OPTIONS for module in modules_of_packages("tool_options")]
-    return option_group(type(group.__name__, (*added, option_group(group)), {}))
-
-
-@option_group
-class FileOptions:
-    file: tuple[Path | str, ...] = option(
-        "Prepend a file, folder, glob or URL (repeatable)",
-        "Input",
-        SOURCES,
-        default=(),
-        short="-f",
-        metavar="PATH|URL",
-    )
+        return find
 
 
 @option_group
-class QuestionOptions(FileOptions, ToolOptions, SavedPromptOptions):
+class QuestionOptions(SavedPromptOptions, ToolOptions):
+    file: tuple[Path | str, ...] = file_option()
     continue_: bool = switch("Continue the latest session", "Input", short="-c")
     session: str | None = option("Continue this session, or create it", "Input", metavar="NAME")
 
@@ -258,13 +244,8 @@ class AskOptions(QuestionOptions, GenerationOptions):
     messages: Path | None = option("OpenAI messages list; `-` is standard input", "Input", PATH, metavar="FILE")
     raw: bool = switch("Complete prompts verbatim, without a format", "Input")
     final: bool = switch("Print only the final answer; exit code 5 if there is none", "Output")
-    extract: str | None = option(
-        "Print only the first code block, the last, or one in LANG",
-        "Output",
-        short="-x",
-        metavar="[=LANG|last]",
-        implied=FIRST,
-    )
+    extract: bool = switch("Print only the first code block", "Output", short="-x")
+    block: str | None = option("Print only the last code block, or the first in LANG", "Output", metavar="LANG|last")
     json: bool = json_option()
     stats: bool = switch("Print speed, context, sampling and seed on standard error", "Output")
     dry_run: bool = switch("Print the exact prompt without evaluating it", "Output")
@@ -272,28 +253,27 @@ class AskOptions(QuestionOptions, GenerationOptions):
 
     def with_saved(self, saved: SavedPrompt) -> Self:
         """These options, with the schema or the code block that a saved prompt asks for, unless they ask for others."""
-        if saved.schema and not (self.schema or self.grammar or self.extract):
+        if saved.schema and not (self.schema or self.grammar or self.extract_flag):
             return replace(self, schema=saved.schema)
-        if saved.extract and not (self.schema or self.final or self.extract or self.votes):
-            return replace(self, extract=FIRST if saved.extract is True else saved.extract)
-        return self
+        if not saved.extract or self.schema or self.final or self.extract_flag or self.votes:
+            return self
+        return replace(self, extract=True, block=None if saved.extract is True else saved.extract)
 
     @property
-    def extract_flag(self) -> str | None:
-        return None if self.extract is None else "--extract"
-
-    @property
-    def extract_lang(self) -> str | None:
-        return None if self.extract in (None, FIRST, LAST) else self.extract
+    def extract_flag(self) -> str:
+        """The option that prints a code block; empty without one."""
+        if self.block is not None:
+            return "--block"
+        return "--extract" if self.extract else ""
 
     @property
     def streams_answer(self) -> bool:
         return not (self.final or self.json or self.extract_flag)
 
     def validate(self) -> None:
-        if self.extract == "":
-            raise UsageError.invalid("--extract", "", "a language, as in --extract=python")
-        code = self.extract_flag or ""
+        if self.block == "":
+            raise UsageError.invalid("--block", "", "a language, or last")
+        code = self.extract_flag
         part = "--final" if self.final else code
         one_of_them = "omit one of them"
         session, tools = self.session_flag, self.tool_flag
@@ -325,9 +305,9 @@ def template_variables(pairs: Sequence[str]) -> JsonDict:
     return options
 
 
-def only_question(words: list[str] | None) -> str | None:
+def only_question(words: list[str]) -> str | None:
     """The question, a single argument. Raises UsageError for several, such as the words of an unquoted one."""
-    if words and len(words) > 1:
+    if len(words) > 1:
         hint = f"quote the question: {quote(' '.join(words))}"
         if all(exists(Path(word)) for word in words[:-1]):  # what a shell made of a pattern
             hint = QUOTE_PATTERN

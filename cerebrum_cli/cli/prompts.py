@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
+from cerebrum_cli.cli.command import BaseCommand, argument
 from cerebrum_cli.cli.completion_values import saved_prompts
-from cerebrum_cli.cli.options import Json, JsonArray, QuietOptions, Yes, require_agreement
-from cerebrum_cli.cli.signature import Argument, CommandGroup, subcommand
+from cerebrum_cli.cli.options import json_option, require_agreement, yes_option
 from cerebrum_cli.core.config import read_config_text
+from cerebrum_cli.core.declaration import option_group
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.files import atomic_write, translate_os_errors
 from cerebrum_cli.core.saved_prompts import SavedPrompt, read_prompt
@@ -24,7 +25,6 @@ from cerebrum_cli.terminal.tables import print_prompts
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
 
-group: CommandGroup = {}
 NAME_HELP = "A name from `cerebrum prompts list`"
 EXAMPLE = """\
 +++
@@ -43,72 +43,84 @@ Write a commit message for this change:
 """
 
 
-@subcommand(group, name="list", short_help="List saved prompts.")
-def list_prompts(app: App, _: QuietOptions, json: JsonArray = False) -> None:
-    """List saved prompts by name."""
-    rows = [saved.as_object() for saved in app.prompts.read_all()]
-    print_prompts(app.streams, rows, json)
+@option_group
+class ListPrompts(BaseCommand):
+    """List saved prompts."""
+
+    json: bool = json_option("array")
+
+    def run(self, app: App) -> None:
+        rows = [saved.as_object() for saved in app.prompts.read_all()]
+        print_prompts(app.streams, rows, self.json)
 
 
-@subcommand(group)
-def show(app: App, name: Annotated[str, Argument("NAME", NAME_HELP, saved_prompts)], json: Json = False) -> None:
+@option_group
+class ShowPrompt(BaseCommand):
     """Show a saved prompt."""
-    path = app.prompts.find_file(name)
-    if json:
-        app.streams.answer_object(read_prompt(path).as_object())
-    else:
+
+    name: str = argument("NAME", NAME_HELP, saved_prompts)
+    json: bool = json_option()
+
+    def run(self, app: App) -> None:
+        path = app.prompts.find_file(self.name)
+        if self.json:
+            app.streams.answer_object(read_prompt(path).as_object())
+            return
         app.streams.answer(read_config_text(path))
         with suppress(ConfigError):  # a file with a fault is shown, too
             report_placeholders(app, read_prompt(path))
 
 
-@subcommand(group, short_help="Edit a saved prompt, or create it.")
-def edit(
-    app: App,
-    name: Annotated[str, Argument("NAME", "A new name, or a saved one", saved_prompts)],
-    _: QuietOptions,
-) -> None:
-    """Open the file of a saved prompt in $VISUAL or $EDITOR. A new prompt starts with an example."""
-    path = app.prompts.file(name)
-    is_new = name not in app.prompts.names()
-    if is_new:
-        require_name(name)
-        write_prompt(path, EXAMPLE)
-    before = read_config_text(path)
-    try:
-        app.streams.edit(path)
-    finally:
-        is_unchanged = read_config_text(path) == before
-        if is_new and is_unchanged:
-            path.unlink()
-    if is_unchanged:
-        app.streams.report("no changes")
-        return
-    try:
-        saved = read_prompt(path)
-    except ConfigError as error:
-        error.hint += f"; run cerebrum prompts edit {name} to open the file again, with your text"
-        raise
-    app.streams.report(f"{name} saved in {path}")
-    report_placeholders(app, saved)
+@option_group
+class EditPrompt(BaseCommand):
+    """Edit a saved prompt, or create it.
+
+    Opens its file in $VISUAL or $EDITOR. A new prompt starts with an example.
+    """
+
+    name: str = argument("NAME", "A new name, or a saved one", saved_prompts)
+
+    def run(self, app: App) -> None:
+        path = app.prompts.file(self.name)
+        is_new = self.name not in app.prompts.names()
+        if is_new:
+            require_name(self.name)
+            write_prompt(path, EXAMPLE)
+        before = read_config_text(path)
+        try:
+            app.streams.edit(path)
+        finally:
+            is_unchanged = read_config_text(path) == before
+            if is_new and is_unchanged:
+                path.unlink()
+        if is_unchanged:
+            app.streams.report("no changes")
+            return
+        try:
+            saved = read_prompt(path)
+        except ConfigError as error:
+            error.hint += f"; run cerebrum prompts edit {self.name} to open the file again, with your text"
+            raise
+        app.streams.report(f"{self.name} saved in {path}")
+        report_placeholders(app, saved)
 
 
-@subcommand(group)
-def rm(
-    app: App,
-    names: Annotated[list[str], Argument("NAME...", NAME_HELP, saved_prompts)],
-    _: QuietOptions,
-    yes: Yes = False,
-) -> None:
+@option_group
+class RmPrompts(BaseCommand):
     """Delete saved prompts."""
-    chosen = list(dict.fromkeys(names))
-    files = [app.prompts.find_file(name) for name in chosen]
-    listed = ", ".join(chosen)
-    what = "saved prompts" if len(chosen) > 1 else "saved prompt"
-    require_agreement(app, f"Delete the {what} {listed}?", listed, yes)
-    for file in files:
-        file.unlink()
-    app.streams.report(f"deleted {listed}")
+
+    names: list[str] = argument("NAME...", NAME_HELP, saved_prompts, is_list=True)
+    yes: bool = yes_option()
+
+    def run(self, app: App) -> None:
+        chosen = list(dict.fromkeys(self.names))
+        files = [app.prompts.find_file(name) for name in chosen]
+        listed = ", ".join(chosen)
+        what = "saved prompts" if len(chosen) > 1 else "saved prompt"
+        require_agreement(app, f"Delete the {what} {listed}?", listed, self.yes)
+        for file in files:
+            file.unlink()
+        app.streams.report(f"deleted {listed}")
 
 
 def report_placeholders(app: App, saved: SavedPrompt) -> None:
@@ -127,3 +139,6 @@ def write_prompt(path: Path, text: str) -> None:
     with translate_os_errors(ConfigError, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path.resolve(), text.encode())
+
+
+GROUP = {"list": ListPrompts, "show": ShowPrompt, "edit": EditPrompt, "rm": RmPrompts}

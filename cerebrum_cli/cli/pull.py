@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from cerebrum_cli.cli.command import BaseCommand, argument
 from cerebrum_cli.cli.completion_values import known_models
 from cerebrum_cli.cli.model_choice import choose_model, note_precedence, pull_model
 from cerebrum_cli.cli.model_tables import (
@@ -15,10 +16,9 @@ from cerebrum_cli.cli.model_tables import (
     print_repositories,
     speed_text,
 )
-from cerebrum_cli.cli.options import JsonArray, PullOptions, QuietOptions, json_option
-from cerebrum_cli.cli.signature import Argument, composed
+from cerebrum_cli.cli.options import PullOptions, json_option, offline_option
 from cerebrum_cli.cli.variables import environment_layer
-from cerebrum_cli.core.declaration import SWITCH, Option, flag, option, option_group, switch
+from cerebrum_cli.core.declaration import flag, option, option_group, switch
 from cerebrum_cli.core.errors import FormatError, UsageError
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.progress import FileProgress
@@ -30,49 +30,32 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.pull import Puller
 
 
-@composed
-def search(
-    app: App,
-    text: Annotated[str, Argument("TEXT", "Part of a repository's name")],
-    _: QuietOptions,
-    offline: Annotated[bool, Option("Do not use the network", "Model", SWITCH)] = False,
-    json: JsonArray = False,
-) -> None:
+@option_group
+class SearchCommand(BaseCommand):
     """Lists the 10 most downloaded GGUF repositories. `cerebrum pull --dry-run REPOSITORY` shows which files fit.
 
     Examples:
       cerebrum search qwen3.5
       cerebrum search "gemma 4" --json
     """
-    from cerebrum_cli.library.online import search
 
-    with FileProgress(app.streams) as progress:
-        rows = [repository._asdict() for repository in search(text, progress, offline)]
-    print_rows(app.streams, rows, json, print_repositories, f"no GGUF repository on the Hub matches {text!r}")
-    if rows and app.streams.err_is_terminal:
-        app.streams.report("next: cerebrum pull --dry-run REPOSITORY")
+    text: str = argument("TEXT", "Part of a repository's name")
+    offline: bool = offline_option()
+    json: bool = json_option("array")
+
+    def run(self, app: App) -> None:
+        from cerebrum_cli.library.online import search
+
+        with FileProgress(app.streams) as progress:
+            rows = [repository._asdict() for repository in search(self.text, progress, self.offline)]
+        nothing = f"no GGUF repository on the Hub matches {self.text!r}"
+        print_rows(app.streams, rows, self.json, print_repositories, nothing)
+        if rows and app.streams.err_is_terminal:
+            app.streams.report("next: cerebrum pull --dry-run REPOSITORY")
 
 
 @option_group
-class PullCommandOptions(PullOptions):
-    name: str | None = option("Name for the model", "Model", metavar="NAME")
-    default: bool = switch("Make this the default model", "Model")
-    type: str | None = option("Quantization; safetensors are converted to it", "Model", metavar="TYPE")
-    from_weights: bool = switch("Convert safetensors even if GGUF files exist", "Model")
-    dry_run: bool = switch("Show what is available and what fits; download nothing", "Output")
-    json: bool = json_option()
-
-
-@composed
-def pull(
-    app: App,
-    model: Annotated[
-        str | None,
-        Argument("[MODEL]", "NAME[:QUANT], OWNER/REPO[:QUANT], a URL, a path or ollama:NAME", known_models),
-    ] = None,
-    *,
-    options: PullCommandOptions,
-) -> None:
+class PullCommand(PullOptions):
     """Without MODEL, offers a few models that fit this machine. Without :QUANT, downloads the recommended quantization.
     Run an interrupted download again to resume it.
 
@@ -85,22 +68,34 @@ def pull(
       cerebrum pull ./folder --type Q4_K_M
       cerebrum pull --dry-run cerebrum-8x7b
     """
-    ctx = app.settings(environment_layer("ctx")).ctx
-    text = model or suggested_model(app, ctx)
-    opened = app.puller(options.offline, ctx, options.yes, options.type, options.from_weights)
-    if options.dry_run:
-        app.machine.record_bandwidth()
-        show_download_plan(app, opened, text, options.json)
-        return
-    installed = pull_model(app, opened, text, options.name)
-    if options.default:
-        make_default(app, installed)
-    if app.streams.err_is_terminal:
-        report_next_step(app, installed)
-    if options.json:
-        from cerebrum_cli.cli.model_objects import row
 
-        app.streams.answer_object(row(app.library, installed, app.library.capacity()))
+    model: str | None = argument(
+        "[MODEL]", "NAME[:QUANT], OWNER/REPO[:QUANT], a URL, a path or ollama:NAME", known_models, is_required=False
+    )
+    name: str | None = option("Name for the model", "Model", metavar="NAME")
+    default: bool = switch("Make this the default model", "Model")
+    type: str | None = option("Quantization; safetensors are converted to it", "Model", metavar="TYPE")
+    from_weights: bool = switch("Convert safetensors even if GGUF files exist", "Model")
+    dry_run: bool = switch("Show what is available and what fits; download nothing", "Output")
+    json: bool = json_option()
+
+    def run(self, app: App) -> None:
+        ctx = app.settings(environment_layer("ctx")).ctx
+        text = self.model or suggested_model(app, ctx)
+        opened = app.puller(self.offline, ctx, self.yes, self.type, self.from_weights)
+        if self.dry_run:
+            app.machine.record_bandwidth()
+            show_download_plan(app, opened, text, self.json)
+            return
+        installed = pull_model(app, opened, text, self.name)
+        if self.default:
+            make_default(app, installed)
+        if app.streams.err_is_terminal:
+            report_next_step(app, installed)
+        if self.json:
+            from cerebrum_cli.cli.model_objects import row
+
+            app.streams.answer_object(row(app.library, installed, app.library.capacity()))
 
 
 def suggested_model(app: App, ctx: int | None) -> str:

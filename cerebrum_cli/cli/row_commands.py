@@ -1,16 +1,17 @@
-"""What commands that answer rows share, and the options that optional packages add to them."""
+"""What commands that answer rows share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cerebrum_cli.cli.commands import loaded, optional_packages
+from cerebrum_cli.cli.command import BaseCommand
+from cerebrum_cli.cli.commands import provided
 from cerebrum_cli.cli.constraints import name_grammar_in_errors
-from cerebrum_cli.cli.options import AnswerOptions, ConstrainedOptions, ToolOptions, tool_options
-from cerebrum_cli.core.declaration import flag, option, option_group, switch
+from cerebrum_cli.cli.options import AnswerOptions, ConstrainedOptions, ToolOptions
+from cerebrum_cli.core.declaration import INTEGER, flag, option, option_group, switch
 from cerebrum_cli.core.errors import EndpointError, EngineError, Interrupted, UsageError
 from cerebrum_cli.core.events import Events
 from cerebrum_cli.core.settings import MAX_PARALLEL
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.json_types import JsonDict, JsonObject
     from cerebrum_cli.core.settings import Layer, Settings
+    from cerebrum_cli.library.installed import InstalledModel
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.results.rows import Results
     from cerebrum_cli.servers.endpoint import Servers
 
-T = TypeVar("T", bound="RowOptions")
 Answering = tuple[Events, Callable[[], None]]  # the events, and what cancels them
 
 
@@ -42,7 +43,7 @@ class Work(NamedTuple):
 
 
 @option_group
-class RowFileOptions:
+class RowFileOptions(BaseCommand):
     """Options of a command that reads rows from a file, and writes one for each of them."""
 
     input_format: str | None = option("Format of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv")
@@ -97,15 +98,35 @@ class ConcurrencyOptions(AnswerOptions):
 
 @option_group
 class RowOptions(ToolOptions, ConstrainedOptions, ConcurrencyOptions):
-    """Options of a command that answers rows. Those of an optional package may choose another place to answer them."""
+    """Options of a command that answers rows: here, on servers, or on a cluster, by the optional package `cluster`."""
+
+    ray: str | None = option("Generate on the nodes of a Ray cluster", "Server", metavar="ADDRESS|auto|local")
+    ray_workers: int | None = option(
+        "Workers with --ray [default: one per GPU or node]", "Server", INTEGER, metavar="N"
+    )
 
     @property
     def place_flag(self) -> str:
         """The option that chooses another place; empty if it is this machine, or servers."""
-        return ""
+        return "" if self.ray is None else "--ray"
+
+    def find_model(self, app: App, requested: Settings, servers: Servers | None = None) -> InstalledModel:
+        """As other options do; nodes of a cluster have the model themselves, and only its vocabulary is needed here."""
+        if self.ray_workers is not None and (self.ray is None or self.ray_workers < 1):
+            raise UsageError.invalid("--ray-workers", self.ray_workers, "1 or more, and needs --ray")
+        if self.ray is None:
+            return super().find_model(app, requested, servers)
+        if servers is None:
+            requested.require_no_adapters("--ray")
+        return app.library.resolve(requested.model)
 
     @contextmanager
     def answering(self, source: ModelSource, results: Results, work: Work) -> Iterator[Answering]:
+        if self.ray is not None:
+            distribute = provided("distribute", "--ray", "cluster")
+            distributed = distribute(source, work, results, self.ray, self.ray_workers)
+            yield distributed.answer(), distributed.cancelled.set
+            return
         with name_grammar_in_errors(self.schema, self.grammar), super().answering(source, results, work) as answering:
             yield answering
 
@@ -130,13 +151,6 @@ class RowOptions(ToolOptions, ConstrainedOptions, ConcurrencyOptions):
         parts = [tool.spec.name for tool in tools]
         parts += dict.fromkeys(tool.digest for tool in tools if tool.digest)
         return {"set of functions": ", ".join(parts)} if parts else {}
-
-
-@dataclass_transform(frozen_default=True)
-def row_options(group: type[T]) -> type[T]:
-    """The options of a command that answers rows, with those of optional packages: subclasses of RowOptions."""
-    added = [loaded(extension.row_options) for extension in optional_packages() if extension.row_options]
-    return option_group(type(group.__name__, (*added, tool_options(group)), {}))
 
 
 @contextmanager

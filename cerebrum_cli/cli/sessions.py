@@ -9,13 +9,13 @@ Examples:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
+from cerebrum_cli.cli.command import BaseCommand, argument
 from cerebrum_cli.cli.completion_values import sessions
-from cerebrum_cli.cli.options import JsonArray, QuietOptions, Yes, require_agreement
-from cerebrum_cli.cli.signature import Argument, CommandGroup, subcommand
+from cerebrum_cli.cli.options import json_option, require_agreement, yes_option
 from cerebrum_cli.core.controls import strip_controls
-from cerebrum_cli.core.declaration import INTEGER, SWITCH, TEXT, Option
+from cerebrum_cli.core.declaration import INTEGER, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import format_count
@@ -25,52 +25,48 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.terminal.streams import Streams
 
-group: CommandGroup = {}
-Name = Annotated[str, Argument("NAME", "A session's name, as in `cerebrum sessions list`", sessions)]
 SPACES = str.maketrans("\t\n", "  ")
 
 
-@subcommand(group, name="list", short_help="List sessions.")
-def list_sessions(
-    app: App,
-    _: QuietOptions,
-    number: Annotated[
-        int | None,
-        Option(
-            f"List at most N [default: {LISTED} on a terminal]", "Output", INTEGER, short="-n", metavar="N", least=1
-        ),
-    ] = None,
-    all: Annotated[bool, Option("List all, with answers that went to a pipe or file", "Output", SWITCH)] = False,
-    json: JsonArray = False,
-) -> None:
-    """List sessions: the latest is last on a terminal, first in a pipe or with --json."""
+@option_group
+class ListSessions(BaseCommand):
+    """List sessions.
 
-    if all and number is not None:
-        raise UsageError.conflict("--all", "--number")
-    rows = app.read_history().rows
-    if all:
-        number = len(rows)
-    if json:
-        app.streams.answer_object(rows[:number])
-    else:
-        print_latest(app.streams, rows, number, all)
+    The latest is last on a terminal, first in a pipe or with --json.
+    """
+
+    number: int | None = option(
+        f"List at most N [default: {LISTED} on a terminal]", "Output", INTEGER, short="-n", metavar="N", least=1
+    )
+    all: bool = switch("List all, with answers that went to a pipe or file", "Output")
+    json: bool = json_option("array")
+
+    def run(self, app: App) -> None:
+        if self.all and self.number is not None:
+            raise UsageError.conflict("--all", "--number")
+        rows = app.read_history().rows
+        number = len(rows) if self.all else self.number
+        if self.json:
+            app.streams.answer_object(rows[:number])
+        else:
+            print_latest(app.streams, rows, number, self.all)
 
 
-@subcommand(group)
-def show(
-    app: App,
-    name: Name,
-    json: Annotated[bool, Option("Print a JSON object with OpenAI's messages", "Output", SWITCH)] = False,
-) -> None:
+@option_group
+class ShowSession(BaseCommand):
     """Print a session as Markdown."""
 
-    history = app.read_history()
-    archived = history.archived(history.get(name))
-    if json:
-        app.streams.answer_object(archived.object)
-    else:
+    name: str = argument("NAME", "A session's name, as in `cerebrum sessions list`", sessions)
+    json: bool = switch("Print a JSON object with OpenAI's messages", "Output")
+
+    def run(self, app: App) -> None:
         from cerebrum_cli.terminal.sinks import show_answer
 
+        history = app.read_history()
+        archived = history.archived(history.get(self.name))
+        if self.json:
+            app.streams.answer_object(archived.object)
+            return
         renders = app.readable_settings({}).markdown
         before = ""
         for role, text in archived.markdown_parts:
@@ -79,16 +75,52 @@ def show(
             before = "\n"
 
 
-@subcommand(group, short_help="Search all messages.")
-def search(
-    app: App,
-    text: Annotated[str, Argument("TEXT", "Words that must all occur in one message")],
-    _: QuietOptions,
-    json: JsonArray = False,
-) -> None:
-    """Search all messages for words, in any case, the latest message first."""
+@option_group
+class SearchSessions(BaseCommand):
+    """Search all messages.
 
-    print_rows(app.streams, app.read_history().search(text), json, print_matches, "No matches")
+    Words are found in any case; the latest message is first.
+    """
+
+    text: str = argument("TEXT", "Words that must all occur in one message")
+    json: bool = json_option("array")
+
+    def run(self, app: App) -> None:
+        print_rows(app.streams, app.read_history().search(self.text), self.json, print_matches, "No matches")
+
+
+@option_group
+class RmSessions(BaseCommand):
+    """Delete sessions, and the prompt cache.
+
+    Questions that were typed in them are deleted, too.
+    """
+
+    names: list[str] = argument("[NAME]...", "Names of sessions", sessions, is_list=True, is_required=False)
+    older_than: str | None = option("Delete sessions unchanged for AGE, such as 30d", "Input", metavar="AGE")
+    yes: bool = yes_option()
+
+    def run(self, app: App) -> None:
+        history = app.read_history()
+        chosen = {name: history.get(name) for name in self.names}
+        if self.older_than:
+            for session in history.older_than(self.older_than):
+                chosen[session.name] = session
+        elif not self.names:
+            raise UsageError("no session given", "name one or more, or use --older-than")
+        if not chosen:
+            app.streams.info(f"no session is older than {self.older_than}")
+            return
+        for session in chosen.values():  # before the question: one that is open cannot be deleted
+            history.lock(session)
+        listed = ", ".join(chosen)
+        what = f"session {listed}"
+        if len(chosen) > 1:
+            what = f"{len(chosen)} sessions ({listed})"
+        require_agreement(app, f"Delete {what}?", listed, self.yes)
+        states, typed = app.prompt_cache_directory, app.history_path
+        for session, count in history.delete(list(chosen.values()), states, typed):
+            app.streams.report(f"{session.name} deleted ({format_count(count, 'message')})")
 
 
 def print_matches(streams: Streams, matches: Iterable[JsonObject]) -> None:
@@ -97,34 +129,4 @@ def print_matches(streams: Streams, matches: Iterable[JsonObject]) -> None:
         streams.answer(f"{strip_controls(line).translate(SPACES)}\n")
 
 
-@subcommand(group, short_help="Delete sessions, and the prompt cache.")
-def rm(
-    app: App,
-    _: QuietOptions,
-    yes: Yes = False,
-    names: Annotated[list[str] | None, Argument("[NAME]...", "Names of sessions", sessions)] = None,
-    older_than: Annotated[
-        str | None, Option("Delete sessions unchanged for AGE, such as 30d", "Input", TEXT, metavar="AGE")
-    ] = None,
-) -> None:
-    """Delete sessions with their messages, questions typed in them, and the prompt cache."""
-    history = app.read_history()
-    chosen = {name: history.get(name) for name in names or ()}
-    if older_than:
-        for session in history.older_than(older_than):
-            chosen[session.name] = session
-    elif not names:
-        raise UsageError("no session given", "name one or more, or use --older-than")
-    if not chosen:
-        app.streams.info(f"no session is older than {older_than}")
-        return
-    for session in chosen.values():  # before the question: one that is open cannot be deleted
-        history.lock(session)
-    listed = ", ".join(chosen)
-    what = f"session {listed}"
-    if len(chosen) > 1:
-        what = f"{len(chosen)} sessions ({listed})"
-    require_agreement(app, f"Delete {what}?", listed, yes)
-    states, typed = app.prompt_cache_directory, app.history_path
-    for session, count in history.delete(list(chosen.values()), states, typed):
-        app.streams.report(f"{session.name} deleted ({format_count(count, 'message')})")
+GROUP = {"list": ListSessions, "show": ShowSession, "search": SearchSessions, "rm": RmSessions}

@@ -1,4 +1,4 @@
 """Optional: answer rows on the nodes of a Ray cluster.
 
-Public module: `extension`, its options.
+Public module: `extension`.
 """

@@ -1,5 +1,5 @@
-"""The options with which commands answer rows on a Ray cluster."""
+"""What answers rows on a Ray cluster."""
 
 from cerebrum_cli.cli import Extension
 
-EXTENSION = Extension(row_options="cerebrum_cli.cluster.ray_options:RayOptions")
+EXTENSION = Extension(distribute="cerebrum_cli.cluster.distribution:distribute")

@@ -58,8 +58,8 @@ class Option(NamedTuple):
     """Properties of an option other than its default, which is that of its field.
 
     Numbers lie between `least` and `most`, inclusive. Text is one of `choices` where there are any. A `local` option
-    concerns a model on this machine, and has no meaning for one on a server. A flag that stands alone has the value
-    that it has `implied`. `values` completes a value in a shell, for the app of a command. `name` is that of its field.
+    concerns a model on this machine, and has no meaning for one on a server. `values` completes a value in a shell, for
+    the app of a command. `name` is that of its field.
     """
 
     help: str
@@ -71,7 +71,6 @@ class Option(NamedTuple):
     most: float = inf
     choices: Texts = ()
     local: bool = False
-    implied: str = ""
     values: Callable[[Any], Iterable[str]] | None = None
     name: str = ""
 
@@ -136,10 +135,10 @@ def switch(help: str, heading: Heading | None = None, **details: Any) -> Any:
     return option(help, heading, SWITCH, default=False, **details)
 
 
-@dataclass_transform(frozen_default=True)
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 def option_group(group: type[T]) -> type[T]:
     """A frozen dataclass of options, without representation and comparison, which take milliseconds of every start."""
-    return dataclass(frozen=True, repr=False, eq=False)(group)
+    return dataclass(frozen=True, kw_only=True, repr=False, eq=False)(group)
 
 
 def options_of(group: type) -> dict[str, Option]:

@@ -62,6 +62,15 @@ class SourcedLayer(dict[str, Any]):
             for key, value in layer.items():
                 self.put(key, value, known.get(key, origin))
 
+    @property
+    def typed(self) -> list[str]:
+        """The keys that the command line sets."""
+        return [key for key, origin in self.origins.items() if origin == COMMAND_LINE]
+
+    def with_saved(self, settings: Layer) -> SourcedLayer:
+        """This layer with the settings of a saved prompt, above variables and below the command line."""
+        return SourcedLayer(self, without_keys(settings, self.typed))
+
     def put(self, key: str, value: Any, origin: str) -> None:
         if value is not None:
             self[key] = value

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from cerebrum_cli.cli.options import Names
-from cerebrum_cli.cli.signature import Argument, composed, settings_options
-from cerebrum_cli.core.declaration import PATH, Option, flag
+from cerebrum_cli.cli.command import argument, settings_options
+from cerebrum_cli.core.declaration import PATH, flag, option, option_group
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.settings import LOAD_KEYS, Layer
+from cerebrum_cli.core.settings import LOAD_KEYS
 from cerebrum_cli.decide.decide_options import DecideOptions
 
 if TYPE_CHECKING:
@@ -30,27 +29,8 @@ OF_ROWS = (
 )
 
 
-@composed
-def decide(
-    app: App,
-    on_command_line: Names,
-    overrides: Annotated[Layer, settings_options((*LOAD_KEYS, *OF_VOTES))],
-    options: DecideOptions,
-    output: Annotated[
-        Path | None,
-        Option(
-            "Decisions: .jsonl, .csv, .tsv; `-` streams to standard output",
-            "Output",
-            PATH,
-            short="-o",
-            metavar="OUTPUT",
-        ),
-    ] = None,
-    words: Annotated[
-        list[str] | None,
-        Argument("[QUESTION] [INPUT]", "The question; rows in .txt, .jsonl, .csv, .tsv, .parquet; `-`: standard input"),
-    ] = None,
-) -> None:
+@option_group
+class DecideCommand(DecideOptions):
     """The text comes from standard input or -f. With INPUT, each row is decided; {NAME} in QUESTION is a field of it.
 
     The answer is the likeliest choice. Models favor certain positions in a list, so they are asked in several orders.
@@ -62,26 +42,45 @@ def decide(
       cerebrum decide "Spam? {text}" labelled.csv --label spam --calibrate spam
       cerebrum decide "Spam? {text}" all.csv -o out.csv --calibration spam --max-error 0.05
     """
-    if options.votes is None and (needless := [flag(name) for name in OF_VOTES if name in on_command_line]):
-        raise UsageError(f"{needless[0]} applies only to votes", "omit it, or add --votes K")
-    question, *inputs = words or [""]
-    question = question.strip()
-    if not question:
-        raise UsageError("no question given", 'give one: cerebrum decide "Is a refund requested?" < ticket.txt')
-    if len(inputs) > 1:
-        raise UsageError(f"unexpected argument: {' '.join(inputs[1:])}", "quote the question")
-    if inputs:
-        from cerebrum_cli.decide.many_rows import decide_file
 
-        if options.file:
-            raise UsageError("-f and INPUT cannot be used together", "omit one of them")
-        decide_file(app, question, Path(inputs[0]), output, overrides, options)
-        return
-    from cerebrum_cli.decide.one_text import decide_text
+    settings = settings_options((*LOAD_KEYS, *OF_VOTES))
+    words: list[str] = argument(
+        "[QUESTION] [INPUT]",
+        "The question; rows in .txt, .jsonl, .csv, .tsv, .parquet; `-`: standard input",
+        is_list=True,
+        is_required=False,
+    )
+    output: Path | None = option(
+        "Decisions: .jsonl, .csv, .tsv; `-` streams to standard output",
+        "Output",
+        PATH,
+        short="-o",
+        metavar="OUTPUT",
+    )
 
-    needless = [flag(name) for name in OF_ROWS if getattr(options, name)]
-    if output:
-        needless.insert(0, "-o")
-    if needless:
-        raise UsageError(f"{needless[0]} applies to the rows of a file", "name the file after the question, or omit it")
-    decide_text(app, question, overrides, options)
+    def run(self, app: App) -> None:
+        if self.votes is None and (needless := [flag(name) for name in OF_VOTES if name in self.overrides.typed]):
+            raise UsageError(f"{needless[0]} applies only to votes", "omit it, or add --votes K")
+        question, *inputs = self.words or [""]
+        question = question.strip()
+        if not question:
+            raise UsageError("no question given", 'give one: cerebrum decide "Is a refund requested?" < ticket.txt')
+        if len(inputs) > 1:
+            raise UsageError(f"unexpected argument: {' '.join(inputs[1:])}", "quote the question")
+        if inputs:
+            from cerebrum_cli.decide.many_rows import decide_file
+
+            if self.file:
+                raise UsageError("-f and INPUT cannot be used together", "omit one of them")
+            decide_file(app, question, Path(inputs[0]), self.output, self.overrides, self)
+            return
+        from cerebrum_cli.decide.one_text import decide_text
+
+        needless = [flag(name) for name in OF_ROWS if getattr(self, name)]
+        if self.output:
+            needless.insert(0, "-o")
+        if needless:
+            raise UsageError(
+                f"{needless[0]} applies to the rows of a file", "name the file after the question, or omit it"
+            )
+        decide_text(app, question, self.overrides, self)

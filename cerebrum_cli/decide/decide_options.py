@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.cli.options import FileOptions, json_option
+from cerebrum_cli.cli.options import file_option, json_option
 from cerebrum_cli.cli.row_commands import ConcurrencyOptions, RowFileOptions
 from cerebrum_cli.core.declaration import INTEGER, NUMBER, PATH, TEXTS, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
@@ -83,7 +83,8 @@ class TrustOptions:
 
 
 @option_group
-class DecideOptions(RowFileOptions, TrustOptions, ChoiceOptions, FileOptions, ConcurrencyOptions):
+class DecideOptions(RowFileOptions, TrustOptions, ChoiceOptions, ConcurrencyOptions):
+    file: tuple[Path | str, ...] = file_option()
     label: str | None = option("Column with the right answers: measure accuracy", "Output", metavar="COLUMN")
     plot: Path | None = option("With --label: plot errors against the share decided", "Output", PATH, metavar="FILE")
     calibrate: str | None = option(

@@ -7,9 +7,8 @@ EXTENSION = Extension(
         Command(
             "decide",
             "cerebrum_cli.decide.decide_command",
-            "decide",
+            "DecideCommand",
             "Choose among given answers, with a probability",
-            {"--schema": "use --choices A,B,C"},
         ),
     ),
     run_details="cerebrum_cli.decide.measures:measures_of",

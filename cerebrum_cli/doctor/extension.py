@@ -3,5 +3,5 @@
 from cerebrum_cli.cli import Command, Extension
 
 EXTENSION = Extension(
-    commands=(Command("doctor", "cerebrum_cli.doctor.doctor_command", "doctor", "Check the whole installation"),)
+    commands=(Command("doctor", "cerebrum_cli.doctor.doctor_command", "DoctorCommand", "Check the whole installation"),)
 )

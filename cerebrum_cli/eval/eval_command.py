@@ -6,13 +6,13 @@ import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from cerebrum_cli.cli.command import argument, settings_options
 from cerebrum_cli.cli.row_commands import Work, answer_missing, resumable
-from cerebrum_cli.cli.signature import Argument, composed, settings_options
-from cerebrum_cli.core.declaration import PATH, Option, flag, options_of
+from cerebrum_cli.core.declaration import PATH, flag, option, option_group, options_of
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, UsageError
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 from cerebrum_cli.core.text import format_utc
@@ -25,33 +25,9 @@ if TYPE_CHECKING:
     from cerebrum_cli.eval.stored_runs import Run
     from cerebrum_cli.results.rows import Results
 
-SETTINGS = settings_options(
-    REPLY_KEYS,
-    temperature="Sampling temperature [default: the model's, else 0, or 0.7 with several samples]",
-    seed="Random seed [default: 0]",
-)
 
-
-@composed
-def evaluate_model(
-    app: App,
-    source: Annotated[
-        str,
-        Argument("TASK", "Task such as gsm8k, humaneval or ifeval, or a file like exam.jsonl", tasks),
-    ],
-    overrides: Annotated[Layer, SETTINGS],
-    options: EvalOptions,
-    output: Annotated[
-        Path | None,
-        Option(
-            "File for the run [default: named after task and model]",
-            "Output",
-            kind=PATH,
-            short="-o",
-            metavar="RUN.jsonl",
-        ),
-    ] = None,
-) -> None:
+@option_group
+class EvalCommand(EvalOptions):
     """A question file has one JSON object on each line, with `question`, `answer` and, for multiple choice, `choices`.
 
     Samples are saved within a second; run the same command again to resume. A larger --limit extends the run, and so
@@ -61,40 +37,53 @@ def evaluate_model(
       cerebrum eval gsm8k -m cerebrum-7b --limit 200
       cerebrum eval exam.jsonl -m cerebrum-7b:Q8_0 --samples 8
     """
-    from cerebrum_cli.eval.prepared import prepare
-    from cerebrum_cli.eval.runs_command import print_run
-    from cerebrum_cli.eval.stored_runs import RunStore, require_run_file
-    from cerebrum_cli.eval.tasks import HARNESS_TASKS
-    from cerebrum_cli.results.results import output_paths
 
-    if output:
-        require_run_file(output)
-        output_paths(output, Path(source))
-    if source in HARNESS_TASKS:
-        run_in_harness(app, source, overrides, options, output)
-        return
-    prepared = prepare(app, source, overrides, options)
-    path, why_new = (output, "") if output else RunStore.of(app).path_for(prepared.fingerprint)
-    if why_new:
-        app.streams.note(why_new)
-    if options.dry_run:
-        from cerebrum_cli.eval.preview import show_preview
+    settings = settings_options(
+        REPLY_KEYS,
+        temperature="Sampling temperature [default: the model's, else 0, or 0.7 with several samples]",
+        seed="Random seed [default: 0]",
+    )
+    task: str = argument("TASK", "Task such as gsm8k, humaneval or ifeval, or a file like exam.jsonl", tasks)
+    output: Path | None = option(
+        "File for the run [default: named after task and model]", "Output", PATH, short="-o", metavar="RUN.jsonl"
+    )
 
-        show_preview(app, prepared, path, options)
-        return
-    if output is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    run = take_samples(app, prepared, path, options)
-    samples = run.samples()
-    try:
-        print_run(app, run, samples, options.json)
-    except UsageError as error:  # no sample counts
-        app.streams.error(error)
-    if prepared.task.bad_rows or any(sample.is_skipped for sample in samples):
-        raise typer.Exit(SOME_FAILED)
+    def run(self, app: App) -> None:
+        from cerebrum_cli.eval.prepared import prepare
+        from cerebrum_cli.eval.runs_command import print_run
+        from cerebrum_cli.eval.stored_runs import RunStore, require_run_file
+        from cerebrum_cli.eval.tasks import HARNESS_TASKS
+        from cerebrum_cli.results.results import output_paths
+
+        source, output = self.task, self.output
+        if output:
+            require_run_file(output)
+            output_paths(output, Path(source))
+        if source in HARNESS_TASKS:
+            run_in_harness(app, source, self.overrides, self)
+            return
+        prepared = prepare(app, source, self.overrides, self)
+        path, why_new = (output, "") if output else RunStore.of(app).path_for(prepared.fingerprint)
+        if why_new:
+            app.streams.note(why_new)
+        if self.dry_run:
+            from cerebrum_cli.eval.preview import show_preview
+
+            show_preview(app, prepared, path, self)
+            return
+        if output is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        run = take_samples(app, prepared, path, self)
+        samples = run.samples()
+        try:
+            print_run(app, run, samples, self.json)
+        except UsageError as error:  # no sample counts
+            app.streams.error(error)
+        if prepared.task.bad_rows or any(sample.is_skipped for sample in samples):
+            raise typer.Exit(SOME_FAILED)
 
 
-def run_in_harness(app: App, source: str, overrides: Layer, options: EvalOptions, output: Path | None) -> None:
+def run_in_harness(app: App, source: str, overrides: Layer, options: EvalOptions) -> None:
     """Evaluate a task that lm-eval scores. Raises UsageError for options that do not apply to it."""
     from cerebrum_cli.eval.lm_eval_command import KEYS, LmEvalOptions, evaluate_harness_tasks
     from cerebrum_cli.eval.reproduction import given_options
@@ -107,7 +96,7 @@ def run_in_harness(app: App, source: str, overrides: Layer, options: EvalOptions
         raise UsageError(f"{needless[0]} does not apply to {source}, which lm-eval evaluates", "omit it")
     task, arguments = HARNESS_TASKS[source]
     shared = {name: getattr(options, name) for name in kept if hasattr(options, name)}
-    evaluate_harness_tasks(app, [task], overrides, LmEvalOptions(**shared, **arguments, output=output))
+    evaluate_harness_tasks(app, [task], overrides, LmEvalOptions(**shared, **arguments))
 
 
 def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: EvalOptions) -> Run:

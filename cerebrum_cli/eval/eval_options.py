@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from cerebrum_cli.cli.options import check_option, json_option
-from cerebrum_cli.cli.row_commands import RowOptions, row_options
-from cerebrum_cli.core.declaration import INTEGER, PATH, option, switch
+from cerebrum_cli.cli.row_commands import RowOptions
+from cerebrum_cli.core.declaration import INTEGER, PATH, option, option_group, switch
 from cerebrum_cli.eval.completions import presets
 from cerebrum_cli.eval.questions import MATCHES, MAX_SAMPLES
 
 
-@row_options
+@option_group
 class EvalOptions(RowOptions):
     preset: str | None = option("Use the evaluation settings of a model card", "Input", metavar="NAME", values=presets)
     limit: int | None = option(

@@ -8,11 +8,11 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from cerebrum_cli.cli.command import argument, settings_options
 from cerebrum_cli.cli.options import json_option
 from cerebrum_cli.cli.row_commands import ConcurrencyOptions
-from cerebrum_cli.cli.signature import Argument, composed, settings_options
 from cerebrum_cli.core.declaration import EFFORTS, INTEGER, PATH, SWITCH, option, option_group, switch
 from cerebrum_cli.core.environment import set_environment_default
 from cerebrum_cli.core.errors import CerebrumError, FormatError, UsageError
@@ -66,12 +66,8 @@ class LmEvalOptions(ConcurrencyOptions):
     json: bool = json_option()
 
 
-def evaluate_harness_tasks(
-    app: App,
-    tasks: Annotated[list[str], Argument("TASK...", "Task names or wildcards; `lm_eval ls tasks` lists tasks")],
-    overrides: Annotated[Layer, settings_options(KEYS, seed="Random seed [default: 0]")],
-    options: LmEvalOptions,
-) -> None:
+@option_group
+class LmEvalCommand(LmEvalOptions):
     """Prints lm-eval's own table. Install lm-eval first: pip install "cerebrum-cli[lm-eval]".
 
     Generation settings come from the task; --gen-kwargs overrides them. If the run is interrupted, run it again to
@@ -80,6 +76,16 @@ def evaluate_harness_tasks(
     Examples:
       cerebrum lm-eval arc_easy piqa -m cerebrum-7b --limit 200
     """
+
+    settings = settings_options(KEYS, seed="Random seed [default: 0]")
+    tasks: list[str] = argument("TASK...", "Task names or wildcards; `lm_eval ls tasks` lists tasks", is_list=True)
+
+    def run(self, app: App) -> None:
+        evaluate_harness_tasks(app, self.tasks, self.overrides, self)
+
+
+def evaluate_harness_tasks(app: App, tasks: Sequence[str], overrides: Layer, options: LmEvalOptions) -> None:
+    """Evaluate tasks, and print lm-eval's own table."""
     from cerebrum_cli.core.files import atomic_write, lock_file, remove, require_space
     from cerebrum_cli.eval.presets import find_preset
     from cerebrum_cli.eval.reproduction import CONDITION_KEYS
@@ -116,9 +122,6 @@ def evaluate_harness_tasks(
         print_results(app, source, results, preset, options)
         remove_cache(cache)
         remove(lock)
-
-
-lm_eval = composed(evaluate_harness_tasks)  # the command; `cerebrum eval` calls the function
 
 
 def require_usable(overrides: Layer, options: LmEvalOptions) -> None:

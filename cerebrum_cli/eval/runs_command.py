@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from cerebrum_cli.cli.command import BaseCommand, argument
 from cerebrum_cli.cli.commands import loaded, optional_packages
-from cerebrum_cli.cli.options import Json, JsonArray, QuietOptions, Yes, json_option, require_agreement
-from cerebrum_cli.cli.signature import Argument, CommandGroup, subcommand
+from cerebrum_cli.cli.options import json_option, require_agreement, yes_option
 from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.declaration import PATH, flag, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
@@ -34,74 +34,82 @@ if TYPE_CHECKING:
     from cerebrum_cli.eval.stored_runs import Run
     from cerebrum_cli.terminal.streams import Streams
 
-group: CommandGroup = {}
 RUN_HELP = "A name from `cerebrum runs list`, or a path"
-Name = Annotated[str, Argument("RUN", RUN_HELP, run_names)]
 
 
 @option_group
-class RunOptions(QuietOptions):
+class ListRuns(BaseCommand):
+    """List stored runs.
+
+    The latest is last.
+    """
+
+    json: bool = json_option("array")
+
+    def run(self, app: App) -> None:
+        from cerebrum_cli.eval.report import group_by_question, mean_accuracy
+        from cerebrum_cli.eval.stored_runs import RunStore
+
+        rows = []
+        outdated = []
+        for run in RunStore.of(app):
+            try:
+                samples = [sample for sample in run.samples() if not sample.is_skipped]
+            except UsageError as error:  # the others can be listed
+                app.streams.note(error.message, f"{error.hint}, or delete it: cerebrum runs rm {run.name}")
+                continue
+            questions = list(group_by_question(samples).values())
+            accuracy = mean_accuracy(questions) if questions else None
+            rows.append(
+                {
+                    "name": run.name,
+                    "task": run.task,
+                    "model": run.model,
+                    "n": len(questions),
+                    "samples": run.samples_per_question,
+                    "accuracy": accuracy and accuracy.value,
+                    "interval": accuracy and list(accuracy.interval),
+                    "complete": run.saved.is_complete,
+                    "updated": format_utc(run.saved.changed_at),
+                }
+            )
+            outdated += [run.name] if run.outdated else []
+        print_rows(app.streams, rows, self.json, print_runs, "no stored runs; cerebrum eval creates them")
+        if outdated:
+            app.streams.note(f"scored by other rules: {', '.join(outdated)}", "run cerebrum runs show RUN")
+
+
+@option_group
+class ShowRun(BaseCommand):
+    """Show a run's results.
+
+    These are accuracy, majority votes and unanswered samples, with intervals.
+    """
+
+    name: str = argument("RUN", RUN_HELP, run_names)
     plot: Path | None = option("Plot accuracy against votes and tokens", "Output", PATH, metavar="FILE")
     rescore: bool = switch("Extract and score the answers again", "Output")
     save: bool = switch("With --rescore: store the new scores in the run", "Output")
     run_code: bool = switch("With --rescore: run the programs again", "Output")
     json: bool = json_option()
 
+    def run(self, app: App) -> None:
+        from cerebrum_cli.eval.rescoring import rescored, save_scores
+        from cerebrum_cli.eval.scorers import rules_of
+        from cerebrum_cli.eval.stored_runs import RunStore
 
-@subcommand(group, name="list", short_help="List stored runs.")
-def list_runs(app: App, _: QuietOptions, json: JsonArray = False) -> None:
-    """List stored runs, latest last."""
-    from cerebrum_cli.eval.report import group_by_question, mean_accuracy
-    from cerebrum_cli.eval.stored_runs import RunStore
-
-    rows = []
-    outdated = []
-    for run in RunStore.of(app):
-        try:
-            samples = [sample for sample in run.samples() if not sample.is_skipped]
-        except UsageError as error:  # the others can be listed
-            app.streams.note(error.message, f"{error.hint}, or delete it: cerebrum runs rm {run.name}")
-            continue
-        questions = list(group_by_question(samples).values())
-        accuracy = mean_accuracy(questions) if questions else None
-        rows.append(
-            {
-                "name": run.name,
-                "task": run.task,
-                "model": run.model,
-                "n": len(questions),
-                "samples": run.samples_per_question,
-                "accuracy": accuracy and accuracy.value,
-                "interval": accuracy and list(accuracy.interval),
-                "complete": run.saved.is_complete,
-                "updated": format_utc(run.saved.changed_at),
-            }
-        )
-        outdated += [run.name] if run.outdated else []
-    print_rows(app.streams, rows, json, print_runs, "no stored runs; cerebrum eval creates them")
-    if outdated:
-        app.streams.note(f"scored by other rules: {', '.join(outdated)}", "run cerebrum runs show RUN")
-
-
-@subcommand(group, short_help="Show a run's results.")
-def show(app: App, name: Name, options: RunOptions) -> None:
-    """Show accuracy, majority votes and unanswered samples, with intervals."""
-    from cerebrum_cli.eval.rescoring import rescored, save_scores
-    from cerebrum_cli.eval.scorers import rules_of
-    from cerebrum_cli.eval.stored_runs import RunStore
-
-    for needless in ("save", "run_code"):
-        if getattr(options, needless) and not options.rescore:
-            raise UsageError(f"{flag(needless)} requires --rescore", "add --rescore")
-    run = RunStore.of(app).find(name)
-    samples = run.samples()
-    if options.rescore:
-        samples, changed = (save_scores if options.save else rescored)(run, options.run_code)
-        run = replace(run, scored_by=rules_of(run.match))
-        app.streams.report(f"{changed} of {len(samples)} scores changed{'; saved' if options.save else ''}")
-    elif run.outdated:
-        app.streams.note(run.outdated, run.how_to_rescore(name))
-    print_run(app, run, samples, options.json, options.plot)
+        for needless in ("save", "run_code"):
+            if getattr(self, needless) and not self.rescore:
+                raise UsageError(f"{flag(needless)} requires --rescore", "add --rescore")
+        run = RunStore.of(app).find(self.name)
+        samples = run.samples()
+        if self.rescore:
+            samples, changed = (save_scores if self.save else rescored)(run, self.run_code)
+            run = replace(run, scored_by=rules_of(run.match))
+            app.streams.report(f"{changed} of {len(samples)} scores changed{'; saved' if self.save else ''}")
+        elif run.outdated:
+            app.streams.note(run.outdated, run.how_to_rescore(self.name))
+        print_run(app, run, samples, self.json, self.plot)
 
 
 def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, plot: Path | None = None) -> None:
@@ -190,39 +198,43 @@ def run_remarks(run: Run) -> Iterator[str]:
         yield comparison_of(run.scored_by)
 
 
-@subcommand(group, short_help="Compare two runs of the same questions.")
-def compare(
-    app: App,
-    before: Annotated[str, Argument("RUN_A", RUN_HELP, run_names)],
-    after: Annotated[str, Argument("RUN_B", "The run to compare it with", run_names)],
-    json: Json = False,
-) -> None:
-    """Compare two models, prompts or settings, and report whether the difference is statistically significant."""
-    from cerebrum_cli.eval.comparison import conclusion
-    from cerebrum_cli.eval.rescoring import compare_runs, differences, list_differences, version_differences
-    from cerebrum_cli.eval.stored_runs import RunStore
+@option_group
+class CompareRuns(BaseCommand):
+    """Compare two runs of the same questions.
 
-    store = RunStore.of(app)
-    runs = store.find(before), store.find(after)
-    require_same_rules(runs, (before, after))
-    comparison, notes = compare_runs(*runs)
-    differing = differences(*runs)
-    if versions := list_differences(version_differences(*runs)):
-        notes.insert(0, f"the runs were made with different versions: {versions}")
-    for note in notes:
-        app.streams.note(note)
-    if json:
-        app.streams.answer_object({**asdict(comparison), "differences": differing})
-        return
-    print_comparison(app.streams, comparison, *runs, list_differences(differing))
-    text = strip_controls(conclusion(comparison, *(run.name for run in runs)))
-    app.streams.answer(f"\n{app.streams.wrapped(text)}\n")
-    first, second = (details_of(run, run.samples()) for run in runs)
-    line = ""
-    if first and type(first) is type(second):
-        line = strip_controls(first.compare(second, [run.name for run in runs]))
-    if line:
-        app.streams.answer(f"\n{app.streams.wrapped(line)}\n")
+    They may differ in model, prompt or settings; says whether the difference is statistically significant.
+    """
+
+    before: str = argument("RUN_A", RUN_HELP, run_names)
+    after: str = argument("RUN_B", "The run to compare it with", run_names)
+    json: bool = json_option()
+
+    def run(self, app: App) -> None:
+        from cerebrum_cli.eval.comparison import conclusion
+        from cerebrum_cli.eval.rescoring import compare_runs, differences, list_differences, version_differences
+        from cerebrum_cli.eval.stored_runs import RunStore
+
+        store = RunStore.of(app)
+        runs = store.find(self.before), store.find(self.after)
+        require_same_rules(runs, (self.before, self.after))
+        comparison, notes = compare_runs(*runs)
+        differing = differences(*runs)
+        if versions := list_differences(version_differences(*runs)):
+            notes.insert(0, f"the runs were made with different versions: {versions}")
+        for note in notes:
+            app.streams.note(note)
+        if self.json:
+            app.streams.answer_object({**asdict(comparison), "differences": differing})
+            return
+        print_comparison(app.streams, comparison, *runs, list_differences(differing))
+        text = strip_controls(conclusion(comparison, *(run.name for run in runs)))
+        app.streams.answer(f"\n{app.streams.wrapped(text)}\n")
+        first, second = (details_of(run, run.samples()) for run in runs)
+        line = ""
+        if first and type(first) is type(second):
+            line = strip_controls(first.compare(second, [run.name for run in runs]))
+        if line:
+            app.streams.answer(f"\n{app.streams.wrapped(line)}\n")
 
 
 def require_same_rules(runs: Sequence[Run], names: Sequence[str]) -> None:
@@ -234,12 +246,20 @@ def require_same_rules(runs: Sequence[Run], names: Sequence[str]) -> None:
             raise UsageError(run.outdated, run.how_to_rescore(name))
 
 
-@subcommand(group, short_help="Delete a stored run.")
-def rm(app: App, run: Name, _: QuietOptions, yes: Yes = False) -> None:
-    """Delete a run and its files."""
-    from cerebrum_cli.eval.stored_runs import RunStore
+@option_group
+class RmRun(BaseCommand):
+    """Delete a stored run."""
 
-    stored = RunStore.of(app).find(run)
-    require_agreement(app, f"Delete the run {stored.name}?", stored.name, yes)
-    stored.saved.delete()
-    app.streams.report(f"deleted {stored.name}")
+    name: str = argument("RUN", RUN_HELP, run_names)
+    yes: bool = yes_option()
+
+    def run(self, app: App) -> None:
+        from cerebrum_cli.eval.stored_runs import RunStore
+
+        stored = RunStore.of(app).find(self.name)
+        require_agreement(app, f"Delete the run {stored.name}?", stored.name, self.yes)
+        stored.saved.delete()
+        app.streams.report(f"deleted {stored.name}")
+
+
+GROUP = {"list": ListRuns, "show": ShowRun, "compare": CompareRuns, "rm": RmRun}

@@ -1,4 +1,4 @@
 """Optional: functions of MCP servers, programs that this one starts and talks to over their standard streams.
 
-Public modules: `tool_options`.
+Public module: `extension`.
 """

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.config import MCP_EXAMPLE
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import OnNotice
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import did_you_mean
-from cerebrum_cli.core.tools import Tools
+from cerebrum_cli.core.tools import ToolFinder, Tools
 from cerebrum_cli.mcp.mcp_server import McpServer
 from cerebrum_cli.mcp.server_table import ServerTable
+
+if TYPE_CHECKING:
+    from cerebrum_cli.cli.app import App
+
+
+def open_servers(app: App, commands: Sequence[str]) -> ToolFinder:
+    """What finds functions of servers; these start when they are asked for, and end with the command."""
+    path = app.config_directory / "config.toml"
+    servers = McpServers(app.config.mcp, path, commands, app.streams.report)
+    app.on_exit.callback(servers.close)
+    return servers.tools_of
 
 
 class McpServers:

@@ -3,6 +3,6 @@
 from cerebrum_cli.cli import Command, Extension
 
 EXTENSION = Extension(
-    commands=(Command("merge", "cerebrum_cli.weights.merge_command", "merge", "Merge models from a recipe"),),
+    commands=(Command("merge", "cerebrum_cli.weights.merge_command", "MergeCommand", "Merge models from a recipe"),),
     model_builder="cerebrum_cli.weights.building:BUILDER",
 )

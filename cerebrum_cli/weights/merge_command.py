@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
+from cerebrum_cli.cli.command import argument
 from cerebrum_cli.cli.options import PullOptions, json_option
-from cerebrum_cli.cli.signature import Argument, composed
 from cerebrum_cli.cli.variables import environment_layer
 from cerebrum_cli.core.declaration import PATH, TEXTS, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 
 
 @option_group
-class MergeCommandOptions(PullOptions):
+class MergeCommand(PullOptions):
+    """Stacks layers, copied byte for byte, or combines the weights of several models.
+
+    Examples:
+      cerebrum merge recipe.yaml -o merged.gguf --dry-run
+      cerebrum merge recipe.yaml -o merged.gguf --source author/7b=cerebrum-7b
+    """
+
+    recipe: str = argument("RECIPE", "A mergekit recipe in YAML, or a catalog model built by merging")
     source: tuple[str, ...] = option(
         "Use MODEL in place of NAME in the recipe (repeatable)", "Input", TEXTS, default=(), metavar="NAME=MODEL"
     )
@@ -34,52 +42,40 @@ class MergeCommandOptions(PullOptions):
     dry_run: bool = switch("Show the plan, and the memory and disk it needs", "Output")
     json: bool = json_option()
 
+    def run(self, app: App) -> None:
+        from cerebrum_cli.terminal.progress import FileProgress, interruptible
+        from cerebrum_cli.weights.merge import write
+        from cerebrum_cli.weights.merge_tables import print_merge
 
-@composed
-def merge(
-    app: App,
-    recipe: Annotated[str, Argument("RECIPE", "A mergekit recipe in YAML, or a catalog model built by merging")],
-    options: MergeCommandOptions,
-) -> None:
-    """Stacks layers, copied byte for byte, or combines the weights of several models.
-
-    Examples:
-      cerebrum merge recipe.yaml -o merged.gguf --dry-run
-      cerebrum merge recipe.yaml -o merged.gguf --source author/7b=cerebrum-7b
-    """
-    from cerebrum_cli.terminal.progress import FileProgress, interruptible
-    from cerebrum_cli.weights.merge import write
-    from cerebrum_cli.weights.merge_tables import print_merge
-
-    streams = app.streams
-    with interruptible("nothing was written"):
-        plan = plan_merge(app, recipe, options)
-    description = describe(plan, app.settings(environment_layer("ctx")).ctx)
-    for key in plan.recipe.ignored_keys:
-        streams.note(f"the recipe key {key} is unknown and ignored", "mergekit ignores it too")
-    for filter in plan.plan.unmatched_filters:
-        hint = "use Hugging Face tensor names, such as self_attn.q_proj"
-        streams.note(f"the recipe filter {filter} matches no tensor and is ignored", hint)
-    if notice := plan.plan.unfit_notice(options.type):
-        streams.report(notice)
-    if options.dry_run:
-        if options.json:
-            streams.answer_object(description)
+        streams = app.streams
+        with interruptible("nothing was written"):
+            plan = plan_merge(app, self.recipe, self)
+        description = describe(plan, app.settings(environment_layer("ctx")).ctx)
+        for key in plan.recipe.ignored_keys:
+            streams.note(f"the recipe key {key} is unknown and ignored", "mergekit ignores it too")
+        for filter in plan.plan.unmatched_filters:
+            hint = "use Hugging Face tensor names, such as self_attn.q_proj"
+            streams.note(f"the recipe filter {filter} matches no tensor and is ignored", hint)
+        if notice := plan.plan.unfit_notice(self.type):
+            streams.report(notice)
+        if self.dry_run:
+            if self.json:
+                streams.answer_object(description)
+            else:
+                print_merge(streams, description)
+            return
+        with interruptible("nothing was written"), FileProgress(streams) as progress:
+            model = write(app.library, plan, partial(progress.update, "merge"))
+        sha256 = app.library.registry.digest(model.path).sha256
+        if self.json:
+            files = [file | {"sha256": sha256} for file in description["files"]]
+            streams.answer_object(description | {"reference": plan.options.name, "files": files})
         else:
-            print_merge(streams, description)
-        return
-    with interruptible("nothing was written"), FileProgress(streams) as progress:
-        model = write(app.library, plan, partial(progress.update, "merge"))
-    sha256 = app.library.registry.digest(model.path).sha256
-    if options.json:
-        files = [file | {"sha256": sha256} for file in description["files"]]
-        streams.answer_object(description | {"reference": plan.options.name, "files": files})
-    else:
-        streams.answer(f"{sha256}  {plan.options.output}\n")
-    streams.report(f"{model.reference} is installed: cerebrum ask -m {model.reference}")
+            streams.answer(f"{sha256}  {plan.options.output}\n")
+        streams.report(f"{model.reference} is installed: cerebrum ask -m {model.reference}")
 
 
-def plan_merge(app: App, recipe: str, options: MergeCommandOptions) -> Merge:
+def plan_merge(app: App, recipe: str, options: MergeCommand) -> Merge:
     """Find the models, which may be pulled, and plan the merge; ask before a file is replaced."""
     from cerebrum_cli.weights.building import find_source
     from cerebrum_cli.weights.merge import prepare, read_recipe, require_not_source, resolve_models, source_references
@@ -109,7 +105,7 @@ def plan_merge(app: App, recipe: str, options: MergeCommandOptions) -> Merge:
     return prepare(parsed, models, target)
 
 
-def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
+def merge_options(options: MergeCommand, stem: str) -> MergeOptions:
     from cerebrum_cli.core.paths import as_path
     from cerebrum_cli.core.text import name_from_stem
     from cerebrum_cli.weights.merge import MergeOptions

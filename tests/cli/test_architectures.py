@@ -21,7 +21,7 @@ from templates import TEMPLATES
 
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.cli.app import App
-from cerebrum_cli.cli.chat import ChatOptions, open_chat
+from cerebrum_cli.cli.chat import ChatCommand, open_chat
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import ModelFileError
@@ -93,7 +93,7 @@ class Owner:
     def chat(self, **settings: object) -> Iterator[Chat]:
         """Continue the session in a new process, as it were."""
         layer = {"model": str(self.model), "threads": 1, "max_tokens": LENGTH, "temperature": 0, **settings}
-        chat = open_chat(self.app(), layer, layer, ChatOptions(session="talk"))
+        chat = open_chat(self.app(), layer, layer, ChatCommand(session="talk"))
         try:
             yield chat
         finally:

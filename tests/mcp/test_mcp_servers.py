@@ -18,9 +18,9 @@ import pytest
 from scripted_command import app_for
 from waiting import NewChildren, wait_for_end, wait_until
 
+from cerebrum_cli.cli.options import ToolOptions
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.tools import Tool
-from cerebrum_cli.mcp.tool_options import McpOptions
 from cerebrum_cli.terminal.streams import Streams
 
 pytestmark = pytest.mark.slow
@@ -49,7 +49,7 @@ class Servers:
     def find(self, behaviour: str = "", value: object = "", source: str = "server", **table: Any) -> Found:
         """The functions of a stand-in, by name."""
         self.configure("server", command=sys.executable, args=[STAND_IN, behaviour, str(value)], **table)
-        return {tool.spec.name: tool for tool in McpOptions().tool_finder(self.app)(source) or ()}
+        return {tool.spec.name: tool for tool in ToolOptions().tool_finder(self.app)(source) or ()}
 
     @property
     def notices(self) -> str:
@@ -149,7 +149,7 @@ def test_server_that_cannot_start_again_is_a_result(servers: Servers) -> None:
     script = servers.app.config_directory / "server.py"
     script.write_text(Path(STAND_IN).read_text())
     servers.configure("server", command=sys.executable, args=[str(script)])
-    tools = {tool.spec.name: tool for tool in McpOptions().tool_finder(servers.app)("server") or ()}
+    tools = {tool.spec.name: tool for tool in ToolOptions().tool_finder(servers.app)("server") or ()}
     script.unlink()
     run(tools["crash"])
     assert run(tools["echo"]).startswith("the call failed: the MCP server server ended: exit code 2: ")
@@ -198,7 +198,7 @@ def test_server_that_cannot_be_used_is_an_error(servers: Servers, behaviour: str
 def test_server_that_writes_forever_without_its_output_is_an_error(servers: Servers) -> None:
     servers.configure("server", command="sh", args=["-c", "exec >&-; exec yes >&2"])
     with pytest.raises(UsageError, match="ended: it closed its output: y"):
-        McpOptions().tool_finder(servers.app)("server")
+        ToolOptions().tool_finder(servers.app)("server")
 
 
 def test_server_that_only_asks_is_an_error(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,19 +206,19 @@ def test_server_that_only_asks_is_an_error(servers: Servers, monkeypatch: pytest
     ping = '{"jsonrpc": "2.0", "id": 1, "method": "ping"}'
     servers.configure("server", command="yes", args=[ping])
     with pytest.raises(UsageError, match="ended: it left more than 262,144 bytes unread"):
-        McpOptions().tool_finder(servers.app)("server")
+        ToolOptions().tool_finder(servers.app)("server")
 
 
 def test_digest_covers_variables(servers: Servers) -> None:
     for name, value in (("one", "a"), ("two", "b")):
         servers.configure(name, command=sys.executable, args=[STAND_IN], env={"TOKEN": value})
-    find = McpOptions().tool_finder(servers.app)
+    find = ToolOptions().tool_finder(servers.app)
     assert len({tool.digest for name in ("one", "two") for tool in find(name) or ()}) == 2
 
 
 def test_command_does_not_replace_a_table_of_its_name(servers: Servers) -> None:
     servers.configure("time", command=sys.executable, args=[STAND_IN])
-    assert McpOptions(mcp=("time",)).tool_finder(servers.app)("time")
+    assert ToolOptions(mcp=("time",)).tool_finder(servers.app)("time")
 
 
 def test_long_description_is_cut(servers: Servers) -> None:
@@ -264,7 +264,7 @@ def test_second_function_of_a_name_is_left_out(servers: Servers) -> None:
 
 def test_one_function_is_chosen_by_its_name(servers: Servers) -> None:
     assert [*servers.find(source="server.echo")] == ["echo"]
-    find = McpOptions().tool_finder(servers.app)
+    find = ToolOptions().tool_finder(servers.app)
     with pytest.raises(UsageError, match="the MCP server server has no function 'ecko'") as error:
         find("server.ecko")
     assert error.value.hint.startswith("did you mean echo? it has echo, counted, ")
@@ -275,7 +275,7 @@ def test_one_function_is_chosen_by_its_name(servers: Servers) -> None:
 
 def test_server_starts_once_for_a_command(servers: Servers) -> None:
     servers.find()
-    find = McpOptions().tool_finder(servers.app)
+    find = ToolOptions().tool_finder(servers.app)
     [counted], [echo] = find("server.counted") or (), find("server.echo") or ()
     assert [run(echo, "a"), run(counted)] == ["a", "2"]
 
@@ -302,13 +302,13 @@ def test_server_gets_words_variables_and_no_terminal(servers: Servers) -> None:
 def test_invalid_table_is_an_error(servers: Servers, table: str, problem: str) -> None:
     (servers.app.config_directory / "config.toml").write_text(f"[mcp.server]\n{table}\n")
     with pytest.raises((ConfigError, UsageError), match=problem) as error:
-        McpOptions().tool_finder(servers.app)("server")
+        ToolOptions().tool_finder(servers.app)("server")
     assert "server" in error.value.message and error.value.hint
 
 
 def test_only_the_table_that_is_named_must_be_valid(servers: Servers) -> None:
     (servers.app.config_directory / "config.toml").write_text('[mcp."a.b"]\ncommand = "a"\n[mcp.c]\ncommand = "/"\n')
-    find = McpOptions().tool_finder(servers.app)
+    find = ToolOptions().tool_finder(servers.app)
     with pytest.raises(ConfigError, match="invalid name"):
         find("a.b")
     with pytest.raises(UsageError, match="c cannot be started"):
@@ -318,7 +318,7 @@ def test_only_the_table_that_is_named_must_be_valid(servers: Servers) -> None:
 def test_tables_must_be_tables(servers: Servers) -> None:
     (servers.app.config_directory / "config.toml").write_text("mcp = 5\n")
     with pytest.raises(ConfigError, match="`mcp` must contain only tables"):
-        McpOptions().tool_finder(servers.app)("server")
+        ToolOptions().tool_finder(servers.app)("server")
 
 
 # Ends.
@@ -339,9 +339,9 @@ COMMAND = f"""
 import shlex, sys
 from pathlib import Path
 from scripted_command import app_for
-from cerebrum_cli.mcp.tool_options import McpOptions
+from cerebrum_cli.cli.options import ToolOptions
 command = shlex.join([sys.executable, {STAND_IN!r}, sys.argv[1]])
-tools = McpOptions(mcp=(command,)).tool_finder(app_for({{}}, Path("home")))(command)
+tools = ToolOptions(mcp=(command,)).tool_finder(app_for({{}}, Path("home")))(command)
 [silent] = [tool for tool in tools if tool.spec.name == "silent"]
 silent.run({{"text": "started"}})
 """

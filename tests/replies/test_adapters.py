@@ -17,7 +17,7 @@ from llama_engines import TALE, options
 from scripted_command import app_for
 from tiny_models import Shape, write_quantized
 
-from cerebrum_cli.cluster.ray_options import RayOptions
+from cerebrum_cli.cli.row_commands import RowOptions
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.llama.devices import accelerators
@@ -236,7 +236,7 @@ def test_adapter_and_endpoint_exclude_each_other(user: CommandLine, adapter: Pat
 
 
 def test_adapter_and_ray_exclude_each_other(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
-    options = RayOptions(ray="auto")
+    options = RowOptions(ray="auto")
     with pytest.raises(UsageError, match="--ray cannot apply the adapter"):
         options.find_source(app_for({}, tmp_path), {"model": str(chatml_model), "lora": (str(adapter),)})
 
