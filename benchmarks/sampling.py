@@ -28,7 +28,7 @@ from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.llama.logits import Candidates, ChainSampler
-from cerebrum_cli.engine.llama.sampler import Prototype, create_chain
+from cerebrum_cli.engine.llama.sampler import DryPrototype, create_chain
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.engine.step import StopFlag, TokenRow
 from cerebrum_cli.gguf.header import read_header
@@ -52,9 +52,9 @@ def draws_row(model: Path, runs: int) -> Row:
     """Compare draws from the likeliest tokens with those of llama.cpp; to be called in a subprocess."""
     backend = open_model(model)
     params = SamplingParams(temperature=0.8, top_k=0, top_p=TOP_P)
-    candidates = Candidates(backend.size)
-    whole = create_chain(backend._vocab, params, 1, (), Prototype())
-    narrow = create_chain(backend._vocab, replace(params, top_p=1.0), 1, (), Prototype())
+    candidates, dry = Candidates(backend.size), DryPrototype(backend._vocab, LENGTH)
+    whole = create_chain(params, 1, (), dry)
+    narrow = create_chain(replace(params, top_p=1.0), 1, (), dry)
 
     def sort_all(logits: Any) -> None:
         array = candidates.fill(logits)

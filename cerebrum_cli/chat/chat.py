@@ -233,7 +233,7 @@ class Chat:
         settings = source.settings
         if source.reload_key != self._source.reload_key:
             yield from self._change_model(source)
-        elif changes.get("logit_bias") or changes.get("think"):
+        elif changes.get("think"):
             yield from self.load()
             self.loaded.check_settings(settings)
             yield from self.loaded.take_notices()

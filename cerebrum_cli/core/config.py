@@ -10,7 +10,7 @@ from typing import Any
 
 from cerebrum_cli.core.declaration import InvalidValue
 from cerebrum_cli.core.errors import ConfigError
-from cerebrum_cli.core.files import expand_user, file_error, read_small
+from cerebrum_cli.core.files import expand_user, read_small
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import CONFIG, KEYS, OPTIONS, Layer, SourcedLayer, in_directory
@@ -53,11 +53,9 @@ def read_config_text(path: Path) -> str:
         return read_small(path).decode()
     except FileNotFoundError:
         return ""
-    except OSError as error:
-        raise file_error(error, ConfigError, path) from error
-    except UnicodeDecodeError as error:
-        problem = f"{path}: not UTF-8 text (byte {error.start})"
-        raise ConfigError(problem, "edit the file, or move it elsewhere") from error
+    except (OSError, UnicodeDecodeError) as error:
+        problem = error.strerror if isinstance(error, OSError) else f"not UTF-8 text (byte {error.start})"
+        raise ConfigError(f"{path}: {problem}", "edit the file, or move it elsewhere") from error
 
 
 def parse_toml(text: str, path: Path) -> JsonDict:

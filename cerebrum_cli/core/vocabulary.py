@@ -1,4 +1,4 @@
-"""The vocabulary of a model: texts as tokens, how many at least, which are special, which is meant by a bias."""
+"""The vocabulary of a model: texts as tokens, how many at least, which are special."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from cerebrum_cli.core.conversation import PromptPart, Text, Tokens
-from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.token_ids import TokenIds
 
 MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
@@ -74,24 +72,3 @@ def drop_partial_character(vocabulary: Vocabulary, ids: TokenIds) -> TokenIds:
             break
         ids = ids[:-1]
     return ids
-
-
-def resolve_biases(vocabulary: Vocabulary, biases: Iterable[TokenBias]) -> tuple[TokenBias, ...]:
-    """Replace text by token ids; of several biases of a token the last counts. Raises UsageError."""
-    resolved = {_token_id(vocabulary, token): bias for token, bias in biases}
-    return tuple(TokenBias(token, bias) for token, bias in resolved.items())
-
-
-def _token_id(vocabulary: Vocabulary, token: int | str) -> int:
-    if isinstance(token, int):
-        if token >= vocabulary.size:
-            raise UsageError(f"logit_bias: this model has no token {token}", f"ids are below {vocabulary.size}")
-        return token
-    tokens = continuation(vocabulary, (Text(token, trusted=True),))
-    if len(tokens) == 1:
-        return tokens[0]
-    listed = ", ".join(f"{part} {detokenize(vocabulary, [part])!r}" for part in tokens)
-    raise UsageError(
-        f"logit_bias: {token!r} is not one token of this model but {len(tokens)}: {listed}",
-        "put a space before it, or bias tokens by their ids, as in 42=-1",
-    )

@@ -30,7 +30,6 @@ from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.settings import LOAD_KEYS, MAX_PARALLEL, OPTIONS, Layer, Settings, SourcedLayer, fold, reply_room
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import Tools
-from cerebrum_cli.core.vocabulary import resolve_biases
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.requests import ContextOptions, Request
 from cerebrum_cli.formats.choice import ChosenFormat
@@ -321,7 +320,6 @@ class Model:
 
         One that has no effect gets a notice.
         """
-        resolve_biases(self.engine.vocabulary, settings.logit_bias)
         self.note(self.prompts.controls.check(settings, system_prompt or settings.system))
 
     def note(self, notice: NoticeEvent | None) -> None:

@@ -13,7 +13,7 @@ from cerebrum_cli.core.errors import FormatError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds, TokenPredicate, common_prefix
-from cerebrum_cli.core.vocabulary import detokenize, least_tokens, resolve_biases
+from cerebrum_cli.core.vocabulary import detokenize, least_tokens
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.requests import OPENING_TOKENS, Request
 from cerebrum_cli.formats.choice import SERVER, ChosenFormat
@@ -101,10 +101,7 @@ class Prompts:
 
     def _sampling(self, asked: Ask) -> SamplingParams:
         stop = () if asked.ignore_eos else self.format.stop
-        params = asked.settings.sampling(stop)
-        if not params.logit_bias:
-            return params
-        return replace(params, logit_bias=resolve_biases(self.engine.vocabulary, params.logit_bias))
+        return asked.settings.sampling(stop)
 
     def _opening_length(self, prompt: PromptParts, tokens: TokenIds) -> int:
         """Number of tokens in the template's markup at the end of a prompt, without BOS; a default without any."""

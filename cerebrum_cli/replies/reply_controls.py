@@ -197,8 +197,6 @@ def require_servable(settings: Settings) -> None:
     impossible = [key for key in ("format", "chat_template") if settings.origin(key) in CHOSEN]
     if settings.reasoning_limit:
         impossible.append(f"think={settings.think}")
-    if settings.logit_bias:
-        impossible.append("logit_bias")
     if impossible:
         raise UsageError(
             f"{impossible[0]} does not work through chat completions: the server builds the prompt and sends no IDs",

@@ -8,11 +8,11 @@ from typing import ClassVar, Self
 from cerebrum_cli.core.events import Timings
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.sampling import DRY_ALLOWED_LENGTH, DRY_BASE, DRY_BREAKERS, PENALTY_WINDOW
 from cerebrum_cli.core.text import foreign_line, well_formed
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.servers.kind import ReplyChunk, ServerKind, StopReason, file_name, stated_count
 
-PENALTY_WINDOW = 64  # tokens, as on this machine
 PING_S = 15
 # What is off here, whatever the server's command line turns on. Stop strings are found here.
 _OFF: JsonObject = {
@@ -23,16 +23,17 @@ _OFF: JsonObject = {
     "min_keep": 0,
     "n_indent": 0,
     "t_max_predict_ms": -1,
+    "logit_bias": [],
     "lora": [],
     "stop": [],
     "grammar": "",
 }
 _CONSTRAINTS = {"schema": "json_schema", "gbnf": "grammar"}
-_SAMPLERS = ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "temperature"]
+_SAMPLERS = ["penalties", "dry", "top_k", "top_p", "min_p", "temperature"]
 # Settings that have the same name here.
 _PARAMS = (
-    *("temperature", "top_k", "top_p", "min_p", "top_n_sigma", "repeat_penalty", "presence_penalty"),
-    *("frequency_penalty", "dry_multiplier", "dry_base", "dry_allowed_length"),
+    *("temperature", "top_k", "top_p", "min_p"),
+    *("repeat_penalty", "presence_penalty", "frequency_penalty", "dry_multiplier"),
 )
 _REPLY_FIELDS = (
     *("index", "content", "tokens", "stop", "stop_type", "tokens_predicted", "tokens_evaluated", "timings"),
@@ -86,11 +87,11 @@ class LlamaServer(ServerKind):
             "n_cmpl": samples,
             "seed": seed,
             "samplers": _SAMPLERS,
-            "typical_p": params.typical_p if params.temperature else 1.0,  # it might drop the likeliest token
             "repeat_last_n": PENALTY_WINDOW,
-            "dry_penalty_last_n": min(params.dry_penalty_last_n, self.context_size),  # it takes memory
-            "dry_sequence_breakers": params.dry_breakers or [""],  # it refuses an empty list, and skips ""
-            "logit_bias": params.logit_bias,
+            "dry_base": DRY_BASE,
+            "dry_allowed_length": DRY_ALLOWED_LENGTH,
+            "dry_penalty_last_n": self.context_size,
+            "dry_sequence_breakers": DRY_BREAKERS,
             "ignore_eos": request.ask.ignore_eos,
             "cache_prompt": True,
             "n_probs": request.likeliest or int(request.ask.logprobs),

@@ -29,7 +29,7 @@ class Vllm(ServerKind):
     kind: ClassVar[str] = "vLLM"
     context_option: ClassVar[str] = "--max-model-len"
     completion_path: ClassVar[str] = "/v1/completions"
-    samplers: ClassVar[Collection[str]] = (*SHARED_PARAMS, "top_k", "min_p", "repeat_penalty", "logit_bias")
+    samplers: ClassVar[Collection[str]] = (*SHARED_PARAMS, "top_k", "min_p", "repeat_penalty")
 
     @classmethod
     def described(cls, entry: JsonObject, version: JsonObject) -> Self:
@@ -65,8 +65,6 @@ class Vllm(ServerKind):
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        if params.logit_bias:
-            body["logit_bias"] = {str(token): bias for token, bias in params.logit_bias}
         if request.likeliest:
             body |= {"logprobs": request.likeliest, "return_tokens_as_token_ids": True}
         elif request.ask.logprobs:

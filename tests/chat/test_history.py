@@ -21,7 +21,6 @@ from cerebrum_cli.chat.session import ReplyMetadata, Session, suggest_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.events import FinishEvent, RoundEvent, SequenceId, Timings
-from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.tools import Round, ToolCall
 from cerebrum_cli.library.installed import NANO, InstalledModel
@@ -46,13 +45,11 @@ FOUR = finished("Four.", "2 and 2", (7, 8))
 SIX = finished("Six.", None, (9,))
 MODEL = InstalledModel("mine", (NANO,), entry=RegistryEntry("mine", NANO, 1, "00", 1, "local"))
 LOADED: Any = SimpleNamespace(model=MODEL, format_name="chatml")
-BIASES = (TokenBias(42, -1.5), TokenBias("hello", 2.0))
-SETTINGS = Settings(temperature=0.5, max_tokens=10, stop=("\n\n",), logit_bias=BIASES)
+SETTINGS = Settings(temperature=0.5, max_tokens=10, stop=("\n\n",))
 PARAMS = json.loads(r"""{
-    "temperature": 0.5, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "top_n_sigma": -1.0, "typical_p": 1.0,
+    "temperature": 0.5, "top_k": 40, "top_p": 0.95, "min_p": 0.05,
     "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
-    "dry_multiplier": 0.0, "dry_base": 1.75, "dry_allowed_length": 2, "dry_penalty_last_n": 64,
-    "dry_sequence_breaker": ["\n", ":", "\"", "*"], "logit_bias": ["42=-1.5", "hello=2"],
+    "dry_multiplier": 0.0,
     "max_tokens": 10, "stop": ["\n\n"], "think": null
 }""")
 SUM = Conversation(system_prompt="Be brief.").user("What is 2 + 2? Think.")

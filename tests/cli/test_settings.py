@@ -9,7 +9,6 @@ from command_line import CommandLine, assert_error
 
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.settings import OPTIONS, Settings, fold
 
 
@@ -42,9 +41,8 @@ def test_settings_convert_each_value_to_its_type() -> None:
 
 
 def test_settings_name_the_invalid_item_of_a_list() -> None:
-    for key, value, named in (("logit_bias", ["42=1", "2"], "'2'"), ("stop", ["a", 1], "1")):
-        with pytest.raises(UsageError, match=rf"^invalid .*: {named}$"):
-            OPTIONS[key].validate(value)
+    with pytest.raises(UsageError, match=r"^invalid .*: 1$"):
+        OPTIONS["stop"].validate(["a", 1])
 
 
 def test_settings_refuse_text_that_is_not_utf_8_unless_it_may_name_a_file() -> None:
@@ -54,33 +52,16 @@ def test_settings_refuse_text_that_is_not_utf_8_unless_it_may_name_a_file() -> N
     assert fold({"model": "\udcff.gguf"}).model == "\udcff.gguf"
 
 
-def test_settings_read_logit_biases_in_every_shape() -> None:
-    expected = (TokenBias(42, -1.5), TokenBias(" a=b", 2.0))
-    for value in (["42=-1.5", " a=b=2"], {"42": -1.5, " a=b": 2}, expected, list(map(str, expected))):
-        assert fold({"logit_bias": value}).logit_bias == expected
-    assert fold({"logit_bias": "==1"}).logit_bias == (TokenBias("=", 1.0),)
-    assert fold({"logit_bias": {}}).logit_bias == ()
-
-
-def test_settings_of_dry_have_escapes_and_none_for_no_breakers() -> None:
-    assert fold({"dry_sequence_breaker": ["\\n", "a\\tb"]}).dry_breakers == ("\n", "a\tb")
-    assert fold({"dry_sequence_breaker": "none"}).dry_breakers == ()
-    assert Settings().dry_breakers == ("\n", ":", '"', "*")  # those of llama.cpp
-
-
 def test_settings_add_the_formats_stop_strings() -> None:
     params = fold({"stop": "END", "temperature": 1, "max_tokens": 5}).sampling(("\nUser:",))
     assert (params.stop, params.temperature, params.max_tokens) == (("\nUser:", "END"), 1.0, 5)
 
 
-def test_config_accepts_dashes_underscores_and_biases_as_a_table_or_a_list(tmp_path: Path) -> None:
+def test_config_accepts_dashes_and_underscores(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     assert read_config(path).settings == {}
     path.write_text('max-tokens = 5\ntop_k = 3\nstop = ["a"]\n', encoding="utf-8")
     assert fold(read_config(path).settings) == Settings(max_tokens=5, top_k=3, stop=("a",))
-    for text in ('[logit_bias]\n42 = -1.5\n" hello" = 2\n', 'logit-bias = ["42=-1.5", " hello=2"]\n'):
-        path.write_text(text, encoding="utf-8")
-        assert fold(read_config(path).settings).logit_bias == (TokenBias(42, -1.5), TokenBias(" hello", 2.0))
 
 
 EDIT_OR_MOVE = "edit the file, or move it elsewhere"

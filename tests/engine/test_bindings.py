@@ -27,8 +27,6 @@ SAMPLERS: dict[str, tuple[Any, ...]] = {
         *(ctypes.POINTER(ctypes.c_char_p), ctypes.c_size_t),
     ),
     "clone": (ctypes.POINTER(llama.llama_sampler),),
-    "init_top_n_sigma": (ctypes.c_float,),
-    "init_typical": (ctypes.c_float, ctypes.c_size_t),
     "init_top_k": (ctypes.c_int32,),
     "init_top_p": (ctypes.c_float, ctypes.c_size_t),
     "init_min_p": (ctypes.c_float, ctypes.c_size_t),

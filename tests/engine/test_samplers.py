@@ -1,34 +1,29 @@
-"""Penalties, DRY, logit biases, top-n-sigma and typical-p on the real llama.cpp."""
+"""Penalties, DRY and suppressed tokens on the real llama.cpp."""
 
 import ctypes
-import json
-import re
 from dataclasses import replace
 from functools import partial
-from math import log
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
 from asking import Guesser, ask, generate, loaded
-from command_line import CommandLine
 from gguf_files import rewritten
 from llama_engines import STORY, in_f32, open_engine, options
 from thinkers import CountingControl
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.core.errors import GrammarError, UsageError
+from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams, TokenBias
-from cerebrum_cli.core.vocabulary import resolve_biases
 from cerebrum_cli.engine import sequence
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.llama.logits import MAX_SORTED, Candidates, nucleus
-from cerebrum_cli.engine.llama.sampler import Prototype, create_chain
+from cerebrum_cli.engine.llama.sampler import DryPrototype, create_chain
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.grammars.guidance import byte_matcher
@@ -38,27 +33,26 @@ CHANGES: dict[str, dict[str, Any]] = {
     "repeat": {"repeat_penalty": 1.5},
     "presence": {"presence_penalty": 5.0},
     "frequency": {"frequency_penalty": 2.0},
-    "dry": {"dry_multiplier": 2.0, "dry_sequence_breaker": ("none",)},
-    "bias": {"logit_bias": (TokenBias(97, 100.0),)},
+    "dry": {"dry_multiplier": 2.0},
 }
 
 
 def draws(mistral: LlamaBackend, logits: dict[int, float], prompt: tuple[int, ...] = (), **params: Any) -> set[int]:
     """Tokens that a chain draws with 100 seeds; tokens without a logit are very unlikely."""
-    prototype = Prototype()
+    dry = DryPrototype(mistral._vocab, 300)
     drawn = set()
     given = numpy.zeros(mistral.size, [("id", "i4"), ("logit", "f4"), ("p", "f4")])
     given["id"], given["logit"] = range(mistral.size), -1000.0
     for token, logit in logits.items():
         given["logit"][token] = logit
     for seed in range(100 if params.get("temperature") else 1):
-        chain, data = create_chain(mistral._vocab, SamplingParams(**params), seed, prompt, prototype), given.copy()
+        chain, data = create_chain(SamplingParams(**params), seed, prompt, dry), given.copy()
         pointer = data.ctypes.data_as(llama.llama_token_data_p)
         candidates = llama.llama_token_data_array(data=pointer, size=mistral.size, selected=-1, sorted=False)
         llama.llama_sampler_apply(chain, ctypes.byref(candidates))
         drawn.add(int(candidates.data[candidates.selected].id))
         llama.llama_sampler_free(chain)
-    prototype.close()
+    dry.close()
     return drawn
 
 
@@ -86,9 +80,9 @@ def test_sampler_that_changes_logits_changes_greedy_replies(chatml_model: Path, 
             assert plain.ids != changed.ids == again.ids
 
 
-@pytest.mark.parametrize("name", ["repeat", "presence", "frequency", "bias", "sampled"])
+@pytest.mark.parametrize("name", ["repeat", "presence", "frequency", "sampled"])
 def test_sampler_state_is_the_same_with_drafts(chatml_model: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    sampled = {"temperature": 0.7, "seed": 5, "top_n_sigma": 2.0, "typical_p": 0.9, "dry_multiplier": 0.5}
+    sampled = {"temperature": 0.7, "seed": 5, "dry_multiplier": 0.5}
     params = {"grammar": "root ::= [a-z, ]{74}", **CHANGES.get(name, sampled)}
     monkeypatch.setattr(sequence, "Drafter", Guesser)
     exact = in_f32(options(chatml_model))
@@ -105,7 +99,6 @@ def test_sampler_state_is_the_same_with_drafts(chatml_model: Path, name: str, mo
     "params",
     [
         {},
-        {"logit_bias": (TokenBias(97, 3.0),)},
         {"temperature": 1.0, "seed": 5},
         {"grammar": "root ::= [a-z]{30}"},
         {"grammar": "root ::= [a-z]{30}", "temperature": 1.0, "seed": 5},
@@ -148,8 +141,9 @@ def test_grammar_that_allows_suppressed_tokens_only_is_refused(chatml_model: Pat
 def test_sampler_draws_the_same_from_the_likeliest_tokens(mistral: LlamaBackend, params: dict[str, Any]) -> None:
     asked = SamplingParams(temperature=0.8, **params)
     candidates, generator = Candidates(mistral.size), numpy.random.default_rng(7)
-    whole = create_chain(mistral._vocab, asked, 3, (), Prototype())
-    narrow = create_chain(mistral._vocab, replace(asked, top_p=1.0), 3, (), Prototype())
+    dry = DryPrototype(mistral._vocab, 64)
+    whole = create_chain(asked, 3, (), dry)
+    narrow = create_chain(replace(asked, top_p=1.0), 3, (), dry)
 
     def draw(chain: Any, array: Any) -> int:
         llama.llama_sampler_apply(chain, ctypes.byref(array))
@@ -211,68 +205,8 @@ def test_sampler_dry_stops_a_repeat_as_far_back_as_it_looks(mistral: LlamaBacken
     logits, repeat, between = {10: 5.0, 11: 4.0}, (20, 21, 22, 10), tuple(range(100, 200))
     dry: dict[str, Any] = {"dry_multiplier": 0.8}
     assert draws(mistral, logits, (*repeat, *repeat[:3]), **dry) == {11}
-    assert draws(mistral, logits, (*repeat, *repeat[:3]), dry_allowed_length=4, **dry) == {10}
-    assert draws(mistral, logits, (*repeat, *repeat[:3]), dry_penalty_last_n=0, **dry) == {10}
-    assert draws(mistral, logits, (*repeat, *between, *repeat[:3]), **dry) == {10}
-    assert draws(mistral, logits, (*repeat, *between, *repeat[:3]), dry_penalty_last_n=200, **dry) == {11}
-    text = mistral.piece(22).decode()
-    assert draws(mistral, logits, (*repeat, *repeat[:3]), dry_sequence_breaker=(text,), **dry) == {10}
-
-
-def test_sampler_typical_p_keeps_tokens_of_typical_surprise(mistral: LlamaBackend) -> None:
-    """The distance from the entropy, 1.28, is least for 0.3 and 0.2; other tokens have a probability of 0."""
-    logits = {10: log(0.4), 11: log(0.3), 12: log(0.25), 13: log(0.05)}
-    rest: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0}
-    assert draws(mistral, logits, **rest) >= {10, 11, 12}
-    assert draws(mistral, logits, typical_p=0.5, **rest) == {11, 12}
-
-
-def test_sampler_biases_and_top_n_sigma_come_first(mistral: LlamaBackend) -> None:
-    logits = {10: 5.0, 11: 4.0}
-    assert draws(mistral, logits, logit_bias=(TokenBias(10, -1.5),)) == {11}
-    assert draws(mistral, logits, logit_bias=(TokenBias(10, -0.5), TokenBias(11, 0.1))) == {10}
-    even = dict.fromkeys(range(mistral.size), 0.0) | {10: 10.0, 11: 9.9}
-    rest: dict[str, Any] = {"temperature": 5.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "top_n_sigma": 2.0}
-    assert draws(mistral, even, **rest) == draws(mistral, even, typical_p=0.99, **rest) == {10, 11}
-
-
-# Logit biases by text.
-
-BIAS = ("--set", "logit_bias=c=100")
-
-
-def test_logit_bias_names_one_token_by_its_exact_text(mistral: LlamaBackend, chatml: LlamaBackend) -> None:
-    for vocabulary, texts in ((mistral, ("the", "\n", "</s>", " the", " world")), (chatml, ("a", "<|im_end|>"))):
-        biases = resolve_biases(vocabulary, [TokenBias(text, -1.0) for text in texts])
-        assert [vocabulary.piece(int(bias.token), special=True).decode() for bias in biases] == list(texts)
-    the, world = (
-        int(bias.token) for bias in resolve_biases(mistral, [TokenBias(" the", 1.0), TokenBias(" world", 1.0)])
-    )
-    two = f"logit_bias: ' the world' is not one token of this model but 2: {the} ' the', {world} ' world'"
-    for text, problem in ((" the world", two), ("makes", "'makes' is not one token"), (32000, "no token 32000")):
-        with pytest.raises(UsageError, match=problem) as caught:
-            resolve_biases(mistral, [TokenBias(text, 1.0)])
-        assert caught.value.hint
-
-
-@pytest.mark.slow
-def test_logit_bias_works_in_ask_batch_and_chat(user: CommandLine, tmp_path: Path) -> None:
-    asked = user.run("ask", "-n", "5", "--raw", "--no-log", "--set", "logit_bias=a=100", "hi")
-    assert (asked.code, asked.out) == (0, "aaaaa\n")
-    wrong = user.run("ask", "--set", "logit_bias=@#=1", "hi")
-    assert wrong.code == 2 and "error: logit_bias: '@#' is not one token of this model but 2: " in wrong.err
-    rows = tmp_path / "in.jsonl"
-    given = [{"b": 100}, {str(ord("a") + 10**6): 1}, None]
-    rows.write_text("".join(json.dumps({"prompt": "hi", "logit_bias": each}) + "\n" for each in given))
-    done = user.run("batch", rows, "-o", "-", "-n", "5", "--set", "logit_bias=c=100")
-    first, second, third = map(json.loads, done.out.splitlines())
-    assert (done.code, first["text"], third["text"]) == (6, "bbbbb", "ccccc")
-    assert second["error"]["message"].startswith("logit_bias: this model has no token 1000097")
-    plain = tmp_path / "in.txt"
-    plain.write_text("hi\n")
-    codes = [user.run("batch", plain, "-o", tmp_path / "out", "-n", "2", *bias).code for bias in ((), BIAS, ())]
-    assert codes == [0, 1, 0]
-    typed = "/set logit_bias @#=1\n/set logit_bias d=100\n/set max_tokens 4\nhi\n/set\n"
-    chat = user.run("chat", stdin=typed)
-    assert "dddd" in chat.out.splitlines() and "'@#' is not one token of this model but 2" in chat.err
-    assert re.search(r"logit_bias +'d=100'  /set\n", chat.err)
+    assert draws(mistral, logits, (*repeat, *between, *repeat[:3]), **dry) == {11}
+    assert draws(mistral, logits, (*repeat, *between, *between, *between, *repeat[:3]), **dry) == {10}
+    [*_, colon] = mistral.tokenize([Text("a:")])
+    broken = (20, 21, colon, 10)
+    assert draws(mistral, logits, (*broken, *broken[:3]), **dry) == {10}

@@ -241,7 +241,6 @@ def test_served_model_that_refuses_is_an_error_and_not_asked_again(
         (("--think", "100"), "think=100 does not work through chat completions"),
         (("--format", "cerebrum"), "format does not work"),
         (("--chat-template", "schema.json"), "chat_template does not work"),
-        (("--set", "logit_bias=42=-1"), "logit_bias does not work"),
         (("-m", "nano"), "does not serve the model 'nano'"),
     ],
 )

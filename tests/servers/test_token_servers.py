@@ -29,7 +29,6 @@ from thinkers import ENDING, LIMIT, answering_late, budget, reply_around, speake
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EndpointError, GrammarError
 from cerebrum_cli.core.events import FinishEvent, NoticeEvent, RefusedEvent, SequenceId, TokenEvent
-from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.servers import llama_server, vllm
@@ -292,7 +291,6 @@ def test_sample_that_does_not_match_the_grammar_costs_no_other() -> None:
 
 PENALTIES: dict[str, Any] = {"presence_penalty": 0.5, "frequency_penalty": -0.5}
 TRUNCATIONS: dict[str, Any] = {"top_k": 5, "top_p": 0.9, "min_p": 0.1}
-BIASES = (TokenBias(97, -1.5), TokenBias(98, 100.0))
 LLAMA: ServerKind = llama_server.LlamaServer("1", "tiny.gguf", "tiny.gguf", 100, 4, None)
 VLLM: ServerKind = vllm.Vllm("1", "tiny.gguf", "tiny.gguf", 100, 4)
 
@@ -305,11 +303,10 @@ def body_of(kind: ServerKind, request: Request, samples: int = 1) -> Any:
 def test_vllm_is_sent_every_field() -> None:
     others: dict[str, Any] = {"ignore_eos": True, "logprobs": True, "grammar": "root", "max_tokens": None}
     values = {"temperature": 0.5, **TRUNCATIONS, **PENALTIES}
-    request = request_of("Q", repeat_penalty=1.1, logit_bias=BIASES, stop=("x",), **values, **others)
+    request = request_of("Q", repeat_penalty=1.1, stop=("x",), **values, **others)
     assert body_of(VLLM, request) == {
         **values,
         "repetition_penalty": 1.1,
-        "logit_bias": {"97": -1.5, "98": 100.0},
         "skip_special_tokens": False,
         "ignore_eos": True,
         "model": "tiny.gguf",
@@ -324,7 +321,7 @@ def test_vllm_is_sent_every_field() -> None:
     }
     plain = body_of(VLLM, request_of("Q", top_k=0, top_p=0.0, stream=True))
     assert (plain["top_k"], plain["top_p"], plain["max_tokens"]) == (0, 1e-6, 40)
-    assert not plain.keys() & {"logit_bias", "logprobs", "structured_outputs"}
+    assert not plain.keys() & {"logprobs", "structured_outputs"}
 
 
 def test_llama_server_is_sent_every_sampler() -> None:
@@ -332,30 +329,20 @@ def test_llama_server_is_sent_every_sampler() -> None:
         **PENALTIES,
         **TRUNCATIONS,
         "repeat_penalty": 1.1,
-        "top_n_sigma": 1.5,
-        "typical_p": 0.9,
         "dry_multiplier": 0.8,
-        "dry_base": 2.0,
-        "dry_allowed_length": 3,
-        "dry_penalty_last_n": 50,
     }
-    drawn = request_of("Q", temperature=1.0, dry_sequence_breaker=("x",), logit_bias=BIASES, stop=("y",), **params)
-    body = body_of(LLAMA, drawn, 2)
+    body = body_of(LLAMA, request_of("Q", temperature=1.0, stop=("y",), **params), 2)
     assert {key: body[key] for key in params} == params
     assert (body["n_cmpl"], body["seed"], body["n_predict"], body["stop"]) == (2, 7, 40, [])
-    assert (body["dry_sequence_breakers"], body["logit_bias"]) == (["x"], [[97, -1.5], [98, 100.0]])
-    greedy = request_of("Q", dry_sequence_breaker=("none",), **params | {"dry_penalty_last_n": 10**9})
-    body = body_of(LLAMA, greedy)
-    assert (body["dry_sequence_breakers"], body["dry_penalty_last_n"], body["logit_bias"]) == ([""], 100, [])
-    assert body["typical_p"] == 1.0  # it might drop the likeliest token, which temperature 0 stands for
+    assert (body["dry_base"], body["dry_allowed_length"], body["dry_penalty_last_n"]) == (1.75, 2, 100)
+    assert (body["dry_sequence_breakers"], body["logit_bias"]) == (["\n", ":", '"', "*"], [])
 
 
 def test_what_only_llama_cpp_has_is_noted_once() -> None:
     requests = [
-        request_of(f"Q{at}", temperature=0.7, repeat_penalty=1.1, dry_multiplier=0.8, top_n_sigma=1.5, **PENALTIES)
-        for at in range(12)
+        request_of(f"Q{at}", temperature=0.7, repeat_penalty=1.1, dry_multiplier=0.8, **PENALTIES) for at in range(12)
     ]
-    for kind, expected in ((VllmServer, ["vLLM ignores top_n_sigma, dry_multiplier"]), (LlamaServer, [])):
+    for kind, expected in ((VllmServer, ["vLLM ignores dry_multiplier"]), (LlamaServer, [])):
         with serving_kind(kind, random_model, 2) as servers, closing(remote_engine(*servers)) as engine:
             assert notices(list(engine.load())) == []
             assert notices(events_of(engine, *requests)) == expected

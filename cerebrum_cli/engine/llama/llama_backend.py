@@ -20,7 +20,7 @@ from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.context import LlamaContext, has_recurrent_state, uses_long_rope
 from cerebrum_cli.engine.llama.devices import free_memory, hardware, library_text
-from cerebrum_cli.engine.llama.sampler import LlamaSampler, Prototype, create_chain
+from cerebrum_cli.engine.llama.sampler import DryPrototype, LlamaSampler, create_chain
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 from cerebrum_cli.engine.memory import FreeMemory, LoadPlan, checkpoint_budget, n_outputs_max
 from cerebrum_cli.engine.requests import ContextOptions
@@ -49,7 +49,6 @@ class LlamaBackend(LlamaVocabulary):
         mapped_bytes: int,
     ) -> None:
         super().__init__(model)
-        self._prototype = Prototype()
         count = ctypes.c_int32()
         suppressed = llama.llama_vocab_get_suppress_tokens(self._vocab, ctypes.byref(count))
         self._suppressed = tuple(suppressed[: count.value])  # the model must never generate these
@@ -66,6 +65,7 @@ class LlamaBackend(LlamaVocabulary):
         self._made_with = options = plan.context
         self._batch_invariant = options.batch_invariant
         self.context_size = options.length
+        self._dry = DryPrototype(self._vocab, self.context_size)
         self.slots = options.slots
         self.kv_unified = options.kv_unified
         self.shares_rows = options.kv_unified and not llama.llama_model_is_recurrent(model)
@@ -87,6 +87,8 @@ class LlamaBackend(LlamaVocabulary):
         if longest > self.context_size:
             self._plan = self._plan.with_context(length=longest)
             self.context_size = longest
+            self._dry.close()
+            self._dry = DryPrototype(self._vocab, longest)
 
     def _measure_memory(self) -> FreeMemory:
         free = free_memory()
@@ -158,18 +160,12 @@ class LlamaBackend(LlamaVocabulary):
     def sampler(
         self, params: SamplingParams, seed: int, constraint: Constraint | None, prompt: Sequence[int]
     ) -> Sampler:
-        params = replace(
-            params, dry_penalty_last_n=min(params.dry_penalty_last_n, self.context_size)
-        )  # it takes memory
         sorts_few = params.temperature == 0 or params.top_k > 0
         is_single = self._plan.context.n_streams == 1
         if params.is_argmax and any(self._plan.offloaded):  # a step is as fast as llama.cpp's search there
             is_single = False
         if constraint is None and is_single and sorts_few:
-            if self._suppressed:
-                suppressed = (TokenBias(token, -inf) for token in self._suppressed)
-                params = replace(params, logit_bias=(*params.logit_bias, *suppressed))
-            chain = create_chain(self._vocab, params, seed, prompt, self._prototype)
+            chain = create_chain(params, seed, prompt, self._dry, self._suppressed)
             return LlamaSampler(chain, self.batch_position)
         from cerebrum_cli.engine.llama.logits import ChainSampler, GreedySampler
 
@@ -182,7 +178,7 @@ class LlamaBackend(LlamaVocabulary):
         if not (params.changes_logits or sorts_few):
             narrowed = params
             params = replace(params, top_p=1.0)
-        native = create_chain(self._vocab, params, seed, prompt, self._prototype)
+        native = create_chain(params, seed, prompt, self._dry)
         chain = ChainSampler(native, self._allowed_logits, self._candidates, narrowed)
         if constraint is None:
             return chain
@@ -198,13 +194,12 @@ class LlamaBackend(LlamaVocabulary):
 
     def sample(self, sampler: Sampler, row: int, bias: TokenBias) -> int:
         row_logits = llama.llama_get_logits_ith(*self.batch_position(row))
-        token = int(bias.token)
-        unbiased = row_logits[token]
-        row_logits[token] += bias.bias
+        unbiased = row_logits[bias.token]
+        row_logits[bias.token] += bias.bias
         try:
             return sampler.sample(row)
         finally:
-            row_logits[token] = unbiased  # for the log probability
+            row_logits[bias.token] = unbiased  # for the log probability
 
     def batch_position(self, row: int) -> tuple[Any, int]:
         """llama.cpp's context, and the index of a row of the last decode in its batch."""
@@ -260,5 +255,5 @@ class LlamaBackend(LlamaVocabulary):
 
     def close(self) -> None:
         self._close_context()
-        self._prototype.close()
+        self._dry.close()
         llama.llama_model_free(self._model)

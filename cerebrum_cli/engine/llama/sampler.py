@@ -1,7 +1,7 @@
 """llama.cpp's samplers as a chain in its default order.
 
-These are logit biases, penalties, DRY, top-n-sigma, top-k, typical-p, top-p, min-p, temperature and distribution. At
-temperature 0, the likeliest token follows DRY.
+These are penalties, DRY, top-k, top-p, min-p, temperature and distribution. At temperature 0, the likeliest token
+follows DRY.
 """
 
 from __future__ import annotations
@@ -9,30 +9,33 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
-from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.core.sampling import DRY_ALLOWED_LENGTH, DRY_BASE, DRY_BREAKERS, PENALTY_WINDOW, SamplingParams
 from cerebrum_cli.engine.llama.bindings import llama
-
-PENALTY_WINDOW = 64  # tokens, llama.cpp's own default
-LEAST_P = 1e-30  # of a token for typical-p, whose entropy is not a number with a probability of 0
 
 
 @dataclass(slots=True)
-class Prototype:
+class DryPrototype:
     """The latest sampler for DRY, to clone: a new one reads the whole vocabulary.
 
-    Only the latest, since rows may all have other settings; clones outlive what they are made from.
+    It searches the last `window` tokens for repeats. Only the latest is kept, since rows may all have other settings;
+    clones outlive what they are made from.
     """
 
-    _key: object = None
+    vocab: Any
+    window: int
+    _multiplier: float = 0.0
     _sampler: Any = None
 
-    def clone(self, key: object, create: Callable[[], Any]) -> Any:
-        if self._key != key:
-            created = create()
+    def clone(self, multiplier: float) -> Any:
+        if self._multiplier != multiplier:
+            breakers = (ctypes.c_char_p * len(DRY_BREAKERS))(*map(str.encode, DRY_BREAKERS))
+            numbers = (multiplier, DRY_BASE, DRY_ALLOWED_LENGTH, self.window)
+            created = llama.llama_sampler_init_dry(self.vocab, *numbers, breakers, len(breakers))
             self.close()
-            self._key, self._sampler = key, created
+            self._multiplier, self._sampler = multiplier, created
         return llama.llama_sampler_clone(self._sampler)
 
     def close(self) -> None:
@@ -40,57 +43,43 @@ class Prototype:
             llama.llama_sampler_free(self._sampler)
 
 
-def create_chain(vocab: Any, params: SamplingParams, seed: int, prompt: Sequence[int], prototype: Prototype) -> Any:
-    """Create a chain that has accepted the end of the prompt, as far as penalties look back."""
+def create_chain(
+    params: SamplingParams, seed: int, prompt: Sequence[int], dry: DryPrototype, suppressed: Sequence[int] = ()
+) -> Any:
+    """Create a chain that has accepted the end of the prompt, as far as penalties look back.
+
+    It never draws a `suppressed` token.
+    """
     chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-    for sampler in _samplers(vocab, params, seed, prototype):
+    for sampler in _samplers(params, seed, dry, suppressed):
         llama.llama_sampler_chain_add(chain, sampler)
     window = PENALTY_WINDOW if params.has_penalties else 0
     if params.has_dry:
-        window = max(window, params.dry_penalty_last_n)
+        window = max(window, dry.window)
     for token in prompt[-window:] if window else ():
         llama.llama_sampler_accept(chain, token)
     return chain
 
 
-def _samplers(vocab: Any, params: SamplingParams, seed: int, prototype: Prototype) -> Iterator[Any]:
-    size = llama.llama_vocab_n_tokens(vocab)
-    if params.logit_bias:
-        biases = [llama.llama_logit_bias(token=int(bias.token), bias=bias.bias) for bias in params.logit_bias]
+def _samplers(params: SamplingParams, seed: int, dry: DryPrototype, suppressed: Sequence[int]) -> Iterator[Any]:
+    size = llama.llama_vocab_n_tokens(dry.vocab)
+    if suppressed:
+        biases = [llama.llama_logit_bias(token=token, bias=-inf) for token in suppressed]
         yield llama.llama_sampler_init_logit_bias(size, len(biases), (llama.llama_logit_bias * len(biases))(*biases))
     if params.has_penalties:
         yield llama.llama_sampler_init_penalties(
             size, PENALTY_WINDOW, params.repeat_penalty, params.frequency_penalty, params.presence_penalty
         )
     if params.has_dry:
-        yield _dry_sampler(vocab, params, prototype)
+        yield dry.clone(params.dry_multiplier)
     if params.temperature > 0:
-        yield from _random_samplers(params, seed)
+        yield llama.llama_sampler_init_top_k(params.top_k)
+        yield llama.llama_sampler_init_top_p(params.top_p, 1)
+        yield llama.llama_sampler_init_min_p(params.min_p, 1)
+        yield llama.llama_sampler_init_temp(params.temperature)
+        yield llama.llama_sampler_init_dist(seed)
     else:
         yield llama.llama_sampler_init_greedy()
-
-
-def _dry_sampler(vocab: Any, params: SamplingParams, prototype: Prototype) -> Any:
-    numbers = (params.dry_multiplier, params.dry_base, params.dry_allowed_length, params.dry_penalty_last_n)
-    texts = [text.encode(errors="surrogatepass") for text in params.dry_breakers]
-    breakers = (ctypes.c_char_p * len(texts))(*texts)
-    return prototype.clone(
-        (*numbers, *texts),
-        lambda: llama.llama_sampler_init_dry(vocab, *numbers, breakers, len(texts)),
-    )
-
-
-def _random_samplers(params: SamplingParams, seed: int) -> Iterator[Any]:
-    if params.top_n_sigma > 0:
-        yield llama.llama_sampler_init_top_n_sigma(params.top_n_sigma)
-    yield llama.llama_sampler_init_top_k(params.top_k)
-    if params.typical_p < 1:
-        yield llama.llama_sampler_init_min_p(LEAST_P, 1)
-        yield llama.llama_sampler_init_typical(params.typical_p, 1)
-    yield llama.llama_sampler_init_top_p(params.top_p, 1)
-    yield llama.llama_sampler_init_min_p(params.min_p, 1)
-    yield llama.llama_sampler_init_temp(params.temperature)
-    yield llama.llama_sampler_init_dist(seed)
 
 
 @dataclass
