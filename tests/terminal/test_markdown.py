@@ -150,16 +150,15 @@ def test_markup_becomes_styling(text: str, shown: str) -> None:
     ("latex", "shown"),
     [
         (r"So \(2 \times 3 = 6\) holds.", "So 2 × 3 = 6 holds."),
-        (r"$x^2 + y_{n+1}$, $42$ and $5", "x² + yₙ₊₁, 42 and $5"),
+        (r"$x^2 + y_{n+1}$, $42$ and $5", "x² + yₙ₊₁, $42$ and $5"),
         (r"\[\frac{-b \pm \sqrt{b^2-4ac}}{2a}\]", "  (-b ± √(b²-4ac))/(2a)"),
         ("$$\n\\boxed{42}\n$$.", "  42."),
         (r"\(\frac{1}{2}\cdot\sqrt[3]{16}, e^{i\pi}, x^{ab}, A_{QQ}\)", "1/2 · ³√16, e^(iπ), xᵃᵇ, A_(QQ)"),
         (r"\(\alpha \in \mathbb{R}^n, 90^\circ, f'(x) = \sin x\)", "α ∈ ℝⁿ, 90°, f'(x) = sin x"),
         (r"\(\text{cost} = \$5, \{1, 2\}, \left.x\right|, 10\%\)", "cost = $5, {1, 2}, x|, 10%"),
-        ("\\begin{pmatrix} a & b \\\\ c & d \\end{pmatrix}", "  (a b)\n  (c d)"),
-        ("\\begin{align}\nx &= 1 \\\\\ny &= 2\n\\end{align}", "  x = 1\n  y = 2"),
+        ("$$\\begin{align}\nx &= 1 \\\\\ny &= 2\n\\end{align}$$", "  x = 1\n  y = 2"),
         (r"\(\unknown{a}{b} + x^{2\) and `\(x\)`", r"\(\unknown{a}{b} + x^{2\) and \(x\)"),
-        (r"\(\unknown{a}{b} + \pi\)", r"\unknown{a}{b} + π"),
+        (r"\(\unknown{a}{b} + \pi\)", r"\(\unknown{a}{b} + \pi\)"),
         (
             r"\(3\frac{1}{2}, \frac{a}{b}\frac{c}{bd}, \frac{x}{2}^2, \frac{1}{n}\sum x\)",
             "3 1/2, (a/b)(c/(bd)), (x/2)², (1/n)∑ x",
@@ -169,31 +168,22 @@ def test_markup_becomes_styling(text: str, shown: str) -> None:
             "(√2)x, 3√2, √(ab)c, √2/2, 5--3, f''(x), 9.8 m",
         ),
         (
-            r"\(\underbrace{a+b}_{c} \land \vec{v}, \hat{x+y}, 50% \times 2\)",
-            r"\underbrace{a+b}_c ∧ v⃗, \hat{x+y}, 50% × 2",
+            r"\(a \land \vec{v}, e^{-x^2/2}, 50% \times 2\) and \(\hat{x+y}\)",
+            r"a ∧ v⃗, e^(-x²/2), 50% × 2 and \(\hat{x+y}\)",
         ),
-        ("\\[ A = \\begin{pmatrix} 1 & 20 \\\\ 30 & 4 \\end{pmatrix} + B \\]", "  A = (1  20) + B\n      (30 4 )"),
-        (r"So \(\begin{pmatrix} 1 \\ 2 \end{pmatrix}\) holds.", "So (1; 2) holds."),
-        ("\\[ f(x) = \\begin{cases} x & a \\\\ -x & b \\end{cases} \\]", "  f(x) = {x  a\n         {-x b"),
-        ("It is: \\[\nx = 1\n\\]", "It is:\n  x = 1"),
         ("It costs $$\nand no more", "It costs $$\nand no more"),
         (
-            r"$ 2 \times 5 = 10 $, $-5$, $f(x)$, $(2, 3)$, $n!$, the $n$th, \(ABC\)",
-            "2 × 5 = 10, -5, f(x), (2, 3), n!, the nth, ABC",
+            r"$2 \times 5 = 10$, $ x^2 $, $-5$, $f(x)$, $n_1$2, \(n\)th, \(ABC\)",
+            "2 × 5 = 10, $ x^2 $, $-5$, $f(x)$, $n_1$2, nth, ABC",
         ),
         ("$12 x 5 = $<<12*5=60>>60, $ 5 and $ 6", "$12 x 5 = $<<12*5=60>>60, $ 5 and $ 6"),
         (r"sed 's/\([a-z]*\).*/\1/', \[a-z\], \\(x\\), $$$$", r"sed 's/\([a-z]*\).*/\1/', \[a-z\], \\(x\\), $$$$"),
-        ("| a | b |\n|---|---|\n| $|x|$ | 1 |", "a     b\n───────\n|x|   1"),
+        ("| a | b |\n|---|---|\n| $|x|^2$ | 1 |", "a      b\n────────\n|x|²   1"),
         ("|a ($)|b ($)|\n|---|---|\n| 5$ | $6 |\n|5$|6$|", "a ($)   b ($)\n─────────────\n5$      $6\n5$      6$"),
     ],
 )
 def test_mathematics_is_shown_as_unicode(latex: str, shown: str) -> None:
     assert rendered_lines(latex, 80, 24) == shown.split("\n")
-
-
-def test_boxed_answer_is_bold() -> None:
-    screen = render_whole(r"It is \(\boxed{42}\).", 80, 24)
-    assert [cell.data for cell in screen.styled_cells[0] if cell.bold] == ["4", "2"]
 
 
 def test_table_in_a_narrow_window_has_a_line_for_each_value() -> None:

@@ -21,11 +21,11 @@ NO_MATHEMATICS = [
     r"^\d{3}$|^\w+$ and \(\d+\)\s*\[(\w+)\]",
     r"PS1='\[\e[32m\]\u@\h\[\e[0m\]:\w\$ '",
     "kill $$ and echo $$, $HOME/$USER, $? -eq 0 && $1 = $2",
-    r"if [ \( $a = 1 \) -a \( $b = 2 \) ]; then expr \( 3 + 4 \) \* 2",
+    r"if [ \( $a = 1 \) -a \( $b = 2 \) ]",
     'my ($a, $b) = @_; $a =~ s/x/y/; $b =~ /^z$/ or "$x" = "$y"',
     "$x->{name} = $y->{name}; $params{a}/b:$ and $src_file = $dl_so",
     r"location ~ \.(png|jpg)$ { } and location ~ ^/(a|b)$ {",
-    r"\[A-Z\]\{3\} then \(ab\)* and \1",
+    r"\[A-Z\]\{3\} and \1",
     r"mv my\ file\ \(1\).txt a\(1\).txt; open \(x\).pdf; if \[ -f x \]; then test \( -n x \); fi",
     r"\(e.g. x\), \(i.e. all\) and \(optional\)",
     "5 €/$ ; 1 $ = 0.92 €; 100 $ = 92 €; $1 = €0.92",
@@ -41,22 +41,17 @@ def test_text_between_delimiters_that_is_no_mathematics_stays(text: str) -> None
 @pytest.mark.parametrize(
     ("latex", "shown"),
     [
-        (r"设$x=5$，则$y$为\(x+1\)。", "设x = 5，则y为x+1。"),
-        ("$α = 5$, $x ≤ 5$, $2 × 3 = 6$", "α = 5, x ≤ 5, 2 × 3 = 6"),
-        (r"\(\frac{1}{2}\)-th, \(n\)th, \(f\)'s, **\(x = 5\)** and *$y$*", "1/2-th, nth, f's, x = 5 and y"),
-        (r"\( 15 \times $15 = $225 \), $\$5 \times 3 = \$15$", "15 × $15 = $225, $5 × 3 = $15"),
-        (r"\( -b \pm \sqrt{b^2} \), \[ Total = 5 + 3 \], $speed = 60$", "-b ± √(b²), Total = 5 + 3, speed = 60"),
-        (
-            r"$f: A \to B$, $P(A|B)$, $(0, 1]$, $[0,1)$, $||v||$, $\|x\| \le 1$",
-            "f: A → B, P(A|B), (0, 1], [0,1), ||v||, ‖x‖ ≤ 1",
-        ),
-        (r"$n!$, $k \mid n$, $^{\circ}C$, $x = ?$, $f'(x)$, $O(n \log n)$", "n!, k | n, °C, x = ?, f'(x), O(n log n)"),
-        (r"$\(\frac{x}{2} = 6\)$ and $-\frac{2}{3}$, $2\left(x\right)$", "x/2 = 6 and -2/3, 2(x)"),
+        (r"设$x_1=5$，则\(x+1\)。", "设x₁ = 5，则x+1。"),
+        (r"\(\frac{1}{2}\)-th, \(n\)th, **\(x = 5\)** and *$y_1$*", "1/2-th, nth, x = 5 and y₁"),
+        (r"$\$5 \times 3 = \$15$ and $5", "$5 × 3 = $15 and $5"),
+        (r"\( -b \pm \sqrt{b^2} \), \[ Total = 5 + 3 \]", "-b ± √(b²), Total = 5 + 3"),
+        (r"$f: A \to B$, \(P(A|B)\), $\|x\| \le 1$", "f: A → B, P(A|B), ‖x‖ ≤ 1"),
+        (r"$k \mid n$, $^{\circ}C$, \(f'(x)\), $O(n \log n)$", "k | n, °C, f'(x), O(n log n)"),
+        (r"$-\frac{2}{3}$, $2\left(x\right)$", "-2/3, 2(x)"),
         (
             r"CO$_2$, 5 m$^2$, 10$^{-3}$, a$_i$, Na$^+$, 37$^\circ$C, $\mu$m, 3$\times$4, $\approx$20%",
             "CO₂, 5 m², 10⁻³, aᵢ, Na⁺, 37°C, μm, 3×4, ≈20%",
         ),
-        (r"$1{,}000$ and $10{,}000 + 5$", "1,000 and 10,000 + 5"),
         (r"*where \(x\)* and \(x^*\), then **\(y\)**", "where x and x^*, then y"),
         (r"$\text{unit_price} \times \mathrm{arg_max}$, $\mathrm{CO_2}$", "unit_price × arg_max, CO₂"),
     ],
@@ -73,17 +68,13 @@ def test_lines_between_delimiters_that_are_no_mathematics_stay() -> None:
 
 
 def test_bars_of_mathematics_do_not_divide_the_cells_of_a_table() -> None:
-    table = "| a | b |\n|---|---|\n| $|x| \\ge 0$ | `a<br>b`<br>c |\n| $5 | 6$ |\n| $|x - y| < 5$ | $6 |\n"
-    table += "| $P(A|B)$ | $P(A | B) = 0.5$ |\n| $5 (a | b) $6 |\n"
+    table = "| a | b |\n|---|---|\n| $|x| \\ge 0$ | `a<br>b`<br>c |\n| $5 | 6$ |\n"
     table += "| \\(P(A | B)\\) | $\\{x | x > 0\\}$ |"
     rows = [row.split("   ") for row in rendered_lines(table, 80, 20)[2:]]
     assert [[cell.strip() for cell in row if cell] for row in rows] == [
         ["|x| ≥ 0", "a<br>b"],
         ["c"],
         ["$5", "6$"],
-        ["|x - y| < 5", "$6"],
-        ["P(A|B)", "P(A | B) = 0.5"],
-        ["$5 (a", "b) $6"],
         ["P(A | B)", "{x | x > 0}"],
     ]
 

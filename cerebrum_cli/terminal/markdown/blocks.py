@@ -8,23 +8,13 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-from cerebrum_cli.core.text import Match
-from cerebrum_cli.terminal.markdown.delimiters import INLINE_MATH, is_mathematics, reads_as_mathematics
-from cerebrum_cli.terminal.markdown.mathematics import ENVIRONMENTS
+from cerebrum_cli.terminal.markdown.mathematics import INLINE_MATH, is_mathematics, reads_as_mathematics
 
 LIST_MARKER = r"(?:[-*+]|\d{1,9}[.)])\s+"
 FENCE = re.compile(rf"(?P<prefix>[\s>]*(?:{LIST_MARKER})?)(?P<marks>`{{3,}}|~{{3,}})(?P<info>[^`]*)")
 SEPARATOR = re.compile(r"\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*")
-DISPLAY = re.compile(  # at the beginning of a line, or at the end of one with words
-    rf"\s*(?P<first>\\\[|\$\$|\\begin\{{(?:{'|'.join(map(re.escape, ENVIRONMENTS))})\}})"
-    r"|(?P<words>[^$`\n]*[^$`\\\s])[ \t]+(?P<last>\\\[|\$\$)[ \t]*(?=\n|\Z)"
-)
-ENDS = {r"\[": r"\]", "$$": "$$"}
+ENDS = {r"\[": r"\]", "$$": "$$"}  # of display mathematics, by its beginnings
 CODE_SPAN = re.compile(r"(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)")
-BRACKETED = r"\([^()$|]*[|][^()$|]*\)|\\\{[^{}$|]*[|][^{}$|]*\\\}"  # (A | B), \{x | x > 0\}
-CELL_MATH = re.compile(  # $|x| \ge 0$, $P(A | B)$, \(P(A|B)\)
-    rf"(?<![^\s|])\$(?>{BRACKETED}|(?! \|)[^$]){{1,500}}+\$(?![\w$])|\\\((?>{BRACKETED}|(?! \| |\\\)).){{1,500}}+\\\)"
-)
 MAX_DISPLAY_LINES = 40
 MAX_INDENT = 3  # of the end of a code block; marks further to the right are those of a docstring
 CODE_LINES, ABOVE, BELOW = 8, 32, 8  # of a piece of code, and those that are highlighted with it
@@ -46,9 +36,10 @@ class MarkdownTable(NamedTuple):
 
 
 class Display(NamedTuple):
-    """Mathematics on lines of its own, with its delimiters."""
+    """Mathematics on lines of its own, with its delimiters, and the punctuation behind it."""
 
     text: str
+    after: str
 
 
 class Fence(NamedTuple):
@@ -95,13 +86,13 @@ class Reader:
             return self._read_code(self._fence, line)
         if not self._held:
             return self._read_first(line)
-        if DISPLAY.match(self._held[0]):
+        if begins_display(self._held[0]):
             return self._read_display(line)
         return self._read_table(line)
 
     def finish(self) -> Blocks:
         """What is held, when the text ends."""
-        if len(self._held) < 2 or self._fence or DISPLAY.match(self._held[0]):
+        if len(self._held) < 2 or self._fence or begins_display(self._held[0]):
             return self.unfinished()
         held, self._held = self._held, ()
         return [table(held)]
@@ -119,7 +110,7 @@ class Reader:
             self._fences += 1
             self._fence = Fence(found["prefix"], found["marks"], found["info"], self._fences)
             return [self._fence]
-        if DISPLAY.match(line):
+        if begins_display(line):
             return self._read_display(line)
         if "|" in line:
             self._held = (line,)
@@ -149,17 +140,11 @@ class Reader:
 
     def _read_display(self, line: str) -> Blocks:
         self._held += (line,)
-        text = "\n".join(self._held)
-        start = DISPLAY.match(text)
-        assert start
-        mark = start["first"] or start["last"]
-        end = ENDS.get(mark) or mark.replace("begin", "end")
-        content, found, after = text[start.end() :].partition(end)
-        is_formula = mark.startswith("\\begin") or reads_as_mathematics(content)
-        if found and is_formula and not after.strip(" .,;:"):
+        text = "\n".join(self._held).strip()
+        content, found, after = text[2:].partition(ENDS[text[:2]])
+        if found and reads_as_mathematics(content) and not after.strip(" .,;:"):
             self._held = ()
-            words = [TextLine(start["words"])] if start["last"] else []
-            return [*words, Display(text[start.start("last") :] if words else text)]
+            return [Display(text[: len(content) + 4], after.strip())]
         if found or not line.strip() or FENCE.fullmatch(line) or len(self._held) == MAX_DISPLAY_LINES:
             *before, last = self.unfinished()
             return [*before, *self._read_first(line)] if before else [last]
@@ -175,21 +160,16 @@ class Reader:
         return self.finish() + self._read_first(line)
 
 
+def begins_display(line: str) -> bool:
+    return line.lstrip()[:2] in ENDS
+
+
 def cells(line: str) -> list[str]:
     """The cells of a row; a pipe in code, or after a backslash, is text."""
     line = CODE_SPAN.sub(lambda code: code[0].replace("|", "\0"), line.strip())
-    line = CELL_MATH.sub(without_bars, line)
+    line = INLINE_MATH.sub(lambda found: found[0].replace("|", "\0") if is_mathematics(found) else found[0], line)
     line = re.sub(r"\A\||(?<!\\)\|\Z", "", line)
     return [cell.strip().replace("\0", "|") for cell in re.split(r"(?<!\\)\|", line)]
-
-
-def without_bars(math: Match) -> str:
-    """Mathematics of a cell, with its bars as zero bytes; as it is if a bar divides cells."""
-    found = INLINE_MATH.fullmatch(math[0])
-    bars = re.sub(rf"\\[|]|{BRACKETED}", "", math[0]).count("|")
-    if found is None or (found["single"] and bars % 2) or not is_mathematics(found):
-        return math[0]
-    return math[0].replace("|", "\0")
 
 
 def table(lines: Lines) -> MarkdownTable:

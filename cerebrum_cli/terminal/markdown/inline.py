@@ -15,8 +15,7 @@ from markdown_it.rules_inline.emphasis import tokenize as read_emphasis
 from markdown_it.rules_inline.strikethrough import tokenize as read_strikethrough
 from rich.text import Text
 
-from cerebrum_cli.terminal.markdown.delimiters import IDEOGRAPHIC, INLINE_MATH, is_mathematics
-from cerebrum_cli.terminal.markdown.mathematics import formula
+from cerebrum_cli.terminal.markdown.mathematics import IDEOGRAPHIC, INLINE_MATH, formula, is_mathematics
 
 Rule = Callable[[StateInline, bool], bool]
 
@@ -45,9 +44,7 @@ def inline_text(line: str) -> Text:
         elif name == "code_inline":
             text.append(token.content, " ".join([CODE_STYLE, *styles]))
         elif name == "math":
-            shown = formula(token.content)
-            shown.stylize_before(" ".join(styles))
-            text.append_text(shown)
+            text.append(formula(token.content), " ".join(styles))
         else:
             text.append(token.content, " ".join(styles))
     return text

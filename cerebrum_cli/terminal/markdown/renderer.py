@@ -196,9 +196,9 @@ def parts(console: Console, blocks: Iterable[Block]) -> Iterator[Text | Grid]:
                 yield from line_texts(console, text)
             case MarkdownTable():
                 yield from table_parts(console, block)
-            case Display(text):
-                shown = formula(text, is_display=True)
-                yield from hanging(console, "" if shown.plain == text else FORMULA_INDENT, shown)
+            case Display(text, after):
+                shown = formula(text, separator="\n")
+                yield from hanging(console, "" if shown == text else FORMULA_INDENT, Text(shown + after))
             case Fence(prefix, _, info, number):
                 yield from hanging(console, prefix, Text(f"[{number}] {info.strip()}".rstrip(), style="dim"))
             case Code():
