@@ -28,7 +28,7 @@ from cerebrum_cli.core.row_fields import INCOMPLETE, InvalidRow, RowError, RowId
 from cerebrum_cli.core.text import Texts, text_digest, well_formed
 from cerebrum_cli.replies.majority_vote import MajorityVote, Outcome
 from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.results.rows import ResultRows, RowFlag, Table, votes_object
+from cerebrum_cli.results.rows import ResultRows, RowFlag, Table
 
 OUTPUT_KEYS = (
     "id",
@@ -179,17 +179,14 @@ def row_object(event: Outcome, larger_context: str) -> JsonDict:
     if isinstance(reply, RefusedEvent):
         return refused_object(row, reply)
     assert isinstance(request, Ask)
-    values = {**reply_values(reply, request), "final_answer": reply.final_answer}
+    has_schema = request.grammar is not None and request.grammar.is_schema
+    values = reply_values(reply, request, None if has_schema else reply.final_answer)
     if isinstance(outcome, MajorityVote):
         values["final_answer"] = outcome.final_answer
         values["completion_tokens"] = sum(sample.total_tokens for sample in outcome.replies.values())
-        values["votes"] = votes_object(outcome)
-    elif request.grammar and request.grammar.is_schema:
-        values["final_answer"] = None
+        values["votes"] = outcome.object
     if request.grammar:
         values["error"] = incomplete_error(reply, larger_context, request.grammar)
-    if request.tools or reply.calls:
-        values["calls"] = [asdict(call) for call in reply.calls]
     return output_object(row, reply.finish.origin, **values)
 
 
@@ -198,17 +195,13 @@ def refused_object(row: InputRow, refused: RefusedEvent) -> JsonDict:
     return output_object(row, refused.origin, text=refused.text, error=asdict(error))
 
 
-def reply_values(reply: Reply, request: Ask) -> JsonDict:
+def reply_values(reply: Reply, request: Ask, final_answer: str | None) -> JsonDict:
     """The values of a reply, whose first tokens may be of an earlier run."""
+    values = reply.as_object(final_answer)
     continued = len(request.prefix_tokens)
-    values = {
-        "text": reply.text,
-        "finish_reason": reply.finish.reason,
-        "prompt_tokens": reply.finish.prompt_tokens - continued or None,
-        "completion_tokens": continued + reply.total_tokens,
-        "seed": None if continued else reply.finish.seed,
-        "reasoning": reply.reasoning,
-    }
+    values["completion_tokens"] = continued + reply.total_tokens
+    if continued:
+        values |= {"prompt_tokens": reply.finish.prompt_tokens - continued or None, "seed": None}
     if request.settings.reasoning_limit is not None:
         values[REASONING_CLOSED_AT] = reply.reasoning_closed_at
     return values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from shlex import quote
 from typing import TYPE_CHECKING
 
@@ -192,14 +192,12 @@ class AnswerPrinter:
             self._require_winner(vote, reply)
 
     def _print_vote(self, vote: MajorityVote, reply: Reply) -> None:
-        from cerebrum_cli.results.rows import votes_object
-
         options, streams = self.options, self.streams
         if options.streams_answer:
             text = reply.text if self.request.grammar else vote.text
             show_answer(streams, text, self._is_markdown)
         is_shown = options.json or not vote.tally.tied
-        self._print_rest(reply, vote.final_answer if is_shown else None, votes_object(vote))
+        self._print_rest(reply, vote.final_answer if is_shown else None, vote.object)
         if options.stats or (streams.err_is_terminal and not streams.is_quiet):
             result = vote.tally.result
             if unsupported := vote.unsupported_programs:
@@ -270,13 +268,19 @@ class AnswerPrinter:
         """Print what is not streamed: the JSON object, final answer or code block, and statistics."""
         streams, loaded, options = self.streams, self.loaded, self.options
         if options.json:
-            from cerebrum_cli.cli.reply_object import reply_object
-
-            path = None if loaded.is_remote else loaded.model.path
-            value = reply_object(reply, loaded.model.name, path, loaded.format_name, final_answer, votes, code)
-            value["session"] = self.saved_as
-            if self.request.tools:
-                value["calls"] = [asdict(call) for call in reply.calls]
+            finish = reply.finish
+            value = {
+                "model": loaded.model.name,
+                "file": None if loaded.is_remote else str(loaded.model.path),
+                "format": loaded.format_name,
+                **reply.as_object(final_answer),
+                "extracted": code,
+                "reasoning_closed_at": reply.reasoning_closed_at,
+                "cached_tokens": finish.cached_tokens if finish.context_size else None,
+                "votes": votes,
+                "timings": reply.timings_object,
+                "session": self.saved_as,
+            }
             streams.answer_object(value)
         elif (part := final_answer if options.final else code) is not None:
             streams.answer(part + "\n")

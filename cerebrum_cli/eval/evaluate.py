@@ -35,7 +35,7 @@ from cerebrum_cli.eval.scorers import ReplyScorer, reply_scorer
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.majority_vote import Outcome, Row
 from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.results.rows import ResultRows, Results, RowFlag, program_object
+from cerebrum_cli.results.rows import ResultRows, Results, RowFlag
 
 POLL_S = 0.2  # a signal does not end a wait
 
@@ -168,7 +168,7 @@ class SampleWriter:
                     reasoning_closed_at=reply.reasoning_closed_at,
                     lowest_window=reply.lowest_window,
                     calls=[asdict(call) for call in reply.calls],
-                    **program_object(reply),
+                    **reply.program_object,
                 )
                 yield self.score.event
 

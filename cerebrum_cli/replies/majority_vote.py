@@ -8,8 +8,10 @@ from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.errors import CerebrumError, NoAnswer
 from cerebrum_cli.core.events import FinishEvent, NoticeEvent, RefusedEvent, SequenceId, TallyEvent, TokenEvent
 from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.votes import SHARE_PLACES
 from cerebrum_cli.replies.reply import Reply
 
 if TYPE_CHECKING:
@@ -159,6 +161,32 @@ class MajorityVote:
         if tally.agreement >= MAJORITY:
             return None
         return NoticeEvent(f"the winner has only {winner.count} of {tally.samples} votes", MORE_SAMPLES)
+
+    @property
+    def object(self) -> JsonDict:
+        """The vote as `--json` prints it; its programs only if they check it."""
+        tally = self.tally
+        counts = [{"answer": count.answer, "count": count.count} for count in tally.counts]
+        samples = []
+        for number, reply in sorted(self.replies.items()):
+            finish = reply.finish
+            sample = {"seed": finish.seed, "text": reply.text, "final_answer": reply.vote}
+            sample["finish_reason"] = finish.reason
+            if tally.votes.checks:
+                sample |= reply.program_object | {"checked": tally.answers[number].is_checked}
+            samples.append(sample)
+        values = {
+            "sample_count": tally.samples,
+            "winner": self.final_answer,
+            "tie": bool(tally.tied),
+            "tally": counts,
+            "agreement": round(tally.agreement, SHARE_PLACES),
+        }
+        if tally.votes.checks:
+            values["checked"] = tally.winner is not None and tally.winner.is_checked
+            for object, count in zip(counts, tally.counts, strict=True):
+                object |= {"replies": count.replies, "programs": count.programs}
+        return {**values, "samples": samples}
 
 
 class Continuation(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from math import exp, fsum
 from typing import TYPE_CHECKING, Literal, Self
@@ -26,6 +26,7 @@ from cerebrum_cli.core.events import (
     answer_text,
 )
 from cerebrum_cli.core.grammar import Grammar
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.token_ids import TokenIds, Tokens
 from cerebrum_cli.core.tools import Round, ToolCalls
 from cerebrum_cli.formats.reply_text import SplitText
@@ -38,6 +39,16 @@ PROBABILITY_DIGITS = 5  # further digits depend on what else ran; samples with t
 WINDOW = 16  # tokens; DeepConf (arXiv:2508.15260) takes 2,048, of replies of up to 130,000
 SLOW_PREFILL_S = 0.25  # shared prefixes that take longer to evaluate are cached on disk
 LONG_PROMPT = 256  # tokens; longer prompts are cached on disk
+TIMING_DIGITS = {  # decimals of what `--json` prints
+    "load_s": 4,
+    "prefill_s": 4,
+    "ttft_s": 4,
+    "decode_s": 4,
+    "prompt_tokens_per_second": 2,
+    "tokens_per_second": 2,
+    "draft_n": 0,
+    "draft_n_accepted": 0,
+}
 UNFINISHED_REASONING = {"length": "raise --max-tokens", "stop": "ask again"}  # hints by how a reply finished
 
 
@@ -346,6 +357,41 @@ class Reply:
         if finish.reason == "repetition" or (is_cut and self._grammar and self._grammar.is_schema) or self.mismatch:
             return None
         return self.final_answer
+
+    def as_object(self, final_answer: str | None) -> JsonDict:
+        """Its texts and counts, and its calls if it had functions, as `--json` prints them."""
+        finish = self.finish
+        values: JsonDict = {
+            "text": self.text,
+            "final_answer": final_answer,
+            "finish_reason": finish.reason,
+            "prompt_tokens": finish.prompt_tokens or None,
+            "completion_tokens": finish.completion_tokens,
+            "seed": finish.seed,
+            "reasoning": self.reasoning,
+            "votes": None,
+        }
+        if self.calls or (self._conversation and self._conversation.tools):
+            values["calls"] = [asdict(call) for call in self.calls]
+        return values
+
+    @property
+    def timings_object(self) -> JsonDict:
+        """Its durations in seconds, and rates per second."""
+        timings = self.finish.timings
+        return {name: round(getattr(timings, name), digits) for name, digits in TIMING_DIGITS.items()}
+
+    @property
+    def program_object(self) -> JsonDict:
+        """The program that the model wrote afterwards, and its output."""
+        program = self.program
+        unsupported = {"program_unsupported": True} if program and program.is_unsupported else {}
+        return {
+            "program": program and program.code,
+            "program_output": program and program.output,
+            **unsupported,
+            "program_tokens": self.total_tokens - self.finish.completion_tokens,
+        }
 
 
 def mean_probability(logprobs: Sequence[float]) -> float:

@@ -15,12 +15,9 @@ from cerebrum_cli.core.json_types import JsonDict, JsonObject, to_json
 from cerebrum_cli.core.row_events import SHOWN_ERRORS, RowCounts, RowEvent, RowProgress
 from cerebrum_cli.core.text import text_digest
 from cerebrum_cli.core.token_ids import TokenIds
-from cerebrum_cli.core.votes import SHARE_PLACES
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
-    from cerebrum_cli.replies.majority_vote import MajorityVote
-    from cerebrum_cli.replies.reply import Reply
 
 # Keys of the notes: servers, and hardware and options of this machine, under which rows were made, each once.
 SERVERS, CONDITIONS = "servers", "conditions"
@@ -255,46 +252,3 @@ def to_json_line(object: JsonObject) -> str:
     """Encode an object as one line without its end, also for readers that split at Unicode line breaks."""
     text = to_json(object)
     return text if text.isascii() else text.translate(_LINE_BREAKS)
-
-
-def program_object(reply: Reply) -> JsonDict:
-    """The program that the model wrote after a sample, and its output."""
-    program = reply.program
-    unsupported = {"program_unsupported": True} if program and program.is_unsupported else {}
-    return {
-        "program": program and program.code,
-        "program_output": program and program.output,
-        **unsupported,
-        "program_tokens": reply.total_tokens - reply.finish.completion_tokens,
-    }
-
-
-def votes_object(vote: MajorityVote) -> JsonDict:
-    """The object that `--json` prints of a vote; of programs only if they check it."""
-    tally = vote.tally
-    counts = [{"answer": count.answer, "count": count.count} for count in tally.counts]
-    samples = {sample: vote_object(reply) for sample, reply in sorted(vote.replies.items())}
-    known = {
-        "sample_count": tally.samples,
-        "winner": vote.final_answer,
-        "tie": bool(tally.tied),
-        "tally": counts,
-        "agreement": round(tally.agreement, SHARE_PLACES),
-    }
-    if tally.votes.checks:
-        known["checked"] = tally.winner is not None and tally.winner.is_checked
-        for object, count in zip(counts, tally.counts, strict=True):
-            object |= {"replies": count.replies, "programs": count.programs}
-        for sample, object in samples.items():
-            object |= program_object(vote.replies[sample])
-            object["checked"] = tally.answers[sample].is_checked
-    return {**known, "samples": list(samples.values())}
-
-
-def vote_object(reply: Reply) -> JsonDict:
-    return {
-        "seed": reply.finish.seed,
-        "text": reply.text,
-        "final_answer": reply.vote,
-        "finish_reason": reply.finish.reason,
-    }

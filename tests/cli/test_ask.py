@@ -15,8 +15,8 @@ from templates import chatml_prompt
 from cerebrum_cli.cli.failures import report
 
 ANSWER_KEYS = (
-    "model file format text final_answer extracted finish_reason reasoning_closed_at prompt_tokens cached_tokens"
-    " completion_tokens seed reasoning votes timings session"
+    "model file format text final_answer finish_reason prompt_tokens completion_tokens seed reasoning votes extracted"
+    " reasoning_closed_at cached_tokens timings session"
 )
 TIMING_KEYS = "load_s prefill_s ttft_s decode_s prompt_tokens_per_second tokens_per_second draft_n draft_n_accepted"
 

@@ -1,10 +1,7 @@
 """Asking for a reply, collecting it from its events, and the objects that --json prints."""
 
-from pathlib import Path
-
 import pytest
 
-from cerebrum_cli.cli.reply_object import reply_object
 from cerebrum_cli.core.events import FinishEvent, FinishReason, SequenceId, Timings, TokenEvent
 from cerebrum_cli.replies.reply import Reply
 
@@ -26,11 +23,10 @@ def test_reply_object_has_texts_counts_and_timings() -> None:
     for event in (TokenEvent(SEQUENCE, "hm", "thinking"), TokenEvent(SEQUENCE, "The answer is 4."), FINISH):
         assert not reply.is_finished
         reply.emit(event)
-    answer = reply_object(reply, "cerebrum-7b", Path("7b.gguf"), "cerebrum", "4", None, None)
+    answer = reply.as_object("4")
     assert (answer["text"], answer["reasoning"], answer["final_answer"]) == ("The answer is 4.", "hm", "4")
-    assert (answer["model"], answer["file"], answer["format"]) == ("cerebrum-7b", "7b.gguf", "cerebrum")
-    assert (answer["prompt_tokens"], answer["cached_tokens"], answer["completion_tokens"]) == (20, 4, 5)
-    assert answer["timings"] == {
+    assert (answer["prompt_tokens"], answer["completion_tokens"]) == (20, 5)
+    assert reply.timings_object == {
         "load_s": 1.0,
         "prefill_s": 0.5,
         "ttft_s": 0.75,
