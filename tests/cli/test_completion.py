@@ -3,6 +3,8 @@
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from command_line import COMMAND, CommandLine, fixed_reply_grammar
@@ -12,9 +14,8 @@ from prompt_toolkit.document import Document
 
 from cerebrum_cli.library.registry import Registry, RegistryEntry
 from cerebrum_cli.terminal.repl.prompt import SlashCompleter
+from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
-from cerebrum_cli.terminal.repl.slash_replies import PARTS
-from cerebrum_cli.terminal.repl.slash_settings import SETTABLE
 
 
 def complete(user: CommandLine, line: str) -> list[str]:
@@ -76,21 +77,23 @@ def test_bash_completes_after_colons(user: CommandLine, open_terminal: OpenTermi
         shell.wait_for("shell%")
 
 
-COMPLETER = SlashCompleter(
-    {
-        "model": lambda: ["cerebrum-7b:Q4_K_M", "cerebrum-8x7b", "starter"],
-        "session": lambda: ["tea with milk", "tea", "coffee"],
-        "setting": lambda: SETTABLE,
-        "part": lambda: PARTS,
-        "prompt": lambda: ["sum", "list"],
-    }
+MODELS = [SimpleNamespace(reference=name) for name in ("cerebrum-7b:Q4_K_M", "cerebrum-8x7b", "starter")]
+CHAT = SimpleNamespace(
+    installation=SimpleNamespace(
+        library=SimpleNamespace(models=lambda: MODELS), prompts=SimpleNamespace(names=lambda: ["sum", "list"])
+    ),
+    tree=SimpleNamespace(
+        history=SimpleNamespace(store=SimpleNamespace(names=lambda: ["tea with milk", "tea", "coffee"]))
+    ),
+    loaded=SimpleNamespace(is_remote=False),
 )
 
 
 def completed(text: str) -> list[str]:
     """Lines that Tab would complete a line to."""
     document = Document(text, len(text))
-    completions = COMPLETER.get_completions(document, CompleteEvent(completion_requested=True))
+    completer = SlashCompleter(cast(Repl, SimpleNamespace(chat=CHAT)))
+    completions = completer.get_completions(document, CompleteEvent(completion_requested=True))
     return [text[: len(text) + each.start_position] + each.text for each in completions]
 
 

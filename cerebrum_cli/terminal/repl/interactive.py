@@ -54,7 +54,7 @@ def input_source(repl: Repl) -> InputSource:
             return ScriptInput(read_piped(streams.piped), streams)
     if is_plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
         return PlainPrompt(streams, repl.display.calls.keyboard, signals)
-    from cerebrum_cli.terminal.repl.prompt import InteractivePrompt, SlashCompleter, candidates_of
+    from cerebrum_cli.terminal.repl.prompt import InteractivePrompt
 
     typed = None if repl.chat.settings.no_log else repl.chat.installation.history_path
-    return InteractivePrompt(repl, typed, SlashCompleter(candidates_of(repl)))
+    return InteractivePrompt(repl, typed)

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,40 +41,10 @@ from cerebrum_cli.terminal.repl.questions import (
 )
 from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
-from cerebrum_cli.terminal.repl.slash_lines import ArgumentKind, find_slash
-from cerebrum_cli.terminal.repl.slash_replies import PARTS
-from cerebrum_cli.terminal.repl.slash_settings import (
-    SETTABLE,
-    SETTABLE_ON_SERVERS,
-    SETTING_VALUES,
-    SHOWN,
-    setting_key,
-)
+from cerebrum_cli.terminal.repl.slash_lines import find_slash
 from cerebrum_cli.terminal.streams import discard_closed
 
 REFRESH_S = 0.5  # for the toolbar, which shows when the model is loaded
-
-# Candidates for each kind of argument, computed when Tab is pressed.
-Candidates = Mapping[ArgumentKind, Callable[[], Iterable[str]]]
-
-
-def candidates_of(repl: Repl) -> Candidates:
-    installation = repl.chat.installation
-
-    def think_values() -> list[str]:
-        loaded = repl.chat.loaded
-        efforts = loaded.prompts.format.efforts if loaded.engine.is_loaded else ()
-        return ["on", "off", *SHOWN, *efforts]
-
-    return {
-        "command": lambda: [slash.name for slash in SLASH_COMMANDS],
-        "model": lambda: [model.reference for model in installation.library.models()],
-        "session": repl.chat.tree.history.store.names,
-        "setting": lambda: SETTABLE_ON_SERVERS if repl.chat.loaded.is_remote else SETTABLE,
-        "part": lambda: PARTS,
-        "think": think_values,
-        "prompt": installation.prompts.names,
-    }
 
 
 class OpenInEditor(NamedTuple):
@@ -84,7 +54,7 @@ class OpenInEditor(NamedTuple):
 class InteractivePrompt(PlainPrompt):
     redraws = True
 
-    def __init__(self, repl: Repl, history: Path | None, completer: Completer) -> None:
+    def __init__(self, repl: Repl, history: Path | None) -> None:
         super().__init__(repl.streams, repl.display.calls.keyboard, repl.signals)
         past: History = InMemoryHistory()
         try:
@@ -100,7 +70,7 @@ class InteractivePrompt(PlainPrompt):
         self._session: PromptSession[str | OpenInEditor] = PromptSession(
             input=keyboard,
             history=past,
-            completer=completer,
+            completer=SlashCompleter(repl),
             complete_while_typing=False,
             key_bindings=_key_bindings(self),
             multiline=True,
@@ -236,7 +206,7 @@ def _key_bindings(prompt: InteractivePrompt) -> KeyBindingsBase:
 
 @dataclass(slots=True)
 class SlashCompleter(Completer):
-    _candidates: Candidates
+    _repl: Repl
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
         text = document.text_before_cursor
@@ -249,21 +219,13 @@ class SlashCompleter(Completer):
                     yield Completion(f"/{slash.name}", start_position=-len(text), display_meta=slash.help)
             return
         command = find_slash(name, SLASH_COMMANDS)
-        kind = command.argument_kind if command else ""
-        if kind == "path":
+        if command and command.is_path:
             yield from PathCompleter(expanduser=True).get_completions(Document(argument), complete_event)
-            return
-        key, space, value = argument.partition(" ")
-        candidates: Iterable[str] = ()
-        if kind == "setting" and space:
-            candidates = SETTING_VALUES.get(setting_key(key), ())
-            argument = value.lstrip()
-        elif kind:
+        if command and command.values:
             with suppress(CerebrumError):  # an unreadable database is reported when a command needs it
-                candidates = self._candidates[kind]()
-        for candidate in candidates:
-            if candidate.startswith(argument):
-                yield Completion(candidate, start_position=-len(argument))
+                for value in command.values(self._repl, argument):
+                    if value.startswith(argument):
+                        yield Completion(value, start_position=-len(argument))
 
 
 class PromptHistory(FileHistory):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import chain
 
 from cerebrum_cli.chat.chat import Chat
@@ -22,6 +23,7 @@ from cerebrum_cli.terminal.repl.slash_replies import (
     continue_reply,
     copy_reply,
     edit,
+    parts,
     redo,
     retry,
     show_prompt,
@@ -32,8 +34,12 @@ from cerebrum_cli.terminal.repl.slash_settings import (
     change_model,
     change_setting,
     change_tools,
+    installed_models,
+    prompt_names,
     set_system_prompt,
+    setting_values,
     think,
+    think_values,
     use_prompt,
 )
 from cerebrum_cli.terminal.tables import output_width, print_latest
@@ -50,6 +56,10 @@ def show_help(repl: Repl, argument: str) -> None:
         rows = [(group, ", ".join(slash.usage for slash in commands)) for group, commands in COMMAND_GROUPS.items()]
         rows += [("", ""), *KEYS]
     repl.streams.answer(help_text(rows, output_width(repl.streams)))
+
+
+def command_names(_: Repl, __: str) -> Iterable[str]:
+    return (slash.name for slash in SLASH_COMMANDS)
 
 
 def exit_chat(repl: Repl, _: str) -> None:
@@ -70,6 +80,10 @@ def load_session(repl: Repl, argument: str) -> None:
     repl.streams.info(f"Now in session {argument!r}")
     repl.show_last_exchange()
     repl.streams.report(repl.chat.difference)
+
+
+def session_names(repl: Repl, _: str) -> Iterable[str]:
+    return repl.chat.tree.history.store.names()
 
 
 def rename_session(repl: Repl, argument: str) -> str:
@@ -102,7 +116,7 @@ def attach_file(repl: Repl, argument: str) -> str | None:
 
 COMMAND_GROUPS = {
     "Chat": (
-        SlashCommand("help", show_help, "[COMMAND]", "show commands and keys, or explain a command", "command"),
+        SlashCommand("help", show_help, "[COMMAND]", "show commands and keys, or explain a command", command_names),
         SlashCommand("exit", exit_chat, "", "exit; so do /quit, /bye, /q and Ctrl-D", aliases=("quit", "bye", "q")),
         SlashCommand("clear", start_new, "", "start a new conversation; this one stays saved"),
         SlashCommand(
@@ -110,7 +124,7 @@ COMMAND_GROUPS = {
             attach_file,
             "PATHS [QUESTION]",
             "prepend files, directories, globs or web pages to a question; `none` removes them",
-            "path",
+            is_path=True,
             required=("a file", "for example /file notes.txt"),
         ),
     ),
@@ -121,40 +135,40 @@ COMMAND_GROUPS = {
             "[TEXT|default]",
             "show or set the system prompt; `default` restores the format's own",
         ),
-        SlashCommand("model", change_model, "[MODEL]", "show the model, or switch to another", "model"),
+        SlashCommand("model", change_model, "[MODEL]", "show the model, or switch to another", installed_models),
         SlashCommand(
             "set",
             change_setting,
             "[KEY [VALUE]]",
             "list the settings in effect, or show one, change it, or reset it (`default`)",
-            "setting",
+            setting_values,
         ),
         SlashCommand(
             "use",
             use_prompt,
             "[NAME [KEY=VALUE]]",
             "list saved prompts, or use one for the next question, with its settings; `none` drops it",
-            "prompt",
+            prompt_names,
         ),
         SlashCommand(
             "tools",
             change_tools,
             "[python|FILE|off]",
             "list the functions that the model may call, add some, or remove all (`off`)",
-            "path",
+            is_path=True,
         ),
         SlashCommand(
             "think",
             think,
             "[MODE|show|hide]",
             "show the last reasoning, set thinking (on, off, tokens, effort), or show or hide it live",
-            "think",
+            think_values,
         ),
     ),
     "Last question": (
         SlashCommand("undo", undo, "[COUNT]", "undo the last turn, or several"),
         SlashCommand("redo", redo, "", "restore the last undone turn"),
-        SlashCommand("edit", edit, "[answer]", "edit the last question, or its reply, in your editor", "part"),
+        SlashCommand("edit", edit, "[answer]", "edit the last question, or its reply, in your editor", parts),
         SlashCommand(
             "retry",
             retry,
@@ -165,7 +179,12 @@ COMMAND_GROUPS = {
     "Sessions": (
         SlashCommand("sessions", list_sessions, "", "list saved sessions"),
         SlashCommand(
-            "load", load_session, "NAME", "switch to another session", "session", required=("a session", LIST_SESSIONS)
+            "load",
+            load_session,
+            "NAME",
+            "switch to another session",
+            session_names,
+            required=("a session", LIST_SESSIONS),
         ),
         SlashCommand(
             "save",
@@ -179,7 +198,7 @@ COMMAND_GROUPS = {
             export_session,
             "FILE",
             f"write the session to a file: {' or '.join(Chat.EXPORTS)} (OpenAI messages)",
-            "path",
+            is_path=True,
             required=("a file", "for example /export talk.md"),
         ),
     ),

@@ -9,7 +9,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from textwrap import wrap
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from cerebrum_cli.core.declaration import is_address
 from cerebrum_cli.core.errors import UsageError
@@ -18,21 +18,21 @@ from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.paths import as_path
 from cerebrum_cli.core.text import Texts, did_you_mean
 
-ArgumentKind = Literal["", "command", "path", "model", "session", "setting", "part", "prompt", "think"]
-
 
 class SlashCommand(NamedTuple):
-    """A slash command: its function, its argument, its help, and what completes the argument.
+    """A slash command: its function, its argument and its help.
 
-    The function returns a message on its result, if there is one. `required` is what the argument must be, with a hint;
-    without it, the function gets "" for no argument.
+    The function returns a message on its result, if there is one. `values` finds the values of an argument that is
+    typed in part, when Tab is pressed; one that `is_path` is completed as a path. `required` is what the argument must
+    be, with a hint; without it, the function gets "" for no argument.
     """
 
     name: str
     run: Callable[[Any, str], str | None]
     argument: str
     help: str
-    argument_kind: ArgumentKind = ""
+    values: Callable[[Any, str], Iterable[str]] | None = None
+    is_path: bool = False
     aliases: Texts = ()
     required: tuple[str, str] | None = None
 

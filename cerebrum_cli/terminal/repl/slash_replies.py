@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -47,6 +48,10 @@ def edit(repl: Repl, argument: str) -> str | None:
     repl.show_question(text)
     repl.render(repl.chat.edit_question(text))
     return None
+
+
+def parts(_: Repl, __: str) -> Iterable[str]:
+    return PARTS
 
 
 def retry(repl: Repl, argument: str) -> None:

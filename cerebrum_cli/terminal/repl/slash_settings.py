@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict
 
 from cerebrum_cli.core.declaration import NONE
@@ -54,6 +55,10 @@ def change_model(repl: Repl, argument: str) -> str:
     return f"{model_text(loaded)}, prompt format: {loaded.format_name}"
 
 
+def installed_models(repl: Repl, _: str) -> Iterable[str]:
+    return (model.reference for model in repl.chat.installation.library.models())
+
+
 def change_setting(repl: Repl, argument: str) -> str:
     name, _, value = argument.partition(" ")
     key = setting_key(name)
@@ -82,6 +87,14 @@ def show_setting(repl: Repl, key: str, with_origin: bool = True) -> str:
 
 def setting_key(text: str) -> str:
     return text.removeprefix("--").replace("-", "_")
+
+
+def setting_values(repl: Repl, typed: str) -> Iterable[str]:
+    """The settings, or one setting with each of its values."""
+    key, space, _ = typed.partition(" ")
+    if space:
+        return (f"{key} {value}" for value in SETTING_VALUES.get(setting_key(key), ()))
+    return SETTABLE_ON_SERVERS if repl.chat.loaded.is_remote else SETTABLE
 
 
 def setting_hint(argument: str) -> str:
@@ -128,6 +141,12 @@ def think(repl: Repl, argument: str) -> str | None:
     return None
 
 
+def think_values(repl: Repl, _: str) -> Iterable[str]:
+    loaded = repl.chat.loaded
+    efforts = loaded.prompts.format.efforts if loaded.engine.is_loaded else ()
+    return ("on", "off", *SHOWN, *efforts)
+
+
 def use_prompt(repl: Repl, argument: str) -> str | None:
     if not argument:
         print_prompts(repl.streams, [saved.as_object() for saved in repl.chat.installation.prompts.read_all()])
@@ -138,6 +157,10 @@ def use_prompt(repl: Repl, argument: str) -> str | None:
     if argument == NONE:
         return "using no saved prompt"
     return f"using {saved.name} {'for the next question' if saved.prompt else 'until /use none'}"
+
+
+def prompt_names(repl: Repl, _: str) -> Iterable[str]:
+    return repl.chat.installation.prompts.names()
 
 
 def change_tools(repl: Repl, argument: str) -> str:
