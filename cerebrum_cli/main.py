@@ -77,10 +77,10 @@ def own_command(command: Command, module: ModuleType, declared: type[BaseCommand
     from cerebrum_cli.cli.command import ParsedCommand, grouped
 
     documented = declared if isinstance(declared, type) else module
-    details, _, examples = cleandoc(documented.__doc__ or "").partition("\n\nExamples:\n")
+    details, _, examples = cleandoc(documented.__doc__ or "").partition("Examples:\n")
     shown: dict[str, Any] = {"short_help": command.summary, "epilog": f"\b\nExamples:\n{examples}"}
     if isinstance(declared, type):
-        return ParsedCommand(command.name, declared, help=f"{command.summary}.\n\n{details}", **shown)
+        return ParsedCommand(command.name, declared, help=f"{command.summary}.\n\n{details}".rstrip(), **shown)
     return grouped(command.name, declared, help=f"{command.summary}.", **shown)
 
 

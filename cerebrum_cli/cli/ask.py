@@ -26,18 +26,16 @@ SHORT_ANSWER = 60  # under a schema or a grammar
 
 @option_group
 class AskCommand(AskOptions):
-    """The prompt is built from the files, PROMPT and standard input, in that order.
-
-    The exchange is saved as a session. -c continues the latest, --session NAME any, or creates it.
-
+    """
     Examples:
-      cerebrum ask "Why is the sky blue?"
       git diff | cerebrum ask "Write a commit message for this change"
       cerebrum ask "What is 15% of 80?" --votes 8 --final
     """
 
     settings = settings_options((*REPLY_KEYS, "speculative", "cache_gb", "show_thinking", "no_log", "markdown"))
-    prompt: list[str] = argument("[PROMPT]", "The question; `-` reads standard input", is_list=True, is_required=False)
+    prompt: list[str] = argument(
+        "[PROMPT]", "The question, after files; `-` is standard input", is_list=True, is_required=False
+    )
 
     def run(self, app: App) -> None:
         from cerebrum_cli.attachments.prompt_sources import AttachmentReader, PromptSources

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SET = "set"
 HELP = "help"  # instead of KEY=VALUE
 SET_OPTION = Option(
-    f"Change a setting; `--{SET} {HELP}` lists them (repeatable)", "Model", TEXTS, metavar="KEY=VALUE", name=SET
+    f"Change a setting (repeatable); --{SET} {HELP} lists all", "Model", TEXTS, metavar="KEY=VALUE", name=SET
 )
 SETTINGS_WIDTH = 200  # of a terminal that shows a setting with its default and range in one line
 UNCONVERTED: Any = None  # instead of a type
@@ -213,11 +213,11 @@ class ParsedCommand(TyperCommand):
         return pieces
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {name: [] for name in ("Arguments", *HEADINGS, "Options")}
+        sections: dict[str, list[tuple[str, str]]] = {name: [] for name in HEADINGS}
         parameter: Any
         for parameter in self.get_params(ctx):
             if record := parameter.get_help_record(ctx):  # the reference hides some
-                sections[parameter.rich_help_panel or "Options"].append(record)
+                sections[parameter.rich_help_panel or HEADINGS[-1]].append(record)
         for heading, records in sections.items():
             if records:
                 with formatter.section(heading):
@@ -262,7 +262,7 @@ class Positional(TyperArgument):
             metavar=declared.metavar,
             help=f"{declared.help}.",
             autocompletion=partial(complete_values, declared.values),
-            rich_help_panel="Arguments",
+            rich_help_panel="Input",
         )
 
     def get_help_record(self, ctx: Any) -> tuple[str, str]:  # noqa: ARG002

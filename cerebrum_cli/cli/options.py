@@ -61,7 +61,7 @@ def file_option() -> Any:
 
 
 def check_option() -> Any:
-    help = "Ask for a program after each sample; its output is a vote, too"
+    help = "Ask for a program, too, whose output is a vote"
     return option(help, "Sampling", metavar="python", choices=("python",))
 
 
@@ -87,7 +87,7 @@ class PullOptions(BaseCommand):
 @option_group
 class AnswerOptions(PullOptions):
     endpoint: tuple[str, ...] = option(
-        "Generate on this server (repeatable)", "Server", TEXTS, default=(), metavar="URL|NAME"
+        "Generate on this server (repeatable)", "Model", TEXTS, default=(), metavar="URL|NAME"
     )
     served_model_name: str | None = option("Model to request if the server has several")
     template_arg: tuple[str, ...] = option(
@@ -138,9 +138,7 @@ class ConstrainedOptions(AnswerOptions):
 
 @option_group
 class GenerationOptions(ConstrainedOptions):
-    votes: str | None = option(
-        "Majority of K answers; auto samples as few as needed", "Sampling", metavar="K|auto[:A..B]"
-    )
+    votes: str | None = option("Majority of K answers, or of as few as needed: auto", "Sampling", metavar="K|auto")
     check: str | None = check_option()
 
     def vote_bounds(self) -> Votes | None:
@@ -163,7 +161,7 @@ class GenerationOptions(ConstrainedOptions):
 class SavedPromptOptions(BaseCommand):
     saved_prompt: str | None = option("Apply a saved prompt", "Input", short="-p", metavar="NAME")
     param: tuple[str, ...] = option(
-        "Value for {NAME} in the saved prompt (repeatable)",
+        "Value for {NAME} in the prompt (repeatable)",
         "Input",
         TEXTS,
         default=(),
@@ -243,11 +241,11 @@ class QuestionOptions(SavedPromptOptions, ToolOptions):
 class AskOptions(QuestionOptions, GenerationOptions):
     messages: Path | None = option("OpenAI messages list; `-` is standard input", "Input", PATH, metavar="FILE")
     raw: bool = switch("Complete prompts verbatim, without a format", "Input")
-    final: bool = switch("Print only the final answer; exit code 5 if there is none", "Output")
+    final: bool = switch("Print only the final answer; exit code 5 without one", "Output")
     extract: bool = switch("Print only the first code block", "Output", short="-x")
     block: str | None = option("Print only the last code block, or the first in LANG", "Output", metavar="LANG|last")
     json: bool = json_option()
-    stats: bool = switch("Print speed, context, sampling and seed on standard error", "Output")
+    stats: bool = switch("Print speed, context, sampling and seed", "Output")
     dry_run: bool = switch("Print the exact prompt without evaluating it", "Output")
     no_markdown: bool = switch("Plain text, even on a terminal", "Output")
 

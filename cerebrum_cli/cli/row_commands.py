@@ -54,7 +54,7 @@ class RowFileOptions(BaseCommand):
 
 @option_group
 class ConcurrencyOptions(AnswerOptions):
-    parallel: str | None = option("Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
+    parallel: str | None = option("Answers generated at the same time [default: auto]", "Model", metavar="N|auto")
 
     @property
     def window(self) -> int:
@@ -100,10 +100,8 @@ class ConcurrencyOptions(AnswerOptions):
 class RowOptions(ToolOptions, ConstrainedOptions, ConcurrencyOptions):
     """Options of a command that answers rows: here, on servers, or on a cluster, by the optional package `cluster`."""
 
-    ray: str | None = option("Generate on the nodes of a Ray cluster", "Server", metavar="ADDRESS|auto|local")
-    ray_workers: int | None = option(
-        "Workers with --ray [default: one per GPU or node]", "Server", INTEGER, metavar="N"
-    )
+    ray: str | None = option("Generate on the nodes of a Ray cluster", "Model", metavar="ADDRESS|auto|local")
+    ray_workers: int | None = option("Workers with --ray [default: one per GPU or node]", "Model", INTEGER, metavar="N")
 
     @property
     def place_flag(self) -> str:

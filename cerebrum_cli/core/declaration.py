@@ -28,7 +28,7 @@ SWITCH_WORDS = {
 }
 SWITCHES = ("on", "off")
 
-Heading = Literal["Model", "Sampling", "Length", "Input", "Output", "Speed", "Server"]
+Heading = Literal["Model", "Sampling", "Input", "Output"]
 HEADINGS: tuple[Heading, ...] = get_args(Heading)
 
 T = TypeVar("T")

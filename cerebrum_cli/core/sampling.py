@@ -39,10 +39,10 @@ class SamplingParams:
     """
 
     max_tokens: int | None = option(
-        "Maximum tokens to generate [default: no limit]", "Length", INTEGER, short="-n", metavar="N", least=1
+        "Maximum tokens to generate [default: no limit]", "Sampling", INTEGER, short="-n", metavar="N", least=1
     )
     temperature: float = option(
-        "Sampling temperature; 0 is greedy [default: the model's, else 0, or 0.7 in chats and votes]",
+        "Temperature [default: the model's, else 0; chats: 0.7]",
         "Sampling",
         NUMBER,
         default=0.0,
@@ -50,7 +50,7 @@ class SamplingParams:
         least=0,
     )
     top_k: int = option(
-        "Keep the K likeliest tokens; 0: all [default: the model's, else 40]",
+        "Keep the K likeliest tokens; 0: all [default: 40]",
         "Sampling",
         INTEGER,
         default=40,
@@ -58,7 +58,7 @@ class SamplingParams:
         least=0,
     )
     top_p: float = option(
-        "Keep the most likely tokens that sum to probability P [default: the model's, else 0.95]",
+        "Keep tokens of total probability P [default: 0.95]",
         "Sampling",
         NUMBER,
         default=0.95,
@@ -67,7 +67,7 @@ class SamplingParams:
         most=1,
     )
     min_p: float = option(
-        "Drop tokens below P times the likeliest [default: the model's, else 0.05]",
+        "Drop tokens below P times the likeliest [default: 0.05]",
         "Sampling",
         NUMBER,
         default=0.05,
@@ -94,7 +94,7 @@ class SamplingParams:
     seed: int | None = option(
         "Random seed [default: random; reported]", "Sampling", INTEGER, metavar="N", least=0, most=SEEDS - 1
     )
-    stop: tuple[str, ...] = option("Stop before this text (repeatable)", "Length", TEXTS, default=(), metavar="TEXT")
+    stop: tuple[str, ...] = option("Stop before this text (repeatable)", "Sampling", TEXTS, default=(), metavar="TEXT")
 
     @property
     def samplers(self) -> JsonDict:

@@ -89,10 +89,10 @@ class Settings(SamplingParams):
     system: str | None = option("System prompt [default: the format's own]", "Input", short="-s", metavar="TEXT")
     format: str | None = option("Prompt format [default: the model's own]", "Model", metavar="NAME")
     chat_template: str | None = option(
-        "Chat template to use, or none [default: the embedded one]", "Model", NAME, metavar="FILE"
+        "Chat template, or none [default: the embedded one]", "Model", NAME, metavar="FILE"
     )
     ctx: int | None = option(
-        "Context size in tokens [default: up to 8192; 32768 for reasoning models]",
+        "Context size in tokens [default: up to 8192 or 32768]",
         "Model",
         INTEGER,
         metavar="N",
@@ -104,7 +104,7 @@ class Settings(SamplingParams):
     )
     threads: int | None = option(
         "CPU threads [default: one per performance core]",
-        "Speed",
+        "Model",
         INTEGER,
         short="-t",
         metavar="N",
@@ -113,12 +113,12 @@ class Settings(SamplingParams):
         local=True,
     )
     gpu_layers: str = option(
-        "Layers to offload to the GPU [default: auto]",
-        "Speed",
+        "Layers on the GPU, auto or all [default: auto]",
+        "Model",
         LAYERS,
         default="auto",
         short="-ngl",
-        metavar="N|auto|all",
+        metavar="N",
         choices=("auto", "all"),
         local=True,
     )
@@ -134,14 +134,14 @@ class Settings(SamplingParams):
     )
     flash_attn: str | None = option("Flash attention [default: auto]", choices=("auto", "on", "off"), local=True)
     think: str | None = option(
-        "Turn thinking on or off, limit it, or set its effort [default: the model's, else the template's]",
-        "Length",
+        "Reasoning: on, off, N tokens, low, medium or high",
+        "Sampling",
         THINKING,
-        metavar="on|off|N|EFFORT",
+        metavar="EFFORT",
         choices=("on", "off", *EFFORTS),
     )
     show_thinking: bool = switch("Show reasoning as it is generated [default: off]", "Output")
-    no_log: bool = switch("Save nothing: no session, history or prompt cache [default: off]", "Output")
+    no_log: bool = switch("Save no session, history or prompt cache [default: off]", "Output")
     markdown: bool = option("Format Markdown and mathematics on a terminal [default: on]", kind=SWITCH, default=True)
     vi: bool = switch("Edit with vi keys [default: off]")
     loop_check: bool = option("End replies that repeat themselves [default: on]", kind=SWITCH, default=True)

@@ -37,7 +37,7 @@ class ChoiceOptions:
     )
     score: str | None = option("Answer with a number of this range, such as 1..5", "Input", metavar="A..B")
     letters: bool = switch("List the choices after letters: compare both with --label", "Input")
-    fast: bool = switch("List the choices in one order only: faster, less accurate", "Speed")
+    fast: bool = switch("List the choices in one order only: faster, less accurate", "Model")
     votes: int | None = option(
         "Sample K replies, for a model that reasons: a probability is a share of them",
         "Sampling",

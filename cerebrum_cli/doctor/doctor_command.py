@@ -31,7 +31,7 @@ class DoctorCommand(BaseCommand):
 
     settings = settings_options(("model",), model="Model to check [default: the default model]")
     endpoint: tuple[str, ...] = option(
-        "Check this server instead (repeatable)", "Server", TEXTS, default=(), metavar="URL|NAME"
+        "Check this server instead (repeatable)", "Model", TEXTS, default=(), metavar="URL|NAME"
     )
     served_model_name: str | None = option("Model to request if the server has several")
     offline: bool = offline_option()

@@ -124,5 +124,5 @@ def test_settings_are_listed_with_ranges_and_defaults_on_a_narrow_terminal(open_
     person = open_terminal(COMMAND, "ask", "--set", "help", size=(80, 200))
     person.wait_for("llama.cpp's log")
     lines = [line.rstrip() for line in person.screen.lines]
-    place = lines.index("min_p                 Drop tokens below P times the likeliest")
-    assert lines[place + 1] == f"{' ' * 22}a number from 0 to 1; default: the model's, else 0.05"
+    place = lines.index(f"{'min_p':19}Drop tokens below P times the likeliest")
+    assert lines[place + 1] == f"{' ' * 19}a number from 0 to 1; default: 0.05"
