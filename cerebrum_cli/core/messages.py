@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from itertools import groupby
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from cerebrum_cli.core.conversation import Conversation, Message, Picture, Turn
+from cerebrum_cli.core.conversation import Conversation, Message, Picture, Pictures, Turn
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import truncate, well_formed
 from cerebrum_cli.core.tools import Round, ToolCall, read_call
 
-SPEAKERS = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "assistant"}
 SHOWN = 80  # characters of an invalid value
 CALL = '{"id": "1", "function": {"name": "f", "arguments": "{}"}}'
 PARTS = 'expected {"type": "text", "text": "..."}, or in a question, image_url with a data: URL'
-
-
-class _Item(NamedTuple):
-    """An item of a list; a reply may have calls by their ids, a result the id of its call."""
-
-    where: str
-    role: str
-    content: str
-    pictures: tuple[Picture, ...]
-    reasoning: str
-    calls: Mapping[str, ToolCall]
-    call_id: str
+RESULTS = "after `tool_calls`, add a message for each result: role tool, tool_call_id"
 
 
 def conversation_from_messages(items: Any, name: str, is_request: bool = True) -> Conversation:
@@ -40,98 +26,94 @@ def conversation_from_messages(items: Any, name: str, is_request: bool = True) -
     """
     if not isinstance(items, (list, tuple)) or not items:
         raise UsageError(f"{name} has no messages", 'it must be a list like [{"role": "user", "content": "..."}]')
-    read = [_item(item, f"{name}: message {number}") for number, item in enumerate(items, 1)]
-    system, messages = None, list[Message]()
-    for speaker, group in groupby(read, key=lambda item: SPEAKERS[item.role]):
-        joined = [*group]
-        where, role = joined[0].where, joined[0].role
-        if speaker == "system":
-            if messages:
-                raise UsageError(f"{where} has the role {role}", "a system message must come first")
-            system = _paragraphs(item.content for item in joined)
-        elif speaker == "user":
-            messages.append(_question(joined, is_request))
-        elif messages:
-            messages.append(_reply(joined))
-        else:
-            raise UsageError(f"{where} has the role {role}, expected user", "a question must come first")
-    conversation = Conversation(tuple(messages), system)
-    if not is_request:
-        return conversation
-    if not messages:
-        raise UsageError(f"{name}: no question to answer", "add a message with the role user")
-    return _with_prefill(conversation)
+    read = _Messages()
+    for number, item in enumerate(items, 1):
+        read.add(item, f"{name}: message {number}")
+    read.require_results(f"{name}: its end")
+    conversation = Conversation(tuple(read.messages), read.system)
+    return _as_request(conversation, name) if is_request else conversation
 
 
-def _with_prefill(conversation: Conversation) -> Conversation:
+def _as_request(conversation: Conversation, name: str) -> Conversation:
     """A conversation whose last message, if it is the assistant's, is the beginning of the reply."""
+    if not conversation.messages:
+        raise UsageError(f"{name}: no question to answer", "add a message with the role user")
+    for message in conversation.messages:
+        if message.role == "user" and not (message.content.strip() or message.pictures):
+            raise UsageError(f"{name} has an empty question", "a question must contain text")
     *before, last = conversation.messages
     if last.role == "user":
         return conversation
-    prefill = None
-    if last.content.strip() or last.reasoning or last.rounds:
-        prefill = last
+    prefill = last if last.content.strip() or last.reasoning or last.rounds else None
     return replace(conversation, messages=tuple(before), prefill=prefill)
 
 
-def _question(items: Sequence[_Item], is_request: bool) -> Message:
-    content = _paragraphs(item.content for item in items)
-    pictures = tuple(picture for item in items for picture in item.pictures)
-    if is_request and not (content.strip() or pictures):
-        raise UsageError(f"{items[0].where} is empty", "a question must contain text")
-    return Message("user", content, pictures=pictures)
+@dataclass(slots=True)
+class _Messages:
+    """What has been read of a list; `waiting` are the calls of the last round that lack a result, by their ids."""
+
+    system: str | None = None
+    messages: list[Message] = field(default_factory=list)
+    waiting: dict[str, ToolCall] = field(default_factory=dict)
+
+    def add(self, item: Any, where: str) -> None:
+        role = item.get("role") if isinstance(item, dict) else None
+        if role not in ("system", "developer", "user", "assistant", "tool"):
+            raise UsageError(f"{where} has the role {role!r}", "roles are system, user, assistant and tool")
+        content, pictures = _content(item.get("content"), role, where)
+        if role == "tool":
+            self._add_result(str(item.get("tool_call_id") or ""), content, where)
+            return
+        self.require_results(where)
+        if role == "user":
+            self._add_question(content, pictures)
+        elif role == "assistant":
+            self._add_reply(item, content, where)
+        elif self.messages:
+            raise UsageError(f"{where} has the role {role}", "a system message must come first")
+        else:
+            self.system = _joined(self.system, content)
+
+    def require_results(self, where: str) -> None:
+        if self.waiting:
+            raise UsageError(f"{where} follows calls without results: {', '.join(self.waiting)}", RESULTS)
+
+    def _add_question(self, content: str, pictures: Pictures) -> None:
+        if self.messages and self.messages[-1].role == "user":
+            last = self.messages.pop()
+            content, pictures = _joined(last.content, content), (*last.pictures, *pictures)
+        self.messages.append(Message("user", content, pictures=pictures))
+
+    def _add_reply(self, item: JsonDict, content: str, where: str) -> None:
+        """Add to a reply; what precedes calls becomes a round, whose calls wait for their results."""
+        if not self.messages:
+            raise UsageError(f"{where} has the role assistant, expected user", "a question must come first")
+        last = self.messages.pop() if self.messages[-1].role == "assistant" else Message("assistant", "")
+        content = _joined(last.content, content)
+        reasoning = item.get("reasoning_content")
+        if not isinstance(reasoning, str):
+            reasoning = ""
+        reasoning = _joined(last.reasoning, well_formed(reasoning)) or None
+        self.waiting = _calls(item.get("tool_calls") or [], where)
+        if self.waiting:
+            part = Round(tuple(self.waiting.values()), content, reasoning)
+            self.messages.append(replace(last, content="", reasoning=None, rounds=(*last.rounds, part)))
+        else:
+            self.messages.append(replace(last, content=content, reasoning=reasoning))
+
+    def _add_result(self, id: str, content: str, where: str) -> None:
+        """Add the result of a call to its round; without an id, that of the first call that lacks one."""
+        waiting = self.waiting.pop(id or next(iter(self.waiting), ""), None)
+        if waiting is None:
+            raise UsageError(f"{where} is the result of no call", RESULTS)
+        last = self.messages[-1]
+        *rounds, part = last.rounds
+        calls = tuple(replace(call, result=content) if call is waiting else call for call in part.calls)
+        self.messages[-1] = replace(last, rounds=(*rounds, replace(part, calls=calls)))
 
 
-def _reply(items: Sequence[_Item]) -> Message:
-    """A reply with its rounds of calls. Raises UsageError if a call lacks its result."""
-    where = items[0].where
-    texts: list[_Item] = []
-    results: dict[str, str] = {}
-    rounds = []
-    for item in items:
-        if item.role == "tool":
-            results[item.call_id or str(len(results))] = item.content
-            continue
-        if results or (texts and texts[-1].calls):
-            rounds.append(_round(where, texts, results))
-            texts, results = [], {}
-        texts.append(item)
-    if results or texts[-1].calls:
-        rounds.append(_round(where, texts, results))
-        texts = []
-    content, reasoning = _texts(texts)
-    return Message("assistant", content, reasoning=reasoning, rounds=tuple(rounds))
-
-
-def _round(where: str, texts: Sequence[_Item], results: Mapping[str, str]) -> Round:
-    """The text before calls, and these with their results."""
-    calls = texts[-1].calls if texts else {}
-    if calls.keys() != results.keys():
-        problem = f"{where}: the results {[*results]} do not match the calls {[*calls]}"
-        raise UsageError(problem, "after `tool_calls`, add a message for each result: role tool, tool_call_id")
-    content, reasoning = _texts(texts)
-    return Round(tuple(replace(call, result=results[id]) for id, call in calls.items()), content, reasoning)
-
-
-def _texts(items: Sequence[_Item]) -> tuple[str, str | None]:
-    """The content and the reasoning of messages in a row."""
-    return _paragraphs(item.content for item in items), _paragraphs(item.reasoning for item in items) or None
-
-
-def _paragraphs(texts: Iterable[str]) -> str:
-    return "\n\n".join(filter(None, texts))
-
-
-def _item(item: Any, where: str) -> _Item:
-    role = item.get("role") if isinstance(item, dict) else None
-    if not isinstance(role, str) or role not in SPEAKERS:
-        raise UsageError(f"{where} has the role {role!r}", "roles are system, user, assistant and tool")
-    content, pictures = _content(item.get("content"), role, where)
-    reasoning = item.get("reasoning_content")
-    if role != "assistant" or not isinstance(reasoning, str):
-        reasoning = ""
-    calls = _calls(item.get("tool_calls") or [], where) if role == "assistant" else {}
-    return _Item(where, role, content, pictures, well_formed(reasoning), calls, str(item.get("tool_call_id") or ""))
+def _joined(first: str | None, second: str) -> str:
+    return "\n\n".join(filter(None, (first, second)))
 
 
 def _content(value: Any, role: str, where: str) -> tuple[str, tuple[Picture, ...]]:

@@ -164,11 +164,9 @@ def test_calls_of_messages_may_have_half_a_character() -> None:
         ({"role": "user", "parts": [{"text": "Why?"}]}, "message 1 has no text content"),
         ({"role": "assistant"}, "message 1 has the role assistant, expected user"),
         (CALLS, "message 1 has the role assistant, expected user"),
-        ({**ASSISTANT, "tool_calls": 5}, "message 1 has an invalid call: 5"),
-        ({**CALLS, "tool_calls": [{"function": {"name": "f", "arguments": 5}}]}, "message 1 has an invalid call"),
-        (RESULTS[0], "message 1 has the role tool, expected user"),
+        (RESULTS[0], "message 1 is the result of no call"),
         ({**USER, "content": None}, "message 1 has no text content"),
-        ({**USER, "content": " "}, "message 1 is empty"),
+        ({**USER, "content": " "}, "m.json has an empty question"),
     ],
 )
 def test_message_without_unambiguous_text_is_refused(message: dict[str, Any], problem: str) -> None:
@@ -183,11 +181,20 @@ def test_system_message_behind_a_question_is_refused() -> None:
         parse_messages(json.dumps([USER, SYSTEM]), "m.json")
 
 
-@pytest.mark.parametrize("name", ["c", None])
-def test_result_of_no_call_is_refused(name: str | None) -> None:
-    messages = [USER, CALLS, *RESULTS, {"role": "tool", "tool_call_id": name, "content": "5"}]
-    with pytest.raises(UsageError, match=r"^m\.json: message 2: the results .* do not match the calls \['a', 'b'\]"):
-        parse_messages(json.dumps(messages), "m.json")
+@pytest.mark.parametrize(
+    ("messages", "problem"),
+    [
+        ([CALLS, *RESULTS, {"role": "tool", "content": "5"}], "message 5 is the result of no call"),
+        ([CALLS, {"role": "tool", "tool_call_id": "c", "content": "5"}], "message 3 is the result of no call"),
+        ([CALLS, RESULTS[0], ASSISTANT], "message 4 follows calls without results: a"),
+        ([CALLS], "its end follows calls without results: a, b"),
+        ([{**ASSISTANT, "tool_calls": 5}], "message 2 has an invalid call: 5"),
+        ([{**CALLS, "tool_calls": [{"function": {"name": "f", "arguments": 5}}]}], "message 2 has an invalid call"),
+    ],
+)
+def test_calls_and_results_that_do_not_match_are_refused(messages: list[Any], problem: str) -> None:
+    with pytest.raises(UsageError, match=rf"^m\.json: {problem}"):
+        parse_messages(json.dumps([USER, *messages]), "m.json")
 
 
 def test_calls_without_ids_have_results_in_their_order() -> None:
