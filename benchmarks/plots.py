@@ -146,7 +146,7 @@ def generate(loaded: Model, length: int, settings: Settings, count: int = 1) -> 
     lines = (LINE.format(length + index, index, index % 97) for index in range(length))
     ids = loaded.engine.vocabulary.tokenize((Text("".join(lines)),))
     end = ids[-length:]  # so that prompts share no prefix
-    request = Request(end, settings.sampling(()), Ask(n=count, ignore_eos=True))
+    request = Request(end, settings, Ask(n=count, ignore_eos=True))
     with closing(loaded.engine.complete([request])) as events:
         return [event for event in events if isinstance(event, FinishEvent)]
 

@@ -1,7 +1,7 @@
 """Sampling parameters, each declared with its default, flag, help and range.
 
 A default applies where no layer sets another value: `fold` in core/settings.py merges the layers over these defaults,
-and a request takes the result from `Settings.sampling`.
+and a request takes the result.
 """
 
 from __future__ import annotations

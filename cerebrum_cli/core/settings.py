@@ -32,7 +32,6 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import expand_user
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE, SamplingParams
-from cerebrum_cli.core.text import Texts
 
 Layer = Mapping[str, Any]
 
@@ -160,11 +159,6 @@ class Settings(SamplingParams):
         origins = (ENVIRONMENT if name.startswith(ENVIRONMENT) else name for name in map(self.origin, (key, other)))
         higher, lower = map(RANKED.index, origins)
         return higher > lower
-
-    def sampling(self, format_stop: Texts) -> SamplingParams:
-        """Sampling parameters, with the format's stop strings before the user's."""
-        values = {key: getattr(self, key) for key in SAMPLING_KEYS}
-        return SamplingParams(**values | {"stop": (*format_stop, *self.stop)})
 
     def for_samples(self, by: str) -> Settings:
         """These settings for several samples of one prompt, which are all the same at temperature 0.

@@ -278,7 +278,7 @@ def prepare_text(model: Model, text: Continuation) -> Request:
     rules, controls = raw.create(asked, text.text, "", model.answer_now)
     return Request(
         array("i", text.tokens),
-        settings.sampling(()),
+        settings,
         asked,
         is_visible=model.prompts.is_visible if raw.format.markups else NO_TOKEN,
         controls=controls,

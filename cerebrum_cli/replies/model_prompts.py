@@ -100,8 +100,10 @@ class Prompts:
         return replace(asked, prefix_tokens=tokens[shared:]), self._text_of(tokens[:shared])
 
     def _sampling(self, asked: Ask) -> SamplingParams:
-        stop = () if asked.ignore_eos else self.format.stop
-        return asked.settings.sampling(stop)
+        """Sampling parameters, with the format's stop strings before the user's."""
+        if asked.ignore_eos or not self.format.stop:
+            return asked.settings
+        return replace(asked.settings, stop=(*self.format.stop, *asked.settings.stop))
 
     def _opening_length(self, prompt: PromptParts, tokens: TokenIds) -> int:
         """Number of tokens in the template's markup at the end of a prompt, without BOS; a default without any."""

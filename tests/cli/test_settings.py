@@ -52,11 +52,6 @@ def test_settings_refuse_text_that_is_not_utf_8_unless_it_may_name_a_file() -> N
     assert fold({"model": "\udcff.gguf"}).model == "\udcff.gguf"
 
 
-def test_settings_add_the_formats_stop_strings() -> None:
-    params = fold({"stop": "END", "temperature": 1, "max_tokens": 5}).sampling(("\nUser:",))
-    assert (params.stop, params.temperature, params.max_tokens) == (("\nUser:", "END"), 1.0, 5)
-
-
 def test_config_accepts_dashes_and_underscores(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     assert read_config(path).settings == {}
