@@ -9,9 +9,9 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from cerebrum_cli.cli.command_line import assembled
 from cerebrum_cli.cli.commands import own_commands
 from cerebrum_cli.core.declaration import HEADINGS
-from cerebrum_cli.main import assembled
 from cerebrum_cli.terminal.repl.interactive import chat_help
 
 DIRECTORY = Path(__file__).with_name("reference")

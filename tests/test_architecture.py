@@ -48,7 +48,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "prompt_toolkit": ("terminal",),
     "markdown_it": ("terminal.markdown",),
     "pylatexenc": ("terminal.markdown.mathematics",),
-    "typer": ("main", "cli", "eval", "weights", "doctor", "decide"),
+    "typer": ("cli", "eval", "weights", "doctor", "decide"),
     "sqlite3": ("chat", "results.row_store"),
     "jinja2": ("formats",),
     "markitdown": ("attachments.print_document",),  # in a process of its own, with pandas for workbooks

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from cerebrum_cli.cli.command_line import assembled
 from cerebrum_cli.cli.commands import own_commands
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.saved_prompts import read_prompt
 from cerebrum_cli.library.catalogue_file import load_catalogue
 from cerebrum_cli.library.library import CATALOGUE
-from cerebrum_cli.main import assembled
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])

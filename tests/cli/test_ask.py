@@ -113,7 +113,7 @@ def test_full_disk_on_stdout_is_an_error(user: CommandLine) -> None:
     assert_error(done, 1, "standard output: No space left on device")
     with open("/dev/full", "w") as full:
         assert_error(
-            user.run_process("--help", stdout=full), 1, "error: No space left on device", "free some disk space"
+            user.run_process("--help", stdout=full), 1, "standard output: No space left on device", "free disk space"
         )
         json = user.run_process("ask", "-n", "4", "--json", "hi", stdout=full)
     assert_error(json, 1, "standard output: ", "write elsewhere; read the reply with cerebrum sessions show hi-")

@@ -9,8 +9,8 @@ import pytest
 from command_line import CommandLine
 
 from cerebrum_cli import __version__
+from cerebrum_cli.cli.command_line import assembled
 from cerebrum_cli.cli.commands import own_commands
-from cerebrum_cli.main import assembled
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,99 @@
+"""Assemble the command line for Typer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from importlib import import_module
+from inspect import cleandoc
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.main import get_command, get_install_completion_arguments
+
+from cerebrum_cli.cli.overview import DESCRIPTION, EPILOG
+from cerebrum_cli.core.errors import CerebrumError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from cerebrum_cli.cli import Command
+    from cerebrum_cli.cli.command import BaseCommand, CommandGroup
+    from cerebrum_cli.cli.commands import Commands
+
+OFF = dict.fromkeys(("help", "install_completion", "show_completion"), False)  # a value that Typer need not convert
+
+
+def assembled(commands: Commands, names: Collection[str]) -> Any:
+    """The command line; only commands of these names have options, since loading those of all takes 20 ms."""
+    return TyperGroup(
+        name="cerebrum",
+        help=DESCRIPTION,
+        epilog=EPILOG,
+        commands={name: assembled_command(command, name in names) for name, command in commands.items()},
+        params=[VersionOption(), *get_install_completion_arguments()],
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"], "default_map": OFF},
+    )
+
+
+def assembled_command(command: Command, is_named: bool) -> Any:
+    if not is_named:
+        return TyperCommand(command.name, help=command.summary, short_help=command.summary)
+    module = module_of(command)
+    declared = getattr(module, command.attribute)
+    if isinstance(declared, (dict, type)):
+        return own_command(command, module, declared)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)  # of another package
+    if isinstance(declared, typer.Typer):
+        app.add_typer(declared, name=command.name, help=command.summary)
+        group: Any = get_command(app)
+        return group.commands[command.name]
+    app.command(command.name, help=command.summary)(declared)
+    return get_command(app)
+
+
+def module_of(command: Command) -> ModuleType:
+    """The module of a command. Raises CerebrumError for one from outside that cannot be imported."""
+    try:
+        return import_module(command.module)
+    except Exception as error:
+        if command.module.startswith("cerebrum_cli."):
+            raise
+        problem = f"the command {command.name} cannot be used: {type(error).__name__}: {error}"
+        raise CerebrumError(problem, "update or uninstall its package") from error
+
+
+def own_command(command: Command, module: ModuleType, declared: type[BaseCommand] | CommandGroup) -> Any:
+    """A command, or a group of them; its docstring, or that of the group's module, ends with examples."""
+    from cerebrum_cli.cli.command import ParsedCommand, grouped
+
+    documented = declared if isinstance(declared, type) else module
+    details, _, examples = cleandoc(documented.__doc__ or "").partition("Examples:\n")
+    shown: dict[str, Any] = {"short_help": command.summary, "epilog": f"\b\nExamples:\n{examples}"}
+    if isinstance(declared, type):
+        return ParsedCommand(command.name, declared, help=f"{command.summary}.\n\n{details}".rstrip(), **shown)
+    return grouped(command.name, declared, help=f"{command.summary}.", **shown)
+
+
+class VersionOption(TyperOption):
+    """`--version`, whose value Typer need not convert."""
+
+    def __init__(self) -> None:
+        unconverted: Any = None
+        super().__init__(
+            param_decls=["version", "--version"],
+            type_descriptor=unconverted,
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            help="Print the version.",
+        )
+
+    def process_value(self, ctx: Any, value: Any) -> None:
+        if value:
+            from cerebrum_cli.core.version import __version__
+
+            typer.echo(f"cerebrum {__version__}")
+            ctx.exit()
