@@ -28,7 +28,6 @@ class Skipped(NamedTuple):
 
     path: Path
     reason: str
-    hint: str = ""
 
 
 class FileSearch(NamedTuple):

@@ -71,7 +71,7 @@ class AttachmentReader:
             else:
                 files.append(self._read_named(source, on_notice))
         if skipped:
-            on_notice(skipped_notice(skipped))
+            on_notice(NoticeEvent(f"{format_count(len(skipped), 'file')} skipped: {listed(skipped)}"))
         return files
 
     def _read_named(self, source: Path | str, on_notice: OnNotice) -> PromptFile:
@@ -135,7 +135,7 @@ class AttachmentReader:
                 raise
             except UsageError as error:
                 reason = error.message.removeprefix(str(shown)).lstrip(": ")
-                left_out.append(Skipped(shown, reason, error.hint))
+                left_out.append(Skipped(shown, reason))
                 continue
             size += len(fence_file(*files[-1]))
             if size > MAX_PROMPT_BYTES:
@@ -143,7 +143,7 @@ class AttachmentReader:
                 raise PromptTooLong(problem, "name fewer files")
         if not files and len(new) == len(matches):
             problem = f"{path}: no text files found"
-            raise UsageError(f"{problem}: {listed(left_out)}" if left_out else problem, hints(left_out) or LEFT_OUT)
+            raise UsageError(f"{problem}: {listed(left_out)}" if left_out else problem, LEFT_OUT)
         skipped += left_out
         return files
 
@@ -301,7 +301,7 @@ def found_text(path: Path) -> str:
     except OSError as error:
         raise UsageError(error.strerror or "unreadable") from error
     if len(data) > MAX_FOUND_BYTES:
-        raise UsageError(f"over {format_size(MAX_FOUND_BYTES)}", "to include a large file, name it")
+        raise UsageError(f"over {format_size(MAX_FOUND_BYTES)}: name it to include it")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -311,16 +311,8 @@ def found_text(path: Path) -> str:
     return text
 
 
-def skipped_notice(skipped: Sequence[Skipped]) -> NoticeEvent:
-    return NoticeEvent(f"{format_count(len(skipped), 'file')} skipped: {listed(skipped)}", hints(skipped))
-
-
 def listed(skipped: Sequence[Skipped]) -> str:
     return format_names([f"{well_formed(str(file.path))} ({file.reason})" for file in skipped])
-
-
-def hints(skipped: Sequence[Skipped]) -> str:
-    return "; ".join(dict.fromkeys(file.hint for file in skipped if file.hint))
 
 
 def read_piped(piped: SupportsRead[bytes]) -> str:
