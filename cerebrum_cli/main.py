@@ -76,13 +76,14 @@ def commands_for(words: Sequence[str], app: App | None) -> Commands:
     if named_command(words, CORE):
         return CORE
     from cerebrum_cli.cli.commands import every_command, own_commands
+    from cerebrum_cli.core.events import NoticeEvent
 
     commands = own_commands()
     if named_command(words, commands):
         return commands
     commands, warnings = every_command()
     for problem, hint in warnings:
-        streams_of(app).note(problem, hint)
+        streams_of(app).note(NoticeEvent(problem, hint))
     return commands
 
 

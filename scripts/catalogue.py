@@ -34,7 +34,7 @@ def main(path: Path) -> int:
             except CerebrumError as error:
                 reports = [error.message]
             for report in reports:
-                streams.info(f"{source['repo_id']}: {report}")
+                streams.draw(f"{source['repo_id']}: {report}\n")
             problems += len(reports)
     path.write_text(tomlkit.dumps(document), encoding="utf-8")
     return 1 if problems else 0

@@ -33,7 +33,7 @@ def show_prompt(streams: Streams, loaded: Model, request: Ask, options: AskOptio
     """Print the exact prompt on standard output, byte for byte in a pipe, and its token count on standard error."""
     prompt, token_ids = loaded.preview(request.conversation, loaded.source.settings)
     for notice in loaded.take_notices():
-        streams.notice(notice)
+        streams.note(notice)
     if options.json:
         value = {
             "prompt": prompt,
@@ -42,10 +42,10 @@ def show_prompt(streams: Streams, loaded: Model, request: Ask, options: AskOptio
             "format": loaded.format_name,
             "model": loaded.model.name,
         }
-        streams.answer_object(value)
+        streams.answer(value)
         return
-    streams.answer_prompt(prompt)
-    streams.report(f"{len(token_ids)} tokens")
+    streams.answer(prompt if prompt.endswith("\n") or not streams.out_is_terminal else f"{prompt}\n")
+    streams.note(f"{len(token_ids)} tokens")
 
 
 class HistoryPreload:
@@ -101,7 +101,7 @@ class AnswerPrinter:
         """Print on a terminal how to continue an answer that was saved before its end."""
         if self.saved_as and self.streams.err_is_terminal:
             part = "leading answer is saved" if self.options.votes else f"answer so far is saved{self._continuation}"
-            self.streams.report(f"{reason}; the {part}")
+            self.streams.note(f"{reason}; the {part}")
 
     def show_reply(self) -> None:
         """Generate and print a reply. Raises NoAnswer if it is not what the options ask for."""
@@ -202,7 +202,7 @@ class AnswerPrinter:
             result = vote.tally.result
             if unsupported := vote.unsupported_programs:
                 result += f"; {format_count(unsupported, 'program')} not supported by Monty"
-            streams.info(result)
+            streams.draw(f"{result}\n")
 
     def _save(self, reply: Reply) -> None:
         """Save the exchange; a failure is a notice, since the answer stands."""
@@ -215,11 +215,11 @@ class AnswerPrinter:
                 self.session, request.conversation, reply, self.loaded, request.settings, name, for_script
             )
         except SessionError as error:
-            self.streams.notice(NoticeEvent(f"this exchange was not saved: {error.message}", error.hint))
+            self.streams.note(NoticeEvent(f"this exchange was not saved: {error.message}", error.hint))
             return
         self.saved_as = saved.name
         if name and saved.name != name:
-            self.streams.note(f"session {name!r} exists by now; this exchange is saved as {saved.name!r}")
+            self.streams.note(NoticeEvent(f"session {name!r} exists by now; this exchange is saved as {saved.name!r}"))
 
     def _save_prompt_cache(self, replies: Sequence[Reply]) -> None:
         """Save the prompt, and the prefix that all such prompts share, if they took long to evaluate."""
@@ -227,7 +227,7 @@ class AnswerPrinter:
             return
         notice = self.loaded.save_prompt_of(replies, self.request.conversation)
         if notice:
-            self.streams.notice(notice)
+            self.streams.note(notice)
 
     def _require_winner(self, vote: MajorityVote, reply: Reply) -> None:
         """Print a notice about a winner without a majority. Raises NoAnswer without one, and for a tie with --final."""
@@ -237,7 +237,7 @@ class AnswerPrinter:
             raise NoAnswer(problem, self._hint_to_read(reply, ASK_FOR_ANSWER))
         if notice and self.options.final:
             raise NoAnswer(notice.message, notice.hint)
-        self.streams.report(notice or vote.doubt)
+        self.streams.note(notice or vote.doubt)
 
     def _require_complete(self, reply: Reply) -> None:
         """Print a notice about an incomplete reply. Raises NoAnswer if its grammar makes it useless."""
@@ -251,14 +251,14 @@ class AnswerPrinter:
         notice = reply.notice(larger_context)
         if notice and reply.finish.reason == "length" and self.saved_as and not self.options.votes:
             notice = notice._replace(hint=notice.hint + self._continuation)
-        self.streams.report(notice)
+        self.streams.note(notice)
 
     def _hint_to_read(self, reply: Reply, hint: str) -> str:
         """A hint, and how to read a reply that lacks what was asked for; it is printed if it was not, and not saved."""
         if self.options.streams_answer or self.options.json:
             return hint
         if self.saved_as is None:
-            self.streams.info(reply.text)
+            self.streams.draw(f"{reply.text}\n")
             return hint
         return f"{hint}; read the reply: cerebrum sessions show {quote(self.saved_as)}"
 
@@ -281,11 +281,11 @@ class AnswerPrinter:
                 "timings": reply.timings_object,
                 "session": self.saved_as,
             }
-            streams.answer_object(value)
+            streams.answer(value)
         elif (part := final_answer if options.final else code) is not None:
             streams.answer(part + "\n")
         if options.stats:
             settings = self.request.settings
             sampling = sampling_text(settings.samplers, settings.origins)
             line = stats_line(reply.finish, loaded.model.name, loaded.format_name, loaded.repacks, sampling)
-            streams.write_line("", line)
+            streams.draw(f"{streams.on_stderr.wrapped(line)}\n")

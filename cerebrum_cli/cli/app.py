@@ -84,6 +84,6 @@ class App(Installation):
         try:
             return self.settings(overrides, recommended)
         except ConfigError as error:
-            self.streams.notice(NoticeEvent(error.message, error.hint))
+            self.streams.note(NoticeEvent(error.message, error.hint))
             self.config = Config()
             return self.settings(overrides, recommended)

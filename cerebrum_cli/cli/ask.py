@@ -11,6 +11,7 @@ from cerebrum_cli.cli.command import argument, settings_options
 from cerebrum_cli.cli.options import QUOTE_PATTERN, AskOptions, only_question
 from cerebrum_cli.core.declaration import option_group
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
@@ -49,8 +50,8 @@ class AskCommand(AskOptions):
             raise UsageError(problem, f"-x takes no language; --block {self.prompt[0]} prints the first block in it")
         text = only_question(self.prompt)
         if text and options.file and exists(Path(text)):
-            app.streams.note(f"the question is the name of a file: {text}", QUOTE_PATTERN)
-        question = PromptSources(text, options.file, options.messages, options.raw, app.streams.report, saved, reader)
+            app.streams.note(NoticeEvent(f"the question is the name of a file: {text}", QUOTE_PATTERN))
+        question = PromptSources(text, options.file, options.messages, options.raw, app.streams.note, saved, reader)
         votes = options.vote_bounds()
         question.validate(app.streams.piped)
         options.validate()

@@ -61,7 +61,7 @@ class ChatCommand(QuestionOptions, AnswerOptions):
             saved.require_without("a chat", "schema", "extract")
             applied = without_keys(saved.settings, overrides.typed)
         reader = AttachmentReader(self.offline)
-        files = reader.read(self.file, app.streams.report)
+        files = reader.read(self.file, app.streams.note)
         question = read_question(app, words)
         display = ReplyDisplay(app.streams, self.yes)
         display.calls.find = self.tool_finder(app)

@@ -12,6 +12,7 @@ from cerebrum_cli.cli.variables import environment_layer, variable_that_sets
 from cerebrum_cli.core.config import parse_toml, read_config, read_config_text
 from cerebrum_cli.core.declaration import option_group
 from cerebrum_cli.core.errors import ConfigError, UsageError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import atomic_write, translate_os_errors
 from cerebrum_cli.core.paths import absolute_reference
 from cerebrum_cli.core.settings import KEYS, OPTIONS, in_directory
@@ -72,10 +73,10 @@ def list_settings(app: App, path: Path, json: bool) -> None:
     values = {key: value for key, value in values.items() if value not in (None, ())}
     if json:
         rows = [{"key": key, "value": value, "origin": settings.origin(key)} for key, value in values.items()]
-        app.streams.answer_object(rows)
+        app.streams.answer(rows)
         return
     app.streams.answer(settings_lines(values, {key: settings.origin(key) for key in values}) + "\n")
-    app.streams.info(f"file: {path}")
+    app.streams.draw(f"file: {path}\n")
 
 
 def set_value(app: App, path: Path, name: str, text: str | None) -> None:
@@ -105,9 +106,9 @@ def set_value(app: App, path: Path, name: str, text: str | None) -> None:
     with translate_os_errors(ConfigError, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path.resolve(), tomlkit.dumps(document).encode(), mode=mode)
-    app.streams.report(f"{name} {done} in {path}")
+    app.streams.note(f"{name} {done} in {path}")
     if over := variable_that_sets(key):
-        app.streams.note(f"the environment variable {over} overrides it", f"unset {over}")
+        app.streams.note(NoticeEvent(f"the environment variable {over} overrides it", f"unset {over}"))
 
 
 def edit(app: App, path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.cli.variables import environment_layer
 from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import COMMAND_LINE, DEFAULT, SESSION, Settings
 from cerebrum_cli.core.text import format_size
@@ -52,7 +53,7 @@ def note_precedence(app: App) -> None:
     settings = app.readable_settings(environment_layer("model"))
     if settings.model and settings.model not in app.library.resolve(None).references:
         hint = "cerebrum config set model resets it" if settings.origin("model") == "config.toml" else ""
-        app.streams.note(f"{settings.origin('model')} sets {settings.model}, which takes precedence", hint)
+        app.streams.note(NoticeEvent(f"{settings.origin('model')} sets {settings.model}, which takes precedence", hint))
 
 
 def choose_model(app: App, heading: str, rows: list[JsonDict]) -> str | None:
@@ -61,11 +62,11 @@ def choose_model(app: App, heading: str, rows: list[JsonDict]) -> str | None:
 
     if not rows:
         return None
-    app.streams.info(f"{heading}:\n")
+    app.streams.draw(f"{heading}:\n\n")
     print_choices(app.streams.on_stderr, [{**row, "number": number} for number, row in enumerate(rows, 1)])
     if not app.streams.can_ask:
         return None
-    app.streams.info("")
+    app.streams.draw("\n")
     number = app.streams.choose("Pull which one?", len(rows))
     return None if number is None else "{name}:{recommended}".format_map(rows[number - 1])
 
@@ -83,5 +84,5 @@ def pull_model(app: App, opened: AbstractContextManager[Puller], text: str, name
     """Download a model with a progress bar; ask which of several, and before one that does not fit this machine."""
     with opened as puller, interruptible("run it again to resume"):
         model = puller.pull(puller.parse(text), name)
-    app.streams.report(f"installed {model.reference}: {model.path}")
+    app.streams.note(f"installed {model.reference}: {model.path}")
     return model

@@ -22,6 +22,7 @@ from cerebrum_cli.cli.pull import given_flags
 from cerebrum_cli.cli.variables import environment_layer
 from cerebrum_cli.core.declaration import option_group, switch
 from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, UsageError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import folder_size
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, Layer, Settings, SourcedLayer
@@ -70,7 +71,7 @@ class ListCommand(BaseCommand):
             capacity = library.capacity()
             listed = [row(library, model, capacity) for model in library.models()]
         if self.json:
-            app.streams.answer_object(listed)
+            app.streams.answer(listed)
         elif self.available:
             print_available(app, listed, ctx)
         elif self.found:
@@ -86,7 +87,7 @@ def print_available(app: App, listed: list[JsonDict], ctx: int | None) -> None:
     left_out = print_catalogue(app.streams, shown)
     planned = f"memory for a context of {planned_context(ctx, None)} tokens, {FORECAST}"
     hint = f"this window is too narrow for: {', '.join(left_out)}; --json prints all" if left_out else ""
-    app.streams.note(f"{planned}; {app.library.capacity().description}", hint)
+    app.streams.note(NoticeEvent(f"{planned}; {app.library.capacity().description}", hint))
 
 
 def print_found_models(app: App, listed: list[JsonDict]) -> None:
@@ -94,11 +95,11 @@ def print_found_models(app: App, listed: list[JsonDict]) -> None:
         print_found(app.streams, listed)
     _, unreadable = app.library.models_of_ollama()
     for error in unreadable:
-        app.streams.note(error.message, error.hint)
+        app.streams.note(NoticeEvent(error.message, error.hint))
     if listed:
-        app.streams.report("next: cerebrum pull MODEL")
+        app.streams.note("next: cerebrum pull MODEL")
     elif not unreadable:
-        app.streams.report("no GGUF models found in Ollama")
+        app.streams.note("no GGUF models found in Ollama")
 
 
 def print_installed(app: App, listed: list[JsonDict], is_outdated: bool) -> None:
@@ -109,17 +110,17 @@ def print_installed(app: App, listed: list[JsonDict], is_outdated: bool) -> None
             if row["error"]:
                 streams.error(CerebrumError(row["error"]))
             if is_url(row["reference"]):
-                streams.report(f"another {row['name']}:{row['quantization']}, by its URL: {row['reference']}")
+                streams.note(f"another {row['name']}:{row['quantization']}, by its URL: {row['reference']}")
         if any(row["default"] for row in listed):
-            streams.report("* default model")
+            streams.note("* default model")
             note_precedence(app)
     if is_outdated:
-        streams.report("next: cerebrum pull MODEL" if listed else "no installed model has a newer upload")
+        streams.note("next: cerebrum pull MODEL" if listed else "no installed model has a newer upload")
         return
     if listed:
-        streams.report(disk_use(app, listed))
+        streams.note(disk_use(app, listed))
     pull = "" if listed else "; cerebrum list --available shows models to pull"
-    streams.report(f"bundled, for trying the program: nano{pull}")
+    streams.note(f"bundled, for trying the program: nano{pull}")
 
 
 def disk_use(app: App, listed: list[JsonDict]) -> str:
@@ -157,12 +158,12 @@ class ShowCommand(BaseCommand):
             available = library.quantizations(model, ctx)
             note = refusal_text(model) or ""
         if self.json:
-            app.streams.answer_object(description | (available.table if available else {}))
+            app.streams.answer(description | (available.table if available else {}))
             return
         print_description(app.streams, description)
         if available and not description.get("unsupported"):
             print_candidates(app.streams, available.heading, available.table["quantizations"])
-        app.streams.report(note)
+        app.streams.note(note)
 
 
 def describe_not_installed(app: App, name: str, error: ModelNotFound) -> JsonDict:
@@ -233,4 +234,4 @@ class RmCommand(BaseCommand):
     def run(self, app: App) -> None:
         removal = app.library.removal(self.model)
         require_agreement(app, removal.question, removal.model.reference, self.yes)
-        app.streams.report(removal.carry_out())
+        app.streams.note(removal.carry_out())

@@ -103,7 +103,7 @@ class AnswerOptions(PullOptions):
         if self.verbose:
             from cerebrum_cli.engine.local import show_log
 
-            show_log(app.streams.info)
+            show_log(lambda line: app.streams.draw(f"{line}\n"))
         variables = template_variables(self.template_arg)
         requested = app.settings(overrides)
         servers = self.find_servers(app, requested)
@@ -317,5 +317,6 @@ def require_agreement(app: App, question: str, name: str, yes: bool) -> None:
     """Ask before deleting, unless `-y` is given; exit 1 with nothing deleted if the answer is no."""
     streams = app.streams
     if not (yes or streams.confirm(question, default=False)):
-        streams.info(f"{name} not deleted" + ("" if streams.in_is_terminal else "; confirm with -y"))
+        advice = "" if streams.in_is_terminal else "; confirm with -y"
+        streams.draw(f"{name} not deleted{advice}\n")
         raise typer.Exit(1)

@@ -64,7 +64,7 @@ class ShowPrompt(BaseCommand):
     def run(self, app: App) -> None:
         path = app.prompts.find_file(self.name)
         if self.json:
-            app.streams.answer_object(read_prompt(path).as_object())
+            app.streams.answer(read_prompt(path).as_object())
             return
         app.streams.answer(read_config_text(path))
         with suppress(ConfigError):  # a file with a fault is shown, too
@@ -94,14 +94,14 @@ class EditPrompt(BaseCommand):
             if is_new and is_unchanged:
                 path.unlink()
         if is_unchanged:
-            app.streams.report("no changes")
+            app.streams.note("no changes")
             return
         try:
             saved = read_prompt(path)
         except ConfigError as error:
             error.hint += f"; run cerebrum prompts edit {self.name} to open the file again, with your text"
             raise
-        app.streams.report(f"{self.name} saved in {path}")
+        app.streams.note(f"{self.name} saved in {path}")
         report_placeholders(app, saved)
 
 
@@ -120,13 +120,13 @@ class RmPrompts(BaseCommand):
         require_agreement(app, f"Delete the {what} {listed}?", listed, self.yes)
         for file in files:
             file.unlink()
-        app.streams.report(f"deleted {listed}")
+        app.streams.note(f"deleted {listed}")
 
 
 def report_placeholders(app: App, saved: SavedPrompt) -> None:
     if saved.placeholders:
         first = saved.placeholders[0]
-        app.streams.report(f"placeholders: {', '.join(saved.placeholders)}; {{{{{first}}}}} is the text {{{first}}}")
+        app.streams.note(f"placeholders: {', '.join(saved.placeholders)}; {{{{{first}}}}} is the text {{{first}}}")
 
 
 def require_name(name: str) -> None:

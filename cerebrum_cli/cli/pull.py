@@ -20,6 +20,7 @@ from cerebrum_cli.cli.options import PullOptions, json_option, offline_option
 from cerebrum_cli.cli.variables import environment_layer
 from cerebrum_cli.core.declaration import flag, option, option_group, switch
 from cerebrum_cli.core.errors import FormatError, UsageError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.progress import FileProgress
 from cerebrum_cli.terminal.tables import print_rows
@@ -51,7 +52,7 @@ class SearchCommand(BaseCommand):
         nothing = f"no GGUF repository on the Hub matches {self.text!r}"
         print_rows(app.streams, rows, self.json, print_repositories, nothing)
         if rows and app.streams.err_is_terminal:
-            app.streams.report("next: cerebrum pull --dry-run REPOSITORY")
+            app.streams.note("next: cerebrum pull --dry-run REPOSITORY")
 
 
 @option_group
@@ -95,7 +96,7 @@ class PullCommand(PullOptions):
         if self.json:
             from cerebrum_cli.cli.model_objects import row
 
-            app.streams.answer_object(row(app.library, installed, app.library.capacity()))
+            app.streams.answer(row(app.library, installed, app.library.capacity()))
 
 
 def suggested_model(app: App, ctx: int | None) -> str:
@@ -110,7 +111,7 @@ def suggested_model(app: App, ctx: int | None) -> str:
     chosen = choose_model(app, "models that fit this machine, the tested one first", rows)
     if chosen is None:
         if rows and app.streams.can_ask:
-            app.streams.info("nothing pulled")
+            app.streams.draw("nothing pulled\n")
             raise typer.Exit(1)
         example = f"name one, such as cerebrum pull {rows[0]['name']}, or " if rows else ""
         raise UsageError("no model given", f"{example}see cerebrum list --available")
@@ -123,7 +124,7 @@ def given_flags(options: object, *names: str) -> list[str]:
 
 def make_default(app: App, model: InstalledModel) -> None:
     app.library.registry.set_default(model.reference)
-    app.streams.report(f"default model: {model.reference}")
+    app.streams.note(f"default model: {model.reference}")
     note_precedence(app)
 
 
@@ -135,14 +136,14 @@ def report_next_step(app: App, model: InstalledModel) -> None:
 
     app.machine.record_bandwidth()
     if speed := speed_text(row(app.library, model, app.library.capacity())):
-        app.streams.report(f"expected {FORECAST}: {speed}")
+        app.streams.note(f"expected {FORECAST}: {speed}")
     try:
         _ = ModelSource(app, model, app.settings({}, model.recommended)).chosen_format
     except FormatError:
         command = f'cerebrum ask --raw -m {model.reference} "Once upon a time"'
-        app.streams.report(f"its file has no chat template; next: {command}")
+        app.streams.note(f"its file has no chat template; next: {command}")
         return
-    app.streams.report(f"next: cerebrum chat {model.reference}")
+    app.streams.note(f"next: cerebrum chat {model.reference}")
 
 
 def show_download_plan(app: App, opened: AbstractContextManager[Puller], text: str, is_json: bool) -> None:
@@ -151,7 +152,7 @@ def show_download_plan(app: App, opened: AbstractContextManager[Puller], text: s
         plan = puller.plan(reference)
         merge = puller.describe_merge(plan)
     if is_json:
-        app.streams.answer_object(plan.described)
+        app.streams.answer(plan.described)
         return
     available = plan.available
     print_candidates(app.streams, available.heading, available.table["quantizations"])
@@ -165,6 +166,6 @@ def show_download_plan(app: App, opened: AbstractContextManager[Puller], text: s
     if plan.chosen.installed:
         what = "use the installed model"
     if plan.spec and plan.spec.notes:
-        app.streams.note(plan.spec.title, plan.spec.notes)
+        app.streams.note(NoticeEvent(plan.spec.title, plan.spec.notes))
     source = text if isinstance(reference, Path) else reference  # with ./, without which a path is a name
-    app.streams.report(f"cerebrum pull {source} would {what}")
+    app.streams.note(f"cerebrum pull {source} would {what}")

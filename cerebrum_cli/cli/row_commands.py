@@ -137,7 +137,7 @@ class RowOptions(ToolOptions, ConstrainedOptions, ConcurrencyOptions):
         others = [flag(name) for name in ("votes", "check", "raw") if getattr(self, name, None)]
         for other in filter(None, (*others, self.place_flag)):
             raise UsageError.conflict(self.tool_flag, other)
-        tools = tools_of(self.tool_sources, app.streams.report, find=self.tool_finder(app))
+        tools = tools_of(self.tool_sources, app.streams.note, find=self.tool_finder(app))
         for tool in tools:
             if tool.asks and not self.yes:
                 problem = f"this command cannot ask before calls of {tool.spec.name}"

@@ -47,7 +47,7 @@ class ListSessions(BaseCommand):
         rows = app.read_history().rows
         number = len(rows) if self.all else self.number
         if self.json:
-            app.streams.answer_object(rows[:number])
+            app.streams.answer(rows[:number])
         else:
             print_latest(app.streams, rows, number, self.all)
 
@@ -65,7 +65,7 @@ class ShowSession(BaseCommand):
         history = app.read_history()
         archived = history.archived(history.get(self.name))
         if self.json:
-            app.streams.answer_object(archived.object)
+            app.streams.answer(archived.object)
             return
         renders = app.readable_settings({}).markdown
         before = ""
@@ -109,7 +109,7 @@ class RmSessions(BaseCommand):
         elif not self.names:
             raise UsageError("no session given", "name one or more, or use --older-than")
         if not chosen:
-            app.streams.info(f"no session is older than {self.older_than}")
+            app.streams.draw(f"no session is older than {self.older_than}\n")
             return
         for session in chosen.values():  # before the question: one that is open cannot be deleted
             history.lock(session)
@@ -120,7 +120,7 @@ class RmSessions(BaseCommand):
         require_agreement(app, f"Delete {what}?", listed, self.yes)
         states, typed = app.prompt_cache_directory, app.history_path
         for session, count in history.delete(list(chosen.values()), states, typed):
-            app.streams.report(f"{session.name} deleted ({format_count(count, 'message')})")
+            app.streams.note(f"{session.name} deleted ({format_count(count, 'message')})")
 
 
 def print_matches(streams: Streams, matches: Iterable[JsonObject]) -> None:

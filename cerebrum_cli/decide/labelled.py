@@ -97,12 +97,12 @@ def measure(
         answer_missing(app, model, options, results, Work(range(len(labels)), 1, partial(decide_rows, labelled)))
     run.print(app, options.json)
     if trust and trust.wanted and trust.wanted.threshold:
-        app.streams.report(measured(trust.wanted, run.samples()))
+        app.streams.note(measured(trust.wanted, run.samples()))
     if options.calibrate:
         calibration = calibrate(run.samples(), key_of(fingerprint, asked.given.names))
         stored.save(options.calibrate, calibration)
         rows = format_count(calibration.labelled, "labelled row")
-        app.streams.report(f"calibration {options.calibrate} saved: {rows}")
+        app.streams.note(f"calibration {options.calibrate} saved: {rows}")
     if results.counts.failed:
         raise typer.Exit(SOME_FAILED)
 

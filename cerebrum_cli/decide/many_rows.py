@@ -148,7 +148,7 @@ def write_decisions(app: App, passes: Sequence[Pass], output: Path) -> None:
             each.answer(app, results)
             seconds.append(time.monotonic() - start)
     for line in outcome(passes, results, seconds):
-        app.streams.report(line)
+        app.streams.note(line)
     if results.counts.failed:
         raise typer.Exit(SOME_FAILED)
 

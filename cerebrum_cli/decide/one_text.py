@@ -46,7 +46,7 @@ def read_conversation(app: App, question: str, options: DecideOptions) -> Conver
     if not options.file and streams.piped is None:
         return Conversation().user(question)
     reader = AttachmentReader(options.offline)
-    files = reader.read(options.file, streams.report) if options.file else []
+    files = reader.read(options.file, streams.note) if options.file else []
     piped = read_piped(streams.piped) if streams.piped else ""
     pictures = pictures_of(files)
     texts = (piped, *(content for _, content in files if isinstance(content, str)))
@@ -70,7 +70,7 @@ def print_decision(app: App, result: Decision | CerebrumError, source: ModelSour
         raise result
     streams = app.streams
     if options.json:
-        streams.answer_object(decision_object(result, source.model.label))
+        streams.answer(decision_object(result, source.model.label))
     elif options.quiet:
         streams.answer(f"{result.answer}\n")
     else:

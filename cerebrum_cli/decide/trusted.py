@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.decision import PLACES, Decision
 from cerebrum_cli.core.declaration import flag
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import Texts
@@ -92,7 +93,7 @@ def find_wanted(app: App, key: Callable[[], CalibrationKey], options: DecideOpti
     stored = StoredCalibrations.of_user(app.data_directory)
     calibration, warning = stored.require(options.calibration, key(), options.force)
     if warning:
-        app.streams.note(warning)
+        app.streams.note(NoticeEvent(warning))
     return wanted(calibration, options.max_error, options.confidence, is_forced=bool(warning))
 
 
@@ -101,7 +102,9 @@ def second_trust(app: App, key: CalibrationKey, model: str, options: DecideOptio
     assert options.calibration
     calibration = StoredCalibrations.of_user(app.data_directory).find(options.calibration, key)
     if calibration is None:
-        app.streams.note(f"calibration {options.calibration} has no rows of {model}: all its answers are taken")
+        app.streams.note(
+            NoticeEvent(f"calibration {options.calibration} has no rows of {model}: all its answers are taken")
+        )
         return Trust(None, model)
     try:
         return Trust(wanted(calibration, options.max_error, options.confidence), model)

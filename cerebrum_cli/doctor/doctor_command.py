@@ -63,6 +63,6 @@ class DoctorCommand(BaseCommand):
                     app.streams.answer(f"{shown}\n")
                 print_check_result(app.streams, result)
         if self.json:
-            app.streams.answer_object([result.recorded for result in results])
+            app.streams.answer([result.recorded for result in results])
         if any(result.status == "failure" for result in results):
             raise typer.Exit(1)

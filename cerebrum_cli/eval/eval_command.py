@@ -14,6 +14,7 @@ from cerebrum_cli.cli.command import argument, settings_options
 from cerebrum_cli.cli.row_commands import Work, answer_missing, resumable
 from cerebrum_cli.core.declaration import PATH, flag, option, option_group, options_of
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, UsageError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.eval.completions import tasks
@@ -65,7 +66,7 @@ class EvalCommand(EvalOptions):
         prepared = prepare(app, source, self.overrides, self)
         path, why_new = (output, "") if output else RunStore.of(app).path_for(prepared.fingerprint)
         if why_new:
-            app.streams.note(why_new)
+            app.streams.note(NoticeEvent(why_new))
         if self.dry_run:
             from cerebrum_cli.eval.preview import show_preview
 

@@ -16,7 +16,7 @@ from cerebrum_cli.cli.row_commands import ConcurrencyOptions
 from cerebrum_cli.core.declaration import EFFORTS, INTEGER, PATH, SWITCH, option, option_group, switch
 from cerebrum_cli.core.environment import set_environment_default
 from cerebrum_cli.core.errors import CerebrumError, FormatError, UsageError
-from cerebrum_cli.core.events import Event, LoadEvent, StageEvent
+from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, StageEvent
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import LOAD_KEYS, Layer
 from cerebrum_cli.core.text import pip_install, short_digest
@@ -155,7 +155,7 @@ def limit_network(app: App, is_offline: bool) -> None:
         set_environment_default("HF_HUB_OFFLINE", "1")
         set_environment_default("HF_DATASETS_OFFLINE", "1")
     elif problem := offline_if_unreachable():  # each request would be retried for most of a minute
-        app.streams.note(problem, "only datasets that are already downloaded can be used")
+        app.streams.note(NoticeEvent(problem, "only datasets that are already downloaded can be used"))
 
 
 def run_tasks(
@@ -218,7 +218,7 @@ def print_results(
 
     streams = app.streams
     if options.json:
-        streams.answer_object({key: value for key, value in results.items() if key != "samples"})
+        streams.answer({key: value for key, value in results.items() if key != "samples"})
         return
     streams.answer(results_table(results))
     if rows := results.get("published"):
@@ -234,7 +234,7 @@ def print_results(
     if preset.assumed.get(BOS) not in (None, options.add_bos_token):
         deviations.insert(0, f"--set {BOS}={'on' if options.add_bos_token else 'off'}")
     for line in filter(None, (*remarks(results, preset), no_reproduction(source, preset, {}, deviations))):
-        streams.write_line("- ", line)
+        streams.note(f"- {line}")
 
 
 def cache_path(app: App, source: ModelSource, options: LmEvalOptions) -> Path:

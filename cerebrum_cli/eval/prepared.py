@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
@@ -61,7 +62,7 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
     with FileProgress(app.streams) as progress:
         task = read_source(source, progress, options, preset)
     for bad in task.bad_rows[:SHOWN_ERRORS]:
-        app.streams.note(f"line {bad.line} of {source} skipped: {bad.reason}")
+        app.streams.note(NoticeEvent(f"line {bad.line} of {source} skipped: {bad.reason}"))
     if preset:
         app.ignore_settings(CONDITION_KEYS)
     samples = options.samples or task.condition.samples

@@ -29,7 +29,7 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
         asked = evaluation.ask(first, evaluation.settings)
         prompt, token_ids = loaded.preview(asked.conversation, evaluation.settings)
         for notice in loaded.take_notices():
-            app.streams.report(notice)
+            app.streams.note(notice)
     samples = missing = evaluation.rows.size
     if not options.restart:
         missing -= len(samples_to_keep(path, prepared.fingerprint, evaluation.extent))
@@ -46,16 +46,16 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
             "seconds": pace and round(pace * samples),
             "missing_seconds": pace and round(pace * missing),
         }
-        app.streams.answer_object(preview)
+        app.streams.answer(preview)
         return
-    app.streams.answer_prompt(prompt)
+    app.streams.answer(prompt if prompt.endswith("\n") or not app.streams.out_is_terminal else f"{prompt}\n")
     if not app.streams.is_quiet:
         describe_run(app.streams, prepared)
-        app.streams.info(f"{len(token_ids)} tokens in this prompt")
+        app.streams.draw(f"{len(token_ids)} tokens in this prompt\n")
         duration = "time unknown: no earlier run of this model and task"
         if pace is not None:
             duration = f"about {format_duration(pace * missing)}"
-        app.streams.info(f"{missing} of {format_count(samples, 'sample')} to generate, {duration}")
+        app.streams.draw(f"{missing} of {format_count(samples, 'sample')} to generate, {duration}\n")
 
 
 def seconds_per_sample(app: App, prepared: PreparedEvaluation) -> float | None:
@@ -72,8 +72,8 @@ def seconds_per_sample(app: App, prepared: PreparedEvaluation) -> float | None:
 def describe_run(streams: Streams, prepared: PreparedEvaluation) -> None:
     task, evaluation = prepared.task, prepared.evaluation
     questions, samples = format_count(len(task.questions), "question"), format_count(evaluation.samples, "sample")
-    streams.info(f"expected answer: {evaluation.questions[0].reference}")
-    streams.info(f"{len(evaluation.questions)} of {questions}, {samples} each")
-    streams.info(sampling_text(evaluation.settings.samplers, evaluation.settings.origins))
+    streams.draw(f"expected answer: {evaluation.questions[0].reference}\n")
+    streams.draw(f"{len(evaluation.questions)} of {questions}, {samples} each\n")
+    streams.draw(f"{sampling_text(evaluation.settings.samplers, evaluation.settings.origins)}\n")
     for line in task.remarks:
-        streams.write_line("- ", line)
+        streams.note(f"- {line}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.eval.evaluate import sample_rows
@@ -62,7 +63,7 @@ class RecordedRun:
         }
         path, why_new = (output, "") if output else RunStore.of(app).path_for(fingerprint)
         if why_new:
-            app.streams.note(why_new)
+            app.streams.note(NoticeEvent(why_new))
         if output is None:
             path.parent.mkdir(parents=True, exist_ok=True)
         return cls(path, fingerprint, ids, source.model.label, plot)

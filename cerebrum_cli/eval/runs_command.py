@@ -18,6 +18,7 @@ from cerebrum_cli.cli.options import json_option, require_agreement, yes_option
 from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.declaration import PATH, flag, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.eval.completions import run_names
 from cerebrum_cli.eval.report_tables import print_comparison, print_report, print_runs
@@ -56,7 +57,7 @@ class ListRuns(BaseCommand):
             try:
                 samples = [sample for sample in run.samples() if not sample.is_skipped]
             except UsageError as error:  # the others can be listed
-                app.streams.note(error.message, f"{error.hint}, or delete it: cerebrum runs rm {run.name}")
+                app.streams.note(NoticeEvent(error.message, f"{error.hint}, or delete it: cerebrum runs rm {run.name}"))
                 continue
             questions = list(group_by_question(samples).values())
             accuracy = mean_accuracy(questions) if questions else None
@@ -76,7 +77,7 @@ class ListRuns(BaseCommand):
             outdated += [run.name] if run.outdated else []
         print_rows(app.streams, rows, self.json, print_runs, "no stored runs; cerebrum eval creates them")
         if outdated:
-            app.streams.note(f"scored by other rules: {', '.join(outdated)}", "run cerebrum runs show RUN")
+            app.streams.note(NoticeEvent(f"scored by other rules: {', '.join(outdated)}", "run cerebrum runs show RUN"))
 
 
 @option_group
@@ -106,9 +107,9 @@ class ShowRun(BaseCommand):
         if self.rescore:
             samples, changed = (save_scores if self.save else rescored)(run, self.run_code)
             run = replace(run, scored_by=rules_of(run.match))
-            app.streams.report(f"{changed} of {len(samples)} scores changed{'; saved' if self.save else ''}")
+            app.streams.note(f"{changed} of {len(samples)} scores changed{'; saved' if self.save else ''}")
         elif run.outdated:
-            app.streams.note(run.outdated, run.how_to_rescore(self.name))
+            app.streams.note(NoticeEvent(run.outdated, run.how_to_rescore(self.name)))
         print_run(app, run, samples, self.json, self.plot)
 
 
@@ -132,7 +133,7 @@ def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, plot: P
             write_picture(plot, details.draw)
         else:
             plot_report(report, plot)
-        streams.report(f"wrote {plot}")
+        streams.note(f"wrote {plot}")
     if json:
         more = {
             "skipped": skipped,
@@ -148,15 +149,15 @@ def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, plot: P
         }
         if details:
             more |= details.object
-        streams.answer_object({**report_object(report), **more})
+        streams.answer({**report_object(report), **more})
         return
     print_report(streams, report, run, skipped)
     if details:
         details.print(streams)
     if not streams.is_quiet:
         for remark in run_remarks(run):
-            streams.write_line("- ", remark)
-        streams.info(f"run {run.name}: {run.path}")
+            streams.note(f"- {remark}")
+        streams.draw(f"run {run.name}: {run.path}\n")
 
 
 class RunDetails(Protocol):
@@ -222,9 +223,9 @@ class CompareRuns(BaseCommand):
         if versions := list_differences(version_differences(*runs)):
             notes.insert(0, f"the runs were made with different versions: {versions}")
         for note in notes:
-            app.streams.note(note)
+            app.streams.note(NoticeEvent(note))
         if self.json:
-            app.streams.answer_object({**asdict(comparison), "differences": differing})
+            app.streams.answer({**asdict(comparison), "differences": differing})
             return
         print_comparison(app.streams, comparison, *runs, list_differences(differing))
         text = strip_controls(conclusion(comparison, *(run.name for run in runs)))
@@ -259,7 +260,7 @@ class RmRun(BaseCommand):
         stored = RunStore.of(app).find(self.name)
         require_agreement(app, f"Delete the run {stored.name}?", stored.name, self.yes)
         stored.saved.delete()
-        app.streams.report(f"deleted {stored.name}")
+        app.streams.note(f"deleted {stored.name}")
 
 
 GROUP = {"list": ListRuns, "show": ShowRun, "compare": CompareRuns, "rm": RmRun}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def open_servers(app: App, commands: Sequence[str]) -> ToolFinder:
     """What finds functions of servers; these start when they are asked for, and end with the command."""
     path = app.config_directory / "config.toml"
-    servers = McpServers(app.config.mcp, path, commands, app.streams.report)
+    servers = McpServers(app.config.mcp, path, commands, app.streams.note)
     app.on_exit.callback(servers.close)
     return servers.tools_of
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import CallEvent, Event
 from cerebrum_cli.core.text import one_line, truncate
@@ -41,8 +42,8 @@ class CallSink:
         from cerebrum_cli.programs.functions import tools_of
 
         if self.agrees:
-            return tools_of(sources, self.streams.report, find=self.find)
-        tools = tools_of(sources, self.streams.report, self._confirm, self.find)
+            return tools_of(sources, self.streams.note, find=self.find)
+        tools = tools_of(sources, self.streams.note, self._confirm, self.find)
         asking = [tool.spec.name for tool in tools if tool.asks]
         for name in asking:
             if not self.streams.can_ask:
@@ -68,4 +69,6 @@ class CallSink:
         """Do nothing: each line is complete."""
 
     def _print(self, text: str) -> None:
-        self.streams.write_line("", truncate(one_line(text), MAX_SHOWN), DIM)
+        err = self.streams.on_stderr
+        line = strip_controls(truncate(one_line(text), MAX_SHOWN))
+        self.streams.draw(f"{err.styled(err.wrapped(line), DIM)}\n", is_styled=True)

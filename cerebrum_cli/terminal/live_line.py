@@ -114,5 +114,5 @@ class ErrorFile(io.StringIO):
         self._streams = streams
 
     def write(self, text: str) -> int:
-        self._streams.draw(text)
+        self._streams.draw(text, is_styled=True)
         return len(text)

@@ -63,7 +63,7 @@ class BatchProgress:
         self._status.erase()
         if isinstance(event, NoticeEvent):
             self._line.erase()
-            self._streams.report(event)
+            self._streams.note(event)
         else:
             self._count(event)
         if self._rows and self._draws:
@@ -98,14 +98,14 @@ class BatchProgress:
         self._line.erase()
         if self._rows is None or isinstance(sys.exception(), BrokenPipeError) or self._streams.is_quiet:
             return
-        self._streams.write_line("", self._summary())
+        self._streams.note(self._summary())
         if isinstance(self._rows, RowEvent):
             counts = self._rows.counts
             for message in counts.errors:
-                self._streams.write_line("  ", message)
+                self._streams.note(f"  {message}")
             more = counts.failed - len(counts.errors)
             if counts.errors and more:
-                self._streams.write_line("  ", f"and {more} more")
+                self._streams.note(f"  and {more} more")
 
     @property
     def _all_tokens(self) -> int:
@@ -166,7 +166,7 @@ class StageProgress:
     def emit(self, event: Event) -> None:
         if isinstance(event, NoticeEvent):
             self._line.erase()
-            self._streams.report(event)
+            self._streams.note(event)
         if isinstance(event, StageEvent):
             self._stage = event
         if self._draws:
@@ -200,7 +200,7 @@ class FileProgress(AbstractContextManager["FileProgress"]):
 
     def notice(self, event: NoticeEvent) -> None:
         self.close()
-        self._streams.note(f"{event.message}: {event.hint}")
+        self._streams.note(NoticeEvent(f"{event.message}: {event.hint}"))
 
     def update(self, stage: str, done: int, total: int) -> None:
         if not self._streams.can_redraw:

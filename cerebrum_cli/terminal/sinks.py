@@ -56,7 +56,7 @@ class AnswerSink:
         if isinstance(event, TokenEvent) and event.is_correction and event.channel == "thinking":
             self.close()
             self._stream, self._last = None, ""
-            self._streams.report(MISREAD)
+            self._streams.note(MISREAD)
         text = answer_text(event)
         if self._streams.out_is_terminal:
             text, self._held = strip_complete(self._held + text)
@@ -166,13 +166,13 @@ class ReasoningSink:
         elif self._started is not None:
             self.close()
             if self._is_ended:
-                self.streams.note("reasoning ended; Ctrl-C again stops the answer")
+                self.streams.note(NoticeEvent("reasoning ended; Ctrl-C again stops the answer"))
 
     def _add(self, text: str) -> None:
         if self._started is None:
             self._started = time.monotonic()
         if self.shows:
-            self.streams.draw(self.streams.on_stderr.styled(strip_controls(text), DIM))
+            self.streams.draw(self.streams.on_stderr.styled(strip_controls(text), DIM), is_styled=True)
 
     def close(self) -> None:
         if self._started is None:
@@ -183,7 +183,7 @@ class ReasoningSink:
             self.streams.draw("\n")
         if self.summarizes:
             summary = f"reasoned for {seconds:.1f} s, {self._tokens} tokens"
-            self.streams.write_line("", summary if self.shows else f"{summary}; /think shows it")
+            self.streams.note(summary if self.shows else f"{summary}; /think shows it")
 
 
 @dataclass

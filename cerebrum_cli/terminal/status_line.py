@@ -69,14 +69,15 @@ class StatusLine:
         """Print a notice where the line was, or take any other event into account."""
         if isinstance(event, NoticeEvent):
             self.erase()
-            self.streams.report(event)
+            self.streams.note(event)
             return
         if isinstance(event, ServersEvent):
             return
         if self._separates and isinstance(event, (PromptEvent, TokenEvent)):
             self._separates = False
             self.erase()
-            self.streams.blank_line()
+            if self.streams.out_is_terminal:
+                self.streams.answer("\n")
         if isinstance(event, TokenEvent):
             self._tokens[event.channel] += len(event.tokens) or 1  # some servers send only text
         self._has_hint = isinstance(event, TokenEvent) and event.channel == "thinking"
@@ -87,7 +88,7 @@ class StatusLine:
             self._line.show()
         elif self._is_plain and time.monotonic() - self._last_plain >= self.plain_every:
             self._last_plain = time.monotonic()
-            self.streams.report("".join(text for text, _ in self._render(10_000)))
+            self.streams.note("".join(text for text, _ in self._render(10_000)))
 
     def close(self) -> None:
         self.erase()

@@ -43,7 +43,7 @@ class PipedInput:
 
     def read(self, size: int = -1) -> bytes:
         notice = NoticeEvent("reading standard input; if there is none, redirect it: < /dev/null")
-        timer = threading.Timer(STDIN_NOTICE_S, self.streams.notice, [notice])
+        timer = threading.Timer(STDIN_NOTICE_S, self.streams.note, [notice])
         timer.daemon = True
         if self.streams.err_is_terminal and not self.has_data:
             timer.start()
@@ -96,11 +96,13 @@ class Streams:
     def on_stderr(self) -> Streams:
         return replace(self, out=self.err, out_is_terminal=self.err_is_terminal)
 
-    def answer(self, text: str, is_styled: bool = False) -> None:
-        """Write a chunk of the answer and flush; on a terminal without control sequences, unless they are our own.
+    def answer(self, value: str | JsonDict | list[JsonDict], is_styled: bool = False) -> None:
+        """Write a chunk of the answer, or a line of JSON, and flush.
 
-        Raises BrokenPipeError if the reader has closed the pipe, OutputError on other failures.
+        A terminal gets control sequences only if they are our own. Raises BrokenPipeError if the reader has closed the
+        pipe, OutputError on other failures.
         """
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) + "\n"
         with self.writing_answer():
             if self.out_is_terminal and not is_styled:
                 text = strip_controls(text)
@@ -125,27 +127,13 @@ class Streams:
                 raise OutputError.closed() from error
             raise OutputError(f"standard output: {error.strerror}", "free disk space, or write elsewhere") from error
 
-    def blank_line(self) -> None:
-        """Separate what follows, on a terminal only."""
-        if self.out_is_terminal:
-            self.answer("\n")
-
-    def draw(self, text: str) -> None:
-        """Write to standard error, with control sequences of our own; a failure is ignored."""
+    def draw(self, text: str, is_styled: bool = False) -> None:
+        """Write to standard error, with control sequences only if they are our own; a failure is ignored."""
         try:
-            self.err.write(text)
+            self.err.write(text if is_styled else strip_controls(text))
             self.err.flush()
         except OSError:
             discard(self.err)
-
-    def answer_prompt(self, text: str) -> None:
-        """Write an exact prompt: byte for byte in a pipe, with a line break at the end on a terminal."""
-        if self.out_is_terminal and not text.endswith("\n"):
-            text += "\n"
-        self.answer(text)
-
-    def answer_object(self, value: JsonDict | list[JsonDict]) -> None:
-        self.answer(json.dumps(value, ensure_ascii=False) + "\n")
 
     @property
     def can_ask(self) -> bool:
@@ -175,10 +163,10 @@ class Streams:
         return None
 
     def _ask(self, question: str) -> str:
-        self.draw(strip_controls(question))
+        self.draw(question)
         reply = sys.stdin.readline()
         if not reply.endswith("\n"):
-            self.info("")
+            self.draw("\n")
         return reply
 
     def edit(self, path: Path) -> None:
@@ -203,21 +191,24 @@ class Streams:
             reason = error.strerror if isinstance(error, OSError) else error
             raise UsageError(f"the editor {command} failed: {reason}", "set $EDITOR to another editor") from error
 
-    def info(self, text: str) -> None:
-        self.draw(f"{strip_controls(text)}\n")
-
-    def report(self, message: str | NoticeEvent | None) -> None:
-        """Print a line or a notice, if there is one, unless --quiet is given."""
+    def note(self, message: NoticeEvent | str | None) -> None:
+        """Print a notice with its hint, or a line, if there is one, unless --quiet is given."""
         if self.is_quiet or not message:
             return
         if isinstance(message, str):
-            self.info(message.replace("\n", " "))
-        else:
-            self.notice(message)
+            self._write_line("", message)
+            return
+        self._write_line("note: ", message.message, DIM)
+        if message.hint:
+            self._write_line("      ", message.hint, DIM)
 
-    def note(self, message: str, hint: str = "") -> None:
-        """Print a notice, unless --quiet is given."""
-        self.report(NoticeEvent(message, hint))
+    def error(self, error: CerebrumError) -> None:
+        self._write_line("error: ", error.message, head_style=RED)
+        if error.hint:
+            self._write_line(" hint: ", error.hint)
+        if isinstance(error, EngineError):
+            for line in error.log:
+                self.draw(f"  log: {line}\n")
 
     def wrapped(self, text: str, indent: int = 0) -> str:
         """A text wrapped to the width of a terminal, all lines but the first indented; unchanged in a pipe."""
@@ -228,26 +219,12 @@ class Streams:
         width = max(MIN_NOTE_WIDTH, self.columns - 1 - indent)
         return f"\n{' ' * indent}".join(wrap(text, width, break_long_words=False, break_on_hyphens=False))
 
-    def write_line(self, head: str, text: str, style: str = "", head_style: str = "") -> None:
+    def _write_line(self, head: str, text: str, style: str = "", head_style: str = "") -> None:
         """Write a line to standard error; a terminal's is wrapped at words and indented below `head`."""
         err = self.on_stderr
         text = with_short_names(strip_controls(text.replace("\n", " ")))  # a file name may have line breaks
-        text = err.wrapped(text, len(head))
-        line = err.styled(head, head_style) + text
-        self.draw(f"{err.styled(line, style)}\n")
-
-    def notice(self, event: NoticeEvent) -> None:
-        self.write_line("note: ", event.message, DIM)
-        if event.hint:
-            self.write_line("      ", event.hint, DIM)
-
-    def error(self, error: CerebrumError) -> None:
-        self.write_line("error: ", error.message, head_style=RED)
-        if error.hint:
-            self.write_line(" hint: ", error.hint)
-        if isinstance(error, EngineError):
-            for line in error.log:
-                self.info(f"  log: {line}")
+        line = err.styled(head, head_style) + err.wrapped(text, len(head))
+        self.draw(f"{err.styled(line, style)}\n", is_styled=True)
 
 
 def standard_streams() -> Streams:

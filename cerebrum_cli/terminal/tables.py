@@ -173,11 +173,11 @@ def print_rows(
 ) -> None:
     """Print rows as one JSON list or as a table; without any, print the message `empty`, if there is one."""
     if json:
-        streams.answer_object(rows)
+        streams.answer(rows)
     elif rows:
         as_table(streams, rows)
     else:
-        streams.report(empty)
+        streams.note(empty)
 
 
 def stats_line(finish: FinishEvent, model: str, format_name: str, repacks: bool | None, sampling: str) -> str:
@@ -245,7 +245,7 @@ def print_latest(streams: Streams, rows: Sequence[Row], number: int | None = Non
     There, single answers to scripts are only counted unless it `lists_all`.
     """
     if not rows:
-        streams.report("no saved sessions; cerebrum ask and cerebrum chat create them")
+        streams.note("no saved sessions; cerebrum ask and cerebrum chat create them")
     elif not streams.out_is_terminal:
         print_sessions(streams, rows[:number])
     else:
@@ -257,4 +257,4 @@ def print_latest(streams: Streams, rows: Sequence[Row], number: int | None = Non
         if scripts := len(rows) - len(own):
             parts.append(f"without {format_count(scripts, 'answer')} in pipes or files")
         if parts:
-            streams.report(f"{', '.join(parts)}; cerebrum sessions list --all lists them all")
+            streams.note(f"{', '.join(parts)}; cerebrum sessions list --all lists them all")

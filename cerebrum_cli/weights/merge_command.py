@@ -11,6 +11,7 @@ from cerebrum_cli.cli.options import PullOptions, json_option
 from cerebrum_cli.cli.variables import environment_layer
 from cerebrum_cli.core.declaration import PATH, TEXTS, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import is_directory, is_file
 from cerebrum_cli.core.json_types import JsonDict
 
@@ -52,15 +53,15 @@ class MergeCommand(PullOptions):
             plan = plan_merge(app, self.recipe, self)
         description = describe(plan, app.settings(environment_layer("ctx")).ctx)
         for key in plan.recipe.ignored_keys:
-            streams.note(f"the recipe key {key} is unknown and ignored", "mergekit ignores it too")
+            streams.note(NoticeEvent(f"the recipe key {key} is unknown and ignored", "mergekit ignores it too"))
         for filter in plan.plan.unmatched_filters:
             hint = "use Hugging Face tensor names, such as self_attn.q_proj"
-            streams.note(f"the recipe filter {filter} matches no tensor and is ignored", hint)
+            streams.note(NoticeEvent(f"the recipe filter {filter} matches no tensor and is ignored", hint))
         if notice := plan.plan.unfit_notice(self.type):
-            streams.report(notice)
+            streams.note(notice)
         if self.dry_run:
             if self.json:
-                streams.answer_object(description)
+                streams.answer(description)
             else:
                 print_merge(streams, description)
             return
@@ -69,10 +70,10 @@ class MergeCommand(PullOptions):
         sha256 = app.library.registry.digest(model.path).sha256
         if self.json:
             files = [file | {"sha256": sha256} for file in description["files"]]
-            streams.answer_object(description | {"reference": plan.options.name, "files": files})
+            streams.answer(description | {"reference": plan.options.name, "files": files})
         else:
             streams.answer(f"{sha256}  {plan.options.output}\n")
-        streams.report(f"{model.reference} is installed: cerebrum ask -m {model.reference}")
+        streams.note(f"{model.reference} is installed: cerebrum ask -m {model.reference}")
 
 
 def plan_merge(app: App, recipe: str, options: MergeCommand) -> Merge:

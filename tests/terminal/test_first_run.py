@@ -57,7 +57,7 @@ def test_first_run_pulls_the_chosen_model_and_continues(
     window.wait_for_output("Pull which one?")
     assert re.search(r"^1  tiny +\d+ kB ", "\n".join(window.screen.lines), re.MULTILINE)
     window.type("1\r")
-    window.wait_for_output("installed tiny:Q8_0: ")
+    window.wait_for_output("installed tiny:Q8_0:")
     if command == ("chat",):
         window.wait_for(">")
         window.leave()

@@ -252,7 +252,7 @@ RED_ERROR = "\x1b[31merror: \x1b[0m"
 def test_errors_print_message_hint_and_log_without_controls() -> None:
     in_a_pipe = piped()
     in_a_pipe.error(CerebrumError("a\x1b[2Jb\u202e", "c\x07d\u2066"))
-    in_a_pipe.info("e\x1b]52;c;RVZJTA==\x07f")
+    in_a_pipe.draw("e\x1b]52;c;RVZJTA==\x07f\n")
     assert written(in_a_pipe.err) == "error: ab\n hint: cd\nef\n"
     streams = shown()
     streams.error(CerebrumError("a\x1b[2Jb\u202e", "c\x07d\u2066"))

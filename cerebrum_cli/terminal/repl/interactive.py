@@ -38,7 +38,7 @@ def run_chat(
             repl.run(input_source(repl), question)
         finally:
             with signals.acting(signals.exit_on_second(ignore)):
-                display.streams.report(chat.close())
+                display.streams.note(chat.close())
     return repl.exit_code
 
 

@@ -27,6 +27,7 @@ from prompt_toolkit.layout.processors import TabsProcessor
 from prompt_toolkit.utils import get_cwidth
 
 from cerebrum_cli.core.errors import CerebrumError, Interrupted
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.terminal.repl.key_codes import KeyReader
 from cerebrum_cli.terminal.repl.questions import (
@@ -61,7 +62,7 @@ class InteractivePrompt(PlainPrompt):
             past = PromptHistory(history) if history else past
         except OSError as error:
             problem = f"prompt history is not saved: {history}: {error.strerror}"
-            repl.streams.note(problem, "remove that file, or make it writable")
+            repl.streams.note(NoticeEvent(problem, "remove that file, or make it writable"))
         self._draft = ""  # initial text of the prompt
         self.pasted_line = ""  # the first of several that were pasted at the start
         self._pasted: set[str] = set()  # questions, which the history returns

@@ -65,7 +65,7 @@ def show_prompt(streams: Streams, prompt: str, typed: str = "") -> None:
     if streams.out_is_terminal:
         streams.answer(streams.styled(prompt, BOLD) + strip_controls(typed), is_styled=True)
     else:
-        streams.draw(streams.on_stderr.styled(prompt, BOLD) + strip_controls(typed))
+        streams.draw(streams.on_stderr.styled(prompt, BOLD) + strip_controls(typed), is_styled=True)
 
 
 def shorten_question(question: str) -> str:

@@ -61,7 +61,7 @@ class Repl:
         self.input = source
         with self.display.calls.keyboard.without_echo(types_ahead=True) if source.redraws else nullcontext():
             if not self.chat.tree.is_saved:
-                self.streams.note("this chat is not saved: no_log is on", "/export FILE saves a copy")
+                self.streams.note(NoticeEvent("this chat is not saved: no_log is on", "/export FILE saves a copy"))
             if self.streams.in_is_terminal and not self.streams.is_quiet:
                 with self._reporting_errors():
                     self._print_greeting()
@@ -81,7 +81,7 @@ class Repl:
                 return self.input.read()
             except KeyboardInterrupt:
                 if not is_last:
-                    self.streams.info("Press Ctrl-C again or Ctrl-D to exit")
+                    self.streams.draw("Press Ctrl-C again or Ctrl-D to exit\n")
             except EOFError:
                 return None
             except CerebrumError as error:
@@ -138,43 +138,48 @@ class Repl:
             if not reply.has_text:
                 raise Interrupted(signal.SIGINT, "before the reply began; /retry asks again") from error
             if not reply.is_finished:  # it waited for a function
-                self.streams.note("reply interrupted", "/retry asks again")
+                self.streams.note(NoticeEvent("reply interrupted", "/retry asks again"))
                 self._end_turn()
         finally:
             if reply.is_finished:
-                self.streams.report(reply_notice(reply, self.chat, self.streams.in_is_terminal))
+                self.streams.note(reply_notice(reply, self.chat, self.streams.in_is_terminal))
                 self._end_turn()
 
     def switch_session(self, name: str | None) -> None:
         """Switch to a session, or to a new one; what would go before the next question is dropped."""
         session = self.chat.tree.history.get(name, LIST_SESSIONS) if name else None
-        self.streams.report(self.chat.switch_session(session))
+        self.streams.note(self.chat.switch_session(session))
         self.pending_prompt = None
         self.detach_files()
 
     def detach_files(self) -> None:
         if self.pending_files:
-            self.streams.info(f"detached {format_names([name for name, _ in self.pending_files])}")
+            self.streams.draw(f"detached {format_names([name for name, _ in self.pending_files])}\n")
         self.pending_files = []
+
+    def _blank_line(self) -> None:
+        """Separate what follows, on a terminal only."""
+        if self.streams.out_is_terminal:
+            self.streams.answer("\n")
 
     def _end_turn(self) -> None:
         self._has_replied = True
         self.exit_code = 0
-        self.streams.blank_line()
+        self._blank_line()
 
     def _print_greeting(self) -> None:
         chat, streams = self.chat, self.streams
-        streams.write_line("", f"{model_text(chat.loaded)}; /help lists commands and keys")
-        streams.info("")
+        streams.note(f"{model_text(chat.loaded)}; /help lists commands and keys")
+        streams.draw("\n")
         messages = chat.tree.messages
         if chat.tree.session is None and chat.tree.name:
-            streams.info(f"New session {chat.tree.name!r}\n")
+            streams.draw(f"New session {chat.tree.name!r}\n\n")
         if chat.tree.session is None or not messages:
             return
         dropped = len(messages) - len(chat.conversation.messages)
         if dropped:
-            streams.info(f"The {dropped} oldest messages no longer fit the context.")
-        streams.info(f"Continuing {chat.tree.session.name!r}. Last exchange:\n")
+            streams.draw(f"The {dropped} oldest messages no longer fit the context.\n")
+        streams.draw(f"Continuing {chat.tree.session.name!r}. Last exchange:\n\n")
         self.show_last_exchange()
 
     def show_last_exchange(self) -> None:
@@ -182,13 +187,13 @@ class Repl:
             if stored.message.role == "user":
                 self.show_question(stored.message.content)
             else:
-                self.streams.blank_line()
+                self._blank_line()
                 show_answer(self.streams, stored.message.content, self.chat.settings.markdown)
         last = self.chat.tree.last_reply
         if last and last.early_end:
             hint = "/continue resumes it" if last.message.tokens else "/retry asks again"
-            self.streams.note(f"the last reply was cut off ({last.early_end})", hint)
-        self.streams.blank_line()
+            self.streams.note(NoticeEvent(f"the last reply was cut off ({last.early_end})", hint))
+        self._blank_line()
 
     def show_question(self, question: str) -> None:
         echo(self.streams, shorten_question(question))
@@ -216,7 +221,7 @@ class Repl:
     def _run_line(self, line: InputLine) -> None:
         command = None if line.is_literal else parse_slash(line.text, self.commands)
         if command is None or isinstance(command, NoticeEvent):
-            self.streams.report(command)
+            self.streams.note(command)
             if line.text.strip() in BARE_EXITS and self.input.confirm("Exit the chat?"):
                 self.is_done = True
             else:
@@ -225,7 +230,7 @@ class Repl:
         slash, argument = command
         try:
             if message := slash.run(self, argument):
-                self.streams.info(message)
+                self.streams.draw(f"{message}\n")
         except Interrupted as error:
             if error.hint or not self._continues_after(error):
                 raise
@@ -245,7 +250,7 @@ class Repl:
         elif not self._continues_after(error):
             raise error
         else:
-            self.streams.info(f"interrupted: {error.hint or 'nothing was sent'}")
+            self.streams.draw(f"interrupted: {error.hint or 'nothing was sent'}\n")
 
     def _continues_after(self, error: CerebrumError) -> bool:
         """Whether it was Ctrl-C at a terminal, after which the chat continues."""

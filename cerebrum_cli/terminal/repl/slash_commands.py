@@ -77,9 +77,9 @@ def list_sessions(repl: Repl, _: str) -> None:
 
 def load_session(repl: Repl, argument: str) -> None:
     repl.switch_session(argument)
-    repl.streams.info(f"Now in session {argument!r}")
+    repl.streams.draw(f"Now in session {argument!r}\n")
     repl.show_last_exchange()
-    repl.streams.report(repl.chat.difference)
+    repl.streams.note(repl.chat.difference)
 
 
 def session_names(repl: Repl, _: str) -> Iterable[str]:
@@ -106,7 +106,7 @@ def attach_file(repl: Repl, argument: str) -> str | None:
         repl.detach_files()
         return None
     paths, question = split_paths(argument)
-    files = repl.reader.read(paths, repl.streams.notice)
+    files = repl.reader.read(paths, repl.streams.note)
     repl.pending_files += files
     if not question:
         return f"{format_names([name for name, _ in files])} will be prepended to your next question"

@@ -59,7 +59,7 @@ def retry(repl: Repl, argument: str) -> None:
     last = repl.chat.tree.last_reply
     if settings.temperature == 0 and last and (last.metadata.params or {}).get("temperature") == 0:
         problem = "at temperature 0 the reply is usually the same"
-        repl.streams.notice(NoticeEvent(problem, "/retry 0.7 samples a different one"))
+        repl.streams.note(NoticeEvent(problem, "/retry 0.7 samples a different one"))
     repl.render(repl.chat.retry(settings))
 
 
@@ -81,7 +81,7 @@ def continue_reply(repl: Repl, argument: str) -> None:
     repl.render(repl.chat.reply_from(argument) if argument else repl.chat.continue_reply())
 
 
-def copy_reply(repl: Repl, argument: str) -> None:
+def copy_reply(repl: Repl, argument: str) -> str:
     text = repl.chat.tree.require_reply().message.content
     part = "the reply"
     if argument:
@@ -96,7 +96,7 @@ def copy_reply(repl: Repl, argument: str) -> None:
         part = f"code block {argument}"
     if not text.strip():
         raise UsageError(f"nothing to copy: {part} is empty", "/retry asks again")
-    repl.streams.write_line("", f"copied {part} via {copy_to_clipboard(repl.streams, text)}")
+    return f"copied {part} via {copy_to_clipboard(repl.streams, text)}"
 
 
 def show_stats(repl: Repl, _: str) -> str | None:
@@ -108,7 +108,8 @@ def show_stats(repl: Repl, _: str) -> str | None:
     if generated:
         sampling = sampling_text(samplers_in_effect(chat.tree.require_reply().metadata.params or {}))
         model, format_name = chat.loaded.model.name, chat.loaded.format_name
-        repl.streams.write_line("", stats_line(generated.finish, model, format_name, chat.loaded.repacks, sampling))
+        line = stats_line(generated.finish, model, format_name, chat.loaded.repacks, sampling)
+        repl.streams.draw(f"{repl.streams.on_stderr.wrapped(line)}\n")
     return context_text(*usage) if usage else None
 
 
