@@ -241,7 +241,7 @@ class Flag(TyperOption):
             is_flag=declared.kind.is_switch,
             multiple=declared.kind.is_list,
             metavar=declared.metavar,
-            help=f"{declared.help}.",
+            help=declared.help if declared.help.endswith("]") else f"{declared.help}.",
             autocompletion=partial(complete_option, declared),
             rich_help_panel=declared.heading,
         )
