@@ -252,7 +252,7 @@ def ballots(samples: Sequence[Sample]) -> Ballots:
     for sample in samples:
         answer = None if sample.finish_reason == "repetition" else sample.answer
         program = None if sample.program is None else Program(sample.program, sample.program_output)
-        tally = Tally(Votes(1, 1)).add(answer, sample.probability, sample.basis == "stated", program)
+        tally = Tally(Votes(1, 1)).add(answer, sample.basis == "stated", program)
         answers += tally.answers
     return Ballots(tuple(samples), tuple(answers))
 

@@ -29,9 +29,9 @@ SEED = 18
 DRAWS = 40_000  # of the scores in unequal clusters, to find a quantile within 1%
 CORRELATIONS = (0.0, 0.03, 0.1, 0.3, 1.0)  # within clusters
 ROUNDING = 1e-12  # a smaller standard error is rounding: one sample of 256 in 100,000 questions makes 4e-8
-# Weights of an answer that a reply and a program agree on, of a ballot, of a stated answer, and of probability 1. With
-# up to 256 samples, each outweighs all smaller ones together.
-CHECKED, BALLOT, STATED, CERTAIN = 2**60, 2**50, 2**41, 2**32
+# Weights of an answer that a reply and a program agree on, of a ballot, and of a stated answer. With up to 256 samples,
+# each outweighs all smaller ones together.
+CHECKED, BALLOT, STATED = 2**24, 2**12, 1
 ALL_SIZES = 8  # numbers of samples of which each has its votes
 
 Clusters = Sequence[object]  # of each score; scores of one cluster are not independent
@@ -268,7 +268,7 @@ def _subsets(size: int) -> dict[int, NDArray[Any]]:
 class _Ballots:
     """The votes of a question's samples as matrices: rows are samples, columns are answers, the first of which is none.
 
-    A sample has one ballot, plus a smaller one if its answer is stated, plus its probability in whole units.
+    A sample has one ballot, plus a smaller one if its answer is stated.
     """
 
     def __init__(self, votes: QuestionVotes) -> None:
@@ -285,20 +285,14 @@ class _Ballots:
         self._ballots = numpy.zeros(self._by_reply.shape, int)
         for row, sample in enumerate(answers):
             is_checked = sample.form == sample.computed_form
-            reply = BALLOT + round(sample.probability * CERTAIN)
-            if is_checked or sample.is_stated:
-                reply += STATED
+            reply = BALLOT + STATED if is_checked or sample.is_stated else BALLOT
             self._ballots[row] = reply * self._by_reply[row]
             if not is_checked:
                 self._ballots[row] += (BALLOT + STATED) * self._by_program[row]
 
     def share_right(self, members: NDArray[Any]) -> float:
         """Share of subsets that vote for a right answer; a tie goes to the first sample, averaged over all orders."""
-        import numpy
-
-        totals = members @ self._ballots
-        # The probability of a single sample does not count.
-        ranks = numpy.where(totals < 2 * BALLOT, totals // STATED * STATED, totals)
+        ranks = members @ self._ballots
         ranks[(members @ self._by_reply) & (members @ self._by_program)] += CHECKED
         leads = ranks == ranks.max(axis=1, keepdims=True)
         replies = members & leads[:, self._replies]

@@ -199,7 +199,7 @@ def votes_of(question: Samples, with_programs: bool = True, votes: Votes | None 
         if sample.finish_reason == "repetition" and len(question) > 1:
             answer = None
         output = sample.program_output if with_programs else None
-        vote.count(answer, sample.probability, sample.basis == "stated", output)
+        vote.count(answer, sample.basis == "stated", output)
         correct.setdefault(vote.tally.answers[-1].form, sample.correct)
     for sample, counted in zip(question, vote.tally.answers, strict=True):
         if counted.computed_form not in correct:

@@ -62,7 +62,7 @@ class MajorityVote:
                 self.replies[self.tally.samples] = ready
                 answer, is_stated = ready.vote, ready.is_answer_stated
                 number = None if answer is None or is_stated else ready.number
-                self.tally = self.tally.add(answer, ready.probability, is_stated, ready.program, number)
+                self.tally = self.tally.add(answer, is_stated, ready.program, number)
         if self.is_over:
             completions.abort(index)
         elif not self.running and (count := self.tally.missing_samples):
@@ -71,12 +71,12 @@ class MajorityVote:
             completions.add_samples(index, count)
         return self.tally.samples > before
 
-    def count(self, answer: str | None, probability: float, is_stated: bool, output: str | None) -> None:
+    def count(self, answer: str | None, is_stated: bool, output: str | None) -> None:
         """Count an answer of an earlier run, and the output of its program, if there was one."""
         from cerebrum_cli.replies.tally import Program
 
         program = None if output is None else Program("", output)
-        self.tally = self.tally.add(answer, probability, is_stated, program)
+        self.tally = self.tally.add(answer, is_stated, program)
 
     def comes_to(self, output: str | None, answer: str) -> bool:
         """Whether a program's output is an answer, which may be rounded to some decimals."""

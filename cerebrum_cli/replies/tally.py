@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
-from math import comb, fsum
+from math import comb
 from typing import NamedTuple
 
 from cerebrum_cli.core.frozen import frozen
@@ -53,13 +53,12 @@ class Program(NamedTuple):
 class SampleAnswer:
     """A finished sample: its final answer as the model wrote it, its normal form, and the answer of its program.
 
-    `number` is that of one which states no answer. `probability` is the exponential of the mean log probability of its
-    tokens, 0 if these are not known. The program's form is that of the reply if the program comes to its answer.
+    `number` is that of one which states no answer. The program's form is that of the reply if the program comes to its
+    answer.
     """
 
     answer: str | None
     form: str | None
-    probability: float
     is_stated: bool
     computed: str | None
     computed_form: str | None
@@ -73,14 +72,13 @@ class SampleAnswer:
 
 @frozen
 class Count:
-    """One candidate as most of its samples wrote it, and their number; `probability_sum` is 0 of a single sample.
+    """One candidate as most of its samples wrote it, and their number.
 
     A sample counts once, whether its reply or its program comes to the candidate, or both.
     """
 
     answer: str
     count: int
-    probability_sum: float
     form: str
     stated: int = 0
     replies: int = 0
@@ -122,7 +120,6 @@ class Tally:
     def add(
         self,
         answer: str | None,
-        probability: float = 0.0,
         is_stated: bool = False,
         program: Program | None = None,
         number: str | None = None,
@@ -133,7 +130,7 @@ class Tally:
         computed = program and program.answer
         agrees = program is not None and answer is not None and comes_to(program.output or "", answer)
         computed_form = form if agrees else computed and canonical(computed)
-        sample = SampleAnswer(answer, form, probability, is_stated, computed, computed_form, number)
+        sample = SampleAnswer(answer, form, is_stated, computed, computed_form, number)
         return replace(self, read=(*self.read, sample))
 
     @property
@@ -144,8 +141,8 @@ class Tally:
     def counts(self) -> tuple[Count, ...]:
         """Candidates, best first.
 
-        Checked ones come first, then those of more samples, then those that more samples state or compute, if several
-        by probability, then that of the earlier sample.
+        Checked ones come first, then those of more samples, then those that more samples state or compute, then that of
+        the earlier sample.
         """
         groups: dict[str, list[SampleAnswer]] = {}
         for sample in self.answers:
@@ -153,7 +150,7 @@ class Tally:
                 if form is not None:
                     groups.setdefault(form, []).append(sample)
         counts = [_count(form, group) for form, group in groups.items()]
-        return tuple(sorted(counts, key=lambda count: (*count.rank, count.probability_sum), reverse=True))
+        return tuple(sorted(counts, key=lambda count: count.rank, reverse=True))
 
     @property
     def winner(self) -> Count | None:
@@ -181,7 +178,7 @@ class Tally:
 
     @property
     def tied(self) -> tuple[Count, ...]:
-        """The leading answers if only probability or order decides between several, else none."""
+        """The leading answers if only their order decides between several, else none."""
         counts = self.counts
         leading = tuple(count for count in counts if count.rank == counts[0].rank)
         if len(leading) == 1:
@@ -223,7 +220,7 @@ class Tally:
 
     def _is_decided_with(self, more: int) -> bool:
         """Whether it would be with so many more samples that agree with the leader, replies and programs."""
-        votes, new = self.votes, Count("", 0, 0.0, "")
+        votes, new = self.votes, Count("", 0, "")
         first, *others = (*self.counts, new)
         left = votes.maximum - self.samples - more
         if left <= 0:
@@ -255,11 +252,8 @@ def _count(form: str, group: Sequence[SampleAnswer]) -> Count:
     if not replies:
         spellings = Counter(sample.computed or "" for sample in programs)
     [(spelling, _)] = spellings.most_common(1)
-    probability = 0.0
-    if len(group) > 1:
-        probability = fsum(sample.probability for sample in replies)
     stated = sum(sample.is_stated or sample.computed_form == form for sample in group)
-    return Count(spelling, len(group), probability, form, stated, len(replies), len(programs))
+    return Count(spelling, len(group), form, stated, len(replies), len(programs))
 
 
 def _value(output: str) -> str:

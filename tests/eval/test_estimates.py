@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations, permutations
-from math import fsum
 from random import Random
 
 import numpy
@@ -39,8 +38,8 @@ scores = st.lists(st.sampled_from([0.0, 1.0]) | st.floats(0, 1), min_size=1, max
 shares = st.floats(0, 1)
 
 
-def vote(form: str | None, probability: float, is_stated: bool = False, computed: str | None = None) -> SampleAnswer:
-    return SampleAnswer(form, form, probability, is_stated, computed, computed)
+def vote(form: str | None, is_stated: bool = False, computed: str | None = None) -> SampleAnswer:
+    return SampleAnswer(form, form, is_stated, computed, computed)
 
 
 def vote_on(tally: Tally) -> MajorityVote:
@@ -56,12 +55,11 @@ def counted(votes: Sequence[SampleAnswer]) -> QuestionVotes:
 
 
 def random_votes(random: Random, samples: int) -> list[SampleAnswer]:
-    """Votes among a few forms, one of which is right, with probabilities that are often equal."""
+    """Votes among a few forms, one of which is right."""
     votes = []
     for _ in range(samples):
         form = random.choice(["right", "right", "a", "b", "c", None])
-        probability = random.choice([0.25, 0.5, 0.75, 1.0, random.random()])
-        votes.append(vote(form, probability, random.random() < 0.5))
+        votes.append(vote(form, random.random() < 0.5))
     return votes
 
 
@@ -70,9 +68,8 @@ def share_right(votes: Sequence[SampleAnswer]) -> float:
     standings = {}
     for vote in votes:
         same = [each for each in votes if each.form == vote.form]
-        probability = fsum(each.probability for each in same) if len(same) > 1 else 0.0
         if vote.form is not None:
-            standings[vote.form] = (len(same), sum(each.is_stated for each in same), probability)
+            standings[vote.form] = (len(same), sum(each.is_stated for each in same))
     leading = [form == "right" for form, standing in standings.items() if standing == max(standings.values())]
     return mean(leading) if leading else 0.0
 
@@ -216,17 +213,13 @@ def test_majority_of_many_samples_counts_seeded_subsets() -> None:
 @pytest.mark.parametrize(
     ("votes", "share"),
     [
-        ([vote("a", 0.4), vote("right", 0.5)], 0.5),
-        ([*(vote("a", 0.4),) * 2, *(vote("right", each) for each in (0.3, 0.6))], 1.0),
-        ([vote("a", 0.5), vote("right", 0.5)], 0.5),
-        ([vote(None, 0.9), vote("right", 0.1)], 1.0),
-        ([*(vote("right", each) for each in (0.7, 0.2, 0.1)), *(vote("a", each) for each in (0.1, 0.2, 0.7))], 0.5),
-        ([*(vote("right", each) for each in (0.1, 0.2, 0.7)), *(vote("a", each) for each in (0.7, 0.2, 0.1))], 0.5),
-        ([vote("a", 0.9), vote("right", 0.1, is_stated=True)], 1.0),
+        ([vote("a"), vote("right")], 0.5),
+        ([vote("a"), vote("right"), vote("a"), vote("right")], 0.5),
+        ([vote(None), vote("right")], 1.0),
+        ([vote("a"), vote("right", is_stated=True)], 1.0),
     ],
 )
 def test_majority_splits_ties(votes: list[SampleAnswer], share: float) -> None:
-    """Equal sums must be equal in any order: 0.1 + 0.2 + 0.7 is not 0.7 + 0.2 + 0.1 in floats."""
     assert majorities([counted(votes)])[len(votes)] == [share]
 
 
@@ -245,16 +238,16 @@ def test_majority_is_the_mean_of_winners_over_all_orders_of_samples(samples: int
 
 @given(st.lists(st.booleans(), min_size=4, max_size=4))
 def test_majority_of_two_that_differ_is_the_mean_of_both(correct: list[bool]) -> None:
-    tally = Tally(Votes(1, 4), tuple(vote(str(index), 0.5) for index in range(4)))
+    tally = Tally(Votes(1, 4), tuple(vote(str(index)) for index in range(4)))
     forms = {None: False} | {str(index): is_correct for index, is_correct in enumerate(correct)}
     assert majorities([QuestionVotes(vote_on(tally), forms)])[2] == pytest.approx([mean(correct)])
 
 
 def test_majority_without_an_answer_is_wrong() -> None:
-    silent = [vote(None, 1.0)] * 3
+    silent = [vote(None)] * 3
     assert counted(silent).vote.tally.winner is None
     assert majorities([counted(silent)])[2] == [0.0]
-    assert majorities([counted([*silent, vote("right", 0.0)])])[4] == [1.0]  # one vote wins, however improbable
+    assert majorities([counted([*silent, vote("right")])])[4] == [1.0]  # one vote wins
     questions = [random_votes(Random(seed), 8) for seed in range(50)]
     expected = [mean([vote.form == "right" for vote in question]) for question in questions]
     assert majorities(list(map(counted, questions)))[1] == expected

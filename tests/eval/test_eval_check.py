@@ -92,7 +92,7 @@ def test_vote_of_a_run_wins_as_the_vote_of_a_command(case: str) -> None:
     tally, samples = Tally(Votes(8, 8, checks=True)), list[Sample]()
     for number, (reply, output) in enumerate(zip(case[::2], case[1::2], strict=True)):
         answer, printed = (None if letter == "." else letter for letter in (reply, output))
-        tally = tally.add(answer, 0.5, answer is not None, Program("", printed))
+        tally = tally.add(answer, answer is not None, Program("", printed))
         samples.append(sample(number, answer, printed, reference="a"))
     won = votes_of(samples).vote.tally.winner
     assert (won and won.form) == (tally.winner and tally.winner.form)

@@ -17,11 +17,11 @@ answers = st.sampled_from(("5", "5.0", "five", "7", "7 apples", "9", "yes", None
 bounds = st.tuples(st.integers(1, 24), st.integers(1, 24)).map(sorted).map(lambda pair: Votes(pair[0], pair[1]))
 
 
-def tally(*counted: str | None, votes: Votes | None = None, probability: float = 0.5) -> Tally:
+def tally(*counted: str | None, votes: Votes | None = None) -> Tally:
     """Tally of these answers, one per sample."""
     result = Tally(votes or Votes(16, 16))
     for answer in counted:
-        result = result.add(answer, probability)
+        result = result.add(answer)
     return result
 
 
@@ -65,24 +65,21 @@ def test_votes_refuse_other_text_with_the_valid_forms(text: str) -> None:
 
 def test_tally_counts_equivalent_answers_together() -> None:
     counted = tally("80", "7", "80 dollars", "80%", "80%", None)
-    assert counted.counts == (Count("80%", 4, 2.0, "80", replies=4), Count("7", 1, 0.0, "7", replies=1))
+    assert counted.counts == (Count("80%", 4, "80", replies=4), Count("7", 1, "7", replies=1))
     assert counted.winner == counted.counts[0]
     assert (counted.agreement, counted.samples) == (4 / 6, 6)
     assert [count.answer for count in tally("4/5", "0.8").counts] == ["4/5"]  # the first of equally frequent ones
 
 
-def test_tally_breaks_ties_by_probability_then_order() -> None:
-    even = Tally(Votes(4, 4)).add("5", 0.2).add("7", 0.3)
-    assert [count.answer for count in even.counts] == ["5", "7"]  # nothing agrees
-    assert [count.answer for count in even.add("7", 0.1).add("5", 0.1).counts] == ["7", "5"]
-    assert [count.answer for count in tally("5", "7", "7", "5").counts] == ["5", "7"]
-    untied = even.add("7", 0.1).add("5", 0.1)
-    assert (untied.winning_sample, untied.counts[0]) == (1, Count("7", 2, 0.4, "7", replies=2))
+def test_tally_breaks_ties_by_order() -> None:
+    even = tally("7", "5", "5", "7")
+    assert [count.answer for count in even.counts] == ["7", "5"]
+    assert (even.winning_sample, even.counts[0]) == (0, Count("7", 2, "7", replies=2))
 
 
 def test_tally_prefers_stated_answers_among_equally_many() -> None:
     guessed = tally("5", "5", "7")
-    found = guessed.add("7", 0.1, is_stated=True)
+    found = guessed.add("7", is_stated=True)
     assert ([count.answer for count in found.counts], found.tied) == (["7", "5"], ())
     assert [count.answer for count in found.add("5").counts] == ["5", "7"]
 
@@ -95,7 +92,7 @@ def test_tally_lists_the_tied_leaders(counted: str, tied: int) -> None:
 
 
 def test_tally_samples_without_an_answer_never_win() -> None:
-    assert tally(None, None, "5").winner == Count("5", 1, 0.0, "5", replies=1)
+    assert tally(None, None, "5").winner == Count("5", 1, "5", replies=1)
     for none in (tally(None, None), Tally(AUTO)):
         assert (none.winner, none.winning_sample, none.agreement, none.counts) == (None, None, 0.0, ())
         assert not none.is_decided
@@ -151,7 +148,7 @@ def test_vote_ends_within_its_maximum(votes: Votes, replies: list[str | None]) -
     while missing := counted.missing_samples:
         assert not counted.is_decided and counted.samples + missing <= votes.maximum
         for answer in replies[counted.samples : counted.samples + missing]:
-            counted = counted.add(answer, 0.5)
+            counted = counted.add(answer)
     assert counted.is_decided and counted.samples >= min(votes.minimum, votes.maximum // 2 + 1)
 
 
