@@ -22,7 +22,7 @@ from cerebrum_cli.core.conversation import Conversation, Message, Pictures
 from cerebrum_cli.core.declaration import LORA
 from cerebrum_cli.core.errors import CerebrumError, FormatError, SessionError, UsageError
 from cerebrum_cli.core.events import Event, Events, NoticeEvent
-from cerebrum_cli.core.files import atomic_write
+from cerebrum_cli.core.files import atomic_write, translate_os_errors
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import LOCAL_KEYS, SLASH_SET, Layer, Settings, SourcedLayer, without_keys
@@ -180,10 +180,8 @@ class Chat:
         text = archived.markdown if path.suffix == ".md" else archived.json
         if path.exists():
             raise UsageError(f"{path} already exists", "choose another file")
-        try:
+        with translate_os_errors(UsageError, path, ", or choose another file"):
             atomic_write(path, text.encode())  # a partial file would make the next attempt fail
-        except OSError as error:
-            raise UsageError(f"{path}: {error.strerror or error}", "choose another file") from error
 
     # Another session, model or settings.
 

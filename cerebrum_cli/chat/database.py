@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cerebrum_cli.chat.session import printable_name
 from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.core.files import translate_os_errors
 from cerebrum_cli.core.text import one_line
 
 BUSY_TIMEOUT_S = 10.0  # for another process's transaction
@@ -71,10 +72,8 @@ def open_database(path: Path | None) -> sqlite3.Connection:
     SQLite creates the files beside it with the same permissions. Raises SessionError.
     """
     if path:
-        try:
+        with translate_os_errors(SessionError, path.parent, f", {OR_UNSAVED}"):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise SessionError(f"{error.filename}: {error.strerror}", f"make it writable, {OR_UNSAVED}") from error
         with suppress(OSError):  # opening it reports the error
             path.touch(mode=0o600, exist_ok=False)
     with translated(path):

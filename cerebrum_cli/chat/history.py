@@ -33,7 +33,7 @@ from cerebrum_cli.chat.store import Store
 from cerebrum_cli.chat.typed_questions import forget_questions
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError, UsageError
-from cerebrum_cli.core.files import lock_file, remove
+from cerebrum_cli.core.files import lock_file, remove, translate_os_errors
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import did_you_mean, format_utc, one_line
@@ -100,11 +100,9 @@ class History:
         busy = SessionError(
             f"session {session.name!r} is open in another process", "close it there, or use another session"
         )
-        try:
+        with translate_os_errors(SessionError, path, f", {OR_UNSAVED}"):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             file = lock_file(path, busy, mode=0o600, is_required=False)
-        except OSError as error:
-            raise SessionError(f"{path}: {error.strerror}", f"make it writable, {OR_UNSAVED}") from error
         self.release()
         self._held = path, file
 

@@ -212,14 +212,21 @@ class UnfinishedFile(NamedTuple):
 
 @contextmanager
 def unfinished_file(path: Path, mode: int = 0o600) -> Iterator[UnfinishedFile]:
-    """Create a file beside `path`, to be renamed to it by `commit_file`; it is removed at the end unless it was."""
+    """Create a file beside `path`, to be renamed to it by `commit_file`; it is removed at the end unless it was.
+
+    An OSError about it names `path`.
+    """
     remove_abandoned(path.parent, f".{path.name}.")
     part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.{os.getpid()}{PART}")
-    with FileIO(part, "x+", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-        try:
+    try:
+        with FileIO(part, "x+", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield UnfinishedFile(part, file)
-        finally:
-            remove(part)
+    except OSError as error:
+        if error.filename in (part, str(part)):
+            error.filename = str(path)
+        raise
+    finally:
+        remove(part)
 
 
 def commit_file(part: UnfinishedFile, path: Path) -> None:

@@ -13,6 +13,7 @@ from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.environment import is_hub_offline
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, PullError
+from cerebrum_cli.core.files import file_error
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.llama_cpp import rebuild_command
 from cerebrum_cli.core.settings import Settings
@@ -62,8 +63,8 @@ def run_checks(context: DoctorContext) -> Iterator[CheckResult]:
         except CerebrumError as error:
             result = CheckResult("failure", error.message, error.hint)
         except OSError as error:
-            problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            result = CheckResult("failure", problem, "check its permissions")
+            failed = file_error(error)
+            result = CheckResult("failure", failed.message, failed.hint)
         if result:
             yield replace(result, name=name)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import CerebrumError, UsageError
+from cerebrum_cli.core.files import file_error
 from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.eval.report import MAJORITY, WITH_PROGRAMS, Report, VoteCost
 from cerebrum_cli.trust.calibration import CONFIDENCE, Promises
@@ -50,7 +51,7 @@ def write_picture(path: Path, draw: Callable[[], Figure]) -> None:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # a name may lack glyphs in the font
             figure.savefig(path, dpi=150)
     except OSError as error:
-        raise CerebrumError(f"cannot write {path}: {error.strerror}", "choose another path") from error
+        raise file_error(error, CerebrumError, path, ", or choose another path") from error
 
 
 def draw_report(report: Report, promised: Promises | None = None) -> Figure:

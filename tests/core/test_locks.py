@@ -169,6 +169,12 @@ def test_work_directory_is_removed(tmp_path: Path) -> None:
     assert names(tmp_path / "new") == []
 
 
+def test_error_of_an_unfinished_file_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        atomic_write(tmp_path / "no" / "file", b"new")
+    assert caught.value.filename == str(tmp_path / "no" / "file")
+
+
 def test_unfinished_file_is_removed_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), unfinished_file(tmp_path / "file") as part:
         part.file.write(b"half")
