@@ -44,11 +44,6 @@ class RowProgress:
         """What is noteworthy about them, the most important first."""
         return []
 
-    @property
-    def score(self) -> str:
-        """What is left of the clauses where there is no room."""
-        return ""
-
 
 @frozen
 class RowEvent(RowProgress):

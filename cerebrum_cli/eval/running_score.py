@@ -35,7 +35,7 @@ class EvalProgress(RowProgress):
         clauses = []
         if self.estimate:
             low, high = self.estimate.interval
-            clauses.append(f"{self.score} ({low:.3f} to {high:.3f})")
+            clauses.append(f"accuracy {self.estimate.value:.3f} ({low:.3f} to {high:.3f})")
         if self.no_answer:
             clauses.append(f"{self.no_answer:.0%} no answer")
         if self.cut_off:
@@ -43,10 +43,6 @@ class EvalProgress(RowProgress):
         if self.skipped:
             clauses.append(f"{self.skipped} skipped")
         return clauses
-
-    @property
-    def score(self) -> str:
-        return f"accuracy {self.estimate.value:.3f}" if self.estimate else ""
 
 
 class RunningScore:

@@ -131,18 +131,19 @@ class BatchProgress:
         if done := rows.answered - self._before:
             running = len({sequence.request for sequence in self._running})
             left = f"{format_duration(seconds_left(seconds, done, running, rows.total - rows.done))} left"
-        for texts in batch_texts(rows, self._speed_text(seconds), left):
-            room = width - len(" ".join(filter(None, texts)))
-            if room >= 0:
-                break
-        done_text, clauses, tail = texts
-        yield f"{done_text} ", "green"
-        if room > MIN_BAR:
-            yield from bar(rows.done, rows.total, room - 1)
-            yield " ", ""
-        if clauses:
-            yield f"{clauses} ", "red" if isinstance(rows, RowEvent) else ""
-        yield tail, ""
+        finished, total = rows.counter
+        segments = (
+            (f"{finished:{len(str(total))}}/{total}", "green"),
+            (left, ""),
+            (", ".join(rows.clauses), "red" if isinstance(rows, RowEvent) else ""),
+            (self._speed_text(seconds), ""),
+        )
+        for text, color in segments:
+            if text:
+                yield f"{text} ", color
+                width -= len(text) + 1
+        if width >= MIN_BAR:
+            yield from bar(rows.done, rows.total, width)
 
     def _speed_text(self, seconds: float) -> str:
         """The speed, of rows if there are no tokens; empty in the first second."""
@@ -249,22 +250,6 @@ def bar(done: int, total: int, width: int) -> Segments:
     filled = min(width, int(width * done / total)) if total else width
     yield "━" * filled, "magenta" if done < total else "green"
     yield "━" * (width - filled), "bright_black"
-
-
-def batch_texts(rows: RowProgress, speed: str, left: str) -> Iterator[tuple[str, str, str]]:
-    """Yield rows done, exceptions or a score, and speed and remaining time, each time with less of them."""
-    finished, total = rows.counter
-    done = f"{finished:{len(str(total))}}/{total}"
-    clauses = rows.clauses
-    if speed:
-        yield done, ", ".join(clauses), f"{speed} {left}"
-    while clauses:
-        yield done, ", ".join(clauses), left
-        clauses.pop()
-    if rows.score:
-        yield done, rows.score, left
-        yield done, rows.score, ""
-    yield done, "", left
 
 
 def seconds_left(seconds: float, done: int, running: int, remaining: int) -> float:
