@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cerebrum_cli.batch.answering import BatchOptions, answer_rows
-from cerebrum_cli.batch.input_row import InputRow as Question, prompt_row, result_rows
+from cerebrum_cli.batch.input_row import InputRow as Question, prompt_row, row_flags
 from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event
@@ -25,6 +25,7 @@ from cerebrum_cli.formats.prompt_format import CEREBRUM
 from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.source import AUTO_PARALLEL, ModelSource
 from cerebrum_cli.results.results import open_results
+from cerebrum_cli.results.rows import RowKind, digest_of
 from cerebrum_cli.servers.endpoint import Endpoint, Servers
 from cerebrum_cli.terminal.sinks import render
 
@@ -118,14 +119,15 @@ def run_batch(job: BatchJob, observe: Observer = unobserved) -> BatchResult:
     """Run a batch as `cerebrum batch` does, writing to a file; to be called in a subprocess."""
     settings = benchmark_settings(job.settings)
     options = BatchOptions(settings, (), ignore_eos=job.ignore_eos)
+    rows = [(digest_of(str(question).encode()), question.number) for question in job.questions]
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "answers.jsonl"
         with (
-            closing(open_results(output, {}, result_rows(job.questions))) as result,
+            closing(open_results(output, {}, RowKind(row_flags, str), rows)) as result,
             opened_model(job, settings) as loaded,
         ):
             start = time.perf_counter()
-            events = answer_rows(loaded, job.questions, options, result)
+            events = answer_rows(loaded, enumerate(job.questions), options, result)
             render(observe(events), loaded.cancel, ())
             result.complete()
             seconds = time.perf_counter() - start

@@ -25,7 +25,7 @@ from harness import SCRIPT, Row, time_limit
 from server import HOST, LlamaServer, completion, send
 
 from cerebrum_cli.results.results import output_paths
-from cerebrum_cli.results.row_store import read_objects
+from cerebrum_cli.results.row_file import read_lines
 
 TOKENS, SLOTS, CONTEXT = 8, 4, 256
 POLL_S = 0.05
@@ -192,7 +192,7 @@ class Batch:
     @property
     def written(self) -> list[dict[str, Any]]:
         """The finished rows of the unfinished result."""
-        return list(read_objects(output_paths(self.output).partial))
+        return list(map(json.loads, read_lines(output_paths(self.output).partial)))
 
     @property
     def answered_once(self) -> int:

@@ -29,7 +29,7 @@ from harness import SCRIPT, Row, alternate, argument_parser, record, run
 
 from cerebrum_cli.batch.input_row import output_object
 from cerebrum_cli.cluster import distribution as ray_nodes
-from cerebrum_cli.results.row_store import read_objects
+from cerebrum_cli.results.row_file import read_lines
 
 TOKENS, SLOTS = 64, 16
 QUESTION = "A train covers {0} km in {1} hours, then {2} km in {3} hours. {4} What is its average speed?"
@@ -104,7 +104,7 @@ def measure_head(source: Path, rows: int) -> tuple[float, int]:
             [*command, "--ray", "local:2"], stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
         )
         partial = output.with_name("head.jsonl.partial")
-        while process.poll() is None and (until == rows or sum(1 for _ in read_objects(partial)) < until):
+        while process.poll() is None and (until == rows or sum(1 for _ in read_lines(partial)) < until):
             memory = max(memory, head_memory(process.pid))
             time.sleep(POLL_S)
         if until < rows:

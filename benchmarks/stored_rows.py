@@ -2,9 +2,9 @@
 
 Usage: python benchmarks/stored_rows.py [--rows N] [--dry-run]
 
-Rows with answers of 300 tokens are written to a store, in an order like that of a server's answers.
+Rows with answers of 300 tokens are written to OUTPUT.partial, in an order like that of a server's answers.
 
-resume  CPU time to open the results that another process has written, when all rows but one are finished.
+resume  CPU time to open the input and the results that another process has written, when all rows but one are finished.
 result  CPU time to complete it, from the last row to the complete result. Its lines must be in the order of the input.
 """
 
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from harness import Row, argument_parser, in_subprocess, record
 from large_batch import REPLY, row_ids, write_input
 
 from cerebrum_cli.batch.input_row import InputRow, output_object
-from cerebrum_cli.batch.readers import IndexedRows, InputOptions
+from cerebrum_cli.batch.readers import BatchInput, InputOptions
 from cerebrum_cli.results.results import open_results
 from cerebrum_cli.results.rows import Results
 
@@ -60,34 +61,34 @@ def measure(directory: Path, rows: int) -> Iterator[Row]:
 
 
 def write_all_but_one(source: Path, output: Path) -> None:
-    with closing(InputOptions().open(source, None, output)) as rows, closing(open_rows(output, rows)) as results:
-        positions = list(range(len(rows) - 1))
+    with InputOptions().open(source, None, output) as rows, closing(open_rows(output, rows)) as results:
+        missing = islice(rows.missing_rows(results), results.size - 1)
         randomness = random.Random(0)
-        for start in range(0, len(positions), WINDOW):
-            window = positions[start : start + WINDOW]
+        while window := list(islice(missing, WINDOW)):
             randomness.shuffle(window)
-            for position in window:
-                results.write_row(position, answer(rows[position]))
+            for position, row in window:
+                results.write_row(position, answer(row))
 
 
 def resume(source: Path, output: Path) -> float:
-    """CPU time in which the results are opened, without that in which the input is."""
-    with closing(InputOptions().open(source, None, output)) as rows:
-        start = time.process_time()
-        with closing(open_rows(output, rows)):
-            return time.process_time() - start
+    """CPU time in which the input and the results are opened, and the missing row is found."""
+    start = time.process_time()
+    with InputOptions().open(source, None, output) as rows, closing(open_rows(output, rows)) as results:
+        list(rows.missing_rows(results))
+        return time.process_time() - start
 
 
 def complete(source: Path, output: Path) -> float:
-    with closing(InputOptions().open(source, None, output)) as rows, closing(open_rows(output, rows)) as results:
-        results.write_row(len(rows) - 1, answer(rows[len(rows) - 1]))
+    with InputOptions().open(source, None, output) as rows, closing(open_rows(output, rows)) as results:
+        for position, row in rows.missing_rows(results):
+            results.write_row(position, answer(row))
         start = time.process_time()
         results.complete()
         return time.process_time() - start
 
 
-def open_rows(output: Path, rows: IndexedRows) -> Results:
-    return open_results(output, {"model": "none"}, rows.for_output(output))
+def open_rows(output: Path, rows: BatchInput) -> Results:
+    return open_results(output, {"model": "none"}, rows.kind_for(output), rows.known_rows())
 
 
 def answer(row: InputRow) -> dict[str, Any]:

@@ -49,7 +49,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "markdown_it": ("terminal.markdown",),
     "pylatexenc": ("terminal.markdown.mathematics",),
     "typer": ("cli", "eval", "weights", "doctor", "decide"),
-    "sqlite3": ("chat", "results.row_store"),
+    "sqlite3": ("chat",),
     "jinja2": ("formats",),
     "markitdown": ("attachments.print_document",),  # in a process of its own, with pandas for workbooks
     "pandas": ("attachments.print_document",),
@@ -153,12 +153,12 @@ DOORS: Mapping[str, Door] = {
     ),
     "replies": Door(10, ("interface", "majority_vote", "reply", "source")),
     "results": Door(
-        14,
-        ("results", "rows"),
+        21,
+        ("output_tables", "results", "rows", "saved"),
     ),
     "trust": Door(15, ("calibration", "shift", "stored")),
     "chat": Door(5, ("chat", "history", "message_tree", "session")),
-    "batch": Door(5, ("answering", "readers")),
+    "batch": Door(6, ("answering", "input_row", "readers")),
     "terminal": Door(
         24,
         ("progress", "repl.interactive", "sinks", "streams", "tables"),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from cerebrum_cli.batch.input_row import InputRow, Rows, row_object
+from cerebrum_cli.batch.input_row import InputRow, row_object
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import Events, NoticeEvent
@@ -16,9 +16,7 @@ from cerebrum_cli.core.row_fields import REFUSED, RowError, RowId
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import MODES, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.text import Texts, truncate
-from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import Tools
-from cerebrum_cli.core.vocabulary import drop_partial_character
 from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.majority_vote import MajorityVote, Outcome, Row
@@ -77,36 +75,30 @@ class BatchOptions:
         return fingerprint
 
 
-def answer_rows(model: Model, rows: Rows, options: BatchOptions, results: Results) -> Events:
-    """Answer the unfinished rows, or those of a mapping; yield all events, and a RowEvent for each row.
+def answer_rows(model: Model, rows: Iterable[tuple[int, InputRow]], options: BatchOptions, results: Results) -> Events:
+    """Answer rows, each with its position; yield all events, and a RowEvent for each row.
 
     Rows that cannot be answered get an error. The caller completes the results; after a cancel, rows are missing.
     """
     yield from model.load()
     model.check_settings(options.settings)
     yield results.progress
-    asked = rows_to_ask(model, rows, options, results)
+    asked = rows_to_ask(model, rows, options)
     for event in model.run_rows(asked, in_order=results.in_order):
         if not isinstance(event, Outcome):
             yield event
-        elif isinstance(event.result, Reply) and event.result.finish_reason == "cancelled":
-            keep_tokens(model, event.row, event.result, results)
-        else:
+        elif not (isinstance(event.result, Reply) and event.result.finish_reason == "cancelled"):
             position, _ = event.row.key
             results.write_row(position, row_object(event, model.engine.larger_context))
             yield results.progress
 
 
-def rows_to_ask(model: Model, rows: Rows, options: BatchOptions, results: Results) -> Iterator[Row]:
-    positions = rows if isinstance(rows, Mapping) else range(len(rows))
+def rows_to_ask(model: Model, rows: Iterable[tuple[int, InputRow]], options: BatchOptions) -> Iterator[Row]:
     names = (*options.models, *model.engine.served_models)
     notices = RowNotices()
-    for position in positions:
-        if position not in results.finished:
-            row = rows[position]
-            model.note(notices.of(row))
-            unfinished = results.unfinished.get(position, ())
-            yield row_to_ask(position, refuse_other_model(row, names), options, model.source, unfinished)
+    for position, row in rows:
+        model.note(notices.of(row))
+        yield row_to_ask(position, refuse_other_model(row, names), options, model.source)
     model.note(notices.of_keys)
 
 
@@ -137,8 +129,8 @@ class RowNotices:
         return NoticeEvent(truncate(problem, MAX_NOTICE), "cerebrum ask --set help lists the settings of rows")
 
 
-def row_to_ask(position: int, row: InputRow, options: BatchOptions, source: ModelSource, unfinished: TokenIds) -> Row:
-    """What is asked for a row, which continues the `unfinished` tokens."""
+def row_to_ask(position: int, row: InputRow, options: BatchOptions, source: ModelSource) -> Row:
+    """What is asked for a row."""
     key = (position, row)
     if row.conversation is None:
         return Row(key, UsageError("the row is invalid"))
@@ -156,13 +148,10 @@ def row_to_ask(position: int, row: InputRow, options: BatchOptions, source: Mode
     conversation = row.conversation
     if conversation.system_prompt is None and settings.system is not None:
         conversation = replace(conversation, system_prompt=settings.system)
-    if unfinished and settings.max_tokens is not None:
-        settings = replace(settings, max_tokens=settings.max_tokens - len(unfinished))
     request = Ask(
         conversation,
         settings,
         grammar,
-        prefix_tokens=unfinished,
         ignore_eos=options.ignore_eos,
         tools=options.tools,
     )
@@ -175,19 +164,3 @@ def refuse_other_model(row: InputRow, models: Sequence[str]) -> InputRow:
         return row
     message = f"invalid `model`: {row.model!r}; this batch uses {models[0]}: remove the key"
     return replace(row, error=RowError(REFUSED, message), conversation=None)
-
-
-def keep_tokens(model: Model, row: Row, reply: Reply, results: Results) -> None:
-    """Keep the tokens of an interrupted reply, which the next run continues.
-
-    Not if its seed is to give the same reply again, or something counts its samples or tokens from the beginning.
-    """
-    request = row.request
-    assert isinstance(request, Ask)
-    if not reply.tokens or model.prompts.format.verbatim or row.vote or request.grammar or request.conversation.prefill:
-        return
-    if request.conversation.tools:
-        return
-    if request.settings.reasoning_limit is None and request.settings.seed is None:
-        position, _ = row.key
-        results.unfinished[position] = drop_partial_character(model.engine.vocabulary, reply.tokens)

@@ -15,20 +15,19 @@ Errors of a row by `type`; errors while generating have other types:
 from __future__ import annotations
 
 from dataclasses import asdict
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import TRUNCATED as TRUNCATED_REASONS, Origin, RefusedEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
-from cerebrum_cli.core.json_types import JsonDict, JsonObject, to_json
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.row_fields import INCOMPLETE, InvalidRow, RowError, RowId
-from cerebrum_cli.core.text import Texts, text_digest, well_formed
+from cerebrum_cli.core.text import Texts, well_formed
 from cerebrum_cli.replies.majority_vote import MajorityVote, Outcome
 from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.results.rows import ResultRows, RowFlag, Table
+from cerebrum_cli.results.rows import RowFlag
 
 OUTPUT_KEYS = (
     "id",
@@ -44,9 +43,8 @@ OUTPUT_KEYS = (
     "error",
 )
 REASONING_CLOSED_AT = "reasoning_closed_at"  # a key of replies whose reasoning is limited
-LINE, REQUEST = "line", "request"  # keys of rows that failed, and of those that ask for more than their prompt
+LINE = "line"  # the key of a row that failed
 INPUT = "input"  # the key of a row's input in its output object
-_REQUEST_DIGITS = 12
 
 
 @frozen
@@ -71,46 +69,6 @@ class InputRow:
     model: Any = None
     unused: Texts = ()
     grammar: Grammar | None = None
-
-    @property
-    def request_digest(self) -> str | None:
-        """Digest of everything that the row requests besides its prompt, or of its error; None if there is nothing."""
-        if self.conversation is None:
-            asked = {"error": self.error and asdict(self.error)}
-        else:
-            pictures = [[picture.url for picture in message.pictures] for message in self.conversation.messages]
-            values = {
-                "pictures": pictures if any(pictures) else None,
-                "messages": [
-                    (message.role, message.content, message.reasoning, *map(asdict, message.rounds))
-                    for message in self.conversation.messages[:-1]
-                ],
-                "system": self.conversation.system_prompt,
-                "prefill": self.conversation.prefill and asdict(self.conversation.prefill),
-                "settings": dict(self.settings),
-                "model": self.model,
-                "grammar": self.grammar and {"kind": self.grammar.kind, "text": self.grammar.text},
-            }
-            asked = {key: value for key, value in values.items() if value not in (None, [], {})}
-        return text_digest(to_json(asked))[:_REQUEST_DIGITS] if asked else None
-
-    @property
-    def fields(self) -> JsonDict:
-        return {
-            "id": self.id,
-            "prompt": self.prompt,
-            LINE: self.number,
-            REQUEST: self.request_digest,
-            INPUT: self.input,
-        }
-
-
-class Rows(Protocol):
-    """The rows of a batch by position."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, position: int, /) -> InputRow: ...
 
 
 def require_prompt(text: str) -> str:
@@ -146,24 +104,13 @@ def row_flags(object: JsonObject) -> int:
     return flags
 
 
-def result_rows(rows: Rows, sha256: str | None = None, unit: str = "line", table: Table | None = None) -> ResultRows:
-    """The rows of a result. `unit` is the word for a row of the input, whose digest is `sha256`."""
-    return ResultRows(
-        ("prompt", REQUEST),
-        row_flags,
-        partial(name_row, unit),
-        len(rows),
-        lambda position: rows[position].fields,
-        sha256,
-        table,
-    )
-
-
 def output_object(row: InputRow, origin: Origin | None = None, **values: Any) -> JsonDict:
     """The output object of a row: OUTPUT_KEYS, and further ones that have a value."""
-    fields = row.fields
-    more = {LINE: fields[LINE] if values.get("error") else None, REQUEST: fields[REQUEST]}
-    more |= {**(origin.keys if origin else {}), INPUT: row.input}
+    more = {
+        LINE: row.number if values.get("error") else None,
+        **(origin.keys if origin else {}),
+        INPUT: row.input,
+    }
     object = {**dict.fromkeys(OUTPUT_KEYS), "id": row.id, "prompt": row.prompt, **values}
     return object | {key: value for key, value in more.items() if value is not None}
 
@@ -196,12 +143,8 @@ def refused_object(row: InputRow, refused: RefusedEvent) -> JsonDict:
 
 
 def reply_values(reply: Reply, request: Ask, final_answer: str | None) -> JsonDict:
-    """The values of a reply, whose first tokens may be of an earlier run."""
     values = reply.as_object(final_answer)
-    continued = len(request.prefix_tokens)
-    values["completion_tokens"] = continued + reply.total_tokens
-    if continued:
-        values |= {"prompt_tokens": reply.finish.prompt_tokens - continued or None, "seed": None}
+    values["completion_tokens"] = reply.total_tokens
     if request.settings.reasoning_limit is not None:
         values[REASONING_CLOSED_AT] = reply.reasoning_closed_at
     return values

@@ -1,4 +1,4 @@
-"""Read the rows of a batch from txt, jsonl, csv or tsv, each when it is asked for; those of Parquet as jsonl.
+"""Read the rows of a batch from txt, jsonl, csv or tsv, in order, as they are needed; those of Parquet as jsonl.
 
 A problem with one row becomes that row's error; UsageError is for problems with the whole input, such as bad quoting in
 a table: an unclosed quote swallows the records after it.
@@ -8,35 +8,45 @@ from __future__ import annotations
 
 import os
 import stat
-from array import array
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from io import BufferedReader, FileIO, RawIOBase
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from cerebrum_cli.batch.input_file import BOM, InputFile, chunks, spool_input
-from cerebrum_cli.batch.input_row import InputRow, invalid_row, prompt_row, result_rows
+from cerebrum_cli.batch.input_row import InputRow, invalid_row, name_row, prompt_row, row_flags
 from cerebrum_cli.batch.json_rows import read_json_row
-from cerebrum_cli.batch.output_tables import ANSWER_KEYS, DELIMITERS, PARQUET, table_for, table_type
 from cerebrum_cli.batch.table_rows import TableRows, open_table
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import readable
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.row_fields import InvalidRow, Template
-from cerebrum_cli.core.text import Texts
-from cerebrum_cli.results.rows import ResultRows
+from cerebrum_cli.core.text import Texts, format_size
+from cerebrum_cli.results.output_tables import ANSWER_KEYS, DELIMITERS, PARQUET, table_for, table_type
+from cerebrum_cli.results.rows import Digest, RowKind, digest_of
 
 if TYPE_CHECKING:
-    from _typeshed import SupportsRead
+    from _typeshed import SupportsRead, WriteableBuffer
+
+    from cerebrum_cli.results.rows import Results
 
 Shape = Literal["txt", "jsonl", "csv", "tsv"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 STANDARD = Path("-")  # standard input or output
+HEAD_ROWS = 4096  # of an input that is read only once: a small one is known before anything is asked
+MAX_LINE_BYTES = 64_000_000
+BOM = b"\xef\xbb\xbf"
+_BUFFER = 1 << 16
 _TYPES: dict[str, Shape] = {shape: shape for shape in SHAPES} | {"ndjson": "jsonl", PARQUET: "jsonl"}  # of files
 _TEXT_FIELDS = ("text", "prompt")  # names of a line of text in a template
 _TAB_NAMES = {"tab": "\t", r"\t": "\t"}
+
+Record = tuple[int, Any]
+"""A row that is not parsed: its number, and its line or fields."""
 
 
 @frozen
@@ -50,16 +60,21 @@ class LineRows:
     unit = "line"
     header = None
 
-    def find(self, lines: Iterable[bytes], start: int) -> Iterator[int | None]:
-        """Yield the offset of each row in a whole input that begins at `start`, and None for each line skipped."""
-        for line in lines:
-            text = line.decode(errors="replace").strip()
-            is_comment = self.shape == "txt" and text.startswith("#")
-            yield start if text and not is_comment else None
-            start += len(line) + 1
+    def records(self, lines: Iterator[bytes]) -> Iterator[Record]:
+        """Yield the rows of the lines of a whole input."""
+        skips_comments = self.shape == "txt"
+        for number, line in enumerate(lines, 1):
+            text = line.strip()
+            if not text or (skips_comments and text.startswith(b"#")):
+                continue
+            if text[0] < 0x80 or line.decode(errors="replace").strip():  # there are other spaces, too
+                yield number, line.rstrip(b"\r\n")
 
-    def read(self, number: int, lines: Iterable[bytes]) -> InputRow:
-        line = next(iter(lines)).removesuffix(b"\r")
+    def digest(self, line: bytes) -> Digest:
+        """The digest of all that a row asks."""
+        return digest_of(line)
+
+    def read(self, number: int, line: bytes) -> InputRow:
         try:
             text = line.decode()
         except UnicodeDecodeError as error:
@@ -82,46 +97,38 @@ class InputOptions:
     """
 
     template: Template | None = None
-    input_format: str | None = None
     delimiter: str | None = None
     include_input: bool = False
     template_use: str = 'use --template "{NAME}"'
     has_settings: bool = True
 
-    def open(self, source: Path, piped: SupportsRead[bytes] | None, output: Path) -> IndexedRows:
-        """Find the rows of a file, or of what is `piped` in for `-`; at least one. Raises UsageError.
+    @contextmanager
+    def open(self, source: Path, piped: SupportsRead[bytes] | None, output: Path) -> Iterator[BatchInput]:
+        """Open the rows of a file, or of what is `piped` in for `-`; at least one. Raises UsageError.
 
         Rows of a table include their input if the output is a table as well.
         """
         copies_columns = table_type(output) in DELIMITERS
-        if source != STANDARD:
-            file = open_input(source)
-        elif piped is not None:
-            file = spool_input(chunks(piped), "standard input")
-        else:
+        if source == STANDARD and piped is None:
             raise UsageError("INPUT is `-`, but nothing is piped in", "pipe the questions in, or name a file")
-        try:
+        with InputFile(source, piped) as file:
             shape = self.detect_shape(source, file.head)
             includes_input = self.include_input or (copies_columns and shape in DELIMITERS)
-            form = self._form(file, shape)
-            rows = IndexedRows(file, form, replace(self, include_input=includes_input))
-            if not rows:
+            rows = BatchInput(file, self._form(file, shape), replace(self, include_input=includes_input))
+            if next(rows.known_rows(), None) is None:
                 raise UsageError("the input has no prompts", "put one on each line")
-            return rows
-        except BaseException:
-            file.close()
-            raise
+            yield rows
 
     def detect_shape(self, source: Path, head: bytes) -> Shape:
-        """The given shape, or the one of the file name's suffix. Raises UsageError for an unknown one.
+        """The shape that the file name's suffix names. Raises UsageError for an unknown one.
 
         Without a suffix (`-`, /dev/fd/63), an input whose `head` begins with a brace is jsonl, and any other is txt.
         """
-        name = source.suffix.lower().removeprefix(".") if self.input_format is None else self.input_format
+        name = source.suffix.lower().removeprefix(".")
         if name in _TYPES:
             return _TYPES[name]
         if name:
-            raise UsageError(f"unknown input format {name!r}", f"set --input-format to one of {', '.join(SHAPES)}")
+            raise UsageError(f"unknown input format {name!r}", f"name it .{', .'.join(SHAPES)} or .{PARQUET}")
         return "jsonl" if head.removeprefix(BOM).lstrip().startswith(b"{") else "txt"
 
     def _form(self, file: InputFile, shape: Shape) -> LineRows | TableRows:
@@ -135,80 +142,168 @@ class InputOptions:
             raise UsageError(f"a line of text has no field `{unknown[0]}`", f"use {{{_TEXT_FIELDS[0]}}}")
         if shape in DELIMITERS:
             hint = "" if template else f"{self.template_use}; "
-            return open_table(file, shape, delimiter or DELIMITERS[shape], template, hint)
+            return open_table(file.head.removeprefix(BOM), shape, delimiter or DELIMITERS[shape], template, hint)
         if delimiter:
-            raise UsageError(f"--delimiter does not apply to {shape}", "omit it, or add --input-format csv")
+            raise UsageError(f"--delimiter does not apply to {shape}", "omit it")
         return LineRows(shape, template, self.has_settings)
 
 
-class IndexedRows:
-    """The rows of an input by position: memory holds 8 bytes for each, the offset at which it begins.
+class InputFile:
+    """An input, whose lines can be read again if it is a file, and else once. Close it.
 
-    `sha256` is the hexadecimal digest of the input. Close it.
+    `head` is its beginning. A Parquet file has its rows as lines of JSON.
     """
 
-    def __init__(self, source: InputFile, form: LineRows | TableRows, options: InputOptions) -> None:
-        self._source = source
+    def __init__(self, source: Path, piped: SupportsRead[bytes] | None = None, name: str = "") -> None:
+        self.name = name or ("standard input" if source == STANDARD else str(source))
+        if source == STANDARD and piped is not None:
+            raw: RawIOBase = _Piped(piped)
+        else:
+            with readable(source):
+                raw = FileIO(source)
+        self._file = BufferedReader(raw, _BUFFER)
+        self._is_parquet = source.suffix.lower() == f".{PARQUET}"
+        self._stamp = self._current_stamp()
+        self.head = b"" if self._is_parquet else self._file.peek(_BUFFER)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def is_file(self) -> bool:
+        return self._stamp is not None
+
+    def lines(self, hint: str = "check the file, or write its values as text") -> Iterator[bytes]:
+        """Yield the lines, from the first on if it is a file.
+
+        Raises UsageError for a line that is too long, and, with the hint, for a damaged Parquet file.
+        """
+        if self._is_parquet:
+            from cerebrum_cli.batch.parquet import json_lines
+
+            yield from json_lines(self._file, self.name, hint)
+            return
+        if self.is_file:
+            self._file.seek(0)
+        line = self._file.readline(MAX_LINE_BYTES + 1).removeprefix(BOM)
+        while line:
+            if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+                problem = f"{self.name} has a line that is larger than {format_size(MAX_LINE_BYTES)}"
+                raise UsageError(problem, "shorten it")
+            yield line
+            line = self._file.readline(MAX_LINE_BYTES + 1)
+
+    def require_unchanged(self) -> None:
+        """Raise BatchError if the file has changed since it was opened; what was read before is good."""
+        if self._current_stamp() != self._stamp:
+            raise BatchError(
+                f"{self.name} was changed while the batch ran",
+                "run it again without --restart to resume: unchanged rows keep their answers",
+            )
+
+    def _current_stamp(self) -> tuple[int, int] | None:
+        """What changes with the file; None if it is no file."""
+        if not isinstance(self._file.raw, FileIO):
+            return None
+        status = os.fstat(self._file.fileno())
+        return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+
+
+class _Piped(RawIOBase):
+    """What is piped in, for a reader with a buffer."""
+
+    def __init__(self, piped: SupportsRead[bytes]) -> None:
+        self._piped = piped
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        view = memoryview(buffer)
+        data = self._piped.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+
+class BatchInput:
+    """The rows of an input, in order. Those of a file are read again by each method; others are read once.
+
+    Of these, the first HEAD_ROWS are held in memory.
+    """
+
+    def __init__(self, file: InputFile, form: LineRows | TableRows, options: InputOptions) -> None:
         self.form = form
+        self._file = file
         self._options = options
-        self._offsets = array("Q")
-        self._skipped = array("Q")  # for each line that is no row, the number of rows before it
-        for offset in form.find(source.lines(source.start), source.start):
-            if offset is None:
-                self._skipped.append(len(self._offsets))
-            else:
-                self._offsets.append(offset)
-        self.sha256 = source.sha256
-        self.close = source.close
-        source.require_unchanged()
+        self._head: list[Record] = []
+        self._rest: Iterator[Record] | None = None
+        if not file.is_file:
+            self._rest = form.records(file.lines())
+            self._head = list(islice(self._rest, HEAD_ROWS))
 
-    def __len__(self) -> int:
-        return len(self._offsets)
+    @property
+    def is_whole(self) -> bool:
+        """Whether `known_rows` are all."""
+        return self._file.is_file or len(self._head) < HEAD_ROWS
 
-    def __getitem__(self, position: int) -> InputRow:
-        number = position + 1 + bisect_right(self._skipped, position)
-        row = self.form.read(number, self._source.lines(self._offsets[position]))
-        self._source.require_unchanged()
+    def known_rows(self) -> Iterator[tuple[Digest, int]]:
+        """Yield the digests of the rows that can be read more than once, each with its number in the input."""
+        digest = self.form.digest
+        for number, data in self.form.records(self._file.lines()) if self._file.is_file else self._head:
+            yield digest(data), number
+        self._file.require_unchanged()
+
+    def missing_rows(self, results: Results) -> Iterator[tuple[int, InputRow]]:
+        """Yield the rows that results lack, by position; rows that are read only once are added to these.
+
+        Raises BatchError if the file has changed.
+        """
+        finished = results.finished
+        for position, (number, data) in enumerate(self._records()):
+            if position == finished.total:
+                results.add_rows([(self.form.digest(data), number)])
+            if not finished[position]:
+                self._file.require_unchanged()
+                yield position, self._read(number, data)
+        results.has_more = False
+
+    def __iter__(self) -> Iterator[InputRow]:
+        """Yield all rows."""
+        for number, data in self._records():
+            yield self._read(number, data)
+
+    def _records(self) -> Iterator[Record]:
+        if self._file.is_file:
+            yield from self.form.records(self._file.lines())
+            return
+        yield from self._head
+        if self.is_whole:
+            return
+        if self._rest is None:
+            raise UsageError(f"{self._file.name} can be read only once", "save it as a file, and name that")
+        rest, self._rest = self._rest, None
+        yield from rest
+
+    def _read(self, number: int, data: Any) -> InputRow:
+        row = self.form.read(number, data)
         return row if self._options.include_input else replace(row, input=None)
 
     @property
     def fingerprint(self) -> JsonDict:
         """How the rows are read, by readable names."""
         options = self._options
-        fingerprint: JsonDict = {
+        return {
             "input format": self.form.shape,
             "template": options.template and options.template.text,
+            "include input": options.include_input,
         }
-        if options.include_input:
-            fingerprint["include input"] = True
-        return fingerprint
 
-    def for_output(self, output: Path, keys: Texts = ANSWER_KEYS) -> ResultRows:
+    def kind_for(self, output: Path, keys: Texts = ANSWER_KEYS) -> RowKind:
         """The rows of a result, which is a table or JSON Lines by the name of its file. Raises UsageError.
 
         A table has columns for the `keys` of an answer.
         """
-        return result_rows(self, self.sha256, self.form.unit, table_for(output, self.form.header, keys))
-
-
-def open_input(
-    source: Path,
-    name: str | None = None,
-    hint: str = "check the file, or write its values as text",
-) -> InputFile:
-    """Open a file; one that cannot be read by offset, such as a pipe, is copied, and a Parquet file as JSON Lines.
-
-    Raises UsageError, whose hint for a Parquet file that is damaged may be given, and BatchError.
-    """
-    with readable(source):
-        file = source.open("rb")
-    name = name or str(source)
-    parts = chunks(file)
-    if source.suffix.lower() == f".{PARQUET}":
-        from cerebrum_cli.batch.parquet import json_lines
-
-        parts = json_lines(file, name, hint)
-    elif stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        return InputFile(file, name)
-    with file:
-        return spool_input(parts, name)
+        return RowKind(row_flags, partial(name_row, self.form.unit), table_for(output, self.form.header, keys))

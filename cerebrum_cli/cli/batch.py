@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, Layer, 
 
 if TYPE_CHECKING:
     from cerebrum_cli.batch.answering import BatchOptions
-    from cerebrum_cli.batch.readers import IndexedRows
+    from cerebrum_cli.batch.readers import BatchInput
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.results.rows import Results
@@ -72,8 +71,7 @@ class BatchCommand(RowFileOptions, RowOptions, GenerationOptions):
         if output != STANDARD:
             output_paths(output, None if source == STANDARD else source)
         template = None if self.template is None else parse_template(self.template)
-        reading = InputOptions(template, self.input_format, self.delimiter, self.include_input)
-        with closing(reading.open(source, app.streams.piped, output)) as rows:
+        with InputOptions(template, self.delimiter).open(source, app.streams.piped, output) as rows:
             without_answer = BatchRun.prepare(app, rows, output, self.overrides, self).answer()
         if without_answer:
             raise typer.Exit(SOME_FAILED)
@@ -84,14 +82,14 @@ class BatchRun:
     """The rows of a batch, its output, the model, and how each row is asked."""
 
     app: App
-    rows: IndexedRows
+    rows: BatchInput
     output: Path
     options: BatchCommand
     source: ModelSource
     asked: BatchOptions
 
     @classmethod
-    def prepare(cls, app: App, rows: IndexedRows, output: Path, overrides: Layer, options: BatchCommand) -> BatchRun:
+    def prepare(cls, app: App, rows: BatchInput, output: Path, overrides: Layer, options: BatchCommand) -> BatchRun:
         """Find the model, its settings, the functions and the grammar. Raises UsageError, ModelNotFound."""
         from cerebrum_cli.batch.answering import BatchOptions
 
@@ -124,19 +122,18 @@ class BatchRun:
 
     def open_results(self) -> Results:
         """The result, with the rows that earlier runs finished. Raises UsageError, BatchError."""
-        from cerebrum_cli.results.results import open_results
-        from cerebrum_cli.results.rows import StreamedResults
+        from cerebrum_cli.results.results import open_results, open_stream
 
         options = self.options
-        rows = self.rows.for_output(self.output)
+        kind, rows = self.rows.kind_for(self.output), self.rows.known_rows()
         if self.output != STANDARD:
             notes = self.source.model.adapter_params
-            return open_results(self.output, self.fingerprint, rows, options.restart, options.retry_failed, notes=notes)
+            return open_results(self.output, self.fingerprint, kind, rows, options.restart, options.retry_failed, notes)
         if options.place_flag:
             raise UsageError(f"{options.place_flag} cannot stream to standard output", "name a file with -o OUTPUT")
         if options.retry_failed:
             raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
-        return StreamedResults(rows, self.app.streams.answer)
+        return open_stream(self.app.streams.answer, kind, rows)
 
     def answer(self) -> int:
         """Answer the rows that have no answer yet; return how many failed or are undecided.
@@ -146,7 +143,8 @@ class BatchRun:
         from cerebrum_cli.batch.answering import answer_rows
 
         results = self.open_results()
+        results.has_more = not self.rows.is_whole
         with resumable(results, "rows", self.options.restart):
-            work = Work(self.rows, self.asked.samples, partial(answer_rows, options=self.asked))
+            work = Work(self.rows.missing_rows, self.asked.samples, partial(answer_rows, options=self.asked))
             answer_missing(self.app, self.source, self.options, results, work)
         return results.counts.failed + results.counts.undecided

@@ -18,7 +18,7 @@ from cerebrum_cli.core.settings import MAX_PARALLEL
 from cerebrum_cli.core.tools import Tools
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.json_types import JsonDict, JsonObject
@@ -32,12 +32,13 @@ Answering = tuple[Events, Callable[[], None]]  # the events, and what cancels th
 
 
 class Work(NamedTuple):
-    """Rows by position, the most samples of each, and what answers those that its Results lack.
+    """The rows that Results lack, the most samples of each, and what answers them.
 
-    A model, all rows or a mapping of some, and their `results` give events.
+    `missing` yields rows with their positions; `answer` takes a model, such rows, and their `results`, and yields
+    events.
     """
 
-    rows: Any
+    missing: Callable[[Results], Iterable[tuple[int, Any]]]
     samples: int
     answer: Callable[..., Events]
 
@@ -46,9 +47,7 @@ class Work(NamedTuple):
 class RowFileOptions(BaseCommand):
     """Options of a command that reads rows from a file, and writes one for each of them."""
 
-    input_format: str | None = option("Format of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv")
     delimiter: str | None = option("Delimiter of a CSV [default: detected]", "Input", metavar="CHAR")
-    include_input: bool = switch("Copy each input row to the key `input` of its answer", "Output")
     restart: bool = switch("Start over; replace OUTPUT when done", "Output")
 
 
@@ -91,8 +90,9 @@ class ConcurrencyOptions(AnswerOptions):
         """What answers the rows that are missing in the results: here or on servers."""
         from cerebrum_cli.replies.interface import open_source
 
-        with open_source(source.for_rows(results.missing_count * work.samples, self.servers_before(results))) as loaded:
-            answered = work.answer(loaded, work.rows, results=results)
+        rows = MAX_PARALLEL if results.has_more else results.missing_count
+        with open_source(source.for_rows(rows * work.samples, self.servers_before(results))) as loaded:
+            answered = work.answer(loaded, work.missing(results), results=results)
             yield results.noting_origins(answered, loaded), loaded.cancel
 
 
@@ -121,6 +121,8 @@ class RowOptions(ToolOptions, ConstrainedOptions, ConcurrencyOptions):
     @contextmanager
     def answering(self, source: ModelSource, results: Results, work: Work) -> Iterator[Answering]:
         if self.ray is not None:
+            if results.has_more:  # rows that a worker lost are read again
+                raise UsageError("--ray needs the rows as a file", "save them, and name the file")
             distribute = provided("distribute", "--ray", "cluster")
             distributed = distribute(source, work, results, self.ray, self.ray_workers)
             yield distributed.answer(), distributed.cancelled.set
@@ -162,7 +164,7 @@ def resumable(results: Results, unit: str, restart: bool) -> Iterator[None]:
         results.complete()
     except (Interrupted, EndpointError, EngineError) as error:
         again = " without --restart" if restart else ""
-        done = results.what_is_saved(unit) or f"0 of {results.rows.size} {unit} done"
+        done = results.what_is_saved(unit) or f"0 of {results.size} {unit} done"
         resume = f"{done}; run it again{again} to resume" if results.saved_in else ""
         error.hint = "; ".join(filter(None, (error.hint, resume)))
         raise
@@ -176,7 +178,7 @@ def answer_missing(app: App, source: ModelSource, options: ConcurrencyOptions, r
     from cerebrum_cli.terminal.sinks import render
 
     streams = app.streams
-    if not results.missing_count:
+    if not (results.missing_count or results.has_more):
         with closing(BatchProgress(streams, draws=False)) as summary:
             summary.emit(results.progress)
         return

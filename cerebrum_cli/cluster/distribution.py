@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import platform
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -64,7 +64,7 @@ def distribute(source: ModelSource, work: Work, run: Results, address: str, work
     )
     job = NodeJob(identity, model.path, model.reference, portable, work.answer)
     cluster = partial(answer_blocks, parse_cluster(address), workers, not servers)
-    return Distribution(cluster, job, run, work.rows, slots // work.samples)
+    return Distribution(cluster, job, run, work.missing, slots // work.samples)
 
 
 def parse_cluster(text: str) -> str | int:
@@ -83,7 +83,7 @@ class Distribution:
     cluster: Callable[[Plan], Generator[Message, None, None]]
     job: NodeJob
     run: Results
-    rows: Any
+    missing: Callable[[Results], Iterable[tuple[int, Any]]]
     slots: int
     patience: float = PATIENCE_S
     cancelled: Event = field(default_factory=Event)
@@ -98,8 +98,7 @@ class Distribution:
         run = self.run
         while (missing := run.missing_count) and not self.cancelled.is_set():
             if self._fruitless == MAX_FRUITLESS:
-                first = run.rows.name(run.rows.fields(next(run.missing)))
-                problem = f"workers fail on {missing} rows, beginning with {first}"
+                problem = f"workers fail on {missing} rows, beginning with row {next(run.missing) + 1}"
                 raise EndpointError(problem, "see the Ray logs of the nodes in /tmp/ray")
             yield from self._answer_once()
             self._fruitless = self._fruitless + 1 if missing == run.missing_count else 0
@@ -125,10 +124,10 @@ class Distribution:
         most = max(BLOCK, min(SHORT_BLOCK, BLOCK_TOKENS // (self.job.source.settings.max_tokens or BLOCK_TOKENS)))
         size = min(most, -(-rows_each // BLOCKS_EACH))
         concurrency = min(self.slots // size + 2, max(2, -(-rows_each // size)))
-        missing = self.run.missing
+        missing = iter(self.missing(self.run))
         if self._fruitless:  # one row may have ended each worker: find others
             missing, size, concurrency = islice(missing, BLOCKS_EACH * workers), 1, 2
-        blocks = iter(lambda: {position: self.rows[position] for position in islice(missing, size)}, {})
+        blocks = iter(lambda: list(islice(missing, size)), [])
         return map(pickle.dumps, blocks), self.job, concurrency
 
     def _take(self, message: bytes | WorkerReport) -> Events:
@@ -176,8 +175,7 @@ class BlockResult(Results):
     """The result of a block, in memory: its objects by position."""
 
     def __init__(self) -> None:
-        self.finished = FinishedRows(bytearray())
-        self.unfinished = {}
+        self.finished = FinishedRows()
         self.written: dict[int, JsonObject] = {}
 
     def write_row(self, position: int, object: JsonObject) -> None:

@@ -17,12 +17,10 @@ if TYPE_CHECKING:
 OF_VOTES = ("temperature", "seed", "max_tokens", "think")
 OF_TRUST = ("calibrate", "calibration", "max_error", "confidence", "force", "then", "then_endpoint")
 OF_ROWS = (
-    "input_format",
     "delimiter",
     "label",
     "plot",
     "probabilities",
-    "include_input",
     "restart",
     "retry_failed",
     *OF_TRUST,

@@ -13,30 +13,30 @@ from cerebrum_cli.core.decision import PLACES, Decision
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import Events, StageEvent
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonDict, JsonObject, to_json
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.row_fields import RowError, field_text
-from cerebrum_cli.core.text import Texts, text_digest
+from cerebrum_cli.core.text import Texts
 from cerebrum_cli.decide.by_likelihood import require_distinct
 from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Decided
 from cerebrum_cli.decide.deciding import decide
 from cerebrum_cli.decide.given_choices import YES_OR_NO, Choice, GivenChoices, choices_of
 from cerebrum_cli.decide.prompts import ChoiceListing
-from cerebrum_cli.results.rows import ResultRows, RowFlag
+from cerebrum_cli.results.rows import RowFlag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from cerebrum_cli.batch.readers import IndexedRows
+    from cerebrum_cli.batch.input_row import InputRow
+    from cerebrum_cli.batch.readers import BatchInput
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.decide.trusted import Trust
     from cerebrum_cli.replies.interface import Model
-    from cerebrum_cli.results.rows import Results
+    from cerebrum_cli.results.rows import Results, RowKind
 
 TOGETHER = 100  # rows whose prompts are evaluated together
-LINE, REQUEST, INPUT = "line", "request", "input"  # of a row: its number, for errors, what it asks, what was read
+LINE, INPUT = "line", "input"  # of a row: its number, for errors, and what was read
 CHOICES = "choices"  # key of a row that has its own
-DIGITS = 12  # of a digest
 
 
 class AskedRow(NamedTuple):
@@ -50,10 +50,11 @@ class AskedRow(NamedTuple):
 class RowQuestions:
     """The rows, and what is asked of each: the question follows the row's prompt, or has `fields` of the row.
 
-    Without `choices`, a row has its own, or is answered by yes or no. `writes_all` probabilities, `copies_input`.
+    Without `choices`, a row has its own, or is answered by yes or no. `writes_all` probabilities, `copies_input`, to a
+    result that may be a table.
     """
 
-    rows: IndexedRows
+    rows: BatchInput
     question: str
     fields: Texts
     choices: GivenChoices | None
@@ -61,6 +62,7 @@ class RowQuestions:
     votes: int | None = None
     writes_all: bool = False
     copies_input: bool = False
+    is_table: bool = False
     trust: Trust | None = None
 
     @property
@@ -80,9 +82,8 @@ class RowQuestions:
             keys += self.trust.keys
         return tuple(keys)
 
-    def ask(self, position: int) -> AskedRow:
+    def ask(self, position: int, row: InputRow) -> AskedRow:  # noqa: ARG002
         """What is asked of a row."""
-        row = self.rows[position]
         asked: ChoiceQuestion | CerebrumError
         if row.conversation is None:
             asked = UsageError(row.error.message if row.error else "the row is invalid")
@@ -91,7 +92,7 @@ class RowQuestions:
                 asked = self.question_of(row.conversation, row.input)
             except UsageError as problem:
                 asked = problem
-        return AskedRow(asked, partial(self.object, self.known(row.fields), row.error))
+        return AskedRow(asked, partial(self.object, row))
 
     def question_of(self, conversation: Conversation, input: Any) -> ChoiceQuestion:
         """The question of a row. Raises UsageError for a row that cannot be asked."""
@@ -106,43 +107,24 @@ class RowQuestions:
         return ChoiceQuestion(conversation, choices, self.listing)
 
     def choices_for(self, input: Any) -> GivenChoices:
-        """The choices of a row, by its fields. Raises UsageError."""
-        return self.choices or own_choices(input) or YES_OR_NO
+        """The choices of a row, by its fields. Raises UsageError, also for those whose table has no columns."""
+        own = None if self.choices else own_choices(input)
+        if own and self.is_table and self.writes_all:
+            problem = "the row has its own choices, for which a table has no columns"
+            raise UsageError(problem, "omit --probabilities, or name the output .jsonl")
+        return self.choices or own or YES_OR_NO
 
-    def require_columns(self) -> None:
-        """Raise UsageError if a table with these keys would lack the probabilities of choices that rows have."""
-        if not self.writes_all or self.choices:
-            return
-        for row in map(self.rows.__getitem__, range(len(self.rows))):
-            if isinstance(row.input, dict) and row.input.get(CHOICES):
-                problem = f"row {row.id} has its own choices, for which a table has no columns"
-                raise UsageError(problem, "omit --probabilities, or name the output .jsonl")
-
-    def for_output(self, output: Path) -> ResultRows:
+    def kind_for(self, output: Path) -> RowKind:
         """The rows of a result. Raises UsageError."""
+        return replace(self.rows.kind_for(output, self.keys), flags=row_flags)
 
-        def known(position: int) -> JsonDict:
-            return self.known(self.rows[position].fields)
-
-        return replace(self.rows.for_output(output, self.keys), flags=row_flags, fields=known)
-
-    def known(self, fields: JsonDict) -> JsonDict:
-        """What the object of a row takes from the input: choices of its own are part of what it asks."""
-        input = fields[INPUT]
-        own = input.get(CHOICES) if isinstance(input, dict) and not self.choices else None
-        if own not in (None, ""):
-            fields[REQUEST] = text_digest(to_json([fields[REQUEST], own]))[:DIGITS]
-        return fields
-
-    def object(self, known: JsonDict, error: RowError | None, result: Decision | CerebrumError) -> JsonDict:
+    def object(self, row: InputRow, result: Decision | CerebrumError) -> JsonDict:
         """The output object of a row."""
-        object = {"id": None, "prompt": None, **dict.fromkeys(self.keys), "error": None}
-        object |= {key: value for key, value in known.items() if value is not None}
-        if not self.copies_input:
-            object.pop(INPUT, None)
+        object = {"id": row.id, "prompt": row.prompt, **dict.fromkeys(self.keys), "error": None}
+        if self.copies_input:
+            object[INPUT] = row.input
         if isinstance(result, CerebrumError):
-            return object | {"error": asdict(error or RowError.of(result))}
-        del object[LINE]
+            return object | {LINE: row.number, "error": asdict(row.error or RowError.of(result))}
         if self.trust is None:
             return object | decision_values(result, self.writes_all)
         result = self.trust.calibrated(result)
@@ -198,12 +180,12 @@ class Asked(Protocol):
     @property
     def votes(self) -> int | None: ...
 
-    def ask(self, position: int) -> AskedRow:
+    def ask(self, position: int, row: InputRow) -> AskedRow:
         """What is asked of a row."""
 
 
-def decide_rows(questions: Asked, model: Model, _: Any, results: Results) -> Events:
-    """Decide the rows that the results lack; yield all events, and a RowEvent for each row.
+def decide_rows(questions: Asked, model: Model, rows: Iterator[tuple[int, InputRow]], results: Results) -> Events:
+    """Decide rows, each with its position; yield all events, and a RowEvent for each row.
 
     Rows that cannot be asked get an error. The caller completes the results; after a cancel, rows are missing.
     """
@@ -212,21 +194,20 @@ def decide_rows(questions: Asked, model: Model, _: Any, results: Results) -> Eve
     if questions.choices and not questions.votes:
         require_distinct(model, questions.choices, questions.listing)
     yield results.progress
-    missing = results.missing
-    while not scope.is_set() and (positions := list(islice(missing, TOGETHER))):
+    while not scope.is_set() and (together := list(islice(rows, TOGETHER))):
         asked: list[ChoiceQuestion] = []
-        rows: list[tuple[int, AskedRow]] = []  # in the same order, with their positions
-        for position in positions:
-            row = questions.ask(position)
+        begun: list[tuple[int, AskedRow]] = []  # in the same order, with their positions
+        for position, input_row in together:
+            row = questions.ask(position, input_row)
             if isinstance(row.question, CerebrumError):
                 results.write_row(position, row.object(row.question))
                 yield results.progress
             else:
                 asked.append(row.question)
-                rows.append((position, row))
+                begun.append((position, row))
         for event in decide(model, asked, questions.votes):
             if isinstance(event, Decided):
-                position, row = rows[event.number]
+                position, row = begun[event.number]
                 results.write_row(position, row.object(event.result))
                 yield results.progress
             elif not isinstance(event, StageEvent):  # the progress counts rows

@@ -28,6 +28,7 @@ from cerebrum_cli.trust.calibration import Calibration, CalibrationKey
 from cerebrum_cli.trust.stored import StoredCalibrations, key_of
 
 if TYPE_CHECKING:
+    from cerebrum_cli.batch.input_row import InputRow
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.json_types import JsonObject
     from cerebrum_cli.decide.decide_options import DecideOptions
@@ -54,8 +55,8 @@ class LabelledRows:
     def votes(self) -> int | None:
         return self.asked.votes
 
-    def ask(self, position: int) -> AskedRow:
-        return self.asked.ask(position)._replace(object=partial(self.object, position))
+    def ask(self, position: int, row: InputRow) -> AskedRow:
+        return self.asked.ask(position, row)._replace(object=partial(self.object, position))
 
     def object(self, position: int, result: Decision | CerebrumError) -> JsonDict:
         label = self.labels[position]
@@ -78,7 +79,7 @@ def measure(
     options: DecideOptions,
 ) -> None:
     """Decide the labelled rows that the run lacks, and print its report. Raises Interrupted with how to resume."""
-    for name in ("probabilities", "include_input", "retry_failed", "then", "then_endpoint"):
+    for name in ("probabilities", "retry_failed", "then", "then_endpoint"):
         if getattr(options, name):
             raise UsageError.conflict("--label", flag(name))
     stored = StoredCalibrations.of_user(app.data_directory)
@@ -94,7 +95,7 @@ def measure(
     labelled = LabelledRows(asked, labels, run)
     results = run.open(options.restart)
     with resumable(results, "rows", options.restart):
-        answer_missing(app, model, options, results, Work(range(len(labels)), 1, partial(decide_rows, labelled)))
+        answer_missing(app, model, options, results, Work(asked.rows.missing_rows, 1, partial(decide_rows, labelled)))
     run.print(app, options.json)
     if trust and trust.wanted and trust.wanted.threshold:
         app.streams.note(measured(trust.wanted, run.samples()))
@@ -118,8 +119,7 @@ def calibrate(rows: Sequence[Labelled], key: CalibrationKey) -> Calibration:
 def read_labels(asked: RowQuestions, column: str) -> tuple[list[RowId], Texts, str]:
     """The ids of all rows, their labels, and a digest of what is asked and labelled. Raises UsageError."""
     ids, labels, digests = list[RowId](), list[str](), list[list[Any]]()
-    for position in range(len(asked.rows)):
-        row = asked.rows[position]
+    for row in asked.rows:
         try:
             choices = asked.choices_for(row.input)
         except UsageError as problem:

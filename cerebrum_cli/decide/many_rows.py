@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +22,8 @@ from cerebrum_cli.core.text import format_count, text_digest
 from cerebrum_cli.decide.by_likelihood import UNUSED
 from cerebrum_cli.decide.decided_rows import RowQuestions, decide_rows
 from cerebrum_cli.decide.trusted import Trust, find_trust, second_trust
-from cerebrum_cli.results.results import open_results, output_paths
-from cerebrum_cli.results.rows import RowFlag, StreamedResults
+from cerebrum_cli.results.results import open_results, open_stream, output_paths
+from cerebrum_cli.results.rows import RowFlag
 from cerebrum_cli.trust.stored import key_of
 
 if TYPE_CHECKING:
@@ -52,14 +51,13 @@ def decide_file(
     template = parse_template(question) if "{" in question or "}" in question else None
     reading = InputOptions(
         template,
-        options.input_format,
         options.delimiter,
         include_input=True,
         template_use='name a column in QUESTION: "... {NAME}"',
         has_settings=False,
     )
-    with closing(reading.open(source, app.streams.piped, output or STANDARD)) as rows:
-        is_table = output is not None and rows.for_output(output).table is not None
+    with reading.open(source, app.streams.piped, output or STANDARD) as rows:
+        is_table = output is not None and rows.kind_for(output).table is not None
         asked = RowQuestions(
             rows,
             "" if template else question,
@@ -68,7 +66,8 @@ def decide_file(
             options.listing,
             votes=options.votes,
             writes_all=options.probabilities,
-            copies_input=options.include_input or (is_table and rows.form.header is not None),
+            copies_input=is_table and rows.form.header is not None,
+            is_table=is_table,
         )
         model = options.find_source(app, overrides)
         trust = find_trust(app, lambda: key_of(fingerprint_of(asked, model), asked.given.names), options)
@@ -84,8 +83,6 @@ def decide_file(
         passes = [Pass(asked, model, options)]
         if trust:
             passes = trusted_passes(app, trust, passes[0], overrides)
-        if is_table:
-            passes[0].asked.require_columns()
         write_decisions(app, passes, output)
 
 
@@ -109,7 +106,7 @@ class Pass(NamedTuple):
 
     def answer(self, app: App, results: Results) -> None:
         """Decide the rows that the results lack."""
-        work = Work(range(len(self.asked.rows)), 1, partial(decide_rows, self.asked))
+        work = Work(self.asked.rows.missing_rows, 1, partial(decide_rows, self.asked))
         answer_missing(app, self.model, self.options, results, work)
 
 
@@ -140,6 +137,7 @@ def write_decisions(app: App, passes: Sequence[Pass], output: Path) -> None:
     if others and output == STANDARD:
         raise UsageError("a second model requires an output file", "name one: -o OUTPUT")
     results = open_decisions(app, passes, output)
+    results.has_more = not first.asked.rows.is_whole
     with resumable(results, "rows", first.options.restart):
         for number, each in enumerate(passes if not results.is_complete else passes[:1]):
             start = time.monotonic()
@@ -147,29 +145,22 @@ def write_decisions(app: App, passes: Sequence[Pass], output: Path) -> None:
                 results.finished.forget(RowFlag.UNDECIDED)
             each.answer(app, results)
             seconds.append(time.monotonic() - start)
-    for line in outcome(passes, results, seconds):
-        app.streams.note(line)
+        decided = Counter(row["model"] for row in results.objects() if row.get("decided")) if others else Counter()
+    trust, counts = first.asked.trust, results.counts
+    if trust and trust.wanted:
+        for line in trust.wanted.outcome(results.size - counts.undecided - counts.failed, results.size, trust.model):
+            app.streams.note(line)
+    for each, duration in zip(passes if others else (), seconds, strict=False):
+        label = each.model.model.label
+        app.streams.note(f"{label}: {format_count(decided[label], 'row')} decided, {duration:,.1f} s")
     if results.counts.failed:
         raise typer.Exit(SOME_FAILED)
-
-
-def outcome(passes: Sequence[Pass], results: Results, seconds: Sequence[float]) -> Iterator[str]:
-    """What is reported of a calibration at the end, and of several passes how many rows each decided in how long."""
-    trust = passes[0].asked.trust
-    if trust and trust.wanted:
-        counts, total = results.counts, results.rows.size
-        yield from trust.wanted.outcome(total - counts.undecided - counts.failed, total, trust.model)
-    if len(passes) > 1:
-        decided = Counter(row["model"] for row in results.objects() if row.get("decided"))
-        for each, duration in zip(passes, seconds, strict=False):
-            label = each.model.model.label
-            yield f"{label}: {format_count(decided[label], 'row')} decided, {duration:,.1f} s"
 
 
 def open_decisions(app: App, passes: Sequence[Pass], output: Path) -> Results:
     """The result, with the rows that earlier runs decided. Raises UsageError, BatchError."""
     asked, model, options = passes[0]
-    rows = asked.for_output(output)
+    kind, rows = asked.kind_for(output), asked.rows.known_rows()
     if output != STANDARD:
         fingerprint = fingerprint_of(asked, model)
         if asked.trust:
@@ -178,10 +169,10 @@ def open_decisions(app: App, passes: Sequence[Pass], output: Path) -> Results:
             then = fingerprint_of(other.asked, other.model), other.asked.trust and other.asked.trust.fingerprint
             fingerprint |= {"second model": other.model.model.label, "its settings": text_digest(to_json(then))}
         notes = model.model.adapter_params
-        return open_results(output, fingerprint, rows, options.restart, options.retry_failed, notes=notes)
+        return open_results(output, fingerprint, kind, rows, options.restart, options.retry_failed, notes)
     if options.retry_failed:
         raise UsageError("--retry-failed requires a file with earlier decisions", "give it as -o OUTPUT")
-    return StreamedResults(rows, app.streams.answer)
+    return open_stream(app.streams.answer, kind, rows)
 
 
 def fingerprint_of(asked: RowQuestions, model: ModelSource) -> JsonDict:

@@ -102,13 +102,14 @@ def run_in_harness(app: App, source: str, overrides: Layer, options: EvalOptions
 
 def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: EvalOptions) -> Run:
     """Take the samples that are missing, and complete the run file. Raises Interrupted with how to resume."""
-    from cerebrum_cli.eval.stored_runs import require_run
+    from cerebrum_cli.eval.evaluate import SAMPLE_ROWS
+    from cerebrum_cli.eval.stored_runs import EXTENT, require_no_fewer, require_run
     from cerebrum_cli.results.results import open_results
 
-    evaluation, notes = prepared.evaluation, prepared.notes
-    run = open_results(
-        path, prepared.fingerprint, evaluation.rows, options.restart, extent=evaluation.extent, notes=notes
-    )
+    evaluation, notes = prepared.evaluation, {**prepared.notes, EXTENT: prepared.evaluation.extent}
+    if not options.restart:
+        require_no_fewer(path, prepared.fingerprint, evaluation.extent)
+    run = open_results(path, prepared.fingerprint, SAMPLE_ROWS, evaluation.keys, options.restart, notes=notes)
     with resumable(run, "samples", options.restart):
         if run.missing_count:
             run.write_notes({**run.notes, **notes})
@@ -118,11 +119,11 @@ def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
 
 def generate(app: App, prepared: PreparedEvaluation, run: Results, options: EvalOptions) -> None:
     """Take the missing samples, and note how long they took, for the estimates of later runs."""
-    from cerebrum_cli.eval.evaluate import evaluate
+    from cerebrum_cli.eval.evaluate import evaluate, missing_samples
 
     missing = run.missing_count
     start = time.monotonic()
-    work = Work(range(run.rows.size), 1, partial(evaluate, prepared.evaluation))
+    work = Work(missing_samples, 1, partial(evaluate, prepared.evaluation))
     try:
         answer_missing(app, prepared.source, options, run, work)
     finally:

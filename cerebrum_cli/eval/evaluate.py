@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
-from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -14,7 +13,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Events, NoticeEvent, Origin, RefusedEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.json_types import JsonObject, to_json
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.tools import Tools
@@ -24,6 +23,7 @@ from cerebrum_cli.eval.questions import (
     SKIPPED,
     Match,
     Question,
+    QuestionId,
     Questions,
     Sample,
     parse_sample,
@@ -35,7 +35,7 @@ from cerebrum_cli.eval.scorers import ReplyScorer, reply_scorer
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.majority_vote import Outcome, Row
 from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.results.rows import ResultRows, Results, RowFlag
+from cerebrum_cli.results.rows import Digest, Results, RowFlag, RowKind, digest_of
 
 POLL_S = 0.2  # a signal does not end a wait
 
@@ -46,7 +46,12 @@ def sample_flags(object: JsonObject) -> int:
     return RowFlag.FINISHED
 
 
-sample_rows = partial(ResultRows, ("id", "sample"), sample_flags, lambda object: f"question {object['id']}")
+SAMPLE_ROWS = RowKind(sample_flags, lambda object: f"question {object['id']}")
+
+
+def sample_key(id: QuestionId, sample: int) -> tuple[Digest, int]:
+    """What identifies a sample in the results: its digest, and no number."""
+    return digest_of(to_json([id, sample]).encode()), 0
 
 
 @frozen
@@ -82,14 +87,11 @@ class Evaluation:
         return Ask(self.conversation(question), settings, self.grammar, n=n, logprobs=True, tools=self.tools)
 
     @property
-    def rows(self) -> ResultRows:
-        """The rows of the run file: all samples of the first question, then those of the next."""
-        questions, samples = self.questions, self.samples
-
-        def fields(position: int) -> JsonDict:
-            return {"id": questions[position // samples].id, "sample": position % samples}
-
-        return sample_rows(len(questions) * samples, fields)
+    def keys(self) -> Iterator[tuple[Digest, int]]:
+        """The keys of the run's rows: all samples of the first question, then those of the next."""
+        for question in self.questions:
+            for sample in range(self.samples):
+                yield sample_key(question.id, sample)
 
     @property
     def extent(self) -> dict[str, int]:
@@ -198,8 +200,14 @@ class SampleWriter:
         self.score.add(written)
 
 
-def evaluate(evaluation: Evaluation, model: Model, positions: Iterable[int], results: Results) -> Events:
-    """Take the samples at positions that the results lack; yield all events, and an EvalProgress for each sample.
+def missing_samples(results: Results) -> Iterator[tuple[int, None]]:
+    """Yield the positions of samples that results lack, as rows that need nothing else."""
+    for position in results.missing:
+        yield position, None
+
+
+def evaluate(evaluation: Evaluation, model: Model, missing: Iterable[tuple[int, None]], results: Results) -> Events:
+    """Take the samples at positions; yield all events, and an EvalProgress for each sample.
 
     A question whose prompt cannot be answered, such as one that is too long, gets samples marked as skipped, which do
     not count. The caller completes the run; after a cancel, samples are missing.
@@ -207,8 +215,7 @@ def evaluate(evaluation: Evaluation, model: Model, positions: Iterable[int], res
     scope = model.engine.cancel_scope
     yield from model.load()
     model.check_settings(evaluation.settings)
-    missing = (position for position in positions if position not in results.finished)
-    rows = list(evaluation.rows_to_ask(missing))
+    rows = list(evaluation.rows_to_ask(position for position, _ in missing))
     with closing(reply_scorer(evaluation.match, evaluation.questions)) as scorer:
         writer = SampleWriter(evaluation, results, scorer)
         yield writer.score.event

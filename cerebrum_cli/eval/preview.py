@@ -30,7 +30,7 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
         prompt, token_ids = loaded.preview(asked.conversation, evaluation.settings)
         for notice in loaded.take_notices():
             app.streams.note(notice)
-    samples = missing = evaluation.rows.size
+    samples = missing = len(evaluation.questions) * evaluation.samples
     if not options.restart:
         missing -= len(samples_to_keep(path, prepared.fingerprint, evaluation.extent))
     pace = seconds_per_sample(app, prepared)

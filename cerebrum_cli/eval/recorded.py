@@ -10,12 +10,12 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.eval.evaluate import sample_rows
+from cerebrum_cli.eval.evaluate import SAMPLE_ROWS, sample_key
 from cerebrum_cli.eval.plot import require_image
 from cerebrum_cli.eval.questions import QUESTIONS, SAMPLES, SKIPPED, QuestionId, Sample, sample_object
 from cerebrum_cli.eval.rescoring import QUESTION_FILE
 from cerebrum_cli.eval.scorers import SCORING_RULES, rules_of
-from cerebrum_cli.eval.stored_runs import RunStore, provenance, require_run, require_run_file
+from cerebrum_cli.eval.stored_runs import EXTENT, RunStore, provenance, require_run, require_run_file
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -72,9 +72,9 @@ class RecordedRun:
         """The results, with the rows that earlier runs answered. Raises UsageError, BatchError."""
         from cerebrum_cli.results.results import open_results
 
-        size = len(self.ids)
-        rows = sample_rows(size, lambda position: {"id": self.ids[position], "sample": 0})
-        return open_results(self.path, self.fingerprint, rows, restart, extent={QUESTIONS: size, SAMPLES: 1})
+        keys = (sample_key(id, 0) for id in self.ids)
+        notes = {EXTENT: {QUESTIONS: len(self.ids), SAMPLES: 1}}
+        return open_results(self.path, self.fingerprint, SAMPLE_ROWS, keys, restart, notes=notes)
 
     def object(self, position: int, label: str, answer: str, probabilities: Mapping[str, float]) -> JsonDict:
         """The object of an answered row."""

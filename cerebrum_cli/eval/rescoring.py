@@ -13,7 +13,7 @@ from cerebrum_cli.core.text import enumeration, format_count, format_names
 from cerebrum_cli.eval.comparison import Comparison, QuestionResult, compare, question_results
 from cerebrum_cli.eval.questions import Question, QuestionId, Sample, sample_object
 from cerebrum_cli.eval.scorers import SCORING_RULES, reply_scorer, require_run_code, rules_of
-from cerebrum_cli.eval.stored_runs import Run, require_run
+from cerebrum_cli.eval.stored_runs import EXTENT, Run, require_run
 
 MADE_BY = ("cerebrum", "llama.cpp")  # keys of a fingerprint: versions of the programs
 # What is not named as a difference: keys of the versions and of the questions.
@@ -88,7 +88,8 @@ def _left_out(run: Run, results: QuestionResults, other: Run, others: QuestionRe
 
 def differences(before: Run, after: Run) -> Differences:
     """Differences of two runs besides models and versions: names and both values."""
-    found = before.saved.differences(after.saved)
+    sizes = ({f"number of {key}": size for key, size in run.notes[EXTENT].items()} for run in (before, after))
+    found = before.saved.differences(after.saved) | differing_values(*sizes)
     left_out = {*NOT_NAMED}
     if "model" in found:
         left_out |= {"model", "model file"}

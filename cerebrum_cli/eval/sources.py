@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from cerebrum_cli.answers.final import is_in_words
-from cerebrum_cli.batch.readers import open_input
+from cerebrum_cli.batch.readers import InputFile
 from cerebrum_cli.core.errors import PullError, UsageError
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.frozen import frozen
@@ -163,22 +162,23 @@ def load_dataset(task: Task, progress: Progress, offline: bool) -> tuple[bytes, 
     downloaded or read, also without the library that reads it.
     """
     if not task.repo_id:
-        with closing(open_input(Path(task.file))) as file:
-            return b"\n".join(file.lines(0)), file.sha256, ""
+        with InputFile(Path(task.file)) as file:
+            data = b"".join(file.lines())
+        return data, sha256(data).hexdigest(), ""
     files = fetch_dataset(task.name, task.repo_id, task.file, task.files, progress, offline)
     [first, *others] = files
     name = task.file if others else first.name
     origin = f"dataset {task.repo_id}, {name} at commit {first.commit}"
     digest = sha256(b"".join(file.path.read_bytes() for file in files)).hexdigest()
     paths = {f"{task.repo_id}/{file.name}": file.path for file in files}
-    return b"\n".join(_json_lines(paths)), digest, origin
+    return b"".join(_json_lines(paths)), digest, origin
 
 
 def _json_lines(paths: Mapping[str, Path]) -> Iterator[bytes]:
     """Yield the rows of files with names, which may be Parquet, as lines of JSON."""
     for name, path in paths.items():
         try:
-            with closing(open_input(path, name=name, hint="report it to the dataset's owner")) as rows:
-                yield from rows.lines(0)
+            with InputFile(path, name=name) as rows:
+                yield from rows.lines("report it to the dataset's owner")
         except UsageError as error:
             raise PullError(error.message, error.hint) from error

@@ -22,13 +22,15 @@ from cerebrum_cli.core.version import __version__
 from cerebrum_cli.eval.questions import SAMPLES, Match, QuestionId, Sample, parse_sample
 from cerebrum_cli.eval.report import Report, Samples, group_by_question, mean_accuracy, summarize
 from cerebrum_cli.eval.scorers import SCORING_RULES, describe_rules, rules_of
-from cerebrum_cli.results.results import SavedResult, keeps_rows, paths_of, read_saved
+from cerebrum_cli.results.results import paths_of
+from cerebrum_cli.results.saved import SavedResult, keeps_rows, read_saved
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.source import Installation, ModelSource
 
 # Keys of a fingerprint.
 CHECK = "check"  # the language of programs that vote, too
+EXTENT = "extent"  # a note: the numbers of questions and of samples
 SUFFIX = ".jsonl"
 _NOT_IN_NAMES = re.compile(r"[^\w.]+")
 _MAX_NAME = 200  # bytes; file systems have 255, of which suffixes take some
@@ -150,8 +152,8 @@ def read_run(path: Path) -> Run | None:
     saved = read_saved(path) if path.parent.is_dir() else None
     if saved is None:
         return None
-    fingerprint, extent = saved.record.fingerprint, saved.record.extent
-    if SAMPLES not in extent or not fingerprint.keys() >= _REQUIRED:
+    fingerprint, extent = saved.record.fingerprint, saved.record.notes.get(EXTENT)
+    if extent is None or not fingerprint.keys() >= _REQUIRED:
         return None
     values = {
         "name": path.name.removesuffix(SUFFIX),
@@ -220,7 +222,21 @@ def provenance(source: ModelSource) -> JsonDict:
 
 def samples_to_keep(path: Path, fingerprint: JsonObject, extent: Mapping[str, int]) -> list[Sample]:
     """The samples of a run that resumes or extends the one at a path. Raises BatchError where that is refused."""
-    return require_run(path).samples() if keeps_rows(path, fingerprint, extent) else []
+    require_no_fewer(path, fingerprint, extent)
+    return require_run(path).samples() if keeps_rows(path, fingerprint) else []
+
+
+def require_no_fewer(path: Path, fingerprint: JsonObject, extent: Mapping[str, int]) -> None:
+    """Raise BatchError if the run at a path has samples that one of this extent, which continues it, would lose."""
+    run = read_run(path)
+    if run is None or run.saved.how_differs(fingerprint):
+        return
+    before = run.notes[EXTENT]
+    if smaller := [f"{name} ({before[name]}, now {now})" for name, now in extent.items() if now < before[name]]:
+        raise BatchError(
+            f"{path} already has more {' and '.join(smaller)}",
+            "use the same number or more, choose another -o, or use --restart to start over",
+        )
 
 
 def report_of(run: Run, samples: Samples) -> Report:

@@ -1,38 +1,33 @@
-"""The paths of a result, and the record beside it, which decides how the next run begins, resumes or is refused.
-
-The record, OUTPUT.meta.json, has the settings, the SHA-256 of a file that may be replaced, and that of the result.
-"""
+"""The files of a result, and the record of what it was made with, which decides whether a run continues it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, field
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from cerebrum_cli.core.declaration import LORA, parse_adapter
-from cerebrum_cli.core.differences import Differences, describe_differences, differing_values
+from cerebrum_cli.core.differences import Differences, describe_differences
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.files import atomic_write, read_small_json, translate_os_errors
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonDict, JsonObject, from_json, to_json
+from cerebrum_cli.core.json_types import JsonObject, from_json, to_json
 from cerebrum_cli.core.row_events import RowCounts
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import enumeration
 
-VERSION = 1
+VERSION = 2
 _MAX_DIFFERENCES = 3  # in an error message
 RESUME = ", then run it again without --restart to resume"
 REPLACE = "use --restart to replace it, or choose another -o"
-Step = Literal["begin", "resume", "extend", "complete"]
 
 
 @frozen
 class OutputPaths:
     """The path of a result, and those of the files beside it.
 
-    `partial` is the store of finished rows, and `meta` has the settings that the result was made with.
+    `partial` has the finished rows until all are, and `meta` the settings that the result is made with.
     """
 
     output: Path
@@ -45,11 +40,6 @@ class OutputPaths:
     def meta(self) -> Path:
         return self.output.with_name(f"{self.output.name}.meta.json")
 
-    def objects(self) -> Iterator[JsonDict]:
-        """Yield the objects of a complete result."""
-        with self.output.open("rb") as lines:
-            yield from map(json.loads, lines)
-
     @property
     def all(self) -> tuple[Path, ...]:
         return (self.output, self.partial, self.meta)
@@ -61,37 +51,23 @@ def output_errors(path: Path, then: str = RESUME) -> AbstractContextManager[None
 
 @frozen
 class Record:
-    """The record of a result: `fingerprint` holds everything the answers depend on, by readable names.
+    """What a result is made with: `fingerprint` holds everything the answers depend on, by readable names.
 
-    `input` is the SHA-256 of an input that may change. `replaces` is that of an older result to replace. `result` is
-    None until all rows are finished. `extent` holds what may grow from one run to the next, such as the number of
-    questions, and `notes` what is worth remembering.
+    `notes` are worth remembering, such as the machine, and how large a run is. Once it is complete, `rows` and the
+    other numbers count its rows.
     """
 
     fingerprint: JsonObject
-    rows: int
-    input: str | None = None
-    replaces: str | None = None
+    notes: JsonObject = field(default_factory=dict)
+    rows: int | None = None
     failed: int | None = None
     truncated: int | None = None
     undecided: int | None = None
     empty: int | None = None
-    result: str | None = None
-    extent: Mapping[str, int] = field(default_factory=dict)
-    notes: JsonObject = field(default_factory=dict)
-
-    @property
-    def counts(self) -> RowCounts:
-        return RowCounts(self.failed or 0, self.truncated or 0, self.undecided or 0, self.empty or 0)
-
-    @property
-    def identity(self) -> JsonDict:
-        """What the positions of rows depend on."""
-        return {"input": self.input, "extent": dict(self.extent)}
 
     def differences(self, other: Record) -> Differences:
         """Differences between two fingerprints; of adapters, with the names of their files."""
-        found = differing_values(self.fingerprint, other.fingerprint)
+        found = differing_conditions(self.fingerprint, other.fingerprint)
         if "adapter" in found:
             found["adapter"] = self._adapter_files, other._adapter_files
         return found
@@ -111,15 +87,32 @@ class Record:
         return ", ".join(Path(path).name + (f":{scale:g}" if scale != 1 else "") for path, scale in adapters) or "none"
 
 
+def differing_conditions(first: JsonObject, second: JsonObject) -> Differences:
+    """Both values of each key for which two fingerprints differ; a setting that one lacks has its default there.
+
+    So a setting that is new leaves older results as they are.
+    """
+    defaults = {key.replace("_", " "): value for key, value in asdict(Settings()).items()}
+    found = {}
+    for key in {**second, **first}:
+        before, after = (fingerprint.get(key, defaults.get(key)) for fingerprint in (first, second))
+        if to_json(_unless_off(before)) != to_json(_unless_off(after)):
+            found[key] = before, after
+    return found
+
+
+def _unless_off(value: Any) -> Any:
+    """The value of a switch that is off is as if it was not there."""
+    return None if value is False else value
+
+
 def read_record(path: Path) -> Record | None:
     """Read a record; None if the file does not exist. Raises BatchError if it is not a record."""
     try:
         value = read_small_json(path)
         if value.pop("version") != VERSION:
             raise BatchError(f"{path} was written by another version of cerebrum", "choose another -o, or --restart")
-        record = from_json(Record, value)
-        sum(record.extent.values())  # raises TypeError unless they are numbers
-        return record
+        return from_json(Record, value)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -128,59 +121,17 @@ def read_record(path: Path) -> Record | None:
         ) from error
 
 
-def write_record(paths: OutputPaths, record: Record, then: str = RESUME) -> None:
-    """Replace the record atomically. Raises BatchError, whose hint ends with what to do `then`."""
-    fields = {key: value for key, value in asdict(record).items() if value != {}}
-    text = to_json({"version": VERSION, **fields}, indent=2) + "\n"
-    with output_errors(paths.meta, then):
-        atomic_write(paths.meta, text.encode(), mode=0o666)
+def write_record(
+    paths: OutputPaths, record: Record, counts: tuple[int, RowCounts] | None = None, then: str = RESUME
+) -> None:
+    """Replace the record atomically, with the number and the counts of the rows of a result that is complete.
 
-
-def decide(record: Record | None, has_rows: bool, output: str | None, new: Record, paths: OutputPaths) -> Step:
-    """Decide the next step without --restart. Raises BatchError where it would lose or mix answers.
-
-    The files on disk are a record, a partial file if it `has_rows`, and an output; `new` is the record of a new result.
-
-    The files are written in this order, each synced before the next, so that they show how far a batch came: the
-    record; rows in the partial file; the record with the hash of the result; the result. Then the partial file is
-    deleted, unless the result is a table.
+    Raises BatchError, whose hint ends with what to do `then`.
     """
-    if record is None:
-        if has_rows:
-            raise BatchError(
-                f"{paths.partial} exists, but its record {paths.meta.name} is missing",
-                "move it elsewhere, choose another -o, or use --restart to start over",
-            )
-        if output:
-            raise BatchError(f"{paths.output} already exists", REPLACE)
-        return "begin"
-    is_complete = output is not None and record.result == output
-    if difference := record.how_other_differs(new):
-        if has_rows and not is_complete:
-            raise BatchError(
-                f"{paths.partial} was started with {difference}",
-                "run the previous command to resume, or use --restart to start over",
-            )
-        if output:
-            problem = f"was made with {difference}" if is_complete else "already exists"
-            raise BatchError(f"{paths.output} {problem}", REPLACE)
-        return "begin"
-    _require_no_fewer(record, new, paths)
-    if is_complete:
-        return "complete" if record.identity == new.identity else "extend"
-    is_to_be_replaced = output == record.replaces and (has_rows or record.result is None)
-    if output is None or is_to_be_replaced:
-        return "resume"
-    raise BatchError(
-        f"{paths.output} was changed by another program",
-        "move it elsewhere to resume, or use --restart to start over and replace it",
-    )
-
-
-def _require_no_fewer(record: Record, new: Record, paths: OutputPaths) -> None:
-    before, now = record.extent, new.extent
-    if smaller := [f"{name} ({before[name]}, now {now[name]})" for name in now if now[name] < before.get(name, 0)]:
-        raise BatchError(
-            f"{paths.output} already has more {' and '.join(smaller)}",
-            "use the same number or more, choose another -o, or use --restart to start over",
-        )
+    fields: dict[str, Any] = {"version": VERSION, "fingerprint": record.fingerprint, "notes": record.notes}
+    if counts:
+        rows, found = counts
+        numbers = {"failed": found.failed, "truncated": found.truncated, "undecided": found.undecided}
+        fields |= {"rows": rows, **numbers, "empty": found.empty}
+    with output_errors(paths.meta, then):
+        atomic_write(paths.meta, (to_json(fields, indent=2) + "\n").encode(), mode=0o666)

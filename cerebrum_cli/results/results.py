@@ -1,53 +1,54 @@
-"""Results on disk: finished rows are in a store, and the result file appears complete, in one step.
+"""Results on disk: finished rows are in OUTPUT.partial, and OUTPUT appears complete, in one step.
 
-If the process is killed, the same command resumes: rows that were still running, or finished within the last second,
-are answered again. After Ctrl-C, the store has the tokens of unfinished replies. Memory holds a byte for each row.
+One rule decides what a run asks: a row whose key is in OUTPUT.partial, or in an OUTPUT made with the same settings, is
+finished. So a run that was killed resumes, a longer input gets its new rows answered, and a changed row is asked again.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
+from io import FileIO
+from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
-from cerebrum_cli.core.differences import Differences, differing_values
-from cerebrum_cli.core.errors import BatchError, UsageError
-from cerebrum_cli.core.files import (
-    commit_file,
-    file_sha256,
-    remove,
-    remove_abandoned,
-    translate_os_errors,
-    unfinished_file,
-)
-from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.errors import DAMAGE, BatchError, UsageError
+from cerebrum_cli.core.files import commit_file, fsync_directory, remove, unfinished_file, write_all
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.results.output_tables import RECORD, ResultTable
 from cerebrum_cli.results.record import (
     REPLACE,
+    RESUME,
     OutputPaths,
     Record,
-    decide,
     output_errors,
     read_record,
     write_record,
 )
-from cerebrum_cli.results.row_store import DamagedStore, RowStore, has_rows, read_objects
+from cerebrum_cli.results.row_file import RowFile
 from cerebrum_cli.results.rows import (
-    CONDITIONS,
-    SERVERS,
-    FinishedRows,
-    Records,
-    ResultRows,
+    DIGEST,
+    ONLY_FINISHED,
+    Digest,
+    Key,
     Results,
     RowFlag,
-    to_json_line,
+    RowKind,
+    StreamedResults,
+    digest_of,
+    key_of_line,
+    keyed_line,
 )
-from cerebrum_cli.results.stored_results import StoredResults, write_lines
 
-AGAIN = ", then run it again"
+_WRITTEN_TOGETHER = 64  # lines of a result
+_KEY_START = DIGEST.start - 24  # at which the key of a line begins, or before
+_TO_RETRY = RowFlag.FAILED | RowFlag.UNDECIDED
 
 
 def paths_of(output: Path) -> OutputPaths:
@@ -82,196 +83,285 @@ def output_paths(output: Path, source: Path | None = None) -> OutputPaths:
 def open_results(
     output: Path,
     fingerprint: JsonObject,
-    rows: ResultRows,
+    kind: RowKind,
+    rows: Iterable[tuple[Digest, int]],
     restart: bool = False,
     retry_failed: bool = False,
-    extent: Mapping[str, int] | None = None,
     notes: JsonObject | None = None,
-) -> Results:
+) -> StoredResults:
     """Open the results of an output: new, resumed, or already complete.
 
-    `retry_failed` resumes also complete ones, for their rows with an error or an undecided vote.
-
-    With a larger `extent` than before, or another input, complete ones are resumed for their new rows, and incomplete
-    ones get these rows: answers stay with the rows that they are for.
-
-    `fingerprint` holds everything the answers depend on, as JSON values by readable names; only results with the same
-    fingerprint are resumed. `notes` are those of new ones. `restart` discards finished rows, and replaces an existing
-    output on completion. Raises UsageError for an unusable output path, BatchError if another process writes it or data
-    would be lost.
+    `fingerprint` holds everything the answers depend on, as JSON values by readable names. `notes` are saved beside.
+    `rows` are those of the input that are known: the digest of what each asks, and its number. `retry_failed` asks
+    again for rows with an error or an undecided vote. `restart` discards finished rows, and replaces an existing output
+    on completion. Raises UsageError for an unusable output path, BatchError if another process writes it, if it was
+    made with another fingerprint, or if it has no row of this input.
     """
-    paths = output_paths(output)
-    new = Record(dict(fingerprint), rows.size, rows.sha256, extent=extent or {}, notes=notes or {})
-    if restart:
-        _discard_store(paths.partial)
-    store = RowStore(paths.partial)
+    paths, record = output_paths(output), Record(fingerprint, notes or {})
+    partial = RowFile(paths.partial, is_discarded=restart)
     try:
         with output_errors(output):
-            return _open(paths, store, new, rows, restart, retry_failed)
+            has_earlier = not restart and continues_output(paths, partial.header, record)
+            earlier = list(rows_of_output(paths.output, kind.table)) if has_earlier else []
+            before = None if restart else read_record(paths.meta)
+        if before and not before.how_other_differs(record):
+            record = replace(record, notes={**record.notes, **before.notes})
+        results = StoredResults(paths, partial, record, kind, dict(earlier), retry_failed)
+        results.add_rows(rows)
+        results.require_rows_of_input()
+        results.is_complete = not partial.rows and [*results.keys()] == earlier and not results.missing_count
     except BaseException:
-        with closing(store):
-            if store.is_empty:
+        with closing(partial):
+            if partial.header is None:
                 remove(paths.partial)
         raise
-
-
-def _open(
-    paths: OutputPaths, store: RowStore, new: Record, rows: ResultRows, restart: bool, retry_failed: bool
-) -> StoredResults:
-    output = file_sha256(paths.output)
-    record = None if restart else read_record(paths.meta)
-    step = "begin" if restart else decide(record, not store.is_empty, output, new, paths)
-    if record is None or step == "begin":
-        store.input = new.identity
-        record = replace(new, replaces=output)
-        write_record(paths, record)
-    elif step == "resume":
-        _move_rows(store, rows, new)
-        resumed = replace(record, rows=new.rows, input=new.input, extent=new.extent, replaces=output)
-        if resumed != record:
-            write_record(paths, resumed)
-        record = resumed
-    elif step == "extend" or (retry_failed and (record.failed or record.undecided)):
-        _take_result(store, rows, new, paths)
-        record = replace(new, replaces=output, notes=record.notes)
-        write_record(paths, record)  # after the rows, so that no answer is lost
-    else:
-        all_finished = FinishedRows(bytearray([RowFlag.FINISHED]) * rows.size)
-        return StoredResults(paths, store, rows, record, all_finished, is_complete=True)
-    finished, unfinished = store.load(rows.size)
-    if retry_failed:
-        finished.forget(RowFlag.FAILED | RowFlag.UNDECIDED)  # new answers replace them
-    results = StoredResults(paths, store, rows, record, finished)
-    results.unfinished = unfinished
     return results
 
 
-def _discard_store(path: Path) -> None:
-    """Delete a store, or another file in its place. Raises BatchError if another process has it open."""
-    if not path.is_file():
-        return
-    with suppress(DamagedStore):
-        RowStore(path).close()
-    with translate_os_errors(BatchError, path):
-        path.unlink(missing_ok=True)
-        path.with_name(f"{path.name}-journal").unlink(missing_ok=True)  # of a damaged store
+def open_stream(write: Callable[[str], None], kind: RowKind, rows: Iterable[tuple[Digest, int]]) -> StreamedResults:
+    """Results whose lines are written in the order of `rows`, and nowhere saved."""
+    results = StreamedResults(kind, write)
+    results.add_rows(rows)
+    return results
 
 
-def _take_result(store: RowStore, rows: ResultRows, new: Record, paths: OutputPaths) -> None:
-    """Store the rows of a complete result again, as those of the new one."""
-    if not store.is_empty:
-        _move_rows(store, rows, new)
-    elif rows.table:
-        raise BatchError(f"{paths.partial} is missing: it has the answers for {paths.output.name}", REPLACE)
-    else:
-        with paths.output.open("rb") as lines:
-            store.move(rows, new.identity, paths.output, lines)
+def continues_output(paths: OutputPaths, header: JsonDict | None, record: Record) -> bool:
+    """Whether the rows of an existing output are finished rows. Raises BatchError where answers would be mixed or lost.
 
-
-def _move_rows(store: RowStore, rows: ResultRows, new: Record) -> None:
-    if store.input != new.identity:
-        store.move(rows, new.identity, store.path)
-
-
-@frozen
-class SavedResult:
-    """The files of a result, complete or not, which another process may be writing."""
-
-    paths: OutputPaths
-    record: Record
-
-    @property
-    def servers(self) -> Records:
-        """Servers, or nodes, that answered rows."""
-        servers: Records = self.record.notes.get(SERVERS, ())
-        return servers
-
-    @property
-    def conditions(self) -> Records:
-        """Hardware and options of the machines that answered rows."""
-        conditions: Records = self.record.notes.get(CONDITIONS, ())
-        return conditions
-
-    @property
-    def changed_at(self) -> float:
-        files = (self.paths.output, self.paths.partial)
-        return max((path.stat().st_mtime for path in files if path.exists()), default=0.0)
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the output is the whole result: a new one takes its place only after the record is written."""
-        if self.record.result is None or not self.paths.output.exists():
+    `header` is that of the partial file, if it has one.
+    """
+    if header is not None:
+        if difference := Record(header["fingerprint"], record.notes).how_other_differs(record):
+            raise BatchError(
+                f"{paths.partial} was started with {difference}",
+                "run the previous command to resume, or use --restart to start over",
+            )
+        if header["replaces"]:
             return False
-        return not has_rows(self.paths.partial) or file_sha256(self.paths.output) == self.record.result
+    if not paths.output.exists():
+        return False
+    earlier = read_record(paths.meta)
+    if earlier is None:
+        raise BatchError(f"{paths.output} already exists", REPLACE)
+    if difference := earlier.how_other_differs(record):
+        raise BatchError(f"{paths.output} was made with {difference}", REPLACE)
+    return True
+
+
+def rows_of_output(output: Path, table: ResultTable | None) -> Iterator[tuple[Digest, tuple[int, int]]]:
+    """Yield the digests of the rows of a complete output, each with its number and flags. Raises BatchError."""
+    with output.open("rb") as file:
+        keys = (Key.parse(object["key"]) for object in table.objects(file)) if table else map(key_of_line, file)
+        try:
+            for key in keys:
+                yield key.digest, (key.number, key.flags)
+        except DAMAGE as error:
+            raise BatchError(
+                f"{output} was changed by another program",
+                "move it elsewhere, or use --restart to start over and replace it",
+            ) from error
+
+
+class StoredResults(Results):
+    """`Results` on disk; create them with `open_results`. Not thread-safe. `notes` are stored beside the rows.
+
+    `earlier` are the number and the flags of the rows of an existing output, which are copied once there is another
+    row, or another order.
+    """
+
+    def __init__(
+        self,
+        paths: OutputPaths,
+        partial: RowFile,
+        record: Record,
+        kind: RowKind,
+        earlier: dict[Digest, tuple[int, int]],
+        retry_failed: bool = False,
+    ) -> None:
+        super().__init__(kind)
+        self.saved_in = paths.partial
+        self.notes = record.notes
+        self._paths = paths
+        self._partial = partial
+        self._fingerprint = record.fingerprint
+        self._earlier = earlier
+        self._retries = _TO_RETRY if retry_failed else 0
+        self._digests: list[Digest] = []
+        self._numbers: list[int] = []
+        self._asked: set[Digest] = set()
+        self._repeats: Counter[Digest] = Counter()  # after the first row that asks the same
+        self._output_stamp = _stamp(paths.output)
+        self._is_closed = False
+
+    def add_rows(self, rows: Iterable[tuple[Digest, int]]) -> None:
+        """The same; the n-th row that asks the same has a key of its own."""
+        first = len(self._digests)
+        for digest, number in rows:
+            self._digests.append(digest)
+            self._numbers.append(number)
+        self._tell_apart(first)
+        self.finished.add_rows(self._flags_of(self._digests[first:]))
+
+    def _tell_apart(self, first: int) -> None:
+        """Give each row from the first on, of those that ask the same, another digest."""
+        new = set(self._digests[first:])
+        if len(new) == len(self._digests) - first and new.isdisjoint(self._asked):
+            self._asked |= new
+            return
+        for position in range(first, len(self._digests)):
+            digest = self._digests[position]
+            if digest in self._asked:
+                self._repeats[digest] += 1
+                self._digests[position] = digest_of(b"%s %d" % (digest, self._repeats[digest]))
+            self._asked.add(digest)
+
+    def _flags_of(self, digests: Sequence[Digest]) -> bytes:
+        flags = bytearray(map(self._partial.rows.__contains__, digests))  # True is RowFlag.FINISHED
+        if self._earlier or self._partial.flags:
+            for at, digest in enumerate(digests):
+                _, earlier = self._earlier.get(digest, (0, 0))
+                found = self._partial.flags.get(digest, flags[at] or earlier)
+                flags[at] = 0 if found & self._retries else found
+        return bytes(flags)
+
+    def keys(self) -> Iterator[tuple[Digest, tuple[int, int]]]:
+        """Yield the keys of all rows, as `rows_of_output` does."""
+        for position, digest in enumerate(self._digests):
+            yield digest, (self._numbers[position], self.finished[position])
+
+    def require_rows_of_input(self) -> None:
+        """Raise BatchError if there are answers, and none is for a row of this input."""
+        known = self._partial.rows or self._earlier
+        if known and not any(digest in self._partial.rows or digest in self._earlier for digest in self._digests):
+            source = self._paths.partial if self._partial.rows else self._paths.output
+            raise BatchError(f"none of the answers in {source} is for this input", REPLACE)
 
     def objects(self) -> Iterator[JsonDict]:
-        """Yield the objects of the finished rows, in order. Raises BatchError, and one of DAMAGE for a damaged file."""
+        if (self.is_complete or self._earlier) and self.kind.table is None:
+            with self._paths.output.open("rb") as lines:
+                yield from map(json.loads, lines)
         if not self.is_complete:
-            yield from read_objects(self.paths.partial)
-            return
-        yield from self.paths.objects()
+            yield from map(json.loads, self._partial.lines([*self._partial.rows]))
 
-    def how_differs(self, fingerprint: JsonObject) -> str:
-        """Describe how another fingerprint differs, like "another model (a, now b)"; empty if it is equal."""
-        return self.record.how_other_differs(Record(fingerprint, 0))
+    def write_notes(self, notes: JsonObject) -> None:
+        self.notes = notes
+        if self._partial.header is not None:
+            write_record(self._paths, Record(self._fingerprint, notes))
 
-    def differences(self, other: SavedResult) -> Differences:
-        """Differences between what two results depend on, and between their extents."""
-        sizes = ({f"number of {key}": value for key, value in saved.record.extent.items()} for saved in (self, other))
-        return self.record.differences(other.record) | differing_values(*sizes)
+    def sync(self) -> None:
+        self._partial.sync_if_due()
 
-    @contextmanager
-    def locked(self) -> Iterator[RowStore]:
-        """Lock the files. Raises BatchError if a process is writing them, and in place of an OSError."""
-        paths = self.paths
-        with (
-            translate_os_errors(BatchError, paths.output, AGAIN),
-            closing(RowStore(paths.partial, AGAIN, "wait until it has ended")) as store,
-        ):
-            try:
-                yield store
-            finally:
-                if store.is_empty:
-                    remove(paths.partial)
+    def complete(self) -> None:
+        """Write the result file atomically, in the order of the input; nothing if it is complete.
 
-    def rewrite(self, store: RowStore, objects: Iterable[JsonObject], rules: str, value: str) -> None:
-        """Replace the objects of all rows, and a `value` of the fingerprint, named `rules`, by which they are made.
-
-        It is None until they are replaced: a process that dies in between leaves all old objects or all new ones.
+        Raises ValueError while rows are missing, and BatchError if that fails or another program has changed the
+        output; the partial file then has all rows, and the next run evaluates none.
         """
-        record = replace(self.record, fingerprint={**self.record.fingerprint, rules: None})
-        is_complete = self.is_complete
-        write_record(self.paths, record, AGAIN)
-        if is_complete:
-            lines = (f"{to_json_line(object)}\n".encode() for object in objects)
-            with unfinished_file(self.paths.output, 0o666) as part:
-                record = replace(record, result=write_lines(part.file, lines))
-                commit_file(part, self.paths.output)
+        super().complete()
+        if self.is_complete:
+            return
+        self._begin()
+        self._partial.sync()
+        paths = self._paths
+        then = f"{RESUME}; all rows are saved in {paths.partial}"
+        with output_errors(paths.output, then), unfinished_file(paths.output, 0o666) as part:
+            _write_lines(part.file, self._lines())
+            write_record(paths, Record(self._fingerprint, self.notes), (self.size, self.counts))
+            if _stamp(paths.output) != self._output_stamp:
+                raise BatchError(
+                    f"{paths.output} was changed while the batch ran",
+                    "move it elsewhere, then run it again without --restart to write the result",
+                )
+            commit_file(part, paths.output)
+        self.is_complete = True
+        self.close()
+
+    def close(self) -> None:
+        """Release the lock. Finished rows stay; without any, no file is left. Raises BatchError."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        with closing(self._partial):
+            if self.is_complete or not self._partial.rows:
+                remove(self._paths.partial)
+                fsync_directory(self._paths.partial.parent)
+                if not self._paths.output.exists():
+                    remove(self._paths.meta)
+            else:
+                self._partial.sync()
+
+    def _save(self, position: int, object: JsonObject, flags: int) -> None:
+        self._begin()
+        key = Key(self._numbers[position], flags, self._digests[position])
+        self._partial.append(keyed_line(object, key), key)
+
+    def _begin(self) -> None:
+        """Write what rows are made with, and copy those of an existing output."""
+        if self._partial.header is None:
+            self._partial.begin(self._fingerprint, replaces_output=not self._earlier and self._output_stamp is not None)
+            write_record(self._paths, Record(self._fingerprint, self.notes))
+        if not self._earlier:
+            return
+        with output_errors(self._paths.output), self._paths.output.open("rb") as file:
+            for line in _keyed_lines(file, self.kind.table):
+                key = key_of_line(line)
+                if key.digest in self._earlier and key.digest not in self._partial.rows:
+                    self._partial.append(line, key)
+        self._earlier = {}
+
+    def _lines(self) -> Iterator[bytes]:
+        """Yield the lines of the result, with the numbers that rows have now."""
+        lines = self._renumbered(self._partial.lines(self._digests))
+        if self.kind.table:
+            yield from self.kind.table.lines(map(json.loads, lines))
         else:
-            store.update(objects)
-        write_record(self.paths, replace(record, fingerprint={**record.fingerprint, rules: value}), AGAIN)
+            yield from lines
 
-    def delete(self) -> None:
-        """Delete the files. Raises BatchError if a process is writing them, or they cannot be deleted."""
-        with self.locked():
-            for path in self.paths.all:
-                path.unlink(missing_ok=True)
-            remove_abandoned(self.paths.output.parent, f".{self.paths.output.name}.")
+    def _renumbered(self, lines: Iterator[bytes]) -> Iterator[bytes]:
+        for line, number in zip(lines, self._numbers, strict=True):
+            if line[_KEY_START : DIGEST.start].endswith(b'"%d%s' % (number, ONLY_FINISHED)):
+                yield line
+                continue
+            key = key_of_line(line)
+            if key.number == number:
+                yield line
+            else:
+                object = json.loads(line)
+                del object["key"]
+                if not (self.kind.table and self.kind.table.columns):  # the columns of an input have no number
+                    object = _renumbered_object(object, key.number, number)
+                yield keyed_line(object, key._replace(number=number))
 
 
-def read_saved(output: Path) -> SavedResult | None:
-    """The result at a path; None if there is no record of one. Raises UsageError, BatchError."""
-    paths = paths_of(output)
-    with translate_os_errors(BatchError, paths.meta):
-        record = read_record(paths.meta)
-    return SavedResult(paths, record) if record else None
+def _keyed_lines(file: BinaryIO, table: ResultTable | None) -> Iterator[bytes]:
+    if table is None:
+        yield from file
+        return
+    for object in table.objects(file):
+        key = Key.parse(object.pop("key"))
+        yield keyed_line(object, key)
 
 
-def keeps_rows(output: Path, fingerprint: JsonObject, extent: Mapping[str, int]) -> bool:
-    """Whether `open_results` would keep the rows of an earlier run. Raises UsageError, BatchError where it does."""
-    if not output.parent.is_dir():
-        return False
-    paths = output_paths(output)
-    new = Record(fingerprint, 0, extent=extent)
-    step = decide(read_record(paths.meta), has_rows(paths.partial), file_sha256(paths.output), new, paths)
-    return step != "begin"
+def _renumbered_object(object: JsonObject, number: int, new: int) -> JsonObject:
+    """The object of a row that had another number: its id may be that, and in a row that failed its line is."""
+    if RECORD in object:
+        id, *rest = object[RECORD]
+        return {RECORD: [new if id == str(number) else id, *rest]}
+    values = {name: new for name in ("id", "line") if object.get(name) == number}
+    return {**object, **values}
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes with a file; None without one."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _write_lines(file: FileIO, lines: Iterable[bytes]) -> None:
+    lines = iter(lines)
+    for chunk in iter(lambda: b"".join(islice(lines, _WRITTEN_TOGETHER)), b""):
+        write_all(file.fileno(), chunk)
+    os.fsync(file.fileno())

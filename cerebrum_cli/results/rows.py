@@ -1,30 +1,36 @@
-"""The rows of a result: what is known of each, what receives their objects, and the objects of votes and programs."""
+"""The rows of a result: their keys, what receives their objects, and the objects of votes and programs."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
+from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from cerebrum_cli.core.errors import BatchError
-from cerebrum_cli.core.events import Events, NoticeEvent, ServersEvent
+from cerebrum_cli.core.events import Events
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject, to_json
 from cerebrum_cli.core.row_events import SHOWN_ERRORS, RowCounts, RowEvent, RowProgress
-from cerebrum_cli.core.text import text_digest
-from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.text import Texts
+from cerebrum_cli.results.output_tables import ResultTable
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
 
 # Keys of the notes: servers, and hardware and options of this machine, under which rows were made, each once.
 SERVERS, CONDITIONS = "servers", "conditions"
-_LINE_BREAKS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}  # some readers split lines at them
 Records = Sequence[JsonObject]
-Table = Callable[[Iterable[JsonObject]], Iterator[bytes]]
-"""Encodes the objects of rows as the lines of a table."""
+
+
+DIGEST_BYTES = 10
+DIGEST = slice(-2 * DIGEST_BYTES - 3, -3)  # of a line, which ends with `"}` and a line feed
+FLAGS = slice(DIGEST.start - 3, DIGEST.start)
+_KEY = b'"key": "'
+_LINE_BREAKS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}  # some readers split lines at them
+
+Digest = bytes  # hexadecimal
 
 
 class RowFlag:
@@ -33,26 +39,58 @@ class RowFlag:
     FINISHED, FAILED, TRUNCATED, UNDECIDED, EMPTY = 1, 2, 4, 8, 16
 
 
-@frozen
-class ResultRows:
-    """The rows of a result: their number, and the keys that each line takes from the input, which is read for them.
+ONLY_FINISHED = b".%d." % RowFlag.FINISHED  # the FLAGS of a line
 
-    The values of the keys `identity` identify the row of a line; rows of a batch may be equal. A line has `flags`, and
-    a `name` in messages. `sha256` is the digest of an input that may change from one run to the next. The result is a
-    `table`, or JSON Lines.
+
+class Key(NamedTuple):
+    """The row's number in the input, its flags, and the digest of what it asks."""
+
+    number: int
+    flags: int
+    digest: Digest
+
+    def __str__(self) -> str:
+        return f"{self.number}.{self.flags}.{self.digest.decode()}"
+
+    @classmethod
+    def parse(cls, text: str) -> Key:
+        """Raises ValueError for another text."""
+        number, flags, digest = text.split(".")
+        if len(digest) != 2 * DIGEST_BYTES:
+            raise ValueError(text)
+        return cls(int(number), int(flags), digest.encode())
+
+
+def digest_of(data: bytes) -> Digest:
+    return blake2b(data, digest_size=DIGEST_BYTES).hexdigest().encode()
+
+
+def to_json_line(object: JsonObject) -> str:
+    """Encode an object as one line without its end, also for readers that split at Unicode line breaks."""
+    text = to_json(object)
+    return text if text.isascii() else text.translate(_LINE_BREAKS)
+
+
+def keyed_line(object: JsonObject, key: Key) -> bytes:
+    """The line of a row, whose object has other values."""
+    return f'{to_json_line(object)[:-1]}, "key": "{key}"}}\n'.encode()
+
+
+def key_of_line(line: bytes) -> Key:
+    """The key of a line, without decoding the rest. Raises ValueError for another line."""
+    return Key.parse(line[line.rindex(_KEY) + len(_KEY) : DIGEST.stop].decode())
+
+
+@frozen
+class RowKind:
+    """What is known of the rows of a result: the `flags` of an object, and its `name` in messages.
+
+    The result is a `table`, or JSON Lines.
     """
 
-    identity: tuple[str, ...]
     flags: Callable[[JsonObject], int]
     name: Callable[[JsonObject], str]
-    size: int
-    fields: Callable[[int], JsonObject]
-    sha256: str | None = None
-    table: Table | None = None
-
-    def identify(self, object: JsonObject) -> str:
-        """Digest of what identifies the row that an object is for, or that it is."""
-        return text_digest(to_json([object.get(key) for key in self.identity]))
+    table: ResultTable | None = None
 
 
 class FinishedRows(Collection[int]):
@@ -61,11 +99,19 @@ class FinishedRows(Collection[int]):
     `errors` are the first messages.
     """
 
-    def __init__(self, flags: bytearray) -> None:
-        self._flags = flags
-        self.total = len(flags)
-        self._tally = Counter(flags)
-        self.errors: tuple[str, ...] = ()
+    def __init__(self) -> None:
+        self._flags = bytearray()
+        self._tally: Counter[int] = Counter()
+        self.errors: Texts = ()
+
+    @property
+    def total(self) -> int:
+        return len(self._flags)
+
+    def add_rows(self, flags: bytes) -> None:
+        """Add the rows at the next positions."""
+        self._flags += flags
+        self._tally.update(flags)
 
     def __contains__(self, position: object) -> bool:
         return isinstance(position, int) and 0 <= position < self.total and self._flags[position] > 0
@@ -75,6 +121,9 @@ class FinishedRows(Collection[int]):
 
     def __len__(self) -> int:
         return self.total - self._tally[0]
+
+    def __getitem__(self, position: int) -> int:
+        return self._flags[position]
 
     def __setitem__(self, position: int, flags: int) -> None:
         self._tally[self._flags[position]] -= 1
@@ -97,15 +146,10 @@ class FinishedRows(Collection[int]):
         return sum(rows for flags, rows in self._tally.items() if flags & flag)
 
 
-def is_answer(flags: int) -> bool:
-    """Whether a row is finished, with neither an error nor an undecided vote."""
-    return flags & (RowFlag.FINISHED | RowFlag.FAILED | RowFlag.UNDECIDED) == RowFlag.FINISHED
-
-
 class Results:
     """Receives the objects of rows in any order, for subclasses to save; positions count the rows of the input from 0.
 
-    `unfinished` are the tokens of replies that were interrupted, by position.
+    `has_more` is True while the input may have more rows than those that were added.
     """
 
     in_order: ClassVar[bool] = False
@@ -115,11 +159,20 @@ class Results:
     saved_in: Path | None = None
     """The file from which the next run resumes, if it can."""
 
-    def __init__(self, rows: ResultRows, finished: FinishedRows) -> None:
-        self.rows = rows
-        self.finished = finished
-        self.unfinished: dict[int, TokenIds] = {}
+    def __init__(self, kind: RowKind) -> None:
+        self.kind = kind
+        self.finished = FinishedRows()
+        self.has_more = False
         self.notes: JsonObject = {}
+
+    def add_rows(self, rows: Iterable[tuple[Digest, int]]) -> None:
+        """Add the next rows of the input, each by the digest of what it asks and its number there."""
+        self.finished.add_rows(bytes(len([*rows])))
+
+    @property
+    def size(self) -> int:
+        """The number of rows that were added."""
+        return self.finished.total
 
     @property
     def counts(self) -> RowCounts:
@@ -127,16 +180,16 @@ class Results:
 
     @property
     def progress(self) -> RowEvent:
-        return RowEvent(len(self.finished), self.finished.total, self.counts)
+        return RowEvent(len(self.finished), self.size, self.counts)
 
     @property
     def missing(self) -> Iterator[int]:
         """The positions of unfinished rows."""
-        return (position for position in range(self.rows.size) if position not in self.finished)
+        return (position for position in range(self.size) if position not in self.finished)
 
     @property
     def missing_count(self) -> int:
-        return self.rows.size - len(self.finished)
+        return self.size - len(self.finished)
 
     @property
     def servers(self) -> Records:
@@ -146,16 +199,15 @@ class Results:
 
     def write_row(self, position: int, object: JsonObject) -> None:
         """Write the object of a row, once."""
-        flags = self.rows.flags(object)
-        self._save(position, to_json_line(object), flags)
+        flags = self.kind.flags(object)
+        self._save(position, object, flags)
         self.finished[position] = flags
         error = object.get("error")
         if error and len(self.finished.errors) < SHOWN_ERRORS:
-            self.finished.errors += (f"{self.rows.name(object)}: {error['message']}",)
-        self.unfinished.pop(position, None)
+            self.finished.errors += (f"{self.kind.name(object)}: {error['message']}",)
 
     def objects(self) -> Iterator[JsonDict]:
-        """Yield the objects of the finished rows that were saved, in the order of the rows."""
+        """Yield the objects of the finished rows that were saved."""
         return iter(())
 
     def write_notes(self, notes: JsonObject) -> None:
@@ -167,55 +219,45 @@ class Results:
         known = self.notes.get(key, ())
         new = [record for record in records if record not in known]
         if new:
-            with suppress(BatchError):  # of a full disk: what went wrong before it matters more
-                self.write_notes({**self.notes, key: [*known, *new]})
+            self.write_notes({**self.notes, key: [*known, *new]})
 
     def note_servers(self, records: Records) -> None:
         self.note(SERVERS, records)
 
     def noting_origins(self, events: Events, model: Model) -> Events:
-        """Yield events, and note what generates the rows once there are some, since the process may be killed.
-
-        These are the servers, also as they change, or the hardware and the options of this machine.
-        """
+        """Yield events, and note once what generates the rows: servers, or the hardware and options of this machine."""
         is_noted = False
         with closing(events):
             for event in events:
-                is_first_row = not is_noted and isinstance(event, RowProgress)
-                if is_first_row or isinstance(event, ServersEvent):
+                if not is_noted and isinstance(event, RowProgress):
                     if model.is_remote:
-                        is_noted = True
-                        self.note_servers(model.engine.builds)
-                    elif conditions := model.conditions:
-                        is_noted = True
-                        yield from self._note_conditions(conditions)
+                        records = model.engine.builds
+                    else:
+                        records = (model.conditions,) if model.conditions else ()
+                    self.note(SERVERS if model.is_remote else CONDITIONS, records)
+                    is_noted = bool(records)
+                self.sync()
                 yield event
 
-    def _note_conditions(self, conditions: JsonObject) -> Iterator[NoticeEvent]:
-        """Note the hardware and options; yield a notice if other rows were made on other hardware."""
-        hardware = conditions["hardware"]
-        others = {str(record["hardware"]) for record in self.notes.get(CONDITIONS, ())} - {hardware}
-        self.note(CONDITIONS, (conditions,))
-        if others:
-            problem = f"other rows were made on {' and '.join(sorted(others))}, not {hardware}"
-            yield NoticeEvent(problem, "near ties may be decided differently")
+    def sync(self) -> None:
+        """Make what was saved durable, unless that has just been done."""
 
     def complete(self) -> None:
         """Complete the result once all rows are written. Raises ValueError while rows are missing."""
-        if self.missing_count:
+        if self.missing_count or self.has_more:
             raise ValueError(f"{self.missing_count} rows are not finished")
 
     def what_is_saved(self, unit: str) -> str:
         """The number of finished rows and the file that has them; empty if nothing is saved."""
-        if self.saved_in is None or not (self.finished or self.unfinished):
+        if self.saved_in is None or not self.finished:
             return ""
-        return f"{len(self.finished)} of {self.rows.size} {unit} done, saved in {self.saved_in}"
+        return f"{len(self.finished)} of {self.size} {unit} done, saved in {self.saved_in}"
 
     def close(self) -> None:
         """Free what the result holds."""
 
-    def _save(self, position: int, text: str, flags: int) -> None:
-        """Save the JSON of a row; subclasses do."""
+    def _save(self, position: int, object: JsonObject, flags: int) -> None:
+        """Save the object of a row; subclasses do."""
 
 
 class StreamedResults(Results):
@@ -223,8 +265,8 @@ class StreamedResults(Results):
 
     in_order = True
 
-    def __init__(self, rows: ResultRows, write: Callable[[str], None]) -> None:
-        super().__init__(rows, FinishedRows(bytearray(rows.size)))
+    def __init__(self, kind: RowKind, write: Callable[[str], None]) -> None:
+        super().__init__(kind)
         self._write_line = write
         self._waiting: dict[int, str] = {}
         self._next = 0
@@ -234,8 +276,8 @@ class StreamedResults(Results):
         for position in sorted(self._waiting):
             self._emit(position)
 
-    def _save(self, position: int, text: str, flags: int) -> None:  # noqa: ARG002
-        self._waiting[position] = text
+    def _save(self, position: int, object: JsonObject, flags: int) -> None:  # noqa: ARG002
+        self._waiting[position] = to_json_line(object)
         while self._next in self._waiting:
             self._next += 1
             self._emit(self._next - 1)
@@ -246,9 +288,3 @@ class StreamedResults(Results):
         except Exception:
             self._waiting.clear()  # the reader is gone: `close` must not write
             raise
-
-
-def to_json_line(object: JsonObject) -> str:
-    """Encode an object as one line without its end, also for readers that split at Unicode line breaks."""
-    text = to_json(object)
-    return text if text.isascii() else text.translate(_LINE_BREAKS)

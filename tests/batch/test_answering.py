@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 
 import pytest
-from batch_files import result_rows, rows_in
+from batch_files import rows_in
 from installations import model_on
 from remote_engines import remote_engine, serving
 from scripted_backend import END, ScriptedBackend
 from templates import chosen_format
 
 from cerebrum_cli.batch.answering import BatchOptions, answer_rows
+from cerebrum_cli.batch.input_row import row_flags
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import RefusedEvent
@@ -20,7 +21,8 @@ from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.replies.concurrent_rows import run_rows
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.majority_vote import Outcome, Row
-from cerebrum_cli.results.rows import StreamedResults
+from cerebrum_cli.results.results import open_stream
+from cerebrum_cli.results.rows import RowKind
 
 TOO_LONG = "q" * 500  # of a context of 100 tokens
 
@@ -43,9 +45,9 @@ def model(engine: Engine) -> Iterator[Model]:
 def test_errors_of_a_cancelled_batch_are_written(model: Model) -> None:
     rows = rows_in(f'{{"prompt": "{TOO_LONG}"}}\n' * 50, "jsonl")
     lines: list[str] = []
-    result = StreamedResults(result_rows(rows), lines.append)
+    result = open_stream(lines.append, RowKind(row_flags, str), [(b"", row.number) for row in rows])
     written = []
-    for event in answer_rows(model, rows, BatchOptions(Settings(), ("m",)), result):
+    for event in answer_rows(model, enumerate(rows), BatchOptions(Settings(), ("m",)), result):
         if isinstance(event, RowEvent):
             written.append(len(lines))
             if event.done == 20:

@@ -2,7 +2,6 @@
 
 import io
 import random
-from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,8 @@ def write(path: Path, **columns: Any) -> Path:
 
 def read(path: Path, template: str | None = None) -> list[InputRow]:
     options = InputOptions(None if template is None else parse_template(template))
-    with closing(options.open(path, None, Path("out.jsonl"))) as rows:
-        return [rows[position] for position in range(len(rows))]
+    with options.open(path, None, Path("out.jsonl")) as rows:
+        return list(rows)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ class Owner:
 
     def batch(self, questions: list[str], parallel: int, *options: str) -> list[str]:
         rows = "".join(json.dumps({"prompt": question}) + "\n" for question in questions)
-        given = ("--input-format", "jsonl", "--parallel", str(parallel), "-o", "-", "-")
+        given = ("--parallel", str(parallel), "-o", "-", "-")
         answers = [json.loads(line) for line in self.run("batch", *options, *given, piped=rows).splitlines()]
         assert not [answer["error"] for answer in answers if answer["error"]]
         return [answer["text"] for answer in sorted(answers, key=lambda answer: int(answer["id"]))]

@@ -93,28 +93,6 @@ def test_batch_interrupted_prints_how_to_resume_and_resumes(job: Job, number: si
     assert sorted(path.name for path in job.home.glob("out*")) == ["out", "out.meta.json"]
 
 
-@pytest.mark.parametrize("has_seed", [False, True])
-def test_batch_interrupted_continues_replies_without_a_seed(job: Job, has_seed: bool) -> None:
-    """A character of two tokens stays whole."""
-    job.arguments += ["-n", "290", "--set", "loop_check=off"]
-    if not has_seed:
-        job.arguments.remove("--seed")
-        job.arguments.remove("1")
-    job.script["rows"] = {"question 0": "é" * 150}
-    process = job.start()
-    wait_until(lambda: len(job.partial) >= 2)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=TIMEOUT_S)
-    job.script["rows"] = {"question 0": "è" * 150}
-    job.finish()
-    first, second, *_ = map(json.loads, job.result.splitlines())
-    before = first["text"].count("é")
-    assert first["text"] == "é" * before + "è" * (145 - before)
-    assert (before > 0, first["seed"] is None) == (not has_seed, not has_seed)
-    assert (first["prompt_tokens"], first["completion_tokens"]) == (second["prompt_tokens"], 290)
-    assert "unfinished" not in json.loads((job.home / "out.meta.json").read_text())
-
-
 def test_batch_interrupted_restart_resumes_without_restart(job: Job) -> None:
     job.finish()
     before = job.result

@@ -44,7 +44,7 @@ Messages = Iterator[Message]
 
 
 def answered(block: bytes) -> bytes:
-    rows = {position: output_object(row, text=row.prompt) for position, row in pickle.loads(block).items()}
+    rows = {position: output_object(row, text=row.prompt) for position, row in pickle.loads(block)}
     return pickle.dumps((rows, 10 * len(rows), [NoticeEvent("slow", "")]))
 
 
@@ -87,10 +87,10 @@ def answer_all(source: Path, cluster: ScriptedCluster, **options: Any) -> tuple[
     job = on_servers(node_job("", source, ""), Servers(()))
     output = source.with_name("out.jsonl")
     with (
-        closing(InputOptions().open(source, None, output)) as rows,
-        closing(open_results(output, {"model": "a"}, rows.for_output(output))) as results,
+        InputOptions().open(source, None, output) as rows,
+        closing(open_results(output, {"model": "a"}, rows.kind_for(output), rows.known_rows())) as results,
     ):
-        events = list(Distribution(cluster, job, results, rows, 64, **options).answer())
+        events = list(Distribution(cluster, job, results, rows.missing_rows, 64, **options).answer())
         results.complete()
         assert results.notes["servers"][0] == READY.records[0]
     return events, [json.loads(line)["text"] for line in output.read_text().splitlines()]
@@ -146,7 +146,7 @@ def silent(*messages: Message) -> Messages:
         ([lambda blocks: iter([answered(blocks[0]), *BAD])], 1.0, r"no worker could start \(2: no model\)", []),
         ([lambda _: silent(BUSY)], 0.01, SILENT, []),
         ([lambda blocks: silent(*[b""] * 20, answered(blocks[0]))], 0.02, SILENT, []),
-        ([lambda _: iter(())] * 3, 1.0, "workers fail on 40 rows, beginning with line 1", [ROWS, 8, 8]),
+        ([lambda _: iter(())] * 3, 1.0, "workers fail on 40 rows, beginning with row 1", [ROWS, 8, 8]),
         ([lambda _: iter(itertools.repeat(READY))], 0.02, SILENT, []),
     ],
 )

@@ -3,7 +3,6 @@
 import csv
 import json
 import signal
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -122,7 +121,6 @@ def test_choices_in_the_reverse_order_have_the_same_probabilities(count: int, le
             None,
             ("a run is not a table",),
         ),
-        ((REFUND, "tickets.csv", "--label", "extra", "--include-input"), None, ("--label and --include-input",)),
         ((REFUND, "tickets.csv", "--label", "extra", "--retry-failed"), None, ("--label and --retry-failed",)),
         ((REFUND, "tickets.csv", "--label", "nothing"), None, ("row a has no field 'nothing'",)),
         ((REFUND, "tickets.csv", "--label", "extra"), None, ("row a: the label '1' is not a choice", "yes, no")),
@@ -154,7 +152,7 @@ def test_rows_of_json_lines_are_the_same_for_any_number_at_a_time(user: CommandL
     decide(user, REFUND, "tickets.csv", "-o", "out.jsonl")
     decide(user, REFUND, "tickets.csv", "-o", "one.jsonl", "--parallel", "1")
     lines = [json.loads(line) for line in (user.home / "out.jsonl").read_text().splitlines()]
-    assert list(lines[0]) == ["id", "prompt", "answer", "probability", "error"]
+    assert list(lines[0]) == ["id", "prompt", "answer", "probability", "error", "key"]
     assert lines[0]["prompt"] == "Is a refund requested? Give me my money back, please."
     others = [json.loads(line) for line in (user.home / "one.jsonl").read_text().splitlines()]
     for row, other in zip(lines, others, strict=True):
@@ -183,7 +181,7 @@ def test_rows_may_have_their_own_choices(user: CommandLine) -> None:
     assert [row["answer"] in choices for row, choices in zip(found, ("34", "abc"), strict=False)] == [True, True]
     assert "there is only one choice" in found[2]["error"]["message"]
     table = decide(user, "Choose.", "in.jsonl", "-o", "out.csv", "--probabilities")
-    assert_error(table, 2, "row 1 has its own choices", "name the output .jsonl")
+    assert table.code == 6 and "line 1: the row has its own choices, for which a table has no columns" in table.err
     assert "`choices` is not a list" in found[3]["error"]["message"]
     assert found[4]["answer"] in ("yes", "no")
 
@@ -207,13 +205,10 @@ def test_rows_of_all_forms_have_fields(user: CommandLine) -> None:
         "in.tsv": "text\tn\nMy money back!\t1\n",
         "in.jsonl": '{"body": {"text": "My money back!"}}\n',
     }
-    texts = []
     for name, text in inputs.items():
         (user.home / name).write_text(text)
-        done = decide(user, REFUND, name, "-o", "-", "--include-input")
+        done = decide(user, REFUND, name, "-o", "-")
         assert (done.code, done.object["prompt"]) == (0, "Is a refund requested? My money back!")
-        texts.append(done.object["input"])
-    assert texts == ["My money back!", {"text": "My money back!", "n": "1"}, {"body": {"text": "My money back!"}}]
 
 
 SETTINGS = {"n": 5, "seed": "x", "temperature": -1, "system": 3, "tools": ["saw"], "json_schema": "none", "model": "T4"}
@@ -232,10 +227,9 @@ def test_fields_with_names_of_settings_are_data(user: CommandLine, name: str) ->
     else:
         (user.home / name).write_text(json.dumps(row))
     plain = decide(user, "Is a refund requested? Money back! 5", "--json").object
-    done = decide(user, "Is a refund requested? {text} {n}", name, "-o", "-", "--include-input")
+    done = decide(user, "Is a refund requested? {text} {n}", name, "-o", "-")
     assert (done.code, done.object["prompt"]) == (0, "Is a refund requested? Money back! 5")
     assert done.object["probability"] == pytest.approx(plain["probability"], abs=1e-3)
-    assert done.object["input"].keys() == row.keys()
 
 
 def test_rows_with_a_prompt_have_no_settings_but_a_system_prompt(user: CommandLine) -> None:
@@ -300,9 +294,9 @@ def test_each_row_is_read_once(user: CommandLine, monkeypatch: pytest.MonkeyPatc
     read: list[int] = []
     reader = LineRows.read
 
-    def noting(self: LineRows, number: int, lines: Iterable[bytes]) -> InputRow:
+    def noting(self: LineRows, number: int, line: bytes) -> InputRow:
         read.append(number)
-        return reader(self, number, lines)
+        return reader(self, number, line)
 
     monkeypatch.setattr(LineRows, "read", noting)
     (user.home / "in.txt").write_text("Money back!\n" * 5)

@@ -190,7 +190,7 @@ def test_model_that_crashes_with_several_sequences_runs_them_singly(new_user: Co
     rows = "".join(f"Question {number}\n" for number in range(6))
 
     def answers(parallel: int) -> tuple[list[str], str]:
-        given = ("--parallel", str(parallel), "-n", "4", "--input-format", "txt", "-o", "-", "-")
+        given = ("--parallel", str(parallel), "-n", "4", "-o", "-", "-")
         done = new_user.run("batch", "-m", path, *given, stdin=rows)
         assert done.code == 0, done.err
         return sorted(json.loads(line)["text"] for line in done.out.splitlines()), done.err

@@ -14,7 +14,7 @@ import pytest
 from command_line import CommandLine
 
 from cerebrum_cli.core.errors import BatchError, UsageError
-from cerebrum_cli.eval.evaluate import sample_rows
+from cerebrum_cli.eval.evaluate import SAMPLE_ROWS, sample_key
 from cerebrum_cli.eval.questions import SKIPPED, Sample, sample_object
 from cerebrum_cli.eval.rescoring import (
     compare_runs,
@@ -26,8 +26,8 @@ from cerebrum_cli.eval.rescoring import (
 )
 from cerebrum_cli.eval.runs_command import require_same_rules
 from cerebrum_cli.eval.scorers import SCORING_VERSION
-from cerebrum_cli.eval.stored_runs import Run, RunStore, report_of, require_run, samples_to_keep
-from cerebrum_cli.results import record, results as results_on_disk
+from cerebrum_cli.eval.stored_runs import EXTENT, Run, RunStore, report_of, require_run, samples_to_keep
+from cerebrum_cli.results import record, saved
 from cerebrum_cli.results.results import open_results, output_paths
 from cerebrum_cli.results.rows import Results
 
@@ -90,7 +90,7 @@ def write_run(
         for each in samples:
             results.write_row((int(each.id) - 1) * k + each.sample, sample_object(each))
         if notes is not None:
-            results.write_notes(notes)
+            results.write_notes({**results.notes, **notes})
         if len(results.finished) == questions * k:
             results.complete()
     return require_run(path)
@@ -98,8 +98,11 @@ def write_run(
 
 def start_run(path: Path, questions: int, k: int = 1, condition: Mapping[str, object] = CONDITION) -> Results:
     path.parent.mkdir(exist_ok=True)
-    rows = sample_rows(questions * k, lambda position: {"id": position // k + 1, "sample": position % k})
-    return open_results(path, condition, rows, extent={"questions": questions, "samples": k})
+    keys = (sample_key(id, number) for id in range(1, questions + 1) for number in range(k))
+    extent = {"questions": questions, "samples": k}
+    results = open_results(path, condition, SAMPLE_ROWS, keys)
+    results.write_notes({**results.notes, EXTENT: extent})
+    return results
 
 
 def test_run_has_a_name_of_its_task_and_model(store: RunStore) -> None:
@@ -140,15 +143,14 @@ def test_runs_in_a_pipe_print_no_control_sequences(store: RunStore, new_user: Co
         assert (done.code, done.out.replace("\n", "").isprintable()) == (0, True), done.err
 
 
-WRONG_MATCH = json.dumps(
-    {"version": 1, "fingerprint": {**CONDITION, "match": 5}, "rows": 1, "extent": {"questions": 1, "samples": 1}}
-).encode()
+EXTENT_OF_ONE = {EXTENT: {"questions": 1, "samples": 1}}
+WRONG_MATCH = json.dumps({"version": 2, "fingerprint": {**CONDITION, "match": 5}, "notes": EXTENT_OF_ONE}).encode()
 
 
 def test_damaged_record_hides_no_other_run(store: RunStore) -> None:
     write_run(store.path_for(CONDITION)[0], [sample(1)], 1)
     other, _ = store.path_for({**CONDITION, "system": "x"})
-    for damage in (b"{", b'{"version": 99}', b"\xff", b'{"version": 1, "fingerprint": 5, "rows": "x"}', WRONG_MATCH):
+    for damage in (b"{", b'{"version": 99}', b"\xff", b'{"version": 2, "fingerprint": 5, "rows": "x"}', WRONG_MATCH):
         output_paths(other).meta.write_bytes(damage)
         assert [run.name for run in store] == ["sums-tiny"]
         assert store.path_for({**CONDITION, "system": "x"})[0].name == "sums-tiny-3.jsonl"
@@ -183,7 +185,7 @@ def test_run_killed_before_its_file_is_replaced_has_all_samples(tmp_path: Path) 
     # the record of the whole run is written, and its file is not
     assert is_killed_at_rename(3, lambda: write_run(path, [sample(2)], 2))
     run = require_run(path)
-    assert run.saved.record.result is not None
+    assert run.saved.record.rows == 2
     assert (run.saved.is_complete, run.samples()) == (False, [sample(1), sample(2)])
 
 
@@ -321,10 +323,10 @@ def test_saved_scores_are_those_of_this_version(tmp_path: Path, questions: int) 
     run = write_run(tmp_path / "run.jsonl", samples, questions, notes={"seconds": 1.0}, condition=condition)
     before = run.samples()
     assert save_scores(run) == ([sample(1), *before[1:]], 1)
-    saved = require_run(run.path)
-    assert (saved.scored_by, saved.saved.is_complete, saved.notes) == (NOW, questions == 4, {"seconds": 1.0})
-    assert saved.samples() == [sample(1), *before[1:]]
-    assert samples_to_keep(run.path, CONDITION, {"questions": 5, "samples": 1}) == saved.samples()
+    scored = require_run(run.path)
+    assert (scored.scored_by, scored.saved.is_complete, scored.notes["seconds"]) == (NOW, questions == 4, 1.0)
+    assert scored.samples() == [sample(1), *before[1:]]
+    assert samples_to_keep(run.path, CONDITION, {"questions": 5, "samples": 1}) == scored.samples()
     extended = write_run(run.path, [sample(5)], 5)
     assert [each.answer for each in extended.samples()] == ["7", "7", "7", None, "7"]
     assert {path.name for path in tmp_path.iterdir()} == {"run.jsonl", "whole.jsonl", "whole.jsonl.meta.json"}
@@ -335,8 +337,8 @@ def test_saved_scores_need_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     run = write_run(tmp_path / "run.jsonl", [sample(1)], 1)
-    for module, name in ((results_on_disk, "commit_file"), (record, "atomic_write")):
-        monkeypatch.setattr(module, name, fail)
+    for module in (saved, record):
+        monkeypatch.setattr(module, "atomic_write", fail)
         with pytest.raises(BatchError, match="No space left on device") as error:
             save_scores(run)
         assert error.value.hint == "free some disk space, then run it again"
@@ -362,8 +364,7 @@ def test_saved_scores_are_old_or_new_after_a_kill(tmp_path: Path, questions: int
         assert samples_to_keep(path, CONDITION, {"questions": 3, "samples": 1}) == new
         if not is_killed:
             break
-    unscored = 4 if questions == len(old) else 2
-    assert found == [OLDER, *[None] * unscored, NOW, NOW]
+    assert found == [OLDER, None, None, None, None, NOW, NOW]
 
 
 @pytest.mark.usefixtures("bubblewrap")

@@ -1,17 +1,12 @@
 """`--endpoint`: which options it allows, its URLs and names, keys, certificates and proxies."""
 
-import json
 import ssl
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from command_line import assert_error
 from loopback import Loopback, LoopbackHandler
-from model_servers import Armed
 from served import Served
-from server_kinds import BUILD, LlamaServer
-from waiting import TIMEOUT_S, wait_until
 
 CERTIFICATE = Path(__file__).parents[1] / "data" / "localhost.pem"  # with its key, self-signed
 
@@ -75,27 +70,6 @@ def test_endpoint_servers_of_different_models_are_refused(served: Served) -> Non
 
 
 @pytest.mark.slow
-def test_endpoint_server_that_joins_is_recorded_before_its_first_row(served: Served) -> None:
-    first, record = served.servers[0], served.home / "out.jsonl.meta.json"
-
-    def join(second: LlamaServer, loading: Armed) -> list[str]:
-        held = first.arm(hang_after=0, times=None), second.arm(hang_after=0, times=None)
-        assert held[0].is_hanging.wait(TIMEOUT_S)
-        loading.disarm()
-        assert held[1].is_hanging.wait(TIMEOUT_S)
-        wait_until(lambda: len(json.loads(record.read_text())["notes"]["servers"]) == 2)
-        for each in held:
-            each.disarm()
-        return [server["build"] for server in json.loads(record.read_text())["notes"]["servers"]]
-
-    with LlamaServer(first.model, context_size=100_000) as second, ThreadPoolExecutor() as meanwhile:
-        joining = meanwhile.submit(join, second, second.arm(path="/v1/models", status=503, times=None))
-        second.build = "b2"
-        urls = ("--endpoint", first.url, "--endpoint", second.url)
-        done = served.run_alone("batch", served.questions(40), "-o", "out.jsonl", *urls)
-        assert (done.code, joining.result(TIMEOUT_S)) == (0, [BUILD, "b2"]), done.err
-
-
 def test_endpoint_key_is_sent_to_the_server_alone(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     [server, other] = served.servers
     server.key = "sesame"

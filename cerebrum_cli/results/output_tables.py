@@ -1,0 +1,99 @@
+"""Results as tables: CSV or TSV, by the suffix of the output."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.text import Texts
+
+DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}  # of the tables that are read; those written have the first
+PARQUET = "parquet"
+ANSWER_KEYS = ("text", "final_answer", "finish_reason")
+RECORD = "record"  # the only key, besides `key`, of a row that was read from a table
+_JSON_SUFFIXES = ("", ".jsonl", ".ndjson", ".json")
+
+
+class _Line:
+    """The last line that a csv.writer has written."""
+
+    def write(self, text: str) -> None:
+        self.text = text
+
+
+@frozen
+class ResultTable:
+    """A table with the columns of an input that is one, or else `id` and `prompt`, and then those of the answer.
+
+    These have the values of `keys`, the error and the row's key; the name of one that the input has ends with _2.
+    """
+
+    delimiter: str
+    columns: Texts | None
+    keys: Texts
+
+    @property
+    def header(self) -> Texts:
+        first = self.columns or ("id", "prompt")
+        return (*first, *(_free_name(key, first) for key in (*self.keys, "error", "key")))
+
+    def lines(self, objects: Iterable[JsonObject]) -> Iterator[bytes]:
+        """Encode the objects of rows, with a header before them."""
+        line = _Line()
+        write = csv.writer(line, delimiter=self.delimiter, lineterminator="\n").writerow
+        write(self.header)
+        yield line.text.encode()
+        for object in objects:
+            write(self._record(object))
+            yield line.text.encode()
+
+    def _record(self, object: JsonObject) -> list[Any]:
+        if RECORD in object:
+            return [*object[RECORD], object["key"]]
+        error = object["error"] and f"{object['error']['type']}: {object['error']['message']}"
+        fields = object["input"] if self.columns else object
+        first = self.columns or ("id", "prompt")
+        return [*map(fields.get, first), *map(object.get, self.keys), error, object["key"]]
+
+    def objects(self, file: BinaryIO) -> Iterator[JsonDict]:
+        """Yield the rows of a table as objects that `lines` encodes as they were. Raises ValueError for another."""
+        text = TextIOWrapper(file, newline="")
+        try:
+            records = csv.reader(text, delimiter=self.delimiter)
+            if tuple(next(records, ())) != self.header:
+                raise ValueError("other columns")
+            for *record, key in records:
+                yield {RECORD: record, "key": key}
+        finally:
+            text.detach()  # the file is closed by who has opened it
+
+
+def table_type(output: Path) -> str | None:
+    """Suffix of a result that is a table, without the dot; None for JSON Lines. Raises UsageError for others."""
+    suffix = output.suffix.lower()
+    if suffix in _JSON_SUFFIXES:
+        return None
+    if (name := suffix.removeprefix(".")) in DELIMITERS:
+        return name
+    if name == PARQUET:
+        convert = 'python -c \'import pandas; pandas.read_json("OUT.jsonl", lines=True).to_parquet("OUT.parquet")\''
+        raise UsageError(f"{output}: Parquet files are only read", f"name it .jsonl, then convert it: {convert}")
+    raise UsageError(f"{output}: unsupported file type {suffix}", "name it .jsonl, .csv or .tsv")
+
+
+def table_for(output: Path, header: Texts | None, keys: Texts = ANSWER_KEYS) -> ResultTable | None:
+    """The table that an output is, for an input with this header if it has one; None for JSON Lines."""
+    name = table_type(output)
+    return ResultTable(DELIMITERS[name][0], header, keys) if name else None
+
+
+def _free_name(name: str, taken: Texts) -> str:
+    while name in taken:
+        name += "_2"
+    return name
