@@ -201,7 +201,7 @@ def test_session_open_in_another_process_is_refused(chatml_model: Path, tmp_path
             done = run(*arguments)
             assert (done.code, done.err.splitlines()[0]) == (1, problem)
         assert run(*chat, "-q", piped=b"/load tea\n").err.splitlines()[0] == problem
-    assert run(*chat, piped=b"/load tea\n").err == "> /load tea\nNow in session 'tea'\n> One?\n"
+    assert run(*chat, piped=b"/load tea\n").err == "> /load tea\nNow in session 'tea'\n> One?\nYes.\n"
     assert run(*delete).code == 0
     assert run("sessions", "list", "--json").object == []
 

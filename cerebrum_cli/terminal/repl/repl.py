@@ -183,12 +183,13 @@ class Repl:
         self.show_last_exchange()
 
     def show_last_exchange(self) -> None:
+        shown = self.streams if self.streams.out_is_terminal else self.streams.on_stderr  # it answers no question here
         for stored in self.chat.tree.messages[-2:]:
             if stored.message.role == "user":
                 self.show_question(stored.message.content)
             else:
                 self._blank_line()
-                show_answer(self.streams, stored.message.content, self.chat.settings.markdown)
+                show_answer(shown, stored.message.content, self.chat.settings.markdown)
         last = self.chat.tree.last_reply
         if last and last.early_end:
             hint = "/continue resumes it" if last.message.tokens else "/retry asks again"
