@@ -257,4 +257,4 @@ def print_latest(streams: Streams, rows: Sequence[Row], number: int | None = Non
         if scripts := len(rows) - len(own):
             parts.append(f"without {format_count(scripts, 'answer')} in pipes or files")
         if parts:
-            streams.note(f"{', '.join(parts)}; cerebrum sessions list --all lists them all")
+            streams.note(f"{', '.join(parts)}; cerebrum sessions list --all lists them")

@@ -168,7 +168,7 @@ def test_sessions_at_a_terminal(user: CommandLine) -> None:
     def names(*arguments: str) -> list[str]:
         return [line.split()[0] for line in at_terminal("list", *arguments).screen.lines]
 
-    hidden = "without 2 answers in pipes or files; cerebrum sessions list --all lists them all"
+    hidden = "without 2 answers in pipes or files; cerebrum sessions list --all lists them"
     assert at_terminal("list").screen.lines[-1] == hidden
     assert names("--all") == ["name", "number-0-bold", "number-1-bold", "named"]
     ask(user, "More?", "Yes.", "--session", "number-1-bold")
