@@ -30,18 +30,19 @@ from cerebrum_cli.core.settings import (
 )
 from cerebrum_cli.core.text import text_digest
 from cerebrum_cli.engine.local import MachineRecords, open_engine, open_prompt_cache
-from cerebrum_cli.engine.requests import ContextOptions
-from cerebrum_cli.formats.choice import SERVER, ChosenFormat, choose_format
+from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
+from cerebrum_cli.formats.choice import SERVER, ChosenFormat, choose_format, mentions_reasoning
 from cerebrum_cli.formats.prompt_format import RAW
-from cerebrum_cli.gguf.header import require_generative
+from cerebrum_cli.gguf.contents import TENSOR_TYPES, TYPE_NUMBERS
+from cerebrum_cli.gguf.header import Header, require_generative
+from cerebrum_cli.gguf.sizes import facts_of
+from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.votes import Votes
     from cerebrum_cli.engine.engine import Engine
     from cerebrum_cli.engine.local import OpenFile
-    from cerebrum_cli.engine.requests import LoadOptions
-    from cerebrum_cli.library.installed import InstalledModel
     from cerebrum_cli.servers.endpoint import Endpoint, Servers
 
 PROMPTS = "prompts"  # in the configuration directory
@@ -51,6 +52,7 @@ USUAL_REASONING = 1000  # tokens, about, before an answer
 AUTO_PARALLEL = 64  # sequences; more than this was nowhere faster
 MAX_TEMPLATE_BYTES = 2**20
 FINGERPRINTED = ("system", *GENERATION_KEYS, "ctx", "cache_type")
+FLASH_ATTENTION = {"on": True, "off": False}
 
 
 @dataclass
@@ -251,16 +253,50 @@ class ModelSource:
         return chosen
 
     def options(self) -> LoadOptions:
-        """How to load the model. Raises UsageError for attention that is rejected."""
-        from cerebrum_cli.replies.loading import load_options
+        """How to load the model. Raises UsageError for cache types that it cannot have."""
+        model, settings = self.model, self.settings
+        require_cache_types(model.header, settings)
+        applied = () if self.vocabulary_only else model.adapters
+        thinks = mentions_reasoning(model.header.chat_template)
+        return LoadOptions(
+            model.path,
+            model.trained_context,
+            model.sizes,
+            self._context_options,
+            settings.gpu_layers,
+            vocabulary_only=self.vocabulary_only,
+            whole_context=self.is_chat,
+            cpu_moe=settings.cpu_moe,
+            prompt_tokens=self.prompt_tokens,
+            reply_tokens=self._reply_tokens(thinks),
+            adapters=tuple((adapter.path, adapter.scale) for adapter in applied),
+            is_verified=model.is_verified,
+            thinks=thinks,
+            quantization=model.quantization,
+        )
 
-        options = load_options(self.model, self.settings, self.context, self.vocabulary_only, self.is_chat)
+    @property
+    def _context_options(self) -> ContextOptions:
+        """Options of the context; speculative decoding, which needs copies of recurrent states, only if it is set."""
+        settings, context = self.settings, self.context
+        keys, values = settings.cache_types if settings.cache_type else (context.cache_type_k, context.cache_type_v)
+        rolls_back = bool(settings.speculative) and facts_of(self.model.header.architecture).rolls_back
+        return replace(
+            context,
+            length=settings.ctx or 0,
+            n_threads=settings.threads or 0,
+            flash_attention=FLASH_ATTENTION.get(settings.flash_attn or "", context.flash_attention),
+            cache_type_k=keys,
+            cache_type_v=values,
+            rolls_back=context.rolls_back or rolls_back,
+        )
+
+    def _reply_tokens(self, thinks: bool) -> int:
+        """About how many tokens an answer will have, with its reasoning; 0 is unknown."""
         if not self.answer_tokens:
-            return options
-        thinks = options.thinks and self.settings.thinks is not False
-        expected = self.answer_tokens + (USUAL_REASONING if thinks else 0)
-        reply_tokens = min(expected, self.settings.max_tokens or expected)
-        return replace(options, prompt_tokens=self.prompt_tokens, reply_tokens=reply_tokens)
+            return 0
+        expected = self.answer_tokens + (USUAL_REASONING if thinks and self.settings.thinks is not False else 0)
+        return min(expected, self.settings.max_tokens or expected)
 
     def check(self, grammar: Grammar) -> None:
         """Raise GrammarError for what cannot be enforced."""
@@ -321,3 +357,23 @@ class ModelSource:
 
         options = replace(self, context=ContextOptions(), vocabulary_only=True, is_chat=False).options()
         return RemoteEngine(partial(self.installation.open_file, options), servers, self.model.is_served)
+
+
+def require_cache_types(header: Header, settings: Settings) -> None:
+    """Raise UsageError for types of the KV cache that cannot be used with this model."""
+    types = settings.cache_types
+    for index, cache_type in enumerate(types):  # whose blocks must fill heads
+        block_size = TENSOR_TYPES[TYPE_NUMBERS[cache_type.upper()]].block_size
+        for lengths in header.sizes.head_lengths:
+            if lengths[index] % block_size:
+                needed = f"heads with a multiple of {block_size} elements"
+                problem = f"cache_type={settings.cache_type} needs {needed}; this model's have {lengths[index]}"
+                raise UsageError(problem, f"omit cache_type={settings.cache_type}")
+    facts = facts_of(header.architecture)
+    if types[0] != types[1] and (has_mla(header) or facts.needs_equal_cache_types):
+        problem = f"the architecture {header.architecture} needs the same type for keys and values"
+        raise UsageError(problem, "set one type, as in --set cache_type=q8_0")
+
+
+def has_mla(header: Header) -> bool:
+    return bool(header.metadata.get(f"{header.architecture}.attention.key_length_mla"))
