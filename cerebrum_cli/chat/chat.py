@@ -13,8 +13,14 @@ from pathlib import Path
 from typing import ClassVar
 
 from cerebrum_cli.chat.message_tree import MessageTree
-from cerebrum_cli.chat.model_view import calls_of, no_continuation, without_last, without_partial_character
-from cerebrum_cli.chat.reply_params import session_params, settings_of
+from cerebrum_cli.chat.model_messages import (
+    calls_of,
+    no_continuation,
+    session_params,
+    settings_of,
+    without_last,
+    without_partial_character,
+)
 from cerebrum_cli.chat.reply_recorder import ReplyRecorder
 from cerebrum_cli.chat.session import KEPT, Session, StoredMessage
 from cerebrum_cli.core.ask import Ask

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from io import FileIO
@@ -12,13 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.chat.database import OR_UNSAVED, check_integrity
-from cerebrum_cli.chat.model_view import (
+from cerebrum_cli.chat.model_messages import (
     conversation_of,
-    visible_messages,
-)
-from cerebrum_cli.chat.reply_params import (
     reply_metadata,
     session_params,
+    visible_messages,
     with_kept,
 )
 from cerebrum_cli.chat.session import (
@@ -30,13 +29,12 @@ from cerebrum_cli.chat.session import (
     without_files,
 )
 from cerebrum_cli.chat.store import Store
-from cerebrum_cli.chat.typed_questions import forget_questions
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError, UsageError
-from cerebrum_cli.core.files import lock_file, remove, translate_os_errors
+from cerebrum_cli.core.files import atomic_write, lock_file, remove, translate_os_errors
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.core.text import did_you_mean, format_utc, one_line
+from cerebrum_cli.core.text import Match, did_you_mean, format_utc, one_line
 from cerebrum_cli.engine.local import clear_prompt_cache
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.replies.interface import Model
@@ -46,6 +44,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.chat.archive import ArchivedSession
 
 UNITS_S = {"d": 86_400, "w": 604_800}
+_AROUND = '" \n'  # a question, and text that the prompt takes as several lines
+_TYPED = re.compile(r"\n# [^\n]*\n((?:\+[^\n]*\n)+)")  # a question in the prompt's history, after its time
 
 
 @dataclass(slots=True)
@@ -226,3 +226,21 @@ class History:
             forget_questions(typed, before - self.store.questions())
             clear_prompt_cache(states)
             self.store.vacuum()
+
+
+def forget_questions(path: Path, questions: Collection[str]) -> None:
+    """Remove questions from the prompt's history, in the form that prompt_toolkit writes."""
+    gone = [question.strip(_AROUND) for question in questions]
+
+    def without(entry: Match) -> str:
+        text = entry[1].replace("\n+", "\n")[1:-1]
+        typed = text.strip(_AROUND)
+        if typed and any(f"\n{question}".endswith(f"\n{typed}") for question in gone):
+            return ""
+        return entry[0]
+
+    with suppress(FileNotFoundError):
+        text = path.read_bytes().decode(errors="surrogateescape")
+        kept = _TYPED.sub(without, text)
+        if kept != text:
+            atomic_write(path, kept.encode(errors="surrogateescape"))

@@ -8,8 +8,14 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 
 from cerebrum_cli.chat.message_tree import MessageTree
-from cerebrum_cli.chat.model_view import conversation_of, visible_messages
-from cerebrum_cli.chat.reply_params import begin_after, forced_tokens, reply_metadata, session_params
+from cerebrum_cli.chat.model_messages import (
+    begin_after,
+    conversation_of,
+    forced_tokens,
+    reply_metadata,
+    session_params,
+    visible_messages,
+)
 from cerebrum_cli.chat.session import Messages, StoredMessage
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message

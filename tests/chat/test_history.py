@@ -15,7 +15,7 @@ from command_line import CommandLine, Finished
 from scripted_command import app_for, run_here
 
 from cerebrum_cli.chat.history import History
-from cerebrum_cli.chat.reply_params import session_params
+from cerebrum_cli.chat.model_messages import session_params
 from cerebrum_cli.chat.reply_recorder import messages_to_drop
 from cerebrum_cli.chat.session import ReplyMetadata, Session, suggest_name
 from cerebrum_cli.chat.store import Store
