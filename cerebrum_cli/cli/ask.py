@@ -13,7 +13,7 @@ from cerebrum_cli.core.declaration import option_group
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import exists
-from cerebrum_cli.core.settings import REPLY_KEYS, Layer
+from cerebrum_cli.core.settings import DIALOGUE_KEYS, REPLY_KEYS, Layer
 
 if TYPE_CHECKING:
     from cerebrum_cli.attachments.prompt_sources import PromptSources
@@ -33,7 +33,7 @@ class AskCommand(AskOptions):
       cerebrum ask "What is 15% of 80?" --votes 8 --final
     """
 
-    settings = settings_options((*REPLY_KEYS, "speculative", "cache_gb", "show_thinking", "no_log", "markdown"))
+    settings = settings_options(key for key in (*REPLY_KEYS, *DIALOGUE_KEYS) if key != "vi")
     prompt: list[str] = argument(
         "[PROMPT]", "The question, after files; `-` is standard input", is_list=True, is_required=False
     )

@@ -12,7 +12,7 @@ from cerebrum_cli.cli.command import argument, settings_options
 from cerebrum_cli.cli.options import AnswerOptions, QuestionOptions, only_question
 from cerebrum_cli.core.declaration import option_group, switch
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer, without_keys
+from cerebrum_cli.core.settings import DIALOGUE_KEYS, REPLY_KEYS, Layer, SourcedLayer, without_keys
 
 if TYPE_CHECKING:
     from cerebrum_cli.chat.chat import Chat
@@ -35,7 +35,7 @@ class ChatCommand(QuestionOptions, AnswerOptions):
       git diff | cerebrum chat "Review this"
     """
 
-    settings = settings_options((*REPLY_KEYS, "speculative", "cache_gb", "show_thinking", "no_log", "markdown", "vi"))
+    settings = settings_options((*REPLY_KEYS, *DIALOGUE_KEYS))
     words: list[str] = argument(
         "[MODEL] [QUESTION]",
         "Model, first question, or both; with -m, only a question",

@@ -226,19 +226,8 @@ OPTIONS = options_of(Settings)
 SAMPLING_KEYS = tuple(options_of(SamplingParams))
 GENERATION_KEYS = (*SAMPLING_KEYS, "think", "loop_check")
 KEYS = tuple(OPTIONS)
-LOAD_KEYS = (
-    "model",
-    "system",
-    "format",
-    "chat_template",
-    "ctx",
-    "lora",
-    "threads",
-    "gpu_layers",
-    "cpu_moe",
-    "cache_type",
-    "flash_attn",
-)
+DIALOGUE_KEYS = ("speculative", "cache_gb", "show_thinking", "no_log", "markdown", "vi")  # of no effect on many rows
+LOAD_KEYS = tuple(key for key in KEYS if key not in (*GENERATION_KEYS, *DIALOGUE_KEYS))
 REPLY_KEYS = (*LOAD_KEYS, *GENERATION_KEYS)  # of commands that generate replies
 MODES = {True: "thinking", False: "no_thinking"}  # tables of a layer that apply while `think` is on or off
 LOCAL_KEYS = tuple(key for key, declared in OPTIONS.items() if declared.local)
