@@ -177,12 +177,12 @@ class ReasoningSink:
     def close(self) -> None:
         if self._started is None:
             return
-        seconds = time.monotonic() - self._started
-        self._started = None
+        seconds, tokens = time.monotonic() - self._started, self._tokens
+        self._started, self._tokens = None, 0
         if self.shows:
             self.streams.draw("\n")
         if self.summarizes:
-            summary = f"reasoned for {seconds:.1f} s, {self._tokens} tokens"
+            summary = f"reasoned for {seconds:.1f} s, {tokens} tokens"
             self.streams.note(summary if self.shows else f"{summary}; /think shows it")
 
 
@@ -237,8 +237,7 @@ class ReplyDisplay:
 
     def show_vote(self, events: Events, model: Model, bounds: tuple[int, int]) -> None:
         """Show the tally of a vote with these numbers of samples at least and at most."""
-        line = self._line(model.model.name, vote=bounds, separates=self.signals is not None)
-        render(events, model.cancel, (line,), self.signals)
+        render(events, model.cancel, (self._line(model.model.name, vote=bounds),), self.signals)
 
     def wait(self, events: Events, model_name: str, cancel: Callable[[], None]) -> None:
         """Consume events, with their progress in a line; Ctrl-C stops the work by `cancel`."""
