@@ -311,6 +311,6 @@ def test_reference_lists_the_keys_of_json_output(command: CommandLine) -> None:
     optional = {"calls", "chance", "choices", "cluster", "mean_kld", "top1_agreement"}
     optional |= {"reasoning_closed_at", "server", "served_model", "accuracy_with_skipped", "interval_with_skipped"}
     optional |= {"votes", "checked", "unchecked", "no_program", "program", "program_output", "program_tokens"}
-    optional |= {"program_unsupported", "unsupported", "share_promised"}
+    optional |= {"program_unsupported", "unsupported", "share_promised", "key"}
     differences = {heading: (documented(heading) ^ keys.keys()) - optional for heading, keys in shown.items()}
     assert differences == {heading: set() for heading in shown}
