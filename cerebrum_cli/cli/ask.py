@@ -45,17 +45,18 @@ class AskCommand(AskOptions):
         if saved := self.find_prompt(app):
             options, overrides = self.with_saved(saved), overrides.with_saved(saved.settings)
         reader = AttachmentReader(options.offline)
-        if self.extract and len(self.prompt) == 2:
-            problem = f"unexpected argument: {self.prompt[0]}"
-            raise UsageError(problem, f"-x takes no language; --block {self.prompt[0]} prints the first block in it")
+        match self.prompt:
+            case [language, question] if self.extract and " " in question and " " not in language:
+                hint = f"-x takes no language; --block {language} prints the first block in it"
+                raise UsageError(f"unexpected argument: {language}", hint)
         text = only_question(self.prompt)
         if text and options.file and exists(Path(text)):
             app.streams.note(NoticeEvent(f"the question is the name of a file: {text}", QUOTE_PATTERN))
-        question = PromptSources(text, options.file, options.messages, options.raw, app.streams.note, saved, reader)
+        sources = PromptSources(text, options.file, options.messages, options.raw, app.streams.note, saved, reader)
         votes = options.vote_bounds()
-        question.validate(app.streams.piped)
+        sources.validate(app.streams.piped)
         options.validate()
-        answer(app, overrides, options, question, votes)
+        answer(app, overrides, options, sources, votes)
 
 
 def answer(app: App, overrides: Layer, options: AskOptions, question: PromptSources, votes: Votes | None) -> None:
