@@ -43,7 +43,7 @@ from cerebrum_cli.servers.description import PROBE
 ROWS = 5_000
 PARTS = 10
 SERVERS, SLOTS, CONTEXT = 2, 64, 8192
-MOST_MS, MOST_BYTES = 25.0, 100  # a row
+MOST_MS, MOST_BYTES = 25.0, 300  # a row
 TIMEOUT_S = 600
 HOST = "127.0.0.1"
 HEADERS_END = b"\r\n\r\n"

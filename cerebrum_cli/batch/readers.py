@@ -59,6 +59,7 @@ class LineRows:
 
     unit = "line"
     header = None
+    digest = staticmethod(digest_of)
 
     def records(self, lines: Iterator[bytes]) -> Iterator[Record]:
         """Yield the rows of the lines of a whole input."""
@@ -69,10 +70,6 @@ class LineRows:
                 continue
             if text[0] < 0x80 or line.decode(errors="replace").strip():  # there are other spaces, too
                 yield number, line.rstrip(b"\r\n")
-
-    def digest(self, line: bytes) -> Digest:
-        """The digest of all that a row asks."""
-        return digest_of(line)
 
     def read(self, number: int, line: bytes) -> InputRow:
         try:
@@ -261,11 +258,11 @@ class BatchInput:
 
         Raises BatchError if the file has changed.
         """
-        finished = results.finished
+        flags = results.finished.flags
         for position, (number, data) in enumerate(self._records()):
-            if position == finished.total:
+            if position == len(flags):
                 results.add_rows([(self.form.digest(data), number)])
-            if not finished[position]:
+            if not flags[position]:
                 self._file.require_unchanged()
                 yield position, self._read(number, data)
         results.has_more = False

@@ -47,7 +47,7 @@ from cerebrum_cli.results.rows import (
 )
 
 _WRITTEN_TOGETHER = 64  # lines of a result
-_KEY_START = DIGEST.start - 24  # at which the key of a line begins, or before
+_NUMBER_AND_FLAGS = slice(DIGEST.start - 24, DIGEST.start)  # of a line, and what is before
 _TO_RETRY = RowFlag.FAILED | RowFlag.UNDECIDED
 
 
@@ -227,7 +227,7 @@ class StoredResults(Results):
     def keys(self) -> Iterator[tuple[Digest, tuple[int, int]]]:
         """Yield the keys of all rows, as `rows_of_output` does."""
         for position, digest in enumerate(self._digests):
-            yield digest, (self._numbers[position], self.finished[position])
+            yield digest, (self._numbers[position], self.finished.flags[position])
 
     def require_rows_of_input(self) -> None:
         """Raise BatchError if there are answers, and none is for a row of this input."""
@@ -310,16 +310,13 @@ class StoredResults(Results):
         self._earlier = {}
 
     def _lines(self) -> Iterator[bytes]:
-        """Yield the lines of the result, with the numbers that rows have now."""
+        """The lines of the result, with the numbers that rows have now."""
         lines = self._renumbered(self._partial.lines(self._digests))
-        if self.kind.table:
-            yield from self.kind.table.lines(map(json.loads, lines))
-        else:
-            yield from lines
+        return self.kind.table.lines(map(json.loads, lines)) if self.kind.table else lines
 
     def _renumbered(self, lines: Iterator[bytes]) -> Iterator[bytes]:
         for line, number in zip(lines, self._numbers, strict=True):
-            if line[_KEY_START : DIGEST.start].endswith(b'"%d%s' % (number, ONLY_FINISHED)):
+            if line[_NUMBER_AND_FLAGS].endswith(b'"%d%s' % (number, ONLY_FINISHED)):
                 yield line
                 continue
             key = key_of_line(line)

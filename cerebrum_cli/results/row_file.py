@@ -63,17 +63,19 @@ class RowFile:
         if _HEADER.startswith(first) or (first.startswith(_HEADER) and not first.endswith(b"\n")):
             return  # the process was killed while it wrote
         self.header = read_header(first, self.path)
-        starts = array("Q", [len(first)])
+        start = len(first)
+        starts, rows, flags = array("Q", [start]), self.rows, self.flags
         for number, line in enumerate(lines):
             if line[-1] != _LINE_FEED:  # the process was killed while it wrote
                 break
             digest = line[DIGEST]
             if line[FLAGS] != ONLY_FINISHED:
-                self.flags[digest] = self._flags_of(line, starts[-1])
-            elif self.flags:
-                self.flags.pop(digest, None)  # of a row that was asked again
-            self.rows[digest] = number
-            starts.append(starts[-1] + len(line))
+                flags[digest] = self._flags_of(line, start)
+            elif flags:
+                flags.pop(digest, None)  # of a row that was asked again
+            rows[digest] = number
+            start += len(line)
+            starts.append(start)
         self._starts = starts
 
     def _flags_of(self, line: bytes, offset: int) -> int:

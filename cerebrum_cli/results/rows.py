@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
-from hashlib import blake2b
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -24,8 +24,8 @@ SERVERS, CONDITIONS = "servers", "conditions"
 Records = Sequence[JsonObject]
 
 
-DIGEST_BYTES = 10
-DIGEST = slice(-2 * DIGEST_BYTES - 3, -3)  # of a line, which ends with `"}` and a line feed
+DIGITS = 20  # of a digest
+DIGEST = slice(-DIGITS - 3, -3)  # of a line, which ends with `"}` and a line feed
 FLAGS = slice(DIGEST.start - 3, DIGEST.start)
 _KEY = b'"key": "'
 _LINE_BREAKS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}  # some readers split lines at them
@@ -56,13 +56,13 @@ class Key(NamedTuple):
     def parse(cls, text: str) -> Key:
         """Raises ValueError for another text."""
         number, flags, digest = text.split(".")
-        if len(digest) != 2 * DIGEST_BYTES:
+        if len(digest) != DIGITS:
             raise ValueError(text)
         return cls(int(number), int(flags), digest.encode())
 
 
 def digest_of(data: bytes) -> Digest:
-    return blake2b(data, digest_size=DIGEST_BYTES).hexdigest().encode()
+    return sha256(data).hexdigest()[:DIGITS].encode()
 
 
 def to_json_line(object: JsonObject) -> str:
@@ -94,41 +94,38 @@ class RowKind:
 
 
 class FinishedRows(Collection[int]):
-    """The positions of finished rows, and by position their flags: a byte for each row of the result, 0 if unfinished.
+    """The positions of finished rows. `flags` has a byte for each row of the result, by its position: 0 if unfinished.
 
     `errors` are the first messages.
     """
 
     def __init__(self) -> None:
-        self._flags = bytearray()
+        self.flags = bytearray()
         self._tally: Counter[int] = Counter()
         self.errors: Texts = ()
 
     @property
     def total(self) -> int:
-        return len(self._flags)
+        return len(self.flags)
 
     def add_rows(self, flags: bytes) -> None:
         """Add the rows at the next positions."""
-        self._flags += flags
+        self.flags += flags
         self._tally.update(flags)
 
     def __contains__(self, position: object) -> bool:
-        return isinstance(position, int) and 0 <= position < self.total and self._flags[position] > 0
+        return isinstance(position, int) and 0 <= position < self.total and self.flags[position] > 0
 
     def __iter__(self) -> Iterator[int]:
-        return (position for position, flags in enumerate(self._flags) if flags)
+        return (position for position, flags in enumerate(self.flags) if flags)
 
     def __len__(self) -> int:
         return self.total - self._tally[0]
 
-    def __getitem__(self, position: int) -> int:
-        return self._flags[position]
-
     def __setitem__(self, position: int, flags: int) -> None:
-        self._tally[self._flags[position]] -= 1
+        self._tally[self.flags[position]] -= 1
         self._tally[flags] += 1
-        self._flags[position] = flags
+        self.flags[position] = flags
 
     @property
     def counts(self) -> RowCounts:
@@ -139,7 +136,7 @@ class FinishedRows(Collection[int]):
     def forget(self, flags: int) -> None:
         """Forget the rows with any of these flags, which are to be answered again."""
         for position in self:
-            if self._flags[position] & flags:
+            if self.flags[position] & flags:
                 self[position] = 0
 
     def _count(self, flag: int) -> int:
