@@ -13,14 +13,13 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from io import BytesIO, FileIO
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import CerebrumError, ModelFileError, UsageError
 from cerebrum_cli.core.text import format_size, short_name
 
-READ_BYTES = 1 << 20  # at once
 MAX_SMALL_BYTES = 16_000_000
 DISK_MARGIN = 64_000_000  # bytes of a disk to leave free for other programs
 PART = ".part"  # suffix of unfinished files
@@ -101,11 +100,8 @@ def file_sha256(path: Path) -> str | None:
 
 def read_beginning(path: Path, limit: int) -> bytes:
     """Read a file, or one byte more than the limit of a larger one."""
-    content = BytesIO()
     with path.open("rb") as file:
-        while chunk := file.read(min(READ_BYTES, limit + 1 - content.tell())):  # as many bytes as it has are allocated
-            content.write(chunk)
-    return content.getvalue()
+        return file.read(limit + 1)
 
 
 def decode_text(data: bytes, name: str, limit: int, error_type: type[CerebrumError]) -> str:
