@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-from cerebrum_cli.terminal.markdown.mathematics import INLINE_MATH, is_mathematics, reads_as_mathematics
+from cerebrum_cli.terminal.markdown.mathematics import INLINE_MATH, is_mathematics
 
 LIST_MARKER = r"(?:[-*+]|\d{1,9}[.)])\s+"
 FENCE = re.compile(rf"(?P<prefix>[\s>]*(?:{LIST_MARKER})?)(?P<marks>`{{3,}}|~{{3,}})(?P<info>[^`]*)")
@@ -142,7 +142,7 @@ class Reader:
         self._held += (line,)
         text = "\n".join(self._held).strip()
         content, found, after = text[2:].partition(ENDS[text[:2]])
-        if found and reads_as_mathematics(content) and not after.strip(" .,;:"):
+        if found and is_mathematics(text[: len(content) + 4]) and not after.strip(" .,;:"):
             self._held = ()
             return [Display(text[: len(content) + 4], after.strip())]
         if found or not line.strip() or FENCE.fullmatch(line) or len(self._held) == MAX_DISPLAY_LINES:
@@ -167,7 +167,7 @@ def begins_display(line: str) -> bool:
 def cells(line: str) -> list[str]:
     """The cells of a row; a pipe in code, or after a backslash, is text."""
     line = CODE_SPAN.sub(lambda code: code[0].replace("|", "\0"), line.strip())
-    line = INLINE_MATH.sub(lambda found: found[0].replace("|", "\0") if is_mathematics(found) else found[0], line)
+    line = INLINE_MATH.sub(lambda found: found[0].replace("|", "\0") if is_mathematics(found[0]) else found[0], line)
     line = re.sub(r"\A\||(?<!\\)\|\Z", "", line)
     return [cell.strip().replace("\0", "|") for cell in re.split(r"(?<!\\)\|", line)]
 

@@ -94,7 +94,7 @@ def _is_factor(line: str, at: int) -> bool:
 
 def _read_math(state: StateInline, silent: bool) -> bool:
     found = INLINE_MATH.match(state.src, state.pos)
-    if found is None or not is_mathematics(found):
+    if found is None or not is_mathematics(found[0]):
         return False
     if not silent:
         token = state.push("math", "", 0)

@@ -1,6 +1,6 @@
 r"""Mathematics in LaTeX as Unicode text: between \( \), \[ \], $$ and, by Pandoc's rule, $.
 
-What does not read as a formula, or has a macro that is not known, stays as it was written.
+A single $ needs a \, ^ or _ before the next; what cannot be shown stays as it was written.
 """
 
 from __future__ import annotations
@@ -13,103 +13,77 @@ from cerebrum_cli.core.text import Match, Pattern
 
 # Scripts without spaces between words, and their punctuation.
 IDEOGRAPHIC = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"
-_BEFORE = rf"(?<![^\s(\[{{\"“‘«—–:,;>|=*_~{IDEOGRAPHIC}-])(?<![\w.)\]]\*)"
+# Brackets of a formula stand at the edges of words; those of sed 's/\(a\)/\1/' do not.
+_BEFORE = rf"(?<![^\s(\[{{\"“‘«—–:,;>|=*_~{IDEOGRAPHIC}-])(?<![\w.)\]]\*|\\\|)"
 _AFTER = rf"(?!\.[a-z]|\*[^\s*.,;:)])(?=\Z|[\s)\]}}\"'”’»—–:,;.!?<|*_~{IDEOGRAPHIC}-]|(?:th|st|nd|rd)\b)"
 INLINE_MATH = re.compile(
-    rf"{_BEFORE}\\\((?P<round>(?:(?!\\[()])[^`]){{1,999}}?)\\\){_AFTER}"
-    rf"|{_BEFORE}\\\[(?P<square>(?:(?!\\[\[\]])[^`]){{1,999}}?)\\\]{_AFTER}"
-    r"|\$\$(?P<double>[^$`]{1,999})\$\$"
-    rf"|{_BEFORE}\$(?P<single>(?!\s)(?:[^$`\\]|\\.){{1,500}}(?<!\s))\$(?!\d)"
-    # behind a word, as in CO$_2$, m$^{-1}$ and 3$\times$4
-    r"|(?<![\\$])\$(?P<part>[\^_](?:\{[^{}$`]{1,20}\}|\d|\\circ|[a-z+-](?=\$(?!\w)))|\\[a-zA-Z]{2,})\$(?!\$)"
+    rf"{_BEFORE}\\\((?:(?!\\[()])[^`]){{1,999}}?\\\){_AFTER}"
+    # \[1\] and \[a-z\] are brackets that Markdown must not read
+    rf"|{_BEFORE}\\\[(?=\s|[^\]]*(?:\\[a-zA-Z]|\w[\^_]))(?:(?!\\[\[\]])[^`]){{1,999}}?\\\]{_AFTER}"
+    r"|\$\$[^$`]{1,999}\$\$"
+    # neither beside an end of a regular expression, as in ^a*$|^b*$, nor before the variable of a path
+    r"|(?<![\\$)}\]+?])(?<![\w.)\]]\*)\$(?!\s|[,;]|\|\^)(?=[^$]*[\\^_])"
+    r"(?:[^$`\\]|\\.){1,500}(?<![\s/:=(,])\$(?![\d$])"
 )
-_MARKUP, _MACRO = re.compile(r"[\\^_]"), re.compile(r"\\[a-zA-Z]{2}")
-_SIGN = re.compile(r"[\\^_=<>+*/|×÷±·√≤≥≠≈∈→°²³-]|\d")
-_NAME = re.compile(r"\s*(?:\w{1,2}'?|[A-Z]{2,4}|\w'*\([\w, ]*\))\s*")
-_WORDS = re.compile(r"[^\W\d_]{3,} [^\W\d_]{2,}")
-# A string, a comment, operators and variables of a shell, and parts of regular expressions.
-_CODE = re.compile(r"[\"`#@]|'\*|\*'|&&|::|=~|(?<!\\)\$|\(\?|\.\*|/\^|\[\^|\A\s*(?:[,;/]|\^[^{\\]|\|(?:\^|[^|]*\Z))")
-_OPTION = re.compile(r"-[a-z]{3}|\A\s*-[a-zA-Z]\s")
+# Quotes, comments, variables of a shell, groups of regular expressions; and options and sentences without a macro.
+_NO_MATHEMATICS = re.compile(
+    r"[\"`#@]|'\*|=~|(?<!\\)\$|\A[\s_]*\Z"
+    r"|(?s:\A(?!.*\\[a-zA-Z]{2}).*?(?:[^\W\d_]{3,} [^\W\d_]{2,}|-[a-z]{3}|-[a-z] \w|\A\s*[a-z]{3,}\s*\Z))"
+)
 
-# Private-use characters: braces and script marks that are text, and the ends of a fraction or a root.
+# Private-use characters: braces and script marks that are text, and the ends of a fraction.
 _LITERAL = "\ue100\ue101\ue102\ue103"
 _TO_LITERAL, _FROM_LITERAL = str.maketrans("{}^_", _LITERAL), str.maketrans(_LITERAL, "{}^_")
-_UNIT = re.compile("([\\w)]?)\ue104([^\ue104\ue105]*)\ue105(?=([\\w(√^_!∑∏∫\ue104]?))")
-_SCRIPT = re.compile(r"([\^_])(?:\{([^{}^_]*)\}|([^\s{}^_]))")
+_PARENTHESES = str.maketrans("\ue104\ue105", "()")
+_MIXED_NUMBER = re.compile("(?<=\\d)\ue104(\\d+/\\d+)\ue105")
+_LONE_FRACTION = re.compile("(?<![\\w)\ue105])\ue104([^\ue104\ue105]*)\ue105(?![\\w(√^_!∑∏∫\ue104])")
+_LONE_ROOT = re.compile(r"√\(([\d.,]+|\w)\)(?![\w(√^_!])")
+_SCRIPT = re.compile(r"([\^_])(?:\{([^{}^_]*)\}|(\d|[^\s{}^_](?![^\W\d_])))")  # not that of a name such as unit_price
 _SCRIPTS = {
     "^": str.maketrans("0123456789+-=()nixyab′∘", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣʸᵃᵇ′°"),
     "_": str.maketrans("0123456789+-=()aeijkmnprtx", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑᵢⱼₖₘₙₚᵣₜₓ"),
 }
-_WORD_MARK = re.compile(r"[\^_](?=[^\W\d_]{2}|\d{2})")
 _RELATION = re.compile(r"\s*([=×±≤≥≠≈≡→⟹⟺⇒∈∉⊂⊆∪∩∧∨·])\s*")
 _NUMERATOR = re.compile(r"[\w.,]+|\([^()]*\)|√\w")
-_RADICAND = re.compile(r"[\d.,]+|[^\W\d]|\([^()]*\)")
 _DENOMINATOR = re.compile(r"[\d.,]+|d?[^\W\d][²³⁰-⁹₀-₉ⁿ]*|\([^()]*\)|√\w")  # "ab" may be a product
 
-# What pylatexenc does not know, or writes otherwise. Text may have underscores; others show only their argument.
-_TEXTS = "text textrm textbf textit texttt mathrm mathbf mathit mathsf mathtt operatorname mbox boldsymbol bm"
-_INVISIBLE = "left right middle big Big bigl bigr Bigl Bigr bigg Bigg displaystyle limits nonumber ! hline"
-_SYMBOLS = """implies ⟹, iff ⟺, dots …, cdots ⋯, mid |, lvert |, rvert |, ne ≠, checkmark ✓, lt <, gt >, | ‖,
-land ∧, lor ∨, neg ¬, lnot ¬, triangle △, square □, degree °, gets ←, gcd gcd, det det, dim dim, ker ker, deg deg,
-arg arg, bmod mod, { \ue100, } \ue101, boxed %s, pmod (mod %s), tag (%s), binom (%s choose %s)"""
-_ACCENTS = {
-    "vec": "\u20d7",
-    "hat": "\u0302",
-    "bar": "\u0304",
-    "overline": "\u0305",
-    "dot": "\u0307",
-    "ddot": "\u0308",
-    "tilde": "\u0303",
-}
+# What pylatexenc does not know, or writes otherwise.
+_UNSEEN = re.compile(
+    r"\\(?:left|right)\.|\\(?:left|right|middle|[bB]igg?[lr]?|displaystyle|limits|nonumber|hline)(?![a-zA-Z])"
+)
+_MACROS = """implies ⟹, iff ⟺, ne ≠, checkmark ✓, lt <, gt >, | ‖, land ∧, lor ∨, neg ¬, triangle △, degree °,
+gets ←, gcd gcd, det det, dim dim, ker ker, deg deg, arg arg, bmod mod, { \ue100, } \ue101, boxed %s, pmod (mod %s),
+tag (%s), binom (%s choose %s), texttt %s, mathbf %s, mathit %s, mathsf %s, mathtt %s, mbox %s, operatorname %s,
+boldsymbol %s, bm %s"""
 _FRACTIONS = ("frac", "dfrac", "tfrac", "cfrac")
-_ROWS = ("aligned", "align", "gather", "gathered", "split", "multline", "equation", "eqnarray")
+_ACCENTS = {"vec": "\u20d7", "hat": "\u0302", "bar": "\u0304", "overline": "\u0305", "dot": "\u0307", "tilde": "\u0303"}
 
 
-def is_mathematics(found: Match) -> bool:
-    """Whether what a match of INLINE_MATH has between its delimiters reads as mathematics."""
-    if found["part"]:
-        return True
-    content = found["round"] or found["square"] or found["double"] or found["single"]
-    if found["single"] and not _MARKUP.search(content):  # prices
-        return False
-    if found["square"] and not (
-        content[0].isspace() or _MARKUP.search(content)
-    ):  # brackets that Markdown must not read
-        return False
-    return reads_as_mathematics(content)
-
-
-def reads_as_mathematics(content: str) -> bool:
-    """Whether a text has a sign of a formula or is a short name, and has nothing that only code and sentences have."""
-    if _CODE.search(content) or not re.search(r"[^\W_]", content):
-        return False
-    if not _MACRO.search(content) and (_OPTION.search(content) or _WORDS.search(content)):
-        return False
-    return _SIGN.search(content) is not None or _NAME.fullmatch(content) is not None
+def is_mathematics(source: str) -> bool:
+    """Whether what is between a text's delimiters has nothing that only code and sentences have."""
+    return _NO_MATHEMATICS.search(_content(source)) is None
 
 
 def formula(source: str, separator: str = "; ") -> str:
     """Mathematics with its delimiters as Unicode, its rows joined by a separator; as it is if it is not understood."""
-    width = 1 if source.startswith("$") and not source.startswith("$$") else 2
-    text = to_unicode(source[width:-width])
-    return source if text is None else separator.join(text)
+    rows = _rows(_content(source))
+    return source if rows is None else separator.join(rows)
 
 
-def to_unicode(latex: str) -> list[str] | None:
-    """The rows of LaTeX as Unicode; None if it is not valid, or has a macro or an environment that is not known."""
-    from pylatexenc.latex2text import LatexNodes2Text
+def _content(source: str) -> str:
+    width = 1 if re.match(r"\$(?!\$)", source) else 2
+    return source[width:-width]
+
+
+def _rows(latex: str) -> list[str] | None:
+    """The rows of LaTeX as Unicode; None if it is not valid, or has a macro that is not known."""
     from pylatexenc.latexwalker import LatexWalker, LatexWalkerError
 
-    writer = LatexNodes2Text(
-        _writing_context(),
-        keep_braced_groups=True,
-        keep_braced_groups_minlen=0,
-        strict_latex_spaces={"between-macro-and-chars": False, "between-latex-constructs": True},
-    )
-    source = re.sub(r"\n|\\(?:left|right)\.|(?<!\\)~", " ", latex)
+    parsing, writer = _parsing_and_writing()
+    source = re.sub(r"\n|(?<!\\)~", " ", _UNSEEN.sub("", latex))
     source = re.sub(r"(?<!\\)%", r"\\%", source)  # it would begin a comment
     try:
-        nodes, _, _ = LatexWalker(source, _parsing_context(), tolerant_parsing=False).get_latex_nodes()
+        nodes, _, _ = LatexWalker(source, parsing, tolerant_parsing=False).get_latex_nodes()
         text = writer.nodelist_to_text(nodes)
     except (LatexWalkerError, RecursionError, ValueError):
         return None
@@ -117,50 +91,31 @@ def to_unicode(latex: str) -> list[str] | None:
 
 
 @cache
-def _parsing_context() -> Any:
-    """What pylatexenc parses: its own macros, and below them ours with their arguments."""
-    from pylatexenc.latexwalker import get_default_latex_context_db
+def _parsing_and_writing() -> tuple[Any, Any]:
+    """What pylatexenc parses, and what writes that."""
+    from pylatexenc import latex2text, latexwalker
+    from pylatexenc.latex2text import EnvironmentTextSpec, MacroTextSpec
     from pylatexenc.macrospec import std_macro
 
-    arguments = {name: text.count("%s") for name, text in _symbols().items() if "%s" in text}
-    arguments |= dict.fromkeys((*_ACCENTS, *_TEXTS.split()), 1) | dict.fromkeys(_FRACTIONS, 2)
-    context = get_default_latex_context_db().filter_context(exclude_categories=["nonascii-specials"])
-    macros = [std_macro(name, False, count) for name, count in arguments.items()]
-    context.add_context_category("ours", macros, prepend=True)
-    return context
-
-
-@cache
-def _writing_context() -> Any:
-    """How pylatexenc writes that."""
-    from pylatexenc.latex2text import EnvironmentTextSpec, MacroTextSpec, get_default_latex_context_db
-
-    macros = [MacroTextSpec(name, text) for name, text in _symbols().items()]
-    macros += [MacroTextSpec(name, discard=True) for name in _INVISIBLE.split()]
-    macros += [MacroTextSpec(name, _plain) for name in _TEXTS.split()]
-    macros += [MacroTextSpec(name, _fraction) for name in _FRACTIONS]
-    macros += [MacroTextSpec(name, _accented) for name in _ACCENTS]
-    macros.append(MacroTextSpec("sqrt", _root))
-    rows = [EnvironmentTextSpec(f"{name}{star}", "%(body)s") for name in _ROWS for star in ("", "*")]
-    context = get_default_latex_context_db().filter_context(exclude_categories=["nonascii-specials"])
-    context.add_context_category("ours", macros, rows, prepend=True)
-    context.set_unknown_macro_spec(MacroTextSpec("", _refuse))
-    context.set_unknown_environment_spec(EnvironmentTextSpec("", _refuse))
-    return context
-
-
-@cache
-def _symbols() -> dict[str, str]:
-    return dict(pair.strip().split(" ", 1) for pair in _SYMBOLS.split(","))
+    texts: dict[str, Any] = dict(pair.split(maxsplit=1) for pair in _MACROS.split(","))
+    macros = [std_macro(name, False, text.count("%s")) for name, text in texts.items()]
+    macros += [std_macro(name, False, 2) for name in _FRACTIONS]
+    texts |= dict.fromkeys(_FRACTIONS, _fraction) | dict.fromkeys(_ACCENTS, _accented) | {"sqrt": _root}
+    parsing = latexwalker.get_default_latex_context_db().filter_context(exclude_categories=["nonascii-specials"])
+    parsing.add_context_category("ours", macros, prepend=True)
+    writing = latex2text.get_default_latex_context_db()
+    writing.add_context_category("ours", [MacroTextSpec(*item) for item in texts.items()], prepend=True)
+    writing.set_unknown_macro_spec(MacroTextSpec("", _refuse))
+    writing.set_unknown_environment_spec(EnvironmentTextSpec("", "%(body)s"))
+    spaces = {"between-macro-and-chars": False, "between-latex-constructs": True}
+    writer = latex2text.LatexNodes2Text(
+        writing, keep_braced_groups=True, keep_braced_groups_minlen=0, strict_latex_spaces=spaces
+    )
+    return parsing, writer
 
 
 def _refuse(node: Any, **_: Any) -> str:
     raise ValueError(f"unknown: {node}")
-
-
-def _plain(node: Any, l2tobj: Any) -> str:
-    text: str = l2tobj.node_arg_to_text(node, 0)
-    return _WORD_MARK.sub(lambda mark: mark[0].translate(_TO_LITERAL), text)
 
 
 def _accented(node: Any, l2tobj: Any) -> str:
@@ -171,46 +126,35 @@ def _accented(node: Any, l2tobj: Any) -> str:
 
 
 def _fraction(node: Any, l2tobj: Any) -> str:
-    over, under = (l2tobj.node_arg_to_text(node, place) for place in (0, 1))
+    over, under = (_built_up(l2tobj.node_arg_to_text(node, place)).strip() for place in (0, 1))
     return f"\ue104{_factor(over, _NUMERATOR)}/{_factor(under, _DENOMINATOR)}\ue105"
 
 
-def _root(node: Any, l2tobj: Any) -> str:
-    degree, radicand = (l2tobj.node_arg_to_text(node, place) for place in (0, 1))
-    return f"\ue104{degree.translate(_SCRIPTS['^'])}√{_factor(radicand, _RADICAND)}\ue105"
-
-
 def _factor(text: str, atom: Pattern) -> str:
-    """A part of a fraction or a root, in parentheses unless it is a number, a word or a bracket."""
-    text = _built_up(text).strip()
+    """A part of a fraction, in parentheses unless it is a number, a word or a bracket."""
     return text if atom.fullmatch(text) else f"({text})"
 
 
+def _root(node: Any, l2tobj: Any) -> str:
+    degree, radicand = (_built_up(l2tobj.node_arg_to_text(node, place)) for place in (0, 1))
+    return f"{degree.translate(_SCRIPTS['^'])}√({radicand})"
+
+
 def _built_up(text: str) -> str:
-    """A text with its fractions, and then with its superscripts and subscripts, from the innermost ones."""
-    for pattern, replace in ((_UNIT, _unit), (_SCRIPT, _script)):
-        before = ""
-        while before != text:
-            before, text = text, pattern.sub(replace, text)
-    return text
+    """A text with its fractions, and then its superscripts and subscripts, from the innermost ones.
 
-
-def _unit(found: Match) -> str:
-    """A fraction or a root, in parentheses where it stands beside another factor."""
-    before, inside, after = found.groups()
-    if before.isdigit() and re.fullmatch(r"\d+/\d+", inside):  # a mixed number
-        return f"{before} {inside}"
-    follows_factor = before or found.string[: found.start()].endswith("\ue105")
-    if "√" in inside[:2]:
-        is_divided = after and not inside.endswith(")")
-    else:
-        is_divided = follows_factor or after
-    return f"{before}({inside})" if is_divided else before + inside
+    A fraction or a root is in parentheses where it stands beside another factor.
+    """
+    text = _LONE_FRACTION.sub(r"\1", _MIXED_NUMBER.sub(r" \1", text)).translate(_PARENTHESES)
+    before = ""
+    while before != text:
+        before, text = text, _SCRIPT.sub(_script, text)
+    return _LONE_ROOT.sub(r"√\1", text)
 
 
 def _script(found: Match) -> str:
     """A superscript or subscript; the mark and the text, if Unicode lacks one of the characters."""
-    mark, text = found[1], found[2] if found[3] is None else found[3]
+    mark, text = found[1], found[2] or found[3] or ""
     table = _SCRIPTS[mark]
     if all(ord(character) in table for character in text):
         return text.translate(table)
