@@ -13,7 +13,7 @@ from typing import Any
 import tomlkit
 
 from cerebrum_cli.core.errors import CerebrumError
-from cerebrum_cli.core.transfers import Progress
+from cerebrum_cli.core.events import Progress
 from cerebrum_cli.library.cache import COMMIT
 from cerebrum_cli.library.catalogue import Repository
 from cerebrum_cli.library.hub import list_repository

@@ -16,9 +16,9 @@ from typing import Any, Literal, NamedTuple
 from cerebrum_cli.core.conversation import Conversation, Message, Picture
 from cerebrum_cli.core.declaration import LORA
 from cerebrum_cli.core.errors import DAMAGE, SessionError
+from cerebrum_cli.core.files import absolute_reference
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject, from_json
-from cerebrum_cli.core.paths import absolute_reference
 from cerebrum_cli.core.settings import SESSION, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.text import YEAR_1, YEAR_9999, format_utc, well_formed
 from cerebrum_cli.core.tools import Round, ToolCall

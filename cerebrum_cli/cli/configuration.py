@@ -13,8 +13,7 @@ from cerebrum_cli.core.config import parse_toml, read_config, read_config_text
 from cerebrum_cli.core.declaration import option_group
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import atomic_write, translate_os_errors
-from cerebrum_cli.core.paths import absolute_reference
+from cerebrum_cli.core.files import absolute_reference, atomic_write, translate_os_errors
 from cerebrum_cli.core.settings import KEYS, OPTIONS, in_directory
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.terminal.tables import settings_lines

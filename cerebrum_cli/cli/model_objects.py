@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound
+from cerebrum_cli.core.events import OnProgress
+from cerebrum_cli.core.files import absolute_path
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.paths import absolute_path
 from cerebrum_cli.core.sampling import SAMPLERS
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.core.transfers import OnProgress
 from cerebrum_cli.engine.local import Capacity, planned_context
 from cerebrum_cli.gguf.contents import Array, Scalar
 from cerebrum_cli.gguf.header import Header

@@ -31,7 +31,7 @@ from cerebrum_cli.terminal.progress import FileProgress, interruptible
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.core.transfers import OnProgress
+    from cerebrum_cli.core.events import OnProgress
     from cerebrum_cli.library.installed import InstalledModel
 
 

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.cli.command import BaseCommand, argument
 from cerebrum_cli.cli.completion_values import sessions
 from cerebrum_cli.cli.options import json_option, require_agreement, yes_option
-from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.declaration import INTEGER, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.core.text import format_count
+from cerebrum_cli.core.text import format_count, strip_controls
 from cerebrum_cli.terminal.tables import LISTED, print_latest, print_rows
 
 if TYPE_CHECKING:

@@ -7,13 +7,14 @@ to import.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.row_events import RowProgress
+
 
 T = TypeVar("T")
 Channel = Literal["answer", "thinking"]
@@ -267,3 +268,16 @@ def raise_refusals(events: Iterable[T]) -> Generator[T, None, None]:
         if isinstance(event, RefusedEvent):
             raise event.error
         yield event
+
+
+OnProgress = Callable[[int, int], None]  # receives the bytes done and the total
+
+
+class Progress(Protocol):
+    """Receiver of a download's progress."""
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        """Report how many bytes of a stage are done."""
+
+    def notice(self, event: NoticeEvent) -> None:
+        """Report an event to the user."""

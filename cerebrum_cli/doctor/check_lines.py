@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.environment import environment
+from cerebrum_cli.core.text import strip_controls
 from cerebrum_cli.doctor.assessment import CheckResult, Status, check_result
 from cerebrum_cli.terminal.streams import Streams, is_dumb_terminal
 

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.text import Texts, format_count, one_line
+from cerebrum_cli.core.text import Texts, format_count, one_line, strip_controls
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import field_lines, print_columns, print_table, sampling_text
 

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cerebrum_cli.cli.command import BaseCommand, argument
 from cerebrum_cli.cli.commands import loaded, optional_packages
 from cerebrum_cli.cli.options import json_option, require_agreement, yes_option
-from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.declaration import PATH, flag, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.text import format_utc
+from cerebrum_cli.core.text import format_utc, strip_controls
 from cerebrum_cli.eval.completions import run_names
 from cerebrum_cli.eval.report_tables import print_comparison, print_report, print_runs
 from cerebrum_cli.terminal.tables import print_rows

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, cast
 from cerebrum_cli.answers.final import is_in_words
 from cerebrum_cli.batch.readers import InputFile
 from cerebrum_cli.core.errors import PullError, UsageError
+from cerebrum_cli.core.events import Progress
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.row_fields import Template, parse_template
 from cerebrum_cli.core.text import Texts, did_you_mean, format_count
-from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.eval.presets import Condition, Preset, find_condition
 from cerebrum_cli.eval.questions import Match, Questions
 from cerebrum_cli.eval.reading import CHOICE_TEMPLATE, QUESTION_TEMPLATE, BadRow, read_questions

@@ -20,9 +20,8 @@ from time import monotonic
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import PullError
-from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.events import NoticeEvent, OnProgress, Progress
 from cerebrum_cli.core.files import exists, lock_file, require_space, translate_os_errors
-from cerebrum_cli.core.transfers import OnProgress, Progress
 from cerebrum_cli.library.cache import Cache, CachePath
 from cerebrum_cli.library.hub import HubFile, Listing, OtherBytes, open_file
 from cerebrum_cli.library.hub_requests import CHECK_NETWORK, HubError, RetryPolicy

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.errors import ModelNotFound, PullError
+from cerebrum_cli.core.events import Progress
 from cerebrum_cli.core.files import Paths, exists, translate_os_errors
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import truncate
-from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.gguf.contents import HeaderTruncated
 from cerebrum_cli.gguf.header import parse_tables
 from cerebrum_cli.library.cache import COMMIT, Cache, CachePath, RepositoryKind

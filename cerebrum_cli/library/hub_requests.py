@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from cerebrum_cli.core.environment import environment, named_proxy, set_environment, set_environment_default
 from cerebrum_cli.core.errors import DAMAGE, CerebrumError, ConfigError, ModelNotFound, PullError
-from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.events import NoticeEvent, Progress
 from cerebrum_cli.core.files import exists
-from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.library.cache import RepositoryKind
 

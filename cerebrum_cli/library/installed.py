@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 from cerebrum_cli.core.declaration import LORA, InvalidValue
 from cerebrum_cli.core.errors import CerebrumError, ModelFileError
-from cerebrum_cli.core.files import Paths
+from cerebrum_cli.core.files import Paths, is_missing
 from cerebrum_cli.core.metadata_keys import CONVERTED, MERGE_FORMAT, MERGE_SOURCES
-from cerebrum_cli.core.paths import is_missing
 from cerebrum_cli.core.settings import EMBEDDED, MODEL_FILE, OPTIONS, Layer, SourcedLayer
 from cerebrum_cli.core.text import short_digest
 from cerebrum_cli.formats.choice import FORMAT_NAMES

@@ -12,8 +12,17 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.declaration import parse_adapter
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
-from cerebrum_cli.core.files import Paths, exists, is_directory, is_file
-from cerebrum_cli.core.paths import absolute_path, as_path, as_reference, is_missing, looks_like_path
+from cerebrum_cli.core.files import (
+    Paths,
+    absolute_path,
+    as_path,
+    as_reference,
+    exists,
+    is_directory,
+    is_file,
+    is_missing,
+    looks_like_path,
+)
 from cerebrum_cli.core.text import did_you_mean, short_name
 from cerebrum_cli.library.installed import NANO_NAME, InstalledModel, model_paths
 from cerebrum_cli.library.model_files import same_quantization

@@ -8,10 +8,9 @@ from functools import cache
 
 from cerebrum_cli.core.environment import is_hub_offline
 from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, PullError
-from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.events import NoticeEvent, Progress
 from cerebrum_cli.core.files import translate_os_errors
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.library.cache import Cache, CachedFile, cache_directory
 from cerebrum_cli.library.download import Download, digest_like
 from cerebrum_cli.library.hub import FoundRepository, Listing, find_repositories, list_repository

@@ -14,8 +14,8 @@ from shlex import quote
 from time import sleep
 
 from cerebrum_cli.core.errors import PullError
+from cerebrum_cli.core.events import Progress
 from cerebrum_cli.core.files import DATA_ELSEWHERE, fsync_directory, require_space, translate_os_errors, work_directory
-from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.library.catalogue import PackageSource
 from cerebrum_cli.library.registry import hash_file
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from cerebrum_cli.core.environment import is_hub_offline
 from cerebrum_cli.core.errors import ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.events import Progress
 from cerebrum_cli.core.files import is_directory
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import did_you_mean, format_names
-from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.gguf.header import Header, NoLanguageModel, header_from_tables, parse_tables, require_generative
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.fit import MAX_NAMED, Availability, FitRequest, QuantizationFit, spec_sizes

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError, UsageError
-from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.events import NoticeEvent, Progress
 from cerebrum_cli.core.files import atomic_write, is_directory, is_file
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import name_from_stem
-from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.library.catalogue import ModelSpec, PackageSource
 from cerebrum_cli.library.download import Download

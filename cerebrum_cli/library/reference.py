@@ -18,8 +18,8 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.files import as_path, looks_like_path
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.paths import as_path, looks_like_path
 
 HUB = "huggingface.co"
 MAIN = "main"  # the default revision

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Literal
 
 from cerebrum_cli.core.errors import ConfigError, ModelFileError
+from cerebrum_cli.core.events import OnProgress
 from cerebrum_cli.core.files import atomic_write, exists, lock_file, read_small_json, reading_model, translate_os_errors
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import from_json
 from cerebrum_cli.core.text import format_utc
-from cerebrum_cli.core.transfers import OnProgress
 
 Source = Literal["package", "local", "hub", "merge", "converted", "ollama"]
 

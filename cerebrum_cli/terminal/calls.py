@@ -8,10 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import CallEvent, Event
-from cerebrum_cli.core.text import one_line, truncate
+from cerebrum_cli.core.text import one_line, strip_controls, truncate
 from cerebrum_cli.core.tools import Tool, ToolCall, ToolFinder, Tools
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.streams import DIM, Streams

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.controls import strip_controls
+from cerebrum_cli.core.text import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cerebrum_cli.core.controls import strip_complete, strip_controls
 from cerebrum_cli.core.events import (
     CallEvent,
     Event,
@@ -19,6 +18,7 @@ from cerebrum_cli.core.events import (
     TokenEvent,
     answer_text,
 )
+from cerebrum_cli.core.text import strip_complete, strip_controls
 from cerebrum_cli.terminal.calls import CallSink
 from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_end
 from cerebrum_cli.terminal.status_line import StatusLine

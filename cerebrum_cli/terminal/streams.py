@@ -17,13 +17,12 @@ from io import StringIO, TextIOWrapper
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted, OutputError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.text import with_short_names
+from cerebrum_cli.core.text import strip_controls, with_short_names
 
 DEFAULT_EDITORS = ("nano", "vi")
 STDIN_NOTICE_S = 2.0  # a pipe still open after this may never close

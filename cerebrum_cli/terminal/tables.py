@@ -8,10 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import DEFAULT
-from cerebrum_cli.core.text import format_count, format_size
+from cerebrum_cli.core.text import format_count, format_size, strip_controls
 from cerebrum_cli.terminal.streams import BOLD, Streams
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cerebrum_cli.core.errors import EngineError, MergeError, ModelFileError
+from cerebrum_cli.core.events import OnProgress
 from cerebrum_cli.core.files import commit_file, reading_model, translate_os_errors, unfinished_file, write_all
-from cerebrum_cli.core.transfers import OnProgress
 from cerebrum_cli.gguf.contents import Shape, Tensor, aligned
 from cerebrum_cli.weights.methods import Slerp, Sum, TensorOp, Term, input_tensors, offset_sum, slerp_coefficients
 from cerebrum_cli.weights.plan import OutputTensor, Plan

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from cerebrum_cli.core.errors import MergeError, ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.events import OnProgress
 from cerebrum_cli.core.files import (
     DATA_ELSEWHERE,
+    as_path,
     is_directory,
+    is_missing,
     read_text,
     remove_abandoned,
     require_space,
@@ -18,9 +21,7 @@ from cerebrum_cli.core.files import (
 )
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.metadata_keys import MERGE_FORMAT, MERGE_SOURCES
-from cerebrum_cli.core.paths import as_path, is_missing
 from cerebrum_cli.core.settings import EMBEDDED
-from cerebrum_cli.core.transfers import OnProgress
 from cerebrum_cli.engine.local import thread_count
 from cerebrum_cli.gguf.header import read_header, require_loadable
 from cerebrum_cli.library.installed import InstalledModel

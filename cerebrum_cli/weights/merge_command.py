@@ -107,7 +107,7 @@ def plan_merge(app: App, recipe: str, options: MergeCommand) -> Merge:
 
 
 def merge_options(options: MergeCommand, stem: str) -> MergeOptions:
-    from cerebrum_cli.core.paths import as_path
+    from cerebrum_cli.core.files import as_path
     from cerebrum_cli.core.text import name_from_stem
     from cerebrum_cli.weights.merge import MergeOptions
     from cerebrum_cli.weights.target import parse_type

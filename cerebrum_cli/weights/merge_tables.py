@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from cerebrum_cli.core.files import looks_like_path
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.paths import looks_like_path
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import field_lines, print_table

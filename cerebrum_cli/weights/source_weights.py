@@ -9,9 +9,8 @@ from pathlib import Path
 from shlex import quote
 
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, PullError
-from cerebrum_cli.core.files import reading_model, translate_os_errors, work_directory
+from cerebrum_cli.core.files import as_reference, reading_model, translate_os_errors, work_directory
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.paths import as_reference
 from cerebrum_cli.core.text import name_from_stem
 from cerebrum_cli.library.pull import Puller, RemoteFiles
 from cerebrum_cli.weights.checkpoints.checkpoint import CONFIG, read_checkpoint, read_configuration

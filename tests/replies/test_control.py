@@ -5,7 +5,7 @@ import re
 import pytest
 from hypothesis import example, given, strategies as st
 
-from cerebrum_cli.core.controls import MAX_HELD, strip_complete, strip_controls
+from cerebrum_cli.core.text import MAX_HELD, strip_complete, strip_controls
 
 INVISIBLE = (
     *("\x1b[2J\x1b[1;1H", "\x1b[?1049h", "\x1b]0;title\x07", "\x1b]0;title\x1b\\", "\x1b]52;c;aGk=\x07"),

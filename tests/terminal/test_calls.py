@@ -11,8 +11,8 @@ from command_line import CommandLine, Finished
 from person import OpenTerminal, Person
 from scripted_command import SCRIPTED, app_for, run_here
 
-from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.events import CallEvent, SequenceId
+from cerebrum_cli.core.text import strip_controls
 from cerebrum_cli.core.tools import ToolCall
 from cerebrum_cli.main import run
 from cerebrum_cli.terminal.calls import CallSink

@@ -12,7 +12,7 @@ from command_line import COMMAND, CommandLine, Finished
 from person import OpenTerminal
 from scripted_command import app_for
 
-from cerebrum_cli.core.controls import strip_controls
+from cerebrum_cli.core.text import strip_controls
 from cerebrum_cli.main import run
 from cerebrum_cli.terminal.repl.key_codes import KeyReader
 from cerebrum_cli.terminal.repl.questions import shorten_question, split_questions

@@ -14,7 +14,7 @@ from person import OpenTerminal
 from scripted_command import SCRIPTED, run_here
 from tiny_models import write_chatml
 
-from cerebrum_cli.core.controls import strip_controls
+from cerebrum_cli.core.text import strip_controls
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 COLOR = re.compile(r"\x1b\[(?:\d+;)*[39]\dm")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.text import strip_controls
 from cerebrum_cli.terminal.interrupts import Signals, ignore_ctrl_c, raise_at_prompt
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.streams import BOLD, Streams

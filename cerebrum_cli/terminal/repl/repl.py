@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 
 from cerebrum_cli.attachments.prompt_sources import AttachmentReader, compose_prompt, pictures_of
 from cerebrum_cli.chat.chat import Chat
-from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.conversation import Picture
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError, PromptTooLong
 from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.saved_prompts import SavedPrompt
-from cerebrum_cli.core.text import format_names
+from cerebrum_cli.core.text import format_names, strip_controls
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.terminal.interrupts import Signals

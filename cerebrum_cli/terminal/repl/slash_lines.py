@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 from cerebrum_cli.core.declaration import is_address
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import exists
-from cerebrum_cli.core.paths import as_path
+from cerebrum_cli.core.files import as_path, exists
 from cerebrum_cli.core.text import Texts, did_you_mean
 
 
