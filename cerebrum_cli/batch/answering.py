@@ -88,8 +88,8 @@ def answer_rows(model: Model, rows: Iterable[tuple[int, InputRow]], options: Bat
         if not isinstance(event, Outcome):
             yield event
         elif not (isinstance(event.result, Reply) and event.result.finish_reason == "cancelled"):
-            position, _ = event.row.key
-            results.write_row(position, row_object(event, model.engine.larger_context))
+            position, row = event.row.key
+            results.write_row(position, row_object(event, model.engine.larger_context), row.has_own_id)
             yield results.progress
 
 

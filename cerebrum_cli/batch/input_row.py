@@ -14,7 +14,7 @@ Errors of a row by `type`; errors while generating have other types:
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, field
 from typing import Any
 
 from cerebrum_cli.core.ask import Ask
@@ -51,12 +51,11 @@ INPUT = "input"  # the key of a row's input in its output object
 class InputRow:
     """One question of a batch.
 
-    `number` counts lines (txt, jsonl) or records (csv, tsv) from 1; `id` is the row's own id, or its number if no row
-    of the input has its own. `prompt` is the last question of the conversation; None if unknown. `conversation` is None
-    for a row with an error; its `system_prompt` is None if the row has none. `settings` holds the row's validated
-    sampling settings. `input` is the row as it was read, unless the output does not carry it. `model` is the one that
-    an OpenAI request names, and `unused` are its keys without effect. `grammar` is that of its answer, instead of the
-    batch's.
+    `number` counts lines (txt, jsonl) or records (csv, tsv) from 1; `id` is the same unless it `has_own_id`. `prompt`
+    is the last question of the conversation; None if unknown. `conversation` is None for a row with an error; its
+    `system_prompt` is None if the row has none. `settings` holds the row's validated sampling settings. `input` is the
+    row as it was read, unless the output does not carry it. `model` is the one that an OpenAI request names, and
+    `unused` are its keys without effect. `grammar` is that of its answer, instead of the batch's.
     """
 
     number: int
@@ -69,6 +68,7 @@ class InputRow:
     model: Any = None
     unused: Texts = ()
     grammar: Grammar | None = None
+    has_own_id: bool = field(default=False, compare=False)
 
 
 def require_prompt(text: str) -> str:
@@ -79,11 +79,11 @@ def require_prompt(text: str) -> str:
 
 def prompt_row(number: int, id: RowId, prompt: str, input: Any = None) -> InputRow:
     prompt = require_prompt(prompt)
-    return InputRow(number, id, prompt, Conversation().user(prompt), {}, None, input)
+    return InputRow(number, id, prompt, Conversation().user(prompt), {}, None, input, has_own_id=id != number)
 
 
 def invalid_row(number: int, id: RowId, prompt: str | None, invalid: InvalidRow, input: Any = None) -> InputRow:
-    return InputRow(number, id, prompt, None, {}, invalid.error, input)
+    return InputRow(number, id, prompt, None, {}, invalid.error, input, has_own_id=id != number)
 
 
 def name_row(unit: str, object: JsonObject) -> str:

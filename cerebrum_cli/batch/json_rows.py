@@ -19,7 +19,7 @@ from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.messages import conversation_from_messages
-from cerebrum_cli.core.row_fields import ID_KEYS, InvalidRow, RowId, Template, own_id, parse_line
+from cerebrum_cli.core.row_fields import ID_KEYS, InvalidRow, RowId, Template, has_own_id, own_id, parse_line
 from cerebrum_cli.core.settings import GENERATION_KEYS, OPTIONS, SourcedLayer
 from cerebrum_cli.core.text import well_formed
 
@@ -50,11 +50,12 @@ _KNOWN = {
 
 def read_json_row(number: int, line: str, template: Template | None, has_settings: bool = True) -> InputRow:
     id: RowId = number
-    prompt = None
+    is_own, prompt = False, None
     input: Any = line
     try:
         input = parse_line(line)
         item = _object(input, line)
+        is_own = has_own_id(item)
         id = own_id(item, number)
         request = _request(item)
         fields = template.fields if template else ()
@@ -68,9 +69,10 @@ def read_json_row(number: int, line: str, template: Template | None, has_setting
         is_openai = template is None and (request is not item or "messages" in item)
         unused = tuple(filter(rest.get, rest.keys() - item.keys() - _KNOWN))
         model = rest.get("model") if is_openai else None
-        return InputRow(number, id, prompt, conversation, _settings(rest), None, input, model, unused, _grammar(rest))
+        values = _settings(rest), None, input, model, unused, _grammar(rest)
+        return InputRow(number, id, prompt, conversation, *values, has_own_id=is_own)
     except InvalidRow as invalid:
-        return invalid_row(number, invalid.id or id, prompt, invalid, input)
+        return replace(invalid_row(number, invalid.id or id, prompt, invalid, input), has_own_id=is_own)
     except RecursionError:
         return invalid_row(number, id, prompt, InvalidRow("nested too deeply", "invalid_json"), line)
 

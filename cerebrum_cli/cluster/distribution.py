@@ -160,9 +160,9 @@ class Distribution:
 
     def _write(self, answer: bytes) -> Events:
         objects, tokens, notices = pickle.loads(answer)
-        for position, object in objects.items():
+        for position, (object, has_own_id) in objects.items():
             if position not in self.run.finished:
-                self.run.write_row(position, object)
+                self.run.write_row(position, object, has_own_id)
         self._tokens += tokens
         yield from notices
         yield events.ServersEvent(self._tokens)
@@ -176,13 +176,13 @@ class BlockResult(Results):
 
     def __init__(self) -> None:
         self.finished = FinishedRows()
-        self.written: dict[int, JsonObject] = {}
+        self.written: dict[int, tuple[JsonObject, bool]] = {}
 
-    def write_row(self, position: int, object: JsonObject) -> None:
+    def write_row(self, position: int, object: JsonObject, has_own_id: bool = False) -> None:
         written = {**object, "server": platform.node()}
         if INPUT in written:
             written[INPUT] = written.pop(INPUT)
-        self.written[position] = written
+        self.written[position] = written, has_own_id
 
 
 @frozen

@@ -196,19 +196,19 @@ def decide_rows(questions: Asked, model: Model, rows: Iterator[tuple[int, InputR
     yield results.progress
     while not scope.is_set() and (together := list(islice(rows, TOGETHER))):
         asked: list[ChoiceQuestion] = []
-        begun: list[tuple[int, AskedRow]] = []  # in the same order, with their positions
+        begun: list[tuple[int, AskedRow, bool]] = []  # in the same order, with their positions and whose ids are own
         for position, input_row in together:
             row = questions.ask(position, input_row)
             if isinstance(row.question, CerebrumError):
-                results.write_row(position, row.object(row.question))
+                results.write_row(position, row.object(row.question), input_row.has_own_id)
                 yield results.progress
             else:
                 asked.append(row.question)
-                begun.append((position, row))
+                begun.append((position, row, input_row.has_own_id))
         for event in decide(model, asked, questions.votes):
             if isinstance(event, Decided):
-                position, row = begun[event.number]
-                results.write_row(position, row.object(event.result))
+                position, row, has_own_id = begun[event.number]
+                results.write_row(position, row.object(event.result), has_own_id)
                 yield results.progress
             elif not isinstance(event, StageEvent):  # the progress counts rows
                 yield event

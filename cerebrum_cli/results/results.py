@@ -109,7 +109,7 @@ def open_results(
         results = StoredResults(paths, partial, record, kind, dict(earlier), retry_failed)
         results.add_rows(rows)
         results.require_rows_of_input()
-        results.is_complete = not partial.rows and [*results.keys()] == earlier and not results.missing_count
+        results.is_complete = not partial.rows and results.has_rows(earlier)
     except BaseException:
         with closing(partial):
             if partial.header is None:
@@ -224,10 +224,10 @@ class StoredResults(Results):
                 flags[at] = 0 if found & self._retries else found
         return bytes(flags)
 
-    def keys(self) -> Iterator[tuple[Digest, tuple[int, int]]]:
-        """Yield the keys of all rows, as `rows_of_output` does."""
-        for position, digest in enumerate(self._digests):
-            yield digest, (self._numbers[position], self.finished.flags[position])
+    def has_rows(self, rows: Sequence[tuple[Digest, tuple[int, int]]]) -> bool:
+        """Whether these rows, as `rows_of_output` yields them, are all that were added, finished and in their order."""
+        found = [(digest, abs(number)) for digest, (number, _) in rows]
+        return not self.missing_count and found == list(zip(self._digests, self._numbers, strict=True))
 
     def require_rows_of_input(self) -> None:
         """Raise BatchError if there are answers, and none is for a row of this input."""
@@ -290,9 +290,10 @@ class StoredResults(Results):
             else:
                 self._partial.sync()
 
-    def _save(self, position: int, object: JsonObject, flags: int) -> None:
+    def _save(self, position: int, object: JsonObject, flags: int, has_own_id: bool) -> None:
         self._begin()
-        key = Key(self._numbers[position], flags, self._digests[position])
+        number = self._numbers[position]
+        key = Key(-number if has_own_id else number, flags, self._digests[position])
         self._partial.append(keyed_line(object, key), key)
 
     def _begin(self) -> None:
@@ -316,18 +317,20 @@ class StoredResults(Results):
 
     def _renumbered(self, lines: Iterator[bytes]) -> Iterator[bytes]:
         for line, number in zip(lines, self._numbers, strict=True):
-            if line[_NUMBER_AND_FLAGS].endswith(b'"%d%s' % (number, ONLY_FINISHED)):
+            end = b"%d%s" % (number, ONLY_FINISHED)
+            found = line[_NUMBER_AND_FLAGS]
+            if found.endswith(end) and found[-len(end) - 1] in b'"-':
                 yield line
                 continue
             key = key_of_line(line)
-            if key.number == number:
+            if abs(key.number) == number:
                 yield line
             else:
                 object = json.loads(line)
                 del object["key"]
                 if not (self.kind.table and self.kind.table.columns):  # the columns of an input have no number
                     object = _renumbered_object(object, key.number, number)
-                yield keyed_line(object, key._replace(number=number))
+                yield keyed_line(object, key._replace(number=number if key.number >= 0 else -number))
 
 
 def _keyed_lines(file: BinaryIO, table: ResultTable | None) -> Iterator[bytes]:
@@ -340,11 +343,13 @@ def _keyed_lines(file: BinaryIO, table: ResultTable | None) -> Iterator[bytes]:
 
 
 def _renumbered_object(object: JsonObject, number: int, new: int) -> JsonObject:
-    """The object of a row that had another number: its id may be that, and in a row that failed its line is."""
+    """The object of a row that had another number, which is its line if it failed, and its id unless it has its own."""
     if RECORD in object:
         id, *rest = object[RECORD]
         return {RECORD: [new if id == str(number) else id, *rest]}
-    values = {name: new for name in ("id", "line") if object.get(name) == number}
+    values = {"line": new} if "line" in object else {}
+    if number >= 0 and "id" in object:
+        values["id"] = new
     return {**object, **values}
 
 
@@ -361,4 +366,3 @@ def _write_lines(file: FileIO, lines: Iterable[bytes]) -> None:
     lines = iter(lines)
     for chunk in iter(lambda: b"".join(islice(lines, _WRITTEN_TOGETHER)), b""):
         write_all(file.fileno(), chunk)
-    os.fsync(file.fileno())

@@ -43,7 +43,7 @@ ONLY_FINISHED = b".%d." % RowFlag.FINISHED  # the FLAGS of a line
 
 
 class Key(NamedTuple):
-    """The row's number in the input, its flags, and the digest of what it asks."""
+    """The row's number in the input, negative for one with an id of its own; its flags; the digest of what it asks."""
 
     number: int
     flags: int
@@ -194,10 +194,10 @@ class Results:
         records: Records = self.notes.get(SERVERS, ())
         return records
 
-    def write_row(self, position: int, object: JsonObject) -> None:
-        """Write the object of a row, once."""
+    def write_row(self, position: int, object: JsonObject, has_own_id: bool = False) -> None:
+        """Write the object of a row, once. Its id is the row's number, which may change, unless it `has_own_id`."""
         flags = self.kind.flags(object)
-        self._save(position, object, flags)
+        self._save(position, object, flags, has_own_id)
         self.finished[position] = flags
         error = object.get("error")
         if error and len(self.finished.errors) < SHOWN_ERRORS:
@@ -253,7 +253,7 @@ class Results:
     def close(self) -> None:
         """Free what the result holds."""
 
-    def _save(self, position: int, object: JsonObject, flags: int) -> None:
+    def _save(self, position: int, object: JsonObject, flags: int, has_own_id: bool) -> None:
         """Save the object of a row; subclasses do."""
 
 
@@ -273,7 +273,7 @@ class StreamedResults(Results):
         for position in sorted(self._waiting):
             self._emit(position)
 
-    def _save(self, position: int, object: JsonObject, flags: int) -> None:  # noqa: ARG002
+    def _save(self, position: int, object: JsonObject, flags: int, has_own_id: bool) -> None:  # noqa: ARG002
         self._waiting[position] = to_json_line(object)
         while self._next in self._waiting:
             self._next += 1

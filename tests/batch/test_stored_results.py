@@ -5,6 +5,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,11 @@ from batch_files import (
 )
 from disks import full_disk
 
+from cerebrum_cli.batch.readers import InputOptions
 from cerebrum_cli.cli.row_commands import resumable
 from cerebrum_cli.core.errors import BatchError, NoServerError, UsageError
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.results.results import open_stream, output_paths
+from cerebrum_cli.results.results import open_results, open_stream, output_paths
 from cerebrum_cli.results.rows import Results, RowKind
 
 
@@ -154,6 +156,22 @@ def test_changed_input_keeps_the_answers_of_its_rows(output: Path) -> None:
     ]
     assert answer_missing(output, changed, "Fourth.") == []
     assert (answer_missing(output, "Why?\n", "Fifth."), texts_by_row(output)) == ([], [(1, "Why?", "First. Why?")])
+
+
+def test_id_of_its_own_stays_when_a_row_moves(tmp_path: Path) -> None:
+    """Also one that is equal to the row's number."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = ['{"prompt": "Why?", "id": 1}', '{"prompt": "How?"}', '{"prompt": 5, "id": 3}']
+    for text in ("\n".join(lines), "\n" + "\n".join(lines)):
+        source.write_text(text)
+        with InputOptions().open(source, None, output) as rows:
+            results = open_results(output, {}, rows.kind_for(output), rows.known_rows())
+            with contextlib.closing(results):
+                for position, row in rows.missing_rows(results):
+                    error = row.error and asdict(row.error)
+                    results.write_row(position, output_object(row, text="So.", error=error), row.has_own_id)
+                results.complete()
+    assert [(row["id"], row.get("line")) for row in objects(output)] == [(1, None), (3, None), (3, 4)]
 
 
 def test_table_is_continued_like_lines(output: Path) -> None:

@@ -44,7 +44,7 @@ Messages = Iterator[Message]
 
 
 def answered(block: bytes) -> bytes:
-    rows = {position: output_object(row, text=row.prompt) for position, row in pickle.loads(block)}
+    rows = {position: (output_object(row, text=row.prompt), False) for position, row in pickle.loads(block)}
     return pickle.dumps((rows, 10 * len(rows), [NoticeEvent("slow", "")]))
 
 
