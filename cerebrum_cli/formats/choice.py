@@ -15,8 +15,7 @@ from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.vocabulary import Vocabulary, least_tokens
 from cerebrum_cli.formats.markers import REASONING_MARKUPS, closing_sentence, mentions_markup
-from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES, TURN_ENDS
-from cerebrum_cli.formats.prompt_format import PLAIN_FORMATS, RAW, PromptFormat, RawFormat
+from cerebrum_cli.formats.prompt_format import NAMED_TEMPLATES, PLAIN_FORMATS, RAW, TURN_ENDS, PromptFormat, RawFormat
 
 SERVER = "server"
 BUILT_IN: Mapping[str, PromptFormat] = {

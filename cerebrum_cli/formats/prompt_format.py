@@ -1,18 +1,22 @@
-"""The interface of prompt formats, the built-in ones without a template, and the markup of a model's reasoning.
+"""The interface of prompt formats, the built-in ones, and the markup of a model's reasoning.
 
 Sources of the built-in formats: the model cards of Cerebrum-1.0-7b and -8x7b and their chat template; the card of
 CollectiveCognition-v1-Mistral-7B and the EOS token that its training tool put after each reply. How that tool joined
-turns is not published; here they follow each other without a line break.
+turns is not published; here they follow each other without a line break. Sources of the templates that many models
+share: the ChatML of OpenAI's chat models, without a system message of its own, and the templates in the repositories of
+Meta-Llama-3-8B-Instruct, gemma-2-2b-it and Mistral-7B-Instruct-v0.3.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-from cerebrum_cli.core.conversation import Conversation, PromptPart, PromptParts, Text, Tokens
+from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, PromptParts, Text, Tokens
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import Texts
-from cerebrum_cli.formats.plain_tools import with_plain_tools
+from cerebrum_cli.core.tools import Round, ToolCall, ToolSpecs
 from cerebrum_cli.formats.tool_calls import PLAIN_TOOLS, ToolFormat
 
 
@@ -59,6 +63,10 @@ class ReasoningMarkup:
 Markups = tuple[ReasoningMarkup, ...]
 RAW = "raw"  # the name of having no format
 THINK = ReasoningMarkup("<think>", "</think>", own_lines=True)
+INSTRUCTIONS = """You can call these functions:
+{}
+To call functions, reply with nothing but a JSON object for each: {{"name": "...", "arguments": {{...}}}}
+The next message has their results. If no function is needed, answer directly."""
 
 
 def missing_breaks(text: str, wanted: int) -> str:
@@ -198,6 +206,45 @@ def join_parts(parts: PromptParts) -> PromptParts:
     return tuple(out)
 
 
+def with_plain_tools(conversation: Conversation, default_system: str | None = None) -> Conversation:
+    """The conversation with its functions, calls and results as text."""
+    if conversation.tools:
+        system = default_system if conversation.system_prompt is None else conversation.system_prompt
+        texts = (*filter(None, [system]), instructions(conversation.tools))
+        conversation = replace(conversation, system_prompt="\n\n".join(texts), tools=())
+    messages = [part for message in conversation.messages for part in _expanded(message)]
+    prefill = conversation.prefill
+    if prefill and prefill.rounds:
+        *called, prefill = _expanded(prefill)
+        messages += called
+        if not (prefill.content or prefill.reasoning):
+            prefill = None
+    return replace(conversation, messages=tuple(messages), prefill=prefill)
+
+
+def instructions(tools: ToolSpecs) -> str:
+    """The part of the system prompt that describes functions."""
+    lines = [json.dumps(tool.openai["function"], ensure_ascii=False) for tool in tools]
+    return INSTRUCTIONS.format("\n".join(lines))
+
+
+def written_calls(part: Round) -> str:
+    """The text and the calls of a round, in the form that the instructions ask for."""
+    calls = [json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False) for call in part.calls]
+    return "\n".join([*filter(None, [part.content]), *calls])
+
+
+def _expanded(message: Message) -> Iterator[Message]:
+    for part in message.rounds:
+        yield Message("assistant", written_calls(part), part.tokens, message.thinks, part.reasoning)
+        yield Message("user", "\n\n".join(map(_result, part.calls)))
+    yield replace(message, rounds=())
+
+
+def _result(call: ToolCall) -> str:
+    return f"Result of {call.name}:\n{call.result}"
+
+
 CEREBRUM = PlainFormat(
     name="cerebrum",
     user="User:",
@@ -216,3 +263,44 @@ COLLECTIVE_COGNITION = PlainFormat(
 )
 
 PLAIN_FORMATS = {CEREBRUM.name: CEREBRUM, COLLECTIVE_COGNITION.name: COLLECTIVE_COGNITION}
+
+
+NAMED_TEMPLATES = {  # by the value of `--format`
+    "chatml": (
+        "{% for message in messages %}"
+        "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "gemma": (
+        "{{ bos_token }}"
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "{% for message in messages %}"
+        "{% set role = 'model' if message.role == 'assistant' else message.role %}"
+        "{{ '<start_of_turn>' + role + '\n' + message.content | trim + '<end_of_turn>\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+    ),
+    "llama3": (
+        "{{ bos_token }}"
+        "{% for message in messages %}"
+        "{{ '<|start_header_id|>' + message.role + '<|end_header_id|>\n\n' + message.content | trim + '<|eot_id|>' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    ),
+    "mistral": (
+        "{{ bos_token }}"
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "{% for message in messages %}"
+        "{{ '[INST] ' + message.content + '[/INST]' if message.role == 'user'"
+        " else ' ' + message.content | trim + eos_token }}"
+        "{% endfor %}"
+    ),
+}
+TURN_ENDS = {  # stop strings, for vocabularies in which they are no special tokens
+    "chatml": ("<|im_end|>",),
+    "gemma": ("<end_of_turn>",),
+    "llama3": ("<|eot_id|>",),
+    "mistral": ("</s>",),
+}
+OTHER_FORMAT = f"choose another --format ({', '.join(NAMED_TEMPLATES)}) or --chat-template FILE, or use --raw"

@@ -31,10 +31,16 @@ from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import Tokenize
 from cerebrum_cli.core.tools import Round
 from cerebrum_cli.formats.markers import REASONING_MARKUPS
-from cerebrum_cli.formats.named_templates import OTHER_FORMAT
 from cerebrum_cli.formats.pieces import Pieces, align, is_hidden, placeholder, split_at_placeholders
-from cerebrum_cli.formats.plain_tools import with_plain_tools, written_calls
-from cerebrum_cli.formats.prompt_format import Markups, PromptFormat, ReasoningMarkup, join_parts
+from cerebrum_cli.formats.prompt_format import (
+    OTHER_FORMAT,
+    Markups,
+    PromptFormat,
+    ReasoningMarkup,
+    join_parts,
+    with_plain_tools,
+    written_calls,
+)
 from cerebrum_cli.formats.template_sandbox import (
     ReasoningHistory,
     Switch,

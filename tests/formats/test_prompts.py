@@ -17,7 +17,7 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.core.tools import Round, ToolCall
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.formats.named_templates import OTHER_FORMAT
+from cerebrum_cli.formats.prompt_format import OTHER_FORMAT
 
 CASES = json.loads((ROOT / "tests" / "data" / "prompts.json").read_text(encoding="utf-8"))
 
