@@ -19,7 +19,7 @@ from typing import NamedTuple
 from answering import THREADS, model_path
 from harness import SCRIPT, argument_parser, isolated_environment, kernels, machine, record_section, run
 
-from cerebrum_cli.engine.local import PROMPT_TOKENS, Capacity
+from cerebrum_cli.engine.capacity import PROMPT_TOKENS, Capacity
 from cerebrum_cli.engine.speed import load_speed
 from cerebrum_cli.gguf.header import read_header
 

@@ -46,7 +46,7 @@ from cerebrum_cli.batch.input_row import InputRow, prompt_row
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.events import TokenEvent, raise_refusals
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.llama.devices import accelerators, free_memory
+from cerebrum_cli.engine.llama.bindings import accelerators, free_memory
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local_engine import LocalEngine

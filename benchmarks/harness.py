@@ -214,7 +214,7 @@ def kernels() -> str:
 
 def cpu_features() -> Sequence[str]:
     """Instruction sets that llama.cpp uses; to be called in a subprocess."""
-    from cerebrum_cli.engine.local import installed_build
+    from cerebrum_cli.engine.capacity import installed_build
 
     return installed_build().cpu_features
 
@@ -233,7 +233,7 @@ def machine() -> str:
 
 def gpus() -> list[str]:
     """Names of the GPUs that llama.cpp uses; to be called in a subprocess, because asking takes memory of each."""
-    from cerebrum_cli.engine.llama.devices import accelerators
+    from cerebrum_cli.engine.llama.bindings import accelerators
 
     return [f"{device.name} {device.description}" for device in accelerators()]
 

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from cerebrum_cli.engine.local import thread_count
+from cerebrum_cli.engine.capacity import thread_count
 from cerebrum_cli.eval.bubblewrap import find_bubblewrap
 from cerebrum_cli.eval.scorers import program_of
 from cerebrum_cli.eval.tasks import complete_test

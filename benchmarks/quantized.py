@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cerebrum_cli.engine.local import thread_count
+from cerebrum_cli.engine.capacity import thread_count
 
 F32, Q4_0, Q8_0, BF16 = 0, 2, 7, 32  # llama.cpp's numbers of file types
 

@@ -23,7 +23,7 @@ check() {  # check KERNELS PATTERN [PYTEST OPTION...]: with the kernels whose fi
     find "$kernels" -name 'libggml-cpu-*' ! -name "$2" -delete
     ln -s cerebrum_llama "$kernels/llama_cpp"  # under the name of the bindings, and found before those in .venv
     PYTHONPATH=$kernels $python -c "
-from cerebrum_cli.engine.local import installed_build
+from cerebrum_cli.engine.capacity import installed_build
 from cerebrum_cli.engine.llama.bindings import llama
 assert llama.__file__.startswith('$kernels'), llama.__file__
 print('$1:', *installed_build().cpu_features)"

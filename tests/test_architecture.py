@@ -68,7 +68,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
 PURE = (
     *("answers", "batch.input_row", "results.rows", "eval.comparison", "eval.estimates"),
     *("core.conversation", "core.declaration", "core.errors", "core.events", "core.sampling"),
-    *("engine.drafter", "engine.llama.batch_invariance", "engine.memory", "engine.repetition", "engine.requests"),
+    *("engine.drafter", "engine.llama.batch_invariance", "engine.memory", "engine.requests"),
     *("engine.memory_plan", "engine.scheduler", "formats.prompt_format", "formats.reply_text"),
     *("formats.markers", "formats.markup_reader"),
     *("gguf.sizes", "replies.reply_controls"),
@@ -132,7 +132,7 @@ DOORS: Mapping[str, Door] = {
     ),
     "engine": Door(
         33,
-        ("engine", "local", "requests"),
+        ("capacity", "engine", "local", "requests"),
     ),
     "answers": Door(
         6,

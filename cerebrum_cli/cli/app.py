@@ -16,12 +16,12 @@ from cerebrum_cli.terminal.streams import Streams, standard_streams
 
 if TYPE_CHECKING:
     from cerebrum_cli.chat.history import History
-    from cerebrum_cli.engine.local import Build
+    from cerebrum_cli.engine.capacity import Build
     from cerebrum_cli.library.pull import Puller
 
 
 def llama_build() -> Build:
-    from cerebrum_cli.engine.local import installed_build
+    from cerebrum_cli.engine.capacity import installed_build
 
     return installed_build()
 

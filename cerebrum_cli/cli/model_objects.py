@@ -12,7 +12,7 @@ from cerebrum_cli.core.files import absolute_path
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLERS
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.local import Capacity, planned_context
+from cerebrum_cli.engine.capacity import Capacity, planned_context
 from cerebrum_cli.gguf.contents import Array, Scalar
 from cerebrum_cli.gguf.header import Header
 

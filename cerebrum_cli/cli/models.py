@@ -81,7 +81,7 @@ class ListCommand(BaseCommand):
 
 
 def print_available(app: App, listed: list[JsonDict], ctx: int | None) -> None:
-    from cerebrum_cli.engine.local import FORECAST, planned_context
+    from cerebrum_cli.engine.capacity import FORECAST, planned_context
 
     shown = listed[::-1] if app.streams.out_is_terminal else listed
     left_out = print_catalogue(app.streams, shown)

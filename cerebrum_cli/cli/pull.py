@@ -131,7 +131,7 @@ def make_default(app: App, model: InstalledModel) -> None:
 def report_next_step(app: App, model: InstalledModel) -> None:
     """Report how fast an installed model should be, and the command that tries it."""
     from cerebrum_cli.cli.model_objects import row
-    from cerebrum_cli.engine.local import FORECAST
+    from cerebrum_cli.engine.capacity import FORECAST
     from cerebrum_cli.replies.source import ModelSource
 
     app.machine.record_bandwidth()

@@ -197,7 +197,7 @@ class NodeJob:
 
     def __call__(self, threads: int) -> Generator[bytes, None, tuple[Callable[[bytes], bytes], Records]]:
         """Load the model, or connect to the node's server; yield notices meanwhile. Raises CerebrumError."""
-        from cerebrum_cli.engine.local import installed_build, thread_count
+        from cerebrum_cli.engine.capacity import installed_build, thread_count
 
         installation = Installation.of_user()
         settings = self.source.settings

@@ -175,7 +175,7 @@ def start_node(workers: int) -> str:
     """
     import ray
 
-    from cerebrum_cli.engine.local import thread_count
+    from cerebrum_cli.engine.capacity import thread_count
 
     options = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False, "log_to_driver": False}
     try:

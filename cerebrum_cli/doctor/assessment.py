@@ -11,7 +11,7 @@ from typing import Literal
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.llama_cpp import rebuild_command
 from cerebrum_cli.core.text import enumeration, format_count, format_size
-from cerebrum_cli.engine.local import Build, MachineState
+from cerebrum_cli.engine.capacity import Build, MachineState
 
 MIN_MEMORY = 2 * 10**9  # bytes; a small model, its KV cache and other programs
 MIN_DISK = 5 * 10**9  # bytes; the default model takes 4.4 GB

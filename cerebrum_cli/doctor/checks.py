@@ -31,7 +31,7 @@ from cerebrum_cli.doctor.assessment import (
     check_result,
 )
 from cerebrum_cli.doctor.check_lines import check_terminal
-from cerebrum_cli.engine.local import machine_state
+from cerebrum_cli.engine.capacity import machine_state
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.replies.interface import open_source
 from cerebrum_cli.replies.source import ModelSource

@@ -7,9 +7,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import GrammarError
-from cerebrum_cli.engine.context_checkpoints import Checkpoints
 from cerebrum_cli.engine.memory import plan_cache
-from cerebrum_cli.engine.prompt_cache import PromptCache, StateStore
+from cerebrum_cli.engine.prompt_cache import Checkpoints, PromptCache, StateStore
 from cerebrum_cli.engine.scheduler import Admission, Scheduler
 from cerebrum_cli.engine.sequence import Sequence
 

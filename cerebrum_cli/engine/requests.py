@@ -15,8 +15,7 @@ from cerebrum_cli.core.events import FinishEvent, FinishReason, Forced, Sequence
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams, TokenBias
 from cerebrum_cli.core.text import Texts
-from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds, TokenPredicate, Tokens
-from cerebrum_cli.engine.repetition import repetition_end
+from cerebrum_cli.core.token_ids import NO_TOKEN, TOKEN_BYTES, TokenIds, TokenPredicate, Tokens
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
 from cerebrum_cli.gguf.sizes import ModelSizes
 
@@ -24,6 +23,13 @@ DEFAULT_CONTEXT = 8192
 MAX_ROLLBACK = 7  # tokens that can be removed from a recurrent state: each takes as much memory as the state itself
 OPENING_TOKENS = 16  # more than most formats begin a reply with
 EXPECTED_REPLY_TOKENS = 1024  # for unlimited replies, where memory is shared out among several
+
+# A reply that ends with many copies of one passage repeats itself. Documents repeat passages, too: forms, empty tables,
+# refrains. Most of them have fewer copies; a longer one can be continued.
+SHORT_PERIOD, MAX_PERIOD = 64, 512  # tokens of a passage
+SHORT_COPIES, LONG_COPIES = 8, 4  # of a passage up to SHORT_PERIOD, and of a longer one
+MIN_TOKENS = 256  # of all copies
+STEP = 32  # tokens between two checks, each of which takes some microseconds
 
 
 @frozen
@@ -265,3 +271,34 @@ class ScoreRequest:
 
     context: Tokens
     continuations: tuple[Tokens, ...]
+
+
+def repetition_end(tokens: array[int], checked: int) -> int | None:
+    """Number of tokens, more than the `checked` ones, after which a reply repeats itself; None if it does not."""
+    for length in range(checked - checked % STEP + STEP, len(tokens) + 1, STEP):
+        if repeats(tokens, length):
+            return length
+    return None
+
+
+def repeats(tokens: array[int], length: int) -> bool:
+    """Whether the first `length` tokens end with enough copies of one passage."""
+    if length < MIN_TOKENS:
+        return False
+    window = tokens[max(0, length - MAX_PERIOD * LONG_COPIES) : length].tobytes()
+    last = window[-(MIN_TOKENS - SHORT_PERIOD) * TOKEN_BYTES :]  # whatever the period, they also occur one before
+    oldest = max(0, len(window) - len(last) - MAX_PERIOD * TOKEN_BYTES)
+    at = window.rfind(last, oldest, -1)
+    while at >= 0:
+        period, rest = divmod(len(window) - len(last) - at, TOKEN_BYTES)
+        size = copied_length(period) * TOKEN_BYTES
+        if not rest and size <= len(window) and window[-size:].startswith(window[period * TOKEN_BYTES - size :]):
+            return True
+        at = window.rfind(last, oldest, at + len(last) - 1)
+    return False
+
+
+def copied_length(period: int) -> int:
+    """Number of tokens that the copies of a passage have when a reply ends."""
+    copies = SHORT_COPIES if period <= SHORT_PERIOD else LONG_COPIES
+    return max(period * copies, MIN_TOKENS)

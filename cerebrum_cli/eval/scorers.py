@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from cerebrum_cli.answers.final import compare_answer
 from cerebrum_cli.core.errors import CerebrumError, UsageError
-from cerebrum_cli.engine.local import thread_count
+from cerebrum_cli.engine.capacity import thread_count
 from cerebrum_cli.eval.bubblewrap import find_bubblewrap
 from cerebrum_cli.eval.line_process import INSTALL, LineProcess, MathVerify, math_verify_version
 from cerebrum_cli.eval.questions import Basis, Match, Question, Questions

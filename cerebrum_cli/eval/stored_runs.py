@@ -211,7 +211,7 @@ def provenance(source: ModelSource) -> JsonDict:
     chosen = source.chosen_format
     versions = {"cerebrum": __version__, "llama.cpp": None}
     if source.servers is None:
-        from cerebrum_cli.engine.local import build_version
+        from cerebrum_cli.engine.capacity import build_version
 
         versions["llama.cpp"] = build_version()
     if chosen.plain is None:

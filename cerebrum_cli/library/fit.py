@@ -12,7 +12,7 @@ from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import format_names, format_size
-from cerebrum_cli.engine.local import Capacity, Forecast, planned_context
+from cerebrum_cli.engine.capacity import Capacity, Forecast, planned_context
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.model_files import same_quantization

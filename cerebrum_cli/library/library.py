@@ -36,7 +36,7 @@ from cerebrum_cli.library.reference import (
 from cerebrum_cli.library.registry import Registry, RegistryEntry, Source
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.local import Capacity
+    from cerebrum_cli.engine.capacity import Capacity
     from cerebrum_cli.library.cache import Cache, CachedModel
     from cerebrum_cli.library.catalogue import Catalogue, ModelSpec
     from cerebrum_cli.library.fit import Availability, FitRequest

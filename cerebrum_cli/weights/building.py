@@ -13,7 +13,7 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import DATA_ELSEWHERE, on_same_disk, require_space
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import format_duration, format_size
-from cerebrum_cli.engine.local import thread_count
+from cerebrum_cli.engine.capacity import thread_count
 from cerebrum_cli.gguf.contents import TYPE_NUMBERS
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.library.installed import InstalledModel

@@ -22,7 +22,7 @@ from cerebrum_cli.core.files import (
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.metadata_keys import MERGE_FORMAT, MERGE_SOURCES
 from cerebrum_cli.core.settings import EMBEDDED
-from cerebrum_cli.engine.local import thread_count
+from cerebrum_cli.engine.capacity import thread_count
 from cerebrum_cli.gguf.header import read_header, require_loadable
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library

@@ -129,7 +129,7 @@ def describe(merge: Merge, context: int | None) -> JsonDict:
     import shutil
     from collections import Counter
 
-    from cerebrum_cli.engine.local import Capacity, planned_context
+    from cerebrum_cli.engine.capacity import Capacity, planned_context
 
     plan = merge.plan
     path = merge.options.output

@@ -29,8 +29,8 @@ from cerebrum_cli.core.events import Event, Events, FinishEvent, TokenEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.engine.backend import Backend
+from cerebrum_cli.engine.llama.bindings import accelerators
 from cerebrum_cli.engine.llama.context import LlamaContext
-from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.requests import LoadOptions
 from cerebrum_cli.engine.step import TokenRow
 from cerebrum_cli.gguf.header import read_header, require_generative

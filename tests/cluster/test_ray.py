@@ -29,7 +29,7 @@ from cerebrum_cli.cluster.ray_adapter import Message, Plan, WorkerReport
 from cerebrum_cli.core.errors import EndpointError, ModelNotFound, NoServerError
 from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.local import Capacity
+from cerebrum_cli.engine.capacity import Capacity
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.library import Library
 from cerebrum_cli.library.registry import Registry, RegistryEntry, hash_file

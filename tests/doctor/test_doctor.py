@@ -32,8 +32,8 @@ from cerebrum_cli.doctor.assessment import (
 from cerebrum_cli.doctor.check_lines import check_terminal
 from cerebrum_cli.doctor.checks import ANSWER, CHECKS, QUESTION
 from cerebrum_cli.engine import machine
-from cerebrum_cli.engine.llama.devices import accelerators
-from cerebrum_cli.engine.local import Build, MachineState, installed_build
+from cerebrum_cli.engine.capacity import Build, MachineState, installed_build
+from cerebrum_cli.engine.llama.bindings import accelerators
 from cerebrum_cli.engine.machine import CPU_FLAGS, Memory, Processors, likely_accelerator, processor_flags
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.library.cache import Cache

@@ -10,8 +10,8 @@ from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.events import TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import requests as engine_requests
+from cerebrum_cli.engine.capacity import installed_build
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.local import installed_build
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions, Request
 from cerebrum_cli.gguf.header import read_header

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 from tiny_models import Shape, write_quantized
 
-from cerebrum_cli.engine.llama import devices
+from cerebrum_cli.engine.llama import bindings
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.load import load_model
 from cerebrum_cli.engine.machine import Memory
@@ -62,10 +62,10 @@ def find(monkeypatch: pytest.MonkeyPatch, *listed: Listed) -> tuple[Device, ...]
         "ggml_backend_dev_name": lambda handle: listed[handle].name.encode(),
         "ggml_backend_dev_description": lambda handle: listed[handle].description.encode(),
     }
-    monkeypatch.setattr(devices, "bind", lambda symbol, result, arguments: functions[symbol])
+    monkeypatch.setattr(bindings, "bind", lambda symbol, result, arguments: functions[symbol])
     monkeypatch.setattr(llama, "llama_supports_gpu_offload", lambda: True)
-    monkeypatch.setattr(devices, "memory", lambda: Memory(HOST, HOST))
-    free = devices.free_memory()
+    monkeypatch.setattr(bindings, "memory", lambda: Memory(HOST, HOST))
+    free = bindings.free_memory()
     assert free.host == HOST
     return free.devices
 
@@ -91,14 +91,14 @@ def test_memory_of_the_host_is_counted_once(
         sizes = ModelSizes((LayerSizes(weights, 1024, 1024),) * 16, input_bytes=GIB, output_bytes=GIB)
         offloaded = plan_layers(sizes, "auto", context, gpus)
         assert offloaded == ((17,) if gpus else ()), "the device alone would hold it"
-        assert not gpus or LoadPlan(sizes, context, offloaded).needs.fits(devices.free_memory()) is fits_memory
+        assert not gpus or LoadPlan(sizes, context, offloaded).needs.fits(bindings.free_memory()) is fits_memory
 
 
 @pytest.mark.slow
 def test_experts_of_the_first_layers_are_kept_on_the_host(tmp_path: Path) -> None:
     path = write_quantized(tmp_path / "mixtral.gguf", experts=4, shape=Shape(layers=12, width=256, ffn=256))
     tensors = [tensor.name for tensor in read_tables(path).tensors]
-    first, end = devices.expert_overrides(11)
+    first, end = bindings.expert_overrides(11)
     kept = [name for name in tensors if re.search(first.pattern.decode(), name)]
     assert kept == [name for name in tensors if "_exps" in name and not name.startswith("blk.11.")]
     assert first.buffer_type and not end.pattern and not end.buffer_type

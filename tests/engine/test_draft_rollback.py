@@ -15,7 +15,7 @@ from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine import sequence
-from cerebrum_cli.engine.llama.devices import accelerators
+from cerebrum_cli.engine.llama.bindings import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import MAX_ROLLBACK, ContextOptions, Request

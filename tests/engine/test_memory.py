@@ -12,9 +12,8 @@ from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.engine import memory
 from cerebrum_cli.engine.drafter import MAX_DRAFT
-from cerebrum_cli.engine.llama.bindings import llama, log
+from cerebrum_cli.engine.llama.bindings import accelerators, llama, log
 from cerebrum_cli.engine.llama.context import context_params
-from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import load_model
 from cerebrum_cli.engine.memory import (
     Device,

@@ -14,7 +14,7 @@ from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.token_ids import common_prefix
-from cerebrum_cli.engine import context_checkpoints as checkpoints, requests as engine_requests, scheduler as scheduling
+from cerebrum_cli.engine import prompt_cache, requests as engine_requests, scheduler as scheduling
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.local_engine import Commands, EngineCommand
 from cerebrum_cli.engine.loop import Loop
@@ -115,7 +115,7 @@ class AnyTraffic(RuleBasedStateMachine):
         if backend.slots > 1 and not backend.kv_unified:
             backend.checkpoint_budget = 0
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(checkpoints, "MIN_SNAPSHOT_TOKENS", 2)
+        self.patch.setattr(prompt_cache, "MIN_SNAPSHOT_TOKENS", 2)
         self.patch.setattr(engine_requests, "EXPECTED_REPLY_TOKENS", room)
         self.patch.setattr(scheduling, "MAX_PREFILL_BETWEEN_DECODES", backend.max_outputs)
         self.patch.setattr(scheduling, "MIN_FREE_CELLS", room)

@@ -7,7 +7,8 @@ from command_line import CommandLine
 
 from cerebrum_cli.core.events import Timings
 from cerebrum_cli.engine import speed as speeds
-from cerebrum_cli.engine.local import Capacity, Forecast, MachineRecords
+from cerebrum_cli.engine.capacity import Capacity, Forecast
+from cerebrum_cli.engine.local import MachineRecords
 from cerebrum_cli.engine.machine import instruction_set, processors
 from cerebrum_cli.engine.speed import Speed, expected
 from cerebrum_cli.gguf.contents import Metadata

@@ -15,7 +15,7 @@ from scripted_command import start_scripted
 from waiting import NewChildren, wait_for_end, wait_until
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.engine.local import thread_count
+from cerebrum_cli.engine.capacity import thread_count
 from cerebrum_cli.eval import scorers
 from cerebrum_cli.eval.bubblewrap import Bubblewrap
 from cerebrum_cli.eval.questions import Question, select

@@ -6,7 +6,7 @@ import pytest
 from hub_user import RecordedProgress
 
 from cerebrum_cli.core.text import format_size
-from cerebrum_cli.engine.local import SYSTEM_RESERVE, Capacity
+from cerebrum_cli.engine.capacity import SYSTEM_RESERVE, Capacity
 from cerebrum_cli.engine.memory import HEADROOM
 from cerebrum_cli.engine.requests import DEFAULT_CONTEXT
 from cerebrum_cli.library import planning

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.engine.local import SYSTEM_RESERVE, Capacity
+from cerebrum_cli.engine.capacity import SYSTEM_RESERVE, Capacity
 from cerebrum_cli.engine.memory import HEADROOM, Device
 from cerebrum_cli.engine.requests import DEFAULT_CONTEXT
 from cerebrum_cli.engine.speed import Speed

@@ -13,7 +13,7 @@ from hub_user import RecordedProgress
 
 from cerebrum_cli.cli.model_objects import row
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
-from cerebrum_cli.engine.local import Capacity
+from cerebrum_cli.engine.capacity import Capacity
 from cerebrum_cli.library.cache import Cache, CachePath
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library

@@ -20,7 +20,7 @@ from tiny_models import Shape, write_quantized
 from cerebrum_cli.cli.row_commands import RowOptions
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.llama.devices import accelerators
+from cerebrum_cli.engine.llama.bindings import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.requests import LoadOptions
 from cerebrum_cli.engine.step import StopFlag, TokenRow

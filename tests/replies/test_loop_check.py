@@ -23,8 +23,7 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.local_engine import LocalEngine
-from cerebrum_cli.engine.repetition import MAX_PERIOD, MIN_TOKENS, STEP, copied_length, repetition_end
-from cerebrum_cli.engine.requests import Request
+from cerebrum_cli.engine.requests import MAX_PERIOD, MIN_TOKENS, STEP, Request, copied_length, repetition_end
 
 ROOT = Path(__file__).parents[2]
 CODE_FILES, CHARACTERS = 30, 12_000

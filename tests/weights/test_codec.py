@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.engine.llama.devices import bind
+from cerebrum_cli.engine.llama.bindings import bind
 from cerebrum_cli.gguf.contents import TENSOR_TYPES
 from cerebrum_cli.weights.codec import MAX_WEIGHTS, dequantize, quantize, readable, writable
 

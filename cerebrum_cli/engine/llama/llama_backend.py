@@ -17,9 +17,8 @@ from cerebrum_cli.core.sampling import SamplingParams, TokenBias
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.engine.drafter import MAX_DRAFT
 from cerebrum_cli.engine.llama import batch_invariance
-from cerebrum_cli.engine.llama.bindings import llama
+from cerebrum_cli.engine.llama.bindings import free_memory, hardware, library_text, llama
 from cerebrum_cli.engine.llama.context import LlamaContext, has_recurrent_state, uses_long_rope
-from cerebrum_cli.engine.llama.devices import free_memory, hardware, library_text
 from cerebrum_cli.engine.llama.sampler import DryPrototype, LlamaSampler, create_chain
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 from cerebrum_cli.engine.memory import FreeMemory, LoadPlan, checkpoint_budget, n_outputs_max

@@ -13,9 +13,8 @@ from typing import Any
 
 from cerebrum_cli.core.errors import EngineError, ModelFileError
 from cerebrum_cli.core.events import Emit, LoadEvent, NoticeEvent
-from cerebrum_cli.engine.llama.bindings import SHOW_LOG, llama, log, suppress_log
+from cerebrum_cli.engine.llama.bindings import SHOW_LOG, bind, expert_overrides, free_memory, llama, log, suppress_log
 from cerebrum_cli.engine.llama.context import Adapters, has_recurrent_state, model_metadata
-from cerebrum_cli.engine.llama.devices import bind, expert_overrides, free_memory
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.machine import processors, save_devices
 from cerebrum_cli.engine.memory import Device, Devices, FreeMemory, LoadPlan
