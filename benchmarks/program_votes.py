@@ -35,8 +35,8 @@ from typing import NamedTuple
 
 from harness import argument_parser, read_sections, record_section
 
+from cerebrum_cli.core.ask import Votes
 from cerebrum_cli.core.text import format_count
-from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.eval.comparison import paired_interval, question_results
 from cerebrum_cli.eval.estimates import QuestionVotes, majorities
 from cerebrum_cli.eval.questions import Sample

@@ -72,7 +72,7 @@ PURE = (
     *("engine.memory_plan", "engine.scheduler", "formats.prompt_format", "formats.reply_text"),
     *("formats.markers", "formats.markup_reader"),
     *("gguf.sizes", "replies.reply_controls"),
-    *("core.ask", "core.votes"),
+    "core.ask",
     *("weights.checkpoints.bpe", "weights.checkpoints.sentencepiece", "weights.checkpoints.special_tokens"),
     *("replies.tally", "weights.compatibility", "weights.methods", "weights.plan"),
     *(
@@ -86,7 +86,6 @@ PURE = (
         "library.catalogue",
         "library.fit",
     ),
-    *("core.ask", "core.votes"),
     *("core.row_events", "core.tool_schema"),
     *("mcp.content", "mcp.json_rpc", "mcp.listed_functions"),
     *("trust.calibration", "trust.score_map", "trust.shift", "trust.threshold"),

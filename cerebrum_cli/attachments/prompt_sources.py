@@ -4,29 +4,45 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.attachments.documents import MAX_PROMPT_BYTES, MissingMarkitdown, document_text, is_document
-from cerebrum_cli.core.conversation import Conversation, Picture, Pictures
+from cerebrum_cli.core.conversation import Conversation, Picture, Pictures, conversation_from_messages
 from cerebrum_cli.core.declaration import is_address
 from cerebrum_cli.core.environment import is_hub_offline
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent, OnNotice
 from cerebrum_cli.core.files import decode_text, is_file, read_beginning, read_text, readable
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.messages import conversation_from_messages
-from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.core.text import code_block, format_count, format_names, format_size, one_line, well_formed
+from cerebrum_cli.core.text import (
+    code_block,
+    format_count,
+    format_names,
+    format_size,
+    one_line,
+    pip_install,
+    truncate,
+    well_formed,
+)
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRead
 
     from cerebrum_cli.attachments.file_search import FileSearch, Skipped
+    from cerebrum_cli.core.saved_prompts import SavedPrompt
+
+
+ENDINGS = (".pdf", ".docx", ".pptx", ".xlsx", ".epub", ".html", ".htm")
+MAX_PROMPT_BYTES = 64_000_000  # of a file or of standard input: more than any context holds
+MEMORY_BYTES = 2**32  # documents may unpack to gigabytes
+TIMEOUT_S = 120.0  # markitdown takes a second to start, and up to a second for a page of a PDF
+PROGRAM = Path(__file__).with_name("print_document.py")
+
 
 STANDARD_INPUT = Path("-")  # to other programs
 MAX_PICTURE_BYTES = 20_000_000
@@ -317,3 +333,49 @@ def listed(skipped: Sequence[Skipped]) -> str:
 
 def read_piped(piped: SupportsRead[bytes]) -> str:
     return decode_text(piped.read(MAX_PROMPT_BYTES + 1), "standard input", MAX_PROMPT_BYTES, PromptTooLong)
+
+
+class MissingMarkitdown(UsageError):
+    """No document can be converted, whichever it is."""
+
+
+def is_document(path: Path) -> bool:
+    return path.suffix.lower() in ENDINGS
+
+
+def document_text(path: Path, name: str) -> str:
+    """The text of a document as Markdown. Raises UsageError if it has none, or cannot be converted."""
+    from importlib.util import find_spec
+
+    with readable(path):
+        path.stat()
+    if find_spec("markitdown") is None:
+        raise MissingMarkitdown(f"{name}: documents need markitdown", pip_install('"cerebrum-cli[documents]"'))
+    text = decode_text(_converted(path, name), f"the text of {name}", MAX_PROMPT_BYTES, PromptTooLong)
+    if not text.strip():
+        raise UsageError(f"{name}: no text found", "if its pages are images, recognize their text first (OCR)")
+    return text
+
+
+def _converted(path: Path, name: str) -> bytes:
+    from subprocess import TimeoutExpired
+    from tempfile import TemporaryFile
+
+    from cerebrum_cli.core.child_process import ChildProcess
+
+    limits = (str(MEMORY_BYTES), str(MAX_PROMPT_BYTES))
+    # -P: import no modules from the directory of the program, nor from the current one
+    command = (sys.executable, "-P", "-X", "utf8", str(PROGRAM), str(path.absolute()), *limits)
+    with TemporaryFile() as output, TemporaryFile() as messages:
+        try:
+            with ChildProcess(command, stdout=output, stderr=messages) as child:
+                code = child.wait(TIMEOUT_S)
+        except TimeoutExpired as error:
+            raise UsageError(f"{name}: not converted within {TIMEOUT_S:g} s", "split it") from error
+        output.seek(0)
+        messages.seek(0)
+        if code:
+            last_line = messages.read().decode(errors="replace").rstrip().rpartition("\n")[2]
+            problem = truncate(last_line.strip(" -:"), 300) or "the conversion failed"
+            raise UsageError(f"{name} cannot be converted: {problem}", "check the file, or convert it to text")
+        return output.read()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from cerebrum_cli.batch.input_row import InputRow, row_object
-from cerebrum_cli.core.ask import Ask
+from cerebrum_cli.core.ask import Ask, Votes
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.frozen import frozen
@@ -17,7 +17,6 @@ from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import MODES, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.text import Texts, truncate
 from cerebrum_cli.core.tools import Tools
-from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.majority_vote import MajorityVote, Outcome, Row
 from cerebrum_cli.replies.reply import Reply

@@ -13,12 +13,11 @@ from dataclasses import replace
 from typing import Any
 
 from cerebrum_cli.batch.input_row import InputRow, invalid_row, require_prompt
-from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.declaration import InvalidValue
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.row_fields import ID_KEYS, InvalidRow, RowId, Template, has_own_id, own_id, parse_line
 from cerebrum_cli.core.settings import GENERATION_KEYS, OPTIONS, SourcedLayer
 from cerebrum_cli.core.text import well_formed

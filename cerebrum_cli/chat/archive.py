@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterator
 
 from cerebrum_cli.chat.session import Messages, Session, StoredMessage, printable_name
-from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.conversation import Conversation, wire_message
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.messages import wire_message
 from cerebrum_cli.core.text import code_block
 
 _FENCE = re.compile("^```", re.MULTILINE)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+DESCRIPTION = "Chat with language models on your own computer, from the terminal."
+EPILOG = "Every setting can also be set as CEREBRUM_...: --max-tokens is CEREBRUM_MAX_TOKENS."
+
 
 class Command(NamedTuple):
     """A command: its name, the module and the class, group or Typer app in it, and its summary.

@@ -8,22 +8,20 @@ from dataclasses import dataclass
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.cli.constraints import name_grammar_in_errors
-from cerebrum_cli.cli.options import LAST, AskOptions
-from cerebrum_cli.core.ask import Ask
+from cerebrum_cli.cli.options import LAST, AskOptions, name_grammar_in_errors
+from cerebrum_cli.core.ask import ASK_FOR_ANSWER, Ask
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer, OutputError, SessionError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
 from cerebrum_cli.core.json_types import JsonObject
+from cerebrum_cli.core.settings import sampling_text
 from cerebrum_cli.core.text import format_count
-from cerebrum_cli.core.votes import ASK_FOR_ANSWER
 from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.terminal.sinks import ReplyDisplay, show_answer
-from cerebrum_cli.terminal.tables import sampling_text, stats_line
+from cerebrum_cli.terminal.sinks import ReplyDisplay, show_answer, stats_line
 
 if TYPE_CHECKING:
     from cerebrum_cli.chat.history import History
     from cerebrum_cli.chat.session import Session
-    from cerebrum_cli.core.votes import Votes
+    from cerebrum_cli.core.ask import Votes
     from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.replies.majority_vote import MajorityVote
     from cerebrum_cli.terminal.streams import Streams

@@ -18,7 +18,7 @@ from cerebrum_cli.core.settings import DIALOGUE_KEYS, REPLY_KEYS, Layer
 if TYPE_CHECKING:
     from cerebrum_cli.attachments.prompt_sources import PromptSources
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.core.votes import Votes
+    from cerebrum_cli.core.ask import Votes
     from cerebrum_cli.replies.source import ModelSource
 
 USUAL_ANSWER = 250  # tokens, about

@@ -6,26 +6,25 @@ Its own conversion needs pydantic, whose import takes longer than a whole start.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import field, fields, replace
 from functools import partial
 from inspect import cleandoc
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
-from cerebrum_cli.cli.completion_values import complete_option, complete_values, completion_of
-from cerebrum_cli.cli.variables import ENDPOINT, environment_value, variable_that_sets
-from cerebrum_cli.core.declaration import HEADINGS, TEXTS, Option, flag, option_group, options_of, switch
-from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.settings import COMMAND_LINE, OPTIONS, SourcedLayer
+from cerebrum_cli.core.declaration import HEADINGS, TEXTS, Option, flag, option_group, options_of, switch, variable
+from cerebrum_cli.core.environment import environment
+from cerebrum_cli.core.errors import CerebrumError, UsageError
+from cerebrum_cli.core.settings import COMMAND_LINE, OPTIONS, Layer, SourcedLayer
 from cerebrum_cli.core.text import did_you_mean
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.cli.completion_values import Values
     from cerebrum_cli.terminal.streams import Streams
 
+ENDPOINT = "endpoint"  # the one option that has a variable; it names several servers with spaces between them
 SET = "set"
 HELP = "help"  # instead of KEY=VALUE
 SET_OPTION = Option(
@@ -287,3 +286,86 @@ def print_settings(streams: Streams, settable: Options) -> None:
         lines = (meaning, f"{expected}; default: {default}")
         text = f"\n{' ' * indent}".join(streams.wrapped(line, indent) for line in lines)
         streams.answer(f"{name:<{indent}}{text}\n")
+
+
+Candidates = Iterable[str]
+Values: TypeAlias = Callable[["App"], Candidates]  # read when Tab is pressed
+
+
+def installed_models(app: App) -> Candidates:
+    return (model.reference for model in app.library.models())
+
+
+def known_models(app: App) -> Candidates:
+    return (spec.name for spec in app.library.catalogue.specs)
+
+
+def sessions(app: App) -> Candidates:
+    return app.read_history().store.names()
+
+
+def saved_prompts(app: App) -> Candidates:
+    return app.prompts.names()
+
+
+def formats(_: App) -> Candidates:
+    from cerebrum_cli.formats.choice import FORMAT_NAMES
+
+    return FORMAT_NAMES
+
+
+COMPLETIONS: Mapping[str, Values] = {  # values of an option, by its name
+    "model": installed_models,
+    "format": formats,
+    "session": sessions,
+    "saved_prompt": saved_prompts,
+}
+
+
+def completion_of(declared: Option) -> Values | None:
+    """Where the values of an option come from; None if any text may follow, or none."""
+    if declared.choices:
+        return lambda _: declared.choices
+    return declared.values or COMPLETIONS.get(declared.name)
+
+
+def complete_option(declared: Option, _: Any, __: list[str], incomplete: str) -> list[str]:
+    return complete_values(completion_of(declared), _, __, incomplete)
+
+
+def complete_values(values: Values | None, _: Any, __: list[str], incomplete: str) -> list[str]:
+    """The values that continue an incomplete one; none if they cannot be found."""
+    from cerebrum_cli.cli.app import App
+
+    if values is None:
+        return []
+    try:
+        return [value for value in values(App.of_user()) if value.startswith(incomplete)]
+    except (CerebrumError, OSError):
+        return []
+
+
+def environment_layer(*keys: str) -> Layer:
+    """The settings of these keys that CEREBRUM_* variables set. Raises UsageError."""
+    layer = SourcedLayer()
+    for key in keys:
+        layer.put(key, *environment_value(OPTIONS[key]))
+    return layer
+
+
+def environment_value(declared: Option) -> tuple[Any, str]:
+    """The value that a variable gives an option, and the name of the variable; None without one. Raises UsageError."""
+    source = variable_that_sets(declared.name)
+    if source is None:
+        return None, ""
+    text = environment(source) or ""
+    texts = text.split() if declared.name == ENDPOINT else [text]
+    return declared.parse(texts, source, has_quotes=not declared.heading), source
+
+
+def variable_that_sets(name: str) -> str | None:
+    """The environment variable that sets a setting or the servers; None if it is not set."""
+    source = variable(name)
+    if name not in OPTIONS and name != ENDPOINT:
+        return None
+    return None if environment(source) is None else source

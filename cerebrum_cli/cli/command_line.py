@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command, get_install_completion_arguments
 
-from cerebrum_cli.cli.overview import DESCRIPTION, EPILOG
+from cerebrum_cli.cli import DESCRIPTION, EPILOG
 from cerebrum_cli.core.errors import CerebrumError
 
 if TYPE_CHECKING:

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.cli.command import BaseCommand, argument
+from cerebrum_cli.cli.command import BaseCommand, argument, environment_layer, variable_that_sets
 from cerebrum_cli.cli.options import json_option
-from cerebrum_cli.cli.variables import environment_layer, variable_that_sets
 from cerebrum_cli.core.config import parse_toml, read_config, read_config_text
 from cerebrum_cli.core.declaration import option_group
 from cerebrum_cli.core.errors import ConfigError, UsageError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.cli.variables import environment_layer
+from cerebrum_cli.cli.command import environment_layer
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.json_types import JsonDict

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.settings import sampling_text
 from cerebrum_cli.core.text import format_size
-from cerebrum_cli.terminal.tables import field_lines, print_columns, print_table, sampling_text
+from cerebrum_cli.terminal.tables import field_lines, print_columns, print_table
 
 if TYPE_CHECKING:
     from cerebrum_cli.terminal.streams import Streams

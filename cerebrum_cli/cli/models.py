@@ -6,8 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.cli.command import BaseCommand, argument
-from cerebrum_cli.cli.completion_values import installed_models
+from cerebrum_cli.cli.command import BaseCommand, argument, environment_layer, installed_models
 from cerebrum_cli.cli.model_choice import note_precedence
 from cerebrum_cli.cli.model_tables import (
     is_url,
@@ -19,7 +18,6 @@ from cerebrum_cli.cli.model_tables import (
 )
 from cerebrum_cli.cli.options import json_option, require_agreement, yes_option
 from cerebrum_cli.cli.pull import given_flags
-from cerebrum_cli.cli.variables import environment_layer
 from cerebrum_cli.core.declaration import option_group, switch
 from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import NoticeEvent

@@ -1,9 +1,10 @@
-"""Options that several commands have: dataclasses whose fields are command-line options."""
+"""Options that several commands have: dataclasses whose fields are command-line options, and what they stand for."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -23,21 +24,26 @@ from cerebrum_cli.core.declaration import (
     option_group,
     switch,
 )
-from cerebrum_cli.core.errors import ModelNotFound, UsageError
-from cerebrum_cli.core.files import exists
+from cerebrum_cli.core.errors import GrammarError, ModelNotFound, UsageError
+from cerebrum_cli.core.files import exists, read_text
+from cerebrum_cli.core.grammar import Grammar, GrammarKind, is_json_schema, schema_file, schema_grammar, unusable
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import Layer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from cerebrum_cli.cli.app import App
+    from cerebrum_cli.core.ask import Votes
     from cerebrum_cli.core.grammar import Grammar
     from cerebrum_cli.core.saved_prompts import SavedPrompt
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.core.tools import ToolFinder, Tools
-    from cerebrum_cli.core.votes import Votes
     from cerebrum_cli.library.installed import InstalledModel
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.servers.endpoint import Servers
+
 
 LAST = "last"  # code block of a reply
 QUOTE_PATTERN = "quote a pattern: -f 'src/*.py'; or write -f before each file"
@@ -131,7 +137,7 @@ class ConstrainedOptions(AnswerOptions):
         """What `--schema` or `--grammar` gives; None without either. Raises UsageError, GrammarError."""
         if self.schema is None and not self.grammar:
             return None
-        from cerebrum_cli.cli.constraints import read_grammar
+        from cerebrum_cli.cli.options import read_grammar
 
         return read_grammar(self.schema, self.grammar, source)
 
@@ -147,7 +153,7 @@ class GenerationOptions(ConstrainedOptions):
             if self.check:
                 raise UsageError("--check needs --votes", "add --votes K, the number of samples")
             return None
-        from cerebrum_cli.core.votes import parse_votes
+        from cerebrum_cli.core.ask import parse_votes
 
         votes = parse_votes(self.votes, self.check)
         if votes.checks:
@@ -320,3 +326,50 @@ def require_agreement(app: App, question: str, name: str, yes: bool) -> None:
         advice = "" if streams.in_is_terminal else "; confirm with -y"
         streams.draw(f"{name} not deleted{advice}\n")
         raise typer.Exit(1)
+
+
+GRAMMAR_KINDS: dict[str, GrammarKind] = {".lark": "lark", ".regex": "regex"}  # of files, by suffix
+MAX_GRAMMAR_BYTES = 4_000_000  # of a file with a schema or a grammar
+
+
+def read_grammar(schema: str | None, path: Path | None, source: ModelSource) -> Grammar | None:
+    """What `--schema` or `--grammar` gives; None without either. Raises UsageError, GrammarError."""
+    if schema is not None and path:
+        raise UsageError.conflict("--schema", "--grammar")
+    with name_grammar_in_errors(schema, path):
+        if schema is not None:
+            grammar = schema_grammar(schema_text(schema))
+        elif path:
+            kind = GRAMMAR_KINDS.get(path.suffix.lower(), "gbnf")
+            grammar = Grammar(kind, read_text(path, MAX_GRAMMAR_BYTES))
+        else:
+            return None
+        source.check(grammar)
+        return grammar
+
+
+def schema_text(schema: str) -> str:
+    """The value of `--schema` itself, or the text of its file. Raises UsageError, GrammarError."""
+    if not schema.strip():
+        raise UsageError.invalid("--schema", schema, "a JSON Schema, its path, or fields")
+    path = schema_file(schema)
+    if path is None:
+        return schema
+    if not exists(path) and schema.isidentifier():
+        raise UsageError(f"there is no schema file {schema}", f"check the path; a field needs its type: '{schema} str'")
+    text = read_text(path, MAX_GRAMMAR_BYTES)
+    if not is_json_schema(text):
+        raise unusable("it is not a JSON object", "it must be a JSON Schema object")
+    return text
+
+
+@contextmanager
+def name_grammar_in_errors(schema: str | None, path: Path | None) -> Iterator[None]:
+    """Name the file in errors, or the option."""
+    try:
+        yield
+    except GrammarError as error:
+        if schema:
+            path = schema_file(schema)
+        error.message = f"{path or '--schema'}: {error.message}"
+        raise

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from textwrap import wrap
 
-from cerebrum_cli.cli import Command
+from cerebrum_cli.cli import DESCRIPTION, EPILOG, Command
 
-DESCRIPTION = "Chat with language models on your own computer, from the terminal."
-EPILOG = "Every setting can also be set as CEREBRUM_...: --max-tokens is CEREBRUM_MAX_TOKENS."
 OPTIONS = (
     ("--version", "Print the version."),
     ("--install-completion", "Install completion for the current shell."),

@@ -12,8 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.cli.command import BaseCommand, argument
-from cerebrum_cli.cli.completion_values import saved_prompts
+from cerebrum_cli.cli.command import BaseCommand, argument, saved_prompts
 from cerebrum_cli.cli.options import json_option, require_agreement, yes_option
 from cerebrum_cli.core.config import read_config_text
 from cerebrum_cli.core.declaration import option_group

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cerebrum_cli.cli.command import BaseCommand, argument
-from cerebrum_cli.cli.completion_values import known_models
+from cerebrum_cli.cli.command import BaseCommand, argument, environment_layer, known_models
 from cerebrum_cli.cli.model_choice import choose_model, note_precedence, pull_model
 from cerebrum_cli.cli.model_tables import (
     print_candidates,
@@ -17,7 +16,6 @@ from cerebrum_cli.cli.model_tables import (
     speed_text,
 )
 from cerebrum_cli.cli.options import PullOptions, json_option, offline_option
-from cerebrum_cli.cli.variables import environment_layer
 from cerebrum_cli.core.declaration import flag, option, option_group, switch
 from cerebrum_cli.core.errors import FormatError, UsageError
 from cerebrum_cli.core.events import NoticeEvent

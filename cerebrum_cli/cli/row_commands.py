@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cerebrum_cli.cli.command import BaseCommand
 from cerebrum_cli.cli.commands import provided
-from cerebrum_cli.cli.constraints import name_grammar_in_errors
-from cerebrum_cli.cli.options import AnswerOptions, ConstrainedOptions, ToolOptions
+from cerebrum_cli.cli.options import AnswerOptions, ConstrainedOptions, ToolOptions, name_grammar_in_errors
 from cerebrum_cli.core.declaration import INTEGER, flag, option, option_group, switch
 from cerebrum_cli.core.errors import EndpointError, EngineError, Interrupted, UsageError
 from cerebrum_cli.core.events import Events

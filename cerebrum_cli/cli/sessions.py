@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.cli.command import BaseCommand, argument
-from cerebrum_cli.cli.completion_values import sessions
+from cerebrum_cli.cli.command import BaseCommand, argument, sessions
 from cerebrum_cli.cli.options import json_option, require_agreement, yes_option
 from cerebrum_cli.core.declaration import INTEGER, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError

@@ -1,10 +1,12 @@
-"""What is asked: a conversation, settings, a grammar, and how many samples."""
+"""What is asked: a conversation, settings, a grammar, and how many samples a vote takes."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import field, replace
 
 from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.settings import Settings
@@ -37,3 +39,41 @@ class Ask:
         if self.tools:
             conversation = replace(conversation, tools=tuple(tool.spec for tool in self.tools))
         object.__setattr__(self, "conversation", conversation)
+
+
+MAX_VOTES = 256
+SHARE_PLACES = 4  # decimals of the share of samples that have an answer
+_VOTES = re.compile(r"(?P<least>\d{1,4})|auto(?::(?P<from>\d{1,4})\.\.(?P<to>\d{1,4}))?", re.ASCII)
+
+
+@frozen
+class Votes:
+    """How many samples to take, `minimum` and `maximum` may be equal; between them, until the outcome is likely.
+
+    With `checks`, each sample also has a program, whose output is a vote, too.
+    """
+
+    minimum: int
+    maximum: int
+    checks: bool = False
+
+    def __str__(self) -> str:
+        samples = f"{self.minimum}..{self.maximum}"
+        return f"{samples}, checked by programs" if self.checks else samples
+
+
+AUTO = Votes(3, 16)
+ASK_FOR_ANSWER = 'end the question with "Finish with: The answer is ...", or use --schema'  # without a final answer
+
+
+def parse_votes(text: str, check: str | None = None) -> Votes:
+    """Parse "8", "auto" or "auto:3..16"; programs in the language `check` vote, too. Raises UsageError."""
+    if check not in (None, "python"):
+        raise UsageError.invalid("--check", check, "python")
+    if match := _VOTES.fullmatch(text):
+        least, most = match["least"] or match["from"], match["least"] or match["to"]
+        votes = Votes(int(least), int(most)) if least and most else AUTO
+        if 1 <= votes.minimum <= votes.maximum <= MAX_VOTES:
+            return replace(votes, checks=check is not None)
+    bounds = f"auto:{AUTO.minimum}..{AUTO.maximum}"
+    raise UsageError.invalid("--votes", text, f"a number from 1 to {MAX_VOTES}, auto, or auto with bounds: {bounds}")

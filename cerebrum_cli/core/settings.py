@@ -276,3 +276,24 @@ def in_directory(layer: Layer, directory: Path) -> Layer:
         file = OPTIONS["chat_template"].validate(layer["chat_template"])
         moved["chat_template"] = str(directory / expand_user(file))
     return moved
+
+
+def sampling_text(samplers: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> str:
+    """Samplers in a line: "temperature 0.6 (model file), top_k 20 (catalog)"; without unknown origins."""
+    texts = []
+    for key, value in samplers.items():
+        text = f"{key} {setting_text(value)}"
+        if origins is not None:
+            text += f" ({origins.get(key, DEFAULT)})"
+        texts.append(text)
+    return ", ".join(texts)
+
+
+def setting_text(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return ", ".join(repr(str(item)) for item in value) or "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "default" if value is None else str(value)

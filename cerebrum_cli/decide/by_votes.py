@@ -8,12 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.ask import Ask
+from cerebrum_cli.core.ask import Ask, Votes
 from cerebrum_cli.core.decision import Decision
 from cerebrum_cli.core.errors import CerebrumError, NoAnswer, UsageError
 from cerebrum_cli.core.events import Event, RefusedEvent
 from cerebrum_cli.core.grammar import schema_grammar
-from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Decided
 from cerebrum_cli.replies.majority_vote import MajorityVote, Outcome, Row
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.cli.options import file_option, json_option
 from cerebrum_cli.cli.row_commands import ConcurrencyOptions, RowFileOptions
+from cerebrum_cli.core.ask import MAX_VOTES
 from cerebrum_cli.core.declaration import INTEGER, NUMBER, PATH, TEXTS, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.votes import MAX_VOTES
 from cerebrum_cli.decide.given_choices import GivenChoices, parse_choices, parse_score
 from cerebrum_cli.decide.prompts import ChoiceListing
 

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cerebrum_cli.cli.command import BaseCommand, settings_options
+from cerebrum_cli.cli.command import BaseCommand, environment_layer, settings_options
 from cerebrum_cli.cli.options import json_option, offline_option
-from cerebrum_cli.cli.variables import environment_layer
 from cerebrum_cli.core.declaration import TEXTS, option, option_group
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.settings import SourcedLayer, fold

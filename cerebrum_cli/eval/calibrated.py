@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cerebrum_cli.core.ask import SHARE_PLACES, Votes
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.votes import SHARE_PLACES, Votes
 from cerebrum_cli.eval.report import Samples, group_by_question, votes_of
 from cerebrum_cli.eval.stored_runs import CHECK, Run, report_of
 from cerebrum_cli.terminal.tables import print_table

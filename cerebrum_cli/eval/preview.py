@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cerebrum_cli.core.settings import sampling_text
 from cerebrum_cli.core.text import format_count, format_duration
 from cerebrum_cli.engine.requests import ContextOptions
 from cerebrum_cli.eval.prepared import PreparedEvaluation
 from cerebrum_cli.eval.stored_runs import RunStore, samples_to_keep
 from cerebrum_cli.replies.interface import open_source
 from cerebrum_cli.terminal.streams import Streams
-from cerebrum_cli.terminal.tables import sampling_text
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App

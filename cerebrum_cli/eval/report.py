@@ -9,9 +9,9 @@ from itertools import chain
 from math import fsum
 
 from cerebrum_cli.answers.equality import equals_reference
+from cerebrum_cli.core.ask import Votes
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.eval.estimates import Estimate, QuestionVotes, estimate, majorities, mean, pass_at, vote_sizes
 from cerebrum_cli.eval.questions import Basis, QuestionId, Sample
 from cerebrum_cli.replies.majority_vote import MajorityVote

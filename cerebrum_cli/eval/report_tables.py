@@ -7,9 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.settings import sampling_text
 from cerebrum_cli.core.text import Texts, format_count, one_line, strip_controls
 from cerebrum_cli.terminal.streams import Streams
-from cerebrum_cli.terminal.tables import field_lines, print_columns, print_table, sampling_text
+from cerebrum_cli.terminal.tables import field_lines, print_columns, print_table
 
 if TYPE_CHECKING:
     from cerebrum_cli.eval.comparison import Comparison

@@ -14,9 +14,8 @@ from functools import cache
 from itertools import product
 from operator import attrgetter
 
-from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.conversation import Conversation, Message, wire_message
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.messages import wire_message
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls, ToolSpec
 from cerebrum_cli.formats.markers import HEADERS, TAG
 from cerebrum_cli.formats.template_sandbox import ANSWER, NEXT_QUESTION, QUESTION, try_render

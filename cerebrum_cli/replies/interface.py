@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from cerebrum_cli.core.ask import Ask
-from cerebrum_cli.core.conversation import Conversation, Text, Tokens
+from cerebrum_cli.core.conversation import Conversation, Text, Tokens, conversation_from_messages
 from cerebrum_cli.core.errors import CerebrumError, EngineError, FormatError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import (
     Event,
@@ -26,7 +26,6 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.settings import LOAD_KEYS, MAX_PARALLEL, OPTIONS, Layer, Settings, SourcedLayer, fold, reply_room
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import Tools
@@ -142,7 +141,7 @@ class Model:
         `index` of each is the position of its question. Replies may call the `tools`. Raises the error of a question
         that cannot be answered when all others are done.
         """
-        from cerebrum_cli.core.votes import parse_votes
+        from cerebrum_cli.core.ask import parse_votes
         from cerebrum_cli.replies.majority_vote import MajorityVote, Outcome, Row
 
         if samples is not None:

@@ -16,7 +16,6 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
-from cerebrum_cli.core.saved_prompts import PromptDirectory
 from cerebrum_cli.core.settings import (
     DEFAULT,
     EMBEDDED,
@@ -40,7 +39,8 @@ from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
 
 if TYPE_CHECKING:
-    from cerebrum_cli.core.votes import Votes
+    from cerebrum_cli.core.ask import Votes
+    from cerebrum_cli.core.saved_prompts import PromptDirectory
     from cerebrum_cli.engine.engine import Engine
     from cerebrum_cli.engine.local import OpenFile
     from cerebrum_cli.servers.endpoint import Endpoint, Servers
@@ -155,6 +155,8 @@ class Installation:
 
     @property
     def prompts(self) -> PromptDirectory:
+        from cerebrum_cli.core.saved_prompts import PromptDirectory
+
         return PromptDirectory(self.config_directory / PROMPTS)
 
     @cached_property

@@ -15,9 +15,9 @@ from fractions import Fraction
 from math import comb
 from typing import NamedTuple
 
+from cerebrum_cli.core.ask import Votes
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import format_count, one_line
-from cerebrum_cli.core.votes import Votes
 
 _LONG = re.compile(r"-?\d+\.\d{10,}", re.ASCII)  # floats have 15 to 17 digits
 _LABEL = re.compile(

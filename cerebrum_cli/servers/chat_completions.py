@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from typing import Any, ClassVar, Self
 
-from cerebrum_cli.core.conversation import Conversation, Turn
+from cerebrum_cli.core.conversation import Conversation, Turn, wire_message
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.messages import wire_message
 from cerebrum_cli.core.settings import DEFAULT
 from cerebrum_cli.core.text import foreign_line, well_formed
 from cerebrum_cli.core.tools import ToolCalls, read_call

@@ -12,6 +12,7 @@ from cerebrum_cli.core.events import (
     CallEvent,
     Event,
     Events,
+    FinishEvent,
     NoticeEvent,
     PromptEvent,
     SequenceId,
@@ -22,14 +23,16 @@ from cerebrum_cli.core.text import strip_complete, strip_controls
 from cerebrum_cli.terminal.calls import CallSink
 from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_end
 from cerebrum_cli.terminal.status_line import StatusLine
-from cerebrum_cli.terminal.streams import DIM, Streams
-from cerebrum_cli.terminal.tables import PIPE_WIDTH
+from cerebrum_cli.terminal.streams import DIM, PIPE_WIDTH, Streams
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
 MISREAD = NoticeEvent("all text above is the model's reasoning, whose beginning it did not mark")
+
+
+WEIGHTS = {True: "weights repacked where possible", False: "weights as in the file (not repacked)"}
 
 
 class Sink(Protocol):
@@ -252,6 +255,34 @@ def show_answer(streams: Streams, text: str, markdown: bool) -> None:
     sink = AnswerSink(streams, markdown)
     sink.emit(TokenEvent(SequenceId(0), text))
     sink.close()
+
+
+def stats_line(finish: FinishEvent, model: str, format_name: str, repacks: bool | None, sampling: str) -> str:
+    """Line printed by `--stats`; `repacks` is None where a server holds the weights."""
+    timings = finish.timings
+    parts = [model, f"format {format_name}"]
+    if repacks is None:
+        parts.append("on a server")
+    else:
+        parts += f"load {timings.load_s:.2f} s", WEIGHTS[repacks]
+    cached = ""
+    if finish.cached_tokens:
+        cached = f" ({finish.cached_tokens} cached)"
+    parts.append(
+        f"prompt {finish.prompt_tokens or 'of unknown'} tokens{cached}{_rate(timings.prompt_tokens_per_second)}"
+    )
+    generated = f"generated {finish.completion_tokens} tokens{_rate(timings.tokens_per_second)}"
+    if timings.draft_n:
+        generated += f", {timings.draft_n_accepted} of {timings.draft_n} draft tokens accepted"
+    parts += generated, f"first token {timings.ttft_s:.2f} s", f"context {finish.context_size or 'unknown'}"
+    parts += sampling, f"seed {finish.seed}", f"finish reason {finish.reason}"
+    return " | ".join(parts)
+
+
+def _rate(tokens_per_second: float) -> str:
+    if tokens_per_second:
+        return f", {tokens_per_second:.1f} t/s"
+    return ""
 
 
 def find_code(text: str, language: str | None = None, last: bool = False) -> str | None:

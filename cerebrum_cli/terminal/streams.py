@@ -26,6 +26,7 @@ from cerebrum_cli.core.text import strip_controls, with_short_names
 
 DEFAULT_EDITORS = ("nano", "vi")
 STDIN_NOTICE_S = 2.0  # a pipe still open after this may never close
+PIPE_WIDTH = 10_000  # columns of text in a pipe, where nothing is wrapped
 MIN_NOTE_WIDTH = 12  # columns
 BOLD, DIM = "1", "2"  # SGR codes; all others are colors
 RED = "31"

@@ -9,21 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.settings import DEFAULT
+from cerebrum_cli.core.settings import setting_text
 from cerebrum_cli.core.text import format_count, format_size, strip_controls
-from cerebrum_cli.terminal.streams import BOLD, Streams
+from cerebrum_cli.terminal.streams import BOLD, PIPE_WIDTH, Streams
 
 if TYPE_CHECKING:
-    from cerebrum_cli.core.events import FinishEvent
+    pass
 
-PIPE_WIDTH = 10_000  # columns of text in a pipe, where nothing is wrapped
 MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself
 MIN_SHORTENED = 15  # columns of the terminal
 EXCERPT_LENGTH = 100  # characters
 LISTED = 20  # sessions that a terminal shows unless asked for more
 SIZES = ("size", "memory")  # columns of numbers of bytes
 UPDATED = "updated"  # a column of times, shown up to the minute
-WEIGHTS = {True: "weights repacked where possible", False: "weights as in the file (not repacked)"}
 _ONE_LINE = str.maketrans("\t\n", "  ")
 
 
@@ -134,33 +132,12 @@ def field_lines(fields: JsonObject) -> str:
 
 
 def settings_lines(values: JsonObject, origins: Fields) -> str:
-    texts = {key: _setting_text(value) for key, value in values.items()}
+    texts = {key: setting_text(value) for key, value in values.items()}
     width = max((len(text) for key, text in texts.items() if key in origins), default=0)
     for key, text in texts.items():
         if key in origins:
             texts[key] = f"{text:<{width}}  {origins[key]}"
     return field_lines(texts).rstrip("\n")
-
-
-def sampling_text(samplers: JsonObject, origins: Fields | None = None) -> str:
-    """Samplers in a line: "temperature 0.6 (model file), top_k 20 (catalog)"; without unknown origins."""
-    texts = []
-    for key, value in samplers.items():
-        text = f"{key} {_setting_text(value)}"
-        if origins is not None:
-            text += f" ({origins.get(key, DEFAULT)})"
-        texts.append(text)
-    return ", ".join(texts)
-
-
-def _setting_text(value: Any) -> str:
-    if isinstance(value, (tuple, list)):
-        return ", ".join(repr(str(item)) for item in value) or "none"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "default" if value is None else str(value)
 
 
 def print_rows(
@@ -177,34 +154,6 @@ def print_rows(
         as_table(streams, rows)
     else:
         streams.note(empty)
-
-
-def stats_line(finish: FinishEvent, model: str, format_name: str, repacks: bool | None, sampling: str) -> str:
-    """Line printed by `--stats`; `repacks` is None where a server holds the weights."""
-    timings = finish.timings
-    parts = [model, f"format {format_name}"]
-    if repacks is None:
-        parts.append("on a server")
-    else:
-        parts += f"load {timings.load_s:.2f} s", WEIGHTS[repacks]
-    cached = ""
-    if finish.cached_tokens:
-        cached = f" ({finish.cached_tokens} cached)"
-    parts.append(
-        f"prompt {finish.prompt_tokens or 'of unknown'} tokens{cached}{_rate(timings.prompt_tokens_per_second)}"
-    )
-    generated = f"generated {finish.completion_tokens} tokens{_rate(timings.tokens_per_second)}"
-    if timings.draft_n:
-        generated += f", {timings.draft_n_accepted} of {timings.draft_n} draft tokens accepted"
-    parts += generated, f"first token {timings.ttft_s:.2f} s", f"context {finish.context_size or 'unknown'}"
-    parts += sampling, f"seed {finish.seed}", f"finish reason {finish.reason}"
-    return " | ".join(parts)
-
-
-def _rate(tokens_per_second: float) -> str:
-    if tokens_per_second:
-        return f", {tokens_per_second:.1f} t/s"
-    return ""
 
 
 _print_prompts = partial(

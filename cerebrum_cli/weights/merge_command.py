@@ -6,9 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.cli.command import argument
+from cerebrum_cli.cli.command import argument, environment_layer
 from cerebrum_cli.cli.options import PullOptions, json_option
-from cerebrum_cli.cli.variables import environment_layer
 from cerebrum_cli.core.declaration import PATH, TEXTS, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent

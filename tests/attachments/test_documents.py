@@ -15,7 +15,7 @@ from command_line import PYTHON
 from documents import ENCRYPTED, pdf, write_docx, write_epub
 from loopback import Loopback, LoopbackHandler
 
-from cerebrum_cli.attachments import documents, web_page
+from cerebrum_cli.attachments import prompt_sources, web_page
 from cerebrum_cli.attachments.prompt_sources import AttachmentReader, compose_prompt
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -165,15 +165,15 @@ def test_document_of_another_kind_than_its_name() -> None:
 
 
 def test_document_that_unpacks_to_gigabytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "MEMORY_BYTES", 1_000_000_000)  # 4 GiB take long to fill
+    monkeypatch.setattr(prompt_sources, "MEMORY_BYTES", 1_000_000_000)  # 4 GiB take long to fill
     write_docx(folder / "bomb.docx", "A pear.", padding=1000)
     assert "bomb.docx cannot be converted: DocxConverter threw MemoryError" in refusal(Path("bomb.docx"))
 
 
 def test_document_that_takes_too_long_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("slow.py").write_text("import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)")
-    monkeypatch.setattr(documents, "PROGRAM", Path("slow.py").absolute())
-    monkeypatch.setattr(documents, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(prompt_sources, "PROGRAM", Path("slow.py").absolute())
+    monkeypatch.setattr(prompt_sources, "TIMEOUT_S", 0.5)
     Path("a.pdf").write_bytes(pdf("A pear."))
     assert refusal(Path("a.pdf")) == "a.pdf: not converted within 0.5 s"
     with pytest.raises(ProcessLookupError):

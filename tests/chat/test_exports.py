@@ -8,8 +8,7 @@ from cerebrum_cli.chat.archive import ArchivedSession
 from cerebrum_cli.chat.history import History
 from cerebrum_cli.chat.session import ReplyMetadata, Session
 from cerebrum_cli.chat.store import Store
-from cerebrum_cli.core.conversation import Message
-from cerebrum_cli.core.messages import conversation_from_messages
+from cerebrum_cli.core.conversation import Message, conversation_from_messages
 from cerebrum_cli.core.tools import Round, ToolCall
 
 

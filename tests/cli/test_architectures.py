@@ -22,12 +22,11 @@ from templates import TEMPLATES
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.cli.app import App
 from cerebrum_cli.cli.chat import ChatCommand, open_chat
-from cerebrum_cli.core.ask import Ask
+from cerebrum_cli.core.ask import Ask, Votes
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.events import Event, Events, FinishEvent, TokenEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.llama.bindings import accelerators
 from cerebrum_cli.engine.llama.context import LlamaContext

@@ -10,7 +10,7 @@ import pytest
 import scipy  # which imports its parts when they are used
 from hypothesis import given, strategies as st
 
-from cerebrum_cli.core.votes import Votes
+from cerebrum_cli.core.ask import Votes
 from cerebrum_cli.eval.estimates import (
     Estimate,
     QuestionVotes,

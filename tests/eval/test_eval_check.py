@@ -7,7 +7,7 @@ import pytest
 from command_line import Finished, assert_error
 from scripted_command import run_here
 
-from cerebrum_cli.core.votes import Votes
+from cerebrum_cli.core.ask import Votes
 from cerebrum_cli.eval.comparison import question_results
 from cerebrum_cli.eval.questions import Sample
 from cerebrum_cli.eval.report import by_check, vote_costs, votes_of

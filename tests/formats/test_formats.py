@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 from vocabularies import text_of
 
-from cerebrum_cli.core.conversation import Conversation, Text, Tokens
-from cerebrum_cli.core.messages import conversation_from_messages
+from cerebrum_cli.core.conversation import Conversation, Text, Tokens, conversation_from_messages
 from cerebrum_cli.core.vocabulary import detokenize
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.formats.prompt_format import CEREBRUM, COLLECTIVE_COGNITION, PLAIN_FORMATS, PromptFormat, join_parts

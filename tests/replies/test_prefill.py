@@ -9,10 +9,9 @@ from scripted_backend import END, ScriptedBackend
 from templates import TEMPLATES, chosen_format
 
 from cerebrum_cli.core.ask import Ask
-from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.grammar import Grammar
-from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.formats.choice import SERVER
 from cerebrum_cli.replies.concurrent_rows import run_rows

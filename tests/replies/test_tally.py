@@ -8,8 +8,8 @@ from math import comb, factorial
 import pytest
 from hypothesis import given, strategies as st
 
+from cerebrum_cli.core.ask import AUTO, MAX_VOTES, Votes, parse_votes
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.votes import AUTO, MAX_VOTES, Votes, parse_votes
 from cerebrum_cli.replies.tally import Count, Program, Tally, comes_to, is_lead_certain
 
 LETTERS = ("5", "7", "9", None)

@@ -12,12 +12,11 @@ from scripted_backend import ScriptedSampler
 from scripted_command import RecordingBackend, batch_backend, run_here
 from templates import chosen_format
 
-from cerebrum_cli.core.ask import Ask
+from cerebrum_cli.core.ask import ASK_FOR_ANSWER, Ask, parse_votes
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, TallyEvent, TokenEvent
 from cerebrum_cli.core.settings import fold
-from cerebrum_cli.core.votes import ASK_FOR_ANSWER, parse_votes
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.replies.concurrent_rows import vote_events
 from cerebrum_cli.replies.interface import Model

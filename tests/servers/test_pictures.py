@@ -13,8 +13,8 @@ from scripted_backend import END
 from scripted_command import app_for, run_here
 from server_kinds import LlamaServer, OllamaServer
 
+from cerebrum_cli.core.conversation import conversation_from_messages
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.main import run as run_command
 from cerebrum_cli.terminal.streams import Streams
 

@@ -30,10 +30,10 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.terminal import interrupts, status_line
 from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.progress import FileProgress
-from cerebrum_cli.terminal.sinks import AnswerSink, render
+from cerebrum_cli.terminal.sinks import AnswerSink, render, stats_line
 from cerebrum_cli.terminal.status_line import StatusLine
 from cerebrum_cli.terminal.streams import Streams
-from cerebrum_cli.terminal.tables import print_sessions, stats_line
+from cerebrum_cli.terminal.tables import print_sessions
 
 ONE, TWO = SequenceId(0), SequenceId(0, 1)
 FINISH = FinishEvent(ONE, "stop", 12, 0, 5, 42, 2048, Timings(0.5, 1.0, 1.25, 2.0, 12, 4))

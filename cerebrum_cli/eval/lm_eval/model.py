@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from cerebrum_cli.core.conversation import Conversation, Text, Tokens
+from cerebrum_cli.core.conversation import Conversation, Text, Tokens, conversation_from_messages
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import Emit, NoticeEvent, RefusedEvent, StageEvent, raise_refusals
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.version import __version__

@@ -9,11 +9,11 @@ from dataclasses import replace
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import samplers_in_effect
-from cerebrum_cli.core.settings import OPTIONS, Settings
+from cerebrum_cli.core.settings import OPTIONS, Settings, sampling_text
 from cerebrum_cli.terminal.repl.clipboard import copy_to_clipboard
 from cerebrum_cli.terminal.repl.questions import shorten_question
 from cerebrum_cli.terminal.repl.repl import Repl, context_text
-from cerebrum_cli.terminal.tables import sampling_text, stats_line
+from cerebrum_cli.terminal.sinks import stats_line
 
 PARTS = ("question", "answer")  # of a turn; both can be edited
 TEMPERATURES = ("0", "1", "2")  # whole numbers that /retry reads as temperatures; others are seeds
