@@ -51,7 +51,7 @@ def distribute(source: ModelSource, work: Work, run: Results, address: str, work
     if servers:
         slots = servers.window or SERVER_SAMPLES
         servers = replace(servers, earlier=run.servers)
-    identity = source.installation.library.hashed_identity(model)
+    identity = source.installation.library.identity(model, is_hashed=True)
     settings = source.settings
     paths = {"lora": settings.lora, "chat_template": settings.chat_template}
     # Nodes have installations and working directories of their own, and find the model there.
@@ -229,7 +229,7 @@ class NodeJob:
 def find_file(library: Library, file: NodeJob) -> InstalledModel:
     with suppress(ModelNotFound, ModelFileError):
         model = library.model_at(file.path)
-        if library.hashed_identity(model) == file.identity:
+        if library.identity(model, is_hashed=True) == file.identity:
             return model
     for model in library.models():
         if model.is_usable and library.identity(model) == file.identity:

@@ -248,7 +248,7 @@ def cache_path(app: App, source: ModelSource, options: LmEvalOptions) -> Path:
     record = (
         ANSWER_RULES,
         build_fingerprint(),
-        app.library.hashed_identity(source.model),
+        app.library.identity(source.model, is_hashed=True),
         source.model.adapter_identity,
         settings.ctx,
         settings.seed,

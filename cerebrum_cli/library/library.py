@@ -184,15 +184,12 @@ class Library:
         if entry or (named and named is not spec):
             raise UsageError(f"the name {name} belongs to another model", "choose another with --name")
 
-    def identity(self, model: InstalledModel) -> str:
-        """Unique text for a model's files: the size of each, and its digest if that is known, or its path and time."""
-        return self._identity(model, self.registry.known_digest)
+    def identity(self, model: InstalledModel, is_hashed: bool = False) -> str:
+        """Unique text for a model's files: the size of each, and its digest if that is known, or its path and time.
 
-    def hashed_identity(self, model: InstalledModel) -> str:
-        """The same with the digests of all files, which are computed unless they are known."""
-        return self._identity(model, self.registry.digest)
-
-    def _identity(self, model: InstalledModel, digest_of: Callable[[Path], RegistryEntry | None]) -> str:
+        If it `is_hashed`, digests that are not known are computed.
+        """
+        digest_of = self.registry.digest if is_hashed else self.registry.known_digest
         if model.is_served:
             return model.name
         texts = []

@@ -331,7 +331,7 @@ class ModelSource:
             **({"engine": "servers"} if self.servers else {}),
             "template arguments": self.template_variables or None,
             "model": model.label,
-            "model file": self.installation.library.hashed_identity(model),
+            "model file": self.installation.library.identity(model, is_hashed=True),
             "adapter": model.adapter_identity,
             "format": chosen.name,
             **({"chat template": text_digest(chosen.template or "")} if self.settings.template_file else {}),

@@ -104,7 +104,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             "prompt_format": self._format_name,
             "max_length": self.max_length,
             "add_bos_token": self._add_bos_token,
-            "model_sha256": self._model.source.installation.library.hashed_identity(self._model.model),
+            "model_sha256": self._model.source.installation.library.identity(self._model.model, is_hashed=True),
             "cerebrum": __version__,
             "llama.cpp": build_version(),
             **self._model.conditions,
