@@ -218,6 +218,7 @@ def model_sizes(keys: Hyperparameters, tensors: Iterable[tuple[str, int]]) -> Mo
             input_bytes += size if name.startswith(_INPUT) else 0
     kinds = set().union(*by_layer.values())
     layers = _layer_sizes(keys, by_layer)
+    tokens = keys.metadata.get("tokenizer.ggml.tokens")
     head_lengths = {_head_lengths(keys, layer.window > 0) for layer in layers if layer.key_length}
     return ModelSizes(
         layers=layers,
@@ -226,7 +227,7 @@ def model_sizes(keys: Hyperparameters, tensors: Iterable[tuple[str, int]]) -> Mo
         is_tied="output.weight" not in others,
         embedding_length=keys.integer("embedding_length"),
         activation_length=_activation_length(keys),
-        vocabulary_size=_vocabulary_size(keys),
+        vocabulary_size=tokens.length if isinstance(tokens, Array) else keys.integer("vocab_size"),
         n_heads=keys.n_heads,
         head_lengths=tuple(sorted(head_lengths)),
         step_states=2 if _DELTA_NET & kinds else 1,
@@ -245,13 +246,6 @@ def _active_share(keys: Hyperparameters, layers: Iterable[LayerSizes], others: C
         total += layer.weight_bytes
         unread += int(layer.expert_bytes * (1 - used))
     return 1 - unread / max(1, total)
-
-
-def _vocabulary_size(keys: Hyperparameters) -> int:
-    tokens = keys.metadata.get("tokenizer.ggml.tokens")
-    if isinstance(tokens, Array):
-        return tokens.length
-    return keys.integer("vocab_size")
 
 
 def _activation_length(keys: Hyperparameters) -> int:
