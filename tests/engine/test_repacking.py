@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cerebrum_cli.engine import repacking
-from cerebrum_cli.engine.repacking import plan_repacking
+from cerebrum_cli.engine.llama import load
+from cerebrum_cli.engine.llama.load import plan_repacking
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.engine.speed import Speed
 from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes
@@ -23,8 +23,8 @@ def options(quantization: str | None = "Q4_K_M", **others: Any) -> LoadOptions:
 
 def on(monkeypatch: pytest.MonkeyPatch, instructions: str, generation: float = 20e9) -> None:
     """On a processor that generates so many bytes of weights per second."""
-    monkeypatch.setattr(repacking, "instruction_set", lambda: instructions)
-    monkeypatch.setattr(repacking, "load_speed", lambda records: Speed(generation=generation))
+    monkeypatch.setattr(load, "instruction_set", lambda: instructions)
+    monkeypatch.setattr(load, "load_speed", lambda records: Speed(generation=generation))
 
 
 def repacks(options: LoadOptions, free: int = MEMORY) -> bool:
