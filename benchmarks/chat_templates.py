@@ -22,7 +22,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.errors import FormatError
-from cerebrum_cli.formats.markers import REASONING_MARKUPS
+from cerebrum_cli.formats.markup import REASONING_MARKUPS
 from cerebrum_cli.formats.template import EmbeddedFormat
 from cerebrum_cli.formats.template_sandbox import find_reasoning_history, find_switch, variables
 

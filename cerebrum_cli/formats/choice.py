@@ -14,7 +14,7 @@ from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.vocabulary import Vocabulary, least_tokens
-from cerebrum_cli.formats.markers import REASONING_MARKUPS, closing_sentence, mentions_markup
+from cerebrum_cli.formats.markup import REASONING_MARKUPS, closing_sentence, mentions_markup
 from cerebrum_cli.formats.prompt_format import NAMED_TEMPLATES, PLAIN_FORMATS, RAW, TURN_ENDS, PromptFormat, RawFormat
 
 SERVER = "server"

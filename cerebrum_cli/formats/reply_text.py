@@ -19,8 +19,15 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import Texts, partial_marker_length
 from cerebrum_cli.core.token_ids import TokenIds, Tokenize, TokenPredicate
 from cerebrum_cli.core.vocabulary import Vocabulary, detokenize
-from cerebrum_cli.formats.markers import CHANNEL_MARKUPS, MARKERS, is_markup
-from cerebrum_cli.formats.markup_reader import ChannelReader, PlainReader, Stage, TagReader
+from cerebrum_cli.formats.markup import (
+    CHANNEL_MARKUPS,
+    MARKERS,
+    ChannelReader,
+    PlainReader,
+    Stage,
+    TagReader,
+    is_markup,
+)
 from cerebrum_cli.formats.prompt_format import Markups, ReasoningMarkup
 
 MARGIN = r"\A(?:\s*\n)?(?:[ \t](?=\S))?"  # before an answer, which keeps its indentation

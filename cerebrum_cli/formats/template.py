@@ -30,7 +30,7 @@ from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import Tokenize
 from cerebrum_cli.core.tools import Round
-from cerebrum_cli.formats.markers import REASONING_MARKUPS
+from cerebrum_cli.formats.markup import REASONING_MARKUPS
 from cerebrum_cli.formats.pieces import Pieces, align, is_hidden, placeholder, split_at_placeholders
 from cerebrum_cli.formats.prompt_format import (
     OTHER_FORMAT,

@@ -24,7 +24,7 @@ from cerebrum_cli.core.declaration import EFFORTS
 from cerebrum_cli.core.errors import FormatError, Interrupted
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import Texts, one_line
-from cerebrum_cli.formats.markers import REASONING_MARKUPS, mentions_markup
+from cerebrum_cli.formats.markup import REASONING_MARKUPS, mentions_markup
 from cerebrum_cli.formats.prompt_format import OTHER_FORMAT, ReasoningMarkup
 
 EFFORT_NAMES = ("reasoning_effort", "thinking_effort", "reasoning_strength")  # variables that take an effort

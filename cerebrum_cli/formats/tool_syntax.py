@@ -17,7 +17,7 @@ from operator import attrgetter
 from cerebrum_cli.core.conversation import Conversation, Message, wire_message
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls, ToolSpec
-from cerebrum_cli.formats.markers import HEADERS, TAG
+from cerebrum_cli.formats.markup import HEADERS, TAG
 from cerebrum_cli.formats.template_sandbox import ANSWER, NEXT_QUESTION, QUESTION, try_render
 from cerebrum_cli.formats.tool_calls import (
     DECODER,

@@ -36,7 +36,7 @@ from cerebrum_cli.engine.step import StopFlag, TokenRow  # noqa: E402
 from cerebrum_cli.eval.lm_eval.generation import answer_of  # noqa: E402
 from cerebrum_cli.eval.lm_eval.model import CerebrumLM, Use  # noqa: E402
 from cerebrum_cli.eval.lm_eval_command import open_for_lm_eval  # noqa: E402
-from cerebrum_cli.formats.markers import REASONING_MARKUPS  # noqa: E402
+from cerebrum_cli.formats.markup import REASONING_MARKUPS  # noqa: E402
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText  # noqa: E402
 from cerebrum_cli.library.installed import InstalledModel  # noqa: E402
 from cerebrum_cli.replies.interface import Model  # noqa: E402

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, strategies as st
 from thinkers import answering_late
 
-from cerebrum_cli.formats.markers import HARMONY_FINAL, MUSE, REASONING_MARKUPS
+from cerebrum_cli.formats.markup import HARMONY_FINAL, MUSE, REASONING_MARKUPS
 from cerebrum_cli.formats.prompt_format import PromptFormat, ReasoningMarkup
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
 

@@ -30,7 +30,7 @@ from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.errors import FormatError, Interrupted
 from cerebrum_cli.core.vocabulary import detokenize
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.formats.markers import REASONING_MARKUPS, mentions_markup
+from cerebrum_cli.formats.markup import REASONING_MARKUPS, mentions_markup
 from cerebrum_cli.formats.template_sandbox import find_switch, run_template, variables
 
 CONVERSATIONS = {

@@ -19,7 +19,7 @@ from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.formats.markers import REASONING_MARKUPS
+from cerebrum_cli.formats.markup import REASONING_MARKUPS
 from cerebrum_cli.formats.prompt_format import ReasoningMarkup
 from cerebrum_cli.formats.reply_text import MAX_BLANKS, ReplyRules, ReplyText
 

@@ -8,7 +8,7 @@ from typing import Any
 from scripted_backend import END, Model, ScriptedBackend
 
 from cerebrum_cli.engine.requests import ControlFactory, Intervention
-from cerebrum_cli.formats.markers import REASONING_MARKUPS
+from cerebrum_cli.formats.markup import REASONING_MARKUPS
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
 from cerebrum_cli.replies.reply_controls import AnswerNow, ReasoningBudget, endings
 
