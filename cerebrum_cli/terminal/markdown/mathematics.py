@@ -14,13 +14,13 @@ from cerebrum_cli.core.text import Match, Pattern
 # Scripts without spaces between words, and their punctuation.
 IDEOGRAPHIC = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"
 # Brackets of a formula stand at the edges of words; those of sed 's/\(a\)/\1/' do not.
-_BEFORE = rf"(?<![^\s(\[{{\"“‘«—–:,;>|=*_~{IDEOGRAPHIC}-])(?<![\w.)\]]\*|\\\|)"
+_BEFORE = rf"(?<![^\s(\[{{\"“‘«—–:,;>|=*_~{IDEOGRAPHIC}-])(?<![\w.)\]]\*|\\[(|])"
 _AFTER = rf"(?!\.[a-z]|\*[^\s*.,;:)])(?=\Z|[\s)\]}}\"'”’»—–:,;.!?<|*_~{IDEOGRAPHIC}-]|(?:th|st|nd|rd)\b)"
 INLINE_MATH = re.compile(
     rf"{_BEFORE}\\\((?:(?!\\[()])[^`]){{1,999}}?\\\){_AFTER}"
     # \[1\] and \[a-z\] are brackets that Markdown must not read
     rf"|{_BEFORE}\\\[(?=\s|[^\]]*(?:\\[a-zA-Z]|\w[\^_]))(?:(?!\\[\[\]])[^`]){{1,999}}?\\\]{_AFTER}"
-    r"|\$\$[^$`]{1,999}\$\$"
+    r"|(?<!\\)\$\$[^$`]{1,999}(?<!\\)\$\$"
     # neither beside an end of a regular expression, as in ^a*$|^b*$, nor before the variable of a path
     r"|(?<![\\$)}\]+?])(?<![\w.)\]]\*)\$(?!\s|[,;]|\|\^)(?=[^$]*[\\^_])"
     r"(?:[^$`\\]|\\.){1,500}(?<![\s/:=(,])\$(?![\d$])"
