@@ -18,7 +18,7 @@ from cerebrum_cli.library.cache import COMMIT
 from cerebrum_cli.library.catalogue import Repository
 from cerebrum_cli.library.hub import list_repository
 from cerebrum_cli.library.library import CATALOGUE
-from cerebrum_cli.library.model_files import same_quantization, variants
+from cerebrum_cli.library.reference import same_quantization, variants
 from cerebrum_cli.terminal.progress import FileProgress
 from cerebrum_cli.terminal.streams import standard_streams
 

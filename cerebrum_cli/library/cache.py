@@ -22,8 +22,7 @@ from typing import Literal, NamedTuple
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.files import Paths, atomic_write, exists, expand_user, remove
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.library.model_files import Variant, is_model, variant_of, variants
-from cerebrum_cli.library.reference import MAIN
+from cerebrum_cli.library.reference import MAIN, Variant, is_model, variant_of, variants
 from cerebrum_cli.library.registry import SHA256
 
 RepositoryKind = Literal["model", "dataset"]

@@ -15,8 +15,7 @@ from cerebrum_cli.core.text import format_names, format_size
 from cerebrum_cli.engine.capacity import Capacity, Forecast, planned_context
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.library.catalogue import ModelSpec
-from cerebrum_cli.library.model_files import same_quantization
-from cerebrum_cli.library.reference import ModelReference
+from cerebrum_cli.library.reference import ModelReference, same_quantization
 
 if TYPE_CHECKING:
     from cerebrum_cli.library.installed import InstalledModel

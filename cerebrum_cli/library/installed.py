@@ -18,8 +18,7 @@ from cerebrum_cli.core.text import short_digest
 from cerebrum_cli.formats.choice import FORMAT_NAMES
 from cerebrum_cli.gguf.header import Header, parts_sizes, read_header, require_generative
 from cerebrum_cli.gguf.sizes import ModelSizes
-from cerebrum_cli.library.model_files import parts_of
-from cerebrum_cli.library.reference import ModelReference
+from cerebrum_cli.library.reference import ModelReference, parts_of
 from cerebrum_cli.library.registry import RegistryEntry, Source
 
 if TYPE_CHECKING:

@@ -25,13 +25,13 @@ from cerebrum_cli.core.files import (
 )
 from cerebrum_cli.core.text import did_you_mean, short_name
 from cerebrum_cli.library.installed import NANO_NAME, InstalledModel, model_paths
-from cerebrum_cli.library.model_files import same_quantization
 from cerebrum_cli.library.reference import (
     ModelReference,
     OllamaReference,
     Reference,
     is_model_name,
     parse_reference,
+    same_quantization,
 )
 from cerebrum_cli.library.registry import Registry, RegistryEntry, Source
 

@@ -19,7 +19,9 @@ from cerebrum_cli.library.fit import MAX_NAMED, Availability, FitRequest, Quanti
 from cerebrum_cli.library.hub import Listing, header_bytes, list_repository
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
-from cerebrum_cli.library.model_files import (
+from cerebrum_cli.library.reference import (
+    ModelReference,
+    Reference,
     Variant,
     complete_variants,
     in_quantization,
@@ -29,7 +31,6 @@ from cerebrum_cli.library.model_files import (
     variant_of,
     variants,
 )
-from cerebrum_cli.library.reference import ModelReference, Reference
 
 MAX_MODELS = 300  # of a repository that are assessed; no model has as many quantizations
 

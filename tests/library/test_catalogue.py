@@ -11,7 +11,7 @@ from cerebrum_cli.formats.prompt_format import PLAIN_FORMATS
 from cerebrum_cli.library.catalogue import ModelSpec, Repository
 from cerebrum_cli.library.catalogue_file import load_catalogue
 from cerebrum_cli.library.library import CATALOGUE
-from cerebrum_cli.library.model_files import quantization_of, same_quantization
+from cerebrum_cli.library.reference import quantization_of, same_quantization
 
 PACKAGED = {spec.name: spec for spec in load_catalogue([CATALOGUE])}
 SOURCES = [(spec, source) for spec in PACKAGED.values() for source in spec.sources]

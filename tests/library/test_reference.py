@@ -8,8 +8,16 @@ from hypothesis import given, strategies as st
 
 from cerebrum_cli.core.errors import ModelFileError, UsageError
 from cerebrum_cli.library.installed import model_paths
-from cerebrum_cli.library.model_files import Variant, quantization_of, same_quantization, variants
-from cerebrum_cli.library.reference import ModelReference, OllamaReference, Reference, parse_reference
+from cerebrum_cli.library.reference import (
+    ModelReference,
+    OllamaReference,
+    Reference,
+    Variant,
+    parse_reference,
+    quantization_of,
+    same_quantization,
+    variants,
+)
 
 HUB = "https://huggingface.co"
 REPO = "bartowski/Cerebrum-1.0-7b-GGUF"

@@ -17,7 +17,7 @@ from tiny_models import Shape
 
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.catalogue_file import RECIPES
-from cerebrum_cli.library.model_files import parts_of
+from cerebrum_cli.library.reference import parts_of
 from cerebrum_cli.main import run
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.weights.execute import execute, require_supported_types
