@@ -31,7 +31,7 @@ from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import Tokenize
 from cerebrum_cli.core.tools import Round
 from cerebrum_cli.formats.markup import REASONING_MARKUPS
-from cerebrum_cli.formats.pieces import Pieces, align, is_hidden, placeholder, split_at_placeholders
+from cerebrum_cli.formats.pieces import Pieces, TextSlots, align, is_hidden, placeholder, split_at_placeholders
 from cerebrum_cli.formats.prompt_format import (
     OTHER_FORMAT,
     Markups,
@@ -54,7 +54,6 @@ from cerebrum_cli.formats.template_sandbox import (
     variables,
     write_turn,
 )
-from cerebrum_cli.formats.text_slots import TextSlots
 from cerebrum_cli.formats.tool_calls import ToolFormat
 from cerebrum_cli.formats.tool_syntax import find_tool_format, tool_variables
 
