@@ -20,7 +20,7 @@ from answering import THREADS, model_path
 from harness import SCRIPT, argument_parser, isolated_environment, kernels, machine, record_section, run
 
 from cerebrum_cli.engine.capacity import PROMPT_TOKENS, Capacity
-from cerebrum_cli.engine.speed import load_speed
+from cerebrum_cli.engine.machine import load_speed
 from cerebrum_cli.gguf.header import read_header
 
 PROMPT = """Once upon a time there was a miller who lived with his three sons in a small house beside a wide river. The

@@ -37,7 +37,7 @@ from waiting import NewChildren
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.config import parse_toml
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.engine import speed
+from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.eval.bubblewrap import Bubblewrap, find_bubblewrap
 from cerebrum_cli.library import catalogue_file, hub_requests
@@ -69,7 +69,7 @@ def quick_commands() -> Iterator[None]:
     """Commands in this process parse the catalog once, and measure the memory's speed with few bytes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(catalogue_file, "parse_toml", cache(parse_toml))
-        patch.setattr(speed, "READ_BYTES", 2**20)
+        patch.setattr(machine, "READ_BYTES", 2**20)
         yield
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import Texts, format_size
-from cerebrum_cli.engine import machine, speed
+from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.memory import HEADROOM, Devices
 from cerebrum_cli.engine.memory_plan import place
 from cerebrum_cli.engine.requests import DEFAULT_CONTEXT, LoadOptions
@@ -55,7 +55,7 @@ class Capacity:
 
     memory: int
     devices: Devices | None = None
-    speed: speed.Speed | None = None
+    speed: machine.Speed | None = None
 
     @property
     def description(self) -> str:
@@ -92,8 +92,8 @@ class Capacity:
     def forecast(self, sizes: ModelSizes, thinking_tokens: int = 0) -> Forecast | None:
         if self.speed is None or not sizes.active_bytes:
             return None
-        rate = self.speed.generation / speed.work(sizes, speed.LAYER)
-        prompt_s = PROMPT_TOKENS * speed.work(sizes, self.speed.prompt_layer) / self.speed.prompts
+        rate = self.speed.generation / machine.token_work(sizes, machine.LAYER_BYTES)
+        prompt_s = PROMPT_TOKENS * machine.token_work(sizes, self.speed.prompt_layer) / self.speed.prompts
         return Forecast(_rounded(rate), _rounded(prompt_s), _rounded(thinking_tokens / rate))
 
 

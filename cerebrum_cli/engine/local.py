@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from cerebrum_cli.core.events import Emit, Timings
 from cerebrum_cli.core.files import remove
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.engine import machine, speed
+from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.requests import LoadOptions
 from cerebrum_cli.gguf.sizes import ModelSizes
 
@@ -74,16 +74,16 @@ class MachineRecords:
         devices = machine.load_devices(self.directory)
         if devices or (devices is None and machine.likely_accelerator() in ("cuda", "metal")):
             return Capacity(memory, devices)
-        return Capacity(memory, devices, speed.load_speed(self.directory))
+        return Capacity(memory, devices, machine.load_speed(self.directory))
 
     def record_bandwidth(self) -> None:
         """Measure how fast the memory is, once, for forecasts before the first reply."""
-        speed.record_bandwidth(self.directory)
+        machine.record_bandwidth(self.directory)
 
     def record_replies(self, sizes: ModelSizes, replies: Iterable[Timings]) -> None:
         """Record how fast a model without GPUs has replied, for forecasts."""
-        if sizes.active_bytes >= speed.MIN_BYTES and not machine.load_devices(self.directory):
-            speed.record_replies(self.directory, sizes, replies)
+        if sizes.active_bytes >= machine.MIN_BYTES and not machine.load_devices(self.directory):
+            machine.record_replies(self.directory, sizes, replies)
 
 
 def native_function(symbol: str, result: Any, arguments: tuple[Any, ...]) -> Any:

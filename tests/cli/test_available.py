@@ -6,8 +6,7 @@ import pytest
 from command_line import COMMAND, CommandLine, assert_error
 from person import Person
 
-from cerebrum_cli.engine.machine import Memory
-from cerebrum_cli.engine.speed import Speed
+from cerebrum_cli.engine.machine import Memory, Speed
 
 GIB = 2**30
 FITS = ["fits", "tight", "too big", None]
@@ -18,7 +17,7 @@ def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> i
     """Bytes of memory of this machine, whose speed is that of two cores with AVX-512."""
     size = int(request.param * GIB)
     monkeypatch.setattr("cerebrum_cli.engine.machine.memory", lambda: Memory(size, size))
-    monkeypatch.setattr("cerebrum_cli.engine.speed.load_speed", lambda path: Speed(28e9, 120e9))
+    monkeypatch.setattr("cerebrum_cli.engine.machine.load_speed", lambda path: Speed(28e9, 120e9))
     return size
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from cerebrum_cli.engine.llama import load
 from cerebrum_cli.engine.llama.load import plan_repacking
+from cerebrum_cli.engine.machine import Speed
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
-from cerebrum_cli.engine.speed import Speed
 from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes
 
 SIZES = ModelSizes((LayerSizes(36_000_000),) * 24, output_bytes=40_000_000)

@@ -6,11 +6,10 @@ import pytest
 from command_line import CommandLine
 
 from cerebrum_cli.core.events import Timings
-from cerebrum_cli.engine import speed as speeds
+from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.capacity import Capacity, Forecast
 from cerebrum_cli.engine.local import MachineRecords
-from cerebrum_cli.engine.machine import instruction_set, processors
-from cerebrum_cli.engine.speed import Speed, expected
+from cerebrum_cli.engine.machine import Speed, expected_speed, instruction_set, processors
 from cerebrum_cli.gguf.contents import Metadata
 from cerebrum_cli.gguf.sizes import Hyperparameters, LayerSizes, ModelSizes, model_sizes
 
@@ -65,9 +64,9 @@ def test_speed_is_that_of_the_fastest_reply_that_is_long_enough() -> None:
 
 
 def test_speed_before_a_reply_is_that_of_the_processor_within_the_memory() -> None:
-    assert expected(2, True, Speed(prompt_layer=5)) == Speed(28e9, 120e9, prompt_layer=5)
-    assert expected(2, False, Speed(bandwidth=50e9)) == Speed(20e9, 70e9, 50e9)
-    assert expected(16, False, Speed(bandwidth=20e9)) == Speed(40e9, 560e9, 20e9)
+    assert expected_speed(2, True, Speed(prompt_layer=5)) == Speed(28e9, 120e9, prompt_layer=5)
+    assert expected_speed(2, False, Speed(bandwidth=50e9)) == Speed(20e9, 70e9, 50e9)
+    assert expected_speed(16, False, Speed(bandwidth=20e9)) == Speed(40e9, 560e9, 20e9)
 
 
 def test_speed_file_is_of_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,27 +74,27 @@ def test_speed_file_is_of_one_machine(tmp_path: Path, monkeypatch: pytest.Monkey
     reply = Timings(prefill_s=2, prefill_tokens=200, decode_s=2, decode_steps=56)
     MachineRecords(tmp_path).record_replies(ModelSizes((LayerSizes(MB),) * 24), [reply])
     assert not path.exists(), "the model is too small"
-    monkeypatch.setattr(speeds, "READ_BYTES", 1000)
-    speeds.record_bandwidth(tmp_path)
+    monkeypatch.setattr(machine, "READ_BYTES", 1000)
+    machine.record_bandwidth(tmp_path)
     recorded = path.read_bytes()
-    speeds.record_bandwidth(tmp_path)
+    machine.record_bandwidth(tmp_path)
     assert path.read_bytes() == recorded, "once"
-    speeds.record_replies(tmp_path, LAYERS, [reply, reply])
-    measured = speeds.load_speed(tmp_path)
+    machine.record_replies(tmp_path, LAYERS, [reply, reply])
+    measured = machine.load_speed(tmp_path)
     assert measured.bandwidth and measured.generation == pytest.approx(28e9, rel=0.01)
-    monkeypatch.setattr(speeds, "processor_name", lambda: "another")
-    other = speeds.load_speed(tmp_path)
-    assert other == expected(
+    monkeypatch.setattr(machine, "processor_name", lambda: "another")
+    other = machine.load_speed(tmp_path)
+    assert other == expected_speed(
         processors().threads, instruction_set() == "avx512", Speed(prompt_layer=other.prompt_layer)
     )
     path.write_text("[]")
-    assert not speeds.load_speed(tmp_path).bandwidth
+    assert not machine.load_speed(tmp_path).bandwidth
 
 
 def test_list_forecasts_from_earlier_replies(
     new_user: CommandLine, chatml_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cerebrum_cli.engine.speed.MIN_BYTES", 0)
+    monkeypatch.setattr("cerebrum_cli.engine.machine.MIN_BYTES", 0)
     new_user.run("pull", chatml_model, "--name", "tiny")
     [before] = new_user.run("list", "--json").object
     options = ("--no-log", "--raw", "-n", "20", "--set", "speculative=off")

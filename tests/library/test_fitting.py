@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from cerebrum_cli.engine.capacity import SYSTEM_RESERVE, Capacity
+from cerebrum_cli.engine.machine import Speed
 from cerebrum_cli.engine.memory import HEADROOM, Device
 from cerebrum_cli.engine.requests import DEFAULT_CONTEXT
-from cerebrum_cli.engine.speed import Speed
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.library.catalogue_file import load_catalogue
 from cerebrum_cli.library.fit import MemoryFit, QuantizationFit, assess_quantizations, fit_memory

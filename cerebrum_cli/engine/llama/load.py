@@ -16,11 +16,10 @@ from cerebrum_cli.core.events import Emit, LoadEvent, NoticeEvent
 from cerebrum_cli.engine.llama.bindings import SHOW_LOG, bind, expert_overrides, free_memory, llama, log, suppress_log
 from cerebrum_cli.engine.llama.context import Adapters, has_recurrent_state, model_metadata
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.engine.machine import instruction_set, processors, save_devices
+from cerebrum_cli.engine.machine import instruction_set, load_speed, processors, save_devices
 from cerebrum_cli.engine.memory import Device, Devices, FreeMemory, LoadPlan
 from cerebrum_cli.engine.memory_plan import plan_load
 from cerebrum_cli.engine.requests import LoadOptions
-from cerebrum_cli.engine.speed import load_speed
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.gguf.sizes import facts_of
 
