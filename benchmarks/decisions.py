@@ -32,8 +32,7 @@ from cerebrum_cli.decide.given_choices import Choice, GivenChoices, Order, choic
 from cerebrum_cli.decide.measures import measures_of
 from cerebrum_cli.decide.prompts import ChoiceListing
 from cerebrum_cli.decide.readings import Owners, TokenReader, average, log_shares
-from cerebrum_cli.engine.engine import LogprobScores
-from cerebrum_cli.engine.requests import ScoreRequest
+from cerebrum_cli.engine.loglikelihood import LogprobScores, ScoreRequest
 from cerebrum_cli.replies.interface import Model, open_model
 
 YES_NO = ("yes", "no")

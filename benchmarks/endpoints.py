@@ -64,9 +64,8 @@ from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, TokenEvent
 from cerebrum_cli.core.row_events import RowEvent
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.core.token_ids import common_prefix
-from cerebrum_cli.engine.engine import LogprobScores
+from cerebrum_cli.engine.loglikelihood import LogprobScores, ScoreRequest
 from cerebrum_cli.engine.memory import CPU_UBATCH
-from cerebrum_cli.engine.requests import ScoreRequest
 from cerebrum_cli.servers.endpoint import Endpoint
 
 PARTS = ("texts", "cache", "votes", "batch", "failover")

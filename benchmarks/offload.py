@@ -24,11 +24,11 @@ from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import TokenEvent, raise_refusals
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.engine import LogprobScores
 from cerebrum_cli.engine.llama.bindings import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local_engine import LocalEngine
-from cerebrum_cli.engine.requests import ContextOptions, LoadOptions, Request, ScoreRequest
+from cerebrum_cli.engine.loglikelihood import LogprobScores, ScoreRequest
+from cerebrum_cli.engine.requests import ContextOptions, LoadOptions, Request
 from cerebrum_cli.gguf.header import read_header
 
 CONTEXT, SLOTS = 1024, 16

@@ -25,8 +25,8 @@ from harness import PEER_PROGRAMS, Row, argument_parser, in_subprocess, medians,
 from quantized import F32, quantize
 
 from cerebrum_cli.core.events import StageEvent
-from cerebrum_cli.engine.engine import LogprobScores, ScoringEvent
-from cerebrum_cli.engine.requests import ContextOptions, ScoreRequest
+from cerebrum_cli.engine.loglikelihood import LogprobScores, ScoreRequest, ScoringEvent
+from cerebrum_cli.engine.requests import ContextOptions
 
 PARTS = ("choices", "rate")
 CONTEXT_TOKENS, CHOICES, CHOICE_TOKENS = 200, 4, 8

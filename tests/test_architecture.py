@@ -130,7 +130,7 @@ DOORS: Mapping[str, Door] = {
     ),
     "engine": Door(
         33,
-        ("capacity", "engine", "local", "requests"),
+        ("capacity", "engine", "local", "loglikelihood", "requests"),
     ),
     "answers": Door(
         6,

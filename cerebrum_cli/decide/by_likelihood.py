@@ -25,8 +25,8 @@ from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Decided
 from cerebrum_cli.decide.given_choices import VOTES, GivenChoices
 from cerebrum_cli.decide.prompts import ChoiceListing
 from cerebrum_cli.decide.readings import BeginningReader, Beginnings, TextReader, TokenReader, average, log_shares
-from cerebrum_cli.engine.engine import LogprobScores
-from cerebrum_cli.engine.requests import Request, ScoreRequest
+from cerebrum_cli.engine.loglikelihood import LogprobScores, ScoreRequest
+from cerebrum_cli.engine.requests import Request
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model

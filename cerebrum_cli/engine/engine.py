@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import (
@@ -18,9 +18,7 @@ from cerebrum_cli.core.events import (
     FinishEvent,
     RefusedEvent,
     SequenceId,
-    StageEvent,
 )
-from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.step import StopFlag
@@ -28,7 +26,8 @@ from cerebrum_cli.engine.step import StopFlag
 if TYPE_CHECKING:
     from cerebrum_cli.core.vocabulary import Vocabulary
     from cerebrum_cli.engine.backend import Backend
-    from cerebrum_cli.engine.requests import ReplySample, Request, ScoreRequest
+    from cerebrum_cli.engine.loglikelihood import ScoreRequest, ScoringEvent
+    from cerebrum_cli.engine.requests import ReplySample, Request
 
 T = TypeVar("T")
 
@@ -40,28 +39,6 @@ OpenBackend: TypeAlias = "Callable[[Emit, StopFlag], Backend]"
 CancelScope: TypeAlias = threading.Event
 
 OnSampleEvent: TypeAlias = "Callable[[Event | BaseException], None]"  # receives events of a sample, or its error
-
-
-class Score(NamedTuple):
-    """Log-probability of a continuation after its context, summed over `tokens`.
-
-    It `is_greedy` if each of the tokens is the most likely one at its place.
-    """
-
-    logprob_sum: float
-    is_greedy: bool
-    tokens: int
-
-
-@frozen
-class LogprobScores:
-    """The index of a finished request, and a score for each of its continuations, in order."""
-
-    request: int
-    scores: tuple[Score, ...]
-
-
-ScoringEvent = LogprobScores | RefusedEvent | StageEvent  # a StageEvent counts scored tokens
 
 
 class EventQueue(SimpleQueue[T | BaseException | None], Iterator[T]):

@@ -41,8 +41,8 @@ from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.step import StopFlag
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.engine import OpenBackend, ScoringEvent
-    from cerebrum_cli.engine.requests import ScoreRequest
+    from cerebrum_cli.engine.engine import OpenBackend
+    from cerebrum_cli.engine.loglikelihood import ScoreRequest, ScoringEvent
 
 
 class EngineCommand(NamedTuple):

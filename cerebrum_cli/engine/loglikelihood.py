@@ -12,14 +12,44 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from math import inf
+from typing import NamedTuple
 
 from cerebrum_cli.core.errors import CerebrumError, EngineError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import RefusedEvent, SequenceId, StageEvent
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.token_ids import Tokens, common_prefix
 from cerebrum_cli.engine.backend import Backend
-from cerebrum_cli.engine.engine import LogprobScores, Score, ScoringEvent
-from cerebrum_cli.engine.requests import ScoreRequest
 from cerebrum_cli.engine.step import TokenRow
+
+
+@frozen
+class ScoreRequest:
+    """Continuations of one context to score; an empty one has the score 0, whatever its context."""
+
+    context: Tokens
+    continuations: tuple[Tokens, ...]
+
+
+class Score(NamedTuple):
+    """Log-probability of a continuation after its context, summed over `tokens`.
+
+    It `is_greedy` if each of the tokens is the most likely one at its place.
+    """
+
+    logprob_sum: float
+    is_greedy: bool
+    tokens: int
+
+
+@frozen
+class LogprobScores:
+    """The index of a finished request, and a score for each of its continuations, in order."""
+
+    request: int
+    scores: tuple[Score, ...]
+
+
+ScoringEvent = LogprobScores | RefusedEvent | StageEvent  # a StageEvent counts scored tokens
 
 
 def refusal(request: ScoreRequest, context_size: int) -> CerebrumError | None:

@@ -360,7 +360,7 @@ class Loop:
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> bool:
         """End a sequence, and ask its follow-up if there is one; False, since it has left its slot."""
-        for event in sequence.last_events(is_truncated=reason != "stop"):
+        for event in sequence.text_events(sequence.text.finish(is_truncated=reason != "stop")):
             sequence.emit(event)
         self._placement.release(sequence)
         size = self._backend.context_size

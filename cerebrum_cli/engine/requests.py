@@ -1,4 +1,4 @@
-"""What is asked of an engine: to load a model, to generate replies, each a sample of a request, and to score texts."""
+"""What is asked of an engine: to load a model, and to generate replies, each a sample of a request."""
 
 from __future__ import annotations
 
@@ -224,30 +224,19 @@ class ReplySample:
         """Whether there is a grammar that does not apply yet."""
         return self.request.has_grammar and self.text.stage != "answer"
 
-    def token_events(
-        self, pieces: list[SplitText], tokens: Sequence[int], logprobs: Sequence[float | None]
+    def text_events(
+        self, pieces: list[SplitText], tokens: Sequence[int] = (), logprobs: Sequence[float | None] = ()
     ) -> Iterator[TokenEvent]:
-        """The events of some tokens and the pieces of text that they complete, the last of which has the tokens."""
-        yield from self._correction()
-        last: SplitText = ("thinking" if self.text.open_markup else "answer", "")
-        if pieces:
-            *before, last = pieces
-            for channel, text in before:
-                yield TokenEvent(self.id, text, channel)
-        channel, text = last
-        yield TokenEvent(self.id, text, channel, tokens, logprobs)
-
-    def last_events(self, is_truncated: bool) -> Iterator[TokenEvent]:
-        """The events of the text that was held back until the end."""
-        pieces = self.text.finish(is_truncated)
-        yield from self._correction()
-        for channel, text in pieces:
+        """The events of pieces of text, the last of which has the tokens that complete them; it may have no text."""
+        if self.text.correction:
+            yield TokenEvent(self.id, "", self.text.correction, is_correction=True)
+            self.text.correction = None
+        if tokens and not pieces:
+            pieces = [("thinking" if self.text.open_markup else "answer", "")]
+        for channel, text in pieces[:-1]:
             yield TokenEvent(self.id, text, channel)
-
-    def _correction(self) -> Iterator[TokenEvent]:
-        channel, self.text.correction = self.text.correction, None
-        if channel:
-            yield TokenEvent(self.id, "", channel, is_correction=True)
+        for channel, text in pieces[-1:]:
+            yield TokenEvent(self.id, text, channel, tokens, logprobs)
 
     def repetition_end(self, tokens: array[int], checked: int) -> int | None:
         """Number of tokens, more than the `checked` ones, after which the reply ends, as it repeats itself."""
@@ -263,14 +252,6 @@ class ReplySample:
             in_reasoning=self.text.stage == "thinking",
             **known,
         )
-
-
-@frozen
-class ScoreRequest:
-    """Continuations of one context to score; an empty one has the score 0, whatever its context."""
-
-    context: Tokens
-    continuations: tuple[Tokens, ...]
 
 
 def repetition_end(tokens: array[int], checked: int) -> int | None:

@@ -94,7 +94,7 @@ class Sequence(ReplySample):
         """Add a token and emit its text; return the reason if it is the last: "stop" means a stop string."""
         self.generated.append(token)
         pieces = self.text.feed(piece, (token,))
-        for event in self.token_events(pieces, (token,), logprobs):
+        for event in self.text_events(pieces, (token,), logprobs):
             self.emit(event)
         if self.text.is_stopped:
             return "stop"

@@ -40,7 +40,8 @@ from cerebrum_cli.replies.source import Installation, ModelSource
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.decision import Decision
-    from cerebrum_cli.engine.engine import CancelScope, Score
+    from cerebrum_cli.engine.engine import CancelScope
+    from cerebrum_cli.engine.loglikelihood import Score
     from cerebrum_cli.replies.majority_vote import MajorityVote, Outcome, Row
 
 Question = str | Conversation | Sequence[Mapping[str, Any]]
@@ -200,8 +201,7 @@ class Model:
 
     def score(self, context: str, continuations: Sequence[str]) -> tuple[Score, ...]:
         """Log-probabilities of texts after a context, whose special tokens are recognized. Raises EngineError."""
-        from cerebrum_cli.engine.engine import LogprobScores
-        from cerebrum_cli.engine.requests import ScoreRequest
+        from cerebrum_cli.engine.loglikelihood import LogprobScores, ScoreRequest
 
         for _ in self.load():
             pass

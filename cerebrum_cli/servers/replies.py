@@ -77,7 +77,7 @@ class RemoteSample(ReplySample):
         self, end: StopReason, reason: FinishReason | None = None, refusal: CerebrumError | None = None
     ) -> SampleEvents:
         is_complete = end == "eos" or self.text.is_stopped or (end == "unstated" and not self._is_at_limit)
-        last = list(self.last_events(is_truncated=not is_complete))
+        last = list(self.text_events(self.text.finish(is_truncated=not is_complete)))
         yield from last
         if refusal:
             yield RefusedEvent(self.id, refusal, self.origin, answer_of((*self._events, *last)) or None)
@@ -127,8 +127,7 @@ class MessageSample(RemoteSample):
             yield OpeningEvent(self.id, chunk.likeliest)
         pieces = self.text.feed_text(chunk.reasoning, "thinking") if chunk.reasoning else []
         pieces += self.text.feed_text(chunk.text)
-        if chunk.reasoning or chunk.text:
-            yield from self.token_events(pieces, (), ())
+        yield from self.text_events(pieces)
         if chunk.total is not None:
             self.tokens = chunk.total
         if chunk.end:

@@ -104,7 +104,7 @@ class TokenSample(RemoteSample):
         pieces = self.text.feed(self._piece(token), (token,))
         self.tokens += 1
         self._ids.append(token)
-        yield from self.token_events(pieces, (token,), logprobs)
+        yield from self.text_events(pieces, (token,), logprobs)
 
     # Where the reply is left, to be continued by another request.
 

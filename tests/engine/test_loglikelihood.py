@@ -12,8 +12,8 @@ from scripted_backend import ALPHABET, ScriptedBackend, random_model, replies, t
 
 from cerebrum_cli.core.errors import CerebrumError, EngineError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import RefusedEvent, StageEvent
-from cerebrum_cli.engine.engine import LogprobScores, Score, ScoringEvent
-from cerebrum_cli.engine.requests import Request, ScoreRequest
+from cerebrum_cli.engine.loglikelihood import LogprobScores, Score, ScoreRequest, ScoringEvent
+from cerebrum_cli.engine.requests import Request
 
 
 def request(context: str, *continuations: str) -> ScoreRequest:

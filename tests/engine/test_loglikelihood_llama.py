@@ -12,10 +12,9 @@ from installations import model_on
 from llama_engines import greedy, in_f32, options
 from templates import chosen_format
 
-from cerebrum_cli.engine.engine import LogprobScores, Score
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local_engine import LocalEngine
-from cerebrum_cli.engine.requests import ScoreRequest
+from cerebrum_cli.engine.loglikelihood import LogprobScores, Score, ScoreRequest
 
 VOCABULARY = 270  # tokens that all tiny models have
 

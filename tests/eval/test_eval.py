@@ -20,10 +20,9 @@ from waiting import wait_until
 
 from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
-from cerebrum_cli.engine.engine import LogprobScores
 from cerebrum_cli.engine.local_engine import LocalEngine
+from cerebrum_cli.engine.loglikelihood import LogprobScores, ScoreRequest
 from cerebrum_cli.engine.machine import processor_name
-from cerebrum_cli.engine.requests import ScoreRequest
 from cerebrum_cli.eval import lm_eval_command as lm_eval, scorers
 from cerebrum_cli.eval.questions import SAMPLE_KEYS
 from cerebrum_cli.eval.scorers import SCORING_VERSION

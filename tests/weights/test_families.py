@@ -21,10 +21,9 @@ from conversions import convert_checkpoint
 from llama_engines import greedy, in_f32, options
 from numpy.typing import NDArray
 
-from cerebrum_cli.engine.engine import LogprobScores
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local_engine import LocalEngine
-from cerebrum_cli.engine.requests import ScoreRequest
+from cerebrum_cli.engine.loglikelihood import LogprobScores, ScoreRequest
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.slow

@@ -23,8 +23,7 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.engine.capacity import build_version
-from cerebrum_cli.engine.engine import LogprobScores
-from cerebrum_cli.engine.requests import ScoreRequest
+from cerebrum_cli.engine.loglikelihood import LogprobScores, ScoreRequest
 from cerebrum_cli.eval.lm_eval.generation import Prompt, answer_of, group_requests
 from cerebrum_cli.formats.prompt_format import RAW
 from cerebrum_cli.replies.interface import Model
