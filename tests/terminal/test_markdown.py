@@ -159,6 +159,7 @@ def test_markup_becomes_styling(text: str, shown: str) -> None:
         ("$$\\begin{align}\nx &= 1 \\\\\ny &= 2\n\\end{align}$$", "  x = 1\n  y = 2"),
         (r"\(\unknown{a}{b} + x^{2\) and `\(x\)`", r"\(\unknown{a}{b} + x^{2\) and \(x\)"),
         (r"\(\unknown{a}{b} + \pi\)", r"\(\unknown{a}{b} + \pi\)"),
+        (r"\(\begin{vmatrix}a\end{vmatrix}\), \(\ddot{x}\)", "\\(\\begin{vmatrix}a\\end{vmatrix}\\), \u1e8d"),
         (
             r"\(3\frac{1}{2}, \frac{a}{b}\frac{c}{bd}, \frac{x}{2}^2, \frac{1}{n}\sum x\)",
             "3 1/2, (a/b)(c/(bd)), (x/2)², (1/n)∑ x",

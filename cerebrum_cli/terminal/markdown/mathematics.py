@@ -56,7 +56,15 @@ gets ←, gcd gcd, det det, dim dim, ker ker, deg deg, arg arg, bmod mod, { \ue1
 tag (%s), binom (%s choose %s), texttt %s, mathbf %s, mathit %s, mathsf %s, mathtt %s, mbox %s, operatorname %s,
 boldsymbol %s, bm %s"""
 _FRACTIONS = ("frac", "dfrac", "tfrac", "cfrac")
-_ACCENTS = {"vec": "\u20d7", "hat": "\u0302", "bar": "\u0304", "overline": "\u0305", "dot": "\u0307", "tilde": "\u0303"}
+_ACCENTS = {
+    "vec": "\u20d7",
+    "hat": "\u0302",
+    "bar": "\u0304",
+    "overline": "\u0305",
+    "dot": "\u0307",
+    "ddot": "\u0308",
+    "tilde": "\u0303",
+}
 
 
 def is_mathematics(source: str) -> bool:
@@ -76,7 +84,7 @@ def _content(source: str) -> str:
 
 
 def _rows(latex: str) -> list[str] | None:
-    """The rows of LaTeX as Unicode; None if it is not valid, or has a macro that is not known."""
+    """The rows of LaTeX as Unicode; None if it is not valid, or has a macro or an environment that is not known."""
     from pylatexenc.latexwalker import LatexWalker, LatexWalkerError
 
     parsing, writer = _parsing_and_writing()
@@ -104,9 +112,10 @@ def _parsing_and_writing() -> tuple[Any, Any]:
     parsing = latexwalker.get_default_latex_context_db().filter_context(exclude_categories=["nonascii-specials"])
     parsing.add_context_category("ours", macros, prepend=True)
     writing = latex2text.get_default_latex_context_db()
-    writing.add_context_category("ours", [MacroTextSpec(*item) for item in texts.items()], prepend=True)
+    rows = [EnvironmentTextSpec(name, "%(body)s") for name in ("aligned", "gathered", "split")]
+    writing.add_context_category("ours", [MacroTextSpec(*item) for item in texts.items()], rows, prepend=True)
     writing.set_unknown_macro_spec(MacroTextSpec("", _refuse))
-    writing.set_unknown_environment_spec(EnvironmentTextSpec("", "%(body)s"))
+    writing.set_unknown_environment_spec(EnvironmentTextSpec("", _refuse))
     spaces = {"between-macro-and-chars": False, "between-latex-constructs": True}
     writer = latex2text.LatexNodes2Text(
         writing, keep_braced_groups=True, keep_braced_groups_minlen=0, strict_latex_spaces=spaces
