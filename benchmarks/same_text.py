@@ -193,7 +193,7 @@ def prompt_ids(model: str, is_plain: bool, prompts: Sequence[str]) -> tuple[list
     """Token ids of prompts, and whether weights are repacked; to be called in a subprocess."""
     settings = fold({"threads": THREADS}, {"format": CEREBRUM.name} if is_plain else {})
     with loaded_model(model, settings) as loaded:
-        return [loaded.preview(Conversation().user(prompt))[1] for prompt in prompts], loaded.repacks
+        return [loaded.preview(Conversation().user(prompt))[1] for prompt in prompts], loaded.engine.repacks
 
 
 # The reference.

@@ -60,114 +60,117 @@ PIPED_TOKENS = 2000  # as a diff or a log may have
 LEFT_OUT = "binary files, hidden ones and those in .gitignore are left out; PATH/*.pdf takes documents"
 
 
-@frozen
-class AttachmentReader:
-    """Reads files, folders, patterns of files, documents, pictures and web pages."""
+def read_files(sources: Sequence[Path | str], on_notice: OnNotice, offline: bool = False) -> list[PromptFile]:
+    """Read files and pages as names and texts, in the given order; those of a directory or a pattern are sorted.
 
-    is_offline: bool = False
+    A directory or pattern adds each file once, and only text, except that a pattern such as `*.pdf` or `*.png` adds
+    documents or pictures; a notice counts the others. Raises UsageError if a named file cannot be read, or a
+    directory or pattern leads to no file that can be; PromptTooLong for more than a prompt can hold.
+    """
+    if not sources:
+        return []
+    from cerebrum_cli.attachments.file_search import search_of
 
-    def read(self, sources: Sequence[Path | str], on_notice: OnNotice) -> list[PromptFile]:
-        """Read files and pages as names and texts, in the given order; those of a directory or a pattern are sorted.
-
-        A directory or pattern adds each file once, and only text, except that a pattern such as `*.pdf` or `*.png` adds
-        documents or pictures; a notice counts the others. Raises UsageError if a named file cannot be read, or a
-        directory or pattern leads to no file that can be; PromptTooLong for more than a prompt can hold.
-        """
-        from cerebrum_cli.attachments.file_search import search_of
-
-        searches = {source: search_of(source) if isinstance(source, Path) else None for source in sources}
-        seen = {os.path.realpath(source) for source, search in searches.items() if search is None}
-        files = []
-        skipped: list[Skipped] = []
-        for source, search in searches.items():
-            if source == STANDARD_INPUT:
-                raise UsageError("- is not a file", "piped text is added to the prompt without -f")
-            if search:
-                files += self._read_found(Path(source), search, seen, skipped, on_notice)
-            else:
-                files.append(self._read_named(source, on_notice))
-        if skipped:
-            on_notice(NoticeEvent(f"{format_count(len(skipped), 'file')} skipped: {listed(skipped)}"))
-        return files
-
-    def _read_named(self, source: Path | str, on_notice: OnNotice) -> PromptFile:
-        """Read a file, a document or a page, the last two with a notice. Raises UsageError, PromptTooLong."""
-        name = well_formed(str(source))
+    searches = {source: search_of(source) if isinstance(source, Path) else None for source in sources}
+    seen = {os.path.realpath(source) for source, search in searches.items() if search is None}
+    files = []
+    skipped: list[Skipped] = []
+    for source, search in searches.items():
+        if source == STANDARD_INPUT:
+            raise UsageError("- is not a file", "piped text is added to the prompt without -f")
         if isinstance(source, str):
-            text = self._read_page(source)
-        elif is_document(source):
-            text = document_text(source, str(source))
-        elif is_picture(source):
-            return name, read_picture(source)
+            files.append(_converted_file(source, read_page(source, offline), on_notice))
+        elif search:
+            files += _read_found(source, search, seen, skipped, on_notice)
         else:
-            with readable(source):
-                data = read_beginning(source, MAX_PROMPT_BYTES)
-            text = decode_text(data, str(source), MAX_PROMPT_BYTES, PromptTooLong)
-            if not text.strip():
-                on_notice(NoticeEvent(f"{name} is empty"))
-            return name, text
-        tokens = max(1, len(text.encode()) // BYTES_PER_TOKEN)
-        on_notice(NoticeEvent(f"{name}: about {tokens:,} tokens"))
-        return name, text
+            files.append(_read_named(source, on_notice))
+    if skipped:
+        on_notice(NoticeEvent(f"{format_count(len(skipped), 'file')} skipped: {listed(skipped)}"))
+    return files
 
-    def _read_page(self, address: str) -> str:
-        """The text of a web page. Raises UsageError, and PromptTooLong for more than a prompt can hold."""
-        if self.is_offline or is_hub_offline():
-            problem = f"{address} cannot be read: the network is disabled"
-            raise UsageError(problem, "omit --offline, or unset HF_HUB_OFFLINE")
-        from cerebrum_cli.attachments.web_page import fetch
 
-        page = fetch(address)
-        if not is_document(Path(f"page{page.suffix}")):
-            return decode_text(page.data, address, MAX_PROMPT_BYTES, PromptTooLong)
-        from tempfile import NamedTemporaryFile
+def _read_named(path: Path, on_notice: OnNotice) -> PromptFile:
+    """Read a file, a picture or a document, the last with a notice. Raises UsageError, PromptTooLong."""
+    name = well_formed(str(path))
+    if is_document(path):
+        return _converted_file(name, document_text(path, str(path)), on_notice)
+    if is_picture(path):
+        return name, read_picture(path)
+    with readable(path):
+        data = read_beginning(path, MAX_PROMPT_BYTES)
+    text = decode_text(data, str(path), MAX_PROMPT_BYTES, PromptTooLong)
+    if not text.strip():
+        on_notice(NoticeEvent(f"{name} is empty"))
+    return name, text
 
-        with NamedTemporaryFile(suffix=page.suffix) as file:
-            file.write(page.data)
-            file.flush()
-            return document_text(Path(file.name), address)
 
-    def _read_found(
-        self, path: Path, search: FileSearch, seen: set[str], skipped: list[Skipped], on_notice: OnNotice
-    ) -> list[PromptFile]:
-        """The texts that a directory or pattern leads to, other than those already `seen`; adds to both collections.
+def _converted_file(name: str, text: str, on_notice: OnNotice) -> PromptFile:
+    """The text of a document or a page, whose size is not seen otherwise."""
+    tokens = max(1, len(text.encode()) // BYTES_PER_TOKEN)
+    on_notice(NoticeEvent(f"{well_formed(name)}: about {tokens:,} tokens"))
+    return well_formed(name), text
 
-        Raises UsageError if it leads to no text file, and PromptTooLong.
-        """
-        from cerebrum_cli.attachments.file_search import Skipped
 
-        with readable(path):
-            matches = search.find(skipped)
-        new = [match for match in matches if os.path.realpath(match) not in seen]
-        seen.update(map(os.path.realpath, new))
-        files: list[PromptFile] = []
-        left_out: list[Skipped] = []
-        size = 0
-        for match in new:
-            shown = match.relative_to(Path.cwd()) if match.is_relative_to(Path.cwd()) else match
-            try:
-                files.append(self._read_match(shown, match.suffix == path.suffix, on_notice))
-            except MissingMarkitdown:
-                raise
-            except UsageError as error:
-                reason = error.message.removeprefix(str(shown)).lstrip(": ")
-                left_out.append(Skipped(shown, reason))
-                continue
-            size += len(fence_file(*files[-1]))
-            if size > MAX_PROMPT_BYTES:
-                problem = f"the files in {path} exceed {format_size(MAX_PROMPT_BYTES)} in total"
-                raise PromptTooLong(problem, "name fewer files")
-        if not files and len(new) == len(matches):
-            problem = f"{path}: no text files found"
-            raise UsageError(f"{problem}: {listed(left_out)}" if left_out else problem, LEFT_OUT)
-        skipped += left_out
-        return files
+def read_page(address: str, offline: bool) -> str:
+    """The text of a web page. Raises UsageError, and PromptTooLong for more than a prompt can hold."""
+    if offline or is_hub_offline():
+        problem = f"{address} cannot be read: the network is disabled"
+        raise UsageError(problem, "omit --offline, or unset HF_HUB_OFFLINE")
+    from cerebrum_cli.attachments.web_page import fetch
 
-    def _read_match(self, path: Path, is_meant: bool, on_notice: OnNotice) -> PromptFile:
-        """Read a file that was found, also a document or picture if files of its type are meant. Raises UsageError."""
-        if is_meant and (is_document(path) or is_picture(path)):
-            return self._read_named(path, on_notice)
-        return well_formed(str(path)), found_text(path)
+    page = fetch(address)
+    if not is_document(Path(f"page{page.suffix}")):
+        return decode_text(page.data, address, MAX_PROMPT_BYTES, PromptTooLong)
+    from tempfile import NamedTemporaryFile
+
+    with NamedTemporaryFile(suffix=page.suffix) as file:
+        file.write(page.data)
+        file.flush()
+        return document_text(Path(file.name), address)
+
+
+def _read_found(
+    path: Path, search: FileSearch, seen: set[str], skipped: list[Skipped], on_notice: OnNotice
+) -> list[PromptFile]:
+    """The texts that a directory or pattern leads to, other than those already `seen`; adds to both collections.
+
+    Raises UsageError if it leads to no text file, and PromptTooLong.
+    """
+    from cerebrum_cli.attachments.file_search import Skipped
+
+    with readable(path):
+        matches = search.find(skipped)
+    new = [match for match in matches if os.path.realpath(match) not in seen]
+    seen.update(map(os.path.realpath, new))
+    files: list[PromptFile] = []
+    left_out: list[Skipped] = []
+    size = 0
+    for match in new:
+        shown = match.relative_to(Path.cwd()) if match.is_relative_to(Path.cwd()) else match
+        try:
+            files.append(_read_match(shown, match.suffix == path.suffix, on_notice))
+        except MissingMarkitdown:
+            raise
+        except UsageError as error:
+            reason = error.message.removeprefix(str(shown)).lstrip(": ")
+            left_out.append(Skipped(shown, reason))
+            continue
+        size += len(fence_file(*files[-1]))
+        if size > MAX_PROMPT_BYTES:
+            problem = f"the files in {path} exceed {format_size(MAX_PROMPT_BYTES)} in total"
+            raise PromptTooLong(problem, "name fewer files")
+    if not files and len(new) == len(matches):
+        problem = f"{path}: no text files found"
+        raise UsageError(f"{problem}: {listed(left_out)}" if left_out else problem, LEFT_OUT)
+    skipped += left_out
+    return files
+
+
+def _read_match(path: Path, is_meant: bool, on_notice: OnNotice) -> PromptFile:
+    """Read a file that was found, also a document or picture if files of its type are meant. Raises UsageError."""
+    if is_meant and (is_document(path) or is_picture(path)):
+        return _read_named(path, on_notice)
+    return well_formed(str(path)), found_text(path)
 
 
 @frozen
@@ -184,7 +187,7 @@ class PromptSources:
     raw: bool
     on_notice: OnNotice
     saved: SavedPrompt | None = None
-    reader: AttachmentReader = AttachmentReader()
+    offline: bool = False
 
     def validate(self, piped: SupportsRead[bytes] | None) -> None:
         """Raise UsageError for sources that cannot give a question, such as a missing file. Reads nothing."""
@@ -237,7 +240,7 @@ class PromptSources:
             return conversation if system is None else replace(conversation, system_prompt=system)
         appended = read_piped(piped) if piped else None
         prompt = None if self.prompt == "-" else self.prompt
-        files = self.reader.read(self.files, self.on_notice) if self.files else []
+        files = read_files(self.files, self.on_notice, self.offline)
         pictures = pictures_of(files)
         if self.raw:
             texts = [*(content for _, content in files if isinstance(content, str)), prompt or "", appended or ""]

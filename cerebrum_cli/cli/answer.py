@@ -1,4 +1,4 @@
-"""Render, print and record the answer to one question; imported while its model loads."""
+"""Render, print and record the answer to one question; imported, with what saves it, while its model loads."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from shlex import quote
 from typing import TYPE_CHECKING
 
+from cerebrum_cli.chat.history import History
 from cerebrum_cli.cli.options import LAST, AskOptions, name_grammar_in_errors
 from cerebrum_cli.core.ask import ASK_FOR_ANSWER, Ask
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer, OutputError, SessionError
-from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.settings import sampling_text
 from cerebrum_cli.core.text import format_count
@@ -19,7 +20,6 @@ from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.terminal.sinks import ReplyDisplay, show_answer, stats_line
 
 if TYPE_CHECKING:
-    from cerebrum_cli.chat.history import History
     from cerebrum_cli.chat.session import Session
     from cerebrum_cli.core.ask import Votes
     from cerebrum_cli.replies.interface import Model
@@ -44,17 +44,6 @@ def show_prompt(streams: Streams, loaded: Model, request: Ask, options: AskOptio
         return
     streams.answer(prompt if prompt.endswith("\n") or not streams.out_is_terminal else f"{prompt}\n")
     streams.note(f"{len(token_ids)} tokens")
-
-
-class HistoryPreload:
-    """A sink that imports the session history while the model loads, so that saving the answer does not wait for it."""
-
-    def emit(self, event: Event) -> None:
-        if isinstance(event, LoadEvent):
-            import cerebrum_cli.chat.history  # noqa: F401
-
-    def close(self) -> None:
-        pass
 
 
 @dataclass(slots=True)
@@ -111,7 +100,6 @@ class AnswerPrinter:
                 shows_reasoning=self.request.settings.show_thinking,
                 markdown=self._is_markdown,
                 prints_answer=self.options.streams_answer,
-                others=[HistoryPreload()] if self.open_history else [],
             )
         except BrokenPipeError:  # its reader wants no more
             if not reply.is_finished:
@@ -285,5 +273,5 @@ class AnswerPrinter:
         if options.stats:
             settings = self.request.settings
             sampling = sampling_text(settings.samplers, settings.origins)
-            line = stats_line(reply.finish, loaded.model.name, loaded.format_name, loaded.repacks, sampling)
+            line = stats_line(reply.finish, loaded.model.name, loaded.format_name, loaded.engine.repacks, sampling)
             streams.draw(f"{streams.on_stderr.wrapped(line)}\n")

@@ -39,12 +39,11 @@ class AskCommand(AskOptions):
     )
 
     def run(self, app: App) -> None:
-        from cerebrum_cli.attachments.prompt_sources import AttachmentReader, PromptSources
+        from cerebrum_cli.attachments.prompt_sources import PromptSources
 
         options, overrides = self, self.overrides
         if saved := self.find_prompt(app):
             options, overrides = self.with_saved(saved), overrides.with_saved(saved.settings)
-        reader = AttachmentReader(options.offline)
         match self.prompt:
             case [language, question] if self.extract and " " in question and " " not in language:
                 hint = f"-x takes no language; --block {language} prints the first block in it"
@@ -52,7 +51,9 @@ class AskCommand(AskOptions):
         text = only_question(self.prompt)
         if text and options.file and exists(Path(text)):
             app.streams.note(NoticeEvent(f"the question is the name of a file: {text}", QUOTE_PATTERN))
-        sources = PromptSources(text, options.file, options.messages, options.raw, app.streams.note, saved, reader)
+        sources = PromptSources(
+            text, options.file, options.messages, options.raw, app.streams.note, saved, options.offline
+        )
         votes = options.vote_bounds()
         sources.validate(app.streams.piped)
         options.validate()

@@ -45,7 +45,7 @@ class ChatCommand(QuestionOptions, AnswerOptions):
     no_markdown: bool = switch("Plain text, even on a terminal", "Output")
 
     def run(self, app: App) -> None:
-        from cerebrum_cli.attachments.prompt_sources import AttachmentReader
+        from cerebrum_cli.attachments.prompt_sources import read_files
         from cerebrum_cli.terminal.repl.interactive import run_chat
         from cerebrum_cli.terminal.sinks import ReplyDisplay
 
@@ -60,8 +60,7 @@ class ChatCommand(QuestionOptions, AnswerOptions):
         if saved:
             saved.require_without("a chat", "schema", "extract")
             applied = without_keys(saved.settings, overrides.typed)
-        reader = AttachmentReader(self.offline)
-        files = reader.read(self.file, app.streams.note)
+        files = read_files(self.file, app.streams.note, self.offline)
         question = read_question(app, words)
         display = ReplyDisplay(app.streams, self.yes)
         display.calls.find = self.tool_finder(app)
@@ -71,8 +70,8 @@ class ChatCommand(QuestionOptions, AnswerOptions):
         exit_code = run_chat(
             conversation,
             display,
-            reader,
             question,
+            offline=self.offline,
             saved=saved if saved and saved.prompt else None,
             files=files,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.attachments.prompt_sources import AttachmentReader, compose_prompt, pictures_of, read_piped
+from cerebrum_cli.attachments.prompt_sources import compose_prompt, pictures_of, read_files, read_piped
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import Events
@@ -45,8 +45,7 @@ def read_conversation(app: App, question: str, options: DecideOptions) -> Conver
     streams = app.streams
     if not options.file and streams.piped is None:
         return Conversation().user(question)
-    reader = AttachmentReader(options.offline)
-    files = reader.read(options.file, streams.note) if options.file else []
+    files = read_files(options.file, streams.note, options.offline)
     piped = read_piped(streams.piped) if streams.piped else ""
     pictures = pictures_of(files)
     texts = (piped, *(content for _, content in files if isinstance(content, str)))

@@ -25,7 +25,6 @@ from cerebrum_cli.core.events import (
     with_notices_behind,
 )
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
-from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import LOAD_KEYS, MAX_PARALLEL, OPTIONS, Layer, Settings, SourcedLayer, fold, reply_room
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import Tools
@@ -282,16 +281,6 @@ class Model:
     @property
     def is_remote(self) -> bool:
         return self.source.servers is not None and not self.source.vocabulary_only
-
-    @property
-    def repacks(self) -> bool | None:
-        """Whether weights were repacked for speed; None behind a server."""
-        return self.engine.repacks
-
-    @property
-    def conditions(self) -> JsonDict:
-        """The hardware and the options that replies depend on; none behind a server, and before there is a context."""
-        return self.engine.conditions
 
     @property
     def context_size(self) -> int | None:

@@ -230,7 +230,7 @@ class Results:
                     if model.is_remote:
                         records = model.engine.builds
                     else:
-                        records = (model.conditions,) if model.conditions else ()
+                        records = (model.engine.conditions,) if model.engine.conditions else ()
                     self.note(SERVERS if model.is_remote else CONDITIONS, records)
                     is_noted = bool(records)
                 self.sync()

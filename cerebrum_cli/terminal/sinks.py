@@ -214,7 +214,6 @@ class ReplyDisplay:
         shows_reasoning: bool,
         markdown: bool,
         prints_answer: bool = True,
-        others: Iterable[Sink] = (),
     ) -> None:
         """Show a reply of a model. Ctrl-C ends the reasoning first.
 
@@ -235,7 +234,7 @@ class ReplyDisplay:
         sinks: list[Sink] = [line, reasoning]
         if prints_answer:
             sinks.append(answer)
-        sinks += [self.calls, *others]
+        sinks.append(self.calls)
         render(events, model.cancel, sinks, self.signals, reasoning.end_reasoning)
 
     def show_vote(self, events: Events, model: Model, bounds: tuple[int, int]) -> None:

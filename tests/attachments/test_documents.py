@@ -16,7 +16,7 @@ from documents import ENCRYPTED, pdf, write_docx, write_epub
 from loopback import Loopback, LoopbackHandler
 
 from cerebrum_cli.attachments import prompt_sources, web_page
-from cerebrum_cli.attachments.prompt_sources import AttachmentReader, compose_prompt
+from cerebrum_cli.attachments.prompt_sources import compose_prompt, read_files
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 
@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def read(source: Path | str) -> str:
     """The text of a source; a notice states its size."""
     notices: list[str] = []
-    [(name, text)] = AttachmentReader().read([source], lambda notice: notices.append(notice.message))
+    [(name, text)] = read_files([source], lambda notice: notices.append(notice.message))
     assert isinstance(text, str)
     assert name == str(source)
     assert notices == [f"{source}: about {max(1, len(text.encode()) // 4):,} tokens"]
@@ -193,10 +193,10 @@ def test_documents_of_a_pattern_are_read_and_those_of_a_directory_are_not(folder
     Path("in").mkdir()
     Path("in/a.pdf").write_bytes(pdf("A pear.") + b"\xff")
     Path("in/b.txt").write_text("b")
-    files = AttachmentReader().read([Path("in/*.pdf")], lambda _: None)
+    files = read_files([Path("in/*.pdf")], lambda _: None)
     assert [(name, str(text).strip()) for name, text in files] == [("in/a.pdf", "A pear.")]
     notices: list[str] = []
-    assert AttachmentReader().read([Path("in")], lambda notice: notices.append(notice.message)) == [("in/b.txt", "b")]
+    assert read_files([Path("in")], lambda notice: notices.append(notice.message)) == [("in/b.txt", "b")]
     assert notices == ["1 file skipped: in/a.pdf (binary)"]
 
 
@@ -208,7 +208,7 @@ def test_documents_of_a_pattern_that_cannot_be_read_are_skipped_with_a_notice() 
     }.items():
         Path(name).write_bytes(content)
     notices: list[NoticeEvent] = []
-    files = AttachmentReader().read([Path("*.pdf")], notices.append)
+    files = read_files([Path("*.pdf")], notices.append)
     assert [(name, str(text).strip()) for name, text in files] == [("a.pdf", "A pear.")]
     assert [notice.message for notice in notices] == [
         "a.pdf: about 2 tokens",
@@ -375,7 +375,7 @@ def test_web_page_has_limits_on_size_and_time(site: str, monkeypatch: pytest.Mon
 
 def test_web_page_is_not_requested_offline(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="the network is disabled"):
-        AttachmentReader(is_offline=True).read([site], lambda _: None)
+        read_files([site], lambda _: None, offline=True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert refusal(site) == f"{site} cannot be read: the network is disabled"
     assert Site.seen == []

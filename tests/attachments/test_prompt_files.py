@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.attachments.prompt_sources import AttachmentReader
+from cerebrum_cli.attachments.prompt_sources import read_files
 from cerebrum_cli.core.conversation import Picture
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -46,7 +46,7 @@ def names(*paths: str) -> list[str]:
 
 def read(*paths: str) -> tuple[list[tuple[str, str | Picture]], list[NoticeEvent]]:
     notices: list[NoticeEvent] = []
-    return AttachmentReader().read([Path(path) for path in paths], notices.append), notices
+    return read_files([Path(path) for path in paths], notices.append), notices
 
 
 def test_prompt_files_of_a_directory_are_sorted_and_not_hidden(folder: Path) -> None:

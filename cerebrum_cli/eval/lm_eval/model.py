@@ -106,7 +106,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             "model_sha256": self._model.source.installation.library.identity(self._model.model, is_hashed=True),
             "cerebrum": __version__,
             "llama.cpp": build_version(),
-            **self._model.conditions,
+            **self._model.engine.conditions,
         }
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> TokenList:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from cerebrum_cli.attachments.prompt_sources import AttachmentReader, read_piped
+from cerebrum_cli.attachments.prompt_sources import read_piped
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.core.conversation import Picture
 from cerebrum_cli.core.saved_prompts import SavedPrompt
@@ -20,9 +20,9 @@ from cerebrum_cli.terminal.streams import is_plain_terminal
 def run_chat(
     chat: Chat,
     display: ReplyDisplay,
-    reader: AttachmentReader,
     question: str | None,
     *,
+    offline: bool = False,
     saved: SavedPrompt | None = None,
     files: Iterable[tuple[str, str | Picture]] = (),
 ) -> int:
@@ -34,7 +34,7 @@ def run_chat(
     with Signals(display.streams) as signals:
         display.signals = signals
         try:
-            repl = Repl(chat, display, signals, SLASH_COMMANDS, reader, saved, list(files))
+            repl = Repl(chat, display, signals, SLASH_COMMANDS, offline, saved, list(files))
             repl.run(input_source(repl), question)
         finally:
             with signals.acting(signals.exit_on_second(ignore)):

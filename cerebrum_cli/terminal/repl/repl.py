@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
-from cerebrum_cli.attachments.prompt_sources import AttachmentReader, compose_prompt, pictures_of
+from cerebrum_cli.attachments.prompt_sources import compose_prompt, pictures_of
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.core.conversation import Picture
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError, PromptTooLong
@@ -40,7 +40,7 @@ class Repl:
     display: ReplyDisplay
     signals: Signals
     commands: Sequence[SlashCommand]
-    reader: AttachmentReader
+    offline: bool  # which web pages cannot be read
     pending_prompt: SavedPrompt | None = None
     pending_files: list[tuple[str, str | Picture]] = field(default_factory=list)
     is_done: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import chain
 
+from cerebrum_cli.attachments.prompt_sources import read_files
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.core.declaration import NONE
 from cerebrum_cli.core.errors import UsageError
@@ -106,7 +107,7 @@ def attach_file(repl: Repl, argument: str) -> str | None:
         repl.detach_files()
         return None
     paths, question = split_paths(argument)
-    files = repl.reader.read(paths, repl.streams.note)
+    files = read_files(paths, repl.streams.note, repl.offline)
     repl.pending_files += files
     if not question:
         return f"{format_names([name for name, _ in files])} will be prepended to your next question"
