@@ -238,9 +238,9 @@ class ReplySample:
         for channel, text in pieces[-1:]:
             yield TokenEvent(self.id, text, channel, tokens, logprobs)
 
-    def repetition_end(self, tokens: array[int], checked: int) -> int | None:
-        """Number of tokens, more than the `checked` ones, after which the reply ends, as it repeats itself."""
-        return repetition_end(tokens, checked) if self.request.loop_check else None
+    def repeats_itself(self, tokens: array[int]) -> bool:
+        """Whether the reply, of these tokens so far, has to end because it repeats itself."""
+        return self.request.loop_check and len(tokens) % STEP == 0 and repeats(tokens)
 
     def finish_event(self, reason: FinishReason, **known: Any) -> FinishEvent:
         """The last event, with what is `known` of counts and times."""
@@ -254,19 +254,11 @@ class ReplySample:
         )
 
 
-def repetition_end(tokens: array[int], checked: int) -> int | None:
-    """Number of tokens, more than the `checked` ones, after which a reply repeats itself; None if it does not."""
-    for length in range(checked - checked % STEP + STEP, len(tokens) + 1, STEP):
-        if repeats(tokens, length):
-            return length
-    return None
-
-
-def repeats(tokens: array[int], length: int) -> bool:
-    """Whether the first `length` tokens end with enough copies of one passage."""
-    if length < MIN_TOKENS:
+def repeats(tokens: array[int]) -> bool:
+    """Whether the tokens end with enough copies of one passage."""
+    if len(tokens) < MIN_TOKENS:
         return False
-    window = tokens[max(0, length - MAX_PERIOD * LONG_COPIES) : length].tobytes()
+    window = tokens[-MAX_PERIOD * LONG_COPIES :].tobytes()
     last = window[-(MIN_TOKENS - SHORT_PERIOD) * TOKEN_BYTES :]  # whatever the period, they also occur one before
     oldest = max(0, len(window) - len(last) - MAX_PERIOD * TOKEN_BYTES)
     at = window.rfind(last, oldest, -1)

@@ -109,7 +109,7 @@ class Sequence(ReplySample):
         """Let the controls intervene, up to the first that forces tokens; return the reason if the reply ends."""
         if self.pending:
             return None
-        if self.repetition_end(self.generated, len(self.generated) - 1):
+        if self.repeats_itself(self.generated):
             return "repetition"
         for control in self.controls:
             intervention = control.intervene(self.text, self.generated)

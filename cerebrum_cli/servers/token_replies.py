@@ -112,7 +112,7 @@ class TokenSample(RemoteSample):
         """Let the controls intervene after the last token. Raises GrammarError."""
         if self.is_constrained:
             self._leave_answer()
-        elif self.repetition_end(self._ids, len(self._ids) - 1) is not None:
+        elif self.repeats_itself(self._ids):
             self._intervention = "repetition"
         else:
             for control in self.controls:

@@ -23,7 +23,7 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.local_engine import LocalEngine
-from cerebrum_cli.engine.requests import MAX_PERIOD, MIN_TOKENS, STEP, Request, copied_length, repetition_end
+from cerebrum_cli.engine.requests import MAX_PERIOD, MIN_TOKENS, STEP, Request, copied_length, repeats
 
 ROOT = Path(__file__).parents[2]
 CODE_FILES, CHARACTERS = 30, 12_000
@@ -33,14 +33,12 @@ ENDED_AT = 352  # tokens, of which each is a character: eight lines of 43, up to
 LONG_LIST = "[" + "0, " * 720 + "0]"
 
 
-def found_at(reply: Sequence[int], part: int = 1) -> int | None:
-    """Number of tokens after which the check ends a reply that comes in parts; None if it does not."""
-    read = array("i")
-    while len(read) < len(reply):
-        checked = len(read)
-        read.extend(reply[checked : checked + part])
-        if end := repetition_end(read, checked):
-            return end
+def found_at(reply: Sequence[int]) -> int | None:
+    """Number of tokens after which the check ends a reply; None if it does not."""
+    read = array("i", reply)
+    for length in range(STEP, len(read) + 1, STEP):
+        if repeats(read[:length]):
+            return length
     return None
 
 
@@ -68,7 +66,7 @@ def test_loop_check_finds_cycles_of_every_period(before: str) -> None:
         cycle = [300 + random.randrange(9) for _ in range(period - 1)] + [299]
         start = tokens(before) + tuple(random.randrange(400, 4000) for _ in range(random.randrange(400)))
         rule = len(start) + min(copied_length(period), copied_length(period * (64 // period + 1)))
-        end = found_at((*start, *(cycle * 600)[: copied_length(period) + STEP]), STEP)
+        end = found_at((*start, *(cycle * 600)[: copied_length(period) + STEP]))
         assert end is not None and rule <= end < rule + STEP + period
     assert len(periods) >= 50
 
@@ -82,15 +80,6 @@ def test_loop_check_counts_eight_copies_of_a_passage_or_four_of_a_long_one(perio
         end = found_at([*begun, *(cycle * (length + STEP))[: length + STEP]])
         assert end and length + start <= end < length + start + STEP
         assert found_at([*begun, *(cycle * length)[: length - 1], 9999]) is None
-
-
-@pytest.mark.parametrize("part", [7, STEP, 300, 10_000])
-def test_loop_check_of_parts_ends_a_reply_where_tokens_do(part: int) -> None:
-    random = Random(part)
-    for period in (1, 3, 31, 64, 200):
-        unit = [random.randrange(9) for _ in range(period)]
-        reply = [random.randrange(200) for _ in range(150)] + unit * (3000 // period)
-        assert found_at(reply, part) == found_at(reply)
 
 
 def test_loop_check_passes_four_copies_of_a_longer_passage() -> None:
@@ -109,14 +98,12 @@ def test_loop_check_passes_documents_of_bounded_repetition(parts: list[tuple[lis
     document: list[int] = []
     for number, (passage, count) in enumerate(parts):
         document += [100 + number, *(passage * count)[: MIN_TOKENS - 1]]
-    assert found_at(document, 1000) is None
+    assert found_at(document) is None
 
 
-@given(st.lists(st.integers(0, 5), max_size=500), passages, st.integers(1, 3000))
-def test_loop_check_ends_any_passage_that_is_repeated_without_end(
-    before: list[int], passage: list[int], part: int
-) -> None:
-    end = found_at(before + (passage * 6000)[:6000], part)
+@given(st.lists(st.integers(0, 5), max_size=500), passages)
+def test_loop_check_ends_any_passage_that_is_repeated_without_end(before: list[int], passage: list[int]) -> None:
+    end = found_at(before + (passage * 6000)[:6000])
     assert end is not None and end < len(before) + copied_length(len(passage)) + STEP
 
 
@@ -124,7 +111,7 @@ def test_loop_check_ends_any_passage_that_is_repeated_without_end(
 def test_loop_check_passes_documents_that_repeat_themselves() -> None:
     with open_engine(MODEL_FILE) as engine:
         for name, text in DOCUMENTS.items():
-            assert found_at(engine.vocabulary.tokenize((Text(text),)), 10_000) is None, name
+            assert found_at(engine.vocabulary.tokenize((Text(text),))) is None, name
 
 
 @pytest.mark.slow
@@ -133,7 +120,7 @@ def test_loop_check_passes_real_texts() -> None:
     assert len(texts) >= 80
     with open_engine(MODEL_FILE) as engine:
         for text in texts:
-            assert found_at(engine.vocabulary.tokenize((Text(text),)), 10_000) is None, text[:80]
+            assert found_at(engine.vocabulary.tokenize((Text(text),))) is None, text[:80]
 
 
 @pytest.mark.parametrize("speculative", [False, True])
