@@ -50,7 +50,7 @@ def run(arguments: list[str] | None = None, app: App | None = None) -> int:
     except Exception as error:
         from cerebrum_cli.cli.failures import report
 
-        code = report(error, command, app, words)
+        code = report(error, command, app)
         if code is None:  # a bug
             raise
         return code

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
@@ -26,20 +25,17 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 PATH_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 NO_TEMPORARY_DIRECTORY = (errno.ENOENT, None)  # error number and file name
 NO_MEMORY = ("failed to map segment", "Cannot allocate memory", "cannot allocate memory", "can't start new thread")
-SENTENCE = 3  # words of an unquoted question, not of a command and a name
-OTHER_COMMANDS = {  # of other programs, and what does the same here
-    "ls": "did you mean cerebrum list?",
-    "install": "did you mean cerebrum pull?",
-    "run": "did you mean cerebrum chat MODEL?",
-    "serve": "start llama-server -m FILE, and use it with cerebrum chat --endpoint URL",
-}
-OTHER_OPTIONS = {
-    "-v": "did you mean --stats?",
-    "--prompt": "write the prompt without an option; did you mean --saved-prompt?",
-}
+OTHER_PROGRAMS = (  # their commands and options, the option that does the same here, and a hint
+    ("ls", None, "did you mean cerebrum list?"),
+    ("install", None, "did you mean cerebrum pull?"),
+    ("run", None, "did you mean cerebrum chat MODEL?"),
+    ("serve", None, "start llama-server -m FILE, and use it with cerebrum chat --endpoint URL"),
+    ("-v", "--stats", "did you mean --stats?"),
+    ("--prompt", "--saved-prompt", "write the prompt without an option; did you mean --saved-prompt?"),
+)
 
 
-def report(error: Exception, command: Command | None, app: App | None, words: Sequence[str] = ()) -> int | None:
+def report(error: Exception, command: Command | None, app: App | None) -> int | None:
     """Print an error of a command line, and return its exit code; None for a bug, of which nothing is printed."""
     context: typer.Context | None = getattr(error, "ctx", None)
     problem: CerebrumError | None = None
@@ -48,7 +44,7 @@ def report(error: Exception, command: Command | None, app: App | None, words: Se
             if context and error.message == context.get_help():  # of a command without arguments
                 typer.echo(error.message, err=True)
                 return code
-            problem = usage_error(error, context, command, words)
+            problem = usage_error(error, context, command)
             problem.exit_code = code
         case _ if is_out_of_memory(error):
             error.with_traceback(None)  # frees what its frames hold
@@ -95,41 +91,25 @@ def is_writable(stream: TextIO) -> bool:
         return False
 
 
-def usage_error(
-    error: typer.TyperException, context: typer.Context | None, command: Command | None, words: Sequence[str]
-) -> UsageError:
+def usage_error(error: typer.TyperException, context: typer.Context | None, command: Command | None) -> UsageError:
     problem, _, near = error.message.rstrip(".?").partition(". Did you mean ")
     path = "cerebrum"
     if context:
         path = context.command_path
     elif command:
         path = f"cerebrum {command.name}"
-    hint = f"did you mean {near}?" if near else f"see {path} --help"
-    if context and (unknown := re.fullmatch("No such option: (.*)", problem, re.DOTALL)):
-        near = next(iter(getattr(error, "possibilities", None) or ()), "")
-        hint = option_hint(unknown[1], context) or (f"did you mean {near}?" if near else hint)
-    elif unknown := re.fullmatch("No such command .(.*).", problem, re.DOTALL):
-        is_name = re.fullmatch(r"(?a)[\w-]+", unknown[1]) and len(words) < SENTENCE
-        if path == "cerebrum" and not is_name:
-            hint = 'did you mean cerebrum ask "..."?'
-        hint = OTHER_COMMANDS.get(unknown[1], hint)
+    known = [option for parameter in context.command.params for option in parameter.opts] if context else []
+    option = problem.removeprefix("No such option: ")
+    key = option.removeprefix("--").replace("-", "_")
+    possibilities: Sequence[str] = getattr(error, "possibilities", None) or ()
+    hint = f"see {path} --help"
+    if longer := [own for own in known if option.startswith("--") and own.startswith(flag(key))]:
+        hint = f"did you mean {' or '.join(longer)}?"
+    elif "--set" in known and key in OPTIONS:
+        hint = f"use --set {key}=VALUE"
+    elif near or possibilities:
+        hint = f"did you mean {near or possibilities[0]}?"
+    for unknown, own, other_hint in OTHER_PROGRAMS:
+        if problem in (f"No such command '{unknown}'", f"No such option: {unknown}") and (own is None or own in known):
+            hint = other_hint
     return UsageError(problem[:1].lower() + problem[1:], hint)
-
-
-def option_hint(option: str, context: typer.Context) -> str:
-    """What to write in place of an unknown option; empty if Typer's suggestion, or the help, is to be shown."""
-    known = [opt for parameter in context.command.params for opt in parameter.opts]
-    key = option.lstrip("-").replace("-", "_")
-    other = OTHER_OPTIONS.get(option, "")
-    if other and {*re.findall(r"--[\w-]+", other)} <= {*known}:
-        return other
-    if longer := [opt for opt in known if option.startswith("--") and opt.startswith(flag(key))]:
-        return f"did you mean {' or '.join(longer)}?"
-    if "--set" in known and key in OPTIONS:
-        return f"use --set {key}=VALUE"
-    is_text = re.match("-([^a-zA-Z-]|$)", option)
-    if is_text and context.info_name in ("ask", "chat"):
-        return f'put -- before a question that begins with a hyphen: {context.command_path} -- "..."'
-    if is_text and context.info_name == "config":
-        return f"put -- before a value that begins with a hyphen: {context.command_path} set KEY -- VALUE"
-    return ""

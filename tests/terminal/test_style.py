@@ -59,14 +59,13 @@ def test_ask_has_a_session_and_wrong_commands_the_right_hint(
     assert "ask                 context 2048" in lines
     assert '"text": "Tea."' in person.output and '"session": "tea"' in person.output
     first = lines.index("error: no such command 'Why is it so?'")
-    assert lines[first : first + 7] == [
+    assert lines[first : first + 6] == [
         "error: no such command 'Why is it so?'",
-        ' hint: did you mean cerebrum ask "..."?',
+        " hint: see cerebrum --help",
         "error: no such option: --max_tokens",
         " hint: did you mean --max-tokens?",
         "error: no such option: -5",
-        " hint: put -- before a question that begins with a hyphen: cerebrum ask --",
-        '       "..."',
+        " hint: see cerebrum ask --help",
     ]
     assert not COLOR.search(person.output)
     assert user.contents("tea") == ["tea?", "Tea."]
