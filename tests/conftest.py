@@ -35,8 +35,8 @@ from vocabularies import open_vocabulary
 from waiting import NewChildren
 
 from cerebrum_cli.chat.store import Store
-from cerebrum_cli.core.config import parse_toml
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.settings import parse_toml
 from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.eval.bubblewrap import Bubblewrap, find_bubblewrap

@@ -10,8 +10,8 @@ import pytest
 
 from cerebrum_cli.cli.command_line import assembled
 from cerebrum_cli.cli.commands import own_commands
-from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.saved_prompts import read_prompt
+from cerebrum_cli.core.settings import read_config
 from cerebrum_cli.library.catalogue_file import load_catalogue
 from cerebrum_cli.library.library import CATALOGUE
 

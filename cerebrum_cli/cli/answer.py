@@ -17,7 +17,7 @@ from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.settings import sampling_text
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.terminal.sinks import ReplyDisplay, show_answer, stats_line
+from cerebrum_cli.terminal.sinks import ReplyDisplay, find_code, show_answer, stats_line
 
 if TYPE_CHECKING:
     from cerebrum_cli.chat.session import Session
@@ -139,8 +139,6 @@ class AnswerPrinter:
         options = self.options
         if not options.extract_flag:
             return None
-        from cerebrum_cli.terminal.sinks import find_code
-
         return find_code(reply.text, None if options.block == LAST else options.block, options.block == LAST)
 
     def _require_part(self, reply: Reply) -> None:

@@ -7,10 +7,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.config import Config
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.settings import Layer, Settings
+from cerebrum_cli.core.settings import Config, Layer, Settings
 from cerebrum_cli.replies.source import Installation
 from cerebrum_cli.terminal.streams import Streams, standard_streams
 

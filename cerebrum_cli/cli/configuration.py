@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.cli.command import BaseCommand, argument, environment_layer, variable_that_sets
 from cerebrum_cli.cli.options import json_option
-from cerebrum_cli.core.config import parse_toml, read_config, read_config_text
 from cerebrum_cli.core.declaration import option_group
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import absolute_reference, atomic_write, translate_os_errors
-from cerebrum_cli.core.settings import KEYS, OPTIONS, in_directory
+from cerebrum_cli.core.settings import KEYS, OPTIONS, in_directory, parse_toml, read_config, read_config_text
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.terminal.tables import settings_lines
 

@@ -164,31 +164,6 @@ class GenerationOptions(ConstrainedOptions):
 
 
 @option_group
-class SavedPromptOptions(BaseCommand):
-    saved_prompt: str | None = option("Apply a saved prompt", "Input", short="-p", metavar="NAME")
-    param: tuple[str, ...] = option(
-        "Value for {NAME} in the prompt (repeatable)",
-        "Input",
-        TEXTS,
-        default=(),
-        short="-P",
-        metavar="NAME=VALUE",
-    )
-
-    def find_prompt(self, app: App) -> SavedPrompt | None:
-        """The saved prompt with its values; None without one. Raises UsageError, ConfigError."""
-        name = self.saved_prompt
-        if name is None:
-            if self.param:
-                raise UsageError("-P needs a saved prompt", "name one with -p NAME")
-            return None
-        if len(name.split()) > 1 and name not in app.prompts.names():
-            hint = f"-p takes the name of a saved prompt; the question is an argument: cerebrum ask {quote(name)}"
-            raise UsageError(f"no saved prompt named {name!r}", hint)
-        return app.prompts.find(name).with_values(self.param, f"-p {quote(name)} -P NAME=VALUE")
-
-
-@option_group
 class ToolOptions(BaseCommand):
     """Functions that the model may call; those of MCP servers come from the optional package `mcp`."""
 
@@ -228,7 +203,16 @@ class ToolOptions(BaseCommand):
 
 
 @option_group
-class QuestionOptions(SavedPromptOptions, ToolOptions):
+class QuestionOptions(ToolOptions):
+    saved_prompt: str | None = option("Apply a saved prompt", "Input", short="-p", metavar="NAME")
+    param: tuple[str, ...] = option(
+        "Value for {NAME} in the prompt (repeatable)",
+        "Input",
+        TEXTS,
+        default=(),
+        short="-P",
+        metavar="NAME=VALUE",
+    )
     file: tuple[Path | str, ...] = file_option()
     continue_: bool = switch("Continue the latest session", "Input", short="-c")
     session: str | None = option("Continue this session, or create it", "Input", metavar="NAME")
@@ -241,6 +225,18 @@ class QuestionOptions(SavedPromptOptions, ToolOptions):
         if self.continue_:
             raise UsageError.conflict("-c", "--session")
         return "--session"
+
+    def find_prompt(self, app: App) -> SavedPrompt | None:
+        """The saved prompt with its values; None without one. Raises UsageError, ConfigError."""
+        name = self.saved_prompt
+        if name is None:
+            if self.param:
+                raise UsageError("-P needs a saved prompt", "name one with -p NAME")
+            return None
+        if len(name.split()) > 1 and name not in app.prompts.names():
+            hint = f"-p takes the name of a saved prompt; the question is an argument: cerebrum ask {quote(name)}"
+            raise UsageError(f"no saved prompt named {name!r}", hint)
+        return app.prompts.find(name).with_values(self.param, f"-p {quote(name)} -P NAME=VALUE")
 
 
 @option_group

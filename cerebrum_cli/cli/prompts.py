@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.cli.command import BaseCommand, argument, saved_prompts
 from cerebrum_cli.cli.options import json_option, require_agreement, yes_option
-from cerebrum_cli.core.config import read_config_text
 from cerebrum_cli.core.declaration import option_group
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.files import atomic_write, translate_os_errors
 from cerebrum_cli.core.saved_prompts import SavedPrompt, read_prompt
+from cerebrum_cli.core.settings import read_config_text
 from cerebrum_cli.terminal.tables import print_prompts
 
 if TYPE_CHECKING:

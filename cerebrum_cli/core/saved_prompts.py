@@ -12,12 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import field, replace
 from pathlib import Path
 
-from cerebrum_cli.core.config import parse_toml, read_config_text, read_settings
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import schema_file
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.settings import SAVED_PROMPT, SourcedLayer
+from cerebrum_cli.core.settings import SAVED_PROMPT, SourcedLayer, parse_toml, read_config_text, read_settings
 from cerebrum_cli.core.text import Texts, did_you_mean, well_formed
 
 SUFFIX = ".md"

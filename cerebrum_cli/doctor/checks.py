@@ -10,13 +10,12 @@ from pathlib import Path
 from shutil import disk_usage
 
 from cerebrum_cli.cli.app import App
-from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.environment import is_hub_offline
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, PullError
 from cerebrum_cli.core.files import file_error
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.llama_cpp import rebuild_command
-from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.settings import Settings, read_config
 from cerebrum_cli.core.text import format_count, format_size
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.doctor.assessment import (

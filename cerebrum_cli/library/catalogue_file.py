@@ -6,10 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from cerebrum_cli.core.config import parse_toml, read_config_text, read_settings
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.json_types import JsonDict, from_json
-from cerebrum_cli.core.settings import MODES
+from cerebrum_cli.core.settings import MODES, parse_toml, read_config_text, read_settings
 from cerebrum_cli.library.catalogue import ModelSpec, Repository
 from cerebrum_cli.library.reference import is_model_name, is_repo_id, is_safe_path
 

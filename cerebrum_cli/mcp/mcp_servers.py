@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.config import MCP_EXAMPLE
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import OnNotice
 from cerebrum_cli.core.json_types import JsonObject
+from cerebrum_cli.core.settings import MCP_EXAMPLE
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.core.tools import ToolFinder, Tools
 from cerebrum_cli.mcp.mcp_server import McpServer

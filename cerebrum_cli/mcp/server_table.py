@@ -8,11 +8,11 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Self
 
-from cerebrum_cli.core.config import MCP_EXAMPLE
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.files import expand_user
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
+from cerebrum_cli.core.settings import MCP_EXAMPLE
 from cerebrum_cli.core.text import Texts, did_you_mean
 
 KEYS = ("command", "args", "env", "timeout")

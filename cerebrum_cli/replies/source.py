@@ -8,7 +8,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from cerebrum_cli.core.config import Config, read_config
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import read_text
@@ -22,9 +21,11 @@ from cerebrum_cli.core.settings import (
     GENERATION_KEYS,
     LOCAL_KEYS,
     MAX_PARALLEL,
+    Config,
     Layer,
     Settings,
     fold,
+    read_config,
     without_keys,
 )
 from cerebrum_cli.core.text import text_digest

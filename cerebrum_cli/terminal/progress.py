@@ -26,8 +26,7 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.core.row_events import RowEvent, RowProgress
 from cerebrum_cli.core.text import format_count, format_duration
 from cerebrum_cli.terminal.interrupts import Signals, ignore
-from cerebrum_cli.terminal.live_line import LiveLine, Segments, file_bars
-from cerebrum_cli.terminal.status_line import StatusLine
+from cerebrum_cli.terminal.status_line import LiveLine, Segments, StatusLine, file_bars
 from cerebrum_cli.terminal.streams import Streams
 
 if TYPE_CHECKING:

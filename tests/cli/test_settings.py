@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 from command_line import CommandLine, assert_error
 
-from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.settings import OPTIONS, Settings, fold
+from cerebrum_cli.core.settings import OPTIONS, Settings, fold, read_config
 
 
 def test_settings_later_layers_override_and_none_is_ignored() -> None:

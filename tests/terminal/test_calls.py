@@ -15,7 +15,7 @@ from cerebrum_cli.core.events import CallEvent, SequenceId
 from cerebrum_cli.core.text import strip_controls
 from cerebrum_cli.core.tools import ToolCall
 from cerebrum_cli.main import run
-from cerebrum_cli.terminal.calls import CallSink
+from cerebrum_cli.terminal.sinks import CallSink
 from cerebrum_cli.terminal.streams import Streams
 
 FUNCTIONS = '''
