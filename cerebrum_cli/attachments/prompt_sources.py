@@ -339,7 +339,7 @@ def read_piped(piped: SupportsRead[bytes]) -> str:
 
 
 class MissingMarkitdown(UsageError):
-    """No document can be converted, whichever it is."""
+    """markitdown is not installed, so no document of any type can be converted."""
 
 
 def is_document(path: Path) -> bool:

@@ -30,7 +30,7 @@ Warnings = list[tuple[str, str]]  # problems, each with a hint
 
 @cache
 def optional_packages() -> tuple[Extension, ...]:
-    """What the optional packages that are there add."""
+    """The extensions of the optional packages that are installed."""
     with os.scandir(Path(__file__).parents[1]) as entries:
         found = sorted(entry.name for entry in entries if os.access(f"{entry.path}/extension.py", os.F_OK))
     return tuple(import_module(f"cerebrum_cli.{package}.extension").EXTENSION for package in found)

@@ -35,10 +35,6 @@ class ScoreMap:
     def none(cls, choices: int) -> ScoreMap:
         return cls(1.0, (0.0,) * choices)
 
-    @property
-    def is_none(self) -> bool:
-        return self.weight == 1.0 and not any(self.biases)
-
     def apply(self, probabilities: Sequence[float]) -> tuple[float, ...]:
         """Calibrated probabilities of the choices, which add up to 1."""
         pairs = zip(probabilities, self.biases, strict=True)
