@@ -12,7 +12,6 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.chat.database import OR_UNSAVED, check_integrity
 from cerebrum_cli.chat.model_messages import (
     conversation_of,
     reply_metadata,
@@ -28,7 +27,7 @@ from cerebrum_cli.chat.session import (
     validated_name,
     without_files,
 )
-from cerebrum_cli.chat.store import Store
+from cerebrum_cli.chat.store import OR_UNSAVED, Store, check_integrity
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.files import atomic_write, lock_file, remove, translate_os_errors

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 from disks import full_disk
 
-from cerebrum_cli.chat import database as session_database
-from cerebrum_cli.chat.database import translated
+from cerebrum_cli.chat import store as session_database
 from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage
-from cerebrum_cli.chat.store import Store
+from cerebrum_cli.chat.store import Store, translated
 from cerebrum_cli.core.conversation import Message
 from cerebrum_cli.core.errors import SessionError
 
