@@ -72,7 +72,7 @@ class AnswerPrinter:
         try:
             with ExitStack() as stack:
                 if self.streams.out_is_terminal:
-                    stack.enter_context(self.display.calls.keyboard.without_echo())
+                    stack.enter_context(self.display.keyboard.without_echo())
                 if self.request.grammar:
                     stack.enter_context(name_grammar_in_errors(options.schema, options.grammar))
                 yield

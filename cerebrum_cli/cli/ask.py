@@ -66,8 +66,8 @@ def answer(app: App, overrides: Layer, options: AskOptions, question: PromptSour
     from cerebrum_cli.terminal.sinks import ReplyDisplay
 
     display = ReplyDisplay(app.streams, options.yes, is_hidden=options.verbose)
-    display.calls.find = options.tool_finder(app)
-    tools = display.calls.tools_of(options.tool_sources)
+    display.find = options.tool_finder(app)
+    tools = display.tools_of(options.tool_sources)
     open_history = cache(app.open_history)  # imported and opened when it is needed, mostly after the answer
     session = None
     if options.session_flag:

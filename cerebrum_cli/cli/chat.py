@@ -63,8 +63,8 @@ class ChatCommand(QuestionOptions, AnswerOptions):
         files = read_files(self.file, app.streams.note, self.offline)
         question = read_question(app, words)
         display = ReplyDisplay(app.streams, self.yes)
-        display.calls.find = self.tool_finder(app)
-        tools = display.calls.tools_of(self.tool_sources)
+        display.find = self.tool_finder(app)
+        tools = display.tools_of(self.tool_sources)
         conversation = open_chat(app, overrides, applied, self)
         conversation.tools = tools
         exit_code = run_chat(

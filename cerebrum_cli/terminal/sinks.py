@@ -197,14 +197,18 @@ class ReasoningSink:
 
 
 @dataclass
-class CallSink:
-    """Prints calls while a reply runs them, and asks before those of tools that ask, unless the user `agrees`.
+class ReplyDisplay:
+    """Shows what a model does: its stages in a line, its reasoning, its answer, and the functions that it calls.
 
-    `find` knows tools that are neither `python` nor in a file.
+    Functions of a file run without a question if the user `agrees`; `find` knows those that are neither `python` nor in
+    a file. A line that `is_hidden` shows only notices. `signals` are those of a chat, where a blank line separates a
+    reply, and a line sums up its reasoning.
     """
 
     streams: Streams
     agrees: bool = False
+    is_hidden: bool = False
+    signals: Signals | None = None
     find: ToolFinder | None = None
     _asking: set[str] = field(default_factory=set)  # names of functions
 
@@ -234,40 +238,6 @@ class CallSink:
             termios.tcflush(sys.stdin, termios.TCIFLUSH)  # drop what was typed before the question
             return self.streams.confirm(f"Run {call}?", default=False)
 
-    def emit(self, event: Event) -> None:
-        if not isinstance(event, CallEvent) or self.streams.is_quiet:
-            return
-        if event.is_done:
-            self._print(f"-> {event.call.result}")
-        elif event.call.name not in self._asking:  # the question shows the whole call
-            self._print(str(event.call))
-
-    def close(self) -> None:
-        """Do nothing: each line is complete."""
-
-    def _print(self, text: str) -> None:
-        err = self.streams.on_stderr
-        line = strip_controls(truncate(one_line(text), MAX_SHOWN))
-        self.streams.draw(f"{err.styled(err.wrapped(line), DIM)}\n", is_styled=True)
-
-
-@dataclass
-class ReplyDisplay:
-    """Shows what a model does: its stages in a line, its reasoning, its answer, and the functions that it calls.
-
-    Functions of a file run without a question if the user `agrees`. A line that `is_hidden` shows only notices.
-    `signals` are those of a chat, where a blank line separates a reply, and a line sums up its reasoning.
-    """
-
-    streams: Streams
-    agrees: bool = False
-    is_hidden: bool = False
-    signals: Signals | None = None
-    calls: CallSink = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.calls = CallSink(self.streams, self.agrees)
-
     def show_reply(
         self,
         events: Events,
@@ -296,7 +266,7 @@ class ReplyDisplay:
         sinks: list[Sink] = [line, reasoning]
         if prints_answer:
             sinks.append(answer)
-        sinks.append(self.calls)
+        sinks.append(self)
         render(events, model.cancel, sinks, self.signals, reasoning.end_reasoning)
 
     def show_vote(self, events: Events, model: Model, bounds: tuple[int, int]) -> None:
@@ -306,6 +276,23 @@ class ReplyDisplay:
     def wait(self, events: Events, model_name: str, cancel: Callable[[], None]) -> None:
         """Consume events, with their progress in a line; Ctrl-C stops the work by `cancel`."""
         render(events, cancel, (self._line(model_name),), self.signals)
+
+    def emit(self, event: Event) -> None:
+        """Print a call while a reply runs it, unless a question has shown it."""
+        if not isinstance(event, CallEvent) or self.streams.is_quiet:
+            return
+        if event.is_done:
+            self._print(f"-> {event.call.result}")
+        elif event.call.name not in self._asking:  # the question shows the whole call
+            self._print(str(event.call))
+
+    def close(self) -> None:
+        """Do nothing: each line of a call is complete."""
+
+    def _print(self, text: str) -> None:
+        err = self.streams.on_stderr
+        line = strip_controls(truncate(one_line(text), MAX_SHOWN))
+        self.streams.draw(f"{err.styled(err.wrapped(line), DIM)}\n", is_styled=True)
 
     def _line(self, model_name: str, **shown: Any) -> StatusLine:
         """The first of the sinks: it erases itself before others write."""

@@ -15,7 +15,7 @@ from cerebrum_cli.core.events import CallEvent, SequenceId
 from cerebrum_cli.core.text import strip_controls
 from cerebrum_cli.core.tools import ToolCall
 from cerebrum_cli.main import run
-from cerebrum_cli.terminal.sinks import CallSink
+from cerebrum_cli.terminal.sinks import ReplyDisplay
 from cerebrum_cli.terminal.streams import Streams
 
 FUNCTIONS = '''
@@ -44,7 +44,7 @@ def functions(tmp_path: Path) -> str:
 def printed(call: ToolCall, is_terminal: bool = False, is_quiet: bool = False) -> str:
     """The lines of a call and of its result on standard error."""
     err = StringIO()
-    sink = CallSink(Streams(StringIO(), err, None, False, is_terminal, False, is_quiet))
+    sink = ReplyDisplay(Streams(StringIO(), err, None, False, is_terminal, False, is_quiet))
     for is_done in (False, True):
         sink.emit(CallEvent(SequenceId(0), call, is_done))
     sink.close()

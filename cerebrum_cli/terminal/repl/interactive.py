@@ -53,7 +53,7 @@ def input_source(repl: Repl) -> InputSource:
         with signals.acting(signals.raise_interrupted):
             return ScriptInput(read_piped(streams.piped), streams)
     if is_plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
-        return PlainPrompt(streams, repl.display.calls.keyboard, signals)
+        return PlainPrompt(streams, repl.display.keyboard, signals)
     from cerebrum_cli.terminal.repl.prompt import InteractivePrompt
 
     typed = None if repl.chat.settings.no_log else repl.chat.installation.history_path

@@ -56,7 +56,7 @@ class InteractivePrompt(PlainPrompt):
     redraws = True
 
     def __init__(self, repl: Repl, history: Path | None) -> None:
-        super().__init__(repl.streams, repl.display.calls.keyboard, repl.signals)
+        super().__init__(repl.streams, repl.display.keyboard, repl.signals)
         past: History = InMemoryHistory()
         try:
             past = PromptHistory(history) if history else past

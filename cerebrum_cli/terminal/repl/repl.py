@@ -58,7 +58,7 @@ class Repl:
         Raises Interrupted if Ctrl-C ends a script, or another signal the chat.
         """
         self.input = source
-        with self.display.calls.keyboard.without_echo(types_ahead=True) if source.redraws else nullcontext():
+        with self.display.keyboard.without_echo(types_ahead=True) if source.redraws else nullcontext():
             if not self.chat.tree.is_saved:
                 self.streams.note(NoticeEvent("this chat is not saved: no_log is on", "/export FILE saves a copy"))
             if self.streams.in_is_terminal and not self.streams.is_quiet:

@@ -167,7 +167,7 @@ def change_tools(repl: Repl, argument: str) -> str:
     if argument == "off":
         repl.chat.tools = ()
     elif argument:
-        repl.chat.tools = repl.display.calls.tools_of([*repl.chat.tools, argument])
+        repl.chat.tools = repl.display.tools_of([*repl.chat.tools, argument])
     if not repl.chat.tools:
         return "no functions; /tools FILE adds some"
     repl.wait_for(repl.chat.load())
