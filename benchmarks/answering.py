@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from cerebrum_cli.batch.answering import BatchOptions, answer_rows
 from cerebrum_cli.batch.input_row import InputRow as Question, prompt_row, row_flags
 from cerebrum_cli.cli.app import App
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings, fold
@@ -23,6 +24,7 @@ from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.formats.prompt_format import CEREBRUM
 from cerebrum_cli.replies.interface import Model, open_source
+from cerebrum_cli.replies.majority_vote import Outcome, Row
 from cerebrum_cli.replies.source import AUTO_PARALLEL, ModelSource
 from cerebrum_cli.results.results import open_results
 from cerebrum_cli.results.rows import RowKind, digest_of
@@ -118,7 +120,7 @@ def unobserved(events: Generator[Event, None, None]) -> Generator[Event, None, N
 def run_batch(job: BatchJob, observe: Observer = unobserved) -> BatchResult:
     """Run a batch as `cerebrum batch` does, writing to a file; to be called in a subprocess."""
     settings = benchmark_settings(job.settings)
-    options = BatchOptions(settings, (), ignore_eos=job.ignore_eos)
+    options = BatchOptions(settings, ())
     rows = [(digest_of(str(question).encode()), question.number) for question in job.questions]
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "answers.jsonl"
@@ -126,6 +128,8 @@ def run_batch(job: BatchJob, observe: Observer = unobserved) -> BatchResult:
             closing(open_results(output, {}, RowKind(row_flags, str), rows)) as result,
             opened_model(job, settings) as loaded,
         ):
+            if job.ignore_eos:
+                ignore_eos(loaded)
             start = time.perf_counter()
             events = answer_rows(loaded, enumerate(job.questions), options, result)
             render(observe(events), loaded.cancel, ())
@@ -136,6 +140,20 @@ def run_batch(job: BatchJob, observe: Observer = unobserved) -> BatchResult:
     if failed := [each for each in objects if each["error"]]:
         raise RuntimeError(f"{len(failed)} rows failed: {failed[0]['error']}")
     return BatchResult(seconds, objects)
+
+
+def ignore_eos(model: Model) -> None:
+    """Let every row of a model have replies of the maximum length."""
+    run_rows = model.run_rows
+
+    def without_end(row: Row) -> Row:
+        assert isinstance(row.request, Ask)
+        return replace(row, request=replace(row.request, ignore_eos=True))
+
+    def run(rows: Iterable[Row], **options: Any) -> Generator[Event | Outcome, None, None]:
+        return run_rows(map(without_end, rows), **options)
+
+    model.run_rows = run  # type: ignore[method-assign, assignment]
 
 
 def opened_model(job: BatchJob, settings: Settings) -> AbstractContextManager[Model]:

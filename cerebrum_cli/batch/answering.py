@@ -39,7 +39,6 @@ class BatchOptions:
     models: Texts
     grammar: Grammar | None = None
     votes: Votes | None = None
-    ignore_eos: bool = False
     modes: Mapping[str, Settings] = field(default_factory=dict)
     tools: Tools = ()
 
@@ -67,7 +66,6 @@ class BatchOptions:
         """Everything the answers depend on besides the prompts and functions, by readable names."""
         fingerprint = source.fingerprint(self.grammar)
         fingerprint |= source.votes_fingerprint(self.votes) if self.votes else {"votes": None}
-        fingerprint["ignore eos"] = self.ignore_eos
         for mode, settings in self.modes.items():
             if settings.samplers != self.settings.samplers:
                 fingerprint[mode.replace("_", " ")] = settings.samplers
@@ -147,14 +145,7 @@ def row_to_ask(position: int, row: InputRow, options: BatchOptions, source: Mode
     conversation = row.conversation
     if conversation.system_prompt is None and settings.system is not None:
         conversation = replace(conversation, system_prompt=settings.system)
-    request = Ask(
-        conversation,
-        settings,
-        grammar,
-        ignore_eos=options.ignore_eos,
-        tools=options.tools,
-    )
-    return Row(key, request, vote)
+    return Row(key, Ask(conversation, settings, grammar, tools=options.tools), vote)
 
 
 def refuse_other_model(row: InputRow, models: Sequence[str]) -> InputRow:
