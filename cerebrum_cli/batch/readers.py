@@ -146,9 +146,9 @@ class InputOptions:
 
 
 class InputFile:
-    """An input, whose lines can be read again if it is a file, and else once. Close it.
+    """An open input. The lines of a regular file can be read repeatedly, those of a pipe only once.
 
-    `head` is its beginning. A Parquet file has its rows as lines of JSON.
+    `head` is its first part, without consuming it. The rows of a Parquet file are read as lines of JSON.
     """
 
     def __init__(self, source: Path, piped: SupportsRead[bytes] | None = None, name: str = "") -> None:
@@ -226,9 +226,9 @@ class _Piped(RawIOBase):
 
 
 class BatchInput:
-    """The rows of an input, in order. Those of a file are read again by each method; others are read once.
+    """The rows of an input, in order.
 
-    Of these, the first HEAD_ROWS are held in memory.
+    Each method reads a regular file from its start. A pipe is read once; its first HEAD_ROWS rows stay in memory.
     """
 
     def __init__(self, file: InputFile, form: LineRows | TableRows, options: InputOptions) -> None:

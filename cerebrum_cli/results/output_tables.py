@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -63,15 +62,14 @@ class ResultTable:
 
     def objects(self, file: BinaryIO) -> Iterator[JsonDict]:
         """Yield the rows of a table as objects that `lines` encodes as they were. Raises ValueError for another."""
-        text = TextIOWrapper(file, newline="")
+        records = csv.reader((line.decode() for line in file), delimiter=self.delimiter)
         try:
-            records = csv.reader(text, delimiter=self.delimiter)
             if tuple(next(records, ())) != self.header:
                 raise ValueError("other columns")
             for *record, key in records:
                 yield {RECORD: record, "key": key}
-        finally:
-            text.detach()  # the file is closed by who has opened it
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
 
 
 def table_type(output: Path) -> str | None:
@@ -83,7 +81,9 @@ def table_type(output: Path) -> str | None:
         return name
     if name == PARQUET:
         convert = 'python -c \'import pandas; pandas.read_json("OUT.jsonl", lines=True).to_parquet("OUT.parquet")\''
-        raise UsageError(f"{output}: Parquet files are only read", f"name it .jsonl, then convert it: {convert}")
+        raise UsageError(
+            f"{output}: Parquet is supported for input only", f"name it .jsonl, then convert it: {convert}"
+        )
     raise UsageError(f"{output}: unsupported file type {suffix}", "name it .jsonl, .csv or .tsv")
 
 

@@ -102,7 +102,7 @@ def differing_conditions(first: JsonObject, second: JsonObject) -> Differences:
 
 
 def _unless_off(value: Any) -> Any:
-    """The value of a switch that is off is as if it was not there."""
+    """The value, or None for a switch that is off: older results may lack the switch."""
     return None if value is False else value
 
 

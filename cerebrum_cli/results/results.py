@@ -194,7 +194,7 @@ class StoredResults(Results):
         self._is_closed = False
 
     def add_rows(self, rows: Iterable[tuple[Digest, int]]) -> None:
-        """The same; the n-th row that asks the same has a key of its own."""
+        """Add the next rows of the input. Repeated questions get keys of their own, by their order."""
         first = len(self._digests)
         for digest, number in rows:
             self._digests.append(digest)
@@ -234,7 +234,7 @@ class StoredResults(Results):
         known = self._partial.rows or self._earlier
         if known and not any(digest in self._partial.rows or digest in self._earlier for digest in self._digests):
             source = self._paths.partial if self._partial.rows else self._paths.output
-            raise BatchError(f"none of the answers in {source} is for this input", REPLACE)
+            raise BatchError(f"no answer in {source} belongs to this input", REPLACE)
 
     def objects(self) -> Iterator[JsonDict]:
         if (self.is_complete or self._earlier) and self.kind.table is None:

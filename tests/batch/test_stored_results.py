@@ -187,17 +187,19 @@ def test_table_is_continued_like_lines(output: Path) -> None:
         ["3", "When?", "Third. When?"],
         ["4", "Why?", "First. Why?"],
     ]
-    table.write_text("mine\n")
-    assert batch_error(lambda: answer_missing(table, "Why?\n", ""))[0] == f"{table} was changed by another program"
+    text = table.read_text()
+    for changed in (text.replace(".1.", "."), text.replace("Why?", "Why\r?"), "mine\n"):
+        table.write_bytes(changed.encode())
+        assert batch_error(lambda: answer_missing(table, "Why?\n", ""))[0] == f"{table} was changed by another program"
 
 
 def test_input_without_a_row_of_the_result_is_refused(output: Path) -> None:
     assert answer_missing(output, "Why?\nHow?\n", "First.", 1) == [0]
-    problem = f"none of the answers in {output}.partial is for this input"
+    problem = f"no answer in {output}.partial belongs to this input"
     assert batch_error(lambda: answer_missing(output, "When?\n", "Second.")) == (problem, REPLACE)
     assert answer_missing(output, "Why?\nHow?\n", "First.") == [1]
     message, _ = batch_error(lambda: answer_missing(output, "When?\n", "Second."))
-    assert message == f"none of the answers in {output} is for this input"
+    assert message == f"no answer in {output} belongs to this input"
     assert texts_by_row(output) == [(1, "Why?", "First. Why?"), (2, "How?", "First. How?")]
     assert names(output.parent) == COMPLETE
 

@@ -326,7 +326,7 @@ def test_parquet_is_read_and_not_written(runner: BatchRunner, monkeypatch: pytes
     assert [row["id"] for row in answers] == [5, 2, 3] and answers[0]["seed"] == 1
     damaged = runner.write("damaged.parquet", "PAR1")
     assert f"cannot read {damaged}: Parquet " in runner.run(damaged, "-o", "x.jsonl").err
-    assert_error(runner.run(source, "-o", "x.parquet"), 2, "Parquet files are only read", "name it .jsonl")
+    assert_error(runner.run(source, "-o", "x.parquet"), 2, "Parquet is supported for input only", "name it .jsonl")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert_error(runner.run(source, "-o", "x.jsonl"), 2, "Parquet files need pyarrow", "cerebrum-cli[eval]")
 
