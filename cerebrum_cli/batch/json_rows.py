@@ -28,7 +28,19 @@ _SETTINGS = {
     **{key: key for key in GENERATION_KEYS},
     "max_completion_tokens": "max_tokens",
 }
-_UNSUPPORTED = ("tools", "functions", "lora", "logprobs", "top_logprobs")
+_UNSUPPORTED = (
+    "tools",
+    "functions",
+    "lora",
+    "logprobs",
+    "top_logprobs",
+    "logit_bias",
+    "guided_choice",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "structured_outputs",
+)
 _KNOWN = {
     *ID_KEYS,
     *_SETTINGS,

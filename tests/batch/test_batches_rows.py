@@ -200,13 +200,13 @@ def test_keys_without_effect_are_noted_once() -> None:
     bodies: list[dict[str, Any]] = [
         {"messages": [USER], "min_tokens": 5, "stream": True, "user": "u", "logprobs": False, "bad_words": []},
         {"messages": [USER], "min_tokens": 6, "reasoning_effort": "low"},
-        {"messages": [USER], "temperature": 1, "guided_json": CITY},
+        {"messages": [USER], "temperature": 1, "priority": True},
     ]
     requests = [{"custom_id": str(number), "note": 1, "body": body} for number, body in enumerate(bodies)]
     plain = {"prompt": "a", "min_tokens": 5, "note": [1]}
     found = notices_of("\n".join(map(json.dumps, [*requests, plain, [1]])), "jsonl")
     [(message, hint)] = found
-    assert message == "ignored keys: guided_json, min_tokens"
+    assert message == "ignored keys: min_tokens, priority"
     assert "--set help" in hint
     assert not notices_of(json.dumps(plain), "jsonl")
 
