@@ -69,7 +69,7 @@ class ConcurrencyOptions(AnswerOptions):
         raise UsageError.invalid("--parallel", self.parallel, f"a number from 1 to {most}, or auto")
 
     def find_source(self, app: App, overrides: Layer, may_pull: bool = True) -> ModelSource:
-        """The same, with a context that has 0 slots without `--parallel`."""
+        """Find the source of answers. Without `--parallel`, its context has 0 slots: their number is chosen later."""
         from cerebrum_cli.engine.requests import ContextOptions
 
         source = super().find_source(app, overrides, may_pull)
@@ -108,7 +108,7 @@ class RowOptions(ToolOptions, ConstrainedOptions, ConcurrencyOptions):
         return "" if self.ray is None else "--ray"
 
     def find_model(self, app: App, requested: Settings, servers: Servers | None = None) -> InstalledModel:
-        """As other options do; nodes of a cluster have the model themselves, and only its vocabulary is needed here."""
+        """Find the model. With --ray, the workers have it themselves, and only its vocabulary is read here."""
         if self.ray_workers is not None and (self.ray is None or self.ray_workers < 1):
             raise UsageError.invalid("--ray-workers", self.ray_workers, "1 or more, and needs --ray")
         if self.ray is None:
@@ -162,13 +162,20 @@ def resumable(results: Results, unit: str, restart: bool) -> Iterator[None]:
         yield
         results.complete()
     except (Interrupted, EndpointError, EngineError) as error:
-        again = " without --restart" if restart else ""
-        done = results.what_is_saved(unit) or f"0 of {results.size} {unit} done"
-        resume = f"{done}; run it again{again} to resume" if results.saved_in else ""
-        error.hint = "; ".join(filter(None, (error.hint, resume)))
+        hints = [error.hint]
+        if results.saved_in:
+            done = results.what_is_saved(unit) or f"0 of {results.size} {unit} done"
+            hints.append(f"{done}; run it again{how_to_resume(results, restart)}")
+        error.hint = "; ".join(filter(None, hints))
         raise
     finally:
         results.close()
+
+
+def how_to_resume(results: Results, restart: bool) -> str:
+    if not restart:
+        return " to resume"
+    return " without --restart to resume" if results.finished else " with --restart"
 
 
 def answer_missing(app: App, source: ModelSource, options: ConcurrencyOptions, results: Results, work: Work) -> None:

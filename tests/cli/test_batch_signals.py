@@ -150,14 +150,18 @@ def test_batch_interrupted_stream_has_complete_lines(job: Job) -> None:
     assert len(err.splitlines()) == 1
 
 
-def test_batch_signal_during_a_template_is_not_a_row_error(endless_template: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("flags", "again"), [([], "to resume"), (["--restart"], "with --restart")])
+def test_batch_signal_during_a_template_is_not_a_row_error(
+    endless_template: Path, tmp_path: Path, flags: list[str], again: str
+) -> None:
     (tmp_path / "in.txt").write_text("a\nb\nc\n")
-    process = CommandLine(tmp_path).start("batch", "in.txt", "-o", "out", "--set", "verbose=on", "-m", endless_template)
+    arguments = ["batch", "in.txt", "-o", "out", "--set", "verbose=on", *flags]
+    process = CommandLine(tmp_path).start(*arguments, "-m", endless_template)
     assert process.stderr
     assert any(b"load_tensors: " in line for line in process.stderr)
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert "0 of 3 rows done" in err.decode()
+    assert f"0 of 3 rows done; run it again {again}\n" in err.decode()
     assert not list(tmp_path.glob("out*"))
