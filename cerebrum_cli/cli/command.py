@@ -206,10 +206,7 @@ class ParsedCommand(TyperCommand):
             raise UsageError(f"unexpected argument: {' '.join(ctx.args)}", hint)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ARG002
-        pieces = ["[OPTIONS]"]
-        for argument in self.arguments:
-            pieces.append(f"{{{argument.metavar}}}" if argument.required else str(argument.metavar))
-        return pieces
+        return ["[OPTIONS]", *(str(argument.metavar) for argument in self.arguments)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {name: [] for name in HEADINGS}

@@ -43,9 +43,9 @@ class ConfigCommand(BaseCommand):
       cerebrum config edit
     """
 
-    action: str | None = argument("set|edit", "What to do [default: list the settings]", actions, is_required=False)
-    key: str | None = argument("KEY", "A setting; cerebrum ask --set help lists them", keys, is_required=False)
-    value: str | None = argument("VALUE", "Its value; without one, the setting is reset", is_required=False)
+    action: str | None = argument("[set|edit]", "What to do [default: list the settings]", actions, is_required=False)
+    key: str | None = argument("[KEY]", "A setting; cerebrum ask --set help lists them", keys, is_required=False)
+    value: str | None = argument("[VALUE]", "Its value; without one, the setting is reset", is_required=False)
     json: bool = json_option("array")
 
     def run(self, app: App) -> None:

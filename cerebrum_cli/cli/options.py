@@ -144,7 +144,7 @@ class ConstrainedOptions(AnswerOptions):
 
 @option_group
 class GenerationOptions(ConstrainedOptions):
-    votes: str | None = option("Majority of K answers, or of as few as needed: auto", "Sampling", metavar="K|auto")
+    votes: str | None = option("Majority of K answers; auto[:A..B]: as few as needed", "Sampling", metavar="K|auto")
     check: str | None = check_option()
 
     def vote_bounds(self) -> Votes | None:
