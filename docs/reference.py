@@ -12,7 +12,8 @@ from typing import Any
 from cerebrum_cli.cli.command_line import assembled
 from cerebrum_cli.cli.commands import own_commands
 from cerebrum_cli.core.declaration import HEADINGS
-from cerebrum_cli.terminal.repl.interactive import chat_help
+from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
+from cerebrum_cli.terminal.repl.slash_lines import KEYS
 
 DIRECTORY = Path(__file__).with_name("reference")
 WIDTH = 78  # Typer leaves a margin of 2
@@ -161,8 +162,8 @@ def roff(text: str) -> str:
 
 def chat_page() -> str:
     """Slash commands and keys of `cerebrum chat`."""
-    commands, keys = chat_help()
-    lines = ["# Chat commands and keys", "", NOTE, "", *block(columns(commands)), *block(columns(keys))]
+    commands = [(slash.usage, slash.help) for slash in SLASH_COMMANDS]
+    lines = ["# Chat commands and keys", "", NOTE, "", *block(columns(commands)), *block(columns(KEYS))]
     return "\n".join(lines).rstrip() + "\n"
 
 

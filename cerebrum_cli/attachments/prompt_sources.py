@@ -269,7 +269,7 @@ def fill(saved: SavedPrompt | None, input: str) -> str:
     """The question that a saved prompt makes of an input, without one the input. Raises UsageError if it is empty."""
     prompt = saved.fill(input) if saved else input
     if not prompt:
-        raise UsageError("no prompt given", 'give one: cerebrum ask "..."  or pipe one in')
+        raise UsageError("no prompt given", 'give one: cerebrum ask "...", or pipe one in')
     return prompt
 
 

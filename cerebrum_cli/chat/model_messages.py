@@ -75,11 +75,6 @@ def no_continuation(last: StoredMessage, model: InstalledModel) -> str | None:
     return None
 
 
-def has_valid_tokens(stored: StoredMessage, model: InstalledModel) -> bool:
-    """Whether a model wrote a reply, and its tokens have the same meaning in the present file of the model."""
-    return stored.message.tokens is not None and is_author(model, stored.metadata)
-
-
 def is_author(model: InstalledModel, metadata: ReplyMetadata) -> bool:
     return (
         metadata.vocabulary is not None  # the file could be read

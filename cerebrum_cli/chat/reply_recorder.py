@@ -118,13 +118,17 @@ class ReplyRecorder:
         if not dropped:
             return None
         self.tree.update(first=visible[dropped].id)
-        hint = "the session keeps them" if loaded.is_remote else "the session keeps them; /set ctx N has room for more"
+        hint = (
+            "the session keeps them" if loaded.is_remote else "the session keeps them; /set ctx N makes room for more"
+        )
         return NoticeEvent(f"the context of {size} tokens is full: dropped the {dropped} oldest messages from it", hint)
 
     def _enlarge_for_reply(self) -> None:
-        """Enlarge the context for a reply that fills it alone. Raises SessionError."""
+        """Enlarge the context for a reply that fills it alone, unless its size was chosen. Raises SessionError."""
         loaded = self.loaded
         size = loaded.engine.context_size
+        if loaded.source.settings.ctx:
+            raise SessionError(f"the reply fills the context of {size} tokens", "/set ctx N makes room for more")
         if not loaded.is_remote and size < loaded.model.trained_context:
             loaded.grow(min(2 * size, loaded.model.trained_context))
         if loaded.engine.context_size <= size:

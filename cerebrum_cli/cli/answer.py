@@ -156,7 +156,7 @@ class AnswerPrinter:
         if self.loaded.model.is_served:
             return ""
         servers = "".join(f" --endpoint {quote(server)}" for server in self.options.endpoint)
-        return f"; cerebrum chat -c{servers} can /continue it"
+        return f"; resume it with /continue in cerebrum chat -c{servers}"
 
     def show_vote(self, votes: Votes) -> None:
         """Run a vote, then print and save the sample that won; after an interrupt, the one that leads."""

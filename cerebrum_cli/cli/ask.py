@@ -71,6 +71,7 @@ def answer(app: App, overrides: Layer, options: AskOptions, question: PromptSour
     open_history = cache(app.open_history)  # imported and opened when it is needed, mostly after the answer
     session = None
     if options.session_flag:
+        options.require_sessions(not app.settings(overrides).no_log)
         session = open_history().acquire_named(options.session)
         if session:
             overrides = session.add_defaults(overrides, is_remote=bool(options.endpoint))

@@ -11,7 +11,6 @@ import typer
 from cerebrum_cli.cli.command import argument, settings_options
 from cerebrum_cli.cli.options import AnswerOptions, QuestionOptions, only_question
 from cerebrum_cli.core.declaration import option_group, switch
-from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import DIALOGUE_KEYS, REPLY_KEYS, Layer, SourcedLayer, without_keys
 
 if TYPE_CHECKING:
@@ -113,8 +112,7 @@ def open_chat(app: App, overrides: Layer, saved: Layer, options: ChatCommand) ->
         overrides = SourcedLayer(overrides, {"markdown": False})
     prompted = SourcedLayer(overrides, saved)
     is_saved = not app.settings(prompted).no_log
-    if options.continue_ and not is_saved:
-        raise UsageError("no_log is on, so there is no session to continue", "use --set no_log=off, or omit -c")
+    options.require_sessions(is_saved)
     history = app.open_history(is_saved)
     session = None
     if options.session_flag:

@@ -238,6 +238,12 @@ class QuestionOptions(ToolOptions):
             raise UsageError(f"no saved prompt named {name!r}", hint)
         return app.prompts.find(name).with_values(self.param, f"-p {quote(name)} -P NAME=VALUE")
 
+    def require_sessions(self, are_saved: bool) -> None:
+        """Raise UsageError if a session is chosen where none are saved."""
+        if self.session_flag and not are_saved:
+            hint = f"use --set no_log=off, or omit {self.session_flag}"
+            raise UsageError("no_log is on, so there is no session to continue", hint)
+
 
 @option_group
 class AskOptions(QuestionOptions, GenerationOptions):

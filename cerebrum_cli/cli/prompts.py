@@ -125,7 +125,8 @@ class RmPrompts(BaseCommand):
 def report_placeholders(app: App, saved: SavedPrompt) -> None:
     if saved.placeholders:
         first = saved.placeholders[0]
-        app.streams.note(f"placeholders: {', '.join(saved.placeholders)}; {{{{{first}}}}} is the text {{{first}}}")
+        literal = f"write {{{{{first}}}}} for the literal text {{{first}}}"
+        app.streams.note(f"placeholders: {', '.join(saved.placeholders)}; {literal}")
 
 
 def require_name(name: str) -> None:

@@ -1,7 +1,7 @@
 """Saved prompts: one Markdown file each, with settings in a TOML header between +++ lines, and the prompt below.
 
 In the prompt and in the system prompt, `{input}` stands for the question and any other `{name}` for a value, which the
-table `[defaults]` of the header may have. `{{name}}` is the text `{name}`; all other braces are text.
+table `[defaults]` of the header may have. `{{name}}` is the literal text `{name}`; all other braces are text.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class SavedPrompt:
         for pair in pairs:
             name, equals, value = pair.partition("=")
             if not equals:
-                raise UsageError(f"not a value of the saved prompt {self.name}: {pair!r}", f"write {form}")
+                raise UsageError(f"invalid value for the saved prompt {self.name}: {pair!r}", f"write {form}")
             if name not in self.placeholders:
                 known = ", ".join(self.placeholders) or "none"
                 raise UsageError(f"the saved prompt {self.name} has no placeholder {{{name}}}", f"it has: {known}")
@@ -64,7 +64,8 @@ class SavedPrompt:
         values = {**self.values, **given}
         if missing := [name for name in self.placeholders if name not in values]:
             first = missing[0]
-            hint = f"write {form.replace('NAME', first)}; in the prompt, {{{{{first}}}}} is the text {{{first}}}"
+            literal = f"in the prompt, write {{{{{first}}}}} for the literal text {{{first}}}"
+            hint = f"write {form.replace('NAME', first)}; {literal}"
             raise UsageError(f"the saved prompt {self.name} needs a value for {' and '.join(missing)}", hint)
         settings = SourcedLayer(self.settings)
         if "system" in settings:
@@ -116,12 +117,12 @@ class PromptDirectory:
     def file(self, name: str) -> Path:
         return self.path / f"{name}{SUFFIX}"
 
-    def find_file(self, name: str) -> Path:
-        """Raises UsageError if there is no such prompt."""
+    def find_file(self, name: str, lister: str = "cerebrum prompts list") -> Path:
+        """Raises UsageError if there is no such prompt, with the command that lists them, `lister`, in its hint."""
         names = self.names()
         if name in names:
             return self.file(name)
-        hint = f"{did_you_mean(name, names)}list all with cerebrum prompts list"
+        hint = f"{did_you_mean(name, names)}list all with {lister}"
         raise UsageError(f"no saved prompt named {name!r}", hint)
 
     def find(self, name: str) -> SavedPrompt:
@@ -134,7 +135,7 @@ class PromptDirectory:
             name, *values = shlex.split(use)
         except ValueError as error:
             raise UsageError(f"{use}: {error}", "close the quote") from error
-        return self.find(name).with_values(values, f'/use {name} NAME="VALUE"')
+        return read_prompt(self.find_file(name, "/use")).with_values(values, f'/use {name} NAME="VALUE"')
 
     def read_all(self) -> list[SavedPrompt]:
         return [read_prompt(self.file(name)) for name in self.names()]

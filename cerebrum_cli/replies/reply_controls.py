@@ -137,7 +137,7 @@ class ReplyControls:
         if settings.reasoning_limit and not self.format.markups:
             raise UsageError(
                 f"think={settings.think} has no effect: the format {self.format.name} has no reasoning",
-                "omit it; --max-tokens limits the whole reply",
+                "omit it; max_tokens limits the whole reply",
             )
         if settings.think in (None, "off") or self.format.has_switch or not self.format.markups:
             return None

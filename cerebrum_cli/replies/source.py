@@ -369,8 +369,8 @@ def require_cache_types(header: Header, settings: Settings) -> None:
         block_size = TENSOR_TYPES[TYPE_NUMBERS[cache_type.upper()]].block_size
         for lengths in header.sizes.head_lengths:
             if lengths[index] % block_size:
-                needed = f"heads with a multiple of {block_size} elements"
-                problem = f"cache_type={settings.cache_type} needs {needed}; this model's have {lengths[index]}"
+                needed = f"a head size that is a multiple of {block_size}"
+                problem = f"cache_type={settings.cache_type} needs {needed}; this model's is {lengths[index]}"
                 raise UsageError(problem, f"omit cache_type={settings.cache_type}")
     facts = facts_of(header.architecture)
     if types[0] != types[1] and (has_mla(header) or facts.needs_equal_cache_types):

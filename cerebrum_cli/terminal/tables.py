@@ -187,10 +187,12 @@ print_sessions = partial(
 )
 
 
-def print_latest(streams: Streams, rows: Sequence[Row], number: int | None = None, lists_all: bool = False) -> None:
+def print_latest(
+    streams: Streams, rows: Sequence[Row], number: int | None = None, lists_all: bool = False, lister: str = "--all"
+) -> None:
     """Print the latest sessions, which come first: in a pipe all, and the latest last on a terminal.
 
-    There, single answers to scripts are only counted unless it `lists_all`.
+    There, single answers to scripts are only counted unless it `lists_all`, as the command `lister` does.
     """
     if not rows:
         streams.note("no saved sessions; cerebrum ask and cerebrum chat create them")
@@ -203,6 +205,6 @@ def print_latest(streams: Streams, rows: Sequence[Row], number: int | None = Non
             print_sessions(streams, listed[::-1])
         parts = [f"the latest {LISTED} of {len(own)}"] if number is None and len(listed) < len(own) else []
         if scripts := len(rows) - len(own):
-            parts.append(f"without {format_count(scripts, 'answer')} in pipes or files")
+            parts.append(f"not listed: {format_count(scripts, 'answer')} in pipes or files")
         if parts:
-            streams.note(f"{', '.join(parts)}; cerebrum sessions list --all lists them")
+            streams.note(f"{'; '.join(parts)}; {lister} lists them")

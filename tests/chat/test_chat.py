@@ -298,7 +298,7 @@ def test_chat_drops_the_oldest_turns_from_the_context_with_a_notice(small_chat: 
     events = list(chat.send(Z))
     [notice] = notices(events)
     assert notice.message == "the context of 300 tokens is full: dropped the 2 oldest messages from it"
-    assert notice.hint == "the session keeps them; /set ctx N has room for more"
+    assert notice.hint == "the session keeps them; /set ctx N makes room for more"
     assert text(events) == "Third."
     assert contents(chat) == [X, "First.", Y, "Second.", Z, "Third."]
     assert [message.content for message in chat.conversation.messages] == [Y, "Second.", Z, "Third."]

@@ -46,7 +46,9 @@ def test_json_has_the_documented_keys_and_the_same_text(user: CommandLine) -> No
     assert (answer["completion_tokens"] == 12) is (answer["finish_reason"] == "length")
     assert (answer["cached_tokens"], answer["reasoning"], answer["votes"]) == (0, None, None)
     plain = user.run(*command)
-    notice = "note: answer truncated at 12 tokens\n      raise --max-tokens; cerebrum chat -c can /continue it\n"
+    notice = (
+        "note: answer truncated at 12 tokens\n      raise --max-tokens; resume it with /continue in cerebrum chat -c\n"
+    )
     assert (plain.code, plain.err) == (0, notice if answer["finish_reason"] == "length" else "")
     assert plain.out == answer["text"] + "\n" * (not answer["text"].endswith("\n"))
 

@@ -68,7 +68,7 @@ def test_ask_continue_extends_the_sampled_tokens(user: CommandLine) -> None:
 def test_chat_continues_a_reply_of_ask_that_was_truncated(user: CommandLine) -> None:
     whole = user.run("ask", "-n", "12", "--no-log", "Why?").out
     first = user.run("ask", "-n", "5", "Why?")
-    hint = "raise --max-tokens; cerebrum chat -c can /continue it"
+    hint = "raise --max-tokens; resume it with /continue in cerebrum chat -c"
     assert first.err == f"note: answer truncated at 5 tokens\n      {hint}\n"
     assert_error(user.run("ask", "-c"), 2, "no prompt given")
     assert user.run("chat", "-c", "-n", "7", "--temperature", "0", stdin="/continue\n").code == 0
@@ -81,11 +81,11 @@ def test_ask_session_creates_and_continues_a_named_session(user: CommandLine) ->
     second = user.run("ask", "--session", "my talk", "--json", "-n", "2", "And?").object
     assert (first["session"], second["session"]) == ("my talk", "my talk")
     assert user.contents("my talk") == ["Why?", first["text"], "And?", second["text"]]
-    assert user.run("ask", "--session", "new", "--no-log", "--json", "-n", "1", "Hm?").object["session"] is None
     assert [row["name"] for row in listed(user)] == ["my talk", "other"]
     for options, problem in (
         (("-c", "--session", "a"), "-c and --session cannot"),
         (("--session", "a", "--raw"), "--session and --raw cannot"),
+        (("--session", "a", "--no-log"), "no_log is on, so there is no session to continue"),
         (("--session", "a\nb"), "session name"),
         (("--session", ""), "session name"),
     ):
@@ -168,11 +168,11 @@ def test_sessions_at_a_terminal(user: CommandLine) -> None:
     def names(*arguments: str) -> list[str]:
         return [line.split()[0] for line in at_terminal("list", *arguments).screen.lines]
 
-    hidden = "without 2 answers in pipes or files; cerebrum sessions list --all lists them"
+    hidden = "not listed: 2 answers in pipes or files; --all lists them"
     assert at_terminal("list").screen.lines[-1] == hidden
     assert names("--all") == ["name", "number-0-bold", "number-1-bold", "named"]
     ask(user, "More?", "Yes.", "--session", "number-1-bold")
-    assert names("-n", "1") == ["name", "number-1-bold", "without"]
+    assert names("-n", "1") == ["name", "number-1-bold", "not"]
     [row] = user.run("sessions", "search", "numb 1", "--json").object
     line = f"number-1-bold  {row['created'][:10]}  user: Number 1 **bold**?"
     assert line in at_terminal("search", "numb 1").screen.lines

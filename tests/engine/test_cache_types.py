@@ -40,8 +40,8 @@ def options_with(path: Path, **settings: Any) -> LoadOptions:
 @pytest.mark.parametrize(
     ("model", "settings", "problem"),
     [
-        ("narrow", {"cache_type": "q4_0"}, "cache_type=q4_0 needs heads with a multiple of 32 elements.* have 16"),
-        ("narrow", {"cache_type": "f16:q4_0"}, "cache_type=f16:q4_0 needs heads with a multiple of 32 elements.* have"),
+        ("narrow", {"cache_type": "q4_0"}, "cache_type=q4_0 needs a head size that is a multiple of 32.* is 16"),
+        ("narrow", {"cache_type": "f16:q4_0"}, "cache_type=f16:q4_0 needs a head size that is a multiple of 32.* is"),
         ("deepseek2", {"cache_type": "f16:q8_0", "ctx": 256}, "deepseek2 needs the same type for keys and values"),
     ],
 )

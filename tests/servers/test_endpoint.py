@@ -144,7 +144,9 @@ def test_endpoint_reply_of_a_lost_server_is_printed_and_can_be_continued(served:
     served.servers[0].arm(edit=lambda at, chunk: b"data: {\n\n" if "4" in str(chunk.get("content")) else chunk)
     done = served.run("ask", "--seed", "0", "What is 2 + 2?")
     assert done.out == "The answer is\n"
-    saved = f"the answer so far is saved; cerebrum chat -c --endpoint {served.servers[0].url} can /continue it"
+    saved = (
+        f"the answer so far is saved; resume it with /continue in cerebrum chat -c --endpoint {served.servers[0].url}"
+    )
     assert_error(done, 1, "the reply is not JSON: {", saved)
     served.servers[0].disarm()
     assert served.run("chat", "-c", "--seed", "0", piped=b"/continue\n").code == 0

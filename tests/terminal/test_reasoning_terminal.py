@@ -33,9 +33,11 @@ def test_chat_continues_reasoning_that_filled_the_context(
     person = chat(open_terminal, thinker, "--ctx", "50", size=size, **plain)
     person.type(f"{QUESTION}\r", shows="/retry")
     assert "only reasoning, no answer: the context of 50 tokens is full" in flat(person)
-    assert "/continue resumes it; or use /think N, then /retry" in flat(person)
+    assert "/set ctx N makes room, then /continue resumes it; or use /think N, then /retry" in flat(person)
+    person.type("/continue\r", shows="/set ctx N makes room for more")
+    assert "the reply fills the context of 50 tokens" in flat(person)
+    person.type("/set ctx 100\r", shows="ctx  100")
     person.type("/continue\r", shows="The answer is 85.")
-    assert "increasing the context from 50 to 100 tokens" in flat(person)
     person.type("/stats\r", shows="/100 (")
     person.leave()
 
@@ -49,7 +51,7 @@ def test_chat_drops_old_turns_before_it_asks_for_a_larger_context(
         person.type(f"{QUESTION}\r", shows="The answer is 85.")
     person.leave()
     assert "is full: dropped the" in flat(person)
-    assert "the session keeps them; /set ctx N has room for more" in flat(person)
+    assert "the session keeps them; /set ctx N makes room for more" in flat(person)
     assert "only reasoning" not in flat(person)
 
 

@@ -271,7 +271,10 @@ def test_chat_greets_with_a_new_session_and_with_a_reply_that_was_cut_off(talk: 
 
 def test_chat_continues_a_reply_that_was_truncated_while_reasoning(talk: Talk) -> None:
     _, err = talk("Who?\n", "-n", "9", rows={"Who?": "<think>Hm, who?</think>Me."})
-    assert err[-2:] == ["note: reply truncated at 9 tokens of reasoning", "      /continue resumes it"]
+    assert err[-2:] == [
+        "note: reply truncated at 9 tokens of reasoning",
+        "      /continue resumes it; /set max_tokens N changes the limit",
+    ]
 
 
 def test_chat_counts_the_tokens_of_reasoning_and_prints_only_answers_into_a_pipe(talk: Talk) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from cerebrum_cli.attachments.prompt_sources import read_piped
 from cerebrum_cli.chat.chat import Chat
@@ -12,7 +12,6 @@ from cerebrum_cli.terminal.interrupts import Signals, ignore
 from cerebrum_cli.terminal.repl.questions import InputSource, PlainPrompt, ScriptInput
 from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
-from cerebrum_cli.terminal.repl.slash_lines import KEYS, HelpRow
 from cerebrum_cli.terminal.sinks import ReplyDisplay
 from cerebrum_cli.terminal.streams import is_plain_terminal
 
@@ -40,11 +39,6 @@ def run_chat(
             with signals.acting(signals.exit_on_second(ignore)):
                 display.streams.note(chat.close())
     return repl.exit_code
-
-
-def chat_help() -> tuple[Sequence[HelpRow], Sequence[HelpRow]]:
-    """Each slash command and each key, with what it does."""
-    return [(slash.usage, slash.help) for slash in SLASH_COMMANDS], KEYS
 
 
 def input_source(repl: Repl) -> InputSource:

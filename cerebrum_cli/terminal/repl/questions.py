@@ -159,6 +159,7 @@ class PlainPrompt:
         line = sys.stdin.buffer.readline()
         if not line:
             self.is_ended = True  # a terminal says so once
+            show_prompt(self.streams, "", "\n")
             raise EOFError
         if self.streams.in_is_terminal and len(line) > MAX_TERMINAL_LINE:
             while self._has_input(PASTE_GAP_S) and sys.stdin.buffer.readline():  # the rest of the paste

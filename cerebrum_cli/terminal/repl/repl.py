@@ -141,7 +141,7 @@ class Repl:
                 self._end_turn()
         finally:
             if reply.is_finished:
-                self.streams.note(reply_notice(reply, self.chat, self.streams.in_is_terminal))
+                self.streams.note(reply_notice(reply, self.chat))
                 self._end_turn()
 
     def switch_session(self, name: str | None) -> None:

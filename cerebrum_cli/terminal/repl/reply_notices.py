@@ -12,19 +12,22 @@ REASONING_HINT = "/think show prints it; use /think off or /think N, then /retry
 BLANK_HINT = "/prompt shows what the model got; /retry 0.9 asks again"
 
 
-def reply_notice(reply: Reply, chat: Chat, at_terminal: bool) -> NoticeEvent | None:
+def reply_notice(reply: Reply, chat: Chat) -> NoticeEvent | None:
     """Why a reply ended early, if it did."""
     reason = reply.finish.reason
     hint = "/continue resumes it" if reply.finish.has_all_tokens else "/retry asks again"
     if reason == "cancelled":
         return NoticeEvent("reply interrupted", hint) if reply.has_text else None  # an error says so
-    if reason == "length" and (reply.text or reply.reasoning) and at_terminal:
-        stage = "" if reply.text else " of reasoning"
-        return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens{stage}", hint)
+    if reason == "length":
+        stage = " of reasoning" if reply.reasoning and not reply.text else ""
+        problem = f"reply truncated at {reply.finish.completion_tokens} tokens{stage}"
+        return NoticeEvent(problem, f"{hint}; /set max_tokens N changes the limit")
     notice = reply.notice(chat.loaded.engine.larger_context)
     if notice is None:
         return None
     if reason == "context" and not chat.loaded.is_remote:
+        if chat.settings.ctx and reply.finish.has_all_tokens:
+            hint = "/set ctx N makes room, then /continue resumes it"
         return notice._replace(hint=hint if reply.text else f"{hint}; or use /think N, then /retry")
     if reason == "repetition":
         resume = f"{hint}, " if reply.finish.has_all_tokens else ""

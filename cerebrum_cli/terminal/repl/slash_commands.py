@@ -73,7 +73,7 @@ def start_new(repl: Repl, _: str) -> str:
 
 
 def list_sessions(repl: Repl, _: str) -> None:
-    print_latest(repl.streams, repl.chat.tree.history.rows)
+    print_latest(repl.streams, repl.chat.tree.history.rows, lister="cerebrum sessions list --all")
 
 
 def load_session(repl: Repl, argument: str) -> None:
