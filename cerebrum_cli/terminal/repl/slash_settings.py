@@ -107,7 +107,7 @@ def setting_hint(argument: str) -> str:
 
 
 def list_settings(repl: Repl) -> str:
-    """The model, the samplers in effect, and all other settings that are not the defaults."""
+    """The model, the samplers in effect, and all other settings that are not the defaults, with their sources."""
     chat, defaults = repl.chat, Settings()
     shown = [*chat.settings.samplers, *LOADED]
     for key in OPTIONS:
@@ -118,7 +118,7 @@ def list_settings(repl: Repl) -> str:
     for key, value in settings_in_effect(repl).items():
         if key in shown and key in (*settable, *LOADED):
             listed[key] = value
-    return settings_lines(listed, chat.settings.origins)
+    return settings_lines(listed, {key: chat.settings.origin(key) for key in listed if key != "model"})
 
 
 def settings_in_effect(repl: Repl) -> JsonDict:
