@@ -36,14 +36,11 @@ if TYPE_CHECKING:
     from cerebrum_cli.attachments.file_search import FileSearch, Skipped
     from cerebrum_cli.core.saved_prompts import SavedPrompt
 
-
 ENDINGS = (".pdf", ".docx", ".pptx", ".xlsx", ".epub", ".html", ".htm")
 MAX_PROMPT_BYTES = 64_000_000  # of a file or of standard input: more than any context holds
 MEMORY_BYTES = 2**32  # documents may unpack to gigabytes
 TIMEOUT_S = 120.0  # markitdown takes a second to start, and up to a second for a page of a PDF
 PROGRAM = Path(__file__).with_name("print_document.py")
-
-
 STANDARD_INPUT = Path("-")  # to other programs
 MAX_PICTURE_BYTES = 20_000_000
 PICTURE_TYPES = {
@@ -79,7 +76,7 @@ def read_files(sources: Sequence[Path | str], on_notice: OnNotice, offline: bool
         if source == STANDARD_INPUT:
             raise UsageError("- is not a file", "piped text is added to the prompt without -f")
         if isinstance(source, str):
-            files.append(_converted_file(source, read_page(source, offline), on_notice))
+            files.append(_with_size_noted(source, read_page(source, offline), on_notice))
         elif search:
             files += _read_found(source, search, seen, skipped, on_notice)
         else:
@@ -93,7 +90,7 @@ def _read_named(path: Path, on_notice: OnNotice) -> PromptFile:
     """Read a file, a picture or a document, the last with a notice. Raises UsageError, PromptTooLong."""
     name = well_formed(str(path))
     if is_document(path):
-        return _converted_file(name, document_text(path, str(path)), on_notice)
+        return _with_size_noted(name, document_text(path, str(path)), on_notice)
     if is_picture(path):
         return name, read_picture(path)
     with readable(path):
@@ -104,8 +101,8 @@ def _read_named(path: Path, on_notice: OnNotice) -> PromptFile:
     return name, text
 
 
-def _converted_file(name: str, text: str, on_notice: OnNotice) -> PromptFile:
-    """The text of a document or a page, whose size is not seen otherwise."""
+def _with_size_noted(name: str, text: str, on_notice: OnNotice) -> PromptFile:
+    """The text of a document or a page, with a notice of its size, which its file does not show."""
     tokens = max(1, len(text.encode()) // BYTES_PER_TOKEN)
     on_notice(NoticeEvent(f"{well_formed(name)}: about {tokens:,} tokens"))
     return well_formed(name), text

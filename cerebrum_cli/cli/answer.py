@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.chat.history import History
 from cerebrum_cli.cli.options import LAST, AskOptions, name_grammar_in_errors
-from cerebrum_cli.core.ask import ASK_FOR_ANSWER, Ask
+from cerebrum_cli.core.ask import ASK_FOR_ANSWER, Ask, Votes
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer, OutputError, SessionError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.json_types import JsonObject
@@ -21,7 +21,6 @@ from cerebrum_cli.terminal.sinks import ReplyDisplay, find_code, show_answer, st
 
 if TYPE_CHECKING:
     from cerebrum_cli.chat.session import Session
-    from cerebrum_cli.core.ask import Votes
     from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.replies.majority_vote import MajorityVote
     from cerebrum_cli.terminal.streams import Streams

@@ -23,7 +23,7 @@ from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import folder_size
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, Layer, Settings, SourcedLayer
+from cerebrum_cli.core.settings import EMBEDDED, MODES, REPLY_KEYS, SAMPLING_KEYS, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.progress import FileProgress, interruptible
 
@@ -202,8 +202,6 @@ def describe(app: App, model: InstalledModel, on_progress: OnProgress | None = N
 
 def ask_settings(app: App, model: InstalledModel) -> Settings:
     """The settings of a question without options."""
-    from cerebrum_cli.core.settings import EMBEDDED
-
     settings = app.readable_settings(environment_layer(*REPLY_KEYS), model.recommended)
     return replace(settings, format=EMBEDDED) if settings.template_file else settings
 

@@ -28,7 +28,7 @@ from cerebrum_cli.core.errors import GrammarError, ModelNotFound, UsageError
 from cerebrum_cli.core.files import exists, read_text
 from cerebrum_cli.core.grammar import Grammar, GrammarKind, is_json_schema, schema_file, schema_grammar, unusable
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.settings import Layer
+from cerebrum_cli.core.settings import Layer, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.ask import Votes
-    from cerebrum_cli.core.grammar import Grammar
     from cerebrum_cli.core.saved_prompts import SavedPrompt
-    from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.core.tools import ToolFinder, Tools
     from cerebrum_cli.library.installed import InstalledModel
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.servers.endpoint import Servers
 
 
+GRAMMAR_KINDS: dict[str, GrammarKind] = {".lark": "lark", ".regex": "regex"}  # of files, by suffix
+MAX_GRAMMAR_BYTES = 4_000_000  # of a file with a schema or a grammar
 LAST = "last"  # code block of a reply
 QUOTE_PATTERN = "quote a pattern: -f 'src/*.py'; or write -f before each file"
 
@@ -135,11 +135,18 @@ class ConstrainedOptions(AnswerOptions):
 
     def read_grammar(self, source: ModelSource) -> Grammar | None:
         """What `--schema` or `--grammar` gives; None without either. Raises UsageError, GrammarError."""
-        if self.schema is None and not self.grammar:
+        schema, path = self.schema, self.grammar
+        if schema is None and not path:
             return None
-        from cerebrum_cli.cli.options import read_grammar
-
-        return read_grammar(self.schema, self.grammar, source)
+        if schema is not None and path:
+            raise UsageError.conflict("--schema", "--grammar")
+        with name_grammar_in_errors(schema, path):
+            if path:
+                grammar = Grammar(GRAMMAR_KINDS.get(path.suffix.lower(), "gbnf"), read_text(path, MAX_GRAMMAR_BYTES))
+            else:
+                grammar = schema_grammar(schema_text(schema or ""))
+            source.check(grammar)
+            return grammar
 
 
 @option_group
@@ -328,26 +335,6 @@ def require_agreement(app: App, question: str, name: str, yes: bool) -> None:
         advice = "" if streams.in_is_terminal else "; confirm with -y"
         streams.draw(f"{name} not deleted{advice}\n")
         raise typer.Exit(1)
-
-
-GRAMMAR_KINDS: dict[str, GrammarKind] = {".lark": "lark", ".regex": "regex"}  # of files, by suffix
-MAX_GRAMMAR_BYTES = 4_000_000  # of a file with a schema or a grammar
-
-
-def read_grammar(schema: str | None, path: Path | None, source: ModelSource) -> Grammar | None:
-    """What `--schema` or `--grammar` gives; None without either. Raises UsageError, GrammarError."""
-    if schema is not None and path:
-        raise UsageError.conflict("--schema", "--grammar")
-    with name_grammar_in_errors(schema, path):
-        if schema is not None:
-            grammar = schema_grammar(schema_text(schema))
-        elif path:
-            kind = GRAMMAR_KINDS.get(path.suffix.lower(), "gbnf")
-            grammar = Grammar(kind, read_text(path, MAX_GRAMMAR_BYTES))
-        else:
-            return None
-        source.check(grammar)
-        return grammar
 
 
 def schema_text(schema: str) -> str:

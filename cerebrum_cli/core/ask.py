@@ -13,6 +13,10 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import Tools
 
+MAX_VOTES = 256
+SHARE_PLACES = 4  # decimals of the share of samples that have an answer
+_VOTES = re.compile(r"(?P<least>\d{1,4})|auto(?::(?P<from>\d{1,4})\.\.(?P<to>\d{1,4}))?", re.ASCII)
+
 
 @frozen
 class Ask:
@@ -39,11 +43,6 @@ class Ask:
         if self.tools:
             conversation = replace(conversation, tools=tuple(tool.spec for tool in self.tools))
         object.__setattr__(self, "conversation", conversation)
-
-
-MAX_VOTES = 256
-SHARE_PLACES = 4  # decimals of the share of samples that have an answer
-_VOTES = re.compile(r"(?P<least>\d{1,4})|auto(?::(?P<from>\d{1,4})\.\.(?P<to>\d{1,4}))?", re.ASCII)
 
 
 @frozen

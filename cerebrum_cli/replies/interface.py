@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from cerebrum_cli.core.ask import Ask
+from cerebrum_cli.core.ask import Ask, parse_votes
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens, conversation_from_messages
 from cerebrum_cli.core.errors import CerebrumError, EngineError, FormatError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import (
@@ -141,7 +141,6 @@ class Model:
         `index` of each is the position of its question. Replies may call the `tools`. Raises the error of a question
         that cannot be answered when all others are done.
         """
-        from cerebrum_cli.core.ask import parse_votes
         from cerebrum_cli.replies.majority_vote import MajorityVote, Outcome, Row
 
         if samples is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cerebrum_cli.core.ask import SHARE_PLACES, Ask
+from cerebrum_cli.core.ask import SHARE_PLACES, Ask, Votes
 from cerebrum_cli.core.errors import CerebrumError, NoAnswer
 from cerebrum_cli.core.events import FinishEvent, NoticeEvent, RefusedEvent, SequenceId, TallyEvent, TokenEvent
 from cerebrum_cli.core.frozen import frozen
@@ -14,7 +14,6 @@ from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.replies.reply import Reply
 
 if TYPE_CHECKING:
-    from cerebrum_cli.core.ask import Votes
     from cerebrum_cli.engine.engine import Completions
 
 ReplyEvent = TokenEvent | FinishEvent | RefusedEvent

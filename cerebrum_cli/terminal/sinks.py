@@ -34,10 +34,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
-
 MISREAD = NoticeEvent("all text above is the model's reasoning, whose beginning it did not mark")
-
-
 MAX_SHOWN = 78  # characters of a call, and of its result
 WEIGHTS = {True: "weights repacked where possible", False: "weights as in the file (not repacked)"}
 
