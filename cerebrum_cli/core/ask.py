@@ -57,7 +57,7 @@ class Votes:
     checks: bool = False
 
     def __str__(self) -> str:
-        samples = f"{self.minimum}..{self.maximum}"
+        samples = f"{self.minimum}..{self.maximum}" if self.minimum < self.maximum else f"{self.minimum}"
         return f"{samples}, checked by programs" if self.checks else samples
 
 

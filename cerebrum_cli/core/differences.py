@@ -32,5 +32,8 @@ def describe_differences(found: Differences, between: str) -> list[str]:
 
 
 def _short_value(value: Any) -> str:
-    text = value if isinstance(value, str) else to_json(value)
-    return truncate(one_line("none" if value is None else text), _MAX_VALUE)
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return truncate(one_line(value if isinstance(value, str) else to_json(value)), _MAX_VALUE)

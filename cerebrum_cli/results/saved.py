@@ -61,7 +61,7 @@ class SavedResult:
         yield from map(json.loads, partial)
 
     def how_differs(self, fingerprint: JsonObject) -> str:
-        """Describe how another fingerprint differs, like "another model (a, now b)"; empty if it is equal."""
+        """Describe how another fingerprint differs, like "other settings: top_k (1, now 2)"; empty if equal."""
         return self.record.how_other_differs(Record(fingerprint))
 
     def differences(self, other: SavedResult) -> Differences:

@@ -227,15 +227,15 @@ def test_failed_rows_are_retried_only_if_asked(output: Path, is_complete: bool) 
 @pytest.mark.parametrize(
     ("changed", "difference"),
     [
-        ({"temperature": 0.8}, "another temperature (0.7, now 0.8)"),
-        ({"system": "Be brief."}, "another system (none, now Be brief.)"),
-        ({"seed": 0}, "another seed (none, now 0)"),
-        ({"template": "x" * 99 + "b"}, "another template"),  # equal when truncated
-        ({"grammar": "0" * 64}, f"another grammar (none, now {'0' * 39}…)"),
-        ({"model": "b", "stop": ("x", "y")}, 'another model (a, now b) and another stop (["x"], now ["x", "y"])'),
+        ({"temperature": 0.8}, "other settings: temperature (0.7, now 0.8)"),
+        ({"system": "Be brief."}, "other settings: system (none, now Be brief.)"),
+        ({"seed": 0}, "other settings: seed (none, now 0)"),
+        ({"template": "x" * 99 + "b"}, "other settings: template"),  # equal when truncated
+        ({"grammar": "0" * 64}, f"other settings: grammar (none, now {'0' * 39}…)"),
+        ({"model": "b", "stop": ("x", "y")}, 'other settings: model (a, now b) and stop (["x"], now ["x", "y"])'),
         (
             {"model": "b", "temperature": 1, "stop": (), "system": "", "votes": 3},
-            'another model (a, now b), another temperature (0.7, now 1), another stop (["x"], now []) and 2 more',
+            'other settings: model (a, now b), temperature (0.7, now 1), stop (["x"], now []) and 2 more',
         ),
     ],
 )
@@ -258,7 +258,7 @@ def test_setting_with_its_default_does_not_stop_a_resume(output: Path) -> None:
 
 def test_complete_result_is_replaced_only_with_restart(output: Path) -> None:
     run(output)
-    made = f"{output} was made with another model (a, now b)"
+    made = f"{output} was made with other settings: model (a, now b)"
     assert batch_error(lambda: open_batch(output, model="b")) == (made, REPLACE)
     output.write_bytes(b"mine")
     assert batch_error(lambda: open_batch(output))[0] == f"{output} was changed by another program"

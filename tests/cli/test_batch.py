@@ -311,7 +311,9 @@ def test_table_is_continued_from_itself(runner: BatchRunner) -> None:
         assert runner.run(source, "-o", output).code == 0
     table = output.read_text()
     assert (len(runner.backends), (runner.home / "out.csv.partial").exists()) == (1, False)
-    assert f"error: {output} was made with another max tokens" in runner.run(source, "-o", output, "-n", "9").err
+    assert (
+        f"error: {output} was made with other settings: max_tokens" in runner.run(source, "-o", output, "-n", "9").err
+    )
     runner.write("in.txt", "a\nb\nc\n")
     assert runner.run(source, "-o", output).code == 0
     assert output.read_text().startswith(f"{table}3,c,ok,ok,stop,,3.1.")

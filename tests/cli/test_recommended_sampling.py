@@ -132,7 +132,7 @@ def test_batch_is_not_resumed_with_other_recommendations(user: User) -> None:
         user.row(row)
         done, sampled = batch(user, {})
         assert (done.code, sampled) == (1, [])
-        assert "out.jsonl was made with another " in done.err
+        assert "out.jsonl was made with other settings: " in done.err
 
 
 def test_think_switches_the_recommended_sampling(user: User) -> None:

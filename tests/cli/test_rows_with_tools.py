@@ -109,7 +109,7 @@ def test_batch_resumes_with_the_same_functions_only(rows: Rows) -> None:
     assert rows.batch("-o", output).code == 0
     assert output.read_bytes() == written
     rows.functions.write_text(FUNCTIONS.replace("Dry", "Wet"))
-    assert_error(rows.batch("-o", output), 1, "another set of functions (weather, ")
+    assert_error(rows.batch("-o", output), 1, "other settings: set of functions (weather, ")
 
 
 def test_row_with_a_schema_applies_it_after_the_calls(rows: Rows) -> None:

@@ -273,7 +273,7 @@ def test_decided_rows_are_kept(user: CommandLine) -> None:
     decide(user, REFUND, "tickets.csv", "-o", "out.csv")
     assert rows_of(user.home / "out.csv")[:4] == rows_of(user.home / "old.csv")
     other = decide(user, "Is it broken? {text}", "tickets.csv", "-o", "out.csv")
-    assert_error(other, 1, "another template")
+    assert_error(other, 1, "other settings: template")
 
 
 def test_a_row_with_other_choices_is_decided_again(user: CommandLine) -> None:
@@ -315,13 +315,13 @@ def test_settings_that_cannot_change_a_decision_do_not_stop_a_resume(user: Comma
     assert decide(user, REFUND, "tickets.csv", "-o", "out.csv").code == 6
     assert (user.home / "out.csv").read_bytes().startswith(before)
     (user.config / "config.toml").write_text("system = 'Be strict.'")
-    assert_error(decide(user, REFUND, "tickets.csv", "-o", "out.csv"), 1, "another system")
+    assert_error(decide(user, REFUND, "tickets.csv", "-o", "out.csv"), 1, "other settings: system")
 
 
 def test_sampling_settings_change_votes(user: CommandLine) -> None:
     words = REFUND, "tickets.csv", "-o", "out.csv", "--votes", "2", "--temperature"
     decide(user, *words, "0.7")
-    assert_error(decide(user, *words, "0.8"), 1, "another temperature")
+    assert_error(decide(user, *words, "0.8"), 1, "other settings: temperature")
 
 
 def test_sampling_settings_do_not_change_a_decision(user: CommandLine) -> None:

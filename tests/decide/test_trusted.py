@@ -260,4 +260,4 @@ def test_a_resumed_run_keeps_its_calibration(user: CommandLine) -> None:
     words = ("new.jsonl", *CALIBRATED, "-o", "new.csv")
     assert decide(user, *words).code == 0
     done = decide(user, "new.jsonl", "--calibration", "refunds", "--max-error", "0.25", "-o", "new.csv")
-    assert_error(done, 1, "new.csv was made with another error of the decided")
+    assert_error(done, 1, "new.csv was made with other settings: error of the decided")

@@ -99,7 +99,7 @@ def test_prompt_cache_and_batch_of_another_cache_type_are_never_used(new_user: C
     command = ("batch", "in.txt", "-o", "out.jsonl", "-m", wide, "--max-tokens", "2", "-q")
     assert new_user.run(*command, *quantized).code == 0
     done = new_user.run(*command)
-    assert (done.code, "out.jsonl was made with another cache type" in done.err) == (1, True)
+    assert (done.code, "out.jsonl was made with other settings: cache_type" in done.err) == (1, True)
 
 
 def test_exact_scores_keep_their_own_cache(wide: Path) -> None:

@@ -227,7 +227,7 @@ def test_examples_precede_each_question(command: CommandLine, sums: Path, tmp_pa
     first = run_eval(command, sums, "--limit", "2", "--examples", examples).object
     examples.write_text(examples.read_text().replace("1 + 0", "0 + 1"))
     done = command.run("eval", sums, *MODEL, "--limit", "2", "--examples", examples)
-    assert "was made with another example file" in done.err and first["n"] == 2
+    assert "was made with other settings: example file" in done.err and first["n"] == 2
 
 
 def test_raw_needs_no_template(command: CommandLine, sums: Path, tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_run_is_opened_with_other_rules_of_scoring(
     before = run.read_bytes()
     for arguments in (("--limit", "6"), ("--limit", "6", "--dry-run")):
         refused = run_eval(command, sums, *arguments, "-o", run)
-        difference = f"was made with another scoring ({SCORING_VERSION}, now {now})"
+        difference = f"was made with other settings: scoring ({SCORING_VERSION}, now {now})"
         assert_error(refused, 1, f"{run} {difference}", "use --restart to replace it, or choose another -o")
     assert run.read_bytes() == before
     assert command.run("runs", "show", run, "--rescore", "--save").code == 0

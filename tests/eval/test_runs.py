@@ -164,7 +164,7 @@ def test_incomplete_run_has_its_finished_samples(tmp_path: Path) -> None:
     assert (run.saved.is_complete, run.samples()) == (False, [sample(2)])
     extent = {"questions": 2, "samples": 1}
     assert samples_to_keep(run.path, CONDITION, extent) == [sample(2)]
-    with pytest.raises(BatchError, match=r"was started with another model \(tiny, now other\)"):
+    with pytest.raises(BatchError, match=r"was started with other settings: model \(tiny, now other\)"):
         samples_to_keep(run.path, OTHER_MODEL, extent)
     unfinished.unlink()
     assert run.samples() == samples_to_keep(run.path, CONDITION, extent) == []
@@ -208,7 +208,7 @@ def test_run_is_extended_with_the_versions_and_rules_that_made_it(store: RunStor
     path, _ = store.path_for(CONDITION)
     write_run(path, [sample(1), sample(2)], 2)
     newer = {**CONDITION, "cerebrum": "0.2.0", "llama.cpp": "def"}
-    difference = "another cerebrum (0.1.0, now 0.2.0) and another llama.cpp (abc, now def)"
+    difference = "other settings: cerebrum (0.1.0, now 0.2.0) and llama.cpp (abc, now def)"
     with pytest.raises(BatchError) as caught:
         samples_to_keep(path, newer, {"questions": 2, "samples": 1})
     assert caught.value.message == f"{path} was made with {difference}"
@@ -217,8 +217,8 @@ def test_run_is_extended_with_the_versions_and_rules_that_made_it(store: RunStor
     write_run(other, [sample(1)], 1, condition=newer)
     assert store.path_for(newer) == (other, "")
     for changed, words in (
-        ({"temperature": 1.0}, "another temperature (0.0, now 1.0)"),
-        ({"scoring": NEWER}, f"another scoring ({NOW}, now {NEWER})"),
+        ({"temperature": 1.0}, "other settings: temperature (0.0, now 1.0)"),
+        ({"scoring": NEWER}, f"other settings: scoring ({NOW}, now {NEWER})"),
     ):
         _, why_new = store.path_for({**newer, **changed})
         assert why_new == f"sums-tiny-2 was made with {words}; this is a new run, sums-tiny-3"

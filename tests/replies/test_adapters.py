@@ -177,11 +177,11 @@ def test_batch_is_not_resumed_with_another_adapter(user: CommandLine, chatml_mod
     ):
         done = user.run(*command, *lora)
         assert done.code == 1
-        assert f"out.jsonl was made with another adapter ({adapter.name}, now {now})\n" in done.err
+        assert f"out.jsonl was made with other settings: adapter ({adapter.name}, now {now})\n" in done.err
     (user.home / "same").mkdir()
     same = write_adapter(user.home / "same/other.gguf", factors_for(chatml_model, seed=9))
     assert user.run(*command, "--lora", other, "--restart").code == 0
-    assert "out.jsonl was made with another adapter\n" in user.run(*command, "--lora", same).err
+    assert "out.jsonl was made with other settings: adapter\n" in user.run(*command, "--lora", same).err
 
 
 def test_adapter_with_scale_zero_is_no_part_of_the_identity(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
