@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
@@ -109,6 +110,8 @@ def usage_error(error: typer.TyperException, context: typer.Context | None, comm
         hint = f"use --set {key}=VALUE"
     elif near or possibilities:
         hint = f"did you mean {near or possibilities[0]}?"
+    if path == "cerebrum" and re.fullmatch(r"(?as)No such command .[\w-]*[^\w-].*.", problem):  # no name: a question
+        hint = 'did you mean cerebrum ask "..."?'
     for unknown, own, other_hint in OTHER_PROGRAMS:
         if problem in (f"No such command '{unknown}'", f"No such option: {unknown}") and (own is None or own in known):
             hint = other_hint
