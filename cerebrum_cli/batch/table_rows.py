@@ -12,9 +12,9 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.row_fields import InvalidRow, Template, own_id
 from cerebrum_cli.core.text import Texts, format_count
+from cerebrum_cli.results.output_tables import MAX_FIELD_BYTES
 from cerebrum_cli.results.rows import Digest, digest_of
 
-MAX_FIELD_BYTES = 64_000_000  # of an unclosed quote, the rest of the input would be a field
 _PROMPT_COLUMN = Template("{prompt}", ("prompt",))
 _SEPARATOR = "\x1f"  # of fields, in a digest
 

@@ -15,6 +15,7 @@ from cerebrum_cli.core.text import Texts
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}  # of the tables that are read; those written have the first
 PARQUET = "parquet"
 ANSWER_KEYS = ("text", "final_answer", "finish_reason")
+MAX_FIELD_BYTES = 64_000_000  # of an unclosed quote, the rest of a table would be a field
 RECORD = "record"  # the only key, besides `key`, of a row that was read from a table
 _JSON_SUFFIXES = ("", ".jsonl", ".ndjson", ".json")
 
@@ -62,6 +63,7 @@ class ResultTable:
 
     def objects(self, file: BinaryIO) -> Iterator[JsonDict]:
         """Yield the rows of a table as objects that `lines` encodes as they were. Raises ValueError for another."""
+        csv.field_size_limit(MAX_FIELD_BYTES)
         records = csv.reader((line.decode() for line in file), delimiter=self.delimiter)
         try:
             if tuple(next(records, ())) != self.header:

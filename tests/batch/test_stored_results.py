@@ -1,6 +1,7 @@
 """Results on disk: nothing finished is lost, no row is answered twice, and the output is whole, whatever happens."""
 
 import contextlib
+import csv
 import json
 import os
 import stat
@@ -191,6 +192,13 @@ def test_table_is_continued_like_lines(output: Path) -> None:
     for changed in (text.replace(".1.", "."), text.replace("Why?", "Why\r?"), "mine\n"):
         table.write_bytes(changed.encode())
         assert batch_error(lambda: answer_missing(table, "Why?\n", ""))[0] == f"{table} was changed by another program"
+
+
+def test_table_with_a_long_answer_is_continued(output: Path) -> None:
+    csv.field_size_limit(1 << 17)  # the default
+    table = output.with_suffix(".csv")
+    assert answer_missing(table, "Why?\n", "So. " * 50_000) == [0]
+    assert answer_missing(table, "Why?\nHow?\n", "Second.") == [1]
 
 
 def test_input_without_a_row_of_the_result_is_refused(output: Path) -> None:
