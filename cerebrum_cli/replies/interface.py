@@ -390,7 +390,7 @@ class Model:
         self.engine.grow(length)
         if self.engine.context_size > size:
             problem = f"increasing the context from {size} to {self.engine.context_size} tokens"
-            self._notices[NoticeEvent(problem, "use --ctx N, or /set ctx N in a chat, for another size")] = False
+            self._notices[NoticeEvent(problem, "set ctx to choose its size")] = False
 
     def save_prompt_cache(
         self,

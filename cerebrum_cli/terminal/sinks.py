@@ -116,6 +116,8 @@ class AnswerSink:
                 color_system="standard",
             )
             self._stream = MarkdownStream(console)
+            if not text[1:2].isspace():
+                text = text.removeprefix(" ")  # of a reply that continues between words: it would indent the rows
         with self._streams.writing_answer():
             self._stream.feed(text)
 
