@@ -68,7 +68,7 @@ class BatchOptions:
         fingerprint |= source.votes_fingerprint(self.votes) if self.votes else {"votes": None}
         for mode, settings in self.modes.items():
             if settings.samplers != self.settings.samplers:
-                fingerprint[mode.replace("_", " ")] = settings.samplers
+                fingerprint[mode] = settings.samplers
         return fingerprint
 
 

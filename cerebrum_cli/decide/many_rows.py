@@ -178,7 +178,7 @@ def open_decisions(app: App, passes: Sequence[Pass], output: Path) -> Results:
 def fingerprint_of(asked: RowQuestions, model: ModelSource) -> JsonDict:
     """Everything that decisions depend on besides the rows, by readable names."""
     choices = asked.choices and [list(choice) for choice in asked.choices.items]
-    unused = () if asked.votes else [key.replace("_", " ") for key in UNUSED]
+    unused = () if asked.votes else UNUSED
     return {
         **asked.rows.fingerprint,
         **{key: value for key, value in model.fingerprint(None).items() if key not in unused},

@@ -34,7 +34,7 @@ FACTS = (
     "chat template",
     "system",
     "seed",
-    "max tokens",
+    "max_tokens",
     "ctx",
     "think",
     "grammar",

@@ -74,7 +74,7 @@ class Run:
     def sampling(self) -> JsonDict:
         recorded = {}
         for key in SAMPLERS:
-            value = self.fingerprint.get(key.replace("_", " "))
+            value = self.fingerprint.get(key)
             if value is not None:
                 recorded[key] = value
         sampling = samplers_in_effect(recorded)

@@ -336,7 +336,7 @@ class ModelSource:
             "adapter": model.adapter_identity,
             "format": chosen.name,
             **({"chat template": text_digest(chosen.template or "")} if self.settings.template_file else {}),
-            **{key.replace("_", " "): values[key] for key in FINGERPRINTED},
+            **{key: values[key] for key in FINGERPRINTED},
             "grammar": grammar and text_digest(grammar.text),
         }
 

@@ -14,7 +14,7 @@ from cerebrum_cli.core.files import atomic_write, read_small_json, translate_os_
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject, from_json, to_json
 from cerebrum_cli.core.row_events import RowCounts
-from cerebrum_cli.core.settings import OPTIONS, Settings
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import enumeration
 
 VERSION = 2
@@ -74,8 +74,7 @@ class Record:
 
     def how_other_differs(self, other: Record) -> str:
         """Describe how the fingerprint of another differs, like "other settings: top_k (1, now 2)"; empty if equal."""
-        found = {_setting_name(key): values for key, values in self.differences(other).items()}
-        described = describe_differences(found, ", now")
+        described = describe_differences(self.differences(other), ", now")
         if not described:
             return ""
         more = len(described) - _MAX_DIFFERENCES
@@ -94,19 +93,13 @@ def differing_conditions(first: JsonObject, second: JsonObject) -> Differences:
 
     So a setting that is new leaves older results as they are.
     """
-    defaults = {key.replace("_", " "): value for key, value in asdict(Settings()).items()}
+    defaults = asdict(Settings())
     found = {}
     for key in {**second, **first}:
         before, after = (fingerprint.get(key, defaults.get(key)) for fingerprint in (first, second))
         if to_json(_unless_off(before)) != to_json(_unless_off(after)):
             found[key] = before, after
     return found
-
-
-def _setting_name(key: str) -> str:
-    """The name by which a setting is set; other keys of a fingerprint stay."""
-    name = key.replace(" ", "_")
-    return name if name in OPTIONS else key
 
 
 def _unless_off(value: Any) -> Any:

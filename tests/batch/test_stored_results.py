@@ -260,7 +260,7 @@ def test_error_names_the_differing_settings(output: Path, changed: dict[str, Any
 
 def test_setting_with_its_default_does_not_stop_a_resume(output: Path) -> None:
     run_some(output, 0)
-    changed: dict[str, Any] = {"top k": Settings().top_k, "new switch": False, "new option": None}
+    changed: dict[str, Any] = {"top_k": Settings().top_k, "new switch": False, "new option": None}
     assert run(output, **changed) == [2, 3, 1]
 
 

@@ -116,8 +116,8 @@ def test_batch_rows_that_turn_thinking_off_are_sampled_in_that_mode(user: User) 
     expected = [ON, OFF, OFF | {"top_k": 3}, ON | {"temperature": 0.2}, ON]
     assert sorted(map(str, sampled)) == sorted(map(str, expected))
     recorded = json.loads((user.home / "out.jsonl.meta.json").read_text())["fingerprint"]
-    assert {key: recorded[key.replace("_", " ")] for key in ON} == ON
-    assert (recorded["think"], recorded["no thinking"]) == ("on", OFF)
+    assert {key: recorded[key] for key in ON} == ON
+    assert (recorded["think"], recorded["no_thinking"]) == ("on", OFF)
 
 
 def test_batch_votes_sample_in_the_mode_of_each_row(user: User) -> None:
