@@ -37,7 +37,7 @@ def test_benchmark_peak_memory_is_in_mebibytes() -> None:
 def test_benchmark_large_batch_loses_and_repeats_no_row(tmp_path: Path, chatml_model: Path) -> None:
     cpu, memory, resume = large_batch.measure(tmp_path, 50, chatml_model)
     assert cpu.label.startswith("batch of 50 rows, 2 servers")
-    assert memory.peer == "100 bytes"
+    assert memory.peer == "300 bytes"
     assert resume.ratio > 0
 
 

@@ -168,8 +168,8 @@ def test_batch_resumes_with_the_same_functions_only(asker: Asker) -> None:
     assert (asker.home / "out.jsonl").read_bytes() == written
     for arguments in (["release", "2"], ["twins"]):
         asker.configure(args=[mcp_stand_in.__file__, *arguments])
-        assert_error(asker.batch("--tool", "stand", "-y"), 1, "another set of functions")
-    assert_error(asker.batch("--tool", "stand.echo", "-y"), 1, "another set of functions")
+        assert_error(asker.batch("--tool", "stand", "-y"), 1, "was made with other settings: set of functions")
+    assert_error(asker.batch("--tool", "stand.echo", "-y"), 1, "was made with other settings: set of functions")
 
 
 def test_evaluation_calls_functions_of_a_server(asker: Asker) -> None:

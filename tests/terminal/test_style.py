@@ -61,7 +61,7 @@ def test_ask_has_a_session_and_wrong_commands_the_right_hint(
     first = lines.index("error: no such command 'Why is it so?'")
     assert lines[first : first + 6] == [
         "error: no such command 'Why is it so?'",
-        " hint: see cerebrum --help",
+        ' hint: did you mean cerebrum ask "..."?',
         "error: no such option: --max_tokens",
         " hint: did you mean --max-tokens?",
         "error: no such option: -5",
