@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import IO, Any, Self
 
 Stream = int | IO[Any] | None
@@ -32,19 +33,27 @@ class ChildProcess(subprocess.Popen[bytes]):
         grace_s: float = 0.0,
     ) -> None:
         try:
-            super().__init__(
-                command, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds, env=env, start_new_session=True
-            )
-            self._guard = subprocess.Popen(
-                ["/bin/sh", "-c", f"read _; sleep {grace_s:g}; kill -s KILL -- -{self.pid}"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            with signals_deferred():
+                super().__init__(
+                    command,
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=stderr,
+                    pass_fds=pass_fds,
+                    env=env,
+                    start_new_session=True,
+                )
+                self._guard = subprocess.Popen(
+                    ["/bin/sh", "-c", f"read _; sleep {grace_s:g}; kill -s KILL -- -{self.pid}"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
         except BaseException:  # such as too many processes, or Ctrl-C
-            if getattr(self, "pid", None) and self.returncode is None:
-                self.kill()  # which may not have a session yet
+            if hasattr(self, "_guard"):
+                self.close()
+            elif getattr(self, "pid", None) and self.returncode is None:
                 self._end()
             raise
 
@@ -68,3 +77,22 @@ class ChildProcess(subprocess.Popen[bytes]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def signals_deferred() -> Iterator[None]:
+    """Handle signals afterwards: an exception between the start of a process and the return of its id would lose it."""
+    received: list[int] = []
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # on which Python handles signals
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    try:
+        for number in handlers:
+            signal.signal(number, lambda number, _: received.append(number))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for signum in received:
+            signal.raise_signal(signum)
