@@ -168,7 +168,7 @@ def test_bad_file_descriptor_is_a_bug_unless_stdout_is_closed() -> None:
 def test_chat_ends_with_an_error_if_its_answers_cannot_be_written(user: CommandLine) -> None:
     user.vouch_for_models()
     closed = subprocess.run(
-        ["sh", "-c", '"$0" chat -q -n 2 >&-', COMMAND],
+        ["sh", "-c", '"$0" chat -q -n 2 --temperature 0 >&-', COMMAND],
         input="one\ntwo\n",
         capture_output=True,
         text=True,
