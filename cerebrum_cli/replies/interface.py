@@ -166,16 +166,12 @@ class Model:
 
         error: CerebrumError | None = None
         with closing(self.run_rows(rows())) as events:
-            for row, _, result, _ in (event for event in events if isinstance(event, Outcome)):
-                if isinstance(result, RefusedEvent):
-                    error = error or result.error
-                elif isinstance(result, MajorityVote) and result.reply is None:
-                    error = error or result.refusals[0].error
-                elif mismatch := result.mismatch:
-                    error = error or mismatch
-                else:
-                    result.index = row.key
-                    yield result
+            for outcome in (event for event in events if isinstance(event, Outcome)):
+                if problem := outcome.error:
+                    error = error or problem
+                elif not isinstance(outcome.result, RefusedEvent):
+                    outcome.result.index = outcome.row.key
+                    yield outcome.result
         if error:
             raise error
 

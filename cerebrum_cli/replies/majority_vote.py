@@ -217,3 +217,12 @@ class Outcome(NamedTuple):
     sample: int
     result: Reply | MajorityVote | RefusedEvent
     is_whole_row: bool = False
+
+    @property
+    def error(self) -> CerebrumError | None:
+        """Why there is no answer, or why it does not match its schema; None if it is good."""
+        if isinstance(self.result, RefusedEvent):
+            return self.result.error
+        if isinstance(self.result, MajorityVote) and self.result.reply is None:
+            return self.result.refusals[0].error
+        return self.result.mismatch
