@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -187,7 +188,7 @@ class StoredResults(Results):
         self._earlier = earlier
         self._retries = _TO_RETRY if retry_failed else 0
         self._digests: list[Digest] = []
-        self._numbers: list[int] = []
+        self._numbers = array("Q")
         self._asked: set[Digest] = set()
         self._repeats: Counter[Digest] = Counter()  # after the first row that asks the same
         self._output_stamp = _stamp(paths.output)
@@ -206,7 +207,10 @@ class StoredResults(Results):
         """Give each row from the first on, of those that ask the same, another digest."""
         new = set(self._digests[first:])
         if len(new) == len(self._digests) - first and new.isdisjoint(self._asked):
-            self._asked |= new
+            if self._asked:
+                self._asked |= new
+            else:  # most inputs are added whole
+                self._asked = new
             return
         for position in range(first, len(self._digests)):
             digest = self._digests[position]
