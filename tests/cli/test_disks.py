@@ -59,7 +59,7 @@ def test_read_only_disk_is_read_and_errors_name_the_file(new_user: CommandLine) 
     assert [session["name"] for session in listed.object] == ["mine"]
     assert [run["name"] for run in runs.object] == ["q-nano"] and shown.code == 0
     assert asked.code == 0 and "this exchange was not saved: " in asked.err
-    for done, place in zip(refused, ("saved.md", "new.md", "runs", "1.lock", "q-nano.jsonl.partial"), strict=True):
+    for done, place in zip(refused, ("saved.md", "new.md", "runs", "locks", "q-nano.jsonl.partial"), strict=True):
         assert_error(done, done.code, place)
         assert done.code in (1, 2)
 
