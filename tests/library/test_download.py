@@ -360,7 +360,7 @@ def test_download_checks_disk_space_first(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 def test_pull_keeps_the_partial_file_when_the_disk_fills_up(hub_user: HubUser, large: Path) -> None:
-    with full_disk(4_000_000):
+    with full_disk(30_000_000):
         done = hub_user.run("pull", REPO)
     said = f"error: {FILE}: File too large\n hint: free some disk space, then try again to resume\n"
     assert (done.code, cleaned(done)) == (1, said)
