@@ -64,8 +64,8 @@ class History:
         """The sessions in a database, which is opened on first use; without a path, new ones in memory."""
         return cls(Store(path), path and path.with_name("locks"))
 
-    def check_integrity(self) -> tuple[int, int, int] | None:
-        """Numbers of sessions and messages, and the version of the database; None in memory. Raises SessionError."""
+    def check_integrity(self) -> tuple[int, int] | None:
+        """Numbers of sessions and messages in the database; None without one. Raises SessionError."""
         return check_integrity(self.store.path) if self.store.path else None
 
     def acquire_named(self, name: str | None) -> Session | None:

@@ -330,11 +330,10 @@ def _version(database: sqlite3.Connection) -> int:
     return int(database.execute("PRAGMA user_version").fetchone()[0])
 
 
-def check_integrity(path: Path) -> tuple[int, int, int] | None:
-    """Check the whole database without changing it, and return its numbers of sessions and messages, and version.
+def check_integrity(path: Path) -> tuple[int, int] | None:
+    """Check the whole database without changing it, and return its numbers of sessions and messages.
 
-    None if the file does not exist, version 0 while it is empty. Raises SessionError if it is damaged,
-    or another program's.
+    None if the file does not exist. Raises SessionError if it is damaged, or another program's.
     """
     if not path.exists():
         return None
@@ -346,12 +345,12 @@ def check_integrity(path: Path) -> tuple[int, int, int] | None:
             raise _damaged(path, printable_line(problem))
         if row := database.execute("PRAGMA foreign_key_check").fetchone():
             raise _damaged(path, f"a row of {row[0]} refers to a missing row of {row[2]}")
-        if version := _version(database):
+        if _version(database):
             ((sessions, messages),) = database.execute("SELECT (SELECT count(*) FROM sessions), count(*) FROM messages")
-            return sessions, messages, version
+            return sessions, messages
         if database.execute("SELECT count(*) FROM sqlite_schema").fetchone() != (0,):
             raise _damaged(path, "it belongs to another program")
-        return 0, 0, 0
+        return 0, 0
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""Optional: check the whole installation, or servers."""
+"""Optional: check the whole installation."""

@@ -1,4 +1,4 @@
-"""The checks of `cerebrum doctor`, in the order in which they run; in the last ones a bundled model answers."""
+"""The eight checks of `cerebrum doctor`, in the order in which they run; in the last one, a bundled model answers."""
 
 from __future__ import annotations
 
@@ -8,49 +8,49 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from shutil import disk_usage
+from typing import Literal
 
 from cerebrum_cli.cli.app import App
+from cerebrum_cli.cli.command import environment_layer
 from cerebrum_cli.core.environment import is_hub_offline
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, PullError
 from cerebrum_cli.core.files import file_error
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.llama_cpp import rebuild_command
-from cerebrum_cli.core.settings import Settings, read_config
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count, format_size
 from cerebrum_cli.core.version import __version__
-from cerebrum_cli.doctor.assessment import (
-    DATA,
-    CheckResult,
-    DirectoryState,
-    assess_build,
-    assess_devices,
-    assess_disk,
-    assess_memory,
-    assess_threads,
-    check_result,
-)
-from cerebrum_cli.doctor.check_lines import check_terminal
-from cerebrum_cli.engine.capacity import machine_state
+from cerebrum_cli.engine.capacity import Build, machine_state
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.replies.interface import open_source
+from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.source import ModelSource
 
+MIN_MEMORY = 2 * 10**9  # bytes; a small model, its KV cache and other programs
+MIN_DISK = 5 * 10**9  # bytes; the default model takes 4.4 GB
 QUESTION = "What is 17 plus 25?"
 ANSWER = "17 plus 20 makes 37, 37 plus 5 makes 42. The answer is 42."
 MAX_TOKENS = 64  # twice the length of the answer
-REINSTALL = f"reinstall llama.cpp: {rebuild_command()}"
-WITHOUT_GPU = "check the GPU's driver, and reinstall llama.cpp; until then use --gpu-layers 0"
-PYTHON = f"{platform.python_implementation()} {platform.python_version()}"
-FIX_LLAMA_CPP = "see the check llama_cpp"
-NOT_LOADED = "llama.cpp cannot be loaded"
+CEREBRUM = f"cerebrum {__version__}, {platform.python_implementation()} {platform.python_version()}"
+
+Status = Literal["ok", "warning", "failure"]
+
+
+@frozen
+class CheckResult:
+    """The result of one check. A warning means that something is slow, limited or not set up yet."""
+
+    status: Status
+    detail: str
+    hint: str = ""
+    name: str = ""
 
 
 @frozen
 class DoctorContext:
-    """What the checks inspect: directories and models, llama.cpp and the terminal; and settings."""
+    """What the checks inspect: directories, models and llama.cpp of an app, and the Hub unless they are `offline`."""
 
     app: App
-    settings: Settings
     offline: bool
 
 
@@ -64,78 +64,124 @@ def run_checks(context: DoctorContext) -> Iterator[CheckResult]:
         except OSError as error:
             failed = file_error(error)
             result = CheckResult("failure", failed.message, failed.hint)
-        if result:
-            yield replace(result, name=name)
+        yield replace(result, name=name)
 
 
-def _check_devices(context: DoctorContext) -> CheckResult:
+def check_result(detail: str, *problems: tuple[str, str]) -> CheckResult:
+    """Result of a check: ok, or a warning if there are problems, each with its hint."""
+    details = [detail] if detail else []
+    details += [problem for problem, _ in problems]
+    hints = "; ".join(hint for _, hint in problems)
+    return CheckResult("warning" if problems else "ok", "; ".join(details), hints)
+
+
+def _check_versions(context: DoctorContext) -> CheckResult:
+    """Versions, and whether llama.cpp can be loaded and was built for this CPU."""
+    detail = f"{CEREBRUM}, {platform.platform()}"
     try:
-        return assess_devices(context.app.build(), machine_state().likely_accelerator)
-    except EngineError:
-        return check_result("", (f"unknown: {NOT_LOADED}", FIX_LLAMA_CPP))
+        build = context.app.build()
+    except EngineError as error:
+        return CheckResult("failure", f"{detail}; {error.message}", error.hint)
+    features = ", ".join(build.cpu_features) or "no features reported"
+    backends = ", ".join(build.backends) or "none"
+    detail += f"; llama-cpp-python {build.version}, ggml {build.ggml}; backends {backends}; CPU: {features}"
+    unused = build.unused_features(machine_state().cpu_flags)
+    if not unused:
+        return check_result(detail)
+    slow = f"slow: llama.cpp does not use this CPU's {', '.join(unused)}"
+    return check_result(detail, (slow, f"rebuild it: {rebuild_command('-DGGML_NATIVE=on')}"))
+
+
+def _check_gpu(context: DoctorContext) -> CheckResult:
+    build = _loadable_build(context)
+    if build.devices:
+        return check_result("; ".join(build.gpus))
+    if build.offloads:
+        problem = "llama.cpp was built for GPUs and finds none"
+        return check_result("", (problem, "check the GPU's driver; for NVIDIA, run nvidia-smi"))
+    accelerator = machine_state().likely_accelerator
+    if accelerator is None:
+        return check_result("none: everything runs on the CPU")
+    problem = "this machine seems to have a GPU, but llama.cpp was built without GPU support"
+    command = rebuild_command(f"-DGGML_{accelerator.upper()}=on")
+    hint = f"rebuild it: {command}  (in a checkout: make setup ACCEL={accelerator})"
+    return check_result("", (problem, hint))
+
+
+def _loadable_build(context: DoctorContext) -> Build:
+    """Raises EngineError, which refers to the check that says why."""
+    try:
+        return context.app.build()
+    except EngineError as error:
+        raise EngineError("skipped: llama.cpp cannot be loaded", "see the check versions") from error
+
+
+def _check_memory(_: DoctorContext) -> CheckResult:
+    """Memory that this process's cgroups allow it."""
+    memory = machine_state().memory
+    detail = f"{format_size(memory.available)} of {format_size(memory.total)} free"
+    if memory.available >= MIN_MEMORY:
+        return check_result(detail)
+    problem = f"less than {format_size(MIN_MEMORY)} of memory is free"
+    return check_result(detail, (problem, "close other programs, or choose a smaller quantization"))
 
 
 def _check_disk(context: DoctorContext) -> CheckResult:
-    return assess_disk(
-        [
-            inspect_directory("models", "HF_HUB_CACHE", context.app.library.cache.directory),
-            inspect_directory("prompt cache", "XDG_CACHE_HOME", context.app.cache_directory),
-            inspect_directory(DATA, "XDG_DATA_HOME", context.app.data_directory),
-        ]
-    )
+    """Space for models, and whether they and chats can be written. Writes nothing."""
+    cache, data = context.app.library.cache.directory, context.app.data_directory
+    free = disk_usage(_existing(cache)).free
+    problems = []
+    if free < MIN_DISK:
+        problem = f"less than {format_size(MIN_DISK)} free: a model may not fit"
+        hint = "free some space, remove models with cerebrum rm, or set HF_HUB_CACHE to a directory on a larger disk"
+        problems.append((problem, hint))
+    if not _is_writable(cache):
+        problems.append((f"{cache} is not writable", "make it writable, or set HF_HUB_CACHE"))
+    if not _is_writable(data):  # chats could not be saved
+        return CheckResult("failure", f"{data} is not writable", "make it writable, or set XDG_DATA_HOME")
+    return check_result(f"{format_size(free)} free for models in {cache}", *problems)
 
 
-def _check_config(context: DoctorContext) -> CheckResult:
-    path = context.app.config_directory / "config.toml"
-    config = read_config(path)
-    saved = format_count(len(context.app.prompts.read_all()), "saved prompt")
-    if not path.exists():
-        return check_result(f"{path} does not exist: using default settings; {saved}")
-    endpoints = [f"endpoints.{name}" for name in config.endpoints]
-    keys = [*config.settings, *endpoints, *(f"mcp.{name}" for name in config.mcp)]
-    return check_result(f"{path}: {', '.join(keys) or 'no settings'}; {saved}")
+def _existing(path: Path) -> Path:
+    """A directory, or its nearest existing ancestor, where it would be created."""
+    return next(ancestor for ancestor in (path, *path.parents) if ancestor.exists())
+
+
+def _is_writable(path: Path) -> bool:
+    existing = _existing(path)
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 
 def _check_models(context: DoctorContext) -> CheckResult:
+    """Which models are installed, and whether the one that the settings name is."""
     library = context.app.library
-    details = [f"{len(library.catalogue.specs)} in the catalog"]
-    problems = []
-    n_readable = 0
     models = library.models()
-    for model in models:
-        if model.refusal:
-            problems.append((model.refusal.message, f"cerebrum rm {model.reference}, or pull it again"))
-        else:
-            n_readable += 1
-    if models:
-        details.append(f"{n_readable} installed")
+    problems = [
+        (model.refusal.message, f"cerebrum rm {model.reference}, or pull it again") for model in models if model.refusal
+    ]
+    detail = f"{len(library.catalogue.specs)} in the catalog; {len(models) - len(problems)} installed"
     try:
-        details.append(f"default: {library.resolve(context.settings.model).label}")
+        settings = context.app.settings(environment_layer("model"))
+        detail += f"; default: {library.resolve(settings.model).label}"
     except ModelNotFound as error:
         if error.message not in dict(problems):
             problems.append((error.message, error.hint))
-    return check_result("; ".join(details), *problems)
-
-
-def _check_token(_: DoctorContext) -> CheckResult:
-    from cerebrum_cli.library.online import token_location
-
-    if location := token_location():
-        return check_result(f"found in {location}")
-    return check_result("none; private and gated models need one: run hf auth login")
+    return check_result(detail, *problems)
 
 
 def _check_network(context: DoctorContext) -> CheckResult:
-    if context.offline:
-        return check_result("skipped: --offline")
-    if is_hub_offline():
-        return check_result("skipped: HF_HUB_OFFLINE is set")
-    from cerebrum_cli.library.online import check_reachable
+    """Whether the Hub can be reached, and where the token for private and gated models is."""
+    from cerebrum_cli.library.online import check_reachable, token_location
 
+    location = token_location()
+    token = f"token in {location}" if location else "no token; private and gated models need one: run hf auth login"
+    if context.offline or is_hub_offline():
+        reason = "--offline" if context.offline else "HF_HUB_OFFLINE is set"
+        return check_result(f"skipped: {reason}; {token}")
     try:
-        return check_result(f"{check_reachable()} is reachable")
+        return check_result(f"{check_reachable()} is reachable; {token}")
     except PullError as error:
-        return check_result("", (error.message, f"{error.hint}; installed models need no network"))
+        return check_result(token, (error.message, f"{error.hint}; installed models need no network"))
 
 
 def _check_sessions(context: DoctorContext) -> CheckResult:
@@ -145,61 +191,53 @@ def _check_sessions(context: DoctorContext) -> CheckResult:
         return check_result("none yet")
     if not os.access(path, os.W_OK):
         return CheckResult("failure", f"{path} is not writable", "make it writable, or use --no-log")
-    sessions, messages, version = contents
+    sessions, messages = contents
     counts = f"{format_count(sessions, 'session')}, {format_count(messages, 'message')}"
-    size = format_size(path.stat().st_size)
-    return check_result(f"{counts}, undamaged; {size}, version {version}")
+    return check_result(f"{counts}, undamaged; {format_size(path.stat().st_size)}")
 
 
-CHECKS: dict[str, Callable[[DoctorContext], CheckResult | None]] = {
-    "cerebrum": lambda _: check_result(f"cerebrum {__version__}, {PYTHON}, {platform.platform()}"),
-    "llama_cpp": lambda context: assess_build(context.app.build(), machine_state().cpu_flags),
-    "devices": _check_devices,
-    "threads": lambda context: assess_threads(machine_state(), context.settings.threads),
-    "memory": lambda _: assess_memory(machine_state()),
-    "disk": _check_disk,
-    "config": _check_config,
-    "models": _check_models,
-    "token": _check_token,
-    "network": _check_network,
-    "sessions": _check_sessions,
-    "terminal": lambda context: check_terminal(context.app.streams),
-    "self_test": lambda context: _run_self_test(context, on_gpu=False),
-    "self_test_gpu": lambda context: _run_self_test(context, on_gpu=True),
-}
-
-
-def inspect_directory(use: str, variable: str, path: Path) -> DirectoryState:
-    """Disk and permissions of a directory, or of its nearest existing ancestor, where it would be created.
-
-    Writes nothing.
-    """
-    existing = next(ancestor for ancestor in (path, *path.parents) if ancestor.exists())
-    writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
-    return DirectoryState(use, variable, path, writable, existing.stat().st_dev, disk_usage(existing).free)
-
-
-def _run_self_test(context: DoctorContext, on_gpu: bool) -> CheckResult | None:
+def _run_self_test(context: DoctorContext) -> CheckResult:
     """Ask the bundled model on the CPU, where the whole text must match.
 
     With all layers on a GPU, only the final answer must match, since a GPU rounds differently.
     """
-    try:
-        build = context.app.build()
-    except EngineError:
-        return None if on_gpu else CheckResult("failure", f"skipped: {NOT_LOADED}", FIX_LLAMA_CPP)
-    if on_gpu and not build.devices:
-        return None
-    gpu_layers = "all" if on_gpu else "0"
-    settings = Settings(
-        format="cerebrum", max_tokens=MAX_TOKENS, threads=context.settings.threads, gpu_layers=gpu_layers
-    )
-    nano = InstalledModel.bundled()
-    with open_source(ModelSource(context.app, nano, settings)) as model:
-        reply = model.reply(QUESTION).wait()
-    if reply.final_answer == "42" if on_gpu else reply.text == ANSWER:
-        timings = reply.finish.timings
-        speed = f"loaded in {timings.load_s:.2f} s, {timings.tokens_per_second:.0f} t/s"
-        return check_result(f"{QUESTION} {reply.text} ({speed})")
+    has_gpu = bool(_loadable_build(context).devices)
+    on_cpu = _ask_bundled(context, gpu_layers="0")
+    if on_cpu.text != ANSWER:
+        return _wrong_answer(on_cpu, f"reinstall llama.cpp: {rebuild_command()}")
+    detail = f"{QUESTION} {ANSWER} ({_speed(on_cpu)}"
+    if has_gpu:
+        on_gpu = _ask_bundled(context, gpu_layers="all")
+        if on_gpu.final_answer != "42":
+            hint = "check the GPU's driver, and reinstall llama.cpp; until then use --gpu-layers 0"
+            return _wrong_answer(on_gpu, hint)
+        detail += f"; on the GPU {_speed(on_gpu)}"
+    return check_result(f"{detail})")
+
+
+def _ask_bundled(context: DoctorContext, gpu_layers: str) -> Reply:
+    settings = Settings(format="cerebrum", max_tokens=MAX_TOKENS, gpu_layers=gpu_layers)
+    with open_source(ModelSource(context.app, InstalledModel.bundled(), settings)) as model:
+        return model.reply(QUESTION).wait()
+
+
+def _speed(reply: Reply) -> str:
+    timings = reply.finish.timings
+    return f"loaded in {timings.load_s:.2f} s, {timings.tokens_per_second:.0f} t/s"
+
+
+def _wrong_answer(reply: Reply, hint: str) -> CheckResult:
     problem = f"the bundled model answers {reply.text!r} to {QUESTION!r} instead of {ANSWER!r}"
-    return CheckResult("failure", problem, WITHOUT_GPU if on_gpu else REINSTALL)
+    return CheckResult("failure", problem, hint)
+
+
+CHECKS: dict[str, Callable[[DoctorContext], CheckResult]] = {
+    "versions": _check_versions,
+    "gpu": _check_gpu,
+    "memory": _check_memory,
+    "disk": _check_disk,
+    "models": _check_models,
+    "network": _check_network,
+    "sessions": _check_sessions,
+    "self_test": _run_self_test,
+}

@@ -1,4 +1,4 @@
-"""What this machine offers to a model: memory, the speed to expect, processors, and llama.cpp's build."""
+"""What this machine offers to a model: memory, the speed to expect, and llama.cpp's build."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NamedTuple
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import Texts, format_size
 from cerebrum_cli.engine import machine
+from cerebrum_cli.engine.machine import thread_count as thread_count
 from cerebrum_cli.engine.memory import HEADROOM, Devices
 from cerebrum_cli.engine.memory_plan import place
 from cerebrum_cli.engine.requests import DEFAULT_CONTEXT, LoadOptions
@@ -101,11 +102,6 @@ def _rounded(value: float) -> float:
     return float(f"{value:.2g}")
 
 
-def thread_count() -> int:
-    """Fastest number of threads for decoding."""
-    return machine.processors().threads
-
-
 @frozen
 class MachineState:
     """What this process may use of the machine now.
@@ -113,7 +109,6 @@ class MachineState:
     The likely accelerator is the GPU backend that llama.cpp could be built with.
     """
 
-    processors: machine.Processors
     memory: machine.Memory
     likely_accelerator: str | None
     cpu_flags: frozenset[str] | None
@@ -121,7 +116,6 @@ class MachineState:
 
 def machine_state() -> MachineState:
     return MachineState(
-        machine.processors(),
         machine.memory(),
         machine.likely_accelerator(),
         machine.processor_flags(),

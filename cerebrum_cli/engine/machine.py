@@ -21,7 +21,6 @@ from typing import Literal, NamedTuple
 
 from cerebrum_cli.core.events import Timings
 from cerebrum_cli.core.files import cache_json, read_small_json
-from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.llama_cpp import build_fingerprint
 from cerebrum_cli.engine.memory import Device, Devices
 from cerebrum_cli.gguf.sizes import ModelSizes
@@ -65,42 +64,18 @@ SPEED_FILE = "speed.json"
 READ_BYTES, READS = 128 * 2**20, 5  # more bytes than caches hold
 
 
-@frozen
-class Processors:
-    """CPUs that this process may use, hyper-threads included, and the quota of its cgroups, in CPUs.
-
-    `performance_cores` are the cores among them that are not efficiency cores, or all if there are no others.
-    """
-
-    allowed: int
-    performance_cores: int
-    quota: float
-
-    @property
-    def threads(self) -> int:
-        """Fastest number of threads for decoding: the threads wait for the slowest core after each operation."""
-        return self._within_quota(self.performance_cores)
-
-    @property
-    def usable(self) -> int:
-        """Number of threads that can run concurrently, hyper-threads included."""
-        return self._within_quota(self.allowed)
-
-    def _within_quota(self, count: int) -> int:
-        return max(1, ceil(min(count, self.quota)))
-
-
-def processors() -> Processors:
-    """Count the CPUs, within this process's affinity and its cgroups' quotas."""
+def thread_count() -> int:
+    """Fastest number of threads for decoding, within this process's affinity and its cgroups' quotas."""
     if hasattr(os, "sched_getaffinity"):
-        return linux_processors(os.sched_getaffinity(0), min(map(cgroup_quota, own_cgroups())))
-    allowed = os.cpu_count() or 1
-    cores = _sysctl("hw.perflevel0.physicalcpu") or _sysctl("hw.physicalcpu") or allowed
-    return Processors(allowed, cores, inf)
+        return linux_threads(os.sched_getaffinity(0), min(map(cgroup_quota, own_cgroups())))
+    return _sysctl("hw.perflevel0.physicalcpu") or _sysctl("hw.physicalcpu") or os.cpu_count() or 1
 
 
-def linux_processors(allowed: Set[int], quota: float) -> Processors:
-    """Count performance cores by what Linux lists of its devices; where it lists nothing, each CPU is one."""
+def linux_threads(allowed: Set[int], quota: float) -> int:
+    """One thread for each performance core, since threads wait for the slowest core after each operation.
+
+    Linux lists the cores of CPUs, which may be hyper-threads. Where it lists nothing, each CPU is a core.
+    """
     folder = DEVICES / "system" / "cpu"
     # an x86 processor that also has efficiency cores lists the others
     fast = allowed & cpus_listed(_text(DEVICES / "cpu_core" / "cpus")) or allowed
@@ -113,7 +88,7 @@ def linux_processors(allowed: Set[int], quota: float) -> Processors:
         for cpu, capacity in capacities.items()
         if capacity >= least
     }
-    return Processors(len(allowed), len(siblings), quota)
+    return max(1, ceil(min(len(siblings), quota)))
 
 
 def cpus_listed(text: str) -> set[int]:
@@ -293,7 +268,7 @@ def load_speed(records: Path) -> Speed:
     recorded = _read_speed(records)
     if recorded.generation:
         return recorded
-    return expected_speed(processors().threads, instruction_set() == "avx512", recorded)
+    return expected_speed(thread_count(), instruction_set() == "avx512", recorded)
 
 
 def record_replies(records: Path, sizes: ModelSizes, replies: Iterable[Timings]) -> None:
@@ -329,4 +304,4 @@ def _write_speed(records: Path, speed: Speed) -> None:
 
 
 def _machine_name() -> str:
-    return f"{processor_name()}, {processors().threads} threads, {build_fingerprint()}"
+    return f"{processor_name()}, {thread_count()} threads, {build_fingerprint()}"

@@ -116,18 +116,18 @@ THREE_KINDS = dict.fromkeys(range(4), 250) | dict.fromkeys((4, 5), 620) | dict.f
 
 
 @pytest.mark.parametrize(
-    ("listed", "allowed", "quota", "threads", "usable"),
+    ("listed", "allowed", "quota", "threads"),
     [
-        ((PAIRS + ALONE, "0-11"), range(20), math.inf, 6, 20),  # 6 P-cores, 8 E-cores
-        ((PAIRS + ALONE, "0-3,6-11"), range(20), 8.0, 5, 8),
-        ((PAIRS + ALONE, "0-11"), (4, 5), math.inf, 1, 2),  # a cpuset of both hyper-threads of a core
-        ((PAIRS + ALONE, "0-11"), (14, 15, 16), math.inf, 3, 3),
-        ((EIGHT, "", BIG_LITTLE), range(8), math.inf, 4, 8),
-        ((EIGHT, "", BIG_LITTLE), range(4), math.inf, 4, 4),
-        ((EIGHT, "", THREE_KINDS), range(8), math.inf, 4, 8),
-        ((TWO,), (0, 1), 1.5, 2, 2),
-        ((TWO,), (0, 1), 0.5, 1, 1),
-        (([],), (0, 2, 3), math.inf, 3, 3),
+        ((PAIRS + ALONE, "0-11"), range(20), math.inf, 6),  # 6 P-cores, 8 E-cores
+        ((PAIRS + ALONE, "0-3,6-11"), range(20), 8.0, 5),
+        ((PAIRS + ALONE, "0-11"), (4, 5), math.inf, 1),  # a cpuset of both hyper-threads of a core
+        ((PAIRS + ALONE, "0-11"), (14, 15, 16), math.inf, 3),
+        ((EIGHT, "", BIG_LITTLE), range(8), math.inf, 4),
+        ((EIGHT, "", BIG_LITTLE), range(4), math.inf, 4),
+        ((EIGHT, "", THREE_KINDS), range(8), math.inf, 4),
+        ((TWO,), (0, 1), 1.5, 2),
+        ((TWO,), (0, 1), 0.5, 1),
+        (([],), (0, 2, 3), math.inf, 3),
     ],
 )
 def test_default_threads_are_the_performance_cores(
@@ -135,13 +135,11 @@ def test_default_threads_are_the_performance_cores(
     allowed: Iterable[int],
     quota: float,
     threads: int,
-    usable: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(machine, "DEVICES", record_cpus(tmp_path, *listed))
-    found = machine.linux_processors({*allowed}, quota)
-    assert (found.threads, found.usable) == (threads, usable)
+    assert machine.linux_threads({*allowed}, quota) == threads
 
 
 @pytest.mark.parametrize(
@@ -161,7 +159,7 @@ def test_default_threads_on_macos(
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     monkeypatch.setattr(machine, "SYSCTL", sysctl)
-    assert machine.processors().threads == threads
+    assert machine.thread_count() == threads
 
 
 CPUINFO = """\

@@ -9,7 +9,7 @@ from cerebrum_cli.core.events import Timings
 from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.capacity import Capacity, Forecast
 from cerebrum_cli.engine.local import MachineRecords
-from cerebrum_cli.engine.machine import Speed, expected_speed, instruction_set, processors
+from cerebrum_cli.engine.machine import Speed, expected_speed, instruction_set, thread_count
 from cerebrum_cli.gguf.contents import Metadata
 from cerebrum_cli.gguf.sizes import Hyperparameters, LayerSizes, ModelSizes, model_sizes
 
@@ -85,7 +85,7 @@ def test_speed_file_is_of_one_machine(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(machine, "processor_name", lambda: "another")
     other = machine.load_speed(tmp_path)
     assert other == expected_speed(
-        processors().threads, instruction_set() == "avx512", Speed(prompt_layer=other.prompt_layer)
+        thread_count(), instruction_set() == "avx512", Speed(prompt_layer=other.prompt_layer)
     )
     path.write_text("[]")
     assert not machine.load_speed(tmp_path).bandwidth

@@ -16,7 +16,7 @@ from cerebrum_cli.core.events import Emit, LoadEvent, NoticeEvent
 from cerebrum_cli.engine.llama.bindings import SHOW_LOG, bind, expert_overrides, free_memory, llama, log, suppress_log
 from cerebrum_cli.engine.llama.context import Adapters, has_recurrent_state, model_metadata
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.engine.machine import instruction_set, load_speed, processors, save_devices
+from cerebrum_cli.engine.machine import instruction_set, load_speed, save_devices, thread_count
 from cerebrum_cli.engine.memory import Device, Devices, FreeMemory, LoadPlan
 from cerebrum_cli.engine.memory_plan import plan_load
 from cerebrum_cli.engine.requests import LoadOptions
@@ -114,7 +114,7 @@ def adapted(plan: LoadPlan, model: Any) -> LoadPlan:
     return plan.with_context(
         slots=slots,
         kv_unified=context.kv_unified and slots > 1,
-        n_threads=context.n_threads or processors().threads,
+        n_threads=context.n_threads or thread_count(),
         batch_invariant=context.batch_invariant and not has_state and not any(plan.offloaded),
     )
 
