@@ -94,11 +94,6 @@ def widened(model: CheckpointModel, factor: int) -> CheckpointModel:
     for key in SCALED_KEYS:
         if config.get(key):
             config[key] *= factor
-    rope = dict(config["rope_parameters"])
-    for key in ("short_factor", "long_factor"):
-        if key in rope:
-            rope[key] = [value for value in rope[key] for _ in range(factor)]
-    config["rope_parameters"] = rope
     shapes = {}
     for name, shape in model.shapes.items():
         rows, *columns = shape

@@ -54,22 +54,6 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
-LONGROPE_LENGTH = 256  # llama.cpp takes the factors by the size of the context, which is a multiple of 256
-SHORT_FACTORS = [1.0, 1.1, 1.2, 1.3, 1.5, 1.7, 2.0, 2.5, 2.6, 2.7, 2.8, 2.9]
-LONG_FACTORS = [1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 16.0, 18.0, 20.0, 21.0, 22.0]
-
-
-def longrope(rotary: int, **more: float) -> dict[str, Any]:
-    """Options of a Phi-3 that rotates as many dimensions of each head by factors, one for each two."""
-    rope = {
-        "rope_type": "longrope",
-        "rope_theta": 10000.0,
-        "short_factor": SHORT_FACTORS[: rotary // 2],
-        "long_factor": LONG_FACTORS[: rotary // 2],
-        "original_max_position_embeddings": LONGROPE_LENGTH,
-        **more,
-    }
-    return {"sliding_window": None, "rope_parameters": rope, "original_max_position_embeddings": LONGROPE_LENGTH}
 
 
 class Family(NamedTuple):
@@ -78,19 +62,17 @@ class Family(NamedTuple):
     config: str
     options: Mapping[str, Any] = {}
     norm: float = 1.0
-    long_prompt: int = LONG_PROMPT_TOKENS
     saves_head: bool = False  # though it is tied to the embeddings
 
 
-GEMMA = {
+GEMMA3 = {
     **TIED,
+    "num_hidden_layers": 7,
     "head_dim": 32,
     "query_pre_attn_scalar": 32,
     "sliding_window": 32,
     "hidden_activation": "gelu_pytorch_tanh",
 }
-GEMMA3 = {**GEMMA, "num_hidden_layers": 7}
-OLMO3 = {"num_hidden_layers": 5, "sliding_window": 32}
 EXPERTS = {"num_experts_per_tok": 2, "intermediate_size": 48}
 FAMILIES: Mapping[str, Family] = {
     "llama2": Family("LlamaConfig", {"num_key_value_heads": 4}),
@@ -126,11 +108,6 @@ FAMILIES: Mapping[str, Family] = {
             "norm_topk_prob": True,
         },
     ),
-    "gemma2": Family(
-        "Gemma2Config",
-        {**GEMMA, "num_hidden_layers": 4, "attn_logit_softcapping": 10.0, "final_logit_softcapping": 2.0},
-        norm=0.0,
-    ),
     "gemma3": Family("Gemma3TextConfig", GEMMA3, norm=0.0),
     "gemma3-linear": Family(
         "Gemma3TextConfig",
@@ -142,41 +119,6 @@ FAMILIES: Mapping[str, Family] = {
             },
         },
         norm=0.0,
-    ),
-    "phi3": Family("Phi3Config", {"sliding_window": None}),
-    "phi3-longrope": Family("Phi3Config", longrope(16), long_prompt=LONGROPE_LENGTH + 30),
-    "phi4-mini": Family(
-        "Phi3Config",
-        {
-            **TIED,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            **longrope(24, partial_rotary_factor=0.75, attention_factor=1.1),
-        },
-        long_prompt=LONGROPE_LENGTH + 30,
-    ),
-    "smollm3": Family("SmolLM3Config", {**TIED, "num_hidden_layers": 5, "use_sliding_window": False}),
-    "granite": Family(
-        "GraniteConfig",
-        {
-            **TIED,
-            "embedding_multiplier": 3.0,
-            "attention_multiplier": 0.125,
-            "residual_multiplier": 0.5,
-            "logits_scaling": 2.0,
-        },
-    ),
-    "olmo2": Family("Olmo2Config"),
-    "olmo3": Family("Olmo3Config", OLMO3),
-    "olmo3-yarn": Family(
-        "Olmo3Config",
-        {
-            **OLMO3,
-            "rope_parameters": {
-                "full_attention": {**YARN, "attention_factor": 1.2},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-            },
-        },
     ),
 }
 
@@ -203,7 +145,7 @@ def write_family(name: str, family: Family) -> int:
     if family.saves_head:
         shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
     prompt = random_tokens(PROMPT_TOKENS, 1)
-    long_prompt = random_tokens(family.long_prompt, 2)
+    long_prompt = random_tokens(LONG_PROMPT_TOKENS, 2)
     for seed in count():
         model = load(config, shapes, seed, family.norm)
         tokens = greedy_reply(model, prompt)

@@ -28,7 +28,7 @@ from cerebrum_cli.weights.compatibility import (
 from cerebrum_cli.weights.methods import TensorOp, TensorPosition, copy_of, input_tensors, tensor_op
 from cerebrum_cli.weights.mixtures import ModelShape
 from cerebrum_cli.weights.recipe import Recipe, Slice, SliceSource
-from cerebrum_cli.weights.table import Table, encode_header, is_phi3, phi3_name
+from cerebrum_cli.weights.table import Table, encode_header
 from cerebrum_cli.weights.target import Target, model_shape
 from cerebrum_cli.weights.tensor_names import hugging_face_names
 
@@ -70,8 +70,7 @@ def merged_metadata(
         if key.startswith("tokenizer."):
             metadata[key] = value
     metadata |= hyperparameters(first, tables, origins)
-    of_tokenizer = tables[recipe.tokenizer_model].text("general.name") or ""
-    metadata["general.name"] = Value("STRING", phi3_name(name, is_phi3(of_tokenizer)))
+    metadata["general.name"] = Value("STRING", name)
     if file_type is not None:
         metadata["general.file_type"] = Value("UINT32", file_type)
     metadata |= base_models(tables.values())

@@ -32,22 +32,6 @@ VERSION = 3  # of the files written
 # Arrays that are not per layer, though their length may equal the number of layers.
 _NOT_PER_LAYER = ("rope.dimension_sections", "rope.scaling.")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
-_PHI3 = re.compile("phi-?3", re.IGNORECASE)
-
-
-def is_phi3(name: str) -> bool:
-    """Whether llama.cpp reads the vocabulary of a model with this general.name as that of Phi-3.
-
-    It then drops spaces after special tokens, and needs Phi-3's tokens. No other metadata decides this.
-    """
-    return bool(_PHI3.search(name))
-
-
-def phi3_name(name: str, has_vocabulary: bool) -> str:
-    """Adjust a general.name so that `is_phi3` is true only with Phi-3's vocabulary."""
-    if not has_vocabulary:
-        return _PHI3.sub("Phi 3", name)
-    return name if is_phi3(name) else f"{name} (phi-3)"
 
 
 def split_layer(name: str) -> tuple[int | None, str]:

@@ -75,7 +75,7 @@ def tensor_weights(name: str, shape: Sequence[int], seed: int, norm: float = 1.0
     elif "embed_tokens" in name:
         values = 0.1 * drawn  # or else tied models would repeat their input
     else:
-        is_large = any(part in name for part in ("q_proj", "k_proj", "qkv_proj", "gate.weight", "lm_head"))
+        is_large = any(part in name for part in ("q_proj", "k_proj", "gate.weight", "lm_head"))
         values = drawn * (4.0 if is_large else 2.0) / np.sqrt(shape[-1])
     values[np.abs(values) < 2**-14] = 0  # F16 would round these
     return rounded_to_bfloat16(values.astype(np.float32))
@@ -146,21 +146,15 @@ def older_config(config: Mapping[str, Any]) -> dict[str, Any]:
     older = dict(config)
     rope = dict(older.pop("rope_parameters"))
     if "full_attention" in rope:
-        if older["model_type"] == "gemma3_text":
-            older["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        older["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         rope = dict(rope["full_attention"])
     older["rope_theta"] = rope.pop("rope_theta")
-    if "partial_rotary_factor" in rope:
-        older["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
-    if rope["rope_type"] == "longrope":
-        del rope["original_max_position_embeddings"]  # it is stated outside
     older["rope_scaling"] = None
     if rope["rope_type"] != "default":
         if rope["rope_type"] != "llama3":
             rope["type"] = rope.pop("rope_type")
         older["rope_scaling"] = rope
-    if older["model_type"] not in ("olmo3", "smollm3"):
-        older.pop("layer_types", None)
+    older.pop("layer_types", None)
     if period := older.pop("_sliding_window_pattern", None):
         older["sliding_window_pattern"] = period
     if "num_local_experts" in older and older["model_type"] == "qwen3_moe":

@@ -48,12 +48,9 @@ def limited() -> None:
 
 def test_huge_counts_are_refused_in_little_memory_and_time(tmp_path: Path) -> None:
     cases: list[tuple[str, Mapping[str, Any]]] = [("qwen3-moe", {key: HUGE}) for key in (*COUNTS, EXPERTS, "head_dim")]
-    cases += [(name, {"num_hidden_layers": HUGE}) for name in ("smollm3", "gemma3", "olmo3", "llama2")]
+    cases += [(name, {"num_hidden_layers": HUGE}) for name in ("gemma3", "llama2")]
     cases += [("mixtral", {"num_local_experts": HUGE}), ("llama2", {"max_position_embeddings": HUGE**3})]
-    cases += [
-        ("phi3", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": HUGE}}),
-        ("llama2", {"hidden_size": HUGE, "head_dim": None}),
-    ]
+    cases.append(("llama2", {"hidden_size": HUGE, "head_dim": None}))
     folders = [changed_config(tmp_path / f"case-{number}", *case) for number, case in enumerate(cases)]
     command = [sys.executable, "-c", READ_ALL, *map(str, folders)]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}

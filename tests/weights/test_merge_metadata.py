@@ -141,18 +141,6 @@ def test_merge_metadata_lists_a_source_with_two_names_once() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("source", "name", "expected"),
-    [("Phi-3 mini", "Mine", "Mine (phi-3)"), ("Phi-3 mini", "my-phi3", "my-phi3"), ("Llama", "my-phi3", "my-Phi 3")],
-)
-def test_merge_name_keeps_the_kind_of_vocabulary_that_llama_reads_from_it(
-    source: str, name: str, expected: str
-) -> None:
-    recipe = parse_recipe(json.dumps(stacked(("a", 0, 4))), "recipe.yaml")
-    made = MergePlanner(recipe, {"a": table("a", {"general.name": source})}, Target()).plan(name, {})
-    assert contents(made)["general.name"] == expected
-
-
 SHARED_KV = "gemma4.attention.shared_kv_layers"
 GEMMA4 = {"general.architecture": "gemma4", "gemma4.block_count": 4, SHARED_KV: 2}
 DENSE, NEXTN = "deepseek2.leading_dense_block_count", "deepseek2.nextn_predict_layers"

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence, Set
-from heapq import heapify, heappop, heappush
+from collections.abc import Mapping, Set
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.json_types import JsonObject
+from cerebrum_cli.core.text import truncate
 
 SPACE = "▁"  # how SentencePiece writes a space
+_MAX_LENGTH = 1000  # of a token in characters: finding its merges takes quadratic time
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _THEN = "  "  # between patterns that split a text one after the other
 
@@ -24,8 +25,6 @@ _THEN = "  "  # between patterns that split a text one after the other
 _PRE_TOKENIZERS = r"""
 llama-bpe dbrx (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
 - qwen2 (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
-- qwen35 (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
-- gpt-4o [^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+
 tekken - [^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+
 - gpt-2 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 - smollm \p{N}  's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
@@ -123,7 +122,7 @@ def pre_tokenizer_name(tokenizer: JsonObject, bpe: Bpe) -> str:
         return name
     # ignore_merges makes no difference if merges can make every token
     for text in bpe.learned:
-        if len(_merged(text, bpe.ranks)[0]) > 1:
+        if len(_merged(text, bpe.ranks)) > 1:
             raise Unsupported(f"this ignore_merges with the pre-tokenizer {other}: no merges make", text)
     return other
 
@@ -131,46 +130,28 @@ def pre_tokenizer_name(tokenizer: JsonObject, bpe: Bpe) -> str:
 def merge_scores(bpe: Bpe) -> Mapping[str, float]:
     """Token scores that make llama.cpp merge in the order of the ranks, as in a SentencePiece model.
 
-    llama.cpp joins neighbors whenever they form a token, the highest score first. The last merge that makes a token
-    gives its score: the lower its rank, the higher the score. A token whose two parts no merge joins is unsupported:
-    llama.cpp would join them.
+    llama.cpp joins neighbors whenever they form a token, the highest score first: the lower the rank of the first merge
+    that makes a token, the higher its score. A token whose two parts no merge joins is unsupported: llama.cpp would
+    join them.
     """
-    scores = {}
-    for text in bpe.learned:
-        parts, rank = _merged(text, bpe.ranks)
-        if len(parts) == 2:
+    scores = dict[str, float]()
+    for (left, right), rank in bpe.ranks.items():
+        scores.setdefault(left + right, -float(rank))
+    for text in bpe.learned - scores.keys():
+        if len(_merged(text, bpe.ranks)) == 2:
             raise Unsupported("a token that no merge makes from its two parts:", text)
-        scores[text] = -float(rank)
     return scores
 
 
-def _merged(text: str, ranks: Mapping[tuple[str, str], int]) -> tuple[Sequence[str], int]:
-    """The parts of a text after all merges, and the rank of the last one.
-
-    Of merges with the same rank, the first in the text comes first. A heap has the possible ones, so that tokens of
-    100,000 characters take no longer than as many short ones; those whose parts have been merged since are skipped.
-    """
+def _merged(text: str, ranks: Mapping[tuple[str, str], int]) -> list[str]:
+    """The parts of a text after all merges: each joins the first pair of the lowest rank."""
+    if len(text) > _MAX_LENGTH:
+        raise Unsupported(f"a token of more than {_MAX_LENGTH:,} characters:", truncate(text, 60))
     parts = list(text)
-    after = [*range(1, len(parts)), None]
-    before = [None, *range(len(parts) - 1)]
-    possible = [(ranks[pair], at) for at, pair in enumerate(pairwise(parts)) if pair in ranks]
-    heapify(possible)
-    last = 0
-    while possible:
-        rank, at = heappop(possible)
-        following = after[at]
-        if not parts[at] or following is None or ranks.get((parts[at], parts[following])) != rank:
-            continue
-        parts[at] += parts[following]
-        parts[following] = ""
-        after[at] = after[following]
-        if (end := after[at]) is not None:
-            before[end] = at
-        last = rank
-        for first, second in ((before[at], at), (at, after[at])):
-            if first is not None and second is not None and (pair := (parts[first], parts[second])) in ranks:
-                heappush(possible, (ranks[pair], first))
-    return [part for part in parts if part], last
+    while possible := [(ranks[pair], at) for at, pair in enumerate(pairwise(parts)) if pair in ranks]:
+        _, at = min(possible)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
 
 
 def has_space_prefix(tokenizer: JsonObject) -> bool:

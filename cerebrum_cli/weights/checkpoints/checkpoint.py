@@ -21,16 +21,16 @@ from cerebrum_cli.weights.checkpoints.safetensors import (
     read_json,
     read_shards,
 )
-from cerebrum_cli.weights.checkpoints.vocabulary import general_name, read_vocabulary, tokenizer_files
+from cerebrum_cli.weights.checkpoints.vocabulary import read_vocabulary, tokenizer_files
 from cerebrum_cli.weights.table import ARCHITECTURE, Table
-from cerebrum_cli.weights.tensor_names import hugging_face_names, stored_offset
 
 CONFIG = "config.json"
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_EXPERTS = ".experts."  # in the names of their tensors, before the number
+_EMBEDDING, _HEAD, _NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+_OUTPUT_NORM = "output_norm.weight"
+_EXPERT = "*"  # stands for the number of an expert
 _PERMUTED = ("attn_q", "attn_k")
 _ROUTER = ".ffn_gate_inp."  # a matrix, which llama.cpp needs in single precision
-_UNTIED = "olmo2"  # in GGUF its embeddings and its output matrix are two tensors
+_ROPE_FACTORS = "rope_freqs.weight"
 _DAMAGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error)
 # Numbers of layers and of experts in names of tensors, by the key of their count.
 _COUNTED = {
@@ -73,11 +73,11 @@ def read_checkpoint(folder: Path, name: str) -> Table:
     files = tokenizer_files(folder)
     rows = tensors[EMBEDDING].shape[1]
     config.require_possible("vocab_size", rows)
-    vocabulary = read_vocabulary(files, config.content, architecture, rows)
+    vocabulary = read_vocabulary(files, config.content, rows)
     metadata = {
         ARCHITECTURE: Value("STRING", architecture),
         "general.type": Value("STRING", "model"),
-        "general.name": Value("STRING", general_name(files, name)),
+        "general.name": Value("STRING", name),
         "general.quantization_version": Value("UINT32", 2),
         **hyperparameters,
         **_sampling(files.generation),
@@ -100,7 +100,7 @@ def _require_names(config: Configuration, stored: Stored) -> None:
     """Raise ModelFileError for tensors of other names, and for other counts of layers or experts than configured."""
     folder = config.path.parent
     is_headless = not any(name.endswith(_HEAD) for name in stored)
-    if is_headless and not config.is_tied(False):
+    if is_headless and not config.content.get("tie_word_embeddings", True):
         raise ModelFileError(folder, f"has no output head ({_HEAD})", _TIE)
     if _EMBEDDING not in stored:
         for name in stored:
@@ -122,47 +122,40 @@ def _require_names(config: Configuration, stored: Stored) -> None:
 def _tensors(config: Configuration, stored: Stored) -> Iterator[Tensor]:
     """Yield the tensors. Raises ModelFileError if one is missing or left over."""
     folder = config.path.parent
-    is_tied = config.is_tied(_HEAD in stored)
     unused = dict(stored)
-    if is_tied:
-        unused.pop(_HEAD, None)
-        if config.family.architecture == _UNTIED:
-            unused[_HEAD] = stored[_EMBEDDING]
-    for name in _names(config):
-        parts = _taken(name, config, unused)
+    for name, stored_name, is_optional in _names(config):
+        parts = _taken(stored_name, config, unused)
         if parts:
             yield _tensor(name, parts, config)
-        elif not (name.endswith(".bias") or (name == HEAD and is_tied)):
-            missing = hugging_face_names(name, config.family.architecture)[0]
-            raise ModelFileError(folder, f"has no tensor {missing}", _USE_ALL)
-    for name, factors in config.rope_factors().items():
-        if len(factors) != config.rotated // 2:
-            raise config.invalid("long_factor")
+        elif not is_optional:
+            raise ModelFileError(folder, f"has no tensor {stored_name}", _USE_ALL)
+    if factors := config.rope_factors():
         data = struct.pack(f"<{len(factors)}f", *factors)
-        yield Tensor(name, (len(factors),), TYPE_NUMBERS["F32"], config.path, 0, Constant(data))
+        yield Tensor(_ROPE_FACTORS, (len(factors),), TYPE_NUMBERS["F32"], config.path, 0, Constant(data))
     if unused:
         raise ModelFileError(folder, f"cannot convert the tensor {quoted(min(unused))}", USE_GGUF)
 
 
-def _names(config: Configuration) -> Iterator[str]:
-    """Yield the GGUF names of all tensors, including biases that most models lack."""
-    yield EMBEDDING
+def _names(config: Configuration) -> Iterator[tuple[str, str, bool]]:
+    """Yield the names of all tensors in GGUF and in the checkpoint, and whether they may be missing."""
+    yield EMBEDDING, _EMBEDDING, False
     for layer in range(config.n_layers):
-        for part in config.family.parts:
-            yield f"blk.{layer}.{part}"
-    yield "output_norm.weight"
-    yield HEAD
+        for part, stored in config.family.parts.items():
+            name, stored_name = f"blk.{layer}.{part}", f"model.layers.{layer}.{stored}"
+            yield f"{name}.weight", f"{stored_name}.weight", False
+            if part in config.family.biased:
+                yield f"{name}.bias", f"{stored_name}.bias", True
+    yield _OUTPUT_NORM, _NORM, False
+    yield HEAD, _HEAD, True  # one that is tied to the embeddings may be stored, and may have been trained apart
 
 
 def _taken(name: str, config: Configuration, unused: dict[str, StoredTensor]) -> StoredTensors:
-    """Remove and return the stored tensors that make up a tensor: one, or one per expert; empty if missing."""
-    for candidate in hugging_face_names(name, config.family.architecture):
-        names = [candidate]
-        if _EXPERTS in candidate:
-            count = config.integer("num_local_experts")
-            names = [candidate.replace(_EXPERTS, f"{_EXPERTS}{number}.") for number in range(count)]
-        if unused.keys() >= {*names}:
-            return tuple(map(unused.pop, names))
+    """Remove and return the stored tensors that make up a tensor: one, or one per expert; empty if one is missing."""
+    names = [name]
+    if _EXPERT in name:
+        names = [name.replace(_EXPERT, str(number)) for number in range(config.integer("num_local_experts"))]
+    if unused.keys() >= {*names}:
+        return tuple(map(unused.pop, names))
     return ()
 
 
@@ -170,7 +163,7 @@ def _tensor(name: str, parts: StoredTensors, config: Configuration) -> Tensor:
     _require_fit(name, parts, config)
     first = parts[0]
     head_rows = 0
-    if config.family.permutes and name.split(".")[-2] in _PERMUTED:
+    if config.family.interleaved and name.split(".")[-2] in _PERMUTED:
         head_rows = config.integer("head_dim")
         if head_rows % 2 or first.shape[0] % head_rows:
             raise config.invalid("head_dim")
@@ -180,7 +173,7 @@ def _tensor(name: str, parts: StoredTensors, config: Configuration) -> Tensor:
         shape = (*shape, len(parts))
     if len(shape) > 1 and _ROUTER not in name:
         return Tensor(name, shape, TYPE_NUMBERS[first.type], first.path, 0, assembly)
-    offset = stored_offset(name, config.family.architecture)
+    offset = config.family.norm_offset if name.endswith("norm.weight") else 0.0
     return Tensor(name, shape, TYPE_NUMBERS["F32"], first.path, 0, Converted(assembly, first.type, offset))
 
 

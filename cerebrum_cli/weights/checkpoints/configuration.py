@@ -14,22 +14,13 @@ from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import truncate
 from cerebrum_cli.gguf.contents import Shape, Value
 from cerebrum_cli.gguf.header import MAX_LAYERS
-from cerebrum_cli.weights.checkpoints.families import (
-    ASSUMED,
-    DEFAULTS,
-    FAMILIES,
-    HYPERPARAMETERS,
-    NOT_ZERO,
-    Family,
-    values_of,
-)
+from cerebrum_cli.weights.checkpoints.families import FAMILIES, HYPERPARAMETERS, Family
 
 _ENDING = "ForCausalLM"
 _MULTIMODAL = {"Gemma3ForConditionalGeneration": "Gemma3"}  # whose language model is converted
-_FLOATS = ("epsilon", "softcapping", "scale", "factor", "freq_base", "freq_base_swa", "beta_fast", "beta_slow")
-_WITH_FACTORS = ("llama", "granite")  # of rotary frequencies, in a tensor
+_FLOATS = ("epsilon", "factor", "freq_base", "freq_base_swa", "beta_fast", "beta_slow")
 _NORMS = ("attn_norm", "ffn_norm", "output_norm", "post_attention_norm", "post_ffw_norm")
-_SCALED = {"gemma2": 46, "gemma3": 62}  # layers of the only size that scales queries by hidden_size / heads
+_GEMMA3_27B_LAYERS = 62  # of the only size whose queries llama.cpp scales by hidden_size / heads, not by head_dim
 # The largest values that are read, lest a wrong one take all memory: those of llama.cpp, or far above known models'.
 _LARGEST = {"num_hidden_layers": MAX_LAYERS, "num_local_experts": 1024, "head_dim": 1 << 13, "vocab_size": 1 << 20}
 OWN_CONFIGURATION = "use the config.json that was published with these weights"
@@ -51,7 +42,7 @@ class Configuration:
 
     @property
     def has_experts(self) -> bool:
-        return "ffn_gate_inp.weight" in self.family.parts
+        return "ffn_gate_inp" in self.family.parts
 
     def integer(self, key: str) -> int:
         value = self.content.get(key)
@@ -69,17 +60,6 @@ class Configuration:
         shown = truncate(ascii(self.content.get(key)), 60)
         return ModelFileError(self.path, f"cannot convert a model with {key} {shown}", USE_GGUF)
 
-    def is_tied(self, has_head: bool) -> bool:
-        """Whether the embeddings are also the output matrix; one that is stored may have been trained apart."""
-        if has_head:
-            return self.family.architecture == "gemma2"  # in GGUF, it has no other
-        return bool(self.content.get("tie_word_embeddings", True))
-
-    @property
-    def rotated(self) -> int:
-        """Number of elements of a head that are rotated."""
-        return int(self.content["partial_rotary_factor"] * self.integer("head_dim"))
-
     def shape_of(self, part: str) -> Shape | None:
         """Length and number of the rows of a tensor by the part of its name; None if it is not known."""
         hidden, head = self.integer("hidden_size"), self.integer("head_dim")
@@ -88,34 +68,31 @@ class Configuration:
         inner = self.integer("intermediate_size")
         if part.endswith("_exps") and "moe_intermediate_size" in self.content:
             inner = self.integer("moe_intermediate_size")
-        vocabulary = self.integer("vocab_size") if "vocab_size" in self.content else None
-        up = 2 * inner if self.family.architecture == "phi3" else inner
         shapes: dict[str, Shape] = {
             **dict.fromkeys(_NORMS, (hidden,)),
             "attn_q": (hidden, queries),
             "attn_k": (hidden, values),
             "attn_v": (hidden, values),
-            "attn_qkv": (hidden, queries + 2 * values),
             "attn_output": (queries, hidden),
             "ffn_gate": (hidden, inner),
-            "ffn_up": (hidden, up),
+            "ffn_up": (hidden, inner),
             "ffn_down": (inner, hidden),
         }
         if self.has_experts:
             shapes["ffn_gate_inp"] = (hidden, self.integer("num_local_experts"))
-        if vocabulary:
-            shapes |= dict.fromkeys(("token_embd", "output"), (hidden, vocabulary))
+        if "vocab_size" in self.content:
+            shapes |= dict.fromkeys(("token_embd", "output"), (hidden, self.integer("vocab_size")))
         return shapes.get(part.removesuffix("_exps"))
 
     def metadata(self) -> dict[str, Value]:
-        rows = map(str.split, HYPERPARAMETERS.strip().splitlines())
-        values = {key: self.content[name] for key, name in rows if self.content.get(name) is not None}
-        values |= {"rope.dimension_count": self.rotated, **self._scaling_values()}
-        architecture = self.family.architecture
+        values = {
+            key: self.content[name] for key, name in HYPERPARAMETERS.items() if self.content.get(name) is not None
+        }
+        values |= self._scaling_values()
         if "sliding_window_pattern" in self.content:
             values["attention.sliding_window"] = self.integer("sliding_window")
             values["attention.sliding_window_pattern"] = self._has_window
-        return {f"{architecture}.{key}": self._value(key, value) for key, value in values.items()}
+        return {f"{self.family.architecture}.{key}": self._value(key, value) for key, value in values.items()}
 
     def _value(self, key: str, value: object) -> Value:
         if key == "rope.scaling.type":
@@ -145,42 +122,37 @@ class Configuration:
 
     def _scaling_values(self) -> JsonDict:
         """How the rotary embedding is extended to longer contexts."""
-        content, architecture = self.content, self.family.architecture
-        kind, original = content["rope_type"], content["original_max_position_embeddings"]
-        if kind == "default" or (kind == "llama3" and architecture in _WITH_FACTORS):
+        content, kind = self.content, self.content["rope_type"]
+        if kind == "default" or (kind == "llama3" and self.family.architecture == "llama"):
             return {}
-        values = {"rope.scaling.original_context_length": original}
-        if "long_factor" in content and architecture == "phi3":
-            scale = max(1.0, content.get("factor") or self.integer("max_position_embeddings") / original)
-            default = math.sqrt(1 + math.log(scale) / math.log(original))
-            values["rope.scaling.attn_factor"] = content.get("attention_factor") or default
-        elif kind in ("linear", "yarn"):
-            values |= {"rope.scaling.type": kind, "rope.scaling.factor": content["factor"]}
-            if kind == "yarn" and content.get("attention_factor"):  # llama.cpp multiplies its own with what is stored
-                own = 1 + 0.1 * math.log(content["factor"])
-                values["rope.scaling.attn_factor"] = content["attention_factor"] / own
-            elif content.get("mscale") and content.get("mscale_all_dim"):
-                raise self.invalid("mscale")
-        else:
+        if kind not in ("linear", "yarn"):
             raise self.invalid("rope_type")
+        values = {
+            "rope.scaling.original_context_length": content["original_max_position_embeddings"],
+            "rope.scaling.type": kind,
+            "rope.scaling.factor": content["factor"],
+        }
+        if kind == "yarn" and content.get("attention_factor"):  # llama.cpp multiplies its own with what is stored
+            own = 1 + 0.1 * math.log(content["factor"])
+            values["rope.scaling.attn_factor"] = content["attention_factor"] / own
+        elif content.get("mscale") and content.get("mscale_all_dim"):
+            raise self.invalid("mscale")
         return values
 
-    def rope_factors(self) -> dict[str, list[float]]:
-        """Tensors with divisors of the frequencies of the rotary embedding, by their names."""
+    def rope_factors(self) -> list[float]:
+        """Divisors of the frequencies of the rotary embedding; none if they are not changed."""
         rope = self.content
-        if "long_factor" in rope:
-            return {f"rope_factors_{kind}.weight": rope[f"{kind}_factor"] for kind in ("long", "short")}
         if rope["rope_type"] != "llama3":
-            return {}
+            return []
         low, high = rope["low_freq_factor"], rope["high_freq_factor"]
         factors = []
-        rotated = self.rotated
-        for index in range(0, rotated, 2):
-            wavelength = 2 * math.pi * rope["rope_theta"] ** (index / rotated)
+        size = self.integer("head_dim")
+        for index in range(0, size, 2):
+            wavelength = 2 * math.pi * rope["rope_theta"] ** (index / size)
             turns = rope["original_max_position_embeddings"] / wavelength
             smooth = min(1.0, max(0.0, (turns - low) / (high - low)))  # 1 for high frequencies
             factors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
-        return {"rope_freqs.weight": factors}
+        return factors
 
 
 def configuration(path: Path, content: JsonObject) -> Configuration:
@@ -197,16 +169,15 @@ def configuration(path: Path, content: JsonObject) -> Configuration:
     if quantization := content.get("quantization_config"):
         method = quantization.get("quant_method")
         raise ModelFileError(path, f"its weights are already quantized ({truncate(str(method), 60)})", FROM_SOURCE)
-    whole = {**values_of(DEFAULTS, name), **content, **content.get("text_config", {})}
+    whole = {"rope_theta": 10000, **family.defaults, **content, **content.get("text_config", {})}
     if "num_experts" in whole:  # its name in older versions of transformers
         whole["num_local_experts"] = whole["num_experts"]
     checked = Configuration(path, family, whole)
     heads = checked.integer("num_attention_heads")
     whole["num_key_value_heads"] = whole.get("num_key_value_heads") or heads
-    size = checked.integer("hidden_size") // heads
-    whole["head_dim"] = whole.get("head_dim") or size
+    whole["head_dim"] = whole.get("head_dim") or checked.integer("hidden_size") // heads
     _set_rope(checked, whole)
-    _require_hyperparameters(checked, size)
+    _require_hyperparameters(checked)
     return checked
 
 
@@ -223,28 +194,23 @@ def _set_rope(configuration: Configuration, content: JsonDict) -> None:
     content.setdefault("original_max_position_embeddings", configuration.integer("max_position_embeddings"))
 
 
-def _require_hyperparameters(configuration: Configuration, head_size: int) -> None:
+def _require_hyperparameters(configuration: Configuration) -> None:
     """Raise ModelFileError without one that llama.cpp needs, or with another than it assumes."""
-    content, architecture = configuration.content, configuration.family.architecture
-    if configuration.integer("num_attention_heads") % configuration.integer("num_key_value_heads"):
+    content, family = configuration.content, configuration.family
+    heads = configuration.integer("num_attention_heads")
+    if heads % configuration.integer("num_key_value_heads"):
         raise configuration.invalid("num_key_value_heads")
-    if not 0 < configuration.rotated <= configuration.integer("head_dim"):
-        raise configuration.invalid("partial_rotary_factor")
-    for key, value in values_of(NOT_ZERO, architecture).items():
-        if not content.get(key, value):
-            raise configuration.invalid(key)
+    if not content.get("rms_norm_eps"):  # 0 or null, for which llama.cpp fails
+        raise configuration.invalid("rms_norm_eps")
     used = "num_experts_per_tok"  # llama.cpp aborts the process for more than there are
     if configuration.has_experts and configuration.integer(used) > configuration.integer("num_local_experts"):
         raise configuration.invalid(used)
-    assumed = values_of(ASSUMED, architecture)
-    if architecture in _SCALED:
-        is_scaled = configuration.n_layers == _SCALED[architecture]
-        assumed["query_pre_attn_scalar"] = head_size if is_scaled else content["head_dim"]
-    if architecture == "smollm3":
-        assumed["no_rope_layers"] = [int((layer + 1) % 4 != 0) for layer in range(configuration.n_layers)]
-    if architecture == "olmo2":
-        assumed["rope_local_base_freq"] = content["rope_theta"]
+    assumed = dict(family.assumed)
+    if family.architecture == "gemma3":
+        assumed["query_pre_attn_scalar"] = content["head_dim"]
+        if configuration.n_layers == _GEMMA3_27B_LAYERS:
+            assumed["query_pre_attn_scalar"] = configuration.integer("hidden_size") // heads
     for key, value in assumed.items():
         stated = content.get(key, value)
-        if value is not None and stated != value and (stated or value):  # null is false
+        if stated != value and (stated or value):  # null, 0 and false are the same
             raise configuration.invalid(key)

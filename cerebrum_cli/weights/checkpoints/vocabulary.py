@@ -31,15 +31,12 @@ from cerebrum_cli.weights.checkpoints.configuration import USE_GGUF
 from cerebrum_cli.weights.checkpoints.safetensors import read_json
 from cerebrum_cli.weights.checkpoints.sentencepiece import parse_sentencepiece
 from cerebrum_cli.weights.checkpoints.special_tokens import special_tokens
-from cerebrum_cli.weights.table import phi3_name
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 3, 4, 5, 6  # token types of GGUF
 _ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10_000.0
 _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 # Added tokens that are control tokens, though not all tokenizers say so.
 _CONTROL_TEXT = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>|<2mass>|\[@BOS@]", re.DOTALL)
-# Special tokens of Phi-3, and whether spaces after them are dropped, as they are after all its others.
-_PHI3_TOKENS = {"<unk>": False, "<s>": False, "<|endoftext|>": False, "</s>": True}
 # Tokens that may have no row: of Gemma 3's models with vision, and those that only pad texts in training.
 _NO_ROW = ("<image_soft_token>", "[PAD]", "<pad>")
 _USE_ORIGINAL = f"take its tokenizer files from the original model, or {USE_GGUF}"
@@ -62,14 +59,14 @@ def tokenizer_files(folder: Path) -> TokenizerFiles:
     return TokenizerFiles(folder, *(read_json(folder / name) for name in names))
 
 
-def read_vocabulary(files: TokenizerFiles, config: JsonObject, architecture: str, size: int) -> Values:
+def read_vocabulary(files: TokenizerFiles, config: JsonObject, size: int) -> Values:
     """Read the vocabulary of a model with `size` embedding rows; those without a token get a padding token.
 
     `config` is its config.json. Raises ModelFileError for missing or damaged files, and for a tokenizer that llama.cpp
     cannot follow.
     """
     try:
-        return _read(files, config, architecture, size)
+        return _read(files, config, size)
     except Unsupported as error:
         problem = f"llama.cpp does not support {error.what} {quoted(error.value)}"
         raise ModelFileError(files.folder, problem, USE_GGUF) from error
@@ -79,17 +76,10 @@ def read_vocabulary(files: TokenizerFiles, config: JsonObject, architecture: str
         raise ModelFileError(files.folder, problem, _USE_ORIGINAL) from error
 
 
-def general_name(files: TokenizerFiles, name: str) -> str:
-    """The general.name to write for a model: llama.cpp infers from it whether the vocabulary is Phi-3's."""
-    added = [*files.settings.get("added_tokens_decoder", {}).values(), *files.tokenizer.get("added_tokens", [])]
-    drops_space = {token["content"]: token.get("rstrip") for token in added}
-    return phi3_name(name, _PHI3_TOKENS.items() <= drops_space.items())
-
-
-def _read(files: TokenizerFiles, config: JsonObject, architecture: str, size: int) -> Values:
+def _read(files: TokenizerFiles, config: JsonObject, size: int) -> Values:
     folder, tokenizer, settings, generation = files
     if any(step["type"] == "ByteLevel" for step in steps(tokenizer, "pre_tokenizer")):
-        tokens, values = _byte_level(tokenizer, architecture)
+        tokens, values = _byte_level(tokenizer)
         tokens |= _added_tokens(files)
     else:
         tokens, values = _scored_tokens(files)
@@ -117,15 +107,12 @@ def _rows(tokens: Sequence[Token]) -> dict[str, Value]:
     }
 
 
-def _byte_level(tokenizer: JsonObject, architecture: str) -> Vocabulary:
+def _byte_level(tokenizer: JsonObject) -> Vocabulary:
     bpe = read_bpe(tokenizer)
-    name = pre_tokenizer_name(tokenizer, bpe)
-    if name == "smollm" and architecture.startswith("granite"):
-        name = "refact"  # another name of the same
     merges = tuple(f"{left} {right}".encode() for left, right in bpe.ranks if " " not in left + right)  # never applied
     values = {
         "model": Value("STRING", "gpt2"),
-        "pre": Value("STRING", name),
+        "pre": Value("STRING", pre_tokenizer_name(tokenizer, bpe)),
         "merges": Value("ARRAY", merges, "STRING"),
     }
     return {number: Token(text) for text, number in bpe.ids.items()}, values
