@@ -156,7 +156,7 @@ DOORS: Mapping[str, Door] = {
     ),
     "trust": Door(15, ("calibration", "shift", "stored")),
     "chat": Door(5, ("chat", "history", "message_tree", "session")),
-    "batch": Door(6, ("answering", "input_row", "readers")),
+    "batch": Door(7, ("answering", "input_row", "readers")),
     "terminal": Door(
         24,
         ("progress", "repl.interactive", "sinks", "streams", "tables"),

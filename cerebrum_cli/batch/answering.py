@@ -1,14 +1,15 @@
-"""Answer the rows of a batch, and write each answer to the result as soon as it is finished."""
+"""The loop over rows: an asker answers them, and the object of each is written as soon as it is finished."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
 
 from cerebrum_cli.batch.input_row import InputRow, row_object
 from cerebrum_cli.core.ask import Ask, Votes
 from cerebrum_cli.core.errors import GrammarError, UsageError
-from cerebrum_cli.core.events import Events, NoticeEvent
+from cerebrum_cli.core.events import Event, Events, NoticeEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict
@@ -27,9 +28,51 @@ MAX_IDS = 100_000  # to compare with those of later rows
 MAX_NOTICE = 400  # characters
 
 
+class FinishedRow(NamedTuple):
+    """The output object of a row, whose id may be its own or its number in the input."""
+
+    position: int
+    object: JsonDict
+    has_own_id: bool
+
+
+class Asker(Protocol):
+    """How rows are asked."""
+
+    @property
+    def samples(self) -> int:
+        """The most samples of a row."""
+
+    def answer(
+        self, model: Model, rows: Iterable[tuple[int, InputRow]], in_order: bool
+    ) -> Iterator[Event | FinishedRow]:
+        """Ask a loaded model; yield all events, and each row as it finishes, or in the order of their positions.
+
+        Rows that cannot be asked finish with an error. After a cancel, rows are missing.
+        """
+
+
+def answer_rows(model: Model, rows: Iterable[tuple[int, InputRow]], asker: Asker, results: Results) -> Events:
+    """Answer rows, and write each to the results; yield all events, and a RowEvent for each row.
+
+    The caller completes the results.
+    """
+    yield from model.load()
+    yield results.progress
+    has_origin = False  # what generates is known once something is generated
+    for event in asker.answer(model, rows, results.in_order):
+        if isinstance(event, FinishedRow):
+            has_origin = has_origin or results.note_origin(model)
+            results.write_row(event.position, event.object, event.has_own_id)
+            yield results.progress
+        else:
+            results.sync()
+            yield event
+
+
 @frozen
 class BatchOptions:
-    """Options of all rows of a batch; the settings of a row take precedence.
+    """Options of all rows of a batch, each a prompt or a vote; the settings of a row take precedence.
 
     `modes` are the settings of rows that turn thinking on or off. `models` are names of the model in use, its label
     first.
@@ -71,23 +114,16 @@ class BatchOptions:
                 fingerprint[mode] = settings.samplers
         return fingerprint
 
-
-def answer_rows(model: Model, rows: Iterable[tuple[int, InputRow]], options: BatchOptions, results: Results) -> Events:
-    """Answer rows, each with its position; yield all events, and a RowEvent for each row.
-
-    Rows that cannot be answered get an error. The caller completes the results; after a cancel, rows are missing.
-    """
-    yield from model.load()
-    model.check_settings(options.settings)
-    yield results.progress
-    asked = rows_to_ask(model, rows, options)
-    for event in model.run_rows(asked, in_order=results.in_order):
-        if not isinstance(event, Outcome):
-            yield event
-        elif not (isinstance(event.result, Reply) and event.result.finish_reason == "cancelled"):
-            position, row = event.row.key
-            results.write_row(position, row_object(event, model.engine.larger_context), row.has_own_id)
-            yield results.progress
+    def answer(
+        self, model: Model, rows: Iterable[tuple[int, InputRow]], in_order: bool
+    ) -> Iterator[Event | FinishedRow]:
+        model.check_settings(self.settings)
+        for event in model.run_rows(rows_to_ask(model, rows, self), in_order=in_order):
+            if not isinstance(event, Outcome):
+                yield event
+            elif not (isinstance(event.result, Reply) and event.result.finish_reason == "cancelled"):
+                position, row = event.row.key
+                yield FinishedRow(position, row_object(event, model.engine.larger_context), row.has_own_id)
 
 
 def rows_to_ask(model: Model, rows: Iterable[tuple[int, InputRow]], options: BatchOptions) -> Iterator[Row]:

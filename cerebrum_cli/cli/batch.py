@@ -145,6 +145,6 @@ class BatchRun:
         results = self.open_results()
         results.has_more = not self.rows.is_whole
         with resumable(results, "rows", self.options.restart):
-            work = Work(self.rows.missing_rows, self.asked.samples, partial(answer_rows, options=self.asked))
+            work = Work(self.rows.missing_rows, self.asked.samples, partial(answer_rows, asker=self.asked))
             answer_missing(self.app, self.source, self.options, results, work)
         return results.counts.failed + results.counts.undecided

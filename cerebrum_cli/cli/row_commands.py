@@ -91,8 +91,7 @@ class ConcurrencyOptions(AnswerOptions):
 
         rows = MAX_PARALLEL if results.has_more else results.missing_count
         with open_source(source.for_rows(rows * work.samples, self.servers_before(results))) as loaded:
-            answered = work.answer(loaded, work.missing(results), results=results)
-            yield results.noting_origins(answered, loaded), loaded.cancel
+            yield work.answer(loaded, work.missing(results), results=results), loaded.cancel
 
 
 @option_group

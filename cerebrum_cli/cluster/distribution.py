@@ -176,6 +176,7 @@ class BlockResult(Results):
 
     def __init__(self) -> None:
         self.finished = FinishedRows()
+        self.notes = {}
         self.written: dict[int, tuple[JsonObject, bool]] = {}
 
     def write_row(self, position: int, object: JsonObject, has_own_id: bool = False) -> None:

@@ -9,9 +9,10 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from cerebrum_cli.batch.answering import FinishedRow, answer_rows
 from cerebrum_cli.core.decision import PLACES, Decision
 from cerebrum_cli.core.errors import CerebrumError, UsageError
-from cerebrum_cli.core.events import Events, StageEvent
+from cerebrum_cli.core.events import Event, Events, StageEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.row_fields import RowError, field_text
@@ -24,7 +25,7 @@ from cerebrum_cli.decide.prompts import ChoiceListing
 from cerebrum_cli.results.rows import RowFlag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from cerebrum_cli.batch.input_row import InputRow
@@ -184,31 +185,40 @@ class Asked(Protocol):
         """What is asked of a row."""
 
 
-def decide_rows(questions: Asked, model: Model, rows: Iterator[tuple[int, InputRow]], results: Results) -> Events:
-    """Decide rows, each with its position; yield all events, and a RowEvent for each row.
+class DecisionAsker(NamedTuple):
+    """Asks questions of rows, whose decisions are their answers."""
 
-    Rows that cannot be asked get an error. The caller completes the results; after a cancel, rows are missing.
-    """
-    scope = model.engine.cancel_scope
-    yield from model.load()
-    if questions.choices and not questions.votes:
-        require_distinct(model, questions.choices, questions.listing)
-    yield results.progress
-    while not scope.is_set() and (together := list(islice(rows, TOGETHER))):
-        asked: list[ChoiceQuestion] = []
-        begun: list[tuple[int, AskedRow, bool]] = []  # in the same order, with their positions and whose ids are own
-        for position, input_row in together:
-            row = questions.ask(position, input_row)
-            if isinstance(row.question, CerebrumError):
-                results.write_row(position, row.object(row.question), input_row.has_own_id)
-                yield results.progress
-            else:
-                asked.append(row.question)
-                begun.append((position, row, input_row.has_own_id))
-        for event in decide(model, asked, questions.votes):
-            if isinstance(event, Decided):
-                position, row, has_own_id = begun[event.number]
-                results.write_row(position, row.object(event.result), has_own_id)
-                yield results.progress
-            elif not isinstance(event, StageEvent):  # the progress counts rows
-                yield event
+    questions: Asked
+    samples: int = 1
+
+    def answer(
+        self,
+        model: Model,
+        rows: Iterable[tuple[int, InputRow]],
+        in_order: bool,  # noqa: ARG002
+    ) -> Iterator[Event | FinishedRow]:
+        questions, scope = self.questions, model.engine.cancel_scope
+        if questions.choices and not questions.votes:
+            require_distinct(model, questions.choices, questions.listing)
+        rows = iter(rows)
+        while not scope.is_set() and (together := list(islice(rows, TOGETHER))):
+            asked: list[ChoiceQuestion] = []
+            begun: list[tuple[int, AskedRow, bool]] = []  # in the same order, with positions and whose ids are own
+            for position, input_row in together:
+                row = questions.ask(position, input_row)
+                if isinstance(row.question, CerebrumError):
+                    yield FinishedRow(position, row.object(row.question), input_row.has_own_id)
+                else:
+                    asked.append(row.question)
+                    begun.append((position, row, input_row.has_own_id))
+            for event in decide(model, asked, questions.votes):
+                if isinstance(event, Decided):
+                    position, row, has_own_id = begun[event.number]
+                    yield FinishedRow(position, row.object(event.result), has_own_id)
+                elif not isinstance(event, StageEvent):  # the progress counts rows
+                    yield event
+
+
+def decide_rows(questions: Asked, model: Model, rows: Iterable[tuple[int, InputRow]], results: Results) -> Events:
+    """Decide rows, each with its position; yield all events, and a RowEvent for each row."""
+    return answer_rows(model, rows, DecisionAsker(questions), results)

@@ -221,8 +221,10 @@ def evaluate(evaluation: Evaluation, model: Model, missing: Iterable[tuple[int, 
         yield writer.score.event
         for event in model.run_rows(rows, scope, sorts=False):  # the score so far is that of a random sample
             if isinstance(event, Outcome):
+                results.note_origin(model)
                 yield from writer.take(event)
             else:
+                results.sync()
                 yield event
             yield from writer.write_scored()
         while scorer.is_running and not scope.is_set():

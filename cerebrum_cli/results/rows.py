@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from cerebrum_cli.core.events import Events
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject, to_json
-from cerebrum_cli.core.row_events import SHOWN_ERRORS, RowCounts, RowEvent, RowProgress
+from cerebrum_cli.core.row_events import SHOWN_ERRORS, RowCounts, RowEvent
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.results.output_tables import ResultTable
 
@@ -221,20 +219,12 @@ class Results:
     def note_servers(self, records: Records) -> None:
         self.note(SERVERS, records)
 
-    def noting_origins(self, events: Events, model: Model) -> Events:
-        """Yield events, and note once what generates the rows: servers, or the hardware and options of this machine."""
-        is_noted = False
-        with closing(events):
-            for event in events:
-                if not is_noted and isinstance(event, RowProgress):
-                    if model.is_remote:
-                        records = model.engine.builds
-                    else:
-                        records = (model.engine.conditions,) if model.engine.conditions else ()
-                    self.note(SERVERS if model.is_remote else CONDITIONS, records)
-                    is_noted = bool(records)
-                self.sync()
-                yield event
+    def note_origin(self, model: Model) -> bool:
+        """Note what generates rows: servers, or the hardware and options of this machine. False if it is unknown."""
+        engine = model.engine
+        records = engine.builds if model.is_remote else [engine.conditions] if engine.conditions else []
+        self.note(SERVERS if model.is_remote else CONDITIONS, records)
+        return bool(records)
 
     def sync(self) -> None:
         """Make what was saved durable, unless that has just been done."""
