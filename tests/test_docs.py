@@ -88,7 +88,7 @@ def test_commands_in_examples_have_valid_options(page: Path) -> None:
                 continue
             context = command.make_context("cerebrum", [word for word in words if word != "..."])
             names = {text.partition("=")[0] for text in context.params.get("set") or ()}
-            assert names <= {*command.declared.settable, "help"}, line
+            assert names <= {*command.settable, "help"}, line
 
 
 def test_the_readme_can_be_read_in_minutes() -> None:

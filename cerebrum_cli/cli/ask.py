@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.cli.command import argument, settings_options
-from cerebrum_cli.cli.options import QUOTE_PATTERN, AskOptions, only_question
+from cerebrum_cli.cli.options import (
+    QUOTE_PATTERN,
+    AskOptions,
+    only_question,
+)
 from cerebrum_cli.core.declaration import option_group
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -41,77 +45,72 @@ class AskCommand(AskOptions):
     def run(self, app: App) -> None:
         from cerebrum_cli.attachments.prompt_sources import PromptSources
 
-        options, overrides = self, self.overrides
-        if saved := self.find_prompt(app):
-            options, overrides = self.with_saved(saved), overrides.with_saved(saved.settings)
+        saved = self.find_prompt(app)
+        command = self.with_saved(saved) if saved else self
         match self.prompt:
             case [language, question] if self.extract and " " in question and " " not in language:
                 hint = f"-x takes no language; --block {language} prints the first block in it"
                 raise UsageError(f"unexpected argument: {language}", hint)
         text = only_question(self.prompt)
-        if text and options.file and exists(Path(text)):
+        if text and self.file and exists(Path(text)):
             app.streams.note(NoticeEvent(f"the question is the name of a file: {text}", QUOTE_PATTERN))
-        sources = PromptSources(
-            text, options.file, options.messages, options.raw, app.streams.note, saved, options.offline
-        )
-        votes = options.vote_bounds()
+        sources = PromptSources(text, self.file, self.messages, self.raw, app.streams.note, saved, self.offline)
+        votes = command.vote_bounds()
         sources.validate(app.streams.piped)
-        options.validate()
-        answer(app, overrides, options, sources, votes)
+        command.validate()
+        command.answer(app, sources, votes)
 
+    def answer(self, app: App, question: PromptSources, votes: Votes | None) -> None:
+        """Load the model, read the question meanwhile, and print the answer."""
+        from cerebrum_cli.replies.interface import open_source
+        from cerebrum_cli.terminal.sinks import ReplyDisplay
 
-def answer(app: App, overrides: Layer, options: AskOptions, question: PromptSources, votes: Votes | None) -> None:
-    """Load the model, read the question meanwhile, and print the answer."""
-    from cerebrum_cli.replies.interface import open_source
-    from cerebrum_cli.terminal.sinks import ReplyDisplay
+        display = ReplyDisplay(app.streams, self.yes, is_hidden=self.verbose)
+        if self.tool_flag:
+            display.find = self.tool_finder(app)
+        tools = display.tools_of(self.tool_sources)
+        open_history = cache(app.open_history)  # imported and opened when it is needed, mostly after the answer
+        overrides: Layer = self.overrides
+        session = None
+        if self.session_flag:
+            self.require_sessions(not app.settings(overrides).no_log)
+            session = open_history().acquire_named(self.session)
+            if session:
+                overrides = session.add_defaults(overrides, is_remote=bool(self.endpoint))
+        source = self.source_of(app, overrides, question, votes)
+        settings = source.settings
+        grammar = self.read_grammar(source)
+        with open_source(source) as loaded:
+            from cerebrum_cli.cli.answer import AnswerPrinter, show_prompt
+            from cerebrum_cli.core.ask import Ask
 
-    display = ReplyDisplay(app.streams, options.yes, is_hidden=options.verbose)
-    display.find = options.tool_finder(app)
-    tools = display.tools_of(options.tool_sources)
-    open_history = cache(app.open_history)  # imported and opened when it is needed, mostly after the answer
-    session = None
-    if options.session_flag:
-        options.require_sessions(not app.settings(overrides).no_log)
-        session = open_history().acquire_named(options.session)
-        if session:
-            overrides = session.add_defaults(overrides, is_remote=bool(options.endpoint))
-    source = find_source(app, overrides, options, question, votes)
-    settings = source.settings
-    grammar = options.read_grammar(source)
-    with open_source(source) as loaded:
-        from cerebrum_cli.cli.answer import AnswerPrinter, show_prompt
-        from cerebrum_cli.core.ask import Ask
+            system = overrides.get("system")
+            conversation = question.read(app.streams.piped, settings, system)
+            if session:
+                conversation = open_history().prepend(session, source.model, conversation, system)
+            asked = Ask(conversation, settings, grammar, tools=tools)
+            if self.dry_run:
+                show_prompt(app.streams, loaded, asked, self)
+                return
 
-        system = overrides.get("system")
-        conversation = question.read(app.streams.piped, settings, system)
-        if session:
-            conversation = open_history().prepend(session, source.model, conversation, system)
-        asked = Ask(conversation, settings, grammar, tools=tools)
-        if options.dry_run:
-            show_prompt(app.streams, loaded, asked, options)
-            return
+            saves = not (self.raw or settings.no_log)
+            printer = AnswerPrinter(display, loaded, asked, self, open_history if saves else None, session)
+            with printer.generating():
+                if votes:
+                    printer.show_vote(votes)
+                else:
+                    printer.show_reply()
 
-        saves = not (options.raw or settings.no_log)
-        printer = AnswerPrinter(display, loaded, asked, options, open_history if saves else None, session)
-        with printer.generating():
-            if votes:
-                printer.show_vote(votes)
-            else:
-                printer.show_reply()
-
-
-def find_source(
-    app: App, overrides: Layer, options: AskOptions, question: PromptSources, votes: Votes | None
-) -> ModelSource:
-    """The model that answers, and the lengths that are expected of the prompt and the answer."""
-    source = replace(
-        options.find_source(app, overrides),
-        raw=options.raw,
-        vocabulary_only=options.dry_run,
-        caches_prompts=True,
-        prompt_tokens=question.expected_tokens(app.streams.piped),
-        answer_tokens=SHORT_ANSWER if options.schema or options.grammar else USUAL_ANSWER,
-    )
-    if votes:
-        return source.for_samples("--votes", votes.maximum)
-    return source
+    def source_of(self, app: App, overrides: Layer, question: PromptSources, votes: Votes | None) -> ModelSource:
+        """The model that answers, and the lengths that are expected of the prompt and the answer."""
+        source = replace(
+            self.find_source(app, overrides),
+            raw=self.raw,
+            vocabulary_only=self.dry_run,
+            caches_prompts=True,
+            prompt_tokens=question.expected_tokens(app.streams.piped),
+            answer_tokens=SHORT_ANSWER if self.schema or self.grammar else USUAL_ANSWER,
+        )
+        if votes:
+            return source.for_samples("--votes", votes.maximum)
+        return source

@@ -79,69 +79,6 @@ class BaseCommand:
 CommandGroup = Mapping[str, type[BaseCommand]]  # the commands of a group, by name
 
 
-class Declared(NamedTuple):
-    """What a command declares: arguments, all options, and those that `--set` takes.
-
-    These are settings, and options without a flag.
-    """
-
-    arguments: Mapping[str, Argument]
-    options: Options
-    settable: Options
-
-    @classmethod
-    def by(cls, kind: type[BaseCommand]) -> Declared:
-        arguments = {}
-        for member in fields(kind):
-            if declared := member.metadata.get("argument"):
-                arguments[member.name] = declared
-        options = {**kind.settings, **options_of(kind)}
-        settable = {name: each for name, each in options.items() if name in kind.settings or not each.heading}
-        return cls(arguments, options, settable)
-
-    def build(self, kind: type[BaseCommand], texts: Mapping[str, Any], assigned: Iterable[str]) -> BaseCommand:
-        """The command of arguments and what follows flags, True for a switch, and of values of `--set`.
-
-        Of settings, and of servers, what is not on the command line has the value of its variable. Raises UsageError.
-        """
-        set_values = self.parse_assignments(assigned)
-        is_remote = ENDPOINT in self.options and (ENDPOINT in texts or variable_that_sets(ENDPOINT) is not None)
-        values = {name: texts[name] for name in self.arguments if name in texts}
-        overrides = SourcedLayer()
-        for name, declared in self.options.items():
-            value, origin = None, COMMAND_LINE
-            if name in texts or name in set_values:
-                value = given_value(declared, texts.get(name), set_values, is_remote)
-            elif not (declared.local and is_remote):
-                value, origin = environment_value(declared)
-            if name in kind.settings:
-                overrides.put(name, value, origin)
-            elif value is not None:
-                values[name] = value
-        return kind(**values, overrides=overrides)
-
-    def parse_assignments(self, texts: Iterable[str]) -> Mapping[str, Any]:
-        """Values by key; those of a repeated list are joined, else the last one counts. Raises UsageError."""
-        collected: dict[str, list[str]] = {}
-        for text in texts:
-            name, equals, value = text.partition("=")
-            key = name.replace("-", "_")
-            if key not in self.settable:
-                near = did_you_mean(key, tuple(self.settable))
-                raise UsageError(f"this command has no setting {name!r}", f"{near}list all with --set help")
-            if not equals:
-                raise UsageError(f"--set {name} has no value", f"write --set {name}=VALUE")
-            collected.setdefault(key, []).append(value)
-        return {key: self.settable[key].parse(values, f"--set {key}") for key, values in collected.items()}
-
-    def assignments(self, app: App) -> Iterator[str]:
-        """Completions of `--set`: each key, with its values if they can be listed."""
-        for name, declared in self.settable.items():
-            source = completion_of(declared)
-            for value in source(app) if source else declared.words or ("",):
-                yield f"{name}={value}"
-
-
 def given_value(declared: Option, text: Any, set_values: Mapping[str, Any], is_remote: bool) -> Any:
     """The value of an option on the command line, whose flag is followed by a text. Raises UsageError."""
     name = declared.name
@@ -169,18 +106,23 @@ def grouped(name: str, group: CommandGroup, **shown: Any) -> TyperGroup:
 
 
 class ParsedCommand(TyperCommand):
-    """A command that lists its options under headings, and runs a BaseCommand."""
+    """A command that lists its options under headings, and runs a BaseCommand.
+
+    `settable` are the options that `--set` takes: settings, and options without a flag.
+    """
 
     allow_extra_args = True  # their error should come after that of a missing argument
 
     def __init__(self, name: str, kind: type[BaseCommand], **shown: Any) -> None:
         self.kind = kind
-        self.declared = Declared.by(kind)
-        self.arguments = [Positional(name, each) for name, each in self.declared.arguments.items()]
+        self.options: Options = {**kind.settings, **options_of(kind)}
+        self.settable = {name: each for name, each in self.options.items() if name in kind.settings or not each.heading}
+        declared = {member.name: member.metadata.get("argument") for member in fields(kind)}
+        self.arguments = [Positional(name, each) for name, each in declared.items() if each]
         parameters: list[Any] = [*self.arguments]
-        parameters += [Flag(each) for each in self.declared.options.values() if each.heading]
-        if self.declared.settable:
-            parameters.append(Flag(SET_OPTION._replace(values=self.declared.assignments)))
+        parameters += [Flag(each) for each in self.options.values() if each.heading]
+        if self.settable:
+            parameters.append(Flag(SET_OPTION._replace(values=self.assignments)))
         super().__init__(name, params=parameters, context_settings=NO_HELP, rich_markup_mode=None, **shown)
 
     def invoke(self, ctx: Any) -> None:
@@ -188,13 +130,55 @@ class ParsedCommand(TyperCommand):
         texts = {name: value for name, value in ctx.params.items() if value is not None}
         assigned = texts.pop(SET, ())
         if HELP in assigned:
-            print_settings(app.streams, self.declared.settable)
+            print_settings(app.streams, self.settable)
             return
         self.require_arguments(ctx)
-        command = self.declared.build(self.kind, texts, assigned)
+        command = self.build(texts, assigned)
         app.streams = replace(app.streams, is_quiet=command.quiet)
         with app.on_exit:
             command.run(app)
+
+    def build(self, texts: Mapping[str, Any], assigned: Iterable[str]) -> BaseCommand:
+        """The command of arguments and what follows flags, True for a switch, and of values of `--set`.
+
+        Of settings, and of servers, what is not on the command line has the value of its variable. Raises UsageError.
+        """
+        set_values = self.parse_assignments(assigned)
+        is_remote = ENDPOINT in self.options and (ENDPOINT in texts or variable_that_sets(ENDPOINT) is not None)
+        values = {each.name: texts[each.name] for each in self.arguments if each.name in texts}
+        overrides = SourcedLayer()
+        for name, declared in self.options.items():
+            value, origin = None, COMMAND_LINE
+            if name in texts or name in set_values:
+                value = given_value(declared, texts.get(name), set_values, is_remote)
+            elif not (declared.local and is_remote):
+                value, origin = environment_value(declared)
+            if name in self.kind.settings:
+                overrides.put(name, value, origin)
+            elif value is not None:
+                values[name] = value
+        return self.kind(**values, overrides=overrides)
+
+    def parse_assignments(self, texts: Iterable[str]) -> Mapping[str, Any]:
+        """Values by key; those of a repeated list are joined, else the last one counts. Raises UsageError."""
+        collected: dict[str, list[str]] = {}
+        for text in texts:
+            name, equals, value = text.partition("=")
+            key = name.replace("-", "_")
+            if key not in self.settable:
+                near = did_you_mean(key, tuple(self.settable))
+                raise UsageError(f"this command has no setting {name!r}", f"{near}list all with --set help")
+            if not equals:
+                raise UsageError(f"--set {name} has no value", f"write --set {name}=VALUE")
+            collected.setdefault(key, []).append(value)
+        return {key: self.settable[key].parse(values, f"--set {key}") for key, values in collected.items()}
+
+    def assignments(self, app: App) -> Iterator[str]:
+        """Completions of `--set`: each key, with its values if they can be listed."""
+        for name, declared in self.settable.items():
+            source = completion_of(declared)
+            for value in source(app) if source else declared.words or ("",):
+                yield f"{name}={value}"
 
     def require_arguments(self, ctx: Any) -> None:
         """Raise UsageError for an argument that is missing, and for those left over."""

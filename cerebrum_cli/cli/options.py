@@ -28,7 +28,7 @@ from cerebrum_cli.core.errors import GrammarError, ModelNotFound, UsageError
 from cerebrum_cli.core.files import exists, read_text
 from cerebrum_cli.core.grammar import Grammar, GrammarKind, is_json_schema, schema_file, schema_grammar, unusable
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.settings import Layer, Settings
+from cerebrum_cli.core.settings import Layer, Settings, SourcedLayer, without_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -265,12 +265,19 @@ class AskOptions(QuestionOptions, GenerationOptions):
     no_markdown: bool = switch("Plain text, even on a terminal", "Output")
 
     def with_saved(self, saved: SavedPrompt) -> Self:
-        """These options, with the schema or the code block that a saved prompt asks for, unless they ask for others."""
-        if saved.schema and not (self.schema or self.grammar or self.extract_flag):
-            return replace(self, schema=saved.schema)
-        if not saved.extract or self.schema or self.final or self.extract_flag or self.votes:
-            return self
-        return replace(self, extract=True, block=None if saved.extract is True else saved.extract)
+        """This with the settings of a saved prompt, and the schema or code block it asks for, unless others are given.
+
+        Its settings are above variables and below the command line.
+        """
+        settings = without_keys(saved.settings, self.overrides.typed)
+        command = replace(self, overrides=SourcedLayer(self.overrides, settings))
+        if self.schema or self.extract_flag:
+            return command
+        if saved.schema and not self.grammar:
+            return replace(command, schema=saved.schema)
+        if not saved.extract or self.final or self.votes:
+            return command
+        return replace(command, extract=True, block=None if saved.extract is True else saved.extract)
 
     @property
     def extract_flag(self) -> str:

@@ -78,10 +78,6 @@ class SourcedLayer(dict[str, Any]):
         """The keys that the command line sets."""
         return [key for key, origin in self.origins.items() if origin == COMMAND_LINE]
 
-    def with_saved(self, settings: Layer) -> SourcedLayer:
-        """This layer with the settings of a saved prompt, above variables and below the command line."""
-        return SourcedLayer(self, without_keys(settings, self.typed))
-
     def put(self, key: str, value: Any, origin: str) -> None:
         if value is not None:
             self[key] = value
