@@ -12,12 +12,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, PromptParts, Text, Tokens
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.tools import Round, ToolCall, ToolSpecs
-from cerebrum_cli.formats.tool_calls import PLAIN_TOOLS, ToolFormat
+
+if TYPE_CHECKING:
+    from cerebrum_cli.formats.tool_calls import ToolFormat
 
 
 @frozen
@@ -144,6 +147,8 @@ class PromptFormat:
     @property
     def tool_format(self) -> ToolFormat:
         """How the model calls functions."""
+        from cerebrum_cli.formats.tool_calls import PLAIN_TOOLS
+
         return PLAIN_TOOLS
 
     @property

@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from cerebrum_cli.core.errors import Interrupted
 from cerebrum_cli.core.signals import is_importing
-from cerebrum_cli.terminal.keyboard import exit_process
 from cerebrum_cli.terminal.streams import Streams, discard_closed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a terminal that closes sends SIGHUP
 RETRY_S = 0.01  # until a signal that came during an import is sent again
+RESTORE_ON_EXIT: list[Callable[[], None]] = []  # what `exit_process` calls to restore the terminal
 
 SignalAction = Callable[[int], None]  # called with a signal's number from its handler
 EndReasoning = Callable[[], bool]  # ends the reasoning of a reply; returns whether there was any to end
@@ -166,3 +166,10 @@ def raise_at_prompt(signum: int) -> None:
 def ignore_ctrl_c(signum: int) -> None:
     if signum != signal.SIGINT:
         raise Interrupted(signum)
+
+
+def exit_process(code: int) -> NoReturn:
+    """Exit without cleanup, which may be what hangs; only the terminal is restored."""
+    for restore in RESTORE_ON_EXIT:
+        restore()
+    os._exit(code)

@@ -10,21 +10,15 @@ import signal
 import sys
 import termios
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
+
+from cerebrum_cli.terminal.interrupts import RESTORE_ON_EXIT
 
 PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"  # bracketed paste: a terminal marks where a paste begins and ends
 Modes = list[Any]  # of a terminal, as in the `termios` module
-RESTORE_ON_EXIT: list[Callable[[], None]] = []  # called by `exit_process`
-
-
-def exit_process(code: int) -> NoReturn:
-    """Exit without cleanup, which may be what hangs; only the terminal is restored."""
-    for restore in RESTORE_ON_EXIT:
-        restore()
-    os._exit(code)
 
 
 class Keyboard:

@@ -26,12 +26,12 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.core.text import one_line, strip_complete, strip_controls, truncate
 from cerebrum_cli.core.tools import Tool, ToolCall, ToolFinder, Tools
 from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_end
-from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.status_line import StatusLine
 from cerebrum_cli.terminal.streams import DIM, PIPE_WIDTH, Streams
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
+    from cerebrum_cli.terminal.keyboard import Keyboard
     from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
 MISREAD = NoticeEvent("all text above is the model's reasoning, whose beginning it did not mark")
@@ -213,6 +213,8 @@ class ReplyDisplay:
 
     @cached_property
     def keyboard(self) -> Keyboard:
+        from cerebrum_cli.terminal.keyboard import Keyboard
+
         return Keyboard()
 
     def tools_of(self, sources: Iterable[Tool | str]) -> Tools:
