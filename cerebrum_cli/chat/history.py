@@ -117,7 +117,8 @@ class History:
     def get(self, name: str, hint: str = "list sessions with cerebrum sessions list") -> Session:
         session = self.store.find(name)
         if session is None:
-            raise UsageError(f"no session named {name!r}", did_you_mean(name, self.store.names(), 3, 0.7) + hint)
+            similar = did_you_mean(name, self.store.names(), 3, 0.7).rstrip()
+            raise UsageError(f"no session named {name!r}", similar or hint)
         return session
 
     def close(self) -> None:
