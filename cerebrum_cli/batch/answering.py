@@ -123,7 +123,7 @@ class BatchOptions:
                 yield event
             elif not (isinstance(event.result, Reply) and event.result.finish_reason == "cancelled"):
                 position, row = event.row.key
-                yield FinishedRow(position, row_object(event, model.engine.larger_context), row.has_own_id)
+                yield FinishedRow(position, row_object(event), row.has_own_id)
 
 
 def rows_to_ask(model: Model, rows: Iterable[tuple[int, InputRow]], options: BatchOptions) -> Iterator[Row]:

@@ -115,7 +115,7 @@ def output_object(row: InputRow, origin: Origin | None = None, **values: Any) ->
     return object | {key: value for key, value in more.items() if value is not None}
 
 
-def row_object(event: Outcome, larger_context: str) -> JsonDict:
+def row_object(event: Outcome) -> JsonDict:
     """The output object of a row that is finished."""
     _, row = event.row.key
     outcome, request = event.result, event.row.request
@@ -133,7 +133,7 @@ def row_object(event: Outcome, larger_context: str) -> JsonDict:
         values["completion_tokens"] = sum(sample.total_tokens for sample in outcome.replies.values())
         values["votes"] = outcome.object
     if request.grammar:
-        values["error"] = incomplete_error(reply, larger_context, request.grammar)
+        values["error"] = incomplete_error(reply, request.grammar)
     return output_object(row, reply.finish.origin, **values)
 
 
@@ -150,9 +150,9 @@ def reply_values(reply: Reply, request: Ask, final_answer: str | None) -> JsonDi
     return values
 
 
-def incomplete_error(reply: Reply, larger_context: str, grammar: Grammar) -> JsonDict | None:
+def incomplete_error(reply: Reply, grammar: Grammar) -> JsonDict | None:
     """Why a reply does not match the grammar, if it does not."""
-    problem = reply.notice(larger_context, grammar) or reply.mismatch
+    problem = reply.notice(grammar) or reply.mismatch
     if problem is None:
         return None
     return asdict(RowError(INCOMPLETE, f"{problem.message}: {problem.hint}"))

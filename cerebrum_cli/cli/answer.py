@@ -224,14 +224,13 @@ class AnswerPrinter:
 
     def _require_complete(self, reply: Reply) -> None:
         """Print a notice about an incomplete reply. Raises NoAnswer if its grammar makes it useless."""
-        larger_context = self.loaded.engine.larger_context
         grammar = self.request.grammar
-        if grammar and (mismatch := reply.notice(larger_context, grammar)):
+        if grammar and (mismatch := reply.notice(grammar)):
             constraint = "schema" if grammar.is_schema else "grammar"
             raise NoAnswer(f"{mismatch.message}, so it does not match the {constraint}", mismatch.hint)
         if reply.mismatch:  # of the sample that a vote shows; a single reply has raised it
             raise reply.mismatch
-        notice = reply.notice(larger_context)
+        notice = reply.notice()
         if notice and reply.finish.reason == "length" and self.saved_as and not self.options.votes:
             notice = notice._replace(hint=notice.hint + self._continuation)
         self.streams.note(notice)

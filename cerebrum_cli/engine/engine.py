@@ -137,11 +137,6 @@ class Engine(ABC):
     def _run(self) -> None:
         """Load on this thread, then do all work until the engine is closed."""
 
-    @property
-    def larger_context(self) -> str:
-        """Advice to a user whose context is full."""
-        return "raise --ctx"
-
     def load(self) -> Iterator[Event]:
         """Yield load events until the model is ready; raise if loading failed, or after a fork.
 

@@ -296,7 +296,7 @@ class Model:
     @cached_property
     def prompts(self) -> Prompts:
         """What the model gets of conversations, once its vocabulary is loaded."""
-        return Prompts(self.engine, self.chosen_format, self.model.trained_context)
+        return Prompts(self.engine, self.chosen_format, self.model.trained_context, self.is_remote)
 
     def check_settings(self, settings: Settings, system_prompt: str | None = None) -> None:
         """Raise UsageError for settings that the loaded model cannot follow, with their system prompt or another.

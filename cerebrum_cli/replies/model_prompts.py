@@ -19,6 +19,7 @@ from cerebrum_cli.engine.requests import OPENING_TOKENS, Request
 from cerebrum_cli.formats.choice import SERVER, ChosenFormat
 from cerebrum_cli.formats.prompt_format import PromptFormat
 from cerebrum_cli.formats.reply_text import markup_tokens
+from cerebrum_cli.replies.reply import larger_context
 from cerebrum_cli.replies.reply_controls import AnswerNow, ReplyControls
 
 TRIAL = Conversation(system_prompt="4567890").user("1234567")  # digits, which no template changes
@@ -33,6 +34,7 @@ class Prompts:
     engine: Engine
     chosen_format: ChosenFormat
     trained_context: int
+    is_remote: bool
 
     @cached_property
     def format(self) -> PromptFormat:
@@ -191,7 +193,7 @@ class Prompts:
         if size < trained:
             advice = f" (trained context: {trained})"
         if tokens < trained:
-            advice = f" or {self.engine.larger_context}{advice}"
+            advice = f" or {larger_context(self.is_remote)}{advice}"
         return PromptTooLong.for_context(f"{least}{tokens}", size, advice)
 
     @property

@@ -248,14 +248,14 @@ class Reply:
             return tuple(self._tokens)
         return None
 
-    def notice(self, larger_context: str, grammar: Grammar | None = None) -> NoticeEvent | None:
-        """A notice that the answer is truncated or blank, or None. `larger_context` is that of the engine.
+    def notice(self, grammar: Grammar | None = None) -> NoticeEvent | None:
+        """A notice that the answer is truncated or blank, or None.
 
         With a grammar, also that the reply ended while reasoning; with a schema, also that a stop string ended it.
         """
         finish = self.finish
         tokens = f"{finish.completion_tokens} tokens"
-        is_blank = not (self.text.strip() or finish.calls)
+        is_blank = not (self._after_rounds("answer").strip() or finish.calls)
         is_reasoning = is_blank and self.reasoning is not None
         if grammar and grammar.is_schema and finish.by_stop_string:
             return NoticeEvent("a stop string ended the answer", "omit --stop")
@@ -267,7 +267,8 @@ class Reply:
                 size = f" of {finish.context_size} tokens" if finish.context_size else ""
                 problem = "only reasoning, no answer" if is_reasoning else "answer truncated"
                 advice = "limit reasoning with --think N" if is_reasoning else "ask for less"
-                return NoticeEvent(f"{problem}: the context{size} is full", f"{larger_context}, or {advice}")
+                hint = f"{larger_context(is_remote=finish.origin is not None)}, or {advice}"
+                return NoticeEvent(f"{problem}: the context{size} is full", hint)
             case "length":
                 stage = " of reasoning" if is_reasoning else ""
                 return NoticeEvent(f"answer truncated at {tokens}{stage}", "raise --max-tokens")
@@ -278,12 +279,14 @@ class Reply:
                 limit = "--think N" if finish.context_size else "a larger context of the server"
                 hint = f"read it with --show-thinking, or use --think off or {limit}"
                 return NoticeEvent("the reply has only reasoning, no answer", hint)
+            case "stop" if is_blank and self._rounds:
+                return NoticeEvent("the model wrote nothing after the results of its functions", "ask again")
             case "stop" if is_blank and finish.context_size:
                 return NoticeEvent(
                     "the model's answer is blank", "check the prompt format with --dry-run, or ask again"
                 )
             case "stop" if is_blank:  # a server makes the prompt
-                return NoticeEvent("the model's answer is blank", "give the server a larger context, or ask again")
+                return NoticeEvent("the model's answer is blank", f"{larger_context(is_remote=True)}, or ask again")
         return None
 
     @property
@@ -392,6 +395,11 @@ class Reply:
             **unsupported,
             "program_tokens": self.total_tokens - self.finish.completion_tokens,
         }
+
+
+def larger_context(is_remote: bool) -> str:
+    """Advice to a user whose context is full."""
+    return "give the server a larger context" if is_remote else "raise --ctx"
 
 
 def mean_probability(logprobs: Sequence[float]) -> float:

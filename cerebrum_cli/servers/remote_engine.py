@@ -155,12 +155,6 @@ class RemoteEngine(Engine):
     # For callers, on any thread.
 
     @property
-    def larger_context(self) -> str:
-        if self._pool is None:
-            return super().larger_context
-        return f"restart the server with a larger {self._pool.known[0].context_option}"
-
-    @property
     def is_loaded(self) -> bool:
         return self._pool is not None
 

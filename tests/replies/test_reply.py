@@ -2,7 +2,8 @@
 
 import pytest
 
-from cerebrum_cli.core.events import FinishEvent, FinishReason, SequenceId, Timings, TokenEvent
+from cerebrum_cli.core.events import FinishEvent, FinishReason, RoundEvent, SequenceId, Timings, TokenEvent
+from cerebrum_cli.core.tools import Round, ToolCall
 from cerebrum_cli.replies.reply import Reply
 
 SEQUENCE = SequenceId(0)
@@ -55,6 +56,15 @@ def test_reply_notice_names_the_exhausted_limit(
     reply = Reply()
     reply.begin((), [("thinking", reasoning or ""), ("answer", text)])
     reply.emit(FINISH._replace(reason=reason))
-    notice = reply.notice("raise --ctx")
+    notice = reply.notice()
     assert (notice and notice.message) == message
     assert reason != "context" or (notice and notice.hint == "raise --ctx, or ask for less")
+
+
+def test_reply_notice_reports_nothing_after_the_results_of_functions() -> None:
+    reply = Reply()
+    called = Round((ToolCall("python", {"code": "print(42)"}, "42"),), "Let me compute.")
+    for event in (TokenEvent(SEQUENCE, "Let me compute."), RoundEvent(SEQUENCE, called), FINISH):
+        reply.emit(event)
+    notice = reply.notice()
+    assert notice and notice.message == "the model wrote nothing after the results of its functions"

@@ -345,7 +345,7 @@ def test_calls_are_collected_from_a_stream(model: Model, server: OllamaServer, n
     for parts in ([{"tool_calls": [each]} for each in pieces], [{"content": "", "tool_calls": pieces}]):
         reply = answer_to(model, server, stream_of(*parts))
         assert (reply.finish.calls, reply.finish_reason) == ((OSLO, ROME), "stop")
-        assert reply.finish.timings.decode_s > 0 and reply.notice("a larger context") is None
+        assert reply.finish.timings.decode_s > 0 and reply.notice() is None
 
 
 def test_calls_of_a_whole_reply_are_read_with_its_reasoning(model: Model, server: OllamaServer) -> None:

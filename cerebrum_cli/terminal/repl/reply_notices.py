@@ -22,7 +22,7 @@ def reply_notice(reply: Reply, chat: Chat) -> NoticeEvent | None:
         stage = " of reasoning" if reply.reasoning and not reply.text else ""
         problem = f"reply truncated at {reply.finish.completion_tokens} tokens{stage}"
         return NoticeEvent(problem, f"{hint}; /set max_tokens N changes the limit")
-    notice = reply.notice(chat.loaded.engine.larger_context)
+    notice = reply.notice()
     if notice is None:
         return None
     if reason == "context" and not chat.loaded.is_remote:
