@@ -111,7 +111,6 @@ class ServerInfo:
     """A model on a server."""
 
     kind: ClassVar[str]  # such as llama-server
-    context_option: ClassVar[str] = "context"  # on the server's command line
     takes_messages: ClassVar[bool] = False  # instead of token ids
 
     build: str

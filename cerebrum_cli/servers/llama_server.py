@@ -46,7 +46,6 @@ class LlamaServer(ServerKind):
     """llama.cpp's own server; a completion is asked for on `/completion`, whose reply holds token ids and timings."""
 
     kind: ClassVar[str] = "llama-server"
-    context_option: ClassVar[str] = "-c"
     completion_path: ClassVar[str] = "/completion"
 
     vocabulary_size: int | None

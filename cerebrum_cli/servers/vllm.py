@@ -27,7 +27,6 @@ class Vllm(ServerKind):
     """vLLM's server; each sample is a request, since prompts that begin alike are evaluated once."""
 
     kind: ClassVar[str] = "vLLM"
-    context_option: ClassVar[str] = "--max-model-len"
     completion_path: ClassVar[str] = "/v1/completions"
     samplers: ClassVar[Collection[str]] = (*SHARED_PARAMS, "top_k", "min_p", "repeat_penalty")
 
