@@ -26,9 +26,7 @@ from cerebrum_cli.trust.calibration import (
     Calibration,
     CalibrationKey,
     LabelledDecision,
-    LabelledVote,
     calibrate_decisions,
-    calibrate_votes,
 )
 from cerebrum_cli.trust.score_map import LEAST, ScoreMap, fit_map
 from cerebrum_cli.trust.threshold import ScoredRow, find_threshold
@@ -41,11 +39,10 @@ FOLDS = 5
 
 
 class Population(NamedTuple):
-    """Rows with the probabilities of their choices and the right one; votes have the choices wrong and right."""
+    """Rows with the probabilities of their choices, and the right one."""
 
     probabilities: Any
     labels: Any
-    is_votes: bool = False
 
     @property
     def key(self) -> CalibrationKey:
@@ -54,20 +51,16 @@ class Population(NamedTuple):
     def calibrate(self, rows: Any) -> Calibration:
         probabilities, labels = self.probabilities[rows].tolist(), self.labels[rows].tolist()
         pairs = zip(probabilities, labels, strict=True)
-        if self.is_votes:
-            return calibrate_votes([LabelledVote(row[1], bool(label)) for row, label in pairs], self.key, "")
         return calibrate_decisions([LabelledDecision(row, label) for row, label in pairs], self.key, "")
 
     def scored(self, score_map: ScoreMap) -> Scored:
-        """The answers of all rows; that of a vote is its winner, the second choice."""
+        """The answers of all rows."""
         mapped = self.mapped(score_map)
-        answers = numpy.ones(len(mapped), int) if self.is_votes else mapped.argmax(axis=1)
+        answers = mapped.argmax(axis=1)
         return Scored(mapped[numpy.arange(len(mapped)), answers], answers == self.labels)
 
     def mapped(self, score_map: ScoreMap) -> Any:
-        least = 0.01 if self.is_votes else LEAST
-        logits = score_map.weight * numpy.log(numpy.clip(self.probabilities, least, 1 - least * self.is_votes))
-        logits += numpy.array(score_map.biases)
+        logits = score_map.weight * numpy.log(numpy.maximum(self.probabilities, LEAST)) + numpy.array(score_map.biases)
         shares = numpy.exp(logits - logits.max(axis=1, keepdims=True))
         return shares / shares.sum(axis=1, keepdims=True)
 
@@ -122,13 +115,11 @@ def useless(random: Any) -> Population:
 
 
 def ties(random: Any) -> Population:
-    """Votes of 8 samples; questions differ in how often a sample is right."""
-    chances = random.beta(1.2, 0.5, POPULATION)
-    right = random.binomial(8, chances)
-    other = numpy.maximum(random.binomial(8 - right, 0.6), 8 - right - random.binomial(8 - right, 0.6))
-    is_right = right >= other
-    share = numpy.maximum(numpy.maximum(right, other), 1) / 8
-    return Population(numpy.column_stack([1 - share, share]), is_right.astype(int), is_votes=True)
+    """Shares of 8 samples; questions differ in how often a sample is right."""
+    labels = random.choice(2, POPULATION)
+    right = random.binomial(8, random.beta(3.0, 0.4, POPULATION)) / 8
+    shares = numpy.column_stack([right, 1 - right])
+    return Population(numpy.where(labels[:, None] == 0, shares, shares[:, ::-1]), labels)
 
 
 def surest_wrong(random: Any) -> Population:

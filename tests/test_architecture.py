@@ -43,7 +43,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "httpx2": ("library.hub_requests", "servers.client", "attachments.web_page"),
     "gguf": (),  # headers are read without it, which takes half a second to import
     "yaml": ("weights.document",),
-    "matplotlib": ("eval.plot", "eval.calibrated", "eval.runs_command", "decide.measures"),
+    "matplotlib": ("eval.plot", "eval.runs_command", "decide.measures"),
     "rich": ("terminal",),
     "prompt_toolkit": ("terminal",),
     "markdown_it": ("terminal.markdown",),

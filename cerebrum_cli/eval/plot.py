@@ -12,7 +12,6 @@ from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.files import file_error
 from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.eval.report import MAJORITY, WITH_PROGRAMS, Report, VoteCost
-from cerebrum_cli.trust.calibration import CONFIDENCE, Promises
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,12 +53,12 @@ def write_picture(path: Path, draw: Callable[[], Figure]) -> None:
         raise file_error(error, CerebrumError, path, ", or choose another path") from error
 
 
-def draw_report(report: Report, promised: Promises | None = None) -> Figure:
-    """Draw accuracy by votes and by tokens, and the share decided by wanted error."""
+def draw_report(report: Report) -> Figure:
+    """Draw accuracy by votes and by tokens."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13 if promised else 9, 4.2), layout="constrained")
-    by_votes, by_tokens, *by_error = figure.subplots(1, 3 if promised else 2, sharey=True)
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    by_votes, by_tokens = figure.subplots(1, 2, sharey=True)
     votes = report.votes or majority_costs(report)
     for kind in STYLES:
         of_kind = [vote for vote in votes if vote.kind == kind]
@@ -70,20 +69,10 @@ def draw_report(report: Report, promised: Promises | None = None) -> Figure:
             axes.axhline(report.chance, color="black", linestyle=":", linewidth=1, label="guessing")
         axes.spines[["top", "right"]].set_visible(False)
     label_axes(by_votes, by_tokens, majority_costs(report))
-    if promised:
-        draw_promises(by_error[0], promised)
     title = f"{report.task}: {report.model}, {report.complete} questions"
     figure.suptitle(title, fontsize="medium", parse_math=False, wrap=True)
     figure.legend(*by_votes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
-
-
-def draw_promises(axes: Axes, promised: Promises) -> None:
-    shares = [share or 0.0 for share in promised.shares.values()]
-    axes.plot([f"{error:.0%}" for error in promised.shares], shares, "ko-", markersize=4)
-    axes.set(xlabel=f"wanted error, with {CONFIDENCE:.0%} confidence", ylabel="share of questions decided")
-    axes.yaxis.set_tick_params(labelleft=True)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def label_axes(by_votes: Axes, by_tokens: Axes, majorities: Sequence[VoteCost]) -> None:

@@ -124,7 +124,7 @@ def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, plot: P
         raise UsageError(f"no sample of {run.name} counts: {reason}", "run it again with other settings")
     notes = run.notes
     report = report_of(run, samples)
-    details = details_of(run, samples)
+    details = details_of(samples)
     if plot:  # first: a report is not followed by an error
         from cerebrum_cli.eval.plot import plot_report, write_picture
 
@@ -176,16 +176,14 @@ class RunDetails(Protocol):
         """A line on two runs of the same questions; it may be empty."""
 
 
-def details_of(run: Run, samples: Sequence[Sample]) -> RunDetails | None:
-    """What another package says of a run, or, of votes, what they can promise."""
-    from cerebrum_cli.eval.calibrated import vote_details
-
+def details_of(samples: Sequence[Sample]) -> RunDetails | None:
+    """What another package says of a run."""
     for extension in optional_packages():
         if extension.run_details:
             details: RunDetails | None = loaded(extension.run_details)(samples)
             if details:
                 return details
-    return vote_details(run, samples)
+    return None
 
 
 def run_remarks(run: Run) -> Iterator[str]:
@@ -229,7 +227,7 @@ class CompareRuns(BaseCommand):
         print_comparison(app.streams, comparison, *runs, list_differences(differing))
         text = strip_controls(conclusion(comparison, *(run.name for run in runs)))
         app.streams.answer(f"\n{app.streams.wrapped(text)}\n")
-        first, second = (details_of(run, run.samples()) for run in runs)
+        first, second = (details_of(run.samples()) for run in runs)
         line = ""
         if first and type(first) is type(second):
             line = strip_controls(first.compare(second, [run.name for run in runs]))

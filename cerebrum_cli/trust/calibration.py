@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from math import ceil, isfinite
 from random import Random
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import DAMAGE, UsageError
 from cerebrum_cli.core.frozen import frozen
@@ -21,12 +21,9 @@ VERSION = 1  # of the JSON object
 CONFIDENCE = 0.9
 WANTED_ERRORS = (0.01, 0.02, 0.05, 0.1)
 COMPARED_ERROR = 0.05  # of two runs
-FITTING = 3  # one row in this many fits the map of decisions, the others choose thresholds
-LEAST_SHARE = 0.01  # of votes: all votes of a few samples are no certainty
+FITTING = 3  # one row in this many fits the map, the others choose thresholds
 LEAST_MORE = 10  # a suggestion is at least one row for so many labelled ones: these missed the threshold by bad luck
 SEED = 0
-
-Kind = Literal["decisions", "votes"]
 
 
 class LabelledDecision(NamedTuple):
@@ -34,13 +31,6 @@ class LabelledDecision(NamedTuple):
 
     probabilities: Sequence[float]
     label: int
-
-
-class LabelledVote(NamedTuple):
-    """The share of the winning answer, and whether it is right."""
-
-    share: float
-    is_right: bool
 
 
 @frozen
@@ -132,13 +122,11 @@ class Promises:
 class Calibration:
     """A map of probabilities, and labelled rows with calibrated probabilities that choose thresholds.
 
-    Of `labelled` rows, those that fitted the map of decisions choose no threshold. The map of votes keeps the order of
-    shares, so all rows choose their thresholds, though they fitted it.
+    Of `labelled` rows, those that fitted the map choose no threshold.
     """
 
     key: CalibrationKey
     date: str
-    kind: Kind
     map: ScoreMap
     labelled: int
     rows: tuple[ScoredRow, ...]
@@ -155,10 +143,6 @@ class Calibration:
         """Calibrated probabilities of the choices of a decision; the answer is the likeliest of them."""
         return self.map.apply(probabilities)
 
-    def probability(self, share: float) -> float:
-        """Calibrated probability that the winner of a vote is right."""
-        return _vote_probability(self.map, share)
-
     def threshold(self, error: float, confidence: float = CONFIDENCE) -> Threshold | Unreachable:
         """From which probability on answers are decided, so that at most the share `error` of them is wrong.
 
@@ -174,8 +158,7 @@ class Calibration:
         needed = rows_needed(self.rows, error, confidence)
         more = None
         if needed is not None:
-            if self.kind == "decisions":
-                needed = ceil(needed * FITTING / (FITTING - 1))
+            needed = ceil(needed * FITTING / (FITTING - 1))
             more = max(ceil(self.labelled / LEAST_MORE), needed - self.labelled)
         return Unreachable(error, confidence, self.labelled, smallest, more)
 
@@ -194,7 +177,6 @@ class Calibration:
             "version": VERSION,
             "key": asdict(self.key),
             "date": self.date,
-            "kind": self.kind,
             "map": asdict(self.map),
             "labelled": self.labelled,
             "rows": self.rows,
@@ -206,7 +188,8 @@ def calibrate_decisions(rows: Sequence[LabelledDecision], key: CalibrationKey, d
 
     A third of the rows, drawn by position, fits the map.
     """
-    _require_rows(rows)
+    if not rows:
+        raise UsageError("no labelled rows to calibrate with", "label some rows")
     count = len(key.choices)
     for number, row in enumerate(rows, 1):
         _require(len(row.probabilities) == count and 0 <= row.label < count, number, "other choices")
@@ -216,21 +199,7 @@ def calibrate_decisions(rows: Sequence[LabelledDecision], key: CalibrationKey, d
     fitting = [rows[position] for position in order[: len(rows) // FITTING]]
     score_map = fit_map([row.probabilities for row in fitting], [row.label for row in fitting], count)
     scored = tuple(_scored(score_map, rows[position]) for position in order[len(fitting) :])
-    return Calibration(key, date, "decisions", score_map, len(rows), scored)
-
-
-def calibrate_votes(rows: Sequence[LabelledVote], key: CalibrationKey, date: str) -> Calibration:
-    """Calibrate the shares of the winners of votes. Raises UsageError without rows, and for an invalid row.
-
-    It is the map of a decision between wrong and right, whose probabilities are those shares; as its weight is above 0,
-    it keeps the order of shares.
-    """
-    _require_rows(rows)
-    for number, row in enumerate(rows, 1):
-        _require(_is_share(row.share), number, "a share that is not from 0 to 1")
-    score_map = fit_map([_wrong_and_right(row.share) for row in rows], [int(row.is_right) for row in rows], 2)
-    scored = tuple(ScoredRow(_vote_probability(score_map, row.share), bool(row.is_right)) for row in rows)
-    return Calibration(key, date, "votes", score_map, len(rows), scored)
+    return Calibration(key, date, score_map, len(rows), scored)
 
 
 def read_calibration(text: str, where: str) -> Calibration:
@@ -243,7 +212,6 @@ def read_calibration(text: str, where: str) -> Calibration:
         calibration = Calibration(
             from_json(CalibrationKey, key | {"choices": tuple(key["choices"])}),
             value["date"],
-            value["kind"],
             from_json(ScoreMap, {"weight": score_map["weight"], "biases": tuple(score_map["biases"])}),
             value["labelled"],
             tuple(ScoredRow(*row) for row in value["rows"]),
@@ -257,13 +225,10 @@ def read_calibration(text: str, where: str) -> Calibration:
 
 def _check(calibration: Calibration) -> None:
     """Raises ValueError for values that no calibration has."""
-    choices = 2
-    if calibration.kind == "decisions":
-        choices = len(calibration.key.choices)
+    choices = len(calibration.key.choices)
     numbers = calibration.map.biases
     checks = {
         "date": isinstance(calibration.date, str),
-        "kind": calibration.kind in ("decisions", "votes"),
         "choices": all(isinstance(name, str) for name in calibration.key.choices),
         "map": calibration.map.weight > 0 and len(numbers) == choices and all(map(_is_number, numbers)),
         "labelled": type(calibration.labelled) is int and calibration.labelled >= len(calibration.rows),
@@ -281,20 +246,6 @@ def _scored(score_map: ScoreMap, row: LabelledDecision) -> ScoredRow:
     probability = max(probabilities)
     choice = probabilities.index(probability)
     return ScoredRow(probability, bool(choice == row.label), choice)
-
-
-def _vote_probability(score_map: ScoreMap, share: float) -> float:
-    return score_map.apply(_wrong_and_right(share))[1]
-
-
-def _wrong_and_right(share: float) -> tuple[float, float]:
-    right = min(max(share, LEAST_SHARE), 1 - LEAST_SHARE)
-    return 1 - right, right
-
-
-def _require_rows(rows: Sequence[object]) -> None:
-    if not rows:
-        raise UsageError("no labelled rows to calibrate with", "label some rows")
 
 
 def _require(is_valid: bool, number: int, problem: str) -> None:

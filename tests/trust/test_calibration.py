@@ -18,17 +18,16 @@ from cerebrum_cli.trust.calibration import (
     Calibration,
     CalibrationKey,
     LabelledDecision,
-    LabelledVote,
     Threshold,
     Unreachable,
     calibrate_decisions,
-    calibrate_votes,
     read_calibration,
 )
+from cerebrum_cli.trust.score_map import ScoreMap
+from cerebrum_cli.trust.threshold import ScoredRow
 
 DATE = "2026-11-28"
 YES_NO = CalibrationKey("digest", "Is it?", ("yes", "no"), "fast=off")
-SUM = CalibrationKey("digest", "Sum?", (), "votes=8")
 
 
 def decisions(rows: Sequence[tuple[float, int]]) -> Calibration:
@@ -36,12 +35,16 @@ def decisions(rows: Sequence[tuple[float, int]]) -> Calibration:
     return calibrate_decisions([LabelledDecision((yes, 1 - yes), label) for yes, label in rows], YES_NO, DATE)
 
 
-def votes(*groups: tuple[float, int, int]) -> Calibration:
-    """Of as many right and wrong answers with each share."""
-    rows = []
-    for share, right, wrong in groups:
-        rows += [LabelledVote(share, True)] * right + [LabelledVote(share, False)] * wrong
-    return calibrate_votes(rows, SUM, DATE)
+def answers(*groups: tuple[float, int, int]) -> Calibration:
+    """Of as many right and wrong answers with each probability, which choose the threshold."""
+    rows: list[ScoredRow] = []
+    for probability, right, wrong in groups:
+        rows += [ScoredRow(probability, True)] * right + [ScoredRow(probability, False)] * wrong
+    return calibration_with(rows)
+
+
+def calibration_with(rows: Sequence[ScoredRow]) -> Calibration:
+    return Calibration(YES_NO, DATE, ScoreMap.none(2), len(rows) * 3 // 2, tuple(rows))
 
 
 def reached(calibration: Calibration, error: float, confidence: float = 0.9) -> Threshold:
@@ -63,79 +66,79 @@ def test_threshold_passes_as_the_bound_of_clopper_and_pearson(error: float, conf
         most = int(binom.ppf(1 - confidence, rows, error))
         for wrong in range(max(0, most - 2), min(rows, most + 3)):
             bound = beta.ppf(confidence, wrong + 1, rows - wrong)
-            found = votes((1.0, rows - wrong, wrong)).threshold(error, confidence)
+            found = answers((1.0, rows - wrong, wrong)).threshold(error, confidence)
             assert isinstance(found, Threshold) == (bound <= error), (rows, wrong)
 
 
-def test_threshold_decides_rows_of_equal_share_together() -> None:
-    calibration = votes((1.0, 60, 0), (0.875, 60, 2), (0.75, 40, 1), (0.5, 10, 27))
+def test_threshold_decides_rows_of_equal_probability_together() -> None:
+    calibration = answers((1.0, 60, 0), (0.875, 60, 2), (0.75, 40, 1), (0.5, 10, 27))
     found = reached(calibration, 0.05)
-    assert found.probability == calibration.probability(0.75)
+    assert found.probability == 0.75
     assert found.share_decided == 163 / 200
     assert found.error == 0.05 and found.confidence == 0.9
 
 
 def test_threshold_stops_at_the_first_test_that_fails() -> None:
-    calibration = votes((1.0, 200, 0), (0.875, 50, 20), (0.75, 800, 0))
-    assert reached(calibration, 0.05).probability == calibration.probability(1.0)
+    calibration = answers((1.0, 200, 0), (0.875, 50, 20), (0.75, 800, 0))
+    assert reached(calibration, 0.05).probability == 1.0
 
 
 def test_threshold_begins_with_a_share_of_the_rows() -> None:
     """The surest 45 of 1,000 rows could pass a test, but a single wrong label among them would end all."""
-    assert reached(votes((1.0, 50, 1), (0.875, 949, 0)), 0.05).share_decided == 1
+    assert reached(answers((1.0, 50, 1), (0.875, 949, 0)), 0.05).share_decided == 1
 
 
 def test_unreachable_names_the_smallest_error_and_the_rows_to_label() -> None:
-    few = unreached(votes((1.0, 30, 0)), 0.05)
-    assert (few.rows, few.smallest_error) == (30, 0.08)
+    few = unreached(answers((1.0, 30, 0)), 0.05)
+    assert (few.rows, few.smallest_error) == (45, 0.08)
     assert few.more_rows is not None and 15 <= few.more_rows <= 150
     assert (
-        str(few) == "with 30 labelled rows, the smallest error that can be promised is 8%; "
+        str(few) == "with 45 labelled rows, the smallest error that can be promised is 8%; "
         f"for 5%, label about {few.more_rows} more"
     )
 
 
 def test_unreachable_if_answers_are_too_often_wrong() -> None:
-    found = unreached(votes((1.0, 300, 100), (0.5, 300, 300)), 0.05)
+    found = unreached(answers((1.0, 300, 100), (0.5, 300, 300)), 0.05)
     assert (found.smallest_error, found.more_rows) == (0.3, None)
     assert str(found).endswith("the surest answers are too often wrong for 5%")
 
 
 def test_unreachable_without_any_error_that_could_be_promised() -> None:
-    found = unreached(votes((1.0, 0, 100)), 0.05)
-    assert str(found).startswith("with 100 labelled rows, no error can be promised")
+    found = unreached(answers((1.0, 0, 100)), 0.05)
+    assert str(found).startswith("with 150 labelled rows, no error can be promised")
 
 
 @pytest.mark.slow
 def test_rows_to_label_reach_the_threshold_in_most_cases() -> None:
     random = numpy.random.default_rng(1)
-    few = votes((1.0, 38, 0), (0.5, 10, 12))
+    few = answers((1.0, 38, 0), (0.5, 10, 12))
     needed = few.labelled + (unreached(few, 0.05).more_rows or 0)
     shares = [(1.0, 0.99), (0.5, 0.5)]
     found = []
     for _ in range(20):
-        rows = [shares[int(random.random() < 0.4)] for _ in range(needed)]
-        labelled = [LabelledVote(share, bool(random.random() < right)) for share, right in rows]
-        found.append(isinstance(calibrate_votes(labelled, SUM, DATE).threshold(0.05), Threshold))
+        rows = [shares[int(random.random() < 0.4)] for _ in range(needed * 2 // 3)]
+        labelled = [ScoredRow(share, bool(random.random() < right)) for share, right in rows]
+        found.append(isinstance(calibration_with(labelled).threshold(0.05), Threshold))
     assert sum(found) >= 14
 
 
 def test_promises_are_none_where_an_error_cannot_be_promised() -> None:
-    shares = votes((1.0, 100, 0), (0.5, 50, 50)).promises.shares
+    shares = answers((1.0, 100, 0), (0.5, 50, 50)).promises.shares
     assert shares == {0.01: None, 0.02: None, 0.05: 0.5, 0.1: 0.5}
-    wide = votes((1.0, 240, 0)).promises.shares
+    wide = answers((1.0, 240, 0)).promises.shares
     assert wide == {0.01: 1.0, 0.02: 1.0, 0.05: 1.0, 0.1: 1.0}
 
 
 def test_threshold_needs_more_rows_for_more_confidence() -> None:
-    calibration = votes((1.0, 50, 0))
+    calibration = answers((1.0, 50, 0))
     assert reached(calibration, 0.05, 0.9) and unreached(calibration, 0.05, 0.95)
 
 
 @pytest.mark.parametrize(("error", "confidence"), [(0.0, 0.9), (1.0, 0.9), (0.05, 1.0), (nan, 0.9), (0.05, nan)])
 def test_threshold_rejects_an_error_or_confidence_beyond_its_range(error: float, confidence: float) -> None:
     with pytest.raises(UsageError, match=r"invalid (error|confidence)"):
-        votes((1.0, 10, 0)).threshold(error, confidence)
+        answers((1.0, 10, 0)).threshold(error, confidence)
 
 
 def biased_rows(count: int) -> list[tuple[float, int]]:
@@ -170,13 +173,6 @@ def test_map_is_none_where_probabilities_are_right() -> None:
         yes = random.random()
         rows.append((yes, int(random.random() > yes)))
     assert decisions(rows).probabilities((0.3, 0.7)) == pytest.approx((0.3, 0.7))
-
-
-def test_map_of_votes_keeps_the_order_of_shares() -> None:
-    calibration = votes((1.0, 90, 10), (0.75, 40, 20), (0.5, 20, 30), (0.375, 5, 25))
-    mapped = [calibration.probability(share) for share in (0.25, 0.375, 0.5, 0.75, 1.0)]
-    assert mapped == sorted(mapped) and mapped[0] < mapped[-1]
-    assert calibration.probability(1.0) == pytest.approx(0.9, abs=0.07)
 
 
 @pytest.mark.slow
@@ -232,16 +228,12 @@ def test_calibration_rejects_invalid_rows() -> None:
     for invalid in (nan, -0.1, 1.5):
         with pytest.raises(UsageError, match="labelled row 2 has a probability that is not from 0 to 1"):
             decisions([(0.5, 0), (invalid, 0)])
-        with pytest.raises(UsageError, match="labelled row 1 has a share that is not from 0 to 1"):
-            votes((invalid, 1, 0))
     with pytest.raises(UsageError, match="labelled row 1 has other choices"):
         decisions([(0.5, 2)])
     with pytest.raises(UsageError, match="labelled row 1 has other choices"):
         calibrate_decisions([LabelledDecision((0.2, 0.3, 0.5), 0)], YES_NO, DATE)
     with pytest.raises(UsageError, match="no labelled rows"):
         decisions([])
-    with pytest.raises(UsageError, match="no labelled rows"):
-        votes()
 
 
 def test_calibration_key_names_what_differs() -> None:
@@ -250,8 +242,8 @@ def test_calibration_key_names_what_differs() -> None:
     assert YES_NO.differences(other) == ("model", "choices")
 
 
-@pytest.mark.parametrize("calibration", [decisions(biased_rows(60)), votes((1.0, 50, 1), (0.25, 3, 5))])
-def test_calibration_survives_json(calibration: Calibration) -> None:
+def test_calibration_survives_json() -> None:
+    calibration = decisions(biased_rows(60))
     assert read_calibration(to_json(calibration.object), "refunds.json") == calibration
 
 
@@ -271,7 +263,6 @@ def change(value: Any, path: Sequence[str | int], new: object) -> None:
         (["key", "choices"], ["yes"]),
         (["key", "question"], None),
         (["date"], 5),
-        (["kind"], "scores"),
         (["map", "weight"], 0),
         (["map", "weight"], "1"),
         (["map", "biases"], [0.0]),
@@ -301,32 +292,22 @@ def test_foreign_file_is_not_a_calibration(text: str) -> None:
         read_calibration(text, "refunds.json")
 
 
-shares = st.sampled_from((0.0, 0.125, 0.5, 0.75, 0.875, 1.0)) | st.floats(0, 1)
-labelled_votes = st.lists(st.builds(LabelledVote, shares, st.booleans()), min_size=1, max_size=120)
+probabilities = st.sampled_from((0.0, 0.125, 0.5, 0.75, 0.875, 1.0)) | st.floats(0, 1)
+scored_rows = st.lists(st.builds(ScoredRow, probabilities, st.booleans()), min_size=1, max_size=120)
 
 
 @pytest.mark.slow
 @settings(derandomize=True, max_examples=60, deadline=None)
-@given(labelled_votes, st.sampled_from((0.05, 0.1, 0.3)))
-def test_threshold_holds_for_the_labelled_rows_themselves(rows: list[LabelledVote], error: float) -> None:
+@given(scored_rows, st.sampled_from((0.05, 0.1, 0.3)))
+def test_threshold_holds_for_the_labelled_rows_themselves(rows: list[ScoredRow], error: float) -> None:
     """Of those that it decides, no more are wrong than the wanted share; and their order does not matter."""
-    calibration = calibrate_votes(rows, SUM, DATE)
-    found = calibration.threshold(error)
+    found = calibration_with(rows).threshold(error)
     if isinstance(found, Threshold):
-        decided = [row.is_right for row in rows if calibration.probability(row.share) >= found.probability]
+        decided = [row.is_right for row in rows if row.probability >= found.probability]
         assert decided.count(False) <= error * len(decided)
         assert found.share_decided == len(decided) / len(rows)
     else:
         assert found.smallest_error is None or found.smallest_error > error
-
-
-@pytest.mark.slow
-@settings(derandomize=True, max_examples=60, deadline=None)
-@given(labelled_votes, st.lists(shares, min_size=2, max_size=8))
-def test_map_of_votes_is_monotone_and_a_probability(rows: list[LabelledVote], asked: list[float]) -> None:
-    calibration = calibrate_votes(rows, SUM, DATE)
-    found = [calibration.probability(share) for share in sorted(asked)]
-    assert found == sorted(found) and 0 < found[0] <= found[-1] < 1
 
 
 @pytest.mark.slow
