@@ -49,8 +49,8 @@ class Converter:
 
         Raises ModelFileError for damaged weights, MergeError if the file cannot be written, which leaves none.
         """
-        from cerebrum_cli.weights.convert import plan_conversion
         from cerebrum_cli.weights.merge import write_plan
+        from cerebrum_cli.weights.plan import plan_conversion
 
         weights, library, type = self.weights, self.puller.library, plan.chosen.quantization
         base = name or plan.available.name
@@ -119,7 +119,8 @@ class Converter:
 
 def read_conversion(puller: Puller, source: Path | RemoteFiles) -> Conversion:
     """What the weights in a folder or repository can be converted to. Raises ModelFileError or ModelNotFound."""
-    from cerebrum_cli.weights.convert import TYPES, plan_conversion
+    from cerebrum_cli.weights.plan import plan_conversion
+    from cerebrum_cli.weights.target import TYPES
 
     weights = local_weights(puller, source) if isinstance(source, Path) else repository_weights(puller, source)
     plans = {name: plan_conversion(weights.table, name, {}) for name in TYPES}
@@ -177,7 +178,6 @@ def merge(puller: Puller, text: str, name: str | None) -> InstalledModel:
         output=directory / file.replace("{quant}", label),
         name=name or f"{spec.name}:{label}",
         title=spec.title,
-        quantization=quantization,
     )
     return write(library, prepare(recipe, models, options), partial(puller.progress.update, "merge"))
 
@@ -196,7 +196,7 @@ def find_source(puller: Puller, text: str) -> InstalledModel:
         folder = weights.fetch(plan)
         return InstalledModel.folder(weights.name, folder, puller.library.catalogue.meant_by(source))
     if isinstance(source, Path):
-        return local_source(source) or puller.library.find(source)
+        return local_source(puller.library, text) or puller.library.find(source)
     return puller.find_or_pull(source)
 
 

@@ -36,18 +36,12 @@ class Field:
         place = ": ".join(filter(None, (self.file, self.path)))
         return UsageError(printable(f"{place}: {problem}"), printable(hint))
 
-    def require_mapping(self, keys: Sequence[str]) -> None:
+    def require_keys(self, keys: Sequence[str]) -> None:
         if not isinstance(self.value, dict):
             raise self.error("not a mapping", f"write lines of `key: value` with these keys: {', '.join(keys)}")
-
-    def require_keys(self, keys: Sequence[str]) -> None:
-        self.require_mapping(keys)
         for key, item in self.value.items():
             if item is not None and key not in keys:
-                raise self.unknown_key(key, keys)
-
-    def unknown_key(self, key: object, keys: Sequence[str]) -> UsageError:
-        return self.error(f"unknown key {quoted(key)}", choices(key, keys))
+                raise self.error(f"unknown key {quoted(key)}", choices(key, keys))
 
     def items(self) -> list[Field]:
         if not isinstance(self.value, list) or not self.value:
@@ -66,7 +60,7 @@ class Field:
             with suppress(ValueError, OverflowError):
                 number = float(self.value)
         if not math.isfinite(number):
-            raise self.error("not a finite number", "write one such as 0.5, or a list of numbers for a gradient")
+            raise self.error("not a finite number", "write one such as 0.5")
         return number
 
 
@@ -90,15 +84,10 @@ def read_document(file: str, text: str) -> Field:
         raise root.error(f"not valid YAML{at}: {reason}", "correct it, or quote it if it is text") from error
 
 
-def suggestion(name: object, known: Sequence[str]) -> str:
-    """Beginning of a hint with the known name that a name is probably meant to be; empty if none is similar enough."""
-    if not isinstance(name, str):
-        return ""
-    return did_you_mean(name[:100], known, cutoff=_TYPO_SIMILARITY)
-
-
 def choices(name: object, known: Sequence[str]) -> str:
-    return f"{suggestion(name, known)}supported: {', '.join(known)}"
+    """The known names, as a hint; the one first that a name is probably meant to be."""
+    meant = did_you_mean(name[:100], known, cutoff=_TYPO_SIMILARITY) if isinstance(name, str) else ""
+    return f"{meant}supported: {', '.join(known)}"
 
 
 def quoted(value: object) -> str:

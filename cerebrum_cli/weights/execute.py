@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from math import prod, sqrt
+from math import prod
 from pathlib import Path
 from threading import Thread
 from typing import TypeVar
@@ -27,27 +27,14 @@ from cerebrum_cli.core.errors import EngineError, MergeError, ModelFileError
 from cerebrum_cli.core.events import OnProgress
 from cerebrum_cli.core.files import commit_file, reading_model, translate_os_errors, unfinished_file, write_all
 from cerebrum_cli.gguf.contents import Shape, Tensor, aligned
-from cerebrum_cli.weights.methods import Slerp, Sum, TensorOp, Term, input_tensors, offset_sum, slerp_coefficients
-from cerebrum_cli.weights.plan import OutputTensor, Plan
+from cerebrum_cli.weights.plan import OutputTensor, Plan, Sum
 
 T = TypeVar("T")
 Floats = npt.NDArray[np.float32]
 
-EXPERTS = "_exps."  # in the names of tensors that hold all experts of a layer
 COPY_BYTES = 1 << 20  # size of a copied chunk
 PENDING_PER_THREAD = 3  # chunks computed or queued per thread
 CHUNK_WEIGHTS = 1 << 18  # weights in a computed chunk: 1 MB as floats
-# Byte offsets of the half-precision scales in a type's blocks (structs of ggml-common.h, llama.cpp 0c1e57098). All
-# weights of a block are multiples of them, so multiplying the scales multiplies the tensor.
-_OFFSETS = {
-    "Q4_0 Q5_0 Q8_0 IQ1_S IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS": (0,),
-    "Q4_1 Q5_1 Q4_K Q5_K": (0, 2),
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q6_K": (208,),
-}
-SCALE_OFFSETS = {name: offsets for names, offsets in _OFFSETS.items() for name in names.split()}
-
 # Of the types of a checkpoint: how a weight is read as an integer, and the bits of its exponent.
 _EXPONENTS = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
 
@@ -65,33 +52,24 @@ class TensorEvaluator(ExitStack):
 
     def chunks(self, output: OutputTensor) -> Iterator[bytes]:
         """Yield the bytes of a tensor. Raises ModelFileError for a source that is damaged, MergeError on overflow."""
-        for tensor in input_tensors(output.op):
+        for tensor in output.inputs:
             for path in tensor.source.paths if tensor.source else (tensor.path,):
                 if path not in self._files:  # opened here, before threads read it
                     with reading_model(path):
                         self._files[path] = self.enter_context(path.open("rb", buffering=0)).fileno()
-        for op in parts(output):
-            if isinstance(op, Slerp):
-                op = self._slerp_as_sum(op)
-            if keeps_blocks(op, output):
-                yield from self._scaled(op.terms[0])
-            else:
-                ranges = row_ranges(op.terms[0].tensor.shape)
-                yield from self._run_in_order(partial(self._sum, op, output, rows) for rows in ranges)
+        if isinstance(output.origin, Sum):
+            ranges = row_ranges(output.shape)
+            yield from self._run_in_order(partial(self._sum, output.origin, output, rows) for rows in ranges)
+            return
+        for begin in range(0, output.size, COPY_BYTES):
+            yield self._read(output.origin, begin, min(COPY_BYTES, output.size - begin))
 
-    def _scaled(self, term: Term) -> Iterator[bytes]:
-        tensor, factor = term
-        step = COPY_BYTES // tensor.kind.block_bytes * tensor.kind.block_bytes
-        for begin in range(0, tensor.size, step):
-            data = self._read(tensor, begin, min(step, tensor.size - begin))
-            yield data if factor == 1 else scale_blocks(data, term)
-
-    def _sum(self, op: Sum, output: OutputTensor, rows: Rows) -> bytes:
+    def _sum(self, origin: Sum, output: OutputTensor, rows: Rows) -> bytes:
         from cerebrum_cli.weights import codec
 
-        total = np.full((rows[1], output.shape[0]), op.constant, np.float32)
+        total = np.zeros((rows[1], output.shape[0]), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
-            for tensor, coefficient in op.terms:
+            for tensor, coefficient in origin.terms:
                 total += np.float32(coefficient) * self._dequantize(tensor, rows)
         if not np.isfinite(total).all():
             raise MergeError(
@@ -102,21 +80,6 @@ class TensorEvaluator(ExitStack):
             return codec.quantize(total, output.type)
         except EngineError as error:
             raise MergeError(f"{output.name}: {error.message}", error.hint) from error
-
-    def _slerp_as_sum(self, op: Slerp) -> Sum:
-        """Convert slerp to a weighted sum; its coefficients depend on all weights of both tensors."""
-        measured = self._run_in_order(partial(self._dot_products, op, rows) for rows in row_ranges(op.first.shape))
-        first, second, product = np.sum(list(measured), axis=0).tolist()
-        of_first, of_second = slerp_coefficients(op.t, sqrt(first), sqrt(second), product)
-        return offset_sum((Term(op.first, of_first), Term(op.second, of_second)), op.offset)
-
-    def _dot_products(self, op: Slerp, rows: Rows) -> tuple[float, ...]:
-        first, second = (
-            self._dequantize(tensor, rows).ravel().astype(np.float64) - op.offset for tensor in (op.first, op.second)
-        )
-        with np.errstate(over="ignore", invalid="ignore"):
-            pairs = (first, first), (second, second), (first, second)
-            return tuple(float(np.einsum("i,i", *pair)) for pair in pairs)
 
     def _dequantize(self, tensor: Tensor, rows: Rows) -> Floats:
         from cerebrum_cli.weights import codec
@@ -170,46 +133,6 @@ def row_ranges(shape: Shape) -> Iterator[Rows]:
     step = max(1, CHUNK_WEIGHTS // shape[0])
     for first in range(0, rows, step):
         yield first, min(step, rows - first)
-
-
-def parts(output: OutputTensor) -> Iterator[TensorOp]:
-    """The operation of a tensor; in slerp, one for each of the experts that it holds."""
-    op = output.op
-    if isinstance(op, Sum) or len(output.shape) < 3 or EXPERTS not in output.name:
-        yield op
-        return
-    for number in range(prod(output.shape[2:])):
-        yield op._replace(first=expert_tensor(op.first, number), second=expert_tensor(op.second, number))
-
-
-def expert_tensor(tensor: Tensor, number: int) -> Tensor:
-    size = tensor.kind.bytes_of(prod(tensor.shape[:2]))
-    return tensor._replace(shape=tensor.shape[:2], offset=tensor.offset + number * size)
-
-
-def keeps_blocks(op: TensorOp, output: OutputTensor) -> bool:
-    """Whether a tensor has the blocks of its only source, copied or with other scales."""
-    if not isinstance(op, Sum) or len(op.terms) > 1 or op.constant:
-        return False
-    [(tensor, factor)] = op.terms
-    return tensor.type == output.type and (factor == 1 or output.kind.name in SCALE_OFFSETS)
-
-
-def scale_blocks(data: bytes, term: Term) -> bytes:
-    """Multiply the scales of blocks. Raises MergeError on overflow."""
-    tensor, factor = term
-    blocks = np.frombuffer(bytearray(data), np.uint8).reshape(-1, tensor.kind.block_bytes)
-    for offset in SCALE_OFFSETS[tensor.kind.name]:
-        scales = blocks[:, offset : offset + 2].copy().view("<f2").astype(np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):
-            scales = (scales * np.float32(factor)).astype("<f2")
-        if not np.isfinite(scales).all():
-            raise MergeError(
-                f"{tensor.name} times {factor:g} overflows its type",
-                "use a smaller scale, or another type with --type",
-            )
-        blocks[:, offset : offset + 2] = scales.view(np.uint8)
-    return blocks.tobytes()
 
 
 PROGRESS_INTERVAL_S = 0.02  # between two progress reports
@@ -299,11 +222,11 @@ def chunks(plan: Plan, evaluator: TensorEvaluator) -> Iterator[bytes]:
 def require_supported_types(plan: Plan) -> None:
     """Raise MergeError for a type that cannot be read or written, before anything is written."""
     for tensor in plan.tensors:
-        if keeps_blocks(tensor.op, tensor):
+        if tensor.is_copy:
             continue
         from cerebrum_cli.weights import codec
 
-        for source in input_tensors(tensor.op):
+        for source in tensor.inputs:
             if not codec.readable(source.type):
                 raise MergeError(
                     f"{source.name} is {source.kind.name}, which cannot be dequantized", "merge other files"

@@ -12,8 +12,10 @@ from cerebrum_cli.core.events import OnProgress
 from cerebrum_cli.core.files import (
     DATA_ELSEWHERE,
     as_path,
+    as_reference,
     is_directory,
     is_missing,
+    looks_like_path,
     read_text,
     remove_abandoned,
     require_space,
@@ -27,13 +29,13 @@ from cerebrum_cli.gguf.header import read_header, require_loadable
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
+from cerebrum_cli.weights.compatibility import LayerSources
 from cerebrum_cli.weights.execute import CHUNK_WEIGHTS, PENDING_PER_THREAD, execute, require_supported_types
-from cerebrum_cli.weights.methods import input_tensors
-from cerebrum_cli.weights.plan import MergePlanner, Plan
+from cerebrum_cli.weights.merge_plan import plan_merge
+from cerebrum_cli.weights.plan import Plan
 from cerebrum_cli.weights.recipe import Recipe, parse_recipe
 from cerebrum_cli.weights.source_weights import names_in, require_weights
 from cerebrum_cli.weights.table import read_table
-from cerebrum_cli.weights.target import Target
 
 # Bytes of memory: the process with the libraries that read files, and each metadata array item while it is read.
 BASE_MEMORY, MEMORY_PER_ITEM = 80_000_000, 200
@@ -78,23 +80,26 @@ def source_references(
     return references
 
 
-def local_source(path: Path) -> InstalledModel | None:
-    """The weights in a folder; None if it is a file. Raises ModelFileError or ModelNotFound for one without weights."""
-    if not is_directory(path):
+def local_source(library: Library, text: str) -> InstalledModel | None:
+    """The weights in a folder, if a reference is its path. Raises ModelFileError or ModelNotFound for one without."""
+    folder = library.parse(text)
+    if not isinstance(folder, Path) or not is_directory(folder):
         return None
-    require_weights(path, names_in(path))
-    path = path.resolve()
+    require_weights(folder, names_in(folder))
+    path = folder.resolve()
     return InstalledModel.folder(path.name, path)
 
 
-def resolve_models(references: Mapping[str, str], find: Callable[[str], InstalledModel]) -> Models:
+def resolve_models(library: Library, references: Mapping[str, str], find: Callable[[str], InstalledModel]) -> Models:
+    """The models of references, by their names in the recipe; `find` finds those that are not folders of weights."""
     models = {}
-    for name, reference in references.items():
-        folder = local_source(as_path(reference))
+    for name, text in references.items():
         try:
-            models[name] = folder or find(reference)
+            models[name] = local_source(library, text) or find(text)
         except (ModelNotFound, PullError) as error:  # most names are of repositories without GGUF files
             hint = f"pull it first, or name another model: --source {name}=MODEL"
+            if not looks_like_path(text) and is_directory(Path(text)):
+                hint = f"to use the folder of this name: --source {name}={as_reference(Path(text))}"
             raise ModelNotFound(f"the recipe's model {name}: {error.message}", hint) from error
     return models
 
@@ -104,29 +109,32 @@ class MergeOptions:
     """Output path and name of a merge.
 
     `type` is the type of all weights, None to leave each tensor's type. `title` is the model name in the file unless
-    the recipe has one. `quantization` is that of the sources, for files that do not state it.
+    the recipe has one.
     """
 
     output: Path
     name: str
     type: str | None = None
     title: str | None = None
-    quantization: str | None = None
 
 
 @dataclass(frozen=True)
 class Merge:
-    """A merge ready to be written; `array_items` counts the items of all metadata arrays of its sources."""
+    """A merge ready to be written, and the sources of its layers.
+
+    `array_items` counts the items of all metadata arrays of its sources.
+    """
 
     recipe: Recipe
     models: Models
     options: MergeOptions
     plan: Plan
+    layers: Sequence[LayerSources]
     array_items: int
 
     @property
     def memory(self) -> int:
-        inputs = max(len(input_tensors(tensor.op)) for tensor in self.plan.tensors)
+        inputs = max(len(tensor.inputs) for tensor in self.plan.tensors)
         chunks = thread_count() * PENDING_PER_THREAD * (inputs + 1)
         return BASE_MEMORY + self.array_items * MEMORY_PER_ITEM + chunks * CHUNK_WEIGHTS * 4
 
@@ -142,9 +150,6 @@ def prepare(recipe: Recipe, models: Models, options: MergeOptions) -> Merge:
             require_loadable(model.path, read_header(model.path))
             tables[name] = read_table(model.label, model.paths)
         array_items += tables[name].array_items
-    dtype = recipe.dtype
-    if recipe.method == "passthrough":
-        dtype = None
     texts = {
         MERGE_RECIPE: recipe.text,
         MERGE_SOURCES: "\n".join(dict.fromkeys(table.name for table in tables.values())),
@@ -153,9 +158,9 @@ def prepare(recipe: Recipe, models: Models, options: MergeOptions) -> Merge:
     if tokenizer.known_format and tokenizer.known_format != EMBEDDED:
         texts[MERGE_FORMAT] = tokenizer.known_format
     title = recipe.name or options.title or options.name
-    plan = MergePlanner(recipe, tables, Target(options.type, dtype, options.quantization)).plan(title, texts)
+    plan, layers = plan_merge(recipe, tables, options.type, title, texts)
     require_supported_types(plan)
-    return Merge(recipe, models, options, plan, array_items)
+    return Merge(recipe, models, options, plan, layers, array_items)
 
 
 def write(library: Library, merge: Merge, on_progress: OnProgress) -> InstalledModel:

@@ -10,7 +10,6 @@ from cerebrum_cli.cli.command import argument, environment_layer
 from cerebrum_cli.cli.options import PullOptions, json_option
 from cerebrum_cli.core.declaration import PATH, TEXTS, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import is_directory, is_file
 from cerebrum_cli.core.json_types import JsonDict
 
@@ -51,11 +50,6 @@ class MergeCommand(PullOptions):
         with interruptible("nothing was written"):
             plan = plan_merge(app, self.recipe, self)
         description = describe(plan, app.settings(environment_layer("ctx")).ctx)
-        for key in plan.recipe.ignored_keys:
-            streams.note(NoticeEvent(f"the recipe key {key} is unknown and ignored", "mergekit ignores it too"))
-        for filter in plan.plan.unmatched_filters:
-            hint = "use Hugging Face tensor names, such as self_attn.q_proj"
-            streams.note(NoticeEvent(f"the recipe filter {filter} matches no tensor and is ignored", hint))
         if notice := plan.plan.unfit_notice(self.type):
             streams.note(notice)
         if self.dry_run:
@@ -88,7 +82,7 @@ def plan_merge(app: App, recipe: str, options: MergeCommand) -> Merge:
         if options.from_weights:
             hint = "download first, and pass the folders with --source"
             raise UsageError.conflict("--dry-run", "--from-weights", hint)
-        return prepare(parsed, resolve_models(references, library.resolve), target)
+        return prepare(parsed, resolve_models(library, references, library.resolve), target)
     library.require_free_name(target.name, library.catalogue.merged(recipe), path=target.output.resolve())
 
     def find(reference: str) -> InstalledModel:
@@ -97,7 +91,7 @@ def plan_merge(app: App, recipe: str, options: MergeCommand) -> Merge:
                 return find_source(puller, reference)
         return options.find_model(app, app.settings({"model": reference}))
 
-    models = resolve_models(references, find)
+    models = resolve_models(library, references, find)
     require_not_source(models, target.output)
     question = f"{target.output} already exists. Replace it?"
     if is_file(target.output) and not (options.yes or app.streams.confirm(question, False)):
@@ -142,7 +136,7 @@ def describe(merge: Merge, context: int | None) -> JsonDict:
         "models": {name: model.reference for name, model in merge.models.items()},
         "layers": [
             {"layer": number, "sources": [{"model": model, "layer": layer} for model, layer in sources]}
-            for number, sources in enumerate(plan.layers)
+            for number, sources in enumerate(merge.layers)
         ],
         "tensors": len(tensors),
         "tensor_types": Counter(tensor.kind.name for tensor in tensors),
@@ -150,8 +144,6 @@ def describe(merge: Merge, context: int | None) -> JsonDict:
         "size": size,
         "files": [{"path": str(path), "size": size}],
         "copied": sum(tensor.size for tensor in tensors if tensor.is_copy),
-        "unmatched_filters": plan.unmatched_filters,
-        "ignored_keys": merge.recipe.ignored_keys,
         "kv_bytes_per_token": header.kv_bytes_per_token,
         "context": context,
         "memory": Capacity(0).needs(header.sizes.with_weights(size), context).total,

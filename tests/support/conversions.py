@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
-from cerebrum_cli.weights.convert import plan_conversion
 from cerebrum_cli.weights.execute import execute, require_supported_types
+from cerebrum_cli.weights.plan import plan_conversion
 
 
 def convert_checkpoint(folder: Path, out: Path, type: str) -> Path:

@@ -11,10 +11,10 @@ from tiny_models import LLAMA, MIXTRAL, tensor_shapes
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.contents import TYPE_NUMBERS, Tensor, Value
-from cerebrum_cli.weights.plan import MergePlanner, Plan
+from cerebrum_cli.weights.merge_plan import plan_merge
+from cerebrum_cli.weights.plan import Plan
 from cerebrum_cli.weights.recipe import parse_recipe
 from cerebrum_cli.weights.table import Table
-from cerebrum_cli.weights.target import Target
 
 
 class Shape(NamedTuple):
@@ -95,10 +95,10 @@ def without(whole: Table, tensor: str) -> Table:
     return Table(whole.name, whole.metadata, {name: each for name, each in whole.tensors.items() if name != tensor})
 
 
-def plan(recipe: Mapping[str, Any], *tables: Table, target: Target | None = None) -> Plan:
+def plan(recipe: Mapping[str, Any], *tables: Table, type: str | None = None) -> Plan:
     parsed = parse_recipe(json.dumps(recipe), "recipe.yaml")
-    planner = MergePlanner(parsed, {each.name: each for each in tables}, target or Target())
-    return planner.plan("Merged", {})
+    made, _ = plan_merge(parsed, {each.name: each for each in tables}, type, "Merged", {})
+    return made
 
 
 def refusal(recipe: Mapping[str, Any], *tables: Table) -> tuple[str, str]:
@@ -118,8 +118,9 @@ def mixed(*models: str, method: str = "linear", **more: Any) -> dict[str, Any]:
     return {"merge_method": method, "models": sources, **more}
 
 
-def operations(made: Plan) -> dict[str, Any]:
-    return {tensor.name: tensor.op for tensor in made.tensors}
+def origins(made: Plan) -> dict[str, Any]:
+    """What each tensor copies, or the sum that it is."""
+    return {tensor.name: tensor.origin for tensor in made.tensors}
 
 
 def contents(made: Plan) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Merges of small real models: write them, read their tensors, and run `cerebrum merge` in a home directory."""
 
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from io import StringIO
@@ -21,10 +20,10 @@ from cerebrum_cli.library.reference import parts_of
 from cerebrum_cli.main import run
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.weights.execute import execute, require_supported_types
-from cerebrum_cli.weights.plan import MergePlanner, Plan
+from cerebrum_cli.weights.merge_plan import plan_merge as planned
+from cerebrum_cli.weights.plan import Plan
 from cerebrum_cli.weights.recipe import parse_recipe
 from cerebrum_cli.weights.table import read_table
-from cerebrum_cli.weights.target import Target
 
 Weights = NDArray[np.float64]
 Models = Mapping[str, Sequence[Path]]
@@ -54,8 +53,7 @@ TWICE = stack(("tiny", 0, 4), ("tiny", 0, 4))  # 2.7 MB
 def plan_merge(recipe: str, models: Models) -> Plan:
     parsed = parse_recipe(recipe, "recipe.yaml")
     tables = {name: read_table(name, paths) for name, paths in models.items()}
-    planner = MergePlanner(parsed, tables, Target())
-    plan = planner.plan("merged", {})
+    plan, _ = planned(parsed, tables, None, "merged", {})
     require_supported_types(plan)
     return plan
 
@@ -101,18 +99,6 @@ def assert_layers_copied(merged: Sequence[Path], source: Sequence[Path], layers:
     origins |= {name: name for name in outer}
     assert made.keys() == origins.keys()
     assert [name for name in made if made[name] != original[origins[name]]] == []
-
-
-def slerp(tensors: Sequence[Weights], t: float) -> Weights:
-    """Interpolate spherically by the formula of mergekit's merge_methods/slerp.py, in double precision."""
-    first, second = tensors
-    norms = (math.sqrt(np.sum(each * each)) for each in tensors)
-    one, other = (each / norm if norm > 1e-8 else each for each, norm in zip(tensors, norms, strict=True))
-    cosine = float(np.sum(one * other))
-    if abs(cosine) > 0.9995:
-        return (1 - t) * first + t * second
-    angle = math.acos(cosine)
-    return (math.sin(angle - angle * t) * first + math.sin(angle * t) * second) / math.sin(angle)
 
 
 CATALOGUE = """

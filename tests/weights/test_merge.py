@@ -70,6 +70,16 @@ def test_merge_source_is_a_name_alias_reference_or_path(home: Home) -> None:
     assert [row["merged_from"] for row in home.rows] == [[], ["mine"]]
 
 
+def test_merge_takes_a_name_for_a_model_and_not_for_the_folder_of_this_name(home: Home) -> None:
+    (home.path / "twice.yaml").write_text(stack(("mine", 0, 4)))
+    (home.path / "mine").mkdir()
+    done = home.run("merge", "twice.yaml", *OUT)
+    assert_error(done, 3, "unknown model 'mine'", "to use the folder of this name: --source mine=./mine")
+    assert home.run("pull", home.model, "--name", "mine").code == 0
+    assert home.run("merge", "twice.yaml", *OUT).code == 0
+    assert home.rows[1]["merged_from"] == ["mine"]
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_merge_terminal_asks_before_replacing_a_file(home: Home) -> None:
     home.out.write_bytes(b"precious")
@@ -158,30 +168,6 @@ def test_merge_reads_a_recipe_from_a_pipe_and_its_name(home: Home) -> None:
     assert metadata_bytes(home.out)["general.name"].endswith(b"Tower of Two")
 
 
-MIXED = """
-merge_method: linear
-models:
-- {model: tiny, parameters: {weight: [{filter: self_atn, value: 0.5}, {filter: mlp, value: 0.5}, {value: 1.0}]}}
-- {model: other, parameters: {weight: [{filter: down_prj, value: 0.2}, {value: 0.5}]}}
-"""
-
-
-def test_merge_reports_ignored_keys_and_filters_that_match_no_tensor(home: Home) -> None:
-    other = write_quantized(home.path / "other.gguf", shape=FOUR_LAYERS, seed=1)
-    (home.path / "mixed.yaml").write_text(f"random_seed: 0\n{MIXED}")
-    arguments = ["merge", "mixed.yaml", *OUT, "--source", f"tiny={home.model.name}", "--source", f"other={other.name}"]
-    dry = home.run(*arguments, "--dry-run", "--json", "-q")
-    assert (dry.code, dry.err) == (0, "")
-    assert (dry.object["ignored_keys"], dry.object["unmatched_filters"]) == (["random_seed"], ["self_atn", "down_prj"])
-    done = home.run(*arguments)
-    unknown, *notes = [line for line in done.err.splitlines() if line.startswith("note: ")]
-    assert (done.code, len(notes)) == (0, 2), done.err
-    assert unknown == "note: the recipe key random_seed is unknown and ignored"
-    for each, note in zip(("self_atn", "down_prj"), notes, strict=True):
-        assert note.startswith(f"note: the recipe filter {each} matches no tensor and is ignored")
-    assert home.merge("--dry-run", "--json").object["unmatched_filters"] == []
-
-
 # What is refused, with one line for the problem and one for the fix.
 
 
@@ -213,11 +199,9 @@ def test_merge_reports_missing_models_with_a_hint(home: Home) -> None:
     missing = "the recipe's model /home/him/Tiny: /home/him/Tiny: file not found"
     assert_error(home.run("merge", "published.yaml", *OUT), 3, missing, "--source /home/him/Tiny=MODEL")
     names = ("mistralai/Mistral-7B-v0.1", "teknium/OpenHermes-2.5-Mistral-7B")
-    mix = f"merge_method: slerp\nbase_model: {names[0]}\nparameters: {{t: 0.5}}\nmodels: [{{model: {names[0]}}}, "
-    for text in (f"{mix}{{model: {names[1]}}}]", stack(*((each, 0, 4) for each in names))):
-        (home.path / "published.yaml").write_text(text)
-        for more in ("--offline", "--dry-run"):
-            assert_error(home.run("merge", "published.yaml", *OUT, more), 3, f"--source {names[0]}=MODEL")
+    (home.path / "published.yaml").write_text(stack(*((each, 0, 4) for each in names)))
+    for more in ("--offline", "--dry-run"):
+        assert_error(home.run("merge", "published.yaml", *OUT, more), 3, f"--source {names[0]}=MODEL")
     given = [part for each in names for part in ("--source", f"{each}={home.model.name}")]
     assert home.run("merge", "published.yaml", *OUT, *given).code == 0
     assert home.rows[0]["merged_from"] == ["Tiny-Q4_K_M"]

@@ -7,9 +7,8 @@ import pytest
 from merge_tables import KV_HEADS, contents, mixed, plan, refusal, stacked, table, value
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.weights.plan import MergePlanner
+from cerebrum_cli.weights.merge_plan import plan_merge
 from cerebrum_cli.weights.recipe import parse_recipe
-from cerebrum_cli.weights.target import Target
 
 
 @pytest.mark.parametrize(
@@ -62,7 +61,7 @@ def test_merge_metadata_window_period_limits_moves(metadata: dict[str, Any], per
     problem = "layer 1 of a would become layer 2, which gemma2 evaluates differently"
     assert refusal(stacked(("a", 0, 2), ("a", 1, 3)), source) == (problem, f"move layers by multiples of {period}")
     gemma3 = table("a", {"general.architecture": "gemma3", "gemma3.block_count": 4})  # without windows
-    assert plan(stacked(("a", 0, 1), ("a", 2, 4)), gemma3).layers
+    plan(stacked(("a", 0, 1), ("a", 2, 4)), gemma3)
 
 
 @pytest.mark.parametrize("other", [None, 3])
@@ -133,7 +132,8 @@ def test_merge_metadata_drops_what_describes_the_sources() -> None:
 def test_merge_metadata_lists_a_source_with_two_names_once() -> None:
     recipe = parse_recipe(json.dumps(stacked(("a", 0, 2), ("again", 2, 4), ("b", 2, 4))), "recipe.yaml")
     tables = {"a": table("a"), "b": table("other", {"general.name": None}), "again": table("a")}
-    made = contents(MergePlanner(recipe, tables, Target()).plan("Merged", {}))
+    merged, _ = plan_merge(recipe, tables, None, "Merged", {})
+    made = contents(merged)
     assert {key: each for key, each in made.items() if key.startswith("general.base_model.")} == {
         "general.base_model.count": 2,
         "general.base_model.0.name": "Model a",

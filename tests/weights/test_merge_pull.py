@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from hub_user import CATALOGUED, HubUser, named
-from merges import FOUR_LAYERS, LAYERS_12B, TWICE, TWO_TIMES, Home, assert_layers_copied, metadata_bytes, stack
+from merges import FOUR_LAYERS, LAYERS_12B, TWICE, TWO_TIMES, Home, assert_layers_copied, stack
 from mistral_shape import metadata, model_tensors
 from tiny_models import write_quantized
 
@@ -121,21 +121,6 @@ def test_merge_pull_checks_the_disk_before_it_downloads(
     need = 2_700_000 + DISK_MARGIN
     assert "not enough disk space" in problem(need - 1)
     assert "tiny:Q4_K_M is not downloaded" in problem(need)
-
-
-def test_merge_pull_sets_a_missing_file_type(tiny_user: HubUser, tmp_path: Path) -> None:
-    silent = write_quantized(tmp_path / "silent.gguf", shape=FOUR_LAYERS)
-    silent.write_bytes(silent.read_bytes().replace(b"general.file_type", b"general.file_tipo"))
-    tiny_user.hub.repositories[REPOSITORY].commit({"Tiny-Q4_K_M.gguf": silent})
-    path = tiny_user.command.home / "data/cerebrum/models/merged/Own-Q4_K_M.gguf"
-    installed = f"installed own:Q4_K_M: {path}"
-    assert tiny_user.pull("own:Q4_K_M").err.splitlines()[-1] == installed
-    assert metadata_bytes(path)["general.file_type"].endswith((15).to_bytes(4, "little"))
-    before = path.stat().st_mtime_ns
-    assert tiny_user.pull("own:Q4_K_M", "--offline").err == f"{installed}\n"
-    assert path.stat().st_mtime_ns == before
-    [made] = [each for each in tiny_user.listed() if each["source"] == "merge"]
-    assert (made["reference"], made["quantization"]) == ("own:Q4_K_M", "Q4_K_M")
 
 
 DRY_RUN = """\

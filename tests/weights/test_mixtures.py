@@ -10,8 +10,9 @@ from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.engine.llama.bindings import llama, log
 from cerebrum_cli.gguf.contents import FILE_TYPES
-from cerebrum_cli.weights.convert import TYPES, plan_conversion
+from cerebrum_cli.weights.plan import plan_conversion
 from cerebrum_cli.weights.table import read_table
+from cerebrum_cli.weights.target import TYPES
 
 # "[ 1/21] blk.0.attn_q.weight - [...], type = f16, size = ... (q4_K)", where the last is the new type, if it differs
 _LINE = re.compile(r"\[ *\d+/ *\d+\] (\S+).*type = *(\w+), .*?(?:\((\w+)\)|$)")

@@ -1,130 +1,64 @@
-"""Recipes: alternative spellings, and errors of one line with file, location and hint."""
+"""Recipes: what they say, and errors of one line with file, location and hint."""
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.gguf.contents import Tensor
-from cerebrum_cli.weights.methods import TensorPosition
-from cerebrum_cli.weights.recipe import ConditionalValue, Parameters, Recipe, Slice, SliceSource, parse_recipe
+from cerebrum_cli.weights.recipe import Recipe, parse_recipe
 
 
-def read(text: str) -> Recipe:
-    return parse_recipe(dedent(text), "r.yml")
-
-
-def read_json(value: object) -> Recipe:
+def read(value: object) -> Recipe:
     return parse_recipe(json.dumps(value), "r.yml")
 
 
-# Alternative spellings.
-
 WHOLE = {"merge_method": "passthrough", "models": [{"model": "m"}]}
-LINEAR = {"merge_method": "linear", "models": [{"model": "m"}, {"model": "n"}], "parameters": {"weight": 1}}
+
+
+def weighted(method: str, *rows: tuple[str, object], **keys: object) -> Mapping[str, object]:
+    """Recipe of whole models with these weights."""
+    models = [{"model": name, "parameters": {"weight": weight}} for name, weight in rows]
+    return {"merge_method": method, "models": models, **keys}
 
 
 @pytest.mark.parametrize(
-    ("written", "cases"),
+    ("recipe", "coefficients"),
     [
-        (2, (ConditionalValue(2.0, None),)),
-        (True, (ConditionalValue(1.0, None),)),
-        ("1e-3", (ConditionalValue(0.001, None),)),
-        ([0, "1e-1", True], (ConditionalValue((0.0, 0.1, 1.0), None),)),
-        ({"value": 1, "filter": "mlp"}, (ConditionalValue(1.0, "mlp"),)),
+        (weighted("linear", ("m", 1), ("n", "3e0")), [("m", 0.25), ("n", 0.75)]),
+        (weighted("linear", ("m", 1), ("n", 3), base_model="n"), [("n", 0.75), ("m", 0.25)]),
+        (weighted("task_arithmetic", ("n", 0.25), ("o", 0.5), base_model="m"), [("m", 0.25), ("n", 0.25), ("o", 0.5)]),
+        (weighted("task_arithmetic", ("n", 0.25), ("m", 9), base_model="m"), [("m", 0.75), ("n", 0.25)]),
         (
-            [{"value": [1], "filter": "mlp"}, {"value": 0, "filter": "*"}],
-            (ConditionalValue((1.0,), "mlp"), ConditionalValue(0.0, None)),
+            weighted("linear", ("m", 1), ("n", 1), parameters={"normalize": True, "int8_mask": True}, dtype="bfloat16"),
+            [("m", 0.5), ("n", 0.5)],
         ),
-        ([{"value": 1, "filter": None}], (ConditionalValue(1.0, None),)),
+        ({**WHOLE, "base_model": "n", "dtype": "float16", "out_dtype": None}, [("m", 1.0)]),
     ],
 )
-def test_recipe_parameter_is_a_number_a_gradient_or_cases(written: object, cases: tuple[ConditionalValue, ...]) -> None:
-    assert read_json({**LINEAR, "parameters": {"weight": written, "density": "none"}}).parameters == {"weight": cases}
+def test_recipe_has_a_coefficient_for_each_model(
+    recipe: Mapping[str, object], coefficients: list[tuple[str, float]]
+) -> None:
+    [part] = read(recipe).slices
+    assert [(source.model, source.coefficient) for source in part.sources] == coefficients
 
 
 @pytest.mark.parametrize(
-    ("written", "dtype"),
-    [("float32", "F32"), ("fp16", "F16"), ("torch.bfloat16", "BF16"), ("BF16", "BF16"), (None, None)],
-)
-def test_recipe_dtype_has_aliases(written: str | None, dtype: str | None) -> None:
-    assert read_json({**WHOLE, "dtype": written}).dtype == dtype
-
-
-@pytest.mark.parametrize(
-    ("written", "name"),
+    ("keys", "base", "tokenizer", "models"),
     [
-        ({"path": "acme/model"}, "acme/model"),
-        ({"model": {"path": "acme/model", "revision": None}, "lora": None}, "acme/model"),
+        ({}, "m", "m", ("m",)),
+        ({"base_model": "n"}, "n", "n", ("m", "n")),
+        ({"tokenizer_source": "base"}, "m", "m", ("m",)),
+        ({"tokenizer_source": "acme/t"}, "m", "acme/t", ("m", "acme/t")),
     ],
 )
-def test_recipe_model_may_be_a_mapping(written: object, name: str) -> None:
-    assert (
-        read_json({**WHOLE, "base_model": written, "models": [{"model": written}]}).slices[0].sources[0].model == name
-    )
-
-
-@pytest.mark.parametrize(
-    ("keys", "source", "models"),
-    [
-        ({}, None, ("m",)),
-        ({"tokenizer_source": "base"}, None, ("m",)),
-        ({"tokenizer_source": "acme/t"}, "acme/t", ("m", "acme/t")),
-        ({"tokenizer_source": "model:acme/t"}, "acme/t", ("m", "acme/t")),
-        ({"tokenizer": {"source": "m"}, "chat_template": "auto"}, "m", ("m",)),
-        ({"tokenizer": {"tokens": None}}, None, ("m",)),
-    ],
-)
-def test_recipe_reads_the_tokenizer_source(keys: dict[str, Any], source: str | None, models: tuple[str, ...]) -> None:
-    recipe = read_json({**WHOLE, **keys})
-    assert (recipe.tokenizer, recipe.models) == (source, models)
-
-
-def test_recipe_accepts_keys_that_mergekit_ignores() -> None:
-    recipe = read("""\
-        const_tag: &x 0.7
-        weights_a: &a {weight: *x}
-        favourite: [{model: &m m}]
-        random_seed: 0
-        7: seven
-        "bell\\a": 1
-        model_name: Published
-        merge_method: linear
-        models:
-        - {model: *m, parameters: *a}
-        """)
-    ignored = ("const_tag", "weights_a", "favourite", "random_seed", "(int)", "bell\\x07", "model_name")
-    assert recipe.ignored_keys == ignored
-    assert recipe.slices[0].sources[0].parameters == {"weight": (ConditionalValue(0.7, None),)}
-
-
-def weight(value: float, pattern: str | None = None) -> Parameters:
-    return {"weight": (ConditionalValue(value, pattern),)}
-
-
-@pytest.mark.parametrize(
-    ("levels", "value"),
-    [
-        ((weight(1.0), weight(2.0), weight(3.0)), 1.0),
-        (({}, weight(2.0), weight(3.0)), 2.0),
-        (({}, {}, weight(3.0)), 3.0),
-        ((weight(0.0), weight(1.0), {}), 0.0),
-        ((weight(1.0, "mlp"), weight(2.0, "self_attn"), weight(3.0)), 3.0),
-        ((weight(1.0, "mlp"), weight(2.0, "model.norm"), weight(3.0)), 2.0),
-        (({}, {}, {}), None),
-    ],
-)
-def test_merge_parameter_is_the_innermost_that_matches(levels: tuple[Parameters, ...], value: float | None) -> None:
-    inner = SliceSource("a", (0, 4), levels[0])
-    outer = Slice((inner,), levels[1], None)
-    recipe = Recipe("linear", (outer,), levels[2], None, None, None, None, "")
-    tensor = Tensor("output_norm.weight", (), 0, Path(), 0)
-    assert TensorPosition(recipe, outer, tensor.name, 0.0, "llama", ()).parameter("weight", inner, tensor) == value
+def test_recipe_names_the_models_of_metadata_and_vocabulary(
+    keys: dict[str, Any], base: str, tokenizer: str, models: tuple[str, ...]
+) -> None:
+    recipe = read({**WHOLE, **keys})
+    assert (recipe.base_model, recipe.tokenizer_model, recipe.models) == (base, tokenizer, models)
 
 
 # Errors.
@@ -187,29 +121,32 @@ def test_recipe_error_escapes_control_characters() -> None:
 @pytest.mark.parametrize(
     ("recipe", "problem", "hint"),
     [
-        ({}, "r.yml: merge_method: missing", "passthrough, linear, slerp, task_arithmetic"),
-        (whole("tie"), "r.yml: merge_method: tie is not supported", "passthrough, linear, slerp, task_arith"),
+        ({}, "r.yml: merge_method: missing", "passthrough, linear, task_arithmetic"),
+        (whole("slerp"), "r.yml: merge_method: slerp is not supported", "passthrough, linear, task_arith"),
         (whole("task-arithmetic"), "task-arithmetic is not supported", "did you mean task_arithmetic?"),
-        ({"merge_method": ["ties"], "models": ["a+b"]}, "r.yml: merge_method: (list) is not supported", "slerp"),
+        ({"merge_method": ["ties"], "models": ["a+b"]}, "r.yml: merge_method: (list) is not supported", "linear"),
         (whole(base_modle="x"), "r.yml: unknown key base_modle", "did you mean base_model? "),
         (whole(slice=[]), "r.yml: unknown key slice", "did you mean slices? supported: merge_method, slices"),
-        (whole(tokenizer={"tokens": {}}), "r.yml: tokenizer: unknown key tokens", "supported: source"),
-        (whole(tokenizer={}, tokenizer_source="base"), "both tokenizer and tokenizer_source are given", "remove one"),
-        (whole(chat_template="chatml"), "r.yml: chat_template: only `auto` is supported", "remove it"),
+        (whole(chat_template="chatml"), "r.yml: unknown key chat_template", "supported: merge_method, slices"),
+        (
+            whole("linear", parameters={"normalize": False}),
+            "parameters.normalize: not supported",
+            "divided by their sum",
+        ),
+        (whole("task_arithmetic", parameters={"normalize": True}), "parameters.normalize: not supported", "divide the"),
+        (whole(parameters={"scale": 0.5}), "r.yml: parameters: unknown key scale", "supported: normalize, int8_mask"),
         (whole(slices=[{}]), "not one of slices and models", "give slices"),
         ({"merge_method": "linear"}, "not one of slices and models", "give slices"),
         (whole(models=[]), "r.yml: models: not a list with items", "`- `"),
-        (whole(models=["a"]), "r.yml: models[0]: not a mapping", "with these keys: model, parameters"),
-        (whole(models=[source()]), "r.yml: models[0]: unknown key layer_range", "model, parameters"),
+        (whole(models=["a"]), "r.yml: models[0]: not a mapping", "with these keys: model"),
+        (whole(models=[source()]), "r.yml: models[0]: unknown key layer_range", "supported: model"),
         (whole(models=[{}]), "r.yml: models[0].model: not a model name", "quoted"),
         (whole(models=[{"model": 7}]), "r.yml: models[0].model: not a model name", "quoted"),
         (whole(models=[{"model": "a+b"}]), "models[0].model: a+b: LoRA adapters are not supported", "without a `+`"),
-        (whole(base_model={"model": {"path": "a"}, "lora": "b"}), "base_model: unknown key lora", "supported: model"),
-        (whole(base_model={"model": {}}), "r.yml: base_model.model.path: not a model name", "quoted"),
+        (whole(base_model={"model": {"path": "a"}}), "r.yml: base_model: not a model name", "quoted"),
         (whole(tokenizer_source=["a"]), "r.yml: tokenizer_source: not a model name", "quoted"),
-        (whole(dtype="int8"), "r.yml: dtype: int8 is not a supported dtype", "float32, float16 or bfloat16"),
         (whole(name=["a"]), "r.yml: name: not a name", "quoted"),
-        ({"merge_method": "linear", "slices": ["a"]}, "slices[0]: not a mapping", "keys: sources, parameters"),
+        ({"merge_method": "linear", "slices": ["a"]}, "slices[0]: not a mapping", "keys: sources"),
         ({"merge_method": "linear", "slices": [{}]}, "slices[0].sources: not a list with items", "`- `"),
     ],
 )
@@ -236,28 +173,20 @@ def test_recipe_layer_range_is_two_ascending_integers(layers: object) -> None:
         ({"weight": "high"}, "parameters.weight: not a finite number"),
         ({"weight": float("inf")}, "parameters.weight: not a finite number"),
         ({"weight": 10**400}, "parameters.weight: not a finite number"),
-        ({"weight": []}, "parameters.weight: not a list with items"),
-        ({"weight": [0, [1]]}, "parameters.weight[1]: not a finite number"),
-        ({"weight": [{"value": 1}, 2]}, "parameters.weight[1]: not a mapping"),
-        ({"weight": {"filter": "mlp"}}, "parameters.weight.value: missing"),
-        ({"weight": [{"value": []}]}, "parameters.weight[0].value: not a list with items"),
-        ({"weight": {"value": 1, "filter": 3}}, "parameters.weight.filter: not text"),
-        ({"weight": {"value": 1, "pattern": "mlp"}}, "parameters.weight: unknown key pattern"),
+        ({"weight": [0, 1]}, "parameters.weight: not a finite number"),
+        ({"weight": {"filter": "mlp"}}, "parameters.weight: not a finite number"),
     ],
 )
 def test_recipe_reports_the_location_of_a_wrong_parameter(parameters: object, location: str) -> None:
-    at_source = {"merge_method": "linear", "slices": [{"sources": [source(parameters=parameters)]}]}
-    at_slice = {"merge_method": "linear", "slices": [{"sources": [source()], "parameters": parameters}]}
+    at_source = sliced("linear", source(parameters=parameters))
     at_model = whole("linear", [{"model": "a", "parameters": parameters}])
-    at_recipe = whole("linear", parameters=parameters)
-    recipes = {"slices[0].sources[0].": at_source, "slices[0].": at_slice, "models[0].": at_model, "": at_recipe}
-    for before, recipe in recipes.items():
+    for before, recipe in (("slices[0].sources[0].", at_source), ("models[0].", at_model)):
         assert error(json.dumps(recipe)).message.startswith(f"r.yml: {before}{location}")
 
 
 # Requirements of a method.
 
-T, WEIGHT = {"t": 0.5}, {"weight": 1}
+WEIGHT = {"weight": 1}
 
 
 @pytest.mark.parametrize(
@@ -265,16 +194,16 @@ T, WEIGHT = {"t": 0.5}, {"weight": 1}
     [
         (sliced("passthrough", source(), source("b")), "slices[0]: passthrough takes one source per slice"),
         (whole(models=[{"model": "a"}, {"model": "b"}]), "models: passthrough takes one source per slice, not"),
-        (whole(base_model="b"), "models: passthrough takes one source per slice, not"),
+        (sliced("passthrough", source(parameters=WEIGHT)), "slices[0].sources[0]: unknown key parameters"),
         (sliced("linear", source(parameters=WEIGHT), source("b")), "slices[0].sources[1]: b has no weight"),
-        (whole("linear", base_model="b", models=[{"model": "a", "parameters": WEIGHT}]), "base_model: b has no weight"),
-        (sliced("task_arithmetic", source(), parameters=WEIGHT), "slices[0]: task_arithmetic needs a base_model"),
+        (
+            whole("linear", base_model="b", models=[{"model": "a", "parameters": WEIGHT}]),
+            "models: the base_model b is not among the sources",
+        ),
+        (weighted("linear", ("a", 0.5), ("b", -0.5)), "models: the weights add up to 0"),
+        (sliced("task_arithmetic", source()), "slices[0]: task_arithmetic needs a base_model"),
+        (sliced("task_arithmetic", source(), base_model="c"), "slices[0]: the base_model c is not among the sources"),
         (whole("task_arithmetic", base_model="b"), "models[0]: a has no weight"),
-        (sliced("slerp", source(), source("b"), parameters=T), "slices[0]: slerp needs a base_model"),
-        (sliced("slerp", source(), source("b"), base_model="c", parameters=T), "slices[0]: the base_model c is not"),
-        (sliced("slerp", source(), source("b"), base_model="a"), "slices[0]: slerp needs t"),
-        (sliced("slerp", source(), base_model="a", parameters=T), "slices[0]: slerp takes two sources"),
-        (sliced("slerp", source(), source(), base_model="a", parameters=T), "of different models, not 2 of 1"),
     ],
 )
 def test_recipe_reports_what_a_method_needs(recipe: Mapping[str, object], problem: str) -> None:
@@ -283,14 +212,12 @@ def test_recipe_reports_what_a_method_needs(recipe: Mapping[str, object], proble
 
 # Random recipes.
 
-CASES = [{"filter": "self_attn", "value": [0, 0.5, 1]}, {"value": 0.5}]
 VALID: tuple[Any, ...] = (
-    sliced("passthrough", source(), parameters={"scale": CASES}, dtype="float16", name="n"),
-    sliced("slerp", source(), source("b"), base_model="a", parameters={"t": CASES}, tokenizer={"source": "b"}),
-    sliced("linear", source(parameters={"weight": CASES}), source("b", parameters=WEIGHT), tokenizer_source="base"),
-    whole("task_arithmetic", [{"model": "a", "parameters": WEIGHT}], base_model={"path": "b"}),
+    sliced("passthrough", source(), dtype="float16", name="n"),
+    sliced("linear", source(parameters=WEIGHT), source("b", parameters=WEIGHT), tokenizer_source="base"),
+    whole("task_arithmetic", [{"model": "a", "parameters": WEIGHT}], base_model="b"),
 )
-WORDS = ["model", "path", "value", "filter", "weight", "t", "a", "b", "union", "slerp", "linear", "1e-3", "int8", "a+b"]
+WORDS = ["model", "weight", "a", "b", "union", "slerp", "linear", "1e-3", "int8", "a+b"]
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(WORDS)
 KEYS = st.sampled_from(WORDS) | st.text()
 ANYTHING = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner), max_leaves=8)
