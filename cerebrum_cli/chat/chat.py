@@ -22,7 +22,7 @@ from cerebrum_cli.chat.model_messages import (
     without_partial_character,
 )
 from cerebrum_cli.chat.reply_recorder import ReplyRecorder
-from cerebrum_cli.chat.session import KEPT, Session, StoredMessage
+from cerebrum_cli.chat.session import Session, StoredMessage
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message, Pictures
 from cerebrum_cli.core.declaration import LORA
@@ -274,9 +274,9 @@ class Chat:
     def _session_values(self) -> JsonDict:
         """What the session records of the model and of the settings that the user has chosen."""
         model = self.loaded.model
-        chosen = {*KEPT, *self.overrides, *self.saved}
+        chosen = {LORA, *self.overrides, *self.saved}
         params = {key: value for key, value in session_params(self.settings, model).items() if key in chosen}
-        return {"model": model.reference, "format": self.loaded.format_name, "params": params}
+        return {"model": model.reference, "format": self.loaded.format_setting, "params": params}
 
     @property
     def difference(self) -> NoticeEvent | None:

@@ -17,9 +17,9 @@ from cerebrum_cli.chat.model_messages import (
     reply_metadata,
     session_params,
     visible_messages,
-    with_kept,
 )
 from cerebrum_cli.chat.session import (
+    Messages,
     Origin,
     ReplyMetadata,
     Session,
@@ -29,6 +29,7 @@ from cerebrum_cli.chat.session import (
 )
 from cerebrum_cli.chat.store import OR_UNSAVED, Store, check_integrity
 from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.declaration import LORA
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.files import atomic_write, lock_file, remove, translate_os_errors
 from cerebrum_cli.core.json_types import JsonDict
@@ -140,20 +141,23 @@ class History:
         Without a FinishEvent, the reply was interrupted. If another process has taken the name meanwhile, a number is
         appended to it.
         """
-        params = session_params(settings, loaded.model)
+        model = loaded.model
+        params = session_params(settings, model)
+        values: JsonDict = {
+            "system_prompt": conversation.system_prompt,
+            "model": model.reference,
+            "format": loaded.format_setting,
+        }
+        known: Messages = []
         with self.store.transaction():
             if session is None:
                 origin: Origin = "script" if for_script and not name else "ask"
                 name = self.store.unused_name(name) if name else self.unused_name(conversation)
-                session = self.store.create(name, origin, params=params)
-            session = self.store.update_session(
-                session,
-                system_prompt=conversation.system_prompt,
-                model=loaded.model.reference,
-                format=loaded.format_name,
-                params=with_kept(session.params, params),
-            )
-            known = visible_messages(session, self.store.messages(session))
+                session = self.store.create(name, origin, params=params, **values)
+            else:
+                kept = {key: value for key, value in session.params.items() if key != LORA}
+                session = self.store.update_session(session, params=kept | model.adapter_params, **values)
+                known = visible_messages(session, self.store.messages(session))
             for message in conversation.messages[len(known) :]:
                 session = self.store.add_message(session, message)
             metadata = reply_metadata(reply, loaded, params)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cerebrum_cli.chat.session import CHAT_TEMPLATE, KEPT, Messages, ReplyMetadata, Session, StoredMessage
+from cerebrum_cli.chat.session import Messages, ReplyMetadata, Session, StoredMessage
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.declaration import LORA, NONE
+from cerebrum_cli.core.declaration import LORA
 from cerebrum_cli.core.events import Forced, ForcedTokens
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.settings import CONFIG, RECOMMENDED, SAMPLING_KEYS, Settings
+from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.vocabulary import drop_partial_character
 from cerebrum_cli.library.installed import InstalledModel
@@ -99,22 +99,7 @@ def session_params(settings: Settings, model: InstalledModel) -> JsonDict:
     for key in PARAMS:
         value = getattr(settings, key)
         params[key] = list(map(str, value)) if isinstance(value, tuple) else value
-    path = settings.template_file
-    if settings.chat_template and path is None:
-        params[CHAT_TEMPLATE] = NONE
-    elif path and settings.origin(CHAT_TEMPLATE) not in (*RECOMMENDED, CONFIG):
-        params[CHAT_TEMPLATE] = str(path.absolute())
     return params | model.adapter_params
-
-
-def with_kept(earlier: JsonObject, params: JsonObject) -> JsonDict:
-    """Parameters of a session, with those of the latest question in place of what later questions use."""
-    merged = dict(earlier)
-    for key in KEPT:
-        merged.pop(key, None)
-        if key in params:
-            merged[key] = params[key]
-    return merged
 
 
 def reply_metadata(

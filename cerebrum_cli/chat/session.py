@@ -24,8 +24,6 @@ from cerebrum_cli.core.text import YEAR_1, YEAR_9999, format_utc, well_formed
 from cerebrum_cli.core.tools import Round, ToolCall
 
 Origin = Literal["chat", "ask", "script"]  # script: an answer that went to a pipe or a file
-CHAT_TEMPLATE = "chat_template"
-KEPT = (LORA, CHAT_TEMPLATE)  # what later questions of `ask` use, too
 END_LABELS = {
     "cancelled": "interrupted",
     None: "interrupted",
@@ -103,7 +101,7 @@ class Session:
         }
 
     def add_defaults(self, overrides: Layer, is_remote: bool = False) -> Layer:
-        """Add the model, format, chat template and adapters to the overrides, unless these name another model.
+        """Add the model, format and adapters to the overrides, unless these name another model.
 
         A chat's sampling settings are added too; those of `ask` applied to one question. A server has adapters of its
         own.
@@ -113,7 +111,7 @@ class Session:
             return overrides
         defaults = {"model": self.model, "format": self.format}
         for key, value in self.params.items():
-            if self.origin == "chat" or key in KEPT:
+            if self.origin == "chat" or key == LORA:
                 defaults[key] = value
         if is_remote:
             defaults.pop(LORA, None)

@@ -215,8 +215,9 @@ class Flag(TyperOption):
     """The flag of an option; its value is text, several texts or True, and None without it."""
 
     def __init__(self, declared: Option) -> None:
+        self.alias = declared.alias
         super().__init__(
-            param_decls=[declared.name, *filter(None, (declared.short, flag(declared.name)))],
+            param_decls=[declared.name, *filter(None, (declared.short, declared.alias, flag(declared.name)))],
             type_descriptor=UNCONVERTED,
             is_flag=declared.kind.is_switch,
             multiple=declared.kind.is_list,
@@ -225,6 +226,10 @@ class Flag(TyperOption):
             autocompletion=partial(complete_option, declared),
             rich_help_panel=declared.heading,
         )
+
+    def get_help_record(self, ctx: Any) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        return record and (record[0].replace(f"{self.alias}, ", ""), record[1])
 
     def process_value(self, ctx: Any, value: Any) -> Any:  # noqa: ARG002
         return value

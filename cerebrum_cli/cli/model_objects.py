@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.installed import InstalledModel
     from cerebrum_cli.library.library import Library
 
-SHOWN = ("think", "chat_template")  # settings of a question, besides those of the catalog, its format and context
 SUGGESTIONS = 5  # models to choose a first one from
 # Keys of tables of models, and what they show of a quantization.
 BEST_FIT = {"recommended": "quantization", "size": "size", "memory": "needed", "fit": "fit", "speed": "speed"}
@@ -77,7 +76,7 @@ def _asked(model: InstalledModel, settings: Settings) -> JsonDict:
         "context": planned_context(settings.ctx, model.trained_context),
     }
     recommended = model.spec.settings if model.spec else ()
-    for key in (*recommended, *SHOWN):
+    for key in (*recommended, "think"):
         value = getattr(settings, key)
         if key not in SAMPLERS and value is not None:
             asked[key] = value

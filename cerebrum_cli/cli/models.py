@@ -23,7 +23,7 @@ from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import folder_size
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.settings import EMBEDDED, MODES, REPLY_KEYS, SAMPLING_KEYS, Layer, Settings, SourcedLayer
+from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.progress import FileProgress, interruptible
 
@@ -196,14 +196,8 @@ def describe_not_installed(app: App, name: str, error: ModelNotFound) -> JsonDic
 def describe(app: App, model: InstalledModel, on_progress: OnProgress | None = None) -> JsonDict:
     from cerebrum_cli.cli.model_objects import model_object
 
-    by_mode = settings_by_mode(app, model.recommended)
-    return model_object(app.library, model, ask_settings(app, model), by_mode, on_progress)
-
-
-def ask_settings(app: App, model: InstalledModel) -> Settings:
-    """The settings of a question without options."""
     settings = app.readable_settings(environment_layer(*REPLY_KEYS), model.recommended)
-    return replace(settings, format=EMBEDDED) if settings.template_file else settings
+    return model_object(app.library, model, settings, settings_by_mode(app, model.recommended), on_progress)
 
 
 def settings_by_mode(app: App, recommended: Layer) -> dict[str, Settings]:

@@ -53,7 +53,7 @@ def distribute(source: ModelSource, work: Work, run: Results, address: str, work
         servers = replace(servers, earlier=run.servers)
     identity = source.installation.library.identity(model, is_hashed=True)
     settings = source.settings
-    paths = {"lora": settings.lora, "chat_template": settings.chat_template}
+    paths = {"lora": settings.lora, "format": settings.format}
     # Nodes have installations and working directories of their own, and find the model there.
     portable = replace(
         source,

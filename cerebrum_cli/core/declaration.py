@@ -59,7 +59,7 @@ class Option(NamedTuple):
 
     Numbers lie between `least` and `most`, inclusive. Text is one of `choices` where there are any. A `local` option
     concerns a model on this machine, and has no meaning for one on a server. `values` completes a value in a shell, for
-    the app of a command. `name` is that of its field.
+    the app of a command. `name` is that of its field. Help leaves out the flag `alias`.
     """
 
     help: str
@@ -73,6 +73,7 @@ class Option(NamedTuple):
     local: bool = False
     values: Callable[[Any], Iterable[str]] | None = None
     name: str = ""
+    alias: str | None = None
 
     @property
     def words(self) -> Texts:

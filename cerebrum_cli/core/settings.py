@@ -20,7 +20,6 @@ from cerebrum_cli.core.declaration import (
     INTEGER,
     LAYERS,
     NAME,
-    NONE,
     NUMBER,
     SWITCH,
     THINKING,
@@ -47,7 +46,6 @@ CONFIG, SESSION, SAVED_PROMPT = "config.toml", "session", "saved prompt"
 COMMAND_LINE, SLASH_SET = "command line", "/set"
 CHOSEN = (COMMAND_LINE, SLASH_SET)  # for this command
 ENVIRONMENT = variable("")  # how its origins begin
-RANKED = (*RECOMMENDED, CONFIG, SESSION, ENVIRONMENT, SAVED_PROMPT, COMMAND_LINE, SLASH_SET)
 EMBEDDED = "embedded"  # the format that the chat template in a model's file writes
 ENDPOINTS = "endpoints"
 ENDPOINT_FILES = ("ca_file", "client_cert")
@@ -94,9 +92,12 @@ class Settings(SamplingParams):
 
     model: str | None = option("Model to use [default: see cerebrum list]", "Model", NAME, short="-m", metavar="MODEL")
     system: str | None = option("System prompt [default: the format's own]", "Input", short="-s", metavar="TEXT")
-    format: str | None = option("Prompt format [default: the model's own]", "Model", metavar="NAME")
-    chat_template: str | None = option(
-        "Chat template, or none [default: the embedded one]", "Model", NAME, metavar="FILE"
+    format: str | None = option(
+        "Prompt format, or a template [default: the model's]",
+        "Model",
+        NAME,
+        alias="--chat-template",
+        metavar="NAME|FILE",
     )
     ctx: int | None = option(
         "Context size in tokens [default: up to 8192 or 32768]",
@@ -162,12 +163,6 @@ class Settings(SamplingParams):
         """Where a value comes from: "default", "model file", "CEREBRUM_TOP_K"."""
         return self.origins.get(key, DEFAULT)
 
-    def outranks(self, key: str, other: str) -> bool:
-        """Whether a value comes from a higher layer than that of another setting."""
-        origins = (ENVIRONMENT if name.startswith(ENVIRONMENT) else name for name in map(self.origin, (key, other)))
-        higher, lower = map(RANKED.index, origins)
-        return higher > lower
-
     def for_samples(self, by: str) -> Settings:
         """These settings for several samples of one prompt, which are all the same at temperature 0.
 
@@ -195,18 +190,8 @@ class Settings(SamplingParams):
 
     @property
     def template_file(self) -> Path | None:
-        """The file of the chosen chat template; None without one, and for a format from a higher layer.
-
-        It takes precedence over the format that a session used. Raises UsageError for a format from the same layer.
-        """
-        if self.chat_template in (None, NONE):
-            return None
-        if self.format not in (None, EMBEDDED) and self.origin("format") != SESSION:
-            if self.outranks("format", "chat_template"):
-                return None
-            if not self.outranks("chat_template", "format"):
-                raise UsageError(f"chat_template cannot be used with --format {self.format}", "omit one of them")
-        return Path(expand_user(self.chat_template))
+        """The file of a chat template, if the format is one."""
+        return Path(expand_user(self.format)) if self.format and names_file(self.format) else None
 
     @property
     def cache_types(self) -> tuple[str, str]:
@@ -280,10 +265,15 @@ def in_directory(layer: Layer, directory: Path) -> Layer:
     if "lora" in layer:
         texts = OPTIONS["lora"].validate(layer["lora"])
         moved["lora"] = tuple(str(directory / expand_user(text)) for text in texts)
-    if layer.get("chat_template") not in (None, NONE):
-        file = OPTIONS["chat_template"].validate(layer["chat_template"])
-        moved["chat_template"] = str(directory / expand_user(file))
+    chosen = layer.get("format")
+    if isinstance(chosen, str) and names_file(chosen):
+        moved["format"] = str(directory / expand_user(chosen))
     return moved
+
+
+def names_file(format: str) -> bool:
+    """Whether a format is the file of a chat template: it has a dot or a slash, unlike any name."""
+    return "." in format or "/" in format
 
 
 def sampling_text(samplers: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> str:

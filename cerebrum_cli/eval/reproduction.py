@@ -16,7 +16,7 @@ from cerebrum_cli.replies.source import ModelSource
 
 PRESET = "preset"  # the origin of its settings
 # Settings on which a score depends: a preset does not take them from config.toml.
-CONDITION_KEYS = ("system", "format", "chat_template", "lora", "cache_type", "flash_attn", *GENERATION_KEYS)
+CONDITION_KEYS = ("system", "format", "lora", "cache_type", "flash_attn", *GENERATION_KEYS)
 DEFAULTS = Settings()
 MAX_SHOWN = 40  # characters of a setting in a remark
 

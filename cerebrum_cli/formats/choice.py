@@ -104,7 +104,10 @@ def choose_format(requested: str | None, known: str | None, template: str | None
         )
     if name not in FORMAT_NAMES:
         meant = did_you_mean(name.casefold(), FORMAT_NAMES)
-        raise UsageError(f"unknown format {name!r}", f"{meant}use one of {', '.join(FORMAT_NAMES)}")
+        raise UsageError(
+            f"unknown format {name!r}",
+            f"{meant}use one of {', '.join(FORMAT_NAMES)}, or the path of a chat template, such as ./{name}",
+        )
     if name == EMBEDDED and template is None:
         raise FormatError("the model file has no chat template", f"choose {OTHER_FORMATS}, or add --raw to ask or eval")
     if name == EMBEDDED and str(template).strip().casefold() in NAMED_TEMPLATES:

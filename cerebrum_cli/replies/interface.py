@@ -274,6 +274,12 @@ class Model:
         return self.chosen_format.name
 
     @property
+    def format_setting(self) -> str:
+        """The value of `format` that means the same in any directory."""
+        path = self.source.settings.template_file
+        return str(path.absolute()) if path else self.format_name
+
+    @property
     def is_remote(self) -> bool:
         return self.source.servers is not None and not self.source.vocabulary_only
 

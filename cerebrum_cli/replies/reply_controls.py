@@ -194,14 +194,16 @@ class ReasoningBudget:
 
 
 def require_servable(settings: Settings) -> None:
-    impossible = [key for key in ("format", "chat_template") if settings.origin(key) in CHOSEN]
-    if settings.reasoning_limit:
-        impossible.append(f"think={settings.think}")
-    if impossible:
-        raise UsageError(
-            f"{impossible[0]} does not work through chat completions: the server builds the prompt and sends no IDs",
-            "omit it, or use llama-server",
-        )
+    if settings.origin("format") in CHOSEN:
+        impossible = "format"
+    elif settings.reasoning_limit:
+        impossible = f"think={settings.think}"
+    else:
+        return
+    raise UsageError(
+        f"{impossible} does not work through chat completions: the server builds the prompt and sends no IDs",
+        "omit it, or use llama-server",
+    )
 
 
 def require_stop_in_answer(stop: Sequence[str], markups: Sequence[ReasoningMarkup]) -> None:

@@ -241,8 +241,7 @@ class ModelSource:
     def format_notice(self) -> NoticeEvent | None:
         """A notice of a format that is only a guess."""
         spec, assumed = self.model.spec, self.model.assumed_format
-        is_chosen = self.raw or self.settings.format or self.settings.template_file
-        if not (spec and assumed) or is_chosen or self.model.is_served:
+        if not (spec and assumed) or self.raw or self.settings.format or self.model.is_served:
             return None
         problem = f"the card of {spec.title} states no prompt format; {assumed} is a guess"
         return NoticeEvent(problem, "choose another with --format NAME or --chat-template FILE")
@@ -323,7 +322,7 @@ class ModelSource:
         """A model that is loaded serves another source if that has the same key."""
         settings = self.settings
         served = self.model.name if self.model.is_served else None  # whose file is that of another
-        return self.model.paths, served, settings.format, settings.chat_template, settings.cache_gb, self.options()
+        return self.model.paths, served, settings.format, settings.cache_gb, self.options()
 
     def fingerprint(self, grammar: Grammar | None) -> JsonDict:
         """Everything that the model's answer to a prompt depends on, by readable names."""

@@ -241,7 +241,7 @@ def test_turn_after_reasoning_evaluates_what_follows_the_last_question(owner: Ow
     template = owner.home / "template.jinja"
     before = "(thinking before the answer is given)"
     template.write_text(TEMPLATES["qwen3.5"].replace("<think>\\n') }}", before + "\\n<think>\\n') }}"))
-    settings = {"chat_template": str(template), "max_tokens": 150}
+    settings = {"format": str(template), "max_tokens": 150}
     opening = Text(f"<|im_end|>\n<|im_start|>assistant\n{before}\n<think>\n", trusted=True)
 
     def turn(chat: Chat, question: str) -> FinishEvent:

@@ -25,7 +25,7 @@ def template(tmp_path: Path) -> Path:
 
 
 def test_template_of_a_models_row_is_relative_to_its_file(template: Path, chatml_model: Path, tmp_path: Path) -> None:
-    row = f'repo_id = "a/b"\nfile = "{chatml_model.name}"\nformat = "cerebrum"\nsettings.chat_template = "own.jinja"\n'
+    row = f'repo_id = "a/b"\nfile = "{chatml_model.name}"\nsettings.format = "own.jinja"\n'
     (template.parent / "models.toml").write_text(f"[models.mine]\n{row}")
     assert run_here(REPLY, tmp_path, "ask", "Why?", "-m", chatml_model, "--dry-run").out == OPENING
 
@@ -36,15 +36,15 @@ def test_chat_changes_its_template(template: Path, chatml_model: Path, store: St
     chat = make_chat(
         store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(script), context_size=500), format=None
     )
-    list(chat.change_settings({"chat_template": str(template)}))
+    list(chat.change_settings({"format": str(template)}))
     list(chat.send("Why?"))
     assert chat.tree.messages[-1].message.reasoning == "Hm."
     for path, error in (("none.jinja", UsageError), (str(chatml_model), UsageError)):
         with pytest.raises(error):
-            list(chat.change_settings({"chat_template": path}))
+            list(chat.change_settings({"format": path}))
     template.write_text("{% if %}")
     with pytest.raises(FormatError):
-        list(chat.change_settings({"chat_template": str(template), "ctx": 100}))
+        list(chat.change_settings({"format": str(template), "ctx": 100}))
     chat.close()
 
 
@@ -83,7 +83,9 @@ def test_session_keeps_its_template(
         assert run_here(REPLY, tmp_path, *command, *begun, piped=piped).code == 0
     monkeypatch.chdir(tmp_path)
     for name in ("one", "two"):
-        assert CommandLine(tmp_path).params(name)["chat_template"] == str(template)
+        with CommandLine(tmp_path).sessions() as store:
+            session = store.find(name)
+            assert session and session.format == str(template)
         continued = run_here(REPLY, tmp_path, "chat", "--session", name, piped=b"Why?\n")
         assert (continued.code, continued.out) == (0, "Yes.\n"), continued.err
     assert run_here(REPLY, tmp_path, "ask", "-c", "Why?", "--dry-run").out.endswith(OPENING)

@@ -95,10 +95,10 @@ def test_a_negative_value_needs_dashes(user: CommandLine) -> None:
 
 def test_paths_are_absolute(user: CommandLine) -> None:
     (user.home / "template.jinja").touch()
-    assert config(user, "set", "chat_template", "template.jinja").code == 0
+    assert config(user, "set", "format", "template.jinja").code == 0
     assert config(user, "set", "model", "./x.gguf").code == 0
     values = {row["key"]: row["value"] for row in config(user, "--json").object if row["origin"] == "config.toml"}
-    assert values == {"chat_template": str(user.home / "template.jinja"), "model": str(user.home / "x.gguf")}
+    assert values == {"format": str(user.home / "template.jinja"), "model": str(user.home / "x.gguf")}
 
 
 def test_a_variable_that_overrides_is_named(user: CommandLine) -> None:

@@ -229,7 +229,7 @@ def address(user: CommandLine) -> Iterator[str]:
 
 def arguments(model: Path, output: str, *more: str) -> list[str]:
     settings = ["-m", str(model), "--parallel", "4", "-n", "200", "--seed", "1"]
-    settings += ["--set", "chat_template=own.jinja"]
+    settings += ["--format", "own.jinja"]
     return ["batch", "in.txt", "-o", output, *settings, *more]
 
 

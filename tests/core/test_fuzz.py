@@ -90,6 +90,6 @@ def test_sound_template_file_is_tried_once(user: CommandLine, chatml_model: Path
         assert done.out == "hi", done.err
     assert len(json.loads(remembered.read_text())) == len(before) + 1
     path.write_text("{{ 'a' * 3 * 10 ** 9 }}")
-    typed = f"/set chat_template {path}\n"
+    typed = f"/set format {path}\n"
     changed = user.run_process("chat", "-m", chatml_model, input=typed.encode(), stdin=None)
     assert "its chat template takes too much memory" in changed.err

@@ -240,7 +240,7 @@ def test_served_model_that_refuses_is_an_error_and_not_asked_again(
         (("--grammar", "schema.json"), "chat completions do not support grammars"),
         (("--think", "100"), "think=100 does not work through chat completions"),
         (("--format", "cerebrum"), "format does not work"),
-        (("--chat-template", "schema.json"), "chat_template does not work"),
+        (("--chat-template", "schema.json"), "format does not work"),
         (("-m", "nano"), "does not serve the model 'nano'"),
     ],
 )

@@ -123,7 +123,7 @@ def list_settings(repl: Repl) -> str:
 
 def settings_in_effect(repl: Repl) -> JsonDict:
     """All settings, with the format and the context size of the loaded model."""
-    values = {**asdict(repl.chat.settings), "format": repl.chat.loaded.format_name}
+    values = {**asdict(repl.chat.settings), "format": repl.chat.loaded.format_setting}
     if usage := repl.chat.context_usage:
         values["ctx"] = usage[1]
     return values
