@@ -24,9 +24,8 @@ from harness import argument_parser
 
 from cerebrum_cli.trust.calibration import (
     Calibration,
-    CalibrationKey,
     LabelledDecision,
-    calibrate_decisions,
+    calibrate,
 )
 from cerebrum_cli.trust.score_map import LEAST, ScoreMap, fit_map
 from cerebrum_cli.trust.threshold import ScoredRow, find_threshold
@@ -44,14 +43,11 @@ class Population(NamedTuple):
     probabilities: Any
     labels: Any
 
-    @property
-    def key(self) -> CalibrationKey:
-        return CalibrationKey("model", "question", tuple(map(str, range(self.probabilities.shape[1]))), "")
-
     def calibrate(self, rows: Any) -> Calibration:
         probabilities, labels = self.probabilities[rows].tolist(), self.labels[rows].tolist()
         pairs = zip(probabilities, labels, strict=True)
-        return calibrate_decisions([LabelledDecision(row, label) for row, label in pairs], self.key, "")
+        choices = tuple(map(str, range(self.probabilities.shape[1])))
+        return calibrate([LabelledDecision(row, label) for row, label in pairs], choices, {})
 
     def scored(self, score_map: ScoreMap) -> Scored:
         """The answers of all rows."""

@@ -152,7 +152,7 @@ DOORS: Mapping[str, Door] = {
         21,
         ("output_tables", "results", "rows", "saved"),
     ),
-    "trust": Door(15, ("calibration", "shift", "stored")),
+    "trust": Door(12, ("calibration", "calibration_file", "shift")),
     "chat": Door(5, ("chat", "history", "message_tree", "session")),
     "batch": Door(7, ("answering", "input_row", "readers")),
     "terminal": Door(

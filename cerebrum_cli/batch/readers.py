@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -90,7 +90,8 @@ class InputOptions:
     `template` renders a prompt from the fields of each row; the field of a txt line is `text` or `prompt`. With
     `include_input`, each row has its `input`: text, a JSON value, or fields. A csv has this `delimiter` if given, or
     else one that its header shows. `template_use` tells how to write a template, for an error. Without `has_settings`,
-    keys of a row that are names of settings are fields like others.
+    keys of a row that are names of settings are fields like others. `only` has the digests of the rows to read; None
+    means all.
     """
 
     template: Template | None = None
@@ -98,6 +99,7 @@ class InputOptions:
     include_input: bool = False
     template_use: str = 'use --template "{NAME}"'
     has_settings: bool = True
+    only: Container[Digest] | None = None
 
     @contextmanager
     def open(self, source: Path, piped: SupportsRead[bytes] | None, output: Path) -> Iterator[BatchInput]:
@@ -238,7 +240,7 @@ class BatchInput:
         self._head: list[Record] = []
         self._rest: Iterator[Record] | None = None
         if not file.is_file:
-            self._rest = form.records(file.lines())
+            self._rest = self._read_records()
             self._head = list(islice(self._rest, HEAD_ROWS))
 
     @property
@@ -249,7 +251,7 @@ class BatchInput:
     def known_rows(self) -> Iterator[tuple[Digest, int]]:
         """Yield the digests of the rows that can be read more than once, each with its number in the input."""
         digest = self.form.digest
-        for number, data in self.form.records(self._file.lines()) if self._file.is_file else self._head:
+        for number, data in self._read_records() if self._file.is_file else self._head:
             yield digest(data), number
         self._file.require_unchanged()
 
@@ -274,7 +276,7 @@ class BatchInput:
 
     def _records(self) -> Iterator[Record]:
         if self._file.is_file:
-            yield from self.form.records(self._file.lines())
+            yield from self._read_records()
             return
         yield from self._head
         if self.is_whole:
@@ -283,6 +285,12 @@ class BatchInput:
             raise UsageError(f"{self._file.name} can be read only once", "save it as a file, and name that")
         rest, self._rest = self._rest, None
         yield from rest
+
+    def _read_records(self) -> Iterator[Record]:
+        only = self._options.only
+        for number, data in self.form.records(self._file.lines()):
+            if only is None or self.form.digest(data) in only:
+                yield number, data
 
     def _read(self, number: int, data: Any) -> InputRow:
         row = self.form.read(number, data)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
 
 OF_VOTES = ("temperature", "seed", "max_tokens", "think")
-OF_TRUST = ("calibrate", "calibration", "max_error", "confidence", "force", "then", "then_endpoint")
+OF_TRUST = ("calibrate", "calibration", "max_error", "confidence", "undecided_of")
 OF_ROWS = (
     "delimiter",
     "label",
@@ -37,8 +37,8 @@ class DecideCommand(DecideOptions):
       cerebrum decide "Is a refund requested?" < ticket.txt
       cerebrum decide "Which team?" --choices billing,technical,other -f ticket.txt --json
       cerebrum decide "How urgent is this? {text}" tickets.csv --score 1..5 -o out.csv
-      cerebrum decide "Spam? {text}" labelled.csv --label spam --calibrate spam
-      cerebrum decide "Spam? {text}" all.csv -o out.csv --calibration spam --max-error 0.05
+      cerebrum decide "Spam? {text}" labelled.csv --label spam --calibrate spam.json
+      cerebrum decide "Spam? {text}" all.csv -o out.csv --calibration spam.json --max-error 0.05
     """
 
     settings = settings_options((*LOAD_KEYS, *OF_VOTES))

@@ -9,19 +9,15 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.cli.options import file_option, json_option
 from cerebrum_cli.cli.row_commands import ConcurrencyOptions, RowFileOptions
 from cerebrum_cli.core.ask import MAX_VOTES
-from cerebrum_cli.core.declaration import INTEGER, NUMBER, PATH, TEXTS, option, option_group, switch
+from cerebrum_cli.core.declaration import INTEGER, NUMBER, PATH, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.decide.given_choices import GivenChoices, parse_choices, parse_score
 from cerebrum_cli.decide.prompts import ChoiceListing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.core.json_types import JsonObject
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.replies.source import ModelSource
-    from cerebrum_cli.results.rows import Results
 
 SLOTS = 8  # prompts that are evaluated together; with more, attention over the shared cache takes longer
 
@@ -65,8 +61,8 @@ class ChoiceOptions:
 class TrustOptions:
     """Which answers to keep, by labelled rows."""
 
-    calibration: str | None = option(
-        "Use the labelled rows kept under this name by --calibrate", "Output", metavar="NAME"
+    calibration: Path | None = option(
+        "Use the labelled rows that --calibrate wrote to this file", "Output", PATH, metavar="FILE"
     )
     max_error: float | None = option(
         "Leave rows undecided so that at most this share of the others is wrong",
@@ -79,7 +75,6 @@ class TrustOptions:
     confidence: float | None = option(
         "Confidence of that limit [default: 0.9]", "Output", NUMBER, metavar="SHARE", least=0.5, most=0.9999
     )
-    force: bool = switch("Use a calibration of another model, question or settings", "Output")
 
 
 @option_group
@@ -87,32 +82,15 @@ class DecideOptions(RowFileOptions, TrustOptions, ChoiceOptions, ConcurrencyOpti
     file: tuple[Path | str, ...] = file_option()
     label: str | None = option("Column with the right answers: measure accuracy", "Output", metavar="COLUMN")
     plot: Path | None = option("With --label: plot errors against the share decided", "Output", PATH, metavar="FILE")
-    calibrate: str | None = option(
-        "With --label: keep the labelled rows under this name, for --calibration", "Output", metavar="NAME"
+    calibrate: Path | None = option(
+        "With --label: write the labelled rows to this file, for --calibration", "Output", PATH, metavar="FILE"
     )
-    then: str | None = option("Then ask this model about the undecided rows", "Output", metavar="MODEL")
-    then_endpoint: tuple[str, ...] = option(
-        "Then ask this server about them (repeatable)",
-        "Output",
-        TEXTS,
-        default=(),
-        metavar="URL|NAME",
+    undecided_of: Path | None = option(
+        "Decide only the rows that this earlier OUTPUT leaves undecided", "Input", PATH, metavar="OUTPUT"
     )
     probabilities: bool = switch("Write the probability of each choice", "Output")
     retry_failed: bool = switch("Decide rows that failed again", "Output")
     json: bool = json_option()
-
-    def for_second_model(self) -> DecideOptions | None:
-        """The options for the model that gets the rows left; None without one. Raises UsageError."""
-        if self.then and self.then_endpoint:
-            raise UsageError.conflict("--then", "--then-endpoint")
-        if not (self.then or self.then_endpoint):
-            return None
-        return replace(self, endpoint=self.then_endpoint)
-
-    def servers_before(self, results: Results) -> Sequence[JsonObject]:
-        """The same; none if two models answer the rows."""
-        return () if self.then or self.then_endpoint else super().servers_before(results)
 
     def find_source(self, app: App, overrides: Layer, may_pull: bool = True) -> ModelSource:
         """The same; without votes, with a context in which prompts share what they have in common."""

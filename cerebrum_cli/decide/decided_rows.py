@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -115,9 +115,15 @@ class RowQuestions:
             raise UsageError(problem, "omit --probabilities, or name the output .jsonl")
         return self.choices or own or YES_OR_NO
 
+    @property
+    def asks(self) -> str:
+        """The question, or the template that has it."""
+        template = self.rows.fingerprint["template"]
+        return self.question or str(template)
+
     def kind_for(self, output: Path) -> RowKind:
         """The rows of a result. Raises UsageError."""
-        return replace(self.rows.kind_for(output, self.keys), flags=row_flags)
+        return self.rows.kind_for(output, self.keys)
 
     def object(self, row: InputRow, result: Decision | CerebrumError) -> JsonDict:
         """The output object of a row."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,20 +17,21 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, to_json
 from cerebrum_cli.core.row_fields import RowId, field_text
 from cerebrum_cli.core.text import Texts, format_count, format_names, text_digest, truncate
+from cerebrum_cli.decide.conditions import calibrated_conditions
 from cerebrum_cli.decide.decided_rows import AskedRow, RowQuestions, decide_rows
 from cerebrum_cli.decide.given_choices import SHOWN, GivenChoices
-from cerebrum_cli.decide.measures import Labelled, calibration_of
+from cerebrum_cli.decide.measures import Labelled, labelled_decisions
 from cerebrum_cli.decide.prompts import ChoiceListing
-from cerebrum_cli.decide.trusted import measured
 from cerebrum_cli.eval.recorded import RecordedRun
-from cerebrum_cli.trust.calibration import Calibration, CalibrationKey
-from cerebrum_cli.trust.stored import StoredCalibrations, key_of
+from cerebrum_cli.trust.calibration import Calibration, calibrate
+from cerebrum_cli.trust.calibration_file import require_replaceable, save_calibration
 
 if TYPE_CHECKING:
     from cerebrum_cli.batch.input_row import InputRow
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.json_types import JsonObject
     from cerebrum_cli.decide.decide_options import DecideOptions
+    from cerebrum_cli.decide.trusted import Trust
     from cerebrum_cli.replies.source import ModelSource
 
 
@@ -79,17 +79,14 @@ def measure(
     options: DecideOptions,
 ) -> None:
     """Decide the labelled rows that the run lacks, and print its report. Raises Interrupted with how to resume."""
-    for name in ("probabilities", "retry_failed", "then", "then_endpoint"):
+    for name in ("probabilities", "retry_failed"):
         if getattr(options, name):
             raise UsageError.conflict("--label", flag(name))
-    stored = StoredCalibrations.of_user(app.data_directory)
     trust = asked.trust
-    if trust:
-        fingerprint = {**fingerprint, **trust.fingerprint}
-    if options.calibrate is not None:
-        stored.folder(options.calibrate)
-        if trust:
-            raise UsageError.conflict("--calibrate", "--calibration")
+    if options.calibrate and trust:
+        raise UsageError.conflict("--calibrate", "--calibration")
+    if options.calibrate:
+        require_replaceable(options.calibrate)
     ids, labels, digest = read_labels(asked, options.label or "")
     run = RecordedRun.prepare(app, output, options.plot, task, distinct(ids), digest, model, fingerprint)
     labelled = LabelledRows(asked, labels, run)
@@ -97,23 +94,33 @@ def measure(
     with resumable(results, "rows", options.restart):
         answer_missing(app, model, options, results, Work(asked.rows.missing_rows, 1, partial(decide_rows, labelled)))
     run.print(app, options.json)
-    if trust and trust.wanted and trust.wanted.threshold:
-        app.streams.note(measured(trust.wanted, run.samples()))
+    if trust and trust.threshold:
+        app.streams.note(measured(trust, run.samples()))
     if options.calibrate:
-        calibration = calibrate(run.samples(), key_of(fingerprint, asked.given.names))
-        stored.save(options.calibrate, calibration)
+        calibration = calibration_of(run.samples(), asked.given.names, calibrated_conditions(asked, model))
+        save_calibration(options.calibrate, calibration)
         rows = format_count(calibration.labelled, "labelled row")
-        app.streams.note(f"calibration {options.calibrate} saved: {rows}")
+        app.streams.note(f"wrote {options.calibrate}, a calibration by {rows}")
     if results.counts.failed:
         raise typer.Exit(SOME_FAILED)
 
 
-def calibrate(rows: Sequence[Labelled], key: CalibrationKey) -> Calibration:
+def calibration_of(rows: Sequence[Labelled], choices: Texts, made_with: JsonObject) -> Calibration:
     """The calibration by a run. Raises UsageError for rows with choices of their own, and without any."""
     decided = [row for row in rows if row.probabilities]
-    if any(set(row.probabilities) != set(key.choices) for row in decided):
+    if any(set(row.probabilities) != set(choices) for row in decided):
         raise UsageError("rows with choices of their own cannot be calibrated", "give all the same: --choices")
-    return calibration_of(decided, key, date.today().isoformat())
+    return calibrate(labelled_decisions(decided, choices), choices, made_with)
+
+
+def measured(trust: Trust, rows: Sequence[Labelled]) -> str:
+    """How many labelled rows a threshold decides, and how many of these are wrong."""
+    assert trust.threshold
+    least = round(trust.threshold.probability, PLACES)
+    sure = [row for row in rows if row.probabilities and max(row.probabilities.values()) >= least]
+    wrong = sum(row.answer != row.reference for row in sure)
+    share = f" ({wrong / len(sure):.1%})" if sure else ""
+    return f"{len(sure):,} of {len(rows):,} rows decided, {wrong:,} of them wrong{share}; {trust.promise}"
 
 
 def read_labels(asked: RowQuestions, column: str) -> tuple[list[RowId], Texts, str]:

@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Sequence
+import csv
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import typer
 
 from cerebrum_cli.batch.readers import InputOptions
 from cerebrum_cli.cli.row_commands import Work, answer_missing, resumable
-from cerebrum_cli.core.errors import SOME_FAILED, UsageError
-from cerebrum_cli.core.json_types import JsonDict, to_json
+from cerebrum_cli.core.declaration import flag
+from cerebrum_cli.core.errors import DAMAGE, SOME_FAILED, UsageError
+from cerebrum_cli.core.files import readable
+from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.row_fields import parse_template
-from cerebrum_cli.core.settings import SourcedLayer
-from cerebrum_cli.core.text import format_count, text_digest
-from cerebrum_cli.decide.by_likelihood import UNUSED
-from cerebrum_cli.decide.decided_rows import RowQuestions, decide_rows
-from cerebrum_cli.decide.trusted import Trust, find_trust, second_trust
+from cerebrum_cli.decide.conditions import calibrated_conditions, fingerprint_of
+from cerebrum_cli.decide.decided_rows import RowQuestions, decide_rows, row_flags
+from cerebrum_cli.decide.trusted import final_notes, load_trust
+from cerebrum_cli.results.output_tables import DELIMITERS, table_type
 from cerebrum_cli.results.results import open_results, open_stream, output_paths
-from cerebrum_cli.results.rows import RowFlag
-from cerebrum_cli.trust.stored import key_of
+from cerebrum_cli.results.rows import Digest, Key, RowFlag
+from cerebrum_cli.trust.calibration import HOW_TO_MAKE
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.decide.decide_options import DecideOptions
     from cerebrum_cli.replies.source import ModelSource
-    from cerebrum_cli.results.rows import Results
+    from cerebrum_cli.results.rows import Results, RowKind
 
-METHOD = 3  # of the prompts and the averages; raise it when a decision may change
 STANDARD = Path("-")  # standard input or output
 
 
@@ -48,6 +47,13 @@ def decide_file(
     """Decide the rows of a file that have no decision yet. Raises Interrupted with how to resume, and Exit."""
     if output and output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
+    require_trust_options(options)
+    only = None
+    if options.undecided_of:
+        only = undecided_rows(options.undecided_of)
+        if not only:
+            app.streams.note(f"no row of {options.undecided_of} is undecided")
+            return
     template = parse_template(question) if "{" in question or "}" in question else None
     reading = InputOptions(
         template,
@@ -55,6 +61,7 @@ def decide_file(
         include_input=True,
         template_use='name a column in QUESTION: "... {NAME}"',
         has_settings=False,
+        only=only,
     )
     with reading.open(source, app.streams.piped, output or STANDARD) as rows:
         is_table = output is not None and rows.kind_for(output).table is not None
@@ -70,20 +77,43 @@ def decide_file(
             is_table=is_table,
         )
         model = options.find_source(app, overrides)
-        trust = find_trust(app, lambda: key_of(fingerprint_of(asked, model), asked.given.names), options)
+        if options.calibration:
+            made_with = calibrated_conditions(asked, model)
+            trust = load_trust(options.calibration, made_with, options.max_error, options.confidence)
+            asked = replace(asked, trust=trust)
         if options.label is not None:
-            measure_rows(app, replace(asked, trust=trust), source.stem, model, output, options)
+            measure_rows(app, asked, source.stem, model, output, options)
             return
-        if options.calibrate is not None:
-            raise UsageError("--calibrate requires --label", "name the column with the right answers: --label COLUMN")
-        if options.plot:
-            raise UsageError("--plot requires --label", "name the column with the right answers: --label COLUMN")
         if output is None:
             raise UsageError("missing option '-o' / '--output'", "see cerebrum decide --help")
-        passes = [Pass(asked, model, options)]
-        if trust:
-            passes = trusted_passes(app, trust, passes[0], overrides)
-        write_decisions(app, passes, output)
+        write_decisions(app, asked, model, output, options)
+
+
+def require_trust_options(options: DecideOptions) -> None:
+    """Raise UsageError for an option without the one that it belongs to."""
+    for name in ("calibrate", "plot"):
+        if getattr(options, name) and options.label is None:
+            problem = f"{flag(name)} requires --label"
+            raise UsageError(problem, "name the column with the right answers: --label COLUMN")
+    if options.max_error is not None and options.calibration is None:
+        raise UsageError("--max-error requires --calibration", HOW_TO_MAKE)
+    if options.confidence is not None and options.max_error is None:
+        raise UsageError("--confidence requires --max-error", "say which share of wrong answers is acceptable")
+
+
+def undecided_rows(output: Path) -> frozenset[Digest]:
+    """The digests of the rows that an earlier output leaves undecided. Raises UsageError."""
+    name = table_type(output)
+    with readable(output), output.open(newline="") as file:
+        try:
+            if name:
+                texts = [record["key"] for record in csv.DictReader(file, delimiter=DELIMITERS[name][0])]
+            else:
+                texts = [json.loads(line)["key"] for line in file]
+            keys = [*map(Key.parse, texts)]
+        except (csv.Error, *DAMAGE) as error:
+            raise UsageError(f"{output} is not a result of cerebrum decide", "name an earlier OUTPUT") from error
+    return frozenset(key.digest for key in keys if key.flags & RowFlag.UNDECIDED)
 
 
 def measure_rows(
@@ -97,98 +127,37 @@ def measure_rows(
     measure(app, asked, task, model, fingerprint_of(asked, model), output, options)
 
 
-class Pass(NamedTuple):
-    """What one model is asked of the rows that are left."""
+def write_decisions(app: App, asked: RowQuestions, model: ModelSource, output: Path, options: DecideOptions) -> None:
+    """Decide the rows that the output lacks. Raises Exit if some failed."""
+    probabilities: list[float] = []
 
-    asked: RowQuestions
-    model: ModelSource
-    options: DecideOptions
+    def flags(object: JsonObject) -> int:  # of each row that is written, wherever it was decided
+        if asked.trust and object["probability"] is not None:
+            probabilities.append(object["probability"])
+        return row_flags(object)
 
-    def answer(self, app: App, results: Results) -> None:
-        """Decide the rows that the results lack."""
-        work = Work(self.asked.rows.missing_rows, 1, partial(decide_rows, self.asked))
-        answer_missing(app, self.model, self.options, results, work)
-
-
-def trusted_passes(app: App, trust: Trust, first: Pass, overrides: Layer) -> list[Pass]:
-    """The passes whose decisions are kept by a calibration: of the model, and of the one that options name besides.
-
-    Raises UsageError.
-    """
-    asked, model, options = first
-    second = options.for_second_model()
-    if second is None:
-        return [Pass(replace(asked, trust=trust), model, options)]
-    chosen = SourcedLayer(overrides, {"model": options.then})
-    source = second.find_source(app, chosen)
-    fingerprint = fingerprint_of(asked, source)
-    then = second_trust(app, key_of(fingerprint, asked.given.names), source.model.label, options)
-    named = replace(trust, model=model.model.label)
-    return [
-        Pass(replace(asked, trust=named), model, options),
-        Pass(replace(asked, trust=then), source, second),
-    ]
-
-
-def write_decisions(app: App, passes: Sequence[Pass], output: Path) -> None:
-    """Decide the rows that the output lacks, and those that a pass leaves in the next. Raises Exit if some failed."""
-    first, *others = passes
-    seconds = []
-    if others and output == STANDARD:
-        raise UsageError("a second model requires an output file", "name one: -o OUTPUT")
-    results = open_decisions(app, passes, output)
-    results.has_more = not first.asked.rows.is_whole
-    with resumable(results, "rows", first.options.restart):
-        for number, each in enumerate(passes if not results.is_complete else passes[:1]):
-            start = time.monotonic()
-            if number:
-                results.finished.forget(RowFlag.UNDECIDED)
-            each.answer(app, results)
-            seconds.append(time.monotonic() - start)
-        decided = Counter(row["model"] for row in results.objects() if row.get("decided")) if others else Counter()
-    trust, counts = first.asked.trust, results.counts
-    if trust and trust.wanted:
-        for line in trust.wanted.outcome(results.size - counts.undecided - counts.failed, results.size, trust.model):
+    results = open_decisions(app, asked, model, output, replace(asked.kind_for(output), flags=flags), options)
+    results.has_more = not asked.rows.is_whole
+    with resumable(results, "rows", options.restart):
+        answer_missing(app, model, options, results, Work(asked.rows.missing_rows, 1, partial(decide_rows, asked)))
+    counts = results.counts
+    if asked.trust:
+        decided = results.size - counts.undecided - counts.failed
+        for line in final_notes(asked.trust, probabilities, decided, results.size):
             app.streams.note(line)
-    for each, duration in zip(passes if others else (), seconds, strict=False):
-        label = each.model.model.label
-        app.streams.note(f"{label}: {format_count(decided[label], 'row')} decided, {duration:,.1f} s")
-    if results.counts.failed:
+    if counts.failed:
         raise typer.Exit(SOME_FAILED)
 
 
-def open_decisions(app: App, passes: Sequence[Pass], output: Path) -> Results:
+def open_decisions(
+    app: App, asked: RowQuestions, model: ModelSource, output: Path, kind: RowKind, options: DecideOptions
+) -> Results:
     """The result, with the rows that earlier runs decided. Raises UsageError, BatchError."""
-    asked, model, options = passes[0]
-    kind, rows = asked.kind_for(output), asked.rows.known_rows()
+    rows = asked.rows.known_rows()
     if output != STANDARD:
         fingerprint = fingerprint_of(asked, model)
-        if asked.trust:
-            fingerprint |= asked.trust.fingerprint
-        for other in passes[1:]:
-            then = fingerprint_of(other.asked, other.model), other.asked.trust and other.asked.trust.fingerprint
-            fingerprint |= {"second model": other.model.model.label, "its settings": text_digest(to_json(then))}
         notes = model.model.adapter_params
         return open_results(output, fingerprint, kind, rows, options.restart, options.retry_failed, notes)
     if options.retry_failed:
         raise UsageError("--retry-failed requires a file with earlier decisions", "give it as -o OUTPUT")
     return open_stream(app.streams.answer, kind, rows)
-
-
-def fingerprint_of(asked: RowQuestions, model: ModelSource) -> JsonDict:
-    """Everything that decisions depend on besides the rows, by readable names."""
-    choices = asked.choices and [list(choice) for choice in asked.choices.items]
-    unused = () if asked.votes else UNUSED
-    return {
-        **asked.rows.fingerprint,
-        **{key: value for key, value in model.fingerprint(None).items() if key not in unused},
-        "include input": asked.copies_input,
-        "question": asked.question,
-        "choices": choices,
-        "columns": list(asked.keys),
-        "score": bool(asked.choices and asked.choices.is_score) or None,
-        "one order": asked.listing.in_one_order,
-        "letters": asked.listing.by_letter or None,
-        "votes": asked.votes,
-        "method of decisions": METHOD,
-    }

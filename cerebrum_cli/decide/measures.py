@@ -15,11 +15,8 @@ from cerebrum_cli.terminal.tables import print_table
 from cerebrum_cli.trust.calibration import (
     CONFIDENCE,
     WANTED_ERRORS,
-    Calibration,
-    CalibrationKey,
     LabelledDecision,
-    Promises,
-    calibrate_decisions,
+    calibrate,
 )
 
 if TYPE_CHECKING:
@@ -30,6 +27,7 @@ if TYPE_CHECKING:
 LEAST = 1e-6  # probability of a label, as results have six decimals
 BINS = 10
 DRAWS = 1000  # simulated, for the noise floor
+COMPARED_ERROR = 0.05  # of two runs
 MOST_COLUMNS = 8  # of a confusion table; with more choices, the most frequent confusions are listed
 
 
@@ -56,7 +54,8 @@ class Measures:
     - `noise_floor`: what that would be on average if all probabilities were right: it is not 0, as rows are few
     - `confusions`: the number of rows by label and answer
     - `errors`: the share of wrong answers among the surest 1, 2, ... n rows
-    - `promised`: what can be promised if these rows calibrate
+    - `promised`: the share of rows for which each error can be promised if these rows calibrate; none if rows have
+      choices of their own
     """
 
     n: int
@@ -66,7 +65,7 @@ class Measures:
     noise_floor: float
     confusions: Mapping[tuple[str, str], int]
     errors: Sequence[float]
-    promised: Promises
+    promised: Mapping[float, float | None]
 
     @property
     def names(self) -> Texts:
@@ -93,12 +92,16 @@ class Measures:
             "noise_floor": self.noise_floor,
             "confusions": confusions,
             "share_decided": {f"{error:g}": self.share_decided(error) for error in WANTED_ERRORS},
-            "share_promised": self.promised.object,
+            "share_promised": {f"{error:g}": share for error, share in self.promised.items()},
         }
 
     def compare(self, other: Measures, names: Sequence[str]) -> str:
-        """How many rows two runs would decide at a wanted error."""
-        return self.promised.compare(other.promised, names)
+        """How many rows two runs would decide at one wanted error, each calibrated by its labels."""
+        first, second = (
+            f"{share_text(measures.promised.get(COMPARED_ERROR))} of the rows by {name}"
+            for measures, name in zip((self, other), names, strict=True)
+        )
+        return f"decided at {COMPARED_ERROR:.0%} error ({CONFIDENCE:.0%} confidence): {first}, {second}"
 
     def print(self, streams: Streams) -> None:
         streams.answer("\n")
@@ -110,8 +113,8 @@ class Measures:
         print_table(streams, ("decisions", "value"), rows)
         streams.answer("\n")
         shares = [
-            (f"{error:.0%}", f"{self.share_decided(error):.2f}", promised)
-            for error, promised in self.promised.texts.items()
+            (f"{error:.0%}", f"{self.share_decided(error):.2f}", share_text(promised))
+            for error, promised in self.promised.items()
         ]
         print_table(streams, ("wanted error", "decided here", f"promised with {CONFIDENCE:.0%} confidence"), shares)
         streams.answer("\n")
@@ -131,7 +134,7 @@ class Measures:
         axes = figure.subplots()
         shares = [number / self.n for number in range(1, self.n + 1)]
         axes.plot(shares, self.errors, "k-", linewidth=1.5, label="these rows")
-        promised = [(share, error) for error, share in self.promised.shares.items() if share is not None]
+        promised = [(share, error) for error, share in self.promised.items() if share is not None]
         if promised:
             axes.plot(*zip(*promised, strict=True), "bo", label=f"promised with {CONFIDENCE:.0%} confidence")
             axes.legend(loc="upper left", frameon=False)
@@ -140,6 +143,10 @@ class Measures:
         axes.spines[["top", "right"]].set_visible(False)
         figure.suptitle(f"{self.model}, {self.n} rows", fontsize="medium", parse_math=False, wrap=True)
         return figure
+
+
+def share_text(share: float | None) -> str:
+    return "none" if share is None else f"{share:.2f}"
 
 
 def measures_of(samples: Sequence[Labelled]) -> Measures | None:
@@ -153,9 +160,10 @@ def measures_of(samples: Sequence[Labelled]) -> Measures | None:
     correct = [sample.answer == sample.reference for sample in decided]
     losses = [-log(max(LEAST, sample.probabilities.get(sample.reference, 0.0))) for sample in decided]
     confusions = Counter((sample.reference, sample.answer or "") for sample in decided)
-    promises = Promises({})
+    promised: Mapping[float, float | None] = {}
     if have_same:
-        promises = calibration_of(decided, CalibrationKey("", "", tuple(names), ""), "").promises
+        choices = tuple(names)
+        promised = calibrate(labelled_decisions(decided, choices), choices, {}).promises
     return Measures(
         n=len(decided),
         model=samples[0].model,
@@ -164,17 +172,15 @@ def measures_of(samples: Sequence[Labelled]) -> Measures | None:
         noise_floor=noise_floor(surest),
         confusions=confusions,
         errors=errors_by_sureness(surest, correct),
-        promised=promises,
+        promised=promised,
     )
 
 
-def calibration_of(rows: Sequence[Labelled], key: CalibrationKey, date: str) -> Calibration:
-    """The calibration by labelled decisions among the choices of a key."""
-    labelled = [
-        LabelledDecision([row.probabilities[name] for name in key.choices], key.choices.index(row.reference))
-        for row in rows
+def labelled_decisions(rows: Sequence[Labelled], choices: Texts) -> list[LabelledDecision]:
+    """Labelled rows with the same choices, as they calibrate."""
+    return [
+        LabelledDecision([row.probabilities[name] for name in choices], choices.index(row.reference)) for row in rows
     ]
-    return calibrate_decisions(labelled, key, date)
 
 
 def errors_by_sureness(probabilities: Sequence[float], correct: Sequence[bool]) -> list[float]:

@@ -29,11 +29,10 @@ MOST_ROWS = 10_000  # to label; more are not suggested
 
 
 class ScoredRow(NamedTuple):
-    """A labelled row: the calibrated probability of its answer, whether that is right, and its number if it has one."""
+    """A labelled row: the calibrated probability of its answer, and whether that is right."""
 
     probability: float
     is_right: bool
-    choice: int | None = None
 
 
 class Group(NamedTuple):

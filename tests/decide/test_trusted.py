@@ -1,11 +1,10 @@
-"""`cerebrum decide` with a wanted error: calibrations by labelled rows, rows left undecided, and a second model."""
+"""`cerebrum decide` with a wanted error: calibrations by labelled rows, and rows left undecided."""
 
 import csv
 import json
 import random
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+import shutil
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ from command_line import CommandLine, Finished, assert_error
 from remote_engines import serving_kind
 from scripted_backend import END
 from server_kinds import OllamaServer
+
+from cerebrum_cli.library.installed import NANO
 
 QUESTION = "Is a refund requested? {text}"
 WORDS = [
@@ -36,7 +37,7 @@ WORDS = [
 SURE = {"yes": -0.01, "no": -4.6}
 OTHER = {"yes": "no", "no": "yes"}
 LABELLED, NEW = 90, 24
-CALIBRATED = ("--calibration", "refunds", "--max-error", "0.2")
+CALIBRATED = ("--calibration", "refunds.json", "--max-error", "0.2")
 
 
 @pytest.fixture
@@ -71,9 +72,9 @@ def run(user: CommandLine, *words: str) -> Finished:
     return user.run(*words, directory=user.home)
 
 
-def calibrate(user: CommandLine, name: str = "refunds") -> Finished:
-    done = decide(user, "labelled.jsonl", "--label", "label", "--calibrate", name)
-    assert done.code == 0 and f"calibration {name} saved: 90 labelled rows" in done.err
+def calibrate(user: CommandLine) -> Finished:
+    done = decide(user, "labelled.jsonl", "--label", "label", "--calibrate", "refunds.json")
+    assert done.code == 0 and "wrote refunds.json, a calibration by 90 labelled rows" in done.err
     return done
 
 
@@ -92,43 +93,44 @@ def test_rows_are_decided_up_to_a_wanted_error(user: CommandLine) -> None:
 
 def test_what_cannot_be_promised_is_an_error(user: CommandLine) -> None:
     calibrate(user)
-    done = decide(user, "new.jsonl", "--calibration", "refunds", "--max-error", "0.01", "-o", "other.jsonl")
+    done = decide(user, "new.jsonl", "--calibration", "refunds.json", "--max-error", "0.01", "-o", "other.jsonl")
     assert_error(done, 2, "with 90 labelled rows", "can be promised", "--max-error")
 
 
 @pytest.mark.parametrize(
-    ("question", "words", "parts"),
+    ("question", "words", "part"),
     [
-        ("Is it urgent? {text}", (), ("made with another question", "--force")),
-        (QUESTION, ("--fast",), ("made with other settings",)),
-        (QUESTION, ("--letters",), ("made with other settings",)),
-        (QUESTION, ("--choices", "yes,no,maybe"), ("another question and other choices",)),
-        (QUESTION, ("--choices", "yes=it is money,no"), ("made with another question",)),
+        ("Is it urgent? {text}", (), "question (Is a refund requested? {text}, now Is it urgent? {text})"),
+        (QUESTION, ("--letters",), "letters (none, now on)"),
+        (QUESTION, ("--choices", "yes,no,maybe"), "choices (yes; no, now yes; no; maybe)"),
+        (QUESTION, ("--choices", "yes=it is money,no"), "choices (yes; no, now yes: it is money; no)"),
+        (QUESTION, ("-s", "Be strict."), "system (none, now Be strict.)"),
     ],
 )
 def test_a_calibration_of_something_else_is_refused(
-    user: CommandLine, question: str, words: tuple[str, ...], parts: tuple[str, ...]
+    user: CommandLine, question: str, words: tuple[str, ...], part: str
 ) -> None:
     calibrate(user)
     done = decide(user, "new.jsonl", *CALIBRATED, "-o", "new.csv", *words, question=question)
-    assert_error(done, 2, *parts)
+    assert_error(done, 2, f"refunds.json was made with something else: {part}", "--calibrate")
 
 
-def test_a_calibration_of_another_question_may_be_forced(user: CommandLine) -> None:
+def test_a_calibration_holds_for_the_same_model_file_by_another_name(user: CommandLine) -> None:
     calibrate(user)
-    done = decide(user, "new.jsonl", *CALIBRATED, "-o", "new.csv", "--force", question="Is money wanted? {text}")
-    assert done.code == 0 and "its promise may not hold" in done.err
-    assert "nothing is promised of them" in done.err
+    (user.home / "renamed.gguf").symlink_to(NANO)
+    shutil.copy(NANO, user.home / "copy.gguf")
+    for model in ("./renamed.gguf", "./copy.gguf"):
+        done = decide(user, "new.jsonl", *CALIBRATED, "-o", f"{model}.csv", model=model)
+        assert done.code == 0, done.err
 
 
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (("--calibration", "other"), ("no calibration named 'other'", "refunds")),
-        (("--calibration", "../x"), ("invalid calibration",)),
+        (("--calibration", "other.json"), ("other.json does not exist", "--calibrate FILE")),
+        (("--calibration", "new.jsonl"), ("new.jsonl: not a calibration", "--calibrate FILE")),
         (("--max-error", "0.1"), ("--max-error requires --calibration",)),
-        (("--calibration", "refunds", "--then", "nano"), ("--then requires --calibration and --max-error",)),
-        (("--calibration", "refunds", "--confidence", "0.8"), ("--confidence requires --max-error",)),
+        (("--calibration", "refunds.json", "--confidence", "0.8"), ("--confidence requires --max-error",)),
     ],
 )
 def test_bad_input_is_one_line(user: CommandLine, words: tuple[str, ...], parts: tuple[str, ...]) -> None:
@@ -149,37 +151,21 @@ def test_calibrating_needs_labels(user: CommandLine) -> None:
     assert_error(decide(user, "new.jsonl", "--calibrate", "x", "-o", "new.csv"), 2, "--calibrate requires --label")
 
 
-def test_a_calibration_that_cannot_be_saved_is_one_line(user: CommandLine) -> None:
+def test_a_calibration_replaces_no_other_file(user: CommandLine) -> None:
     calibrate(user)
-    (folder,) = user.home.rglob("calibrations/refunds")
-    (folder.parent / "file").write_text("")
-    done = decide(user, "labelled.jsonl", "--label", "label", "--calibrate", "file")
+    calibrate(user)
+    words = "labelled.jsonl", "--label", "label", "--calibrate"
+    before = (user.home / "labelled.jsonl").read_bytes()
+    assert_error(decide(user, *words, "labelled.jsonl"), 2, "labelled.jsonl exists, and is not a calibration")
+    assert (user.home / "labelled.jsonl").read_bytes() == before
+    done = decide(user, *words, "missing/x.json")
     assert done.code == 2 and "error: " in done.err and "Traceback" not in done.err
-
-
-def test_a_damaged_calibration_is_refused(user: CommandLine) -> None:
-    calibrate(user)
-    (file,) = user.home.rglob("calibrations/refunds/*.json")
-    file.write_text('{"version": 1}')
-    assert_error(decide(user, "new.jsonl", *CALIBRATED, "-o", "new.csv"), 2, "not a calibration", "--calibrate")
 
 
 def test_labelled_rows_show_whether_the_promise_holds(user: CommandLine) -> None:
     calibrate(user)
     done = decide(user, "labelled.jsonl", "--label", "label", *CALIBRATED)
     assert done.code == 0 and "of them wrong" in done.err and "\n0 of 90 rows decided" not in done.err
-
-
-def test_a_second_model_decides_the_rest(user: CommandLine) -> None:
-    calibrate(user)
-    words = ("new.jsonl", *CALIBRATED, "--then", "nano", "-o", "new.out.jsonl")
-    done = decide(user, *words)
-    assert done.code == 0
-    rows = read(user.home / "new.out.jsonl")
-    assert len(rows) == NEW and {row["model"] for row in rows} == {"nano"}
-    assert "nano: " in done.err
-    before = (user.home / "new.out.jsonl").read_bytes()
-    assert decide(user, *words).code == 0 and (user.home / "new.out.jsonl").read_bytes() == before
 
 
 class SureOfMoney(OllamaServer):
@@ -197,67 +183,45 @@ class SureOfMoney(OllamaServer):
             yield reply
 
 
-def test_two_servers_decide_the_rest_and_a_kill_loses_nothing(user: CommandLine) -> None:
+@pytest.mark.parametrize("first", ["first.jsonl", "first.csv"])
+def test_another_model_decides_what_is_undecided(user: CommandLine, first: str) -> None:
     texts = [row["text"] for row in read(user.home / "texts.jsonl")]
     labels = ["no" if "money" not in text and number % 2 else "yes" for number, text in enumerate(texts)]
     rows = ({"text": text, "label": label} for text, label in zip(texts, labels, strict=True))
     (user.home / "labelled.jsonl").write_text(lines(rows))
-    with serving_kind(SureOfMoney, ended, context_size=10_000) as [first], two_servers() as others:
-        first.openings = SURE
-        asked = ("decide", QUESTION, "--endpoint", first.url)
-        assert run(user, *asked, "labelled.jsonl", "--label", "label", "--calibrate", "refunds").code == 0
-        assert run(user, *asked, "new.jsonl", *CALIBRATED, "-o", "alone.jsonl").code == 0
-        alone = read(user.home / "alone.jsonl")
-        undecided = {row["id"] for row in alone if not row["decided"]}
-        assert undecided == {row["id"] for row in alone if "money" not in row["prompt"]}
-        words = [word for server in others for word in ("--then-endpoint", server.url)]
-        command = (*asked, "new.jsonl", *CALIBRATED, *words, "-o", "new.out.jsonl")
-        armed = [server.arm(let_through=2, hang_after=0) for server in others]
-        process = user.start(*command)
-        for server, fault in zip(others, armed, strict=True):
-            server.wait_for(partial(getattr, fault, "struck"))
-        process.kill()
-        process.communicate()
-        for server in others:
-            server.disarm()
-        done = run(user, *command)
-        assert done.code == 0, done.err
-    answered = read(user.home / "new.out.jsonl")
-    for row, of_first in zip(answered, alone, strict=True):
-        if row["id"] in undecided:
-            assert (row["answer"], row["decided"], row["model"]) == ("no", True, "large")
-        else:
-            assert row == of_first | {"model": row["model"]} and row["model"] != "large"
-    assert f"large: {len(undecided)} rows decided" in done.err
+    with serving_kind(SureOfMoney, lambda held, seed: END, context_size=10_000) as [server]:
+        server.openings = SURE
+        asked = ("decide", QUESTION, "--endpoint", server.url)
+        assert run(user, *asked, "labelled.jsonl", "--label", "label", "--calibrate", "refunds.json").code == 0
+        assert run(user, *asked, "new.jsonl", *CALIBRATED, "-o", first).code == 0
+    assert decide(user, "new.jsonl", "--undecided-of", first, "-o", "rest.jsonl").code == 0
+    new = read(user.home / "new.jsonl")
+    undecided = [number for number, row in enumerate(new, 1) if "money" not in row["text"]]
+    assert [row["id"] for row in read(user.home / "rest.jsonl")] == undecided
 
 
-@contextmanager
-def two_servers() -> Iterator[list[OllamaServer]]:
-    """Two servers of a model that says no."""
-    with serving_kind(OllamaServer, ended, 2, context_size=10_000) as servers:
-        for server in servers:
-            server.openings = {"yes": -2.0, "no": -0.2}
-            server.models = ("large",)
-        yield servers
-
-
-def ended(held: tuple[int, ...], seed: int) -> int:
-    return END
+def test_undecided_rows_are_those_of_an_earlier_output(user: CommandLine) -> None:
+    assert decide(user, "new.jsonl", "-o", "all.jsonl").code == 0
+    done = decide(user, "new.jsonl", "--undecided-of", "all.jsonl", "-o", "rest.jsonl")
+    assert done.code == 0 and "no row of all.jsonl is undecided" in done.err
+    assert_error(decide(user, "new.jsonl", "--undecided-of", "new.jsonl", "-o", "x.jsonl"), 2, "not a result")
+    assert_error(decide(user, "new.jsonl", "--undecided-of", "none.csv", "-o", "x.jsonl"), 2, "none.csv")
 
 
 def test_rows_unlike_the_labelled_ones_get_a_notice(user: CommandLine) -> None:
     calibrate(user)
-    (file,) = user.home.rglob("calibrations/refunds/*.json")
+    file = user.home / "refunds.json"
     calibration = json.loads(file.read_text())
-    calibration["rows"] = [[0.99, is_right, choice] for _, is_right, choice in calibration["rows"]]
+    calibration["rows"] = [[0.99, is_right] for _, is_right in calibration["rows"]]
     file.write_text(json.dumps(calibration))
-    done = decide(user, "new.jsonl", *CALIBRATED, "-o", "new.csv")
-    assert done.code == 0 and "the rows differ from the labelled ones" in done.err
+    for output in ("shifted.csv", "shifted.jsonl", "-"):
+        done = decide(user, "texts.jsonl", *CALIBRATED, "-o", output)
+        assert done.code == 0 and "the rows differ from the labelled ones" in done.err, output
 
 
 def test_a_resumed_run_keeps_its_calibration(user: CommandLine) -> None:
     calibrate(user)
     words = ("new.jsonl", *CALIBRATED, "-o", "new.csv")
     assert decide(user, *words).code == 0
-    done = decide(user, "new.jsonl", "--calibration", "refunds", "--max-error", "0.25", "-o", "new.csv")
+    done = decide(user, "new.jsonl", "--calibration", "refunds.json", "--max-error", "0.25", "-o", "new.csv")
     assert_error(done, 1, "new.csv was made with other settings: error of the decided")

@@ -16,23 +16,23 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import to_json
 from cerebrum_cli.trust.calibration import (
     Calibration,
-    CalibrationKey,
     LabelledDecision,
     Threshold,
     Unreachable,
-    calibrate_decisions,
-    read_calibration,
+    calibrate,
+    parse_calibration,
 )
+from cerebrum_cli.trust.calibration_file import describe_mismatch
 from cerebrum_cli.trust.score_map import ScoreMap
 from cerebrum_cli.trust.threshold import ScoredRow
 
-DATE = "2026-11-28"
-YES_NO = CalibrationKey("digest", "Is it?", ("yes", "no"), "fast=off")
+YES_NO = ("yes", "no")
+MADE_WITH = {"model": "tiny", "model file": "digest", "question": "Is it?"}
 
 
 def decisions(rows: Sequence[tuple[float, int]]) -> Calibration:
     """Of rows with the probability of yes, and the position of the label."""
-    return calibrate_decisions([LabelledDecision((yes, 1 - yes), label) for yes, label in rows], YES_NO, DATE)
+    return calibrate([LabelledDecision((yes, 1 - yes), label) for yes, label in rows], YES_NO, MADE_WITH)
 
 
 def answers(*groups: tuple[float, int, int]) -> Calibration:
@@ -44,7 +44,7 @@ def answers(*groups: tuple[float, int, int]) -> Calibration:
 
 
 def calibration_with(rows: Sequence[ScoredRow]) -> Calibration:
-    return Calibration(YES_NO, DATE, ScoreMap.none(2), len(rows) * 3 // 2, tuple(rows))
+    return Calibration(MADE_WITH, YES_NO, ScoreMap.none(2), len(rows) * 3 // 2, tuple(rows))
 
 
 def reached(calibration: Calibration, error: float, confidence: float = 0.9) -> Threshold:
@@ -124,9 +124,9 @@ def test_rows_to_label_reach_the_threshold_in_most_cases() -> None:
 
 
 def test_promises_are_none_where_an_error_cannot_be_promised() -> None:
-    shares = answers((1.0, 100, 0), (0.5, 50, 50)).promises.shares
+    shares = answers((1.0, 100, 0), (0.5, 50, 50)).promises
     assert shares == {0.01: None, 0.02: None, 0.05: 0.5, 0.1: 0.5}
-    wide = answers((1.0, 240, 0)).promises.shares
+    wide = answers((1.0, 240, 0)).promises
     assert wide == {0.01: 1.0, 0.02: 1.0, 0.05: 1.0, 0.1: 1.0}
 
 
@@ -214,13 +214,12 @@ def test_calibration_of_rows_that_are_all_alike(yes: float, label: int) -> None:
 
 
 def test_calibration_with_a_choice_that_no_label_names() -> None:
-    key = CalibrationKey("digest", "Which?", ("a", "b", "c"), "")
     random = Random(4)
     rows = []
     for _ in range(150):
         first = random.random()
         rows.append(LabelledDecision((0.7 * first, 0.7 * (1 - first), 0.3), int(random.random() > first)))
-    calibration = calibrate_decisions(rows, key, DATE)
+    calibration = calibrate(rows, ("a", "b", "c"), {})
     assert 0 < calibration.probabilities((0.4, 0.3, 0.3))[2] < 0.3
 
 
@@ -231,20 +230,20 @@ def test_calibration_rejects_invalid_rows() -> None:
     with pytest.raises(UsageError, match="labelled row 1 has other choices"):
         decisions([(0.5, 2)])
     with pytest.raises(UsageError, match="labelled row 1 has other choices"):
-        calibrate_decisions([LabelledDecision((0.2, 0.3, 0.5), 0)], YES_NO, DATE)
+        calibrate([LabelledDecision((0.2, 0.3, 0.5), 0)], YES_NO, {})
     with pytest.raises(UsageError, match="no labelled rows"):
         decisions([])
 
 
-def test_calibration_key_names_what_differs() -> None:
-    other = CalibrationKey("another", "Is it?", ("no", "yes"), "fast=off")
-    assert YES_NO.differences(YES_NO) == ()
-    assert YES_NO.differences(other) == ("model", "choices")
+def test_mismatch_names_what_differs_but_not_another_name_of_the_same_file() -> None:
+    assert describe_mismatch(MADE_WITH, {**MADE_WITH, "model": "another name"}) == ""
+    other = {**MADE_WITH, "model": "large", "model file": "another", "letters": True}
+    assert describe_mismatch(MADE_WITH, other) == "model (tiny, now large) and letters (none, now on)"
 
 
 def test_calibration_survives_json() -> None:
     calibration = decisions(biased_rows(60))
-    assert read_calibration(to_json(calibration.object), "refunds.json") == calibration
+    assert parse_calibration(to_json(calibration.object), "refunds.json") == calibration
 
 
 def change(value: Any, path: Sequence[str | int], new: object) -> None:
@@ -258,11 +257,9 @@ def change(value: Any, path: Sequence[str | int], new: object) -> None:
     ("path", "new"),
     [
         (["version"], 2),
-        (["key"], {"model": "digest"}),
-        (["key", "choices"], [1, 2]),
-        (["key", "choices"], ["yes"]),
-        (["key", "question"], None),
-        (["date"], 5),
+        (["made_with"], None),
+        (["choices"], [1, 2]),
+        (["choices"], ["yes"]),
         (["map", "weight"], 0),
         (["map", "weight"], "1"),
         (["map", "biases"], [0.0]),
@@ -272,24 +269,23 @@ def change(value: Any, path: Sequence[str | int], new: object) -> None:
         (["rows"], []),
         (["rows"], "rows"),
         (["rows", 0], [0.5]),
-        (["rows", 0], [1.5, True, 0]),
-        (["rows", 0], [nan, True, 0]),
-        (["rows", 0], [0.5, 1, 0]),
-        (["rows", 0], [0.5, True, 2]),
+        (["rows", 0], [1.5, True]),
+        (["rows", 0], [nan, True]),
+        (["rows", 0], [0.5, 1]),
     ],
 )
 def test_damaged_calibration_is_one_error(path: list[str | int], new: object) -> None:
     value = json.loads(to_json(decisions(biased_rows(30)).object))
     change(value, path, new)
     with pytest.raises(UsageError, match=r"^refunds\.json: not a calibration \(") as error:
-        read_calibration(json.dumps(value), "refunds.json")
-    assert error.value.hint == "calibrate again with --calibrate"
+        parse_calibration(json.dumps(value), "refunds.json")
+    assert "--calibrate" in str(error.value.hint)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '{"model": "x"}', '"text"', "[" * 100_000])
 def test_foreign_file_is_not_a_calibration(text: str) -> None:
     with pytest.raises(UsageError, match=r"refunds\.json: not a calibration"):
-        read_calibration(text, "refunds.json")
+        parse_calibration(text, "refunds.json")
 
 
 probabilities = st.sampled_from((0.0, 0.125, 0.5, 0.75, 0.875, 1.0)) | st.floats(0, 1)
@@ -315,7 +311,7 @@ def test_threshold_holds_for_the_labelled_rows_themselves(rows: list[ScoredRow],
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 1)), min_size=1, max_size=90))
 def test_any_decisions_can_be_calibrated_and_stored(rows: list[tuple[float, int]]) -> None:
     calibration = decisions(rows)
-    assert read_calibration(to_json(calibration.object), "x") == calibration
+    assert parse_calibration(to_json(calibration.object), "x") == calibration
     for yes, _ in rows:
         assert sum(calibration.probabilities((yes, 1 - yes))) == pytest.approx(1)
 

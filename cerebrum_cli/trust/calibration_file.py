@@ -1,0 +1,51 @@
+"""Calibrations as files, each of which says what it was made with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cerebrum_cli.core.differences import describe_differences, differing_values
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.files import atomic_write, exists, read_text, translate_os_errors
+from cerebrum_cli.core.json_types import JsonObject, to_json
+from cerebrum_cli.core.text import enumeration
+from cerebrum_cli.trust.calibration import HOW_TO_MAKE, Calibration, parse_calibration
+
+MAX_BYTES = 100_000_000  # a labelled row takes 30
+MODEL, MODEL_FILE = "model", "model file"  # the name of a model, and the digest of its file, which is what counts
+
+
+def save_calibration(path: Path, calibration: Calibration) -> None:
+    """Replace the file. Raises UsageError if it cannot be written."""
+    with translate_os_errors(UsageError, path, ", then run the same command again"):
+        atomic_write(path, f"{to_json(calibration.object)}\n".encode(), mode=0o666)
+
+
+def require_replaceable(path: Path) -> None:
+    """Raise UsageError for a file that is not a calibration."""
+    if exists(path):
+        try:
+            parse_calibration(read_text(path, MAX_BYTES), str(path))
+        except UsageError as error:
+            raise UsageError(f"{path} exists, and is not a calibration", "choose another --calibrate") from error
+
+
+def load_calibration(path: Path, made_with: JsonObject) -> Calibration:
+    """The calibration of a file. Raises UsageError without one, and for one that was made with something else."""
+    if not exists(path):
+        raise UsageError(f"{path} does not exist", HOW_TO_MAKE)
+    calibration = parse_calibration(read_text(path, MAX_BYTES), str(path))
+    if difference := describe_mismatch(calibration.made_with, made_with):
+        problem = f"{path} was made with something else: {difference}"
+        raise UsageError(problem, "use what it was made with, or calibrate for this with --calibrate")
+    return calibration
+
+
+def describe_mismatch(before: JsonObject, now: JsonObject) -> str:
+    """What differs, with both values; empty if nothing does. The same file may be a model of another name."""
+    found = differing_values(before, now)
+    names = found.pop(MODEL, None)
+    if names and MODEL_FILE in found:
+        del found[MODEL_FILE]
+        found = {MODEL: names, **found}
+    return enumeration(describe_differences(found, ", now"))
