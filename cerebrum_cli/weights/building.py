@@ -4,27 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from math import prod
 from pathlib import Path
-from time import perf_counter
 
 from cerebrum_cli.core.errors import MergeError, PullError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import DATA_ELSEWHERE, on_same_disk, require_space
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.text import format_duration, format_size
-from cerebrum_cli.engine.capacity import thread_count
-from cerebrum_cli.gguf.contents import TYPE_NUMBERS
+from cerebrum_cli.core.text import format_size
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
 from cerebrum_cli.library.pull import Conversion, DownloadPlan, ModelBuilder, Puller, RemoteFiles
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
 from cerebrum_cli.weights.source_weights import Weights, local_weights, repository_weights
-from cerebrum_cli.weights.table import Table
 
 DEFAULT_TYPE = "Q4_K_M"  # of models that are merged from weights
-ROW = 256  # weights; a multiple of every type's block size
 
 
 @frozen
@@ -36,10 +30,7 @@ class Converter:
     found: Mapping[str, InstalledModel]
 
     def build(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
-        """Convert the weights, which are downloaded first, unless this is installed.
-
-        It is named after the type and the plan's name, unless a name was chosen.
-        """
+        """Convert the weights, which are downloaded first, unless this is installed."""
         if found := self.found.get(plan.chosen.quantization):
             return self.puller.with_name(found, name)
         return self._write(plan, name)
@@ -54,12 +45,15 @@ class Converter:
 
         weights, library, type = self.weights, self.puller.library, plan.chosen.quantization
         base = name or plan.available.name
+        registered = name or f"{base}:{type}"
         directory = library.registry.conversion_directory / base.replace("/", "--")
         path = directory / f"{weights.name.rpartition('/')[2]}-{type}.gguf"
-        registered = self._free_name(base, name, type, path)
-        size = plan.chosen.size
-        duration = format_duration(estimate_seconds(weights.table, type))
-        self._fetch(plan, size, f"convert it to {type} ({format_size(size)}, in about {duration})")
+        if name or not weights.remote:
+            library.require_free_name(base, library.catalogue.in_file(path), path=path)
+        if not weights.remote and library.registry.find(registered):
+            hint = f"choose another name with --name, or remove it: cerebrum rm {registered}"
+            raise UsageError(f"{registered} was converted from other weights", hint)
+        self._fetch(plan, plan.chosen.size, f"convert it to {type} ({format_size(plan.chosen.size)})")
         texts = {"source": weights.name}
         if weights.remote:
             texts["commit"] = weights.remote.listing.commit
@@ -69,21 +63,6 @@ class Converter:
             self.puller.progress.notice(notice)
         on_progress = partial(self.puller.progress.update, "convert")
         return write_plan(library, converted, path, registered, "converted", on_progress)
-
-    def _free_name(self, base: str, name: str | None, type: str, path: Path) -> str:
-        """The name for a conversion to a type. Raises UsageError if it, or the path, belongs to other weights."""
-        library = self.puller.library
-        is_local = self.weights.remote is None
-        registered = name or f"{base}:{type}"
-        if name in [model.name for model in self.found.values()]:
-            registered = f"{name}:{type}"  # the name means another type of these weights
-        elif name or is_local:
-            library.require_free_name(base, library.catalogue.in_file(path), path=path)
-        for entry in library.registry.entries():
-            if entry.path == path and is_local:
-                hint = f"choose another name with --name, or remove it: cerebrum rm {entry.name}"
-                raise UsageError(f"{path} was converted from other weights", hint)
-        return registered
 
     def fetch(self, plan: DownloadPlan) -> Path:
         """Download the weights alone, to be merged, and return their folder."""
@@ -198,23 +177,6 @@ def find_source(puller: Puller, text: str) -> InstalledModel:
     if isinstance(source, Path):
         return local_source(puller.library, text) or puller.library.find(source)
     return puller.find_or_pull(source)
-
-
-def estimate_seconds(table: Table, type: str) -> float:
-    """Estimate the time of a conversion, without disk access, by converting a few weights."""
-    import numpy as np
-
-    from cerebrum_cli.weights import codec
-    from cerebrum_cli.weights.execute import CHUNK_WEIGHTS
-
-    stored = TYPE_NUMBERS["BF16"]
-    sample = np.random.default_rng(0).standard_normal((CHUNK_WEIGHTS // ROW, ROW), np.float32)
-    data = codec.quantize(sample, stored)
-    started = perf_counter()
-    codec.dequantize(data, stored, sample)
-    codec.quantize(sample, TYPE_NUMBERS.get(type, TYPE_NUMBERS.get(type[:4], 0)))  # Q4_K of Q4_K_M
-    weights = sum(prod(tensor.shape) for tensor in table.tensors.values())
-    return (perf_counter() - started) * weights / sample.size / thread_count()
 
 
 def describe_merge(puller: Puller, reference: str) -> str:

@@ -29,12 +29,13 @@ from cerebrum_cli.gguf.header import read_header, require_loadable
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
+from cerebrum_cli.weights.checkpoints.safetensors import file_names
 from cerebrum_cli.weights.compatibility import LayerSources
 from cerebrum_cli.weights.execute import CHUNK_WEIGHTS, PENDING_PER_THREAD, execute, require_supported_types
 from cerebrum_cli.weights.merge_plan import plan_merge
 from cerebrum_cli.weights.plan import Plan
 from cerebrum_cli.weights.recipe import Recipe, parse_recipe
-from cerebrum_cli.weights.source_weights import names_in, require_weights
+from cerebrum_cli.weights.source_weights import require_weights
 from cerebrum_cli.weights.table import read_table
 
 # Bytes of memory: the process with the libraries that read files, and each metadata array item while it is read.
@@ -85,7 +86,7 @@ def local_source(library: Library, text: str) -> InstalledModel | None:
     folder = library.parse(text)
     if not isinstance(folder, Path) or not is_directory(folder):
         return None
-    require_weights(folder, names_in(folder))
+    require_weights(folder, file_names(folder))
     path = folder.resolve()
     return InstalledModel.folder(path.name, path)
 

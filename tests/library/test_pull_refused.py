@@ -52,7 +52,7 @@ REFUSALS = [
     (CATALOGUED, "hf_unknown", "hf_unknown", 1, f"{REJECTED} HF_TOKEN", "run hf auth login, or set HF_TOKEN"),
     ("cerebrum-7b:Q5_K_M", None, None, 3, "cerebrum-7b has no quantization Q5_K_M", "available: Q2_K, Q4_K_M"),
     (
-        *("owner/bare", None, None, 3, "owner/bare has neither a GGUF model nor config.json with safetensors"),
+        *("owner/bare", None, None, 3, "owner/bare has no config.json with safetensors to convert"),
         "name a repository or folder with a language model, or one of its .gguf files",
     ),
     (f"{PAGE}/blob/{'0' * 40}/{named('Q2_K')}", None, None, 3, *NO_SUCH_REVISION),

@@ -157,62 +157,11 @@ def test_weights_in_a_folder_are_converted(owner: HubUser, folder: Path) -> None
 
 
 SNAPSHOT = f"models--owner--Tiny-C2F/snapshots/{'0' * 40}"
-# Layouts of folders: where the files of a model go, by new names of some, and what the error says.
-LAYOUTS = [
-    ("below", "model", {}, 3, "has its weights in subfolders", "cerebrum pull {}/model"),
-    ("hub", SNAPSHOT, {}, 3, "has its weights in subfolders", f"cerebrum pull {{}}/{SNAPSHOT}"),
-    ("config", "", {"config.json": "a/config.json"}, 3, "no config.json", "copy a/config.json beside it"),
-    ("weights", "", {"model.safetensors": "a/model.safetensors"}, 3, "no safetensors", "copy a/model.safetensors"),
-    (
-        "mistral",
-        "",
-        {"model.safetensors": "consolidated.safetensors", "config.json": "params.json"},
-        2,
-        "has weights in Mistral's own layout",
-        "config.json and model.safetensors",
-    ),
-    (
-        "tekken",
-        "",
-        {"tokenizer.json": "tekken.json"},
-        2,
-        "only in Mistral's own layout, tekken.json",
-        "cerebrum search",
-    ),
-    ("ggufs", "gguf", {"model.safetensors": "b.gguf", "config.json": "a.gguf"}, 3, "GGUF files", "{}/gguf/a.gguf or "),
-]
-
-
-@pytest.mark.parametrize(("name", "place", "renamed", "code", "problem", "hint"), LAYOUTS)
-def test_folders_of_other_layouts_are_refused_with_what_helps(
-    hub_user: HubUser,
-    tmp_path: Path,
-    name: str,
-    place: str,
-    renamed: dict[str, str],
-    code: int,
-    problem: str,
-    hint: str,
-) -> None:
-    model = write_checkpoint(tmp_path / "model", read_model("mistral"))
-    for path in model.iterdir():
-        target = tmp_path / name / place / renamed.get(path.name, path.name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(target)
-    done = refused(hub_user, tmp_path / name)
-    assert_error(done, code, problem, hint.format(tmp_path / name))
 
 
 def test_weights_in_a_cache_of_the_hub_have_the_name_of_their_repository(hub_user: HubUser, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "hub" / SNAPSHOT, read_model("mistral"))
     assert hub_user.run("pull", "--dry-run", "--json", folder).object["name"] == "Tiny-C2F"
-
-
-def test_weights_in_a_folder_of_a_repository_are_downloaded_first(hub_user: HubUser, folder: Path) -> None:
-    hub_user.hub.repository(REPOSITORY, {f"fp32/{path.name}": path for path in folder.iterdir()})
-    done = refused(hub_user, REPOSITORY, "-y")
-    download = f"hf download {REPOSITORY} --include 'fp32/*' --local-dir Tiny-C2F; cerebrum pull ./Tiny-C2F/fp32"
-    assert_error(done, 3, f"{REPOSITORY} has its weights in a subfolder, fp32", download)
 
 
 def test_type_behind_a_folder_is_an_option(hub_user: HubUser, folder: Path) -> None:
@@ -231,14 +180,11 @@ def test_weights_of_a_pull_request_are_converted(owner: HubUser) -> None:
     assert_error(owner.run("pull", f"{REPOSITORY}@refs/pr/2", "--type", "Q8_0"), 3, "has no such revision")
 
 
-def test_weights_have_one_name_for_several_types(owner: HubUser, folder: Path) -> None:
-    for kind in ("Q8_0", "Q4_K_M", "Q4_K_M", "Q8_0"):
+def test_weights_with_a_name_are_one_model(owner: HubUser, folder: Path) -> None:
+    for kind in ("Q8_0", "Q8_0"):
         owner.pull(folder, "--type", kind, "--name", "mine")
-    assert {row["reference"]: row["quantization"] for row in owner.listed()} == {
-        "mine": "Q8_0",
-        "mine:Q4_K_M": "Q4_K_M",
-    }
-    assert owner.ask("-m", "mine:Q4_K_M")
+    assert [(row["reference"], row["quantization"]) for row in owner.listed()] == [("mine", "Q8_0")]
+    assert_error(owner.run("pull", folder, "--type", "Q4_K_M", "--name", "mine"), 2, "the name mine belongs to another")
     retrained = write_checkpoint(folder.parent / "retrained" / folder.name, read_model("llama2"))
     done = owner.run("pull", retrained, "--type", "Q8_0", "--name", "mine")
     assert_error(done, 2, "was converted from other weights", "choose another name with --name", "cerebrum rm mine")
@@ -249,7 +195,7 @@ def test_weights_have_one_name_for_several_types(owner: HubUser, folder: Path) -
 def test_weights_are_found_from_a_file_beside_them(owner: HubUser, folder: Path, chatml_model: Path) -> None:
     assert_error(owner.run("pull", folder / SHARDS[0]), 2, "not a GGUF file", f"cerebrum pull {folder}")
     assert_error(
-        owner.run("pull", chatml_model.parent), 3, "has GGUF files, but no safetensors", f"cerebrum pull {chatml_model}"
+        owner.run("pull", chatml_model.parent), 3, "has no config.json with safetensors", "or one of its .gguf files"
     )
 
 
@@ -315,7 +261,7 @@ FP8 = {"quant_method": "fp8"}
 REFUSALS = [
     (only("config.json", "pytorch_model.bin"), 2, "has weights only in pytorch_model.bin"),
     (only("adapter_config.json", "adapter_model.safetensors"), 2, "a LoRA adapter, not a model"),
-    (only("model.safetensors"), 3, "nor config.json with safetensors"),
+    (only("model.safetensors"), 3, "has no config.json with safetensors"),
     (with_config(quantization_config=FP8), 2, "already quantized (fp8)"),
     (with_config(architectures=["WhaleForCausalLM"]), 2, "WhaleForCausalLM"),
     (without_shard, 3, f"lacks {SHARDS[1]}"),

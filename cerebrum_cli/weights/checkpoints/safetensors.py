@@ -55,7 +55,7 @@ def read_json(path: Path) -> JsonObject:
 def read_shards(folder: Path) -> dict[str, StoredTensor]:
     """The tensors in all shards of a checkpoint by name. Raises ModelFileError."""
     tensors = dict[str, StoredTensor]()
-    files = [path.name for path in folder.iterdir() if path.is_file()]
+    files = file_names(folder)
     for name in shards_among(folder, files):
         if name not in files:
             raise ModelFileError(folder, f"lacks {name}, a part of the weights", "download this file as well")
@@ -64,6 +64,11 @@ def read_shards(folder: Path) -> dict[str, StoredTensor]:
             raise ModelFileError(folder / name, f"the tensor {quoted(tensor)} is also in another file", PULL_AGAIN)
         tensors |= found
     return tensors
+
+
+def file_names(folder: Path) -> list[str]:
+    with reading_model(folder):
+        return [path.name for path in folder.iterdir() if path.is_file()]
 
 
 def shards_among(folder: Path, files: Collection[str]) -> list[str]:
