@@ -79,6 +79,16 @@ class ChildProcess(subprocess.Popen[bytes]):
         self.close()
 
 
+def ending(code: int) -> str:
+    """How a process ended, by its return code: in words, with the name of a signal that has one."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:  # a real-time signal
+        return f"signal {-code}"
+
+
 @contextmanager
 def signals_deferred() -> Iterator[None]:
     """Handle signals afterwards: an exception between the start of a process and the return of its id would lose it."""

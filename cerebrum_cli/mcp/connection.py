@@ -10,7 +10,7 @@ import time
 from collections import deque
 from contextlib import suppress
 
-from cerebrum_cli.core.child_process import ChildProcess
+from cerebrum_cli.core.child_process import ChildProcess, ending
 from cerebrum_cli.core.environment import environment_with
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import foreign_line
@@ -160,14 +160,9 @@ class McpConnection:
                     if stream in self._open:
                         self._read(stream)
         code = self._process.poll()
-        if code is None:
-            ending = "it closed its output"
-        elif code < 0:
-            ending = signal.Signals(-code).name
-        else:
-            ending = f"exit code {code}"
+        how = "it closed its output" if code is None else ending(code)
         written_last = foreign_line(self._last_line[-MAX_LOG:].decode(errors="replace"))
-        return f"{ending}: {written_last}" if written_last else ending
+        return f"{how}: {written_last}" if written_last else how
 
     def close(self, grace_s: float = END_S) -> None:
         """Let the server end: it has this time after the end of its input, and again after SIGTERM."""

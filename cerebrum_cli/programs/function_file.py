@@ -12,7 +12,7 @@ from subprocess import PIPE, TimeoutExpired
 from typing import Any
 from weakref import finalize
 
-from cerebrum_cli.core.child_process import ChildProcess
+from cerebrum_cli.core.child_process import ChildProcess, ending
 from cerebrum_cli.core.environment import user_environment
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent, OnNotice
@@ -97,8 +97,7 @@ class FunctionFile:
             raise
         if not line:
             self._stop()
-            code = process.returncode
-            raise ProcessEnded(f"exit code {code}" if code >= 0 else signal.Signals(-code).name)
+            raise ProcessEnded(ending(process.returncode))
         return json.loads(line)
 
     def _stop(self) -> None:

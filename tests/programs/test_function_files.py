@@ -76,6 +76,8 @@ DEADLY = {
     "ctypes.string_at(0)": "SIGSEGV",
     "os.closerange(0, 1000); time.sleep(60)": "SIGKILL",
 }
+if sys.platform == "linux":
+    DEADLY["os.kill(os.getpid(), 40)"] = "signal 40"  # which has no name
 
 
 def test_functions_that_misuse_their_process_have_results(opened: Open, capfd: pytest.CaptureFixture[str]) -> None:
