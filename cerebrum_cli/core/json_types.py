@@ -30,6 +30,12 @@ def to_json(value: Any, indent: int | None = None) -> str:
     return text if text.isascii() else well_formed(text)
 
 
+def is_nested_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects are nested in a value of JSON in more than so many levels."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(levels == 1 or is_nested_deeper(item, levels - 1) for item in items if isinstance(item, (dict, list)))
+
+
 def from_json(kind: type[T], values: JsonObject) -> T:
     """A dataclass with values from a file, where its tuples are lists, and dataclasses in its fields are objects.
 

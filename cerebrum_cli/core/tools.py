@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.json_types import JsonDict, JsonObject, is_nested_deeper
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.core.token_ids import TokenIds
 
@@ -47,7 +47,7 @@ class ToolCall:
 
 
 ToolCalls = tuple[ToolCall, ...]
-
+MAX_LEVELS = 100  # of lists and objects in arguments; functions of Python that read them end at some hundreds
 
 ToolFunction = Callable[..., object]
 
@@ -74,15 +74,17 @@ ToolFinder = Callable[[str], Tools | None]
 
 def read_call(name: str, arguments: object) -> ToolCall:
     """A call with arguments as an object or as JSON text; if it cannot be that, the result is the error."""
-    text = "it has values that JSON cannot represent"
+    problem = "not a JSON object: it has values that JSON cannot represent"
     with suppress(ValueError, TypeError, RecursionError):
         if isinstance(arguments, str):
-            text = well_formed(arguments)
+            problem = f"not a JSON object: {well_formed(arguments)}"
             arguments = json.loads(arguments)
-        if isinstance(arguments, dict):
+        if isinstance(arguments, dict) and is_nested_deeper(arguments, MAX_LEVELS):
+            problem = f"they have more than {MAX_LEVELS} levels of lists and objects"
+        elif isinstance(arguments, dict):
             written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
             return ToolCall(well_formed(name), json.loads(well_formed(written)))
-    return ToolCall(well_formed(name), {}, f"invalid arguments: not a JSON object: {text}")
+    return ToolCall(well_formed(name), {}, f"invalid arguments: {problem}")
 
 
 @frozen
