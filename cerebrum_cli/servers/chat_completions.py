@@ -13,13 +13,17 @@ from cerebrum_cli.core.settings import DEFAULT
 from cerebrum_cli.core.text import foreign_line, well_formed
 from cerebrum_cli.core.tools import ToolCalls, read_call
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.servers.faults import LostServerError, stated_problem
-from cerebrum_cli.servers.kind import ANY_CONTEXT, ReplyChunk, ServerKind, StopReason, stated_count
+from cerebrum_cli.servers.faults import UnreadableReplyError, stated_problem
+from cerebrum_cli.servers.kind import ANY_CONTEXT, ReplyChunk, ServerKind, StopReason, log_probability, stated_count
 
 CHAT_SLOTS = 4  # requests at a time, since a server of chat completions does not state how many it takes
 LENIENT_OWNERS = ("library", "organization_owner", "llamacpp", "vllm", "sglang")  # the first: Ollama, LM Studio
-ENDS: Mapping[str, StopReason] = {"stop": "eos", "tool_calls": "eos", "length": "limit"}
-WITHHELD = ("content_filter", "error")  # reasons for which a server withholds the rest of a reply
+# Reasons for which a reply ends, in the words of several servers; after any other, it is not complete.
+ENDS: Mapping[str, StopReason] = {
+    **dict.fromkeys(("stop", "eos", "eos_token", "stop_sequence", "end_turn", "complete"), "eos"),
+    **dict.fromkeys(("tool_calls", "function_call"), "eos"),
+    **dict.fromkeys(("length", "max_tokens", "max_output_tokens", "model_length"), "limit"),
+}
 SHARED_PARAMS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")  # which have the same name here
 
 
@@ -84,7 +88,7 @@ class ChatServer(ServerKind):
                 other = event
                 continue
             choice = event["choices"][0]
-            finish = choice.get("finish_reason") or finish
+            finish = str(choice.get("finish_reason") or finish)
             message = choice.get("delta") or choice.get("message") or {}
             calls += message.get("tool_calls") or ()
             reasoning = _text(message.get("reasoning_content") or message.get("reasoning"))  # the latter of Ollama
@@ -94,13 +98,13 @@ class ChatServer(ServerKind):
                 yield ReplyChunk(total=parts, text=text, reasoning=reasoning, likeliest=_likeliest(choice))
         if not finish:
             empty = "the server sent an empty reply: its context may be too small for the prompt"
-            raise LostServerError(stated_problem(other) or ("the reply is incomplete" if parts else empty))
+            raise UnreadableReplyError(stated_problem(other) or ("the reply is incomplete" if parts else empty))
         yield ReplyChunk(
             total=stated_count(usage.get("completion_tokens")) or parts,
-            end=ENDS.get(finish, "unstated"),
+            end=ENDS.get(finish.lower(), "limit"),
             calls=read_calls(calls),
             prompt_tokens=stated_count(usage.get("prompt_tokens")),
-            withheld=finish if finish in WITHHELD else "",
+            withheld="" if finish.lower() in ENDS else foreign_line(finish),
         )
 
 
@@ -114,7 +118,7 @@ def _text(content: Any) -> str:
 def _likeliest(choice: JsonObject) -> Mapping[int | str, float]:
     """Log probabilities of the likeliest first tokens, by their texts."""
     first: JsonObject = next(iter((choice.get("logprobs") or {}).get("content") or ()), {})
-    return {str(entry["token"]): float(entry["logprob"]) for entry in first.get("top_logprobs") or ()}
+    return {str(entry["token"]): log_probability(entry["logprob"]) for entry in first.get("top_logprobs") or ()}
 
 
 def chat_turns(conversation: Conversation) -> list[Turn]:

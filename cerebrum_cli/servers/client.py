@@ -16,7 +16,15 @@ from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import foreign_line, format_size
 from cerebrum_cli.servers.endpoint import KEY_VARIABLE, Endpoint
-from cerebrum_cli.servers.faults import ExchangeError, LostServerError, RequestError, failure, require_success
+from cerebrum_cli.servers.faults import (
+    NO_CREDIT_STATUS,
+    ExchangeError,
+    LostServerError,
+    RequestError,
+    UnreadableReplyError,
+    failure,
+    require_success,
+)
 
 if TYPE_CHECKING:
     import httpx2
@@ -97,6 +105,8 @@ class Client:
                 problem = "refuses this API key"
             hint = f"set {KEY_VARIABLE}, or key_env in its table in config.toml"
             return EndpointError(f"{self.endpoint.name} {problem}", hint)
+        if error.status == NO_CREDIT_STATUS:
+            hint = "check the credit of your account there"
         return EndpointError(f"{self.endpoint.name}: {where}{error}", hint)
 
     async def aclose(self) -> None:
@@ -186,17 +196,17 @@ async def read_lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 def require_size(body: bytes | bytearray) -> None:
     if len(body) > MAX_BYTES:
-        raise LostServerError(f"the reply is too large: more than {format_size(MAX_BYTES)}")
+        raise UnreadableReplyError(f"the reply is too large: more than {format_size(MAX_BYTES)}")
 
 
 def parse_json(body: bytes) -> Any:
-    """The value of a body. Raises LostServerError with the words of one that is not JSON."""
+    """The value of a body. Raises UnreadableReplyError with the words of one that is not JSON."""
     if not body.strip():
-        raise LostServerError("the server sent an empty reply")
+        raise UnreadableReplyError("the server sent an empty reply")
     try:
         return json.loads(body, strict=False)  # some servers do not escape control characters
     except (ValueError, RecursionError) as error:
-        raise LostServerError(f"the reply is not JSON: {body[:SHOWN].decode(errors='replace')}") from error
+        raise UnreadableReplyError(f"the reply is not JSON: {body[:SHOWN].decode(errors='replace')}") from error
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

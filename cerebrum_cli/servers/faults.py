@@ -9,6 +9,8 @@ from cerebrum_cli.core.errors import CerebrumError, EndpointError, GrammarError,
 from cerebrum_cli.engine.requests import Request
 
 RETRY_LATER = (408, 429, 503)
+NO_CREDIT = "insufficient_quota"  # the type of an error with status 429 that no waiting ends
+NO_CREDIT_STATUS = 402
 BUSY_S = 1.0  # of a busy server that does not state for how long
 MAX_BUSY_S = 60.0  # one that is busy for longer is lost
 PROBLEMS = ("error", "message", "detail", "msg")  # keys of an error's body: OpenAI's and FastAPI's
@@ -31,6 +33,11 @@ class LostServerError(ExchangeError):
     """No reply, or a damaged one. If the request `was_sent`, it may be the cause."""
 
     was_sent: bool = True
+
+
+@dataclass(eq=False)
+class UnreadableReplyError(LostServerError):
+    """A reply with status 200 that is not what was asked for."""
 
 
 @dataclass(eq=False)
@@ -57,6 +64,9 @@ class RequestError(ExchangeError):
 def failure(status: int, body: Any, retry_after: str = "") -> ExchangeError:
     """Error for an HTTP status, the JSON or the text of a body, and the header for a busy server."""
     reason = stated_problem(body) or f"status {status}"
+    error = body.get("error") if isinstance(body, dict) else None
+    if isinstance(error, dict) and error.get("type") == NO_CREDIT:
+        status = NO_CREDIT_STATUS
     delay = max(BUSY_S, float(retry_after) if retry_after.isdecimal() else 0.0)
     if status in RETRY_LATER and delay <= MAX_BUSY_S:
         return BusyServerError(reason, delay)

@@ -17,10 +17,11 @@ from cerebrum_cli.core.tools import ToolCalls
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.servers.endpoint import ServerInfo, Servers
 
+LEAST_LOGPROB = -9999.0  # which vLLM states for none
 ANY_CONTEXT = 2**24  # tokens, of a server that does not state its context
 DEFAULTS = SamplingParams()
 
-StopReason = Literal["eos", "limit", "unstated"]
+StopReason = Literal["eos", "limit"]
 
 
 @frozen
@@ -32,7 +33,7 @@ class ReplyChunk:
     - `total`: number of tokens so far; if ids are missing, `text` is that of all tokens since the last text
     - `reasoning`: sent by the server apart from the text after it
     - `progress`: tokens of the prompt that are evaluated, and all of them
-    - `end`: in the last part only. A "limit" is that of tokens or of the context; "unstated" counts as "eos" below it
+    - `end`: in the last part only. A "limit" is that of tokens or of the context
     - `calls`, `prompt_tokens`, `timings`: in the last part, if the server states them
     - `cached`: with `progress` or an `end`, the prompt tokens that came from the server's cache
     - `likeliest`: log probabilities of the likeliest first tokens, by id, or by text from a server that sends no ids
@@ -107,3 +108,11 @@ def file_name(path: str) -> str:
 def stated_count(count: Any) -> int | None:
     """A number of tokens that a server states; None without one that is possible."""
     return count if isinstance(count, int) and 0 < count <= ANY_CONTEXT else None
+
+
+def log_probability(stated: Any) -> float:
+    """A log probability that a server states, which may be above 0 by rounding. Raises ValueError or TypeError."""
+    value = float(stated)
+    if not value < 1:  # as NaN is not
+        raise ValueError(f"impossible log probability: {value}")
+    return min(max(value, LEAST_LOGPROB), 0.0)

@@ -11,7 +11,7 @@ from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import DRY_ALLOWED_LENGTH, DRY_BASE, DRY_BREAKERS, PENALTY_WINDOW
 from cerebrum_cli.core.text import foreign_line, well_formed
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.servers.kind import ReplyChunk, ServerKind, StopReason, file_name, stated_count
+from cerebrum_cli.servers.kind import ReplyChunk, ServerKind, StopReason, file_name, log_probability, stated_count
 
 PING_S = 15
 # What is off here, whatever the server's command line turns on. Stop strings are found here.
@@ -117,7 +117,7 @@ class LlamaServer(ServerKind):
                 yield _last(event, index)
             else:
                 tokens, total = event.get("tokens", ()), int(event["tokens_predicted"])
-                logprobs = [float(entry["logprob"]) for entry in event.get("completion_probabilities", ())]
+                logprobs = [log_probability(entry["logprob"]) for entry in event.get("completion_probabilities", ())]
                 yield ReplyChunk(tokens, logprobs, total, well_formed(event.get("content", "")), index=index)
 
 
@@ -147,4 +147,4 @@ def _last(reply: JsonObject, index: int) -> ReplyChunk:
 def _likeliest(reply: JsonObject) -> Mapping[int | str, float]:
     """Log probabilities of the likeliest first tokens."""
     first: JsonObject = next(iter(reply.get("completion_probabilities", ())), {})
-    return {int(entry["id"]): float(entry["logprob"]) for entry in first.get("top_logprobs", ())}
+    return {int(entry["id"]): log_probability(entry["logprob"]) for entry in first.get("top_logprobs", ())}

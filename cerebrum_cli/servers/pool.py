@@ -29,6 +29,7 @@ from cerebrum_cli.servers.faults import (
     ExchangeError,
     LostServerError,
     RequestError,
+    UnreadableReplyError,
 )
 from cerebrum_cli.servers.kind import ServerKind, origin
 from cerebrum_cli.servers.server import Job, Server, State
@@ -38,9 +39,12 @@ MAX_REFUSALS = 5  # requests that a server refuses before its first reply
 SILENCE_S = 60.0  # without a byte, after which a server has failed if another one can take its requests
 LONG_SILENCE_S = 300.0  # if none can: Ollama sends nothing while it loads a model or evaluates a prompt
 GIVE_UP_S = 600.0  # without a byte of a reply from any server
+UNREADABLE_HINT = "check the URL: it must be that of a language model server"
 JOIN_S = 1.0  # for the other servers at the start, once one is up
 TICK_S = 0.5
-KEY_STATUSES = (401, 403)
+MAX_UNREADABLE = 3  # replies of a server before its first readable one
+ACCOUNT_STATUSES = (401, 402)  # which concern no single request
+FORBIDDEN = 403  # a key, or what is asked for
 NO_EXACT_PROMPTS = NoticeEvent(
     "this server builds the prompt itself",
     f"for exact prompts, pull its model, and use {EXACT}, without a gateway",
@@ -194,17 +198,17 @@ class Pool:
     def _refuse(self, job: Job, server: Server, error: RequestError) -> None:
         """Refuse a job for a status of 4xx, unless that may be the server's fault."""
         reason = error.explain(job.request, server.alias)
-        if server.has_replied or job.is_shown or isinstance(reason, PromptTooLong):
+        refuses_all = error.status in ACCOUNT_STATUSES or (error.status == FORBIDDEN and not server.has_replied)
+        if job.is_shown or isinstance(reason, PromptTooLong) or (server.has_replied and not refuses_all):
             job.refuse(reason)
             return
         server.refusals += 1
         job.refused_by += (server,)
-        refuses_key = error.status in KEY_STATUSES
-        if refuses_key or self._others(job, server):
+        if refuses_all or self._others(job, server):
             self._queue.appendleft(job)
         else:
             job.refuse(reason)
-        if refuses_key or (server.refusals >= MAX_REFUSALS and not job.request.ask.stream):
+        if refuses_all or (server.refusals >= MAX_REFUSALS and not job.request.ask.stream):
             self._retire(server, server.client.fault(error, REFUSED_HINT, "it refuses every request: "))
 
     def _retry(self, job: Job, server: Server, error: LostServerError | BusyServerError) -> None:
@@ -213,6 +217,12 @@ class Pool:
         if job.is_shown or (is_stream and not self._has("connecting", "up", "busy")):
             job.fail(EndpointError(f"{server.name}: {error}", "check the server, then ask again"))
             return
+        if isinstance(error, UnreadableReplyError) and not server.has_replied:
+            server.unreadable += 1
+            if server.unreadable >= MAX_UNREADABLE:
+                self._queue.appendleft(job)
+                self._retire(server, EndpointError(f"{server.name}: {error}", UNREADABLE_HINT))
+                return
         if isinstance(error, LostServerError):
             self._note_problem(server)
             is_attempt = error.was_sent
@@ -271,6 +281,8 @@ class Pool:
             self._connect(server)
 
     def _retire(self, server: Server, error: Exception) -> None:
+        if server.connecting and server.connecting is not asyncio.current_task():
+            server.connecting.cancel()
         server.state = "unfit"
         server.problem = error
         if not isinstance(error, EndpointError) or all(other.state == "unfit" for other in self._servers):

@@ -76,7 +76,7 @@ class RemoteSample(ReplySample):
     def _end_reply(
         self, end: StopReason, reason: FinishReason | None = None, refusal: CerebrumError | None = None
     ) -> SampleEvents:
-        is_complete = end == "eos" or self.text.is_stopped or (end == "unstated" and not self._is_at_limit)
+        is_complete = end == "eos" or self.text.is_stopped
         last = list(self.text_events(self.text.finish(is_truncated=not is_complete)))
         yield from last
         if refusal:

@@ -17,12 +17,11 @@ from cerebrum_cli.servers.chat_completions import chat_turns
 from cerebrum_cli.servers.client import Client
 from cerebrum_cli.servers.description import ExpectedModel, describe
 from cerebrum_cli.servers.endpoint import Endpoint
-from cerebrum_cli.servers.faults import BusyServerError, ExchangeError, LostServerError
+from cerebrum_cli.servers.faults import BusyServerError, ExchangeError, UnreadableReplyError
 from cerebrum_cli.servers.kind import ReplyChunk, ServerKind
 from cerebrum_cli.servers.replies import RemoteSample
 
 RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # before a server that has failed so often is asked what it is
-UNSTATED_HINT = "the reply may be truncated; check the server's log, or update it"
 MAX_CHARACTERS = 8  # of a prompt for each of its tokens; texts have 1 to 5
 DROPPED_HINT = (
     "it may have dropped the rest: give it a larger context, as with OLLAMA_CONTEXT_LENGTH=16384 ollama serve"
@@ -81,7 +80,7 @@ class Server:
         self.rest_s = 0.0  # before it is asked what it is
         self.failures = 0  # since its last reply
         self.has_replied = False
-        self.refusals = 0  # before its first reply
+        self.refusals = self.unreadable = 0  # before its first reply
         self.busy_since = 0.0  # if it runs any job
         self.connecting: asyncio.Task[None] | None = None
         self._window, self._expected, self._note = window, expected, note
@@ -169,14 +168,12 @@ class Server:
                     if not reading:
                         return
             except (*DAMAGE, UnknownToken) as error:
-                raise LostServerError("damaged reply") from error
-        raise LostServerError("the reply is incomplete")
+                raise UnreadableReplyError("damaged reply") from error
+        raise UnreadableReplyError("the reply is incomplete")
 
     def _note_end(self, request: Request, chunk: ReplyChunk) -> None:
         if not (chunk.end and request.as_messages):
             return
-        if chunk.end == "unstated" and not chunk.withheld:
-            self._note(NoticeEvent(f"{self.name} gave no known reason for ending a reply", UNSTATED_HINT))
         # Ollama drops messages that exceed its context, without an error.
         characters = sum(len(turn.content) for turn in chat_turns(request.ask.conversation))
         if characters > MAX_CHARACTERS * (chunk.prompt_tokens or inf):

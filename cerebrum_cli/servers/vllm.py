@@ -15,7 +15,7 @@ from cerebrum_cli.core.text import foreign_line
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.servers.chat_completions import SHARED_PARAMS
 from cerebrum_cli.servers.faults import LostServerError
-from cerebrum_cli.servers.kind import ReplyChunk, ServerKind, StopReason, file_name, stated_count
+from cerebrum_cli.servers.kind import ReplyChunk, ServerKind, StopReason, file_name, log_probability, stated_count
 
 SEQUENCES = 256  # it does not report its --max-num-seqs, which is at least this; what is too much waits there
 TOKEN_ID = "token_id:"  # before an id that stands for the text of a token
@@ -82,7 +82,8 @@ class Vllm(ServerKind):
                     raise EndpointError("vLLM does not send token ids", "update it, or connect without a gateway")
                 finish = choice.get("finish_reason") or finish
                 scores = choice.get("logprobs") or {}
-                yield ReplyChunk(choice["token_ids"], scores.get("token_logprobs") or (), likeliest=_likeliest(scores))
+                logprobs = [log_probability(stated) for stated in scores.get("token_logprobs") or ()]
+                yield ReplyChunk(choice["token_ids"], logprobs, likeliest=_likeliest(scores))
         if not finish:
             return
         if finish not in ENDS:  # such as "abort" or "repetition"
@@ -95,4 +96,4 @@ class Vllm(ServerKind):
 def _likeliest(logprobs: JsonObject) -> Mapping[int | str, float]:
     """Log probabilities of the likeliest first tokens."""
     first: JsonObject = (logprobs.get("top_logprobs") or [{}])[0] or {}
-    return {int(name.removeprefix(TOKEN_ID)): float(first[name]) for name in first if TOKEN_ID in name}
+    return {int(name.removeprefix(TOKEN_ID)): log_probability(first[name]) for name in first if TOKEN_ID in name}

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import exp
+from math import exp, inf, nan
 
 import pytest
 from installations import source_of
@@ -64,6 +64,19 @@ def test_what_servers_do_not_tell_is_an_error(kind: type[ModelServer]) -> None:
     with asking(kind, {"x": -0.1}) as (model, _):
         error = decided(model).result
         assert isinstance(error, EndpointError) and "20 likeliest" in error.message
+
+
+@pytest.mark.parametrize("kind", [LlamaServer, OllamaServer])
+@pytest.mark.parametrize(("logprob", "is_possible"), [(800.0, False), (nan, False), (1e-7, True), (-inf, True)])
+def test_impossible_log_probabilities_are_a_damaged_reply(
+    kind: type[ModelServer], logprob: float, is_possible: bool
+) -> None:
+    with asking(kind, {"y": logprob, "n": -2.0}) as (model, _):
+        if is_possible:
+            assert isinstance(decided(model).result, Decision)
+            return
+        with pytest.raises(EndpointError, match="damaged reply"):
+            decided(model)
 
 
 def test_a_server_that_ends_is_replaced_by_another() -> None:

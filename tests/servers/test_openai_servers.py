@@ -157,17 +157,25 @@ def test_served_model_follows_a_schema(server: OllamaServer, ask: Ask) -> None:
     assert "this server cannot continue a reply" in ask("chat", "-c", piped=b"/continue\n").err
 
 
-@pytest.mark.parametrize("finish", ["stop", "length", "MAX_TOKENS"])
-def test_served_model_reply_is_kept_and_noticed_if_its_end_is_unknown(
-    server: OllamaServer, ask: Ask, finish: str
+@pytest.mark.parametrize(
+    ("finish", "meaning"),
+    [
+        *(("stop", "stop"), ("COMPLETE", "stop"), ("eos_token", "stop"), ("function_call", "stop")),
+        *(("length", "length"), ("MAX_TOKENS", "length"), ("max_output_tokens", "length")),
+        *(("timeout", None), ("insufficient_system_resource", None), ("content_filter", None)),
+    ],
+)
+def test_served_model_reply_is_complete_only_after_a_known_end(
+    server: OllamaServer, ask: Ask, finish: str, meaning: str | None
 ) -> None:
     server.finish_reason = finish
     for command in ("ask", "2 + 2?", "--json"), ("batch", questions(1), "-o", "-"):
         done = ask(*command, "-n", "9999")
-        found = json.loads(done.out)
-        assert (done.code, found["final_answer"]) == (0, "4"), done.err
-        assert found["finish_reason"] == ("length" if finish == "length" else "stop")
-        assert ("gave no known reason for ending a reply" in done.err) == (finish not in ("stop", "length"))
+        if meaning:
+            found = json.loads(done.out)
+            assert (done.code, found["final_answer"], found["finish_reason"]) == (0, "4", meaning), done.err
+        else:
+            assert done.code and f"the server ended the reply: {finish}" in done.err + done.out
 
 
 @pytest.mark.parametrize("field", ["seed", "reasoning_effort"])

@@ -91,8 +91,12 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "reset before the reply": ({"reset_after": 0}, unavailable("connection lost")),
     "reset within the reply": ({"reset_after": 12}, unavailable("connection lost")),
-    "not JSON": ({"body": b"not JSON"}, unavailable("the reply is not JSON: not JSON")),
-    "another shape": ({"body": b"3"}, unavailable("damaged reply")),
+    "not JSON": ({"body": b"not JSON", "times": 2}, unavailable("the reply is not JSON: not JSON")),
+    "another shape": ({"body": b"3", "times": 2}, unavailable("damaged reply")),
+    "never JSON": (
+        {"body": b"page", "times": None},
+        ["first is unavailable: the reply is not JSON: page", "first: the reply is not JSON: page", ALL],
+    ),
     "500": ({"status": 500}, unavailable("scripted")),
     "500 with status 200": ({"body": b'{"error":"scripted"}'}, unavailable("scripted")),
     "502, at length": (
@@ -233,6 +237,7 @@ DAMAGE: list[tuple[type[ModelServer], dict[str, Any], str]] = [
     (VllmServer, vllm_choice(finish_reason=None), "the reply is incomplete"),
     (VllmServer, vllm_choice(token_ids=["x"]), "damaged reply"),
     (VllmServer, vllm_choice(finish_reason="abort"), "the reply ended with abort"),
+    (VllmServer, vllm_choice(token_ids=[104], logprobs={"token_logprobs": [800.0]}), "damaged reply"),
 ]
 
 
@@ -289,6 +294,7 @@ EVERY = {"status": 422, "times": None}
 ANOTHER_VOCABULARY = {"path": "/tokenize", "body": b'{"tokens":[1,2,3]}', "times": None}
 DIFFERS = "first serves tiny.gguf, whose vocabulary differs from that of the local model"
 FIRST = "first is unavailable: scripted"
+NO_CREDIT = b'{"error": {"message": "no quota", "type": "insufficient_quota", "code": "insufficient_quota"}}'
 FAILED = "EndpointError: this request failed 3 times, last on server 1: scripted"
 ONLY: dict[str, tuple[list[str], Sequence[Request], dict[str, Any]]] = {
     "a short outage": ([FIRST, ALL], ROWS, {"status": 500, "times": 2}),
@@ -302,6 +308,21 @@ ONLY: dict[str, tuple[list[str], Sequence[Request], dict[str, Any]]] = {
     ),
     "422 for the only stream": (["EndpointError: server 1: scripted"], [STREAM], EVERY),
     "401": (["error: first requires an API key"], ROWS, {"status": 401}),
+    "429 for ever": (
+        ["error: first: it refuses every request: no quota"],
+        ROWS,
+        {"status": 429, "body": NO_CREDIT, "times": None, "let_through": 6},
+    ),
+    "never JSON": (
+        ["first is unavailable: the reply is not JSON: page", "error: first: the reply is not JSON: page"],
+        ROWS,
+        {"body": b"page", "times": None},
+    ),
+    "an event that is not JSON, later": (
+        ["first is unavailable: the reply is not JSON: page", ALL],
+        ROWS,
+        {"body": b"page", "times": 4, "let_through": 2},
+    ),
     "403 for a row, later": (
         ["EndpointError: server 1: scripted", "11 replies"],
         ROWS,
