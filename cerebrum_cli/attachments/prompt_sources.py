@@ -139,6 +139,8 @@ def _read_found(
         matches = search.find(skipped)
     new = [match for match in matches if os.path.realpath(match) not in seen]
     seen.update(map(os.path.realpath, new))
+    if new and is_document(path):
+        require_markitdown(path.name)
     files: list[PromptFile] = []
     left_out: list[Skipped] = []
     size = 0
@@ -146,8 +148,6 @@ def _read_found(
         shown = match.relative_to(Path.cwd()) if match.is_relative_to(Path.cwd()) else match
         try:
             files.append(_read_match(shown, match.suffix == path.suffix, on_notice))
-        except MissingMarkitdown:
-            raise
         except UsageError as error:
             reason = error.message.removeprefix(str(shown)).lstrip(": ")
             left_out.append(Skipped(shown, reason))
@@ -335,26 +335,26 @@ def read_piped(piped: SupportsRead[bytes]) -> str:
     return decode_text(piped.read(MAX_PROMPT_BYTES + 1), "standard input", MAX_PROMPT_BYTES, PromptTooLong)
 
 
-class MissingMarkitdown(UsageError):
-    """markitdown is not installed, so no document of any type can be converted."""
-
-
 def is_document(path: Path) -> bool:
     return path.suffix.lower() in ENDINGS
 
 
 def document_text(path: Path, name: str) -> str:
     """The text of a document as Markdown. Raises UsageError if it has none, or cannot be converted."""
-    from importlib.util import find_spec
-
     with readable(path):
         path.stat()
-    if find_spec("markitdown") is None:
-        raise MissingMarkitdown(f"{name}: documents need markitdown", pip_install('"cerebrum-cli[documents]"'))
+    require_markitdown(name)
     text = decode_text(_converted(path, name), f"the text of {name}", MAX_PROMPT_BYTES, PromptTooLong)
     if not text.strip():
         raise UsageError(f"{name}: no text found", "if its pages are images, recognize their text first (OCR)")
     return text
+
+
+def require_markitdown(name: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec("markitdown") is None:
+        raise UsageError(f"{name}: documents need markitdown", pip_install('"cerebrum-cli[documents]"'))
 
 
 def _converted(path: Path, name: str) -> bytes:

@@ -186,7 +186,7 @@ def test_document_without_markitdown_names_the_extra(monkeypatch: pytest.MonkeyP
     with pytest.raises(UsageError, match="documents need markitdown") as raised:
         read(Path("a.pdf"))
     assert raised.value.hint == f'{PYTHON} -m pip install "cerebrum-cli[documents]"'
-    assert refusal(Path("*.pdf")) == "a.pdf: documents need markitdown"
+    assert refusal(Path("*.pdf")) == "*.pdf: documents need markitdown"
 
 
 def test_documents_of_a_pattern_are_read_and_those_of_a_directory_are_not(folder: Path) -> None:
