@@ -79,13 +79,13 @@ class Session:
     id: int
     name: str
     origin: Origin
-    system_prompt: str | None
-    model: str | None
-    format: str | None
     params: JsonObject
-    leaf: int | None
     created: float
     updated: float
+    system_prompt: str | None = None
+    model: str | None = None
+    format: str | None = None
+    leaf: int | None = None
     first: int | None = None
 
     @property

@@ -123,8 +123,8 @@ class Store:
         row = {"name": name, "origin": origin, "params": {}, **values, "created": now, "updated": now}
         columns, places = ", ".join(row), ", ".join("?" * len(row))
         with self.transaction() as database, self._unique_name(name):
-            database.execute(f"INSERT INTO sessions ({columns}) VALUES ({places})", tuple(row.values()))
-            [session] = self._sessions("WHERE name = ?", name)
+            cursor = database.execute(f"INSERT INTO sessions ({columns}) VALUES ({places})", tuple(row.values()))
+            session = Session(id=cursor.lastrowid or 0, **row)
             return self.add_message(session, question) if question else session
 
     def find(self, name: str) -> Session | None:
