@@ -100,19 +100,22 @@ def usage_error(error: typer.TyperException, context: typer.Context | None, comm
     elif command:
         path = f"cerebrum {command.name}"
     known = [option for parameter in context.command.params for option in parameter.opts] if context else []
+    near = near or next(iter(getattr(error, "possibilities", None) or ()), "")
+    hint = usage_hint(problem, path, known, near)
+    return UsageError(problem[:1].lower() + problem[1:], hint)
+
+
+def usage_hint(problem: str, path: str, known: Sequence[str], near: str) -> str:
+    """What to write instead, for a command at a `path`, the flags that it knows, and the name that is most like it."""
+    for unknown, own, hint in OTHER_PROGRAMS:
+        if problem in (f"No such command '{unknown}'", f"No such option: {unknown}") and (own is None or own in known):
+            return hint
+    if path == "cerebrum" and re.fullmatch(r"(?as)No such command .[\w-]*[^\w-].*.", problem):  # no name: a question
+        return 'did you mean cerebrum ask "..."?'
     option = problem.removeprefix("No such option: ")
     key = option.removeprefix("--").replace("-", "_")
-    possibilities: Sequence[str] = getattr(error, "possibilities", None) or ()
-    hint = f"see {path} --help"
     if longer := [own for own in known if option.startswith("--") and own.startswith(flag(key))]:
-        hint = f"did you mean {' or '.join(longer)}?"
-    elif "--set" in known and key in OPTIONS:
-        hint = f"use --set {key}=VALUE"
-    elif near or possibilities:
-        hint = f"did you mean {near or possibilities[0]}?"
-    if path == "cerebrum" and re.fullmatch(r"(?as)No such command .[\w-]*[^\w-].*.", problem):  # no name: a question
-        hint = 'did you mean cerebrum ask "..."?'
-    for unknown, own, other_hint in OTHER_PROGRAMS:
-        if problem in (f"No such command '{unknown}'", f"No such option: {unknown}") and (own is None or own in known):
-            hint = other_hint
-    return UsageError(problem[:1].lower() + problem[1:], hint)
+        return f"did you mean {' or '.join(longer)}?"
+    if "--set" in known and key in OPTIONS:
+        return f"use --set {key}=VALUE"
+    return f"did you mean {near}?" if near else f"see {path} --help"
