@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.attachments.prompt_sources import PromptSources
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.ask import Votes
+    from cerebrum_cli.core.tools import Tools
     from cerebrum_cli.replies.source import ModelSource
 
 USUAL_ANSWER = 250  # tokens, about
@@ -66,9 +67,10 @@ class AskCommand(AskOptions):
         from cerebrum_cli.terminal.sinks import ReplyDisplay
 
         display = ReplyDisplay(app.streams, self.yes, is_hidden=self.verbose)
+        tools: Tools = ()
         if self.tool_flag:
             display.find = self.tool_finder(app)
-        tools = display.tools_of(self.tool_sources)
+            tools = display.tools_of(self.tool_sources)
         open_history = cache(app.open_history)  # imported and opened when it is needed, mostly after the answer
         overrides: Layer = self.overrides
         session = None

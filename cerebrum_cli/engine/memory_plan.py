@@ -118,7 +118,7 @@ def fitting_slots(options: LoadOptions, length: int, free: FreeMemory) -> int:
     """
     sizes, context = options.sizes, options.context
     most = context.slots
-    if context.kv_unified and sizes.has_windows and not context.swa_full:
+    if most == 1 or (context.kv_unified and sizes.has_windows and not context.swa_full):
         return 1
     if context.kv_unified and not sizes.state_bytes:
         return most

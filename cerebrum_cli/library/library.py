@@ -101,10 +101,7 @@ class Library:
         return self.find(self.parse(text))
 
     def parse(self, text: str) -> Reference:
-        """Parse a reference; registered names come first. Raises ModelNotFound, or UsageError for an invalid URL."""
-        text = text.strip()
-        if ":" not in text and self.registry.find(text):
-            return ModelReference(text)
+        """Parse a reference. Raises ModelNotFound, or UsageError for an invalid URL."""
         try:
             return parse_reference(text, environment("HF_ENDPOINT"))
         except UsageError as error:

@@ -423,10 +423,14 @@ class Model:
 
     def save_prompt_of(self, replies: Sequence[Reply], conversation: Conversation) -> NoticeEvent | None:
         """Save the prompt of replies, and the prefix that such prompts share, if they took long to evaluate."""
+        is_long = any(reply.has_long_prompt for reply in replies)
+        slow = [reply for reply in replies if reply.has_slow_prefill(reply.finish.prompt_tokens)]
+        if not (is_long or slow):  # rendering and tokenizing the prefix takes time
+            return None
         return self.save_prompt_cache(
             conversation,
-            is_slow=lambda tokens: any(reply.has_slow_prefill(tokens) for reply in replies),
-            min_tokens=LONG_PROMPT if any(reply.has_long_prompt for reply in replies) else None,
+            is_slow=lambda tokens: any(reply.has_slow_prefill(tokens) for reply in slow),
+            min_tokens=LONG_PROMPT if is_long else None,
         )
 
 

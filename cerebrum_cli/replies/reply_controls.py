@@ -63,6 +63,8 @@ class ReplyControls:
 
     def mode(self, settings: Settings, system_prompt: str | None, prompt_end: str = "") -> ReasoningMode:
         """The mode of replies with these settings, by the end of their prompt, where a template may open reasoning."""
+        if not self.format.markups:
+            return ReasoningMode((), None, None)
         own, opened = self.format.own_markups(system_prompt), self.format.open_markup(prompt_end)
         if opened is None and settings.thinks is False and self.format.has_switch:
             own = ()
