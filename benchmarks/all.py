@@ -67,7 +67,6 @@ BENCHMARKS = (
     Benchmark("same_text", (MT_BENCH, GSM8K, HUMAN_EVAL), needs_model=True),
     Benchmark("reasoning_limits", (GSM8K,), needs_model=True),
     Benchmark("comparison_level"),
-    Benchmark("lm_eval_parity", (GSM8K,)),
     Benchmark("merge", measures_shape=True),
     Benchmark("conversion", needs_converter=True),
     Benchmark("plots"),

@@ -53,7 +53,8 @@ class Copy:
 @pytest.mark.parametrize(
     ("package", "commands"),
     [
-        ("eval", ("eval", "lm-eval", "runs")),
+        ("eval", ("eval", "runs")),
+        ("lm_eval", ("lm-eval",)),
         ("weights", ("merge",)),
         ("cluster", ()),
         ("doctor", ("doctor",)),

@@ -37,20 +37,29 @@ Options = Mapping[str, Option]  # by name
 
 
 class Argument(NamedTuple):
-    """An argument of the command line: its name in help, its help, and what completes it."""
+    """An argument of the command line: its name in help, its help, and what completes it.
+
+    One that `takes_options` is a list of all words but the command's own options and their values.
+    """
 
     metavar: str
     help: str
     values: Values | None
     is_list: bool
     is_required: bool
+    takes_options: bool
 
 
 def argument(
-    metavar: str, help: str, values: Values | None = None, is_list: bool = False, is_required: bool = True
+    metavar: str,
+    help: str,
+    values: Values | None = None,
+    is_list: bool = False,
+    is_required: bool = True,
+    takes_options: bool = False,
 ) -> Any:
     """Declare a field as an argument; if it is not required, it is None or empty without one."""
-    metadata = {"argument": Argument(metavar, help, values, is_list, is_required)}
+    metadata = {"argument": Argument(metavar, help, values, is_list, is_required, takes_options)}
     if is_required:
         return field(metadata=metadata)
     return field(default_factory=list, metadata=metadata) if is_list else field(default=None, metadata=metadata)
@@ -123,7 +132,9 @@ class ParsedCommand(TyperCommand):
         parameters += [Flag(each) for each in self.options.values() if each.heading]
         if self.settable:
             parameters.append(Flag(SET_OPTION._replace(values=self.assignments)))
-        super().__init__(name, params=parameters, context_settings=NO_HELP, rich_markup_mode=None, **shown)
+        takes_options = any(each.takes_options for each in declared.values() if each)
+        context = {**NO_HELP, "ignore_unknown_options": takes_options}
+        super().__init__(name, params=parameters, context_settings=context, rich_markup_mode=None, **shown)
 
     def invoke(self, ctx: Any) -> None:
         app = app_of(ctx)

@@ -1,4 +1,4 @@
-"""Optional: measure how well a model answers; runs, lm-evaluation-harness, scores and plots.
+"""Optional: measure how well a model answers; runs, scores and plots.
 
 Public modules: `extension`, its commands, and `recorded`, runs of other packages.
 """

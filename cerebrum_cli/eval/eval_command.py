@@ -12,10 +12,10 @@ import typer
 
 from cerebrum_cli.cli.command import argument, settings_options
 from cerebrum_cli.cli.row_commands import Work, answer_missing, resumable
-from cerebrum_cli.core.declaration import PATH, flag, option, option_group, options_of
+from cerebrum_cli.core.declaration import PATH, option, option_group
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.settings import REPLY_KEYS, Layer
+from cerebrum_cli.core.settings import REPLY_KEYS
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.eval.completions import tasks
 from cerebrum_cli.eval.eval_options import EvalOptions
@@ -44,7 +44,7 @@ class EvalCommand(EvalOptions):
         temperature="Sampling temperature [default: the model's, else 0, or 0.7 with several samples]",
         seed="Random seed [default: 0]",
     )
-    task: str = argument("TASK", "Task such as gsm8k, humaneval or ifeval, or a file like exam.jsonl", tasks)
+    task: str = argument("TASK", "Task such as gsm8k or humaneval, or a file like exam.jsonl", tasks)
     output: Path | None = option(
         "File for the run [default: named after task and model]", "Output", PATH, short="-o", metavar="RUN.jsonl"
     )
@@ -53,16 +53,12 @@ class EvalCommand(EvalOptions):
         from cerebrum_cli.eval.prepared import prepare
         from cerebrum_cli.eval.runs_command import print_run
         from cerebrum_cli.eval.stored_runs import RunStore, require_run_file
-        from cerebrum_cli.eval.tasks import HARNESS_TASKS
         from cerebrum_cli.results.results import output_paths
 
         source, output = self.task, self.output
         if output:
             require_run_file(output)
             output_paths(output, Path(source))
-        if source in HARNESS_TASKS:
-            run_in_harness(app, source, self.overrides, self)
-            return
         prepared = prepare(app, source, self.overrides, self)
         path, why_new = (output, "") if output else RunStore.of(app).path_for(prepared.fingerprint)
         if why_new:
@@ -82,22 +78,6 @@ class EvalCommand(EvalOptions):
             app.streams.error(error)
         if prepared.task.bad_rows or any(sample.is_skipped for sample in samples):
             raise typer.Exit(SOME_FAILED)
-
-
-def run_in_harness(app: App, source: str, overrides: Layer, options: EvalOptions) -> None:
-    """Evaluate a task that lm-eval scores. Raises UsageError for options that do not apply to it."""
-    from cerebrum_cli.eval.lm_eval_command import KEYS, LmEvalOptions, evaluate_harness_tasks
-    from cerebrum_cli.eval.reproduction import given_options
-    from cerebrum_cli.eval.tasks import HARNESS_TASKS
-
-    kept = options_of(LmEvalOptions).keys() - {"preset"}
-    others = [name for name in options_of(EvalOptions) if name not in kept]
-    needless = [*given_options(options, *others), *(flag(key) for key in overrides if key not in KEYS)]
-    if needless:
-        raise UsageError(f"{needless[0]} does not apply to {source}, which lm-eval evaluates", "omit it")
-    task, arguments = HARNESS_TASKS[source]
-    shared = {name: getattr(options, name) for name in kept if hasattr(options, name)}
-    evaluate_harness_tasks(app, [task], overrides, LmEvalOptions(**shared, **arguments))
 
 
 def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: EvalOptions) -> Run:

@@ -161,25 +161,6 @@ def bounds(interval: Sequence[float]) -> str:
     return f"{low:.3f} to {high:.3f}"
 
 
-def with_error(value: float, error: float | None) -> str:
-    if error is None:
-        return f"{value:.4f}"
-    return f"{value:.4f} ± {error:.4f}"
-
-
-print_published = partial(
-    print_columns,
-    {
-        "task": "task",
-        "metric": "metric",
-        "this run": lambda row: with_error(row["value"], row["stderr"]),
-        "card": lambda row: with_error(row["published"], row["published_stderr"]),
-        "z": lambda row: None if row["z"] is None else f"{row['z']:+.1f}",
-    },
-    shorten="task",
-)
-
-
 print_runs = partial(
     print_columns,
     {

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import Texts, braced
 from cerebrum_cli.eval.questions import Match
 from cerebrum_cli.eval.reading import Convert
@@ -184,12 +184,4 @@ TASKS = {
     )
 }
 SUMS = Path(__file__).parents[1] / "data" / "sums.jsonl"  # bundled questions that the bundled model can answer
-
-
-# Tasks that lm-eval evaluates, by their names there, and the options with which it does.
-HARNESS_TASKS: dict[str, tuple[str, JsonDict]] = {
-    "gpqa-diamond": ("gpqa_diamond_cot_zeroshot", {"apply_chat_template": True}),  # arXiv 2311.12022
-    "ifeval": ("ifeval", {"apply_chat_template": True}),  # arXiv 2311.07911
-    "mmlu": ("mmlu", {"num_fewshot": 5}),  # arXiv 2009.03300
-}
-TASK_NAMES = (*TASKS, SUMS.stem, *HARNESS_TASKS)
+TASK_NAMES = (*TASKS, SUMS.stem)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from time import sleep
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from cerebrum_cli.core.environment import environment, named_proxy, set_environment, set_environment_default
+from cerebrum_cli.core.environment import environment, named_proxy, set_environment_default
 from cerebrum_cli.core.errors import DAMAGE, CerebrumError, ConfigError, ModelNotFound, PullError
 from cerebrum_cli.core.events import NoticeEvent, Progress
 from cerebrum_cli.core.files import exists
@@ -133,18 +133,6 @@ def check_reachable() -> str:
     if response.status_code >= 500:
         raise HubError(f"{address}: server error {response.status_code}", _LATER)
     return address
-
-
-def offline_if_unreachable() -> str:
-    """If the Hub cannot be reached, keep this process from trying, and return why; otherwise return no text."""
-    try:
-        check_reachable()
-    except HubError as error:
-        set_environment("HF_HUB_OFFLINE", "1")
-        values: Any = constants()
-        values.HF_HUB_OFFLINE = True  # it has read the variable already
-        return error.message
-    return ""
 
 
 @contextmanager

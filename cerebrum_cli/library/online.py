@@ -18,7 +18,6 @@ from cerebrum_cli.library.hub_requests import (
     HubError,
     RetryPolicy,
     check_reachable as check_reachable,
-    offline_if_unreachable as offline_if_unreachable,
     token_location as token_location,
 )
 from cerebrum_cli.library.installed import InstalledModel

@@ -153,34 +153,6 @@ class BatchProgress:
         return f"{self._all_tokens / seconds:.1f} tokens/s" if self._all_tokens else f"{done / seconds:.1f} rows/s"
 
 
-class StageProgress:
-    """The current stage of a long operation, in a line."""
-
-    def __init__(self, streams: Streams, is_shown: bool) -> None:
-        self._streams = streams
-        self._line = LiveLine(streams, self._render)
-        self._draws = streams.can_redraw and is_shown
-        self._started = time.monotonic()
-        self._stage = StageEvent("", 0, 1)
-
-    def emit(self, event: Event) -> None:
-        if isinstance(event, NoticeEvent):
-            self._line.erase()
-            self._streams.note(event)
-        if isinstance(event, StageEvent):
-            self._stage = event
-        if self._draws:
-            self._line.show()
-
-    def close(self) -> None:
-        self._line.erase()
-
-    def _render(self, _: int) -> Segments:
-        stage = self._stage
-        yield f"{stage.done:{len(str(stage.total))}}/{stage.total} ", "green"
-        yield f"{format_duration(time.monotonic() - self._started)} {stage.stage}", ""
-
-
 class FileProgress(AbstractContextManager["FileProgress"]):
     """Progress of files on a terminal: a bar for each stage, which stays when the stage is done."""
 

@@ -18,8 +18,8 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.requests import LoadOptions
 from cerebrum_cli.engine.step import StopFlag, TokenRow
-from cerebrum_cli.eval.lm_eval_command import open_for_lm_eval
 from cerebrum_cli.library.installed import InstalledModel
+from cerebrum_cli.lm_eval.lm_eval_command import open_model
 from cerebrum_cli.replies.source import ModelSource
 
 
@@ -114,7 +114,7 @@ def test_exact_scores_keep_their_own_cache(wide: Path) -> None:
     uses: tuple[Literal["scoring", "generation"], ...] = ("scoring", "generation")
     source = ModelSource(installation(open_file), model, settings, raw=True)
     for use in uses:
-        loaded = open_for_lm_eval(source, use)
+        loaded = open_model(source, use)
         list(loaded.engine.load())
         loaded.engine.close()
     types = [(each.context.cache_type_k, each.context.cache_type_v, each.context.flash_attention) for each in opened]

@@ -23,7 +23,7 @@ from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.loglikelihood import LogprobScores, ScoreRequest
 from cerebrum_cli.engine.machine import processor_name
-from cerebrum_cli.eval import lm_eval_command as lm_eval, scorers
+from cerebrum_cli.eval import scorers
 from cerebrum_cli.eval.questions import SAMPLE_KEYS
 from cerebrum_cli.eval.scorers import SCORING_VERSION
 from cerebrum_cli.formats.prompt_format import CEREBRUM
@@ -240,22 +240,6 @@ def test_raw_needs_no_template(command: CommandLine, sums: Path, tmp_path: Path)
     assert command.run(*arguments, "--raw", "--json").object["n"] == 2
     refused = command.run(*arguments, "--raw", "--samples", "2", "--check", "python")
     assert problem(refused) == "error: --check and --raw cannot be used together"
-
-
-def test_task_of_lm_eval_is_evaluated_by_it(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = command.run("eval", "ifeval", *MODEL, "--samples", "2")
-    assert problem(refused) == "error: --samples 2 does not apply to ifeval, which lm-eval evaluates"
-    for option in (("--schema", "s.json"), ("--grammar", "g"), ("--ray", "auto"), ("--endpoint", "http://localhost:1")):
-        assert f"error: {option[0]} {option[1]} does not apply" in problem(command.run("eval", "mmlu", *MODEL, *option))
-    assert "--temperature does not apply" in problem(command.run("eval", "mmlu", *MODEL, "--temperature", "1"))
-    asked = list[tuple[list[str], lm_eval.LmEvalOptions]]()
-    monkeypatch.setattr(lm_eval, "evaluate_harness_tasks", lambda _, tasks, __, options: asked.append((tasks, options)))
-    for name in ("ifeval", "mmlu"):
-        assert command.run("eval", name, *MODEL, "--limit", "3", "-o", "results.json").code == 0
-    assert [
-        (tasks, options.apply_chat_template, options.num_fewshot, options.limit, options.output)
-        for tasks, options in asked
-    ] == [(["ifeval"], True, None, 3, Path("results.json")), (["mmlu"], False, 5, 3, Path("results.json"))]
 
 
 def test_runs_of_two_models_are_compared(command: CommandLine, sums: Path, tmp_path: Path) -> None:

@@ -1,10 +1,8 @@
-"""A model for lm-evaluation-harness on this engine: exact tokens, shared prefixes evaluated once, requests packed.
-
-Only the modules of this folder import lm_eval, which takes seconds.
-"""
+"""A model for lm-evaluation-harness on this engine: exact tokens, shared prefixes evaluated once, requests packed."""
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -14,18 +12,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
 
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens, conversation_from_messages
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
-from cerebrum_cli.core.events import Emit, NoticeEvent, RefusedEvent, StageEvent, raise_refusals
+from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, raise_refusals
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.engine.capacity import build_version
 from cerebrum_cli.engine.loglikelihood import LogprobScores, ScoreRequest
-from cerebrum_cli.eval.lm_eval.generation import Prompt, answer_of, group_requests
 from cerebrum_cli.formats.prompt_format import RAW
+from cerebrum_cli.lm_eval.generation import Prompt, answer_of, group_requests
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.majority_vote import Continuation, Outcome, Row
 from cerebrum_cli.replies.reply import Reply
@@ -38,29 +37,34 @@ TokenList = list[int]  # token ids as lm-eval has them
 # The key of a result in lm-eval's cache, if any; the tokens of a context; the tokens to score after it.
 EncodedPair = tuple[Any, TokenList, TokenList]
 
+logger = logging.getLogger("lm_eval")  # which writes a line for each warning
+
 REPLY_SPACE = " "
+IGNORED = {"model", "batch_size", "max_batch_size", "device"}  # arguments of all models of lm-eval
 EXAMPLE = "0"  # a message, to see what a format puts before a reply
 
 
 class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependency
     """A model that `open_model` loads for scoring or for generation when it is first used so; `close` frees it.
 
-    Sampled replies have seeds from `seed` on. `on_event` gets progress and notices. `add_bos_token` is whether BOS
-    precedes a text; None leaves it to the vocabulary.
+    The other arguments are values of `--model_args`. `add_bos_token` is whether BOS precedes a text; None leaves it to
+    the vocabulary. Sampled replies have seeds from `seed` on.
     """
 
     def __init__(
         self,
         open_model: Callable[[Use], Model],
-        on_event: Emit,
-        seed: int = 0,
         add_bos_token: bool | None = None,
+        seed: int = 0,
+        **others: Any,
     ) -> None:
         super().__init__()
-        self.on_event = on_event
+        if unknown := others.keys() - IGNORED:
+            problem = f"--model_args {min(unknown)}: this model has only add_bos_token and seed"
+            raise UsageError(problem, "settings are options of cerebrum lm-eval: --ctx N, --think off, ...")
         self._open_model = open_model
-        self._seed = seed
         self._add_bos_token = add_bos_token
+        self._seed = seed
         self._loaded: Model | None = None
         self._use: Use = "scoring"
         self._chat: Conversation | None = None  # the last one that was rendered
@@ -164,27 +168,27 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         self._prepare("generation")
         rows = self._plan_prompts(requests)
         texts = [""] * len(requests)
-        done = answered = unfinished = 0
-        for event in self._model.run_rows(rows):
-            if not isinstance(event, Outcome):
-                self.on_event(event)
-                continue
-            prompt: Prompt = event.row.key
-            answer = self._answer_of(event, prompt.settings)
-            answered += 1
-            unfinished += answer is None
-            text = answer or ""
-            if self._ends_in_reply_space(prompt.text):
-                text = text.removeprefix(REPLY_SPACE)
-            for position in prompt.answered[event.sample]:
-                texts[position] = text
-                done += 1
-            if prompt.settings.temperature == 0:  # equal requests would get the same text from the cache
-                self.cache_hook.add_partial("generate_until", prompt.key, text)
-            self.on_event(StageEvent("generating", done, len(requests)))
+        answered = unfinished = 0
+        with tqdm(total=len(requests), desc="Generating") as progress:
+            for event in self._model.run_rows(rows):
+                if not isinstance(event, Outcome):
+                    warn_of(event)
+                    continue
+                prompt: Prompt = event.row.key
+                answer = self._answer_of(event, prompt.settings)
+                answered += 1
+                unfinished += answer is None
+                text = answer or ""
+                if self._ends_in_reply_space(prompt.text):
+                    text = text.removeprefix(REPLY_SPACE)
+                for position in prompt.answered[event.sample]:
+                    texts[position] = text
+                    progress.update()
+                if prompt.settings.temperature == 0:  # equal requests would get the same text from the cache
+                    self.cache_hook.add_partial("generate_until", prompt.key, text)
         if unfinished:
-            problem = f"{unfinished} of {answered} replies ended while thinking"
-            self.on_event(NoticeEvent(problem, "raise --gen-kwargs max_gen_toks=N, or limit thinking with --think N"))
+            message = "%d of %d replies ended while thinking: raise max_gen_toks, or limit --think"
+            logger.warning(message, unfinished, answered)
         return texts
 
     def _answer_of(self, event: Outcome, settings: Settings) -> str | None:
@@ -203,14 +207,14 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             room = self.max_length - prompt.max_tokens
             if room <= 0:
                 problem = f"max_gen_toks is {prompt.max_tokens}, but the context has {self.max_length} tokens"
-                raise UsageError(problem, "raise --ctx, or set --gen-kwargs max_gen_toks=N")
+                raise UsageError(problem, "raise --ctx, or set --gen_kwargs max_gen_toks=N")
             tokens = self._encode_prompt(prompt.text)
             truncated += len(tokens) > room
             request = Continuation(prompt.text, tokens[-room:], prompt.settings, len(prompt.answered))
             rows.append(Row(prompt, request))
         if ignored:
-            self.on_event(NoticeEvent(f"ignored generation settings: {', '.join(sorted(ignored))}", "omit them"))
-        self._notify_of_truncation(truncated, len(rows))
+            logger.warning("ignored generation settings: %s", ", ".join(sorted(ignored)))
+        self._warn_of_truncation(truncated, len(rows))
         return rows
 
     def _base_settings(self) -> Settings:
@@ -257,11 +261,12 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         for context, group in by_context.items():
             continuations = tuple(tuple(requests[index][2]) for index in group)
             scored.append(ScoreRequest(context, continuations))
-        with closing(self._model.engine.score(scored)) as events:
+        progress = tqdm(total=len(requests), desc="Scoring")
+        with progress, closing(self._model.engine.score(scored)) as events:
             for event in raise_refusals(events):
                 if not isinstance(event, LogprobScores):
-                    self.on_event(event)
                     continue
+                progress.update(len(event.scores))
                 for index, score in zip(groups[event.request], event.scores, strict=True):
                     key = requests[index][0]
                     results[index] = score.logprob_sum, score.is_greedy
@@ -280,13 +285,13 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
                 raise PromptTooLong(problem, "raise --ctx")
             groups[tuple(context[-room:])].append(index)
             truncated += len(context) > room
-        self._notify_of_truncation(truncated, len(requests))
+        self._warn_of_truncation(truncated, len(requests))
         return groups
 
-    def _notify_of_truncation(self, truncated: int, total: int) -> None:
+    def _warn_of_truncation(self, truncated: int, total: int) -> None:
         if truncated:
             problem = f"{truncated} of {total} texts exceed {self.max_length} tokens and were truncated on the left"
-            self.on_event(NoticeEvent(problem, "raise --ctx, or use fewer examples"))
+            logger.warning("%s: raise --ctx, or use fewer examples", problem)
 
     @cached_property
     def _reply_space(self) -> str:
@@ -303,7 +308,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         if self._loaded is None:
             self._loaded = self._open_model(self._use)
             for event in self._loaded.load():
-                self.on_event(event)
+                warn_of(event)
         return self._loaded
 
     def _prepare(self, use: Use) -> None:
@@ -311,3 +316,8 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             self._loaded.close()
             self._loaded = None
         self._use = use
+
+
+def warn_of(event: Event) -> None:
+    if isinstance(event, NoticeEvent):
+        logger.warning("%s: %s", event.message, event.hint)

@@ -75,7 +75,7 @@ def generation_settings(kwargs: JsonObject, seed: int, base: Settings) -> Settin
             stop=tuple(dict.fromkeys(filter(None, (*kwargs["until"], *base.stop)))),
         )
     except (TypeError, ValueError) as error:
-        hint = "check generation_kwargs of the task and --gen-kwargs"
+        hint = "check generation_kwargs of the task and --gen_kwargs"
         raise UsageError(f"generation settings: {error}", hint) from error
 
 

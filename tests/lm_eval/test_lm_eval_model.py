@@ -20,25 +20,18 @@ from quantized import F32, quantize  # noqa: E402
 
 from cerebrum_cli.core.conversation import Conversation  # noqa: E402
 from cerebrum_cli.core.errors import PromptTooLong, UsageError  # noqa: E402
-from cerebrum_cli.core.events import (  # noqa: E402
-    Event,
-    FinishEvent,
-    NoticeEvent,
-    SequenceId,
-    StageEvent,
-    Timings,
-)
+from cerebrum_cli.core.events import FinishEvent, SequenceId, Timings  # noqa: E402
 from cerebrum_cli.core.settings import fold  # noqa: E402
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend  # noqa: E402
 from cerebrum_cli.engine.llama.load import open_llama  # noqa: E402
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions  # noqa: E402
 from cerebrum_cli.engine.step import StopFlag, TokenRow  # noqa: E402
-from cerebrum_cli.eval.lm_eval.generation import answer_of  # noqa: E402
-from cerebrum_cli.eval.lm_eval.model import CerebrumLM, Use  # noqa: E402
-from cerebrum_cli.eval.lm_eval_command import open_for_lm_eval  # noqa: E402
 from cerebrum_cli.formats.markup import REASONING_MARKUPS  # noqa: E402
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText  # noqa: E402
 from cerebrum_cli.library.installed import InstalledModel  # noqa: E402
+from cerebrum_cli.lm_eval.generation import answer_of  # noqa: E402
+from cerebrum_cli.lm_eval.lm_eval_command import open_model  # noqa: E402
+from cerebrum_cli.lm_eval.model import CerebrumLM, Use  # noqa: E402
 from cerebrum_cli.replies.interface import Model  # noqa: E402
 from cerebrum_cli.replies.majority_vote import Continuation  # noqa: E402
 from cerebrum_cli.replies.reply import Reply  # noqa: E402
@@ -52,7 +45,7 @@ OneResult = tuple[float, bool]
 
 
 class Harness(CerebrumLM):
-    """A model for lm-eval that records its events and how often it was opened."""
+    """A model for lm-eval that records what it was opened for."""
 
     def __init__(
         self, path: Path, format: str | None, ctx: int, add_bos_token: bool | None = None, **given: Any
@@ -61,16 +54,12 @@ class Harness(CerebrumLM):
         context = ContextOptions(slots=8, batch_invariant=True)
         source = source_of(path, settings, context=context, raw=format is None)
         self.opened: list[Use] = []
-        self.events: list[Event] = []
 
         def opener(use: Use) -> Model:
             self.opened.append(use)
-            return open_for_lm_eval(source, use)
+            return open_model(source, use)
 
-        super().__init__(opener, self.events.append, add_bos_token=add_bos_token)
-
-    def notices(self) -> list[str]:
-        return [event.message for event in self.events if isinstance(event, NoticeEvent)]
+        super().__init__(opener, add_bos_token)
 
 
 @contextmanager
@@ -223,14 +212,14 @@ def test_lm_scores_empty_contexts_after_the_prefix_token(precise_chatml: Path, p
         assert_close(results, plain_scores(path, [(prefix, fox)]) * 2)
 
 
-def test_lm_truncates_long_contexts_on_the_left(precise_chatml: Path) -> None:
+def test_lm_truncates_long_contexts_on_the_left(precise_chatml: Path, caplog: pytest.LogCaptureFixture) -> None:
     long = "x" * CONTEXT + STORY
     with harness(precise_chatml) as model:
         size = model.max_length
         context, continuation = model._encode_pair(long, " fox")
         kept = context[len(context) + len(continuation) - size - 1 :]
         results = score(model, [(long, " fox"), (STORY, " fox")])
-        assert model.notices() == [f"1 of 2 texts exceed {size} tokens and were truncated on the left"]
+        assert f"1 of 2 texts exceed {size} tokens and were truncated on the left" in caplog.text
         with pytest.raises(PromptTooLong, match="a text to score has"):
             score(model, [("a", "x" * (size + 1))])
     assert_close(results[:1], plain_scores(precise_chatml, [(kept, continuation)]))
@@ -283,7 +272,7 @@ def test_lm_generates_without_the_space_after_the_prompt(precise_mistral: Path) 
         assert model._encode_prompt(prompt) == loaded
 
 
-def test_lm_obeys_max_gen_toks_and_until(precise_mistral: Path) -> None:
+def test_lm_obeys_max_gen_toks_and_until(precise_mistral: Path, caplog: pytest.LogCaptureFixture) -> None:
     with harness(precise_mistral) as model:
 
         def text(**settings: Any) -> str:
@@ -302,15 +291,15 @@ def test_lm_obeys_max_gen_toks_and_until(precise_mistral: Path) -> None:
         with pytest.raises(UsageError, match="generation settings"):
             text(do_sample=True, temperature=0.5, top_k="many")
         text(max_gen_toks=1, num_beams=4)
-        assert model.notices() == ["ignored generation settings: num_beams"]
+        assert caplog.messages == ["ignored generation settings: num_beams"]
 
 
-def test_lm_truncates_long_prompts_on_the_left(precise_chatml: Path) -> None:
+def test_lm_truncates_long_prompts_on_the_left(precise_chatml: Path, caplog: pytest.LogCaptureFixture) -> None:
     kwargs = {"max_gen_toks": 8}
     with harness(precise_chatml) as model:
         [request] = planned(model, [(STORY * 20, kwargs)])
         assert request.tokens == model._encode_prompt(STORY * 20)[8 - CONTEXT :]
-        assert model.notices() == [f"1 of 1 texts exceed {CONTEXT} tokens and were truncated on the left"]
+        assert f"1 of 1 texts exceed {CONTEXT} tokens and were truncated on the left" in caplog.text
         generate(model, [(STORY * 20, kwargs)])
         generate(model, [(STORY, kwargs)])
         score(model, [(STORY, " fox")])
@@ -329,7 +318,9 @@ def test_lm_samples_repeats_of_one_prompt_differently(precise_chatml: Path) -> N
         assert generate(model, prompts) == texts  # the same seeds
 
 
-def test_lm_caches_results_as_they_finish(precise_chatml: Path, tmp_path: Path) -> None:
+def test_lm_caches_results_as_they_finish(
+    precise_chatml: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     pairs = [(STORY[:length], " fox") for length in range(20, 80, 3)]
     kwargs: dict[str, Any] = {"max_gen_toks": 4}
     prompts = [(context, kwargs) for context, _ in pairs]
@@ -359,9 +350,10 @@ def test_lm_caches_results_as_they_finish(precise_chatml: Path, tmp_path: Path) 
     with harness(precise_chatml) as model:
         cached = CachingLM(model, str(tmp_path / "cache.db"))
         assert_close(score(cached, pairs), expected[0])  # packed with fewer others, whose number changes last bits
-        assert (cached.loglikelihood_rolling(texts), generate(cached, prompts)) == expected[1:]
-        done = [event.total for event in model.events if isinstance(event, StageEvent) and event.stage == "generating"]
-        assert set(done) == {len(prompts) - 5}
+        assert cached.loglikelihood_rolling(texts) == expected[1]
+        with caplog.at_level("INFO", "lm_eval"):
+            assert generate(cached, prompts) == expected[2]
+        assert "Requests remaining: 15" in caplog.text
 
 
 # Models that think.
@@ -399,6 +391,21 @@ def test_lm_returns_what_follows_the_reasoning(thinker: Path) -> None:
     expected = [strip_reasoning(reply, stop) for reply, stop in zip(replies, stops, strict=True)]
     assert all("</think>" in reply for reply in replies) and len(set(expected)) > 10
     assert sum(ours == theirs for ours, theirs in zip(texts, expected, strict=True)) == 50
+
+
+def test_lm_generates_an_answer_within_its_tokens(thinker: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for think, tokens in (("2", 40), ("off", 9)):
+        with harness(thinker, "embedded", think=think) as model:
+            texts = generate(model, [(chat(model, question), {"max_gen_toks": tokens}) for question in SUMS[:4]])
+        assert [text[:13] for text in texts] == ["The answer is"] * 4
+    with harness(thinker, "embedded") as model:
+        texts = generate(model, [(chat(model, question), {"max_gen_toks": 9}) for question in SUMS[:4]])
+    assert texts == [""] * 4 and "4 of 4 replies ended while thinking" in caplog.text
+
+
+def test_lm_refuses_arguments_that_it_does_not_have() -> None:
+    with pytest.raises(UsageError, match="--model_args dtype: this model has only add_bos_token and seed"):
+        CerebrumLM(lambda use: pytest.fail(use), dtype="float16", device="cpu")
 
 
 @pytest.mark.parametrize(

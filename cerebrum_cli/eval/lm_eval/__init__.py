@@ -1,1 +1,0 @@
-"""lm-evaluation-harness on this engine: the model that it asks, and its tasks."""

@@ -1,0 +1,4 @@
+"""Optional: lm-evaluation-harness on the engine.
+
+Public modules: `extension`, its command.
+"""
