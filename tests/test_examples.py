@@ -136,6 +136,12 @@ def hub(page: str, thinker: Path, seven: Path, checkpoints: dict[str, Path]) -> 
                 files |= {path.name: path for path in checkpoints[repo_id].iterdir()}
             hub.repository(repo_id, files)
         hub.repository(f"{DATASETS}openai/gsm8k", {"main/test-00000-of-00001.parquet": table(sums)})
+        problems = [{"problem": f"{n} + 1?", "solution": f"It is $\\boxed{{{n + 1}}}$."} for n in range(7)]
+        subjects = {f"{n}/test-0.parquet": table([problem]) for n, problem in enumerate(problems)}
+        hub.repository(f"{DATASETS}EleutherAI/hendrycks_math", subjects)
+        choices = {"text": ["one", "two"], "label": ["A", "B"]}
+        science = table([{"id": "1", "question": "1 + 1?", "choices": choices, "answerKey": "B"}])
+        hub.repository(f"{DATASETS}allenai/ai2_arc", {"ARC-Challenge/test-0.parquet": science})
         yield hub
 
 

@@ -16,9 +16,9 @@ def tasks(_: App) -> Iterable[str]:
 
 
 def presets(_: App) -> Iterable[str]:
-    from cerebrum_cli.eval.presets import PRESETS
+    from cerebrum_cli.eval.presets import PRESET_NAMES
 
-    return (preset.name for preset in PRESETS)
+    return PRESET_NAMES
 
 
 def run_names(app: App) -> Iterable[str]:

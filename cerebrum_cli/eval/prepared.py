@@ -13,10 +13,9 @@ from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.core.settings import Layer, SourcedLayer
 from cerebrum_cli.eval.evaluate import Evaluation
-from cerebrum_cli.eval.presets import Preset, find_preset
+from cerebrum_cli.eval.presets import CONDITION_KEYS, PRESET, find_preset
 from cerebrum_cli.eval.questions import select
-from cerebrum_cli.eval.reproduction import CONDITION_KEYS, PRESET, given_options, no_reproduction
-from cerebrum_cli.eval.sources import LoadedTask, read_source
+from cerebrum_cli.eval.sources import LoadedTask, as_asked, find_task, read_source
 from cerebrum_cli.eval.stored_runs import CHECK, provenance
 from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.terminal.progress import FileProgress
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.eval.eval_options import EvalOptions
 
-# Options that deviate from a preset.
-DEVIATING = ("limit", "tool", "mcp", "template", "examples", "raw", "match", "schema", "grammar", "template_arg")
 LIMITED = "decide --limit beforehand: raising it until a result looks significant finds differences by chance"
 
 
@@ -55,18 +52,19 @@ class PreparedEvaluation:
 
 
 def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> PreparedEvaluation:
-    """Read the questions, and resolve the model and its settings. Raises UsageError, ModelNotFound."""
+    """Find the model and its settings, and then the questions, which may be downloaded.
+
+    Raises UsageError, ModelNotFound, PullError.
+    """
     _ = options.window  # an invalid one is refused before questions are downloaded
     tools = options.find_tools(app)
-    preset = find_preset(options.preset) if options.preset else None
-    with FileProgress(app.streams) as progress:
-        task = read_source(source, progress, options, preset)
-    for bad in task.bad_rows[:SHOWN_ERRORS]:
-        app.streams.note(NoticeEvent(f"line {bad.line} of {source} skipped: {bad.reason}"))
+    preset = find_preset(options.preset, source) if options.preset else None
+    conditions = SourcedLayer({"stop": as_asked(find_task(source), preset, options).stop or None}, origin=PRESET)
+    samples = options.samples or 1
     if preset:
         app.ignore_settings(CONDITION_KEYS)
-    samples = options.samples or task.condition.samples
-    conditions = SourcedLayer({"temperature": task.condition.temperature, "stop": task.stop or None}, origin=PRESET)
+        conditions.put("temperature", preset.temperature, PRESET)
+        samples = options.samples or preset.samples
     overrides = SourcedLayer(conditions, overrides)
     model_source = replace(options.find_source(app, overrides), raw=options.raw)
     if samples > 1:
@@ -74,8 +72,10 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
     settings = model_source.settings
     settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
     model_source = replace(model_source, settings=settings)
-    if preset:
-        task = with_remark(task, model_source, preset, options)
+    with FileProgress(app.streams) as progress:
+        task = read_source(source, progress, options, preset)
+    for bad in task.bad_rows[:SHOWN_ERRORS]:
+        app.streams.note(NoticeEvent(f"line {bad.line} of {source} skipped: {bad.reason}"))
     if options.check:
         require_check(task, model_source)
     evaluation = Evaluation(
@@ -105,19 +105,6 @@ def fingerprint_of(evaluation: Evaluation, task: LoadedTask, source: ModelSource
     if options.check:
         fingerprint[CHECK] = options.check
     return fingerprint
-
-
-def with_remark(task: LoadedTask, source: ModelSource, preset: Preset, options: EvalOptions) -> LoadedTask:
-    """The task with a remark on what differs from the preset, if anything does."""
-    condition = task.condition
-    deviations = []
-    if options.samples not in (None, condition.samples):
-        deviations.append(f"--samples {options.samples}, not {condition.samples}")
-    deviations += given_options(options, *DEVIATING)
-    remark = no_reproduction(source, preset, {"temperature": condition.temperature}, deviations)
-    if remark is None:
-        return task
-    return replace(task, remarks=(*task.remarks, remark))
 
 
 def require_check(task: LoadedTask, source: ModelSource) -> None:

@@ -17,7 +17,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.row_fields import Template, parse_template
 from cerebrum_cli.core.text import Texts, did_you_mean, format_count
-from cerebrum_cli.eval.presets import Condition, Preset, find_condition
+from cerebrum_cli.eval.presets import Preset
 from cerebrum_cli.eval.questions import Match, Questions
 from cerebrum_cli.eval.reading import CHOICE_TEMPLATE, QUESTION_TEMPLATE, BadRow, read_questions
 from cerebrum_cli.eval.scorers import (
@@ -39,15 +39,14 @@ IN_WORDS = "correct answers are words: a reply is correct if its answer, its fir
 class LoadedTask:
     """The questions of a task or a file; `fingerprint` identifies them and how replies are scored.
 
-    `examples` are asked, and answered by their solutions, before each question. `condition` is a preset's, or has the
-    defaults, and `remarks` are sentences for the report.
+    `examples` are asked, and answered by their solutions, before each question. `remarks` are sentences for the
+    report.
     """
 
     questions: Questions
     bad_rows: tuple[BadRow, ...]
     fingerprint: JsonObject
     match: Match
-    condition: Condition
     remarks: Texts
     examples: Questions
     stop: Texts
@@ -55,10 +54,9 @@ class LoadedTask:
 
 def read_source(source: str, progress: Progress, options: EvalOptions, preset: Preset | None) -> LoadedTask:
     """Read a file, or a task by its name, which is downloaded unless it is installed. Raises UsageError, PullError."""
-    task = _find_task(source)
-    condition = find_condition(preset, source) if preset else Condition(source)
+    task = find_task(source)
     match = _choose_match(task, options)
-    asked = _as_asked(task, preset, options)
+    asked = as_asked(task, preset, options)
     parsed = parse_template(asked.template) if asked.template else None
     data, digest, origin = load_dataset(task, progress, options.offline)
     found = read_questions(data, parsed, task.convert)
@@ -74,13 +72,12 @@ def read_source(source: str, progress: Progress, options: EvalOptions, preset: P
         "match": match,
         SCORING_RULES: rules_of(match),
     }
-    remarks = [origin, *_remarks(asked, preset, condition), *_remarks_on_questions(found.questions, shown, match)]
+    remarks = [origin, *_remarks(asked, preset), *_remarks_on_questions(found.questions, shown, match)]
     return LoadedTask(
         questions=found.questions,
         bad_rows=found.bad_rows,
         fingerprint=fingerprint,
         match=match,
-        condition=condition,
         remarks=tuple(filter(None, remarks)),
         examples=shown,
         stop=asked.stop,
@@ -95,7 +92,7 @@ def _remarks_on_questions(questions: Questions, examples: Questions, match: Matc
         yield IN_WORDS
 
 
-def _as_asked(task: Task, preset: Preset | None, options: EvalOptions) -> Task:
+def as_asked(task: Task, preset: Preset | None, options: EvalOptions) -> Task:
     """A task with what replaces its protocol: a template, a preset, or examples."""
     if options.template or (preset and task.match != "code"):
         # The cards ask questions verbatim; how they ask for code is not stated.
@@ -105,7 +102,7 @@ def _as_asked(task: Task, preset: Preset | None, options: EvalOptions) -> Task:
     return task
 
 
-def _find_task(source: str) -> Task:
+def find_task(source: str) -> Task:
     for name in (source, f"{source}@0shot"):
         if name in TASKS:
             return TASKS[name]
@@ -141,7 +138,7 @@ def _read_examples(
     return found.questions[: task.shots], digest
 
 
-def _remarks(asked: Task, preset: Preset | None, condition: Condition) -> Iterator[str]:
+def _remarks(asked: Task, preset: Preset | None) -> Iterator[str]:
     """Sentences from the tables of tasks and presets; some are empty."""
     if asked.follows:
         yield f"protocol {asked.name}, version {asked.version}: {asked.follows}"
@@ -149,10 +146,7 @@ def _remarks(asked: Task, preset: Preset | None, condition: Condition) -> Iterat
         yield f"settings on the Cerebrum model cards: {asked.published}"
     yield asked.note
     if preset:
-        yield f"preset {preset.name}: {condition.published}"
-        for detail in condition.unstated:
-            yield f"{preset.source} does not state {detail}"
-        yield condition.note
+        yield f"preset {preset.name}: {preset.published}"
 
 
 def load_dataset(task: Task, progress: Progress, offline: bool) -> tuple[bytes, str, str]:

@@ -139,7 +139,10 @@ def test_task_of_mathematics_is_scored_with_math_verify_if_installed(
 def test_protocol_asks_for_a_form_and_a_preset_asks_as_its_card_does(hub_user: HubUser) -> None:
     with environment_of(hub_user.command.environment(hub_user.environment({}))):
         found, boxed = read("gsm8k"), read("math500")
-        of_card, own = read("gsm8k", preset=find_preset("cerebrum-7b")), read("gsm8k", template="{question} Briefly.")
+        of_card, own = (
+            read("gsm8k", preset=find_preset("cerebrum-7b", "gsm8k")),
+            read("gsm8k", template="{question} Briefly."),
+        )
     form = 'on the last line write "Answer:" and the final number.'
     assert found.questions[0].prompt == f"0 + 1?\n\nReason step by step, and {form}"
     assert boxed.questions[0].prompt.endswith("put the final answer in \\boxed{}.")

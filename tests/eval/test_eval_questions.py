@@ -1,7 +1,6 @@
 """Rows become questions, or bad rows; subsets and seeds are the same everywhere; tasks and presets agree with cards."""
 
 import json
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.row_fields import parse_template
 from cerebrum_cli.core.sampling import SEEDS
-from cerebrum_cli.eval.presets import PRESETS, find_condition, find_preset
+from cerebrum_cli.eval.presets import PRESETS
 from cerebrum_cli.eval.questions import MAX_SAMPLES, Question, sample_seed, select
 from cerebrum_cli.eval.reading import BadRow, QuestionSet, read_questions
 from cerebrum_cli.eval.tasks import TASKS, last_boxed
@@ -185,7 +184,7 @@ def test_tasks_and_presets_are_of_the_hub_and_the_catalog() -> None:
     assert [*TASKS] == names
     assert all(is_repo_id(task.repo_id) for task in TASKS.values())
     catalog = (ROOT / "models.toml").read_text(encoding="utf-8")
-    assert all(f"[models.{preset.model}]" in catalog for preset in PRESETS)
+    assert all(preset.task in TASKS and f"[models.{preset.name}]" in catalog for preset in PRESETS)
 
 
 def test_task_reports_a_row_without_a_field_it_converts() -> None:
@@ -214,25 +213,6 @@ def test_task_mbpp_asks_with_its_tests_and_finds_the_function_they_name() -> Non
     row |= {"code": "add = lambda a, b: a + b", "test_setup_code": None}
     [question] = read(row, template=parse_template(task.template), convert=task.convert).questions
     assert question.entry_point == "add"
-
-
-def test_presets_set_what_the_cards_state() -> None:
-    presets = [find_preset(f"cerebrum-{size}") for size in ("7b", "8x7b")]
-    seven, eight = (find_condition(preset, "gsm8k") for preset in presets)
-    assert (seven.temperature, seven.samples, eight.temperature, eight.samples) == (0.0, 1, None, 8)
-    assert "the temperature of maj@8" in eight.unstated
-    for condition in (condition for preset in presets for condition in preset.conditions):
-        assert condition.task in TASKS and not condition.figures and "image" in condition.note
-
-
-def test_preset_averages_and_errors_follow_from_its_figures() -> None:
-    preset = find_preset("collective-cognition")
-    assert {name: len(conditions) for name, (conditions, _) in preset.averages.items()} == {"GPT4All": 7, "AGIEval": 8}
-    for conditions, average in preset.averages.values():
-        figures = [list(condition.figures.values())[-1] for condition in conditions]  # acc_norm, where there is one
-        assert round(sum(figures) / len(figures), 4) == average
-    mc1 = find_condition(preset, "truthfulqa_mc1")
-    assert mc1.stated_error == round(replace(mc1, stated_error=None).error("acc", 817), 4)
 
 
 @pytest.mark.parametrize(
