@@ -242,11 +242,11 @@ def written_calls(part: Round) -> str:
 def _expanded(message: Message) -> Iterator[Message]:
     for part in message.rounds:
         yield Message("assistant", written_calls(part), part.tokens, message.thinks, part.reasoning)
-        yield Message("user", "\n\n".join(map(_result, part.calls)))
+        yield Message("user", "\n\n".join(map(written_result, part.calls)))
     yield replace(message, rounds=())
 
 
-def _result(call: ToolCall) -> str:
+def written_result(call: ToolCall) -> str:
     return f"Result of {call.name}:\n{call.result}"
 
 

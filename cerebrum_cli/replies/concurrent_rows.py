@@ -123,7 +123,7 @@ class PendingRow:
         asked = self.row.request
         if sequence.turn or not isinstance(asked, Ask):
             return Reply()
-        reply = Reply(None, asked.conversation, asked.grammar)
+        reply = Reply(None, self.loop.conversation if self.loop else asked.conversation, asked.grammar)
         if self.request.rules.prefix_tokens:
             reply.begin(*self.request.beginning)
         return reply

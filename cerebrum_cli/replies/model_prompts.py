@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message, PromptParts, Text
@@ -20,7 +20,7 @@ from cerebrum_cli.formats.choice import SERVER, ChosenFormat
 from cerebrum_cli.formats.prompt_format import PromptFormat
 from cerebrum_cli.formats.reply_text import markup_tokens
 from cerebrum_cli.replies.reply import larger_context
-from cerebrum_cli.replies.reply_controls import AnswerNow, ReplyControls
+from cerebrum_cli.replies.reply_controls import AnswerNow, RepeatedCall, ReplyControls
 
 TRIAL = Conversation(system_prompt="4567890").user("1234567")  # digits, which no template changes
 NO_TOOLS = NoticeEvent("the prompt format does not support functions", "they are listed in the system prompt instead")
@@ -74,6 +74,8 @@ class Prompts:
         prefix = asked.prefix_tokens
         prefix_text = self._text_of(prefix) if prefix else ""
         rules, controls = self.controls.create(asked, prompt_end, prefix_text, answer_now)
+        if conversation.tools:
+            controls = (*controls, partial(RepeatedCall, conversation, self.format, self.engine.vocabulary))
         may_repeat = asked.ignore_eos or self.format.verbatim  # text of a given length, or without a format
         return Request(
             array("i", tokens),

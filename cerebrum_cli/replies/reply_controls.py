@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.ask import Ask
-from cerebrum_cli.core.conversation import Text
+from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.events import FinishReason, NoticeEvent
 from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.settings import CHOSEN, RECOMMENDED, Settings
 from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.core.token_ids import Tokenize
-from cerebrum_cli.core.vocabulary import continuation
+from cerebrum_cli.core.tools import Round, ToolCalls
+from cerebrum_cli.core.vocabulary import continuation, detokenize
 from cerebrum_cli.engine.requests import ControlFactory, Force
 from cerebrum_cli.formats.prompt_format import PromptFormat, ReasoningMarkup
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 SENTENCE_TOKENS = 16  # to wait for the end of a sentence
 SOFT_END = 0.8  # of a limit, from where the end of the reasoning becomes likelier
 MAX_BIAS = 20.0  # of the logit of its end, at the limit; it grows linearly
+CALL_ENDS = frozenset(b"})]>")  # one of which is in the last token of a call
 
 # Compiled when it is first searched for: few replies need it. A point behind a number may be a decimal point.
 _SENTENCE_END = r"""(?x) (?: \n | [。！？] | [^\W\d_][.!?] | [^\w\s][.!?] | \d[!?] ) ["')\]”’*]*+ \s*+ \Z"""
@@ -193,6 +195,35 @@ class ReasoningBudget:
             return False
         is_overdue = text.reasoning_tokens >= self._limit + SENTENCE_TOKENS
         return is_overdue or re.search(_SENTENCE_END, text.tail) is not None
+
+
+class RepeatedCall:
+    """Ends a round at a call that was made before: small models go on to repeat it without end."""
+
+    def __init__(self, conversation: Conversation, prompt_format: PromptFormat, vocabulary: Vocabulary) -> None:
+        self._tools = conversation.tools
+        self._rounds = conversation.prefill.rounds if conversation.prefill else ()
+        self._format = prompt_format
+        self._vocabulary = vocabulary
+
+    def intervene(self, text: ReplyText, tokens: array[int]) -> FinishReason | None:
+        if text.open_markup or CALL_ENDS.isdisjoint(self._vocabulary.piece(tokens[-1], special=True)):
+            return None
+        answer = detokenize(self._vocabulary, tokens)
+        for markup in text.rules.markups:
+            answer = answer.rpartition(markup.close)[2]
+        calls = self._format.tool_format.read(answer, self._tools).calls
+        return "stop" if len(new_calls(calls, self._rounds)) < len(calls) else None
+
+
+def new_calls(calls: ToolCalls, rounds: Iterable[Round]) -> ToolCalls:
+    """The calls before the first one that was made before, in these rounds or beside it."""
+    made = [(call.name, call.arguments) for part in rounds for call in part.calls]
+    for number, call in enumerate(calls):
+        if (call.name, call.arguments) in made:
+            return calls[:number]
+        made.append((call.name, call.arguments))
+    return calls
 
 
 def require_servable(settings: Settings) -> None:

@@ -22,7 +22,9 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import cut_middle, truncate
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls
+from cerebrum_cli.formats.prompt_format import written_result
 from cerebrum_cli.replies.reply import Reply
+from cerebrum_cli.replies.reply_controls import new_calls
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
@@ -67,9 +69,9 @@ class ToolLoop:
         self._tools = {tool.spec.name: tool for tool in asked.tools}
         prefill = asked.conversation.prefill
         self.rounds = prefill.rounds if prefill else ()
-        self._made = [(call.name, call.arguments) for part in self.rounds for call in part.calls]  # as they are written
         self._most_rounds = len(self.rounds) + MAX_ROUNDS
         self.asked = replace(asked, tools=())
+        self.conversation = asked.conversation  # with the rounds
         self.is_last = self.is_over = False
         self.completion_tokens = 0
         self._known = asked.conversation.tools
@@ -85,7 +87,7 @@ class ToolLoop:
     def follow(self, reply: Reply) -> Events:
         """Run the calls that a round ends with; yield them, and the round. A call that cannot be run has an error.
 
-        After the last round, or if a call is repeated, the model is asked to end its reply without functions.
+        After the last round, or if a call is repeated, the question is asked with the results and without functions.
         """
         self.completion_tokens += reply.finish.completion_tokens
         written = self.calls_in(reply)
@@ -95,22 +97,27 @@ class ToolLoop:
             return
         if self.asked.grammar is None:
             yield TokenEvent(REPLY, written.unshown)
-        if repeated := self._repeated(written.calls):
-            yield NoticeEvent(f"no more calls: the model repeated a call of {repeated.name}")
-            self._remove_functions()
-            return
-        calls = yield from self.run(written.calls, reply.finish)
-        part = Round(calls, written.text, written.reasoning, reply.tokens if written.are_own else None)
-        self.add(part)
-        yield RoundEvent(REPLY, part)
-        if len(self.rounds) == self._most_rounds:
+        new = new_calls(written.calls, self.rounds)
+        if new:
+            calls = yield from self.run(new, reply.finish)
+            tokens = reply.tokens if written.are_own and len(new) == len(written.calls) else None
+            part = Round(calls, written.text, written.reasoning, tokens)
+            self.add(part)
+            yield RoundEvent(REPLY, part)
+        if len(new) < len(written.calls):
+            yield NoticeEvent(f"no more calls: the model repeated a call of {written.calls[len(new)].name}")
+            self._ask_with_results()
+        elif len(self.rounds) == self._most_rounds:
             yield NoticeEvent(f"no more calls after {MAX_ROUNDS} rounds")
-            self._remove_functions()
+            self._ask_with_results()
 
-    def _remove_functions(self) -> None:
-        """Let the next request end the reply: without functions."""
+    def _ask_with_results(self) -> None:
+        """Let the next request end the reply: the question with all results, without calls that models would repeat."""
         self.is_last = True
-        self.asked = replace(self.asked, conversation=replace(self.asked.conversation, tools=()))
+        conversation = self.conversation
+        results = [written_result(call) for part in self.rounds for call in part.calls]
+        asked = conversation.with_question("\n\n".join([conversation.question, *results]))
+        self.asked = replace(self.asked, conversation=replace(asked, prefill=None, tools=()), prefix_tokens=())
 
     def _end(self, written: WrittenCalls, finish: FinishEvent) -> Iterator[Event]:
         """End the reply, or ask for its end with a grammar; yield what was withheld, and a notice of calls in it."""
@@ -145,10 +152,6 @@ class ToolLoop:
                 return replace(written, reasoning=found.before or None, calls=found.calls, are_own=True)
         return written
 
-    def _repeated(self, calls: ToolCalls) -> ToolCall | None:
-        """The first call that was made before."""
-        return next((call for call in calls if (call.name, call.arguments) in self._made), None)
-
     def run(self, calls: ToolCalls, finish: FinishEvent) -> Generator[CallEvent | NoticeEvent, None, ToolCalls]:
         """Run functions one after the other, and return the calls with their results."""
         size = self._model.engine.context_size if finish.context_size else UNKNOWN_CONTEXT
@@ -156,7 +159,6 @@ class ToolLoop:
         limit = max(0, left) // (RESULT_FRACTION * len(calls))
         done = []
         for call in calls:
-            self._made.append((call.name, call.arguments))
             if problem := self._problem(call):
                 yield NoticeEvent(f"a function call was not run: {problem}")
                 done.append(replace(call, result=self._shortened(call.result or problem, limit)))
@@ -187,8 +189,8 @@ class ToolLoop:
         """Add a round whose calls have their results: the reply continues with these."""
         self.rounds = (*self.rounds, part)
         pending = Message("assistant", "", rounds=self.rounds)
-        conversation = replace(self.asked.conversation, prefill=pending)
-        self.asked = replace(self.asked, conversation=conversation, prefix_tokens=())
+        self.conversation = replace(self.conversation, prefill=pending)
+        self.asked = replace(self.asked, conversation=self.conversation, prefix_tokens=())
 
 
 def reply_with_tools(model: Model, asked: Ask) -> Events:

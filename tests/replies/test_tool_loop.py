@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from asking import running_engine
 from chat_replies import piece, stream_of
-from hypothesis import given, settings, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from installations import model_on
 from remote_engines import connected, serving_kind
 from scripted_backend import END, ScriptedBackend
@@ -197,6 +197,27 @@ def test_same_call_twice_ends_calls() -> None:
     assert reply.message.tokens is None  # the prompt of what came last had no "Again."
 
 
+@pytest.mark.parametrize("calls", [f"{OSLO}\n" * 100, tagged(*[OSLO] * 100), tagged(ROME, *[OSLO] * 100)])
+def test_repeated_call_ends_what_the_model_writes(calls: str) -> None:
+    with opened(tagged(OSLO), calls, "Dry.") as (model, script):
+        reply = model.reply(QUESTION, tools=[weather])
+        events = events_of(reply)
+    assert "no more calls: the model repeated a call of weather" in notices(events)
+    assert (reply.text, reply.finish_reason) == ("Dry.", "stop") and reply.usage.completion_tokens < 250
+    assert len(reply.calls) == (2 if "Rome" in calls else 1)
+    assert script.prompts[2].endswith(
+        "Dry in Rome for 1.<|im_end|>\n<|im_start|>assistant\n"
+        if "Rome" in calls
+        else f"user\n{QUESTION}\n\nResult of weather:\nDry in Oslo for 1.<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_same_call_twice_in_a_reply_runs_once() -> None:
+    with opened(f"{OSLO}\n{OSLO}\n", "Dry.") as (model, _):
+        reply = model.reply(QUESTION, tools=[weather]).wait()
+    assert (len(reply.calls), reply.text) == (1, "Dry.")
+
+
 def test_reply_after_the_last_round_has_no_functions() -> None:
     calls = [tagged(OSLO.replace("Oslo", f"City {number}")) for number in range(5)]
     with opened(*calls, "Enough.") as (model, script):
@@ -333,6 +354,8 @@ pieces_of_replies = st.one_of(
 @given(st.lists(pieces_of_replies, max_size=4).map("".join))
 def test_nothing_of_a_reply_with_calls_is_lost(text: str) -> None:
     """Numbers stand for everything that a model writes: each is in the text, in a call, or in a notice."""
+    cities = re.findall(r'"C\d+"', text)
+    assume(len(set(cities)) == len(cities))  # a call that is repeated ends what it writes
     with opened(text, "Done.") as (model, _):
         reply = model.reply(QUESTION, tools=[weather])
         events = events_of(reply)
