@@ -114,7 +114,7 @@ class AnswerPrinter:
         finally:
             if reply.is_finished:
                 self._save(reply)
-                self._print_rest(reply, self._final_answer(reply), code=self._code(reply))
+                self._print_rest(reply, self._final_answer(reply))
                 self._save_prompt_cache([reply])
         if reply.is_finished:
             self._require_complete(reply)
@@ -244,11 +244,10 @@ class AnswerPrinter:
             return hint
         return f"{hint}; read the reply: cerebrum sessions show {quote(self.saved_as)}"
 
-    def _print_rest(
-        self, reply: Reply, final_answer: str | None, votes: JsonObject | None = None, code: str | None = None
-    ) -> None:
+    def _print_rest(self, reply: Reply, final_answer: str | None, votes: JsonObject | None = None) -> None:
         """Print what is not streamed: the JSON object, final answer or code block, and statistics."""
         streams, loaded, options = self.streams, self.loaded, self.options
+        code = self._code(reply)
         if options.json:
             finish = reply.finish
             value = {

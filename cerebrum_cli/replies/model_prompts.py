@@ -67,10 +67,7 @@ class Prompts:
         settings, conversation = asked.settings, asked.conversation
         prompt = self.parts(conversation)
         tokens = (*self.engine.vocabulary.tokenize(prompt), *asked.prefix_tokens)
-        prompt_end = final_markup(prompt)
-        begun = conversation.prefill
-        if begun and not self.format.verbatim and (begun.content.strip() or not prompt_end):
-            asked, prompt_end = self._continuing(asked, tokens)
+        asked, prompt_end = self._beginning(asked, prompt, tokens)
         prefix = asked.prefix_tokens
         prefix_text = self._text_of(prefix) if prefix else ""
         rules, controls = self.controls.create(asked, prompt_end, prefix_text, answer_now)
@@ -90,11 +87,13 @@ class Prompts:
             as_messages=self.format.is_servers,
         )
 
-    def _continuing(self, asked: Ask, tokens: TokenIds) -> tuple[Ask, str]:
-        """A request to continue a reply, by its prompt with that beginning, and the text before the reply."""
-        hint = "omit the beginning of the reply"
+    def _beginning(self, asked: Ask, prompt: PromptParts, tokens: TokenIds) -> tuple[Ask, str]:
+        """What is asked, with the tokens of its `prefill`, which end its prompt; and the markup before the reply."""
+        hint, markup = "omit the beginning of the reply", final_markup(prompt)
         beginning = asked.conversation.prefill
-        if self.format.is_servers and not (beginning and beginning.content):
+        if beginning is None or self.format.verbatim or (markup and not beginning.content.strip()):
+            return asked, markup
+        if self.format.is_servers and not beginning.content:
             return asked, ""  # the server gets the calls so far, and their results, as messages
         if asked.grammar is not None:
             raise UsageError("a schema or grammar cannot apply to a reply that has begun", hint)

@@ -151,13 +151,13 @@ class StatusLine:
         self,
         streams: Streams,
         model: str,
-        hint: Callable[[], str] = str,
+        hint: Callable[[], str] = lambda: "",
         counts_answer: bool = False,
         vote: tuple[int, int] | None = None,
         is_hidden: bool = False,
         hides_reasoning: bool = False,
         separates: bool = False,
-        is_blocked: Callable[[], bool] = bool,
+        is_blocked: Callable[[], bool] = lambda: False,
     ) -> None:
         self.streams = streams
         self.plain_every = PLAIN_EVERY_S
