@@ -31,15 +31,13 @@ from cerebrum_cli.library.library import Library
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
 from cerebrum_cli.weights.checkpoints.safetensors import file_names
 from cerebrum_cli.weights.compatibility import LayerSources
-from cerebrum_cli.weights.execute import CHUNK_WEIGHTS, PENDING_PER_THREAD, execute, require_supported_types
+from cerebrum_cli.weights.execute import execute, require_supported_types
 from cerebrum_cli.weights.merge_plan import plan_merge
 from cerebrum_cli.weights.plan import Plan
 from cerebrum_cli.weights.recipe import Recipe, parse_recipe
 from cerebrum_cli.weights.source_weights import require_weights
 from cerebrum_cli.weights.table import read_table
 
-# Bytes of memory: the process with the libraries that read files, and each metadata array item while it is read.
-BASE_MEMORY, MEMORY_PER_ITEM = 80_000_000, 200
 MAX_RECIPE_BYTES = 1 << 20
 
 MERGE_RECIPE = "cerebrum.merge.recipe"  # metadata of a merge
@@ -121,36 +119,24 @@ class MergeOptions:
 
 @dataclass(frozen=True)
 class Merge:
-    """A merge ready to be written, and the sources of its layers.
-
-    `array_items` counts the items of all metadata arrays of its sources.
-    """
+    """A merge ready to be written, and the sources of its layers."""
 
     recipe: Recipe
     models: Models
     options: MergeOptions
     plan: Plan
     layers: Sequence[LayerSources]
-    array_items: int
-
-    @property
-    def memory(self) -> int:
-        inputs = max(len(tensor.inputs) for tensor in self.plan.tensors)
-        chunks = thread_count() * PENDING_PER_THREAD * (inputs + 1)
-        return BASE_MEMORY + self.array_items * MEMORY_PER_ITEM + chunks * CHUNK_WEIGHTS * 4
 
 
 def prepare(recipe: Recipe, models: Models, options: MergeOptions) -> Merge:
     """Plan a merge of models by their names in the recipe. Raises MergeError if they do not fit, ModelFileError."""
     tables = {}
-    array_items = 0
     for name, model in models.items():
         if model.path.is_dir():
             tables[name] = read_checkpoint(model.path, model.name)
         else:
             require_loadable(model.path, read_header(model.path))
             tables[name] = read_table(model.label, model.paths)
-        array_items += tables[name].array_items
     texts = {
         MERGE_RECIPE: recipe.text,
         MERGE_SOURCES: "\n".join(dict.fromkeys(table.name for table in tables.values())),
@@ -161,7 +147,7 @@ def prepare(recipe: Recipe, models: Models, options: MergeOptions) -> Merge:
     title = recipe.name or options.title or options.name
     plan, layers = plan_merge(recipe, tables, options.type, title, texts)
     require_supported_types(plan)
-    return Merge(recipe, models, options, plan, layers, array_items)
+    return Merge(recipe, models, options, plan, layers)
 
 
 def write(library: Library, merge: Merge, on_progress: OnProgress) -> InstalledModel:

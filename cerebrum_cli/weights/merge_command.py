@@ -147,6 +147,5 @@ def describe(merge: Merge, context: int | None) -> JsonDict:
         "kv_bytes_per_token": header.kv_bytes_per_token,
         "context": context,
         "memory": Capacity(0).needs(header.sizes.with_weights(size), context).total,
-        "memory_to_merge": merge.memory,
         "free": shutil.disk_usage(path.parent).free,
     }

@@ -26,13 +26,12 @@ def print_merge(streams: Streams, merge: JsonObject) -> None:
 def merge_facts(merge: JsonObject) -> JsonDict:
     types = ", ".join(f"{name} {count}" for name, count in merge["tensor_types"].items())
     size = format_size(merge["size"])
-    to_run = f"{format_size(merge['memory'])} to run with a context of {merge['context']} tokens"
     return {
         "parameters": f"{merge['parameters']:,}",
         "tensors": f"{merge['tensors']} ({types})",
         "size": f"{size} ({merge['size']} bytes), {merge['copied'] / merge['size']:.0%} copied unchanged",
         "KV cache": f"{merge['kv_bytes_per_token']:,} bytes per token",
-        "memory": f"{format_size(merge['memory_to_merge'])} to merge, {to_run}",
+        "memory": f"{format_size(merge['memory'])} to run with a context of {merge['context']} tokens",
         "disk": f"{size} needed, {format_size(merge['free'])} free",
     }
 

@@ -51,11 +51,6 @@ class Table:
     tensors: Tensors
 
     @property
-    def array_items(self) -> int:
-        """Number of items in all arrays, which determines the time and memory to read the metadata."""
-        return sum(len(value.content) for value in self.metadata.values() if value.type == "ARRAY")
-
-    @property
     def architecture(self) -> str:
         return str(self.metadata[ARCHITECTURE].content)
 

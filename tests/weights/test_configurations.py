@@ -65,7 +65,7 @@ def test_configuration_that_llama_cpp_cannot_follow_is_refused(
     [
         ("llama2", {"intermediate_size": 128}, "ffn_gate.weight has the shape"),
         ("llama2", {"head_dim": 24}, "attn_q.weight has the shape"),
-        ("llama2", {"rms_norm_eps": "1e-5"}, "layer_norm_rms_epsilon '1e-5'"),
+        ("llama2", {"rms_norm_eps": "1e-5"}, "rms_norm_eps '1e-5'"),
         ("gemma3", {"layer_types": ["sliding_attention"] * 100}, "layer_types ["),
         ("llama2", {"architectures": ["X" * 10_000]}, "cannot convert XXX"),
         ("llama2", {"architectures": None}, "config.json: has no `architectures`"),

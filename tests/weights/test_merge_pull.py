@@ -137,13 +137,12 @@ parameters  12,476,420,096
 tensors     507 (Q4_K 345, F32 113, Q6_K 49)
 size        7.44 GB (7442684928 bytes), 100% copied unchanged
 KV cache    229,376 bytes per token
-memory      93 MB to merge, 9.92 GB to run with a context of 8192 tokens
+memory      9.92 GB to run with a context of 8192 tokens
 disk        7.44 GB needed, 12.35 GB free
 """
 
 
 def test_merge_12b_dry_run_shows_its_layers_and_resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cerebrum_cli.weights.merge.thread_count", lambda: 2)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=12_345_678_901))
     (tmp_path / "unused.gguf").touch()
     home = Home(tmp_path, tmp_path / "unused.gguf")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.json_types import MAX_NUMBER, JsonObject
-from cerebrum_cli.core.text import format_count
 from cerebrum_cli.gguf.contents import EMBEDDING, HEAD, TYPE_NUMBERS, Tensor, Value, Values, quoted
 from cerebrum_cli.weights.checkpoints.assembly import Assembly, Constant, Converted
 from cerebrum_cli.weights.checkpoints.configuration import OWN_CONFIGURATION, USE_GGUF, Configuration, configuration
@@ -32,16 +30,7 @@ _PERMUTED = ("attn_q", "attn_k")
 _ROUTER = ".ffn_gate_inp."  # a matrix, which llama.cpp needs in single precision
 _ROPE_FACTORS = "rope_freqs.weight"
 _DAMAGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error)
-# Numbers of layers and of experts in names of tensors, by the key of their count.
-_COUNTED = {
-    "num_hidden_layers": ("layer", re.compile(r"^model\.layers\.(\d{1,6})\.")),
-    "num_local_experts": ("expert", re.compile(r"\.experts\.(\d{1,6})\.")),
-}
 _USE_ALL = f"use all files of the weights, or {USE_GGUF}"
-_SAVE_AGAIN = "load it with transformers' AutoModelForCausalLM, and save it again with save_pretrained"
-_TIE = (
-    'use the whole model; if its output head is tied to its embeddings, set "tie_word_embeddings": true in config.json'
-)
 # Parts of names: tensors of other media, and buffers that follow from the configuration.
 _UNUSED = ("vision_tower.", "multi_modal_projector.", "rotary_emb.inv_freq")
 _SAMPLING = {"temp": "temperature", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"}
@@ -65,7 +54,6 @@ def read_checkpoint(folder: Path, name: str) -> Table:
     architecture = config.family.architecture
     shards = _of_language(read_shards(folder))
     try:
-        _require_names(config, shards)
         hyperparameters = config.metadata()
         tensors = {tensor.name: tensor for tensor in _tensors(config, shards)}
     except _DAMAGED as error:
@@ -96,39 +84,20 @@ def _of_language(shards: Stored) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _require_names(config: Configuration, stored: Stored) -> None:
-    """Raise ModelFileError for tensors of other names, and for other counts of layers or experts than configured."""
-    folder = config.path.parent
-    is_headless = not any(name.endswith(_HEAD) for name in stored)
-    if is_headless and not config.content.get("tie_word_embeddings", True):
-        raise ModelFileError(folder, f"has no output head ({_HEAD})", _TIE)
-    if _EMBEDDING not in stored:
-        for name in stored:
-            if name.endswith(_EMBEDDING.removeprefix("model.")):
-                raise ModelFileError(folder, f"has a tensor {quoted(name)} instead of {_EMBEDDING}", _SAVE_AGAIN)
-        raise ModelFileError(folder, f"has no tensor {_EMBEDDING}", _USE_ALL)
-    for key, (part, pattern) in _COUNTED.items():
-        if key == "num_local_experts" and not config.has_experts:
-            continue
-        numbers = {int(match[1]) for match in map(pattern.search, stored) if match}
-        for number in range(len(numbers)):
-            if number not in numbers:
-                raise ModelFileError(folder, f"has no weights for {part} {number}", _USE_ALL)
-        if config.integer(key) != len(numbers):
-            problem = f"has {format_count(len(numbers), part)}, but {key} is {config.integer(key)} in {CONFIG}"
-            raise ModelFileError(folder, problem, f"{OWN_CONFIGURATION}, and all of their files")
-
-
 def _tensors(config: Configuration, stored: Stored) -> Iterator[Tensor]:
     """Yield the tensors. Raises ModelFileError if one is missing or left over."""
     folder = config.path.parent
     unused = dict(stored)
     for name, stored_name, is_optional in _names(config):
-        parts = _taken(stored_name, config, unused)
-        if parts:
-            yield _tensor(name, parts, config)
+        names = [stored_name]
+        if _EXPERT in stored_name:
+            experts = range(config.integer("num_local_experts"))
+            names = [stored_name.replace(_EXPERT, str(number)) for number in experts]
+        missing = [each for each in names if each not in unused]
+        if not missing:
+            yield _tensor(name, tuple(map(unused.pop, names)), config)
         elif not is_optional:
-            raise ModelFileError(folder, f"has no tensor {stored_name}", _USE_ALL)
+            raise ModelFileError(folder, f"has no tensor {missing[0]}", _USE_ALL)
     if factors := config.rope_factors():
         data = struct.pack(f"<{len(factors)}f", *factors)
         yield Tensor(_ROPE_FACTORS, (len(factors),), TYPE_NUMBERS["F32"], config.path, 0, Constant(data))
@@ -146,17 +115,8 @@ def _names(config: Configuration) -> Iterator[tuple[str, str, bool]]:
             if part in config.family.biased:
                 yield f"{name}.bias", f"{stored_name}.bias", True
     yield _OUTPUT_NORM, _NORM, False
-    yield HEAD, _HEAD, True  # one that is tied to the embeddings may be stored, and may have been trained apart
-
-
-def _taken(name: str, config: Configuration, unused: dict[str, StoredTensor]) -> StoredTensors:
-    """Remove and return the stored tensors that make up a tensor: one, or one per expert; empty if one is missing."""
-    names = [name]
-    if _EXPERT in name:
-        names = [name.replace(_EXPERT, str(number)) for number in range(config.integer("num_local_experts"))]
-    if unused.keys() >= {*names}:
-        return tuple(map(unused.pop, names))
-    return ()
+    # A head that is tied to the embeddings may be stored, and may have been trained apart.
+    yield HEAD, _HEAD, bool(config.content.get("tie_word_embeddings", True))
 
 
 def _tensor(name: str, parts: StoredTensors, config: Configuration) -> Tensor:

@@ -100,11 +100,11 @@ class Configuration:
         if isinstance(value, tuple):
             return Value("ARRAY", value, "BOOL")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1 << 32:
-            raise ModelFileError(self.path, f"cannot convert {key} {truncate(ascii(value), 60)}", USE_GGUF)
+            raise self.invalid(HYPERPARAMETERS.get(key, key))
         if key.endswith(_FLOATS):
             return Value("FLOAT32", float(value))
         if value != int(value):
-            raise ModelFileError(self.path, f"{key} is {value}, not a whole number", OWN_CONFIGURATION)
+            raise self.invalid(HYPERPARAMETERS.get(key, key))
         return Value("UINT32", int(value))
 
     @property
