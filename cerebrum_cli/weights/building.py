@@ -18,8 +18,6 @@ from cerebrum_cli.library.pull import Conversion, DownloadPlan, ModelBuilder, Pu
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
 from cerebrum_cli.weights.source_weights import Weights, local_weights, repository_weights
 
-DEFAULT_TYPE = "Q4_K_M"  # of models that are merged from weights
-
 
 @frozen
 class Converter:
@@ -126,36 +124,29 @@ def find_conversions(library: Library, weights: Weights) -> dict[str, InstalledM
 
 
 def merge(puller: Puller, text: str, name: str | None) -> InstalledModel:
-    """Merge a catalog model from source models in the planned quantization, or from weights.
-
-    Without a quantization it takes that of the first source model.
-    """
+    """Merge a catalog model from source models in the planned quantization, or from weights to this type."""
     from cerebrum_cli.weights.merge import MergeOptions, prepare, read_recipe, source_references, write
 
     library, directory = puller.library, puller.library.registry.merge_directory
-    recipe, quantization = read_recipe(library, text)
+    from_weights = puller.options.from_weights
+    recipe, _ = read_recipe(library, text)
     spec = library.catalogue.merged(text)
     assert spec, "only models of the catalog are merged"
-    if spec.quantizations:
-        plan = puller.plan(library.parse(text))
-        if plan.chosen.installed and not puller.options.from_weights:
-            return puller.with_name(library.find(plan.available.reference), name)
-        puller.require_confirmation(plan)
-        require_space(directory, plan.chosen.size, MergeError, DATA_ELSEWHERE)
-        quantization = plan.chosen.quantization
+    plan = puller.plan(library.parse(text))
+    type = plan.chosen.quantization
+    if plan.chosen.installed and not from_weights:
+        return puller.with_name(library.find(plan.available.reference), name)
+    puller.require_confirmation(plan)
+    require_space(directory, plan.chosen.size, MergeError, DATA_ELSEWHERE)
     if name:
         library.require_free_name(name, spec, path=directory)
-    kind = None
-    if puller.options.from_weights:
-        kind, quantization = quantization or DEFAULT_TYPE, None
-    references = source_references(library, recipe.models, quantization)
-    models = {source: find_source(puller, text) for source, text in references.items()}
-    label = kind or quantization or models[recipe.models[0]].type_name
+    references = source_references(library, recipe.models, None if from_weights else type)
+    models = {source: find_source(puller, reference) for source, reference in references.items()}
     file = spec.file or f"{spec.name}-{{quant}}.gguf"
     options = MergeOptions(
-        type=kind,
-        output=directory / file.replace("{quant}", label),
-        name=name or f"{spec.name}:{label}",
+        output=directory / file.replace("{quant}", type),
+        name=name or f"{spec.name}:{type}",
+        type=type if from_weights else None,
         title=spec.title,
     )
     return write(library, prepare(recipe, models, options), partial(puller.progress.update, "merge"))

@@ -19,7 +19,6 @@ pytestmark = pytest.mark.slow
 
 REPOSITORY = "someone/Tiny-GGUF"
 SIZES = {"Q4_K_M": 1_400_000, "Q8_0": 2_700_000}  # of the source, in the catalog
-KNOWN = "{Q4_K_M = 2700000, Q8_0 = 5300000}"  # of the merge
 TINY = f"""
 [models.tiny]
 title = "Tiny-1.0"
@@ -29,11 +28,13 @@ quantizations = {{Q4_K_M = {SIZES["Q4_K_M"]}, Q8_0 = {SIZES["Q8_0"]}}}
 """
 
 
-def row(name: str, recipe: str, quantizations: str = KNOWN) -> str:
-    known = f"quantizations = {quantizations}\n" if quantizations else ""
-    title = name.capitalize()
-    file = f"{title}-{{quant}}.gguf"
-    return f'[models.{name}]\ntitle = "{title}-1.0"\nrecipe = "{recipe}"\nfile = "{file}"\n{known}\n'
+OWN = """
+[models.own]
+title = "Own-1.0"
+recipe = "own.yaml"
+file = "Own-{quant}.gguf"
+quantizations = {Q4_K_M = 2700000, Q8_0 = 5300000}  # of the merge
+"""
 
 
 @pytest.fixture(scope="module")
@@ -50,19 +51,9 @@ def home(tmp_path: Path, tinies: dict[str, Path], monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     home = Home(tmp_path, tinies["Q4_K_M"])
     home.model.unlink()
-    write_catalogue(home, row("own", "own.yaml"))
+    (home.command.config / "models.toml").write_text(TINY + OWN)
     (home.command.config / "own.yaml").write_text(TWICE)
     return home
-
-
-def write_catalogue(home: Home, rows: str) -> None:
-    (home.command.config / "models.toml").write_text(TINY + rows)
-
-
-def install(home: Home, source: Path) -> Path:
-    path = Path(shutil.copy(source, home.path))
-    assert home.run("pull", path, "--offline").code == 0
-    return path
 
 
 def pull(home: Home, *arguments: str) -> str:
@@ -77,7 +68,7 @@ def merged_path(home: Home, file: str) -> Path:
 
 @pytest.fixture
 def tiny_user(hub_user: HubUser, tinies: dict[str, Path]) -> HubUser:
-    (hub_user.command.config / "models.toml").write_text(TINY + row("own", "own.yaml"))
+    (hub_user.command.config / "models.toml").write_text(TINY + OWN)
     (hub_user.command.config / "own.yaml").write_text(TWICE)
     hub_user.hub.repository(REPOSITORY, {path.name: path for path in tinies.values()})
     return hub_user
@@ -91,15 +82,6 @@ def test_merge_pull_downloads_the_sources_of_a_quantization(tiny_user: HubUser) 
     assert_layers_copied([path], [tiny_user.path(f"Tiny-{recommended}.gguf", REPOSITORY)], TWO_TIMES)
     [merged] = [each for each in tiny_user.listed() if each["source"] == "merge"]
     assert merged["merged_from"] == [f"tiny:{recommended}"]
-
-
-def test_merge_pull_of_unknown_quantizations_has_that_of_its_source(home: Home, tinies: dict[str, Path]) -> None:
-    write_catalogue(home, row("own", "own.yaml", ""))
-    install(home, tinies["Q8_0"])
-    path = merged_path(home, "Own-Q8_0.gguf")
-    assert pull(home, "own") == f"installed own:Q8_0: {path}"
-    [made] = [each for each in home.rows if each["source"] == "merge"]
-    assert (made["quantization"], made["error"]) == ("Q8_0", None)
 
 
 def test_merge_pull_uses_a_path_without_listing_it(home: Home, tinies: dict[str, Path]) -> None:

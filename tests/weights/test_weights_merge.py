@@ -61,9 +61,6 @@ def test_merge_pull_from_weights_quantizes_once(merger: HubUser) -> None:
     [row] = merger.listed()
     assert (row["reference"], row["merged_from"], row["format"]) == ("own:Q4_K_M", [REPOSITORY], "chatml")
     assert row["quantization"] == "Q4_K_M"
-    (merger.command.config / "models.toml").write_text(CATALOG.replace("quantizations =", "# "))  # known of no type
-    merger.pull("own", "--from-weights", "--name", "unknown")
-    assert [row["quantization"] for row in merger.listed()] == ["Q4_K_M", "Q4_K_M"]
     assert merger.ask("-m", "own")
 
 
