@@ -7,7 +7,7 @@ answers that change when the choices are reversed, and tokens to evaluate for a 
 
 - letters, one order: the choices after letters, and how likely a reply is to begin with each letter
 - letters, orders: the same, averaged over several orders (`decide --letters`)
-- names, one order: the choices in a line, and how likely a reply is to begin with each name (`decide --fast`)
+- names, one order: the choices in a line, and how likely a reply is to begin with each name
 - names, orders: the same, averaged over several orders (`decide`)
 - prior removed: the last, less what it gives for texts without content ("N/A", "[MASK]", "...")
 """
@@ -27,11 +27,12 @@ from harness import argument_parser
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import common_prefix
+from cerebrum_cli.decide.choice_questions import ChoiceQuestion
 from cerebrum_cli.decide.given_choices import Choice, GivenChoices, Order, choices_of
 from cerebrum_cli.decide.measures import measures_of
-from cerebrum_cli.decide.prompts import ChoiceListing
-from cerebrum_cli.decide.readings import Owners, TokenReader, average, log_shares
+from cerebrum_cli.decide.readings import Owners, average, log_shares, sequences_of, token_spellings
 from cerebrum_cli.engine.loglikelihood import LogprobScores, ScoreRequest
 from cerebrum_cli.replies.interface import Model, open_model
 
@@ -108,16 +109,17 @@ def evaluate(model: Model, rows: Sequence[Labelled], styles: Sequence[str]) -> t
     asked = list(variants(rows, styles))
     requests: list[ScoreRequest] = []
     owners: list[Owners] = []
-    readers: dict[GivenChoices, TokenReader] = {}
+    known: dict[tuple[Texts, int], Owners] = {}
     for variant in asked:
         row = rows[variant.row]
         question = "\n\n".join(filter(None, (row.text, row.question)))
-        listing = ChoiceListing(by_letter=variant.style == "letters")
-        text = listing.text(question, row.choices, variant.order)
-        choices = listing.replies(row.choices, variant.order)
-        prompt = tuple(model.prepare_reply(Ask(Conversation().user(text), model.source.settings)).prompt_tokens)
-        reader = readers.setdefault(choices, TokenReader(choices, vocabulary, first_only=False))
-        owners.append(reader.find(prompt).owners)
+        listing = ChoiceQuestion(Conversation().user(question), row.choices, variant.style == "letters")
+        conversation = listing.listed(variant.order, None)
+        prompt = tuple(model.prepare_reply(Ask(conversation, model.source.settings)).prompt_tokens)
+        key = listing.answers(variant.order), prompt[-1]
+        if key not in known:
+            known[key] = sequences_of([token_spellings(vocabulary, answer, prompt[-1]) for answer in key[0]]).owners
+        owners.append(known[key])
         requests.append(ScoreRequest(prompt, tuple(owners[-1])))
     found = {}
     with closing(model.engine.score(requests)) as events:

@@ -8,10 +8,11 @@ lists, which is evaluated once.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cache, partial
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.ask import Ask
@@ -21,16 +22,26 @@ from cerebrum_cli.core.errors import CerebrumError, EndpointError, EngineError, 
 from cerebrum_cli.core.events import Event, FinishEvent, OpeningEvent, PromptEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings
-from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Decided
+from cerebrum_cli.core.text import Texts
+from cerebrum_cli.decide.choice_questions import AskedQuestion, ChoiceQuestion, Decided
 from cerebrum_cli.decide.given_choices import VOTES, GivenChoices
-from cerebrum_cli.decide.prompts import ChoiceListing
-from cerebrum_cli.decide.readings import BeginningReader, Beginnings, TextReader, TokenReader, average, log_shares
+from cerebrum_cli.decide.readings import (
+    Beginnings,
+    average,
+    first_texts_of,
+    first_tokens_of,
+    log_shares,
+    sequences_of,
+    spellings,
+    token_spellings,
+)
 from cerebrum_cli.engine.loglikelihood import LogprobScores, ScoreRequest
 from cerebrum_cli.engine.requests import Request
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
 
+TOGETHER = 100  # questions whose prompts are evaluated together
 REASONS = "this model reasons before each answer, so no probability can be read from how its reply begins"
 UNUSED = (*SAMPLING_KEYS, "think", "loop_check")  # settings of replies that are generated
 LIKELIEST = 20  # first tokens: the most that the OpenAI API and vLLM give
@@ -43,7 +54,7 @@ class ListingPrompt:
     """One of the prompts of a question, and the beginnings of a reply that name a choice."""
 
     number: int
-    choices: GivenChoices
+    question: ChoiceQuestion
     request: Request
     beginnings: Beginnings
 
@@ -55,34 +66,42 @@ class Read(NamedTuple):
     shares: Sequence[float] | CerebrumError
 
 
-def read_decisions(model: Model, questions: Sequence[ChoiceQuestion]) -> Iterator[Event | Decided]:
-    """Decide questions together; yield each as soon as it is decided, and events in between."""
+FindBeginnings = Callable[[Texts, int | None], Beginnings]
+
+
+def read_decisions(model: Model, asked: Iterable[AskedQuestion]) -> Iterator[Event | Decided]:
+    """Decide questions; yield each as soon as it is decided, and events in between. Raises UsageError, EngineError."""
     require_direct_answers(model)
-    prompts: list[ListingPrompt] = []
-    readers = cache(partial(reader_for, model))
-    for number, question in enumerate(questions):
-        try:
-            prompts += [*prompts_of(model, number, question, readers)]  # all or none
-        except (EngineError, Interrupted):  # these concern all questions
-            raise
-        except CerebrumError as problem:
-            yield Decided(number, problem)
-    yield from model.take_notices()
-    read = read_on_servers if model.is_remote else read_here
-    yield from combined(questions, prompts, read(model, prompts))
+    asked = iter(asked)
+    find = cache(partial(find_beginnings, model))
+    while not model.engine.cancel_scope.is_set() and (together := list(islice(asked, TOGETHER))):
+        prompts: list[ListingPrompt] = []
+        for number, (key, question) in enumerate(together):
+            try:
+                if isinstance(question, CerebrumError):
+                    raise question
+                prompts += prompts_of(model, number, question, find)  # all or none
+            except (EngineError, Interrupted):  # these concern all questions
+                raise
+            except CerebrumError as problem:
+                yield Decided(key, problem)
+        yield from model.take_notices()
+        read = read_on_servers if model.is_remote else read_here
+        for event in combined(prompts, read(model, prompts)):
+            yield event._replace(key=together[event.key].key) if isinstance(event, Decided) else event
 
 
-def require_distinct(model: Model, choices: GivenChoices, listing: ChoiceListing) -> None:
+def require_distinct(model: Model, choices: GivenChoices, by_letter: bool) -> None:
     """Raise UsageError or PromptTooLong for choices that no question can have."""
-    question = ChoiceQuestion(Conversation().user("?"), choices, listing)
-    for _ in prompts_of(model, 0, question, partial(reader_for, model)):
-        return
+    prompts_of(model, 0, ChoiceQuestion(Conversation().user("?"), choices, by_letter), partial(find_beginnings, model))
 
 
-def reader_for(model: Model, choices: GivenChoices) -> BeginningReader:
+def find_beginnings(model: Model, answers: Texts, last: int | None) -> Beginnings:
+    """The beginnings of replies that give an answer, after the last token of a prompt."""
     if model.prompts.format.is_servers:
-        return TextReader(choices)
-    return TokenReader(choices, model.engine.vocabulary, first_only=model.is_remote)
+        return first_texts_of([spellings(answer) for answer in answers])
+    spelled = [token_spellings(model.engine.vocabulary, answer, last) for answer in answers]
+    return first_tokens_of(spelled) if model.is_remote else sequences_of(spelled)
 
 
 def require_direct_answers(model: Model) -> None:
@@ -91,21 +110,30 @@ def require_direct_answers(model: Model) -> None:
         raise UsageError(REASONS, f"take {VOTES}")
 
 
-def prompts_of(
-    model: Model, number: int, question: ChoiceQuestion, readers: Callable[[GivenChoices], BeginningReader]
-) -> Iterator[ListingPrompt]:
-    """The prompts of a question, by readers of its choices. Raises PromptTooLong, FormatError and UsageError."""
+def prompts_of(model: Model, number: int, question: ChoiceQuestion, find: FindBeginnings) -> list[ListingPrompt]:
+    """The prompts of a question; they list the choices after letters if their names cannot be told apart.
+
+    Raises PromptTooLong, FormatError and UsageError.
+    """
     choices = question.choices
     defaults = Settings(max_tokens=1)
     settings = replace(model.source.settings, **{key: getattr(defaults, key) for key in UNUSED})
     if model.prompts.format.has_switch or model.prompts.format.is_servers:
         settings = replace(settings, think="off")
-    for order in question.listing.orders(choices):
+    prompts = []
+    for order in question.orders:
         request = model.prepare_reply(Ask(question.listed(order, settings.system), settings))
         if request.rules and request.rules.opened:
             raise UsageError(REASONS, f"take {VOTES}")
-        reader = readers(question.listing.replies(choices, order))
-        yield ListingPrompt(number, choices, request, reader.find(request.prompt_tokens))
+        answers, tokens = question.answers(order), request.prompt_tokens
+        beginnings = find(answers, tokens[-1] if tokens else None)
+        if unnamed := beginnings.unnamed(answers):
+            if choices.may_have_letters and not question.by_letter:
+                return prompts_of(model, number, replace(question, by_letter=True), find)
+            problem = f"the beginning of a reply does not tell {unnamed!r} from another choice"
+            raise UsageError(problem, choices.other_ways)
+        prompts.append(ListingPrompt(number, question, request, beginnings))
+    return prompts
 
 
 def read_here(model: Model, prompts: Sequence[ListingPrompt]) -> Iterator[Event | Read]:
@@ -152,33 +180,27 @@ def read_opening(prompt: ListingPrompt, event: OpeningEvent) -> Sequence[float] 
     beginnings = prompt.beginnings
     known = {key: logprob for key, logprob in event.logprobs.items() if key in beginnings.owners}
     if not beginnings.is_clear(event.logprobs):
-        return EndpointError(NOT_CLEAR, prompt.choices.other_ways)
+        return EndpointError(NOT_CLEAR, prompt.question.choices.other_ways)
     if not known:
         return EndpointError(NOT_LIKELY, f"use a model on this machine, or {VOTES}")
     return log_shares(beginnings.owners, known)
 
 
-def combined(
-    questions: Sequence[ChoiceQuestion], prompts: Sequence[ListingPrompt], events: Iterator[Event | Read]
-) -> Iterator[Event | Decided]:
-    """Decide each question whose prompts are all read."""
+def combined(prompts: Sequence[ListingPrompt], events: Iterator[Event | Read]) -> Iterator[Event | Decided]:
+    """Decide each question whose prompts are all read, by its number."""
     left = Counter(prompt.number for prompt in prompts)
     shares: dict[int, list[Sequence[float]]] = defaultdict(list)
     for event in events:
         if not isinstance(event, Read):
             yield event
             continue
-        number = prompts[event.prompt].number
+        number, question = prompts[event.prompt].number, prompts[event.prompt].question
         if isinstance(event.shares, CerebrumError):
             if left.pop(number, 0):  # its other prompts do not matter any more
                 yield Decided(number, event.shares)
             continue
         shares[number].append(event.shares)
         if len(shares[number]) == left[number]:
-            yield Decided(number, decision(questions[number], shares.pop(number)))
-
-
-def decision(question: ChoiceQuestion, shares: Sequence[Sequence[float]]) -> Decision:
-    choices = question.choices
-    listing = replace(question.listing, in_one_order=len(shares) == 1)  # a score has only one order
-    return Decision(choices.names, tuple(average(shares)), listing.method, choices.is_score)
+            probabilities = tuple(average(shares.pop(number)))
+            choices = question.choices
+            yield Decided(number, Decision(choices.names, probabilities, question.method, choices.is_score))

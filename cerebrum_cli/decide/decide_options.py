@@ -11,8 +11,8 @@ from cerebrum_cli.cli.row_commands import ConcurrencyOptions, RowFileOptions
 from cerebrum_cli.core.ask import MAX_VOTES
 from cerebrum_cli.core.declaration import INTEGER, NUMBER, PATH, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.decide.choice_questions import require_listing
 from cerebrum_cli.decide.given_choices import GivenChoices, parse_choices, parse_score
-from cerebrum_cli.decide.prompts import ChoiceListing
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -33,7 +33,6 @@ class ChoiceOptions:
     )
     score: str | None = option("Answer with a number of this range, such as 1..5", "Input", metavar="A..B")
     letters: bool = switch("List the choices after letters: compare both with --label", "Input")
-    fast: bool = switch("List the choices in one order only: faster, less accurate", "Model")
     votes: int | None = option(
         "Sample K replies, for a model that reasons: a probability is a share of them",
         "Sampling",
@@ -43,15 +42,11 @@ class ChoiceOptions:
         most=MAX_VOTES,
     )
 
-    @property
-    def listing(self) -> ChoiceListing:
-        return ChoiceListing(self.fast, self.letters)
-
     def find_choices(self) -> GivenChoices | None:
         """The choices that are given; None without any. Raises UsageError."""
         if self.choices is not None and self.score is not None:
             raise UsageError.conflict("--choices", "--score")
-        self.listing.require(self.votes, self.score is not None, prefix="--")
+        require_listing(self.letters, self.votes, self.score is not None, prefix="--")
         if self.choices is not None:
             return parse_choices(self.choices)
         return parse_score(self.score) if self.score is not None else None

@@ -1,70 +1,58 @@
-"""Decide the rows of a file, and write each to the result as soon as it is decided."""
+"""Decide the rows of a file: what is asked of a row, and the object that its decision becomes."""
 
 from __future__ import annotations
 
 import json
 from contextlib import suppress
 from dataclasses import asdict
-from functools import partial
-from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.batch.answering import FinishedRow, answer_rows
+from cerebrum_cli.batch.answering import FinishedRow
 from cerebrum_cli.core.decision import PLACES, Decision
 from cerebrum_cli.core.errors import CerebrumError, UsageError
-from cerebrum_cli.core.events import Event, Events, StageEvent
+from cerebrum_cli.core.events import Event, StageEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.row_fields import RowError, field_text
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.decide.by_likelihood import require_distinct
-from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Decided
+from cerebrum_cli.decide.choice_questions import AskedQuestion, ChoiceQuestion, Decided
 from cerebrum_cli.decide.deciding import decide
 from cerebrum_cli.decide.given_choices import YES_OR_NO, Choice, GivenChoices, choices_of
-from cerebrum_cli.decide.prompts import ChoiceListing
 from cerebrum_cli.results.rows import RowFlag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator
 
     from cerebrum_cli.batch.input_row import InputRow
-    from cerebrum_cli.batch.readers import BatchInput
-    from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.decide.trusted import Trust
     from cerebrum_cli.replies.interface import Model
-    from cerebrum_cli.results.rows import Results, RowKind
 
-TOGETHER = 100  # rows whose prompts are evaluated together
 LINE, INPUT = "line", "input"  # of a row: its number, for errors, and what was read
 CHOICES = "choices"  # key of a row that has its own
 
 
-class AskedRow(NamedTuple):
-    """What is asked of a row, or why nothing is; and the object that results get, by what is found."""
-
-    question: ChoiceQuestion | CerebrumError
-    object: Callable[[Decision | CerebrumError], JsonDict]
-
-
 @frozen
-class RowQuestions:
-    """The rows, and what is asked of each: the question follows the row's prompt, or has `fields` of the row.
+class DecisionAsker:
+    """Asks which choice answers the question of a row: it follows the row's prompt, or has `fields` of the row.
 
     Without `choices`, a row has its own, or is answered by yes or no. `writes_all` probabilities, `copies_input`, to a
     result that may be a table.
     """
 
-    rows: BatchInput
     question: str
     fields: Texts
     choices: GivenChoices | None
-    listing: ChoiceListing = ChoiceListing()
+    by_letter: bool = False
     votes: int | None = None
     writes_all: bool = False
     copies_input: bool = False
     is_table: bool = False
     trust: Trust | None = None
+
+    @property
+    def samples(self) -> int:
+        return self.votes or 1
 
     @property
     def given(self) -> GivenChoices:
@@ -83,29 +71,36 @@ class RowQuestions:
             keys += self.trust.keys
         return tuple(keys)
 
-    def ask(self, position: int, row: InputRow) -> AskedRow:  # noqa: ARG002
-        """What is asked of a row."""
-        asked: ChoiceQuestion | CerebrumError
-        if row.conversation is None:
-            asked = UsageError(row.error.message if row.error else "the row is invalid")
-        else:
-            try:
-                asked = self.question_of(row.conversation, row.input)
-            except UsageError as problem:
-                asked = problem
-        return AskedRow(asked, partial(self.object, row))
+    def answer(
+        self, model: Model, rows: Iterable[tuple[int, InputRow]], in_order: bool
+    ) -> Iterator[Event | FinishedRow]:
+        if self.choices and not self.votes:
+            require_distinct(model, self.choices, self.by_letter)
+        asked = (AskedQuestion((position, row), self.question_of(row)) for position, row in rows)
+        for event in decide(model, asked, self.votes, in_order):
+            if isinstance(event, Decided):
+                position, row = event.key
+                yield FinishedRow(position, self.object(position, row, event.result), row.has_own_id)
+            elif not isinstance(event, StageEvent):  # the progress counts rows
+                yield event
 
-    def question_of(self, conversation: Conversation, input: Any) -> ChoiceQuestion:
-        """The question of a row. Raises UsageError for a row that cannot be asked."""
-        fields = input if isinstance(input, dict) else dict.fromkeys(self.fields, input)  # a line of text
+    def question_of(self, row: InputRow) -> ChoiceQuestion | CerebrumError:
+        """The question of a row, or why it has none."""
+        conversation = row.conversation
+        if conversation is None:
+            return UsageError(row.error.message if row.error else "the row is invalid")
+        fields = row.input if isinstance(row.input, dict) else dict.fromkeys(self.fields, row.input)  # a line of text
         if self.fields and all(name in fields and is_empty(fields[name]) for name in self.fields):
-            raise UsageError("the text is empty")
+            return UsageError("the text is empty")
         if self.question:
             conversation = conversation.with_question(f"{conversation.question}\n\n{self.question}")
-        choices = self.choices_for(input)
-        if self.trust:
-            self.trust.require(choices.names)
-        return ChoiceQuestion(conversation, choices, self.listing)
+        try:
+            choices = self.choices_for(row.input)
+            if self.trust:
+                self.trust.require(choices.names)
+            return ChoiceQuestion(conversation, choices, self.by_letter)
+        except UsageError as problem:
+            return problem
 
     def choices_for(self, input: Any) -> GivenChoices:
         """The choices of a row, by its fields. Raises UsageError, also for those whose table has no columns."""
@@ -115,17 +110,7 @@ class RowQuestions:
             raise UsageError(problem, "omit --probabilities, or name the output .jsonl")
         return self.choices or own or YES_OR_NO
 
-    @property
-    def asks(self) -> str:
-        """The question, or the template that has it."""
-        template = self.rows.fingerprint["template"]
-        return self.question or str(template)
-
-    def kind_for(self, output: Path) -> RowKind:
-        """The rows of a result. Raises UsageError."""
-        return self.rows.kind_for(output, self.keys)
-
-    def object(self, row: InputRow, result: Decision | CerebrumError) -> JsonDict:
+    def object(self, position: int, row: InputRow, result: Decision | CerebrumError) -> JsonDict:  # noqa: ARG002
         """The output object of a row."""
         object = {"id": row.id, "prompt": row.prompt, **dict.fromkeys(self.keys), "error": None}
         if self.copies_input:
@@ -173,58 +158,3 @@ def row_flags(object: JsonObject) -> int:
     if object["error"] is not None:
         return RowFlag.FINISHED | RowFlag.FAILED
     return RowFlag.FINISHED | (RowFlag.UNDECIDED if object.get("decided") is False else 0)
-
-
-class Asked(Protocol):
-    """What is asked of rows by position, with how many votes. Their `choices` are None if rows have their own."""
-
-    @property
-    def choices(self) -> GivenChoices | None: ...
-
-    @property
-    def listing(self) -> ChoiceListing: ...
-
-    @property
-    def votes(self) -> int | None: ...
-
-    def ask(self, position: int, row: InputRow) -> AskedRow:
-        """What is asked of a row."""
-
-
-class DecisionAsker(NamedTuple):
-    """Asks questions of rows, whose decisions are their answers."""
-
-    questions: Asked
-    samples: int = 1
-
-    def answer(
-        self,
-        model: Model,
-        rows: Iterable[tuple[int, InputRow]],
-        in_order: bool,  # noqa: ARG002
-    ) -> Iterator[Event | FinishedRow]:
-        questions, scope = self.questions, model.engine.cancel_scope
-        if questions.choices and not questions.votes:
-            require_distinct(model, questions.choices, questions.listing)
-        rows = iter(rows)
-        while not scope.is_set() and (together := list(islice(rows, TOGETHER))):
-            asked: list[ChoiceQuestion] = []
-            begun: list[tuple[int, AskedRow, bool]] = []  # in the same order, with positions and whose ids are own
-            for position, input_row in together:
-                row = questions.ask(position, input_row)
-                if isinstance(row.question, CerebrumError):
-                    yield FinishedRow(position, row.object(row.question), input_row.has_own_id)
-                else:
-                    asked.append(row.question)
-                    begun.append((position, row, input_row.has_own_id))
-            for event in decide(model, asked, questions.votes):
-                if isinstance(event, Decided):
-                    position, row, has_own_id = begun[event.number]
-                    yield FinishedRow(position, row.object(event.result), has_own_id)
-                elif not isinstance(event, StageEvent):  # the progress counts rows
-                    yield event
-
-
-def decide_rows(questions: Asked, model: Model, rows: Iterable[tuple[int, InputRow]], results: Results) -> Events:
-    """Decide rows, each with its position; yield all events, and a RowEvent for each row."""
-    return answer_rows(model, rows, DecisionAsker(questions), results)

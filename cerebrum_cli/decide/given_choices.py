@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import permutations
 from pathlib import Path
+from string import ascii_uppercase
 from typing import NamedTuple, TypeAlias
 
 from cerebrum_cli.core.errors import UsageError
@@ -67,6 +68,10 @@ class GivenChoices:
         mirrored = [count - 1 - place for place in reversed(turned)]
         swapped = (*turned, *middle, *mirrored)
         return [given, given[::-1], swapped, swapped[::-1]]
+
+    @property
+    def may_have_letters(self) -> bool:
+        return not self.is_score and len(self.items) <= len(ascii_uppercase)
 
     @property
     def other_ways(self) -> str:

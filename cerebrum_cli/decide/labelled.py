@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from cerebrum_cli.batch.answering import answer_rows
+from cerebrum_cli.batch.readers import BatchInput
 from cerebrum_cli.cli.row_commands import Work, answer_missing, resumable
 from cerebrum_cli.core.decision import PLACES, Decision
 from cerebrum_cli.core.declaration import flag
@@ -17,11 +20,10 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, to_json
 from cerebrum_cli.core.row_fields import RowId, field_text
 from cerebrum_cli.core.text import Texts, format_count, format_names, text_digest, truncate
-from cerebrum_cli.decide.conditions import calibrated_conditions
-from cerebrum_cli.decide.decided_rows import AskedRow, RowQuestions, decide_rows
+from cerebrum_cli.decide.conditions import calibrated_conditions, fingerprint_of
+from cerebrum_cli.decide.decided_rows import DecisionAsker
 from cerebrum_cli.decide.given_choices import SHOWN, GivenChoices
 from cerebrum_cli.decide.measures import Labelled, labelled_decisions
-from cerebrum_cli.decide.prompts import ChoiceListing
 from cerebrum_cli.eval.recorded import RecordedRun
 from cerebrum_cli.trust.calibration import Calibration, calibrate
 from cerebrum_cli.trust.calibration_file import require_replaceable, save_calibration
@@ -36,34 +38,19 @@ if TYPE_CHECKING:
 
 
 @frozen
-class LabelledRows:
-    """Rows with the names of the right choices, and the run that gets their decisions."""
+class LabelledAsker(DecisionAsker):
+    """Asks rows with the names of the right choices, for the run that gets their decisions."""
 
-    asked: RowQuestions
-    labels: Texts
-    run: RecordedRun
+    labels: Texts = ()
+    run: RecordedRun | None = None
 
-    @property
-    def choices(self) -> GivenChoices | None:
-        return self.asked.choices
-
-    @property
-    def listing(self) -> ChoiceListing:
-        return self.asked.listing
-
-    @property
-    def votes(self) -> int | None:
-        return self.asked.votes
-
-    def ask(self, position: int, row: InputRow) -> AskedRow:
-        return self.asked.ask(position, row)._replace(object=partial(self.object, position))
-
-    def object(self, position: int, result: Decision | CerebrumError) -> JsonDict:
+    def object(self, position: int, row: InputRow, result: Decision | CerebrumError) -> JsonDict:  # noqa: ARG002
+        assert self.run
         label = self.labels[position]
         if isinstance(result, CerebrumError):
             return self.run.skipped(position, label, result.message)
-        if self.asked.trust:
-            result = self.asked.trust.calibrated(result)
+        if self.trust:
+            result = self.trust.calibrated(result)
         pairs = zip(result.names, result.probabilities, strict=True)
         probabilities = {name: round(probability, PLACES) for name, probability in pairs}
         return self.run.object(position, label, result.answer, probabilities)
@@ -71,10 +58,10 @@ class LabelledRows:
 
 def measure(
     app: App,
-    asked: RowQuestions,
+    rows: BatchInput,
+    asked: DecisionAsker,
     task: str,
     model: ModelSource,
-    fingerprint: JsonObject,
     output: Path | None,
     options: DecideOptions,
 ) -> None:
@@ -87,20 +74,28 @@ def measure(
         raise UsageError.conflict("--calibrate", "--calibration")
     if options.calibrate:
         require_replaceable(options.calibrate)
-    ids, labels, digest = read_labels(asked, options.label or "")
+    ids, labels, digest = read_labels(rows, asked, options.label or "")
+    fingerprint = fingerprint_of(rows, asked, model)
     run = RecordedRun.prepare(app, output, options.plot, task, distinct(ids), digest, model, fingerprint)
-    labelled = LabelledRows(asked, labels, run)
+    values = {field.name: getattr(asked, field.name) for field in fields(DecisionAsker)}
+    labelled = LabelledAsker(**values, labels=labels, run=run)
     results = run.open(options.restart)
     with resumable(results, "rows", options.restart):
-        answer_missing(app, model, options, results, Work(asked.rows.missing_rows, 1, partial(decide_rows, labelled)))
+        answer_missing(
+            app,
+            model,
+            options,
+            results,
+            Work(rows.missing_rows, labelled.samples, partial(answer_rows, asker=labelled)),
+        )
     run.print(app, options.json)
     if trust and trust.threshold:
         app.streams.note(measured(trust, run.samples()))
     if options.calibrate:
-        calibration = calibration_of(run.samples(), asked.given.names, calibrated_conditions(asked, model))
+        calibration = calibration_of(run.samples(), asked.given.names, calibrated_conditions(rows, asked, model))
         save_calibration(options.calibrate, calibration)
-        rows = format_count(calibration.labelled, "labelled row")
-        app.streams.note(f"wrote {options.calibrate}, a calibration by {rows}")
+        count = format_count(calibration.labelled, "labelled row")
+        app.streams.note(f"wrote {options.calibrate}, a calibration by {count}")
     if results.counts.failed:
         raise typer.Exit(SOME_FAILED)
 
@@ -123,10 +118,10 @@ def measured(trust: Trust, rows: Sequence[Labelled]) -> str:
     return f"{len(sure):,} of {len(rows):,} rows decided, {wrong:,} of them wrong{share}; {trust.promise}"
 
 
-def read_labels(asked: RowQuestions, column: str) -> tuple[list[RowId], Texts, str]:
+def read_labels(rows: BatchInput, asked: DecisionAsker, column: str) -> tuple[list[RowId], Texts, str]:
     """The ids of all rows, their labels, and a digest of what is asked and labelled. Raises UsageError."""
     ids, labels, digests = list[RowId](), list[str](), list[list[Any]]()
-    for row in asked.rows:
+    for row in rows:
         try:
             choices = asked.choices_for(row.input)
         except UsageError as problem:
@@ -137,12 +132,12 @@ def read_labels(asked: RowQuestions, column: str) -> tuple[list[RowId], Texts, s
     return ids, tuple(labels), text_digest(to_json(digests))
 
 
-def read_label(fields: Any, column: str, choices: GivenChoices, name: str) -> str:
+def read_label(values: Any, column: str, choices: GivenChoices, name: str) -> str:
     """The choice that a row's label names, in any case. Raises UsageError for another label, and without one."""
-    if not isinstance(fields, dict) or column not in fields:
-        known = format_names(list(fields)) if isinstance(fields, dict) else "none"
+    if not isinstance(values, dict) or column not in values:
+        known = format_names(list(values)) if isinstance(values, dict) else "none"
         raise UsageError(f"{name} has no field {column!r}", f"the fields are: {known}")
-    label = field_text(fields[column])
+    label = field_text(values[column])
     try:
         return choices.names[choices.find(label)]
     except KeyError:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cerebrum_cli.batch.readers import InputOptions
+from cerebrum_cli.batch.answering import answer_rows
+from cerebrum_cli.batch.readers import BatchInput, InputOptions
 from cerebrum_cli.cli.row_commands import Work, answer_missing, resumable
 from cerebrum_cli.core.declaration import flag
 from cerebrum_cli.core.errors import DAMAGE, SOME_FAILED, UsageError
@@ -19,7 +20,7 @@ from cerebrum_cli.core.files import readable
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.row_fields import parse_template
 from cerebrum_cli.decide.conditions import calibrated_conditions, fingerprint_of
-from cerebrum_cli.decide.decided_rows import RowQuestions, decide_rows, row_flags
+from cerebrum_cli.decide.decided_rows import DecisionAsker, row_flags
 from cerebrum_cli.decide.trusted import final_notes, load_trust
 from cerebrum_cli.results.output_tables import DELIMITERS, table_type
 from cerebrum_cli.results.results import open_results, open_stream, output_paths
@@ -65,12 +66,11 @@ def decide_file(
     )
     with reading.open(source, app.streams.piped, output or STANDARD) as rows:
         is_table = output is not None and rows.kind_for(output).table is not None
-        asked = RowQuestions(
-            rows,
+        asked = DecisionAsker(
             "" if template else question,
             template.fields if template else (),
             options.find_choices(),
-            options.listing,
+            options.letters,
             votes=options.votes,
             writes_all=options.probabilities,
             copies_input=is_table and rows.form.header is not None,
@@ -78,15 +78,15 @@ def decide_file(
         )
         model = options.find_source(app, overrides)
         if options.calibration:
-            made_with = calibrated_conditions(asked, model)
+            made_with = calibrated_conditions(rows, asked, model)
             trust = load_trust(options.calibration, made_with, options.max_error, options.confidence)
             asked = replace(asked, trust=trust)
         if options.label is not None:
-            measure_rows(app, asked, source.stem, model, output, options)
+            measure_rows(app, rows, asked, source.stem, model, output, options)
             return
         if output is None:
             raise UsageError("missing option '-o' / '--output'", "see cerebrum decide --help")
-        write_decisions(app, asked, model, output, options)
+        write_decisions(app, rows, asked, model, output, options)
 
 
 def require_trust_options(options: DecideOptions) -> None:
@@ -117,17 +117,25 @@ def undecided_rows(output: Path) -> frozenset[Digest]:
 
 
 def measure_rows(
-    app: App, asked: RowQuestions, task: str, model: ModelSource, output: Path | None, options: DecideOptions
+    app: App,
+    rows: BatchInput,
+    asked: DecisionAsker,
+    task: str,
+    model: ModelSource,
+    output: Path | None,
+    options: DecideOptions,
 ) -> None:
     """Compare decisions with labels, as a run of the package `eval`. Raises UsageError without it."""
     try:
         from cerebrum_cli.decide.labelled import measure
     except ModuleNotFoundError as error:
         raise UsageError("--label needs the package `eval`", "install cerebrum-cli again") from error
-    measure(app, asked, task, model, fingerprint_of(asked, model), output, options)
+    measure(app, rows, asked, task, model, output, options)
 
 
-def write_decisions(app: App, asked: RowQuestions, model: ModelSource, output: Path, options: DecideOptions) -> None:
+def write_decisions(
+    app: App, rows: BatchInput, asked: DecisionAsker, model: ModelSource, output: Path, options: DecideOptions
+) -> None:
     """Decide the rows that the output lacks. Raises Exit if some failed."""
     probabilities: list[float] = []
 
@@ -136,10 +144,13 @@ def write_decisions(app: App, asked: RowQuestions, model: ModelSource, output: P
             probabilities.append(object["probability"])
         return row_flags(object)
 
-    results = open_decisions(app, asked, model, output, replace(asked.kind_for(output), flags=flags), options)
-    results.has_more = not asked.rows.is_whole
+    kind = replace(rows.kind_for(output, asked.keys), flags=flags)
+    results = open_decisions(app, rows, asked, model, output, kind, options)
+    results.has_more = not rows.is_whole
     with resumable(results, "rows", options.restart):
-        answer_missing(app, model, options, results, Work(asked.rows.missing_rows, 1, partial(decide_rows, asked)))
+        answer_missing(
+            app, model, options, results, Work(rows.missing_rows, asked.samples, partial(answer_rows, asker=asked))
+        )
     counts = results.counts
     if asked.trust:
         decided = results.size - counts.undecided - counts.failed
@@ -150,14 +161,19 @@ def write_decisions(app: App, asked: RowQuestions, model: ModelSource, output: P
 
 
 def open_decisions(
-    app: App, asked: RowQuestions, model: ModelSource, output: Path, kind: RowKind, options: DecideOptions
+    app: App,
+    rows: BatchInput,
+    asked: DecisionAsker,
+    model: ModelSource,
+    output: Path,
+    kind: RowKind,
+    options: DecideOptions,
 ) -> Results:
     """The result, with the rows that earlier runs decided. Raises UsageError, BatchError."""
-    rows = asked.rows.known_rows()
     if output != STANDARD:
-        fingerprint = fingerprint_of(asked, model)
+        fingerprint = fingerprint_of(rows, asked, model)
         notes = model.model.adapter_params
-        return open_results(output, fingerprint, kind, rows, options.restart, options.retry_failed, notes)
+        return open_results(output, fingerprint, kind, rows.known_rows(), options.restart, options.retry_failed, notes)
     if options.retry_failed:
         raise UsageError("--retry-failed requires a file with earlier decisions", "give it as -o OUTPUT")
-    return open_stream(app.streams.answer, kind, rows)
+    return open_stream(app.streams.answer, kind, rows.known_rows())

@@ -9,7 +9,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import Events
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Decided
+from cerebrum_cli.decide.choice_questions import AskedQuestion, ChoiceQuestion, Decided
 from cerebrum_cli.decide.deciding import decide as decide_questions
 from cerebrum_cli.decide.given_choices import YES_OR_NO
 
@@ -30,7 +30,7 @@ def decide_text(app: App, question: str, overrides: Layer, options: DecideOption
     choices = options.find_choices() or YES_OR_NO
     source = options.find_source(app, overrides)
     conversation = read_conversation(app, question, options)
-    asked = ChoiceQuestion(conversation, choices, options.listing)
+    asked = ChoiceQuestion(conversation, choices, options.letters)
     found: list[Decided] = []
     if options.votes:
         source = source.for_rows(options.votes)
@@ -57,7 +57,7 @@ def read_conversation(app: App, question: str, options: DecideOptions) -> Conver
 
 def deciding(model: Model, question: ChoiceQuestion, votes: int | None, found: list[Decided]) -> Events:
     """Decide a question: yield the events, and add what is found."""
-    for event in decide_questions(model, [question], votes):
+    for event in decide_questions(model, [AskedQuestion(None, question)], votes):
         if isinstance(event, Decided):
             found.append(event)
         else:

@@ -1,23 +1,26 @@
-"""How likely a reply is to name each choice: the beginnings that name one, and their probabilities."""
+"""How likely a reply is to name each choice: the beginnings that name one, and their probabilities.
+
+A beginning is a sequence of tokens. Servers report only first tokens: by their ids, or those of chat completions by
+their texts, each of which may be any part of a name.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from math import exp, fsum, log
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from cerebrum_cli.core.conversation import Text, Tokens
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.vocabulary import Vocabulary
-from cerebrum_cli.decide.given_choices import GivenChoices
-from cerebrum_cli.decide.prompts import spellings
 
 LEAST = 1e-30  # share of a choice, so that a logarithm exists
-# The position of the choice that each beginning of a reply names: tokens, or on some servers the text of a token.
-Owners = Mapping[Any, int]
 MOST_UNCLEAR = 0.01  # of the probability of choices, that of first tokens which several of them have
+
+Reply: TypeAlias = tuple[int, ...] | str  # a name as tokens or as text
+Spelled: TypeAlias = Sequence[Collection[Reply]]  # the replies that give each choice
+Owners: TypeAlias = Mapping[Any, int]  # the position of the choice that each beginning names
 
 
 class Beginnings(NamedTuple):
@@ -39,6 +42,75 @@ class Beginnings(NamedTuple):
             if beginning in self.shared and not (beginning in self.owners and self.shared[beginning] <= seen):
                 unclear += exp(logprob)
         return unclear <= MOST_UNCLEAR * total
+
+    def unnamed(self, names: Texts) -> str | None:
+        """The first of the names of the choices without a beginning of its own."""
+        named = {*self.owners.values()}
+        return next((name for position, name in enumerate(names) if position not in named), None)
+
+
+def sequences_of(spelled: Spelled) -> Beginnings:
+    """The shortest token sequences that tell a choice from the others."""
+    owners = {own[0]: position for position, own in own_beginnings(spelled, meanings(spelled))}
+    return Beginnings(owners, {})
+
+
+def first_tokens_of(spelled: Spelled) -> Beginnings:
+    """The ids of the first tokens that tell a choice from the others."""
+    meant = meanings(spelled)
+    owners = {own[0][0]: position for position, own in own_beginnings(spelled, meant) if len(own[0]) == 1}
+    shared = {reply[0]: choices for reply, choices in meant.items() if len(reply) == 1 and len(choices) > 1}
+    return Beginnings(owners, shared)
+
+
+def first_texts_of(spelled: Spelled) -> Beginnings:
+    """The texts of any length that tell a choice from the others."""
+    meant = meanings(spelled)
+    owners = {text: position for position, own in own_beginnings(spelled, meant) for text in own}
+    return Beginnings(owners, {text: choices for text, choices in meant.items() if len(choices) > 1})
+
+
+def meanings(spelled: Spelled) -> Mapping[Reply, Set[int]]:
+    """The choices that a reply may come to name after each beginning."""
+    meant: dict[Reply, set[int]] = defaultdict(set)
+    for position, replies in enumerate(spelled):
+        for reply in replies:
+            for length in range(1, 1 + len(reply)):
+                meant[reply[:length]].add(position)
+    return meant
+
+
+def own_beginnings(spelled: Spelled, meant: Mapping[Reply, Set[int]]) -> Iterator[tuple[int, Sequence[Reply]]]:
+    """Yield the position of a choice, and the beginnings of one of its replies that lead to no other choice.
+
+    They begin with the shortest. If all of the reply begins another one, it is the only one.
+    """
+    for position, replies in enumerate(spelled):
+        for reply in replies:
+            lengths = (length for length in range(1, 1 + len(reply)) if meant[reply[:length]] == {position})
+            yield position, [reply[:length] for length in lengths] or [reply]
+
+
+def spellings(text: str) -> Texts:
+    """How a reply may begin with a text: also with a space or a capital letter before the rest of it."""
+    capitalized = text[:1].upper() + text[1:]
+    return tuple(dict.fromkeys((text, f" {text}", capitalized, f" {capitalized}")))
+
+
+def token_spellings(vocabulary: Vocabulary, text: str, last: int | None) -> Set[tuple[int, ...]]:
+    """The spellings of a text as tokens after the `last` one of a prompt."""
+    before = Tokens(() if last is None else (last,))
+    skipped = len(vocabulary.tokenize((before,)))
+    texts = [spelled for spelled in spellings(text) if may_have_space(vocabulary, last) or not spelled.startswith(" ")]
+    return {vocabulary.tokenize((before, Text(spelled)))[skipped:] for spelled in texts}
+
+
+def may_have_space(vocabulary: Vocabulary, last: int | None) -> bool:
+    """Whether a space may follow a token: neither a control token nor white space."""
+    if last is None:
+        return True
+    piece = vocabulary.piece(last)  # empty for a control token
+    return bool(piece) and not piece[-1:].isspace()
 
 
 def log_shares(owners: Owners, logprobs: Mapping[Any, float]) -> list[float]:
@@ -70,81 +142,3 @@ def average(readings: Sequence[Sequence[float]]) -> list[float]:
     weights = [exp(mean) for mean in means]
     whole = fsum(weights)
     return [weight / whole for weight in weights]
-
-
-class BeginningReader(ABC):
-    """Finds the beginnings of replies that name a choice: they are as long as it takes to tell it from the others."""
-
-    def __init__(self, choices: GivenChoices) -> None:
-        self._choices = choices
-        self._known: dict[int | None, Beginnings] = {}
-
-    def find(self, prompt: Sequence[int]) -> Beginnings:
-        """The beginnings of a reply to a prompt. Raises UsageError if a choice has no beginning of its own."""
-        last = prompt[-1] if prompt else None
-        if last not in self._known:
-            self._known[last] = self._find(last)
-        return self._known[last]
-
-    def _find(self, last: int | None) -> Beginnings:
-        names = self._choices.names
-        replies = [(reply, position) for position, name in enumerate(names) for reply in self._replies(last, name)]
-        meant: dict[Any, set[int]] = defaultdict(set)  # the choices that a reply may come to name after a beginning
-        for reply, position in replies:
-            for length in range(1, 1 + len(reply)):
-                meant[reply[:length]].add(position)
-        owners = {}
-        for reply, position in replies:
-            own = [reply[:length] for length in range(1, 1 + len(reply)) if meant[reply[:length]] == {position}]
-            owners.update(dict.fromkeys(self._read(reply, own), position))
-        for position in {*range(len(names))} - {*owners.values()}:
-            problem = f"the beginning of a reply does not tell {names[position]!r} from another choice"
-            raise UsageError(problem, self._choices.other_ways)
-        shared = {key: meant[each] for each in meant if len(meant[each]) > 1 for key in self._read(each, ())}
-        return Beginnings(owners, shared)
-
-    @abstractmethod
-    def _replies(self, last: int | None, name: str) -> set[Any]:
-        """Replies with a name, in its spellings, after the last token of a prompt: tokens, or text."""
-
-    @abstractmethod
-    def _read(self, reply: Any, own: Sequence[Any]) -> Sequence[Any]:
-        """The beginnings to read of a reply, of which its `own` lead to no other choice."""
-
-
-class TokenReader(BeginningReader):
-    """Finds token sequences; or first tokens with `first_only`, since servers report no others."""
-
-    def __init__(self, choices: GivenChoices, vocabulary: Vocabulary, first_only: bool) -> None:
-        super().__init__(choices)
-        self._vocabulary = vocabulary
-        self._first_only = first_only
-
-    def _replies(self, last: int | None, name: str) -> set[Any]:
-        before = Tokens(() if last is None else (last,))
-        skipped = len(self._vocabulary.tokenize((before,)))
-        may_have_space = last is None or self._ends_word(last)
-        texts = [text for text in spellings(name) if may_have_space or not text.startswith(" ")]
-        return {self._vocabulary.tokenize((before, Text(text)))[skipped:] for text in texts}
-
-    def _ends_word(self, token: int) -> bool:
-        """Whether a space may follow a token: neither a control token nor white space."""
-        piece = self._vocabulary.piece(token)  # empty for a control token
-        return bool(piece) and not piece[-1:].isspace()
-
-    def _read(self, reply: Any, own: Sequence[Any]) -> Sequence[Any]:
-        """The shortest of its own; without any, all of it begins another one."""
-        shortest = own[0] if own else reply
-        if self._first_only:
-            return shortest if len(shortest) == 1 else ()
-        return (shortest,)
-
-
-class TextReader(BeginningReader):
-    """Finds texts of first tokens, which are all that servers of chat completions report."""
-
-    def _replies(self, last: int | None, name: str) -> set[Any]:  # noqa: ARG002
-        return set(spellings(name))
-
-    def _read(self, reply: Any, own: Sequence[Any]) -> Sequence[Any]:
-        return own or (reply,)

@@ -216,22 +216,21 @@ class Model:
         *,
         score: tuple[int, int] | None = None,
         letters: bool = False,
-        fast: bool = False,
         votes: int | None = None,
     ) -> Decision:
         """Choose among given answers, and give the probability of each, without generating a reply.
 
         `choices` are names, or names with descriptions; `score` is the least and the largest number to answer with
-        instead. With `letters`, choices are listed after letters, and a reply gives one of these; `fast` lists them in
-        one order only. With `votes`, for a model that reasons, the probabilities are shares of as many replies. Raises
-        UsageError, PromptTooLong, EngineError, and EndpointError for a server without log probabilities.
+        instead. With `letters`, choices are listed after letters, and a reply gives one of these. With `votes`, for a
+        model that reasons, the probabilities are shares of as many replies. Raises UsageError, PromptTooLong,
+        EngineError, and EndpointError for a server without log probabilities.
         """
         try:
             from cerebrum_cli.decide.deciding import decide_one
         except ModuleNotFoundError as error:
             raise UsageError("this installation has no package `decide`", "install cerebrum-cli again") from error
         conversation = self._request(question, None, None, {}).conversation
-        return decide_one(self, conversation, choices, score, votes, in_one_order=fast, by_letter=letters)
+        return decide_one(self, conversation, choices, score, votes, by_letter=letters)
 
     def _allowed(self, tools: Iterable[Callable[..., Any] | str]) -> Tools:
         """The tools that a reply may call; without any, what makes them is not imported."""

@@ -13,7 +13,7 @@ from cerebrum_cli.batch.input_row import InputRow
 from cerebrum_cli.batch.readers import LineRows
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import Interrupted, PromptTooLong, UsageError
-from cerebrum_cli.decide.choice_questions import ChoiceQuestion
+from cerebrum_cli.decide.choice_questions import AskedQuestion, ChoiceQuestion
 from cerebrum_cli.decide.deciding import decide as decide_questions
 from cerebrum_cli.decide.given_choices import YES_OR_NO
 
@@ -62,8 +62,6 @@ def test_json_has_the_probability_of_each_choice(user: CommandLine) -> None:
     assert found["answer"] == max(probabilities, key=probabilities.__getitem__)
     assert found["probability"] == probabilities[found["answer"]]
     assert (found["method"], found["model"]) == ("averaged orders", "nano")
-    fast = decide(user, "Which team?", "--choices", "a,b", "-f", "ticket.txt", "--json", "--fast").object
-    assert fast["method"] == "one order"
 
 
 def test_a_score_has_a_mean(user: CommandLine) -> None:
@@ -98,7 +96,6 @@ def test_choices_in_the_reverse_order_have_the_same_probabilities(count: int, le
         (("Is it?", "--score", "5..1"), "text", ("invalid --score", "1..5")),
         (("Is it?", "-o", "out.csv"), "text", ("-o applies to the rows of a file",)),
         (("Is it?", "--label", "x"), "text", ("--label applies to the rows of a file",)),
-        (("Is it?", "--votes", "4", "--fast"), "text", ("--votes and --fast",)),
         (("Is it?", "--votes", "4", "--letters"), "text", ("--letters and --votes",)),
         (("Is it?", "--score", "1..5", "--letters"), "text", ("--letters and --score",)),
         (("Is it?", "--choices", LETTERS, "--letters"), "text", ("27 choices for 26 letters", "omit --letters")),
@@ -357,10 +354,10 @@ def test_labelled_rows_are_a_run(user: CommandLine) -> None:
 def test_runs_of_decisions_are_compared(user: CommandLine) -> None:
     labelled(user)
     decide(user, REFUND, "labelled.csv", "--label", "refund", "-o", "orders.jsonl", "-q")
-    decide(user, REFUND, "labelled.csv", "--label", "refund", "-o", "one.jsonl", "--fast", "-q")
+    decide(user, REFUND, "labelled.csv", "--label", "refund", "-o", "one.jsonl", "--letters", "-q")
     compared = user.run("runs", "compare", "orders.jsonl", "one.jsonl", "--json", directory=user.home)
     assert compared.code == 0 and compared.object["n"] == 3
-    assert compared.object["differences"]["one order"] == [False, True]
+    assert compared.object["differences"]["letters"] == [None, True]
 
 
 def test_labelled_rows_may_all_fail(user: CommandLine) -> None:
@@ -379,14 +376,6 @@ def test_votes_are_shares_of_samples(user: CommandLine) -> None:
     shares = [choice["probability"] * 8 for choice in found["choices"]]
     assert sum(shares) == 8 and all(share == int(share) for share in shares)
     assert decide(user, *words, stdin="It glows.").object == found
-
-
-def test_votes_do_not_depend_on_the_order_of_the_choices(user: CommandLine) -> None:
-    found = []
-    for choices in ("red,blue", "blue,red"):
-        done = decide(user, "Which?", "--choices", choices, "--votes", "6", "--seed", "7", "--json", stdin="1 + 2 = 3")
-        found.append({choice["name"]: choice["probability"] for choice in done.object["choices"]})
-    assert found[0] == found[1]
 
 
 def test_rows_are_decided_by_votes(user: CommandLine) -> None:
@@ -435,13 +424,13 @@ def test_a_model_decides() -> None:
     with open_model("nano") as model:
         decision = model.decide("Which team?", {"billing": "invoices", "other": ""})
         assert decision.names == ("billing", "other") and decision.answer in decision.names
-        assert model.decide("Is it?", fast=True).method == "one order"
-        assert model.decide("Is it?", letters=True, fast=True).method == "letters, one order"
+        assert model.decide("Is it?", letters=True).method == "letters, averaged orders"
+        assert model.decide("How urgent?", score=(1, 5)).method == "one order"
         assert 1 <= (model.decide("How urgent?", score=(1, 5)).mean or 0) <= 5
         for choices in (["yes"], "yes,no", [1, 2], ["a", " A"], ["a", " "]):
             with pytest.raises(UsageError):
                 model.decide("Is it?", choices)  # type: ignore[arg-type]
-        for options in ({"fast": True, "votes": 2}, {"letters": True, "votes": 2}, {"letters": True, "score": (1, 5)}):
+        for options in ({"letters": True, "votes": 2}, {"letters": True, "score": (1, 5)}):
             with pytest.raises(UsageError, match="cannot be used together"):
                 model.decide("Is it?", **options)
         with pytest.raises(PromptTooLong):
@@ -452,7 +441,7 @@ def test_a_signal_ends_all_questions_and_decides_none(monkeypatch: pytest.Monkey
     def interrupted(_: object) -> None:
         raise Interrupted(signal.SIGINT)
 
-    question = ChoiceQuestion(Conversation().user("Is it?"), YES_OR_NO)
+    question = AskedQuestion(None, ChoiceQuestion(Conversation().user("Is it?"), YES_OR_NO))
     with open_model("nano") as model:
         monkeypatch.setattr(model, "prepare_reply", interrupted)
         with pytest.raises(Interrupted):

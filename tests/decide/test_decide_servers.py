@@ -15,16 +15,14 @@ from templates import chosen_format
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.decision import Decision
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, UsageError
-from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Decided
+from cerebrum_cli.decide.choice_questions import AskedQuestion, ChoiceQuestion, Decided
 from cerebrum_cli.decide.deciding import decide
 from cerebrum_cli.decide.given_choices import YES_OR_NO, GivenChoices, parse_choices, parse_score
-from cerebrum_cli.decide.prompts import ChoiceListing
 from cerebrum_cli.formats.choice import SERVER, ChosenFormat
 from cerebrum_cli.library.installed import NANO
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.servers.endpoint import Endpoint, Servers
 
-IN_ORDERS = ChoiceListing()
 YES = {"y": -0.2, "n": -2.0, "x": -3.0}  # bytes: the first tokens of "yes", "no" and something else
 
 
@@ -39,9 +37,9 @@ def asking(kind: type[ModelServer], openings: dict[str, float]) -> Iterator[tupl
             yield model, server
 
 
-def decided(model: Model, choices: GivenChoices = YES_OR_NO, listing: ChoiceListing = IN_ORDERS) -> Decided:
-    question = ChoiceQuestion(Conversation().user("Is it?"), choices, listing)
-    [found] = [event for event in decide(model, [question]) if isinstance(event, Decided)]
+def decided(model: Model, choices: GivenChoices = YES_OR_NO, by_letter: bool = False) -> Decided:
+    question = ChoiceQuestion(Conversation().user("Is it?"), choices, by_letter)
+    [found] = [event for event in decide(model, [AskedQuestion(None, question)]) if isinstance(event, Decided)]
     return found
 
 
@@ -53,8 +51,6 @@ def test_servers_decide_by_the_first_token(kind: type[ModelServer]) -> None:
         assert decision.answer == "yes"
         assert decision.probability == pytest.approx(exp(-0.2) / (exp(-0.2) + exp(-2.0)))
         assert len(server.completions()) == 2  # one for each order
-        decided(model, listing=ChoiceListing(in_one_order=True))
-        assert len(server.completions()) == 3
 
 
 @pytest.mark.parametrize("kind", [LlamaServer, OllamaServer])
@@ -87,25 +83,28 @@ def test_a_server_that_ends_is_replaced_by_another() -> None:
         servers[0].arm(status=503, times=2)
         source = source_of(NANO, servers=Servers(tuple(Endpoint(server.url, server.url) for server in servers)))
         with Model(source, remote_engine(*servers), chosen) as model:
-            questions = [ChoiceQuestion(Conversation().user(f"Is it {number}?"), YES_OR_NO) for number in range(30)]
+            texts = (Conversation().user(f"Is it {number}?") for number in range(30))
+            questions = [AskedQuestion(number, ChoiceQuestion(text, YES_OR_NO)) for number, text in enumerate(texts)]
             found: list[Decided] = []
             for event in decide(model, questions):
                 if isinstance(event, Decided):
                     found.append(event)
                     if len(found) == 5:
                         servers[1].kill()
-    assert sorted(each.number for each in found) == list(range(30))
+    assert sorted(each.key for each in found) == list(range(30))
     assert all(isinstance(each.result, Decision) for each in found)
 
 
-def test_choices_that_begin_alike_are_refused_on_servers() -> None:
+def test_choices_that_begin_alike_get_letters_on_servers() -> None:
     choices = parse_choices("card lost,card stolen,other")
-    with asking(LlamaServer, YES) as (model, _):
-        error = decided(model, choices).result
-        assert isinstance(error, UsageError) and "does not tell" in error.message
     with asking(LlamaServer, {"A": -0.1, "B": -3.0, "C": -4.0}) as (model, _):
-        decision = decided(model, choices, ChoiceListing(in_one_order=True, by_letter=True)).result
-        assert isinstance(decision, Decision) and decision.answer == "card lost"
+        for by_letter in (True, False):
+            decision = decided(model, choices, by_letter).result
+            assert isinstance(decision, Decision) and decision.method == "letters, averaged orders"
+            assert decision.probabilities == pytest.approx([1 / 3] * 3)
+        many = ",".join(f"card {number}" for number in range(27))
+        error = decided(model, parse_choices(many)).result
+        assert isinstance(error, UsageError) and "does not tell" in error.message
     with asking(OllamaServer, {"card": -0.7, "other": -0.7}) as (model, server):
         error = decided(model, choices).result
         assert isinstance(error, EndpointError) and "begin with the same likely token" in error.message

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.decide.choice_questions import question_text
 from cerebrum_cli.decide.given_choices import MANY, MOST, Choice, GivenChoices, choices_of, parse_choices, parse_score
-from cerebrum_cli.decide.prompts import question_text
 from cerebrum_cli.decide.readings import average, log_shares
 
 
