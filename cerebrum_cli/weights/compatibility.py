@@ -1,12 +1,8 @@
-"""Check that models can be merged: the same architecture, shape and vocabulary, and layers at numbers they fit. Pure.
-
-llama.cpp evaluates some layers differently by their number, alternating or at an end of the model.
-"""
+"""Check that models can be merged: the same architecture, shape and vocabulary, and layers that can be moved. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import lcm
 from typing import Any
 
 from cerebrum_cli.core.errors import MergeError
@@ -25,8 +21,10 @@ VOCABULARY = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.toke
 MAY_DIFFER = ("block_count", "context_length", "vocab_size")
 # llama.cpp's values for missing keys. Any other key that only one file has is not a difference.
 DEFAULTS = {"rope.freq_base": 10000.0, "expert_count": 0, "rope.scaling.type": "none"}
-# Counts of layers at an end of the model that differ from the others.
+# Counts of layers at an end of the model that differ from the others, and distances of those that differ.
 LAYER_COUNTS = ("leading_dense_block_count", "nextn_predict_layers", "attention.shared_kv_layers")
+LAYER_PERIODS = ("attention.sliding_window_pattern", "full_attention_interval", "interleave_moe_layer_step")
+NOT_PER_LAYER = ("rope.dimension_sections", "rope.scaling.")  # beginnings of keys of other arrays
 # Embeddings of all layers in one tensor.
 EMBEDDING_PER_LAYER = "per_layer_token_embd.weight"
 
@@ -48,8 +46,7 @@ def differences(table: Table, first: Table) -> Iterator[str]:
     prefix = f"{first.architecture}."
     for key in sorted({*table.metadata, *first.metadata}):
         name = key.removeprefix(prefix)
-        is_per_layer = table.is_per_layer(key) or first.is_per_layer(key)
-        if key.startswith(prefix) and name not in MAY_DIFFER and not is_per_layer:
+        if key.startswith(prefix) and name not in MAY_DIFFER:
             actual, expected = table.content(key, DEFAULTS.get(name)), first.content(key, DEFAULTS.get(name))
             if None not in (actual, expected) and actual != expected:
                 yield f"{key}: {display(actual)} and {display(expected)}"
@@ -64,35 +61,26 @@ def display(value: Any) -> str:
     return truncate(ascii(list(value) if isinstance(value, tuple) else value), 60)
 
 
-def require_layer_pattern(tables: TablesByName, layers: Sequence[LayerSources]) -> None:
-    """Raise MergeError if a layer moves to a number at which its architecture evaluates it differently."""
-    patterns = {layer_pattern(table) for table in tables.values()}
-    if len(patterns) > 1:
-        raise MergeError("the models' layer patterns differ (attention.sliding_window_pattern)", "merge other files")
-    moves = []
-    for number, sources in enumerate(layers):
-        moves += [(number, name, layer) for name, layer in sources if layer != number]
-    for name, table in tables.items():
-        has_special_layers = EMBEDDING_PER_LAYER in table.global_tensors or any(map(table.whole_number, LAYER_COUNTS))
-        if has_special_layers and (moves or len(layers) != table.n_layers):
-            raise MergeError(
-                f"{name} has {table.n_layers} layers of several kinds or with embeddings of their own",
-                "keep all layers of such a model, in order",
-            )
-    period = lcm(*patterns.pop())
-    for number, name, layer in moves:
-        if (number - layer) % period:
-            problem = f"layer {layer} of {name} would become layer {number}, which {tables[name].architecture}"
-            raise MergeError(f"{problem} evaluates differently", f"move layers by multiples of {period}")
+def require_layers_in_place(tables: TablesByName, layers: Sequence[LayerSources]) -> None:
+    """Raise MergeError if layers move in a model that llama.cpp evaluates differently by the number of a layer."""
+    is_moved = any(layer != number for number, sources in enumerate(layers) for _, layer in sources)
+    for table in tables.values():
+        if (is_moved or len(layers) != table.n_layers) and has_several_kinds_of_layers(table):
+            problem = f"the {table.n_layers} layers of {table.name} are of several kinds, by their numbers"
+            raise MergeError(problem, "keep all layers of such a model, in order")
 
 
-def layer_pattern(table: Table) -> tuple[int, int]:
-    """Period of the differences that no file states, and of sliding windows that this file does not state per layer."""
-    architecture = table.architecture
-    facts = facts_of(architecture)
-    attention = table.whole_number("full_attention_interval") or facts.layer_period
-    fixed = lcm(attention, table.whole_number("interleave_moe_layer_step") or 1)
-    stated = table.whole_number("attention.sliding_window_pattern", 0)  # a flag per layer, or a period
-    if stated is None and (architecture == "gemma2" or table.hyperparameter("attention.sliding_window")):
-        return fixed, abs(facts.window_period) or 1
-    return fixed, 1 if stated is None else int(stated) or 1
+def has_several_kinds_of_layers(table: Table) -> bool:
+    facts = facts_of(table.architecture)
+    if facts.window_period or facts.layer_period > 1 or EMBEDDING_PER_LAYER in table.global_tensors:
+        return True
+    if any(map(table.hyperparameter, LAYER_COUNTS)):
+        return True
+    if any(table.hyperparameter(key) not in (None, 0, 1) for key in LAYER_PERIODS):
+        return True
+    prefix = f"{table.architecture}."
+    for key, value in table.metadata.items():
+        is_array = value.type == "ARRAY" and key.startswith(prefix)
+        if is_array and not key.removeprefix(prefix).startswith(NOT_PER_LAYER):
+            return True
+    return False

@@ -6,7 +6,7 @@ The metadata is what still holds of that of the sources, and the provenance of t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.contents import EMBEDDING, HEAD, Tensor, Tensors, Value
@@ -16,7 +16,7 @@ from cerebrum_cli.weights.compatibility import (
     LayerSources,
     TablesByName,
     require_compatible,
-    require_layer_pattern,
+    require_layers_in_place,
 )
 from cerebrum_cli.weights.plan import Metadata, Plan, Term, plan_tensors
 from cerebrum_cli.weights.recipe import Recipe, Slice, Source
@@ -57,9 +57,9 @@ def plan_merge(
         raise MergeError(f"the merge would have {len(layers):,} layers", f"llama.cpp loads at most {MAX_LAYERS}")
     sources = [layer.sources for layer in layers]
     sums = dict(_sums(tables, layers))
-    require_layer_pattern(tables, sources)
+    require_layers_in_place(tables, sources)
     shape = model_shape(tables[recipe.base_model], len(layers))
-    metadata = _metadata(recipe, tables, sources)
+    metadata = _metadata(recipe, tables, len(layers))
     own_type = tables[recipe.slices[0].models[0]].content("general.file_type")
     if type is not None:
         own_type = file_type_of(type)
@@ -135,8 +135,8 @@ def _terms(tables: TablesByName, part: Slice, by_source: Sequence[Tensors], name
     return [Term(first, 1.0)] if name in _CONSTANTS else terms
 
 
-def _metadata(recipe: Recipe, tables: TablesByName, layers: Sequence[LayerSources]) -> Metadata:
-    """The metadata that the sources give a merge."""
+def _metadata(recipe: Recipe, tables: TablesByName, n_layers: int) -> Metadata:
+    """The metadata that the sources give a merge; its context is the smallest of theirs."""
     base, tokenizer = tables[recipe.base_model], tables[recipe.tokenizer_model]
     dropped = _DROPPED_PREFIXES
     if len({table.text("general.license") for table in tables.values()}) > 1:
@@ -148,34 +148,11 @@ def _metadata(recipe: Recipe, tables: TablesByName, layers: Sequence[LayerSource
     for key, value in tokenizer.metadata.items():
         if key.startswith("tokenizer."):
             metadata[key] = value
-    return metadata | _hyperparameters(base, tables, layers) | _base_models(tables.values())
-
-
-def _hyperparameters(base: Table, tables: TablesByName, layers: Sequence[LayerSources]) -> Metadata:
-    """Hyperparameters that may differ from the base model's: number of layers, context length, per-layer arrays.
-
-    What a layer has of its own comes from its first source.
-    """
-    block_count, context_length = (f"{base.architecture}.{key}" for key in ("block_count", "context_length"))
-    result = {block_count: Value("UINT32", len(layers))}
-    lengths = []
-    for table in tables.values():
-        if table.whole_number("context_length") is not None:
-            lengths.append(table.metadata[context_length])
-        for key, value in table.metadata.items():
-            if key not in result and table.is_per_layer(key):
-                values = tuple(_layer_value(key, tables[model], layer) for (model, layer), *_ in layers)
-                result[key] = value._replace(content=values)
+    metadata[f"{base.architecture}.block_count"] = Value("UINT32", n_layers)
+    lengths = [length for table in tables.values() if (length := table.whole_number("context_length"))]
     if lengths:
-        result[context_length] = min(lengths, key=lambda value: value.content)
-    return result
-
-
-def _layer_value(key: str, table: Table, layer: int) -> Any:
-    value = table.layer_value(key, layer)
-    if value is None:
-        raise MergeError(f"{table.name} has no {key}, which another model has for each layer", SAME_SHAPE_HINT)
-    return value
+        metadata[f"{base.architecture}.context_length"] = Value("UINT32", min(lengths))
+    return metadata | _base_models(tables.values())
 
 
 def _base_models(tables: Iterable[Table]) -> Metadata:

@@ -27,10 +27,7 @@ from cerebrum_cli.gguf.contents import (
 from cerebrum_cli.gguf.header import read_tables
 
 ARCHITECTURE = "general.architecture"
-DAMAGED_HINT = "the file is damaged: download it again"
 VERSION = 3  # of the files written
-# Arrays that are not per layer, though their length may equal the number of layers.
-_NOT_PER_LAYER = ("rope.dimension_sections", "rope.scaling.")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 
 
@@ -86,36 +83,15 @@ class Table:
     def hyperparameter(self, key: str) -> Any:
         return self.content(f"{self.architecture}.{key}")
 
-    def whole_number(self, key: str, layer: int | None = None) -> int | None:
-        """A hyperparameter that is a whole number or a flag; with a layer it may have an item for each of them.
-
-        None if it is missing. Raises MergeError for a value of another type.
-        """
-        key = f"{self.architecture}.{key}"
-        value = self.content(key) if layer is None else self.layer_value(key, layer)
-        if value is not None and not isinstance(value, int):
-            raise MergeError(f"{self.name}: {key} is not a whole number: {str(value)[:60]!r}", DAMAGED_HINT)
-        return value
-
-    def is_per_layer(self, key: str) -> bool:
-        items = self.content(key)
-        prefix = f"{self.architecture}."
-        if not isinstance(items, tuple) or not key.startswith(prefix):
-            return False
-        if key.removeprefix(prefix).startswith(_NOT_PER_LAYER):
-            return False
-        return len(items) == self.n_layers
-
-    def layer_value(self, key: str, layer: int) -> Any:
-        """Value of a key for one layer, None if it is missing. Raises MergeError for an array of another length."""
-        content = self.content(key)
-        if not isinstance(content, tuple):
-            return content
-        if len(content) != self.n_layers:
-            raise MergeError(
-                f"{self.name} has {self.n_layers} layers, but {len(content)} values of {key}", DAMAGED_HINT
-            )
-        return content[layer]
+    def whole_number(self, key: str) -> int:
+        """A hyperparameter, of the first layer if it has a value for each; 0 if it is missing. Raises MergeError."""
+        value = self.hyperparameter(key)
+        if isinstance(value, tuple):
+            value = value[0] if value else None
+        if not isinstance(value, int | None):
+            problem = f"{self.name}: {self.architecture}.{key} is not a whole number: {str(value)[:60]!r}"
+            raise MergeError(problem, "the file is damaged: download it again")
+        return value or 0
 
 
 def read_table(name: str, paths: Sequence[Path]) -> Table:

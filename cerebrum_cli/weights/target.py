@@ -50,8 +50,8 @@ def file_type_of(type: str) -> int:
 
 
 def model_shape(table: Table, layers: int) -> ModelShape:
-    heads, kv_heads = (table.whole_number(f"attention.{key}", 0) or 1 for key in ("head_count", "head_count_kv"))
-    return ModelShape(layers, table.whole_number("expert_count") or 0, heads // kv_heads)
+    heads, kv_heads = (table.whole_number(f"attention.{key}") or 1 for key in ("head_count", "head_count_kv"))
+    return ModelShape(layers, table.whole_number("expert_count"), heads // kv_heads)
 
 
 def bits_per_weight(name: str) -> float:

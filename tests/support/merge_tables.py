@@ -29,7 +29,6 @@ class Shape(NamedTuple):
     experts: int = 0
 
 
-KV_HEADS = "llama.attention.head_count_kv"
 TINY = Shape()
 
 

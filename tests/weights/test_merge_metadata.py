@@ -4,88 +4,16 @@ import json
 from typing import Any
 
 import pytest
-from merge_tables import KV_HEADS, contents, mixed, plan, refusal, stacked, table, value
+from merge_tables import contents, mixed, plan, refusal, stacked, table
 
-from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.weights.merge_plan import plan_merge
 from cerebrum_cli.weights.recipe import parse_recipe
 
 
-@pytest.mark.parametrize(
-    ("first", "last", "stack"),
-    [
-        ((1, 2, 3, 4), (1, 2, 3, 4), (1, 2, 3, 3, 4)),
-        ((1, 2, 3, 4), 9, (1, 2, 3, 9, 9)),
-        (9, (1, 2, 3, 4), (9, 9, 9, 3, 4)),
-        (8, 8, 8),
-        ((True, False, True, False), (True, False, True, True), (True, False, True, True, True)),
-        ((True, True, False, False), False, (True, True, False, False, False)),
-    ],
-)
-def test_merge_metadata_per_layer_moves_with_the_layers(first: Any, last: Any, stack: Any) -> None:
-    sections, length = "llama.rope.dimension_sections", "llama.context_length"
-    same = {sections: (16, 24, 24, 0)}  # as many items as layers, but not per layer
-    tables = table("a", {KV_HEADS: first, **same}), table("b", {KV_HEADS: last, length: 4096, **same})
-    made = plan(stacked(("a", 0, 3), ("b", 2, 4)), *tables).metadata
-    assert (made[KV_HEADS], made[sections], made[length]) == (value(stack), value(same[sections]), value(4096))
-
-
-def test_merge_metadata_refuses_a_missing_per_layer_value() -> None:
-    first, last = table("a", {KV_HEADS: (1, 2, 3, 4)}), table("b", {KV_HEADS: None})
-    for recipe in (stacked(("a", 0, 3), ("b", 2, 4)), stacked(("b", 0, 3), ("a", 2, 4))):
-        with pytest.raises(MergeError, match=f"b has no {KV_HEADS}, which another model has for each layer"):
-            plan(recipe, first, last)
-
-
-WINDOWS = "gemma2.attention.sliding_window_pattern"
-GEMMA = {
-    "general.architecture": "gemma2",
-    "gemma2.block_count": 4,
-    "gemma2.context_length": 8192,
-    "gemma2.attention.sliding_window": 4096,
-}
-
-
-@pytest.mark.parametrize(
-    ("metadata", "period"),
-    [
-        (GEMMA, 2),
-        ({**GEMMA, "gemma2.attention.sliding_window": None}, 2),  # llama.cpp defaults to a window of 4096
-        ({**GEMMA, WINDOWS: 3}, 3),
-    ],
-)
-def test_merge_metadata_window_period_limits_moves(metadata: dict[str, Any], period: int) -> None:
-    source = table("a", metadata)
-    moved = plan(stacked(("a", 0, period), ("a", 0, 4)), source).metadata
-    assert moved.get(WINDOWS) == source.metadata.get(WINDOWS)
-    problem = "layer 1 of a would become layer 2, which gemma2 evaluates differently"
-    assert refusal(stacked(("a", 0, 2), ("a", 1, 3)), source) == (problem, f"move layers by multiples of {period}")
-    gemma3 = table("a", {"general.architecture": "gemma3", "gemma3.block_count": 4})  # without windows
-    plan(stacked(("a", 0, 1), ("a", 2, 4)), gemma3)
-
-
-@pytest.mark.parametrize("other", [None, 3])
-def test_merge_metadata_refuses_different_window_patterns(other: int | None) -> None:
-    first, second = table("a", {**GEMMA, WINDOWS: (True, False, True, False)}), table("b", {**GEMMA, WINDOWS: other})
-    with pytest.raises(MergeError, match="the models' layer patterns differ"):
-        plan(mixed("a", "b"), first, second)
-
-
-@pytest.mark.parametrize(
-    ("metadata", "key", "items"),
-    [
-        ({KV_HEADS: (1, 2, 3, 4)}, KV_HEADS, (1, 2)),
-        ({KV_HEADS: (1, 2, 3, 4)}, KV_HEADS, (1, 2, 3, 4, 5)),
-        (GEMMA, WINDOWS, (True, False)),
-        (GEMMA, WINDOWS, (True, False, True, False, True)),
-    ],
-)
-def test_merge_metadata_refuses_arrays_of_the_wrong_length(
-    metadata: dict[str, Any], key: str, items: tuple[Any, ...]
-) -> None:
-    tables = table("a", metadata), table("b", {**metadata, key: items})
-    problem = f"b has 4 layers, but {len(items)} values of {key}"
-    assert refusal(stacked(("a", 0, 2), ("b", 2, 4)), *tables)[0] == problem
+def test_merge_metadata_counts_the_layers_and_has_the_smallest_context() -> None:
+    length = "llama.context_length"
+    made = contents(plan(stacked(("a", 0, 3), ("b", 2, 4)), table("a"), table("b", {length: 4096})))
+    assert (made["llama.block_count"], made[length]) == (5, 4096)
 
 
 @pytest.mark.parametrize(
@@ -141,37 +69,46 @@ def test_merge_metadata_lists_a_source_with_two_names_once() -> None:
     }
 
 
-SHARED_KV = "gemma4.attention.shared_kv_layers"
-GEMMA4 = {"general.architecture": "gemma4", "gemma4.block_count": 4, SHARED_KV: 2}
-DENSE, NEXTN = "deepseek2.leading_dense_block_count", "deepseek2.nextn_predict_layers"
-DEEPSEEK = {"general.architecture": "deepseek2", "deepseek2.block_count": 4, DENSE: 1}
+def of(architecture: str, key: str = "", value: Any = None) -> dict[str, Any]:
+    """Metadata of a model of four layers, with one more hyperparameter."""
+    more = {f"{architecture}.{key}": value} if key else {}
+    return {"general.architecture": architecture, f"{architecture}.block_count": 4, **more}
 
 
 @pytest.mark.parametrize(
-    ("metadata", "counts"),
-    [({**DEEPSEEK, NEXTN: 1}, {DENSE: 1, NEXTN: 1}), ({**DEEPSEEK, DENSE: None}, {}), (GEMMA4, {SHARED_KV: 2})],
-)
-def test_merge_metadata_keeps_layers_of_another_kind_in_place(metadata: dict[str, Any], counts: dict[str, int]) -> None:
-    made = contents(plan(stacked(("a", 0, 4)), table("a", metadata)))
-    assert {key: made[key] for key in (DENSE, NEXTN, SHARED_KV) if key in made} == counts
-    if counts:
-        problem = "a has 4 layers of several kinds or with embeddings of their own"
-        said = problem, "keep all layers of such a model, in order"
-        assert refusal(stacked(("a", 0, 3), ("a", 1, 4)), table("a", metadata)) == said
-
-
-@pytest.mark.parametrize(
-    "key",
+    "metadata",
     [
-        *("context_length", "leading_dense_block_count", "nextn_predict_layers"),
-        *("full_attention_interval", "interleave_moe_layer_step"),
-        *("attention.sliding_window_pattern", "attention.shared_kv_layers"),
+        of("gemma2"),
+        of("smollm3"),
+        of("deepseek2", "leading_dense_block_count", 1),
+        of("deepseek2", "nextn_predict_layers", 1),
+        of("gemma4", "attention.shared_kv_layers", 2),
+        of("qwen2moe", "attention.sliding_window_pattern", 3),
+        of("ernie4_5-moe", "interleave_moe_layer_step", 2),
+        of("llama", "attention.head_count_kv", (8, 8, 4, 8)),
+        of("llama", "attention.sliding_window_pattern", (True, False, True, False)),
     ],
 )
-@pytest.mark.parametrize("content", ["8", 8.5, "x" * 10_000, (8, 8, 8, 8)])
-def test_merge_metadata_refuses_text_instead_of_a_number(key: str, content: Any) -> None:
-    if isinstance(content, tuple) and key == "attention.sliding_window_pattern":
-        return  # a value for each layer
-    problem = f"a: llama.{key} is not a whole number: {str(content)[:60]!r}"
-    said = problem, "the file is damaged: download it again"
-    assert refusal(stacked(("a", 0, 2)), table("a", {f"llama.{key}": content})) == said
+def test_merge_keeps_layers_of_several_kinds_in_place(metadata: dict[str, Any]) -> None:
+    tables = table("a", metadata), table("b", metadata)
+    for recipe in (stacked(("a", 0, 4)), stacked(("a", 0, 2), ("b", 2, 4)), mixed("a", "b")):
+        made = contents(plan(recipe, *tables))
+        assert {key: made[key] for key in metadata} == metadata
+    problem = "the 4 layers of a are of several kinds, by their numbers"
+    for recipe in (stacked(("a", 0, 3)), stacked(("a", 0, 2), ("a", 1, 3)), stacked(("b", 0, 4), ("a", 3, 4))):
+        assert refusal(recipe, *tables) == (problem, "keep all layers of such a model, in order")
+
+
+@pytest.mark.parametrize(
+    "metadata", [of("llama", "interleave_moe_layer_step", 1), of("llama", "rope.dimension_sections", (16, 24, 24, 0))]
+)
+def test_merge_moves_layers_of_one_kind(metadata: dict[str, Any]) -> None:
+    made = contents(plan(stacked(("a", 0, 2), ("a", 1, 4)), table("a", metadata)))
+    assert made == {**made, **metadata, "llama.block_count": 5}
+
+
+def test_merge_metadata_refuses_text_instead_of_a_number() -> None:
+    for content in ("8", 8.5, "x" * 10_000):
+        problem = f"a: llama.context_length is not a whole number: {str(content)[:60]!r}"
+        said = problem, "the file is damaged: download it again"
+        assert refusal(stacked(("a", 0, 2)), table("a", {"llama.context_length": content})) == said
