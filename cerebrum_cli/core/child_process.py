@@ -96,7 +96,8 @@ def signals_deferred() -> Iterator[None]:
     handlers = {}
     if threading.current_thread() is threading.main_thread():  # on which Python handles signals
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+        ignored = (signal.SIG_IGN, None)  # None: by a handler that was set in C
+        handlers = {number: handler for number in numbers if (handler := signal.getsignal(number)) not in ignored}
     try:
         for number in handlers:
             signal.signal(number, lambda number, _: received.append(number))

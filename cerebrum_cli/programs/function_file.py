@@ -82,7 +82,10 @@ class FunctionFile:
         return described
 
     def _exchange(self, request: JsonObject | None) -> Any:
-        """Send a request, if there is one, and return the answer. Ctrl-C ends the process. Raises ProcessEnded."""
+        """Send a request, if there is one, and return the answer. Raises ProcessEnded.
+
+        Ctrl-C interrupts a function, and ends the process.
+        """
         process = self._process
         assert process and process.stdin and process.stdout
         try:
@@ -92,7 +95,7 @@ class FunctionFile:
                     process.stdin.flush()
             line = process.stdout.readline()
         except BaseException:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGINT if request else signal.SIGKILL)
             self._stop()
             raise
         if not line:

@@ -22,6 +22,20 @@ time.sleep(60)
 """
 
 
+INTERRUPTED = """
+import os, subprocess, sys, time
+from cerebrum_cli.core.child_process import ChildProcess
+start = subprocess.Popen
+def interrupted(*arguments, **options):
+    while not os.path.exists(sys.argv[2]) or not open(sys.argv[2]).read().endswith("\\n"):
+        time.sleep(0.01)
+    os.kill(os.getpid(), int(sys.argv[3]))
+    return start(*arguments, **options)
+subprocess.Popen = interrupted  # of the guard
+child = ChildProcess(["sh", "-c", sys.argv[1], sys.argv[2]])
+"""
+
+
 def started(path: Path) -> list[int]:
     """Numbers of the child and of what it has started, once they run."""
     while not path.exists() or not path.read_text().endswith("\n"):
@@ -52,6 +66,14 @@ def test_child_ends_with_its_parent(ending: signal.Signals, tmp_path: Path) -> N
         children = started(numbers)
         os.kill(parent.pid, ending)
     assert_ended(children)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_child_ends_if_its_parent_does_before_there_is_a_guard(ending: signal.Signals, tmp_path: Path) -> None:
+    numbers = tmp_path / "numbers"
+    command = [sys.executable, "-c", INTERRUPTED, CHILD, str(numbers), str(int(ending))]
+    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == -ending
+    assert_ended(started(numbers))
 
 
 def test_closed_child_ends_with_all_that_it_started(tmp_path: Path) -> None:

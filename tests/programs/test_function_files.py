@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from waiting import NewChildren, wait_until
+from waiting import TIMEOUT_S, NewChildren, wait_until
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -131,6 +131,32 @@ def test_functions_have_the_environment_of_the_user(tmp_path: Path) -> None:
     own = {"PATH": os.environ["PATH"], "OWN": "1"}
     done = subprocess.run([sys.executable, "-c", ENVIRONMENT], cwd=tmp_path, env=own, capture_output=True, check=True)
     assert set(json.loads(done.stdout)) - {"LC_CTYPE"} == set(own)
+
+
+STARTING = """
+import sys, time
+if "cerebrum_cli.programs.function_worker" in sys.orig_argv:
+    open("starting", "w").close()
+    time.sleep(60)
+"""
+OPENING = """
+from cerebrum_cli.programs.functions import tools_of
+try:
+    tools_of(["mytools.py"])
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_the_process_starts_prints_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mytools.py").write_text("def f(): pass\n")
+    (tmp_path / "sitecustomize.py").write_text(STARTING)
+    command, env = [sys.executable, "-c", OPENING], os.environ | {"PYTHONPATH": str(tmp_path)}
+    opening = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_until((tmp_path / "starting").exists)
+    opening.send_signal(signal.SIGINT)
+    assert opening.communicate(timeout=TIMEOUT_S) == (b"interrupted\n", b"")
 
 
 # Imports.
