@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from io import FileIO
@@ -31,7 +30,7 @@ from cerebrum_cli.chat.store import OR_UNSAVED, Store, check_integrity
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.declaration import LORA
 from cerebrum_cli.core.errors import SessionError, UsageError
-from cerebrum_cli.core.files import atomic_write, lock_file, remove, translate_os_errors
+from cerebrum_cli.core.files import atomic_write, is_file, lock_file, remove, translate_os_errors
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import Match, did_you_mean, format_utc, one_line
@@ -243,7 +242,7 @@ def forget_questions(path: Path, questions: Collection[str]) -> None:
             return ""
         return entry[0]
 
-    with suppress(FileNotFoundError):
+    if is_file(path):
         text = path.read_bytes().decode(errors="surrogateescape")
         kept = _TYPED.sub(without, text)
         if kept != text:

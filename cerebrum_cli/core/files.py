@@ -52,14 +52,29 @@ HINTS = {
 NO_TEMPORARY_DIRECTORY = "free some disk space, or set TMPDIR to another directory"
 
 
-def read_small(path: Path) -> bytes:
-    """Content of a file that the program itself needs. Raises OSError, also unless it is regular and at most 16 MB."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        if status.st_size > MAX_SMALL_BYTES:  # a limit for `read` would be allocated at once
-            raise OSError(errno.EFBIG, "larger than 16 MB", str(path))
+def open_regular(path: Path) -> FileIO:
+    """Open a file to read it. Raises OSError, also unless it is regular: nothing else is waited for."""
+    return _regular(FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)))
+
+
+def open_own(path: Path, flags: int = 0, mode: int = 0o666) -> FileIO:
+    """Open a file of this program to write to it. Raises OSError, also unless it is regular, and for a link to one."""
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK
+    return _regular(FileIO(path, "r+", opener=lambda name, writing: os.open(name, writing | flags, mode)))
+
+
+def _regular(file: FileIO) -> FileIO:
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(file.name))
+    return file
+
+
+def read_small(path: Path, limit: int = MAX_SMALL_BYTES) -> bytes:
+    """Content of a file that the program itself needs. Raises OSError, also unless it is regular and small."""
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > limit:  # a limit for `read` would be allocated at once
+            raise OSError(errno.EFBIG, f"larger than {format_size(limit)}", str(path))
         return file.read()
 
 
@@ -79,12 +94,9 @@ def cache_json(path: Path, value: Any) -> None:
 
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
-        try:
-            part.write_text(json.dumps(value))
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with unfinished_file(path) as part:
+            write_all(part.file.fileno(), json.dumps(value).encode())
+            part.path.replace(path)
 
 
 def file_sha256(path: Path) -> str | None:
@@ -92,7 +104,7 @@ def file_sha256(path: Path) -> str | None:
     from hashlib import file_digest
 
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return None
@@ -274,7 +286,7 @@ def lock_file(
     On a file system without locks, this is an OSError (ENOLCK), unless no lock `is_required`.
     """
     while True:
-        file = FileIO(path, "r+", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, mode))
+        file = open_own(path, os.O_CREAT, mode)
         try:
             is_locked = _flock(file, path, is_required)
             if is_locked and _is_at(file, path):

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from cerebrum_cli.core.environment import environment
-from cerebrum_cli.core.files import Paths, atomic_write, exists, expand_user, remove
+from cerebrum_cli.core.files import Paths, atomic_write, exists, expand_user, read_small, remove
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.library.reference import MAIN, Variant, is_model, variant_of, variants
 from cerebrum_cli.library.registry import SHA256
@@ -184,7 +184,7 @@ class Cache:
         if COMMIT.fullmatch(revision):
             return revision
         try:
-            return (self.repository_directory(repo_id) / "refs" / PurePosixPath(revision)).read_text()
+            return read_small(self.repository_directory(repo_id) / "refs" / PurePosixPath(revision)).decode()
         except (OSError, UnicodeDecodeError):
             return None
 

@@ -12,10 +12,10 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from io import FileIO
+from pathlib import Path
 from struct import Struct
 
-from cerebrum_cli.core.files import atomic_write, exists, read_small
+from cerebrum_cli.core.files import atomic_write, exists, is_file, open_own, read_small
 from cerebrum_cli.library.cache import CachePath
 from cerebrum_cli.library.hub import HubFile
 
@@ -54,7 +54,8 @@ class PartialFile:
         pieces = recorded_pieces(place, file.size)
         if not pieces:
             pieces = _empty_pieces(file.size)
-            place.partial.write_bytes(b"")
+            place.discard_partial()
+            open_own(place.partial, os.O_CREAT | os.O_EXCL).close()
             atomic_write(place.record, _header(file.size) + bytes(_COUNT.size * len(pieces)), mode=0o666)
         return cls(file, place, pieces)
 
@@ -62,7 +63,7 @@ class PartialFile:
     def without_ranges(cls, file: HubFile, place: CachePath) -> PartialFile:
         """An empty file in place of an earlier one, whose threads keep their open files."""
         place.discard_partial()
-        place.partial.touch()
+        open_own(place.partial, os.O_CREAT | os.O_EXCL).close()
         return cls(file, place, [FilePiece(0, 0, file.size, 0)], has_ranges=False)
 
     @property
@@ -74,9 +75,9 @@ class PartialFile:
     def writer(self, piece: FilePiece) -> Iterator[Callable[[bytes], None]]:
         """Function that writes the next bytes of a piece. Its files are its own: no other thread can close them."""
         with ExitStack() as files:
-            out = files.enter_context(FileIO(self.place.partial, "r+"))
+            out = files.enter_context(open_own(self.place.partial))
             if self.has_ranges:
-                record = files.enter_context(FileIO(self.place.record, "r+"))
+                record = files.enter_context(open_own(self.place.record))
             else:
                 piece.position = piece.start
             entry = len(_header(self.file.size)) + piece.index * _COUNT.size
@@ -94,7 +95,7 @@ class PartialFile:
 
     def complete(self) -> None:
         """Move the file, which has the right digest, to where the cache has it."""
-        with FileIO(self.place.partial, "r+") as file:
+        with open_own(self.place.partial) as file:
             os.fsync(file.fileno())
         self.place.partial.replace(self.place.blob)
         self.place.discard_partial()
@@ -102,7 +103,7 @@ class PartialFile:
 
 
 def recorded_pieces(place: CachePath, size: int) -> list[FilePiece]:
-    """The pieces of a file in its record; none if it is damaged, has another format, or has lost its file."""
+    """The pieces of a file in its record; none if it is damaged, has another format, or has no file."""
     pieces = _empty_pieces(size)
     try:
         record = read_small(place.record)
@@ -110,11 +111,19 @@ def recorded_pieces(place: CachePath, size: int) -> list[FilePiece]:
         return []
     header = _header(size)
     counts = record[len(header) :]
-    if not exists(place.partial) or not record.startswith(header) or len(counts) != len(pieces) * _COUNT.size:
+    if (
+        not (_is_own_file(place.partial) and _is_own_file(place.record))
+        or not record.startswith(header)
+        or len(counts) != len(pieces) * _COUNT.size
+    ):
         return []
     for piece, (count,) in zip(pieces, _COUNT.iter_unpack(counts), strict=True):
         piece.position = min(piece.start + count, piece.stop)
     return pieces
+
+
+def _is_own_file(path: Path) -> bool:
+    return is_file(path) and not path.is_symlink()
 
 
 def bytes_present(place: CachePath, size: int) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent, OnNotice
-from cerebrum_cli.core.files import file_sha256
+from cerebrum_cli.core.files import file_sha256, readable
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.tools import Tool, ToolCall, ToolFinder, ToolFunction, Tools
 from cerebrum_cli.programs.monty import find_monty, program_in
@@ -73,7 +73,9 @@ def _tool_of(function: ToolFunction) -> Tool:
 def _tools_in_file(path: Path, report: OnNotice) -> Tools:
     from cerebrum_cli.programs.function_file import FunctionFile
 
-    file, digest = FunctionFile(path), file_sha256(path) or ""
+    with readable(path):
+        digest = file_sha256(path) or ""
+    file = FunctionFile(path)
     specs = file.describe(report)
     return tuple(Tool(spec, partial(file.call, spec.name), asks=True, digest=digest) for spec in specs)
 

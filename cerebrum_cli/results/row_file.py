@@ -143,7 +143,7 @@ class RowFile:
 
 def read_lines(path: Path) -> Iterator[bytes]:
     """Yield the lines of rows in a file that another process may be writing; none without the file."""
-    if path.exists():
+    if path.is_file():
         with path.open("rb") as lines:
             next(lines, None)
             yield from (line for line in lines if line.endswith(b"\n"))
@@ -151,11 +151,10 @@ def read_lines(path: Path) -> Iterator[bytes]:
 
 def header_of(path: Path) -> JsonDict | None:
     """The header of a file that another process may be writing; None without one. Raises BatchError."""
-    try:
-        with path.open("rb") as file:
-            line = file.readline()
-    except FileNotFoundError:
+    if not path.is_file():
         return None
+    with path.open("rb") as file:
+        line = file.readline()
     return read_header(line, path) if line.endswith(b"\n") else None
 
 

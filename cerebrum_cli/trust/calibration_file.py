@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cerebrum_cli.core.differences import describe_differences, differing_values
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.files import atomic_write, exists, read_text, translate_os_errors
+from cerebrum_cli.core.files import atomic_write, decode_text, exists, read_small, readable, translate_os_errors
 from cerebrum_cli.core.json_types import JsonObject, to_json
 from cerebrum_cli.core.text import enumeration
 from cerebrum_cli.trust.calibration import HOW_TO_MAKE, Calibration, parse_calibration
@@ -25,7 +25,7 @@ def require_replaceable(path: Path) -> None:
     """Raise UsageError for a file that is not a calibration."""
     if exists(path):
         try:
-            parse_calibration(read_text(path, MAX_BYTES), str(path))
+            read_calibration(path)
         except UsageError as error:
             raise UsageError(f"{path} exists, and is not a calibration", "choose another --calibrate") from error
 
@@ -34,11 +34,18 @@ def load_calibration(path: Path, made_with: JsonObject) -> Calibration:
     """The calibration of a file. Raises UsageError without one, and for one that was made with something else."""
     if not exists(path):
         raise UsageError(f"{path} does not exist", HOW_TO_MAKE)
-    calibration = parse_calibration(read_text(path, MAX_BYTES), str(path))
+    calibration = read_calibration(path)
     if difference := describe_mismatch(calibration.made_with, made_with):
         problem = f"{path} was made with something else: {difference}"
         raise UsageError(problem, "use what it was made with, or calibrate for this with --calibrate")
     return calibration
+
+
+def read_calibration(path: Path) -> Calibration:
+    """The calibration of a file. Raises UsageError for another one, and for what is no file."""
+    with readable(path):
+        data = read_small(path, MAX_BYTES)
+    return parse_calibration(decode_text(data, str(path), MAX_BYTES, UsageError), str(path))
 
 
 def describe_mismatch(before: JsonObject, now: JsonObject) -> str:

@@ -370,6 +370,14 @@ def test_unwritable_files_are_refused_on_open(output: Path) -> None:
         place.mkdir()
         assert batch_error(lambda: open_batch(output))[0] == f"{place}: Is a directory"
         place.rmdir()
+    partial, victim = output_paths(output).partial, output.with_name("victim")
+    os.mkfifo(partial)
+    assert batch_error(lambda: open_batch(output))[0] == f"{partial}: not a regular file"
+    partial.unlink()
+    victim.write_text("precious")
+    partial.symlink_to(victim)
+    assert batch_error(lambda: open_batch(output))[0] == f"{partial}: Too many levels of symbolic links"
+    assert victim.read_text() == "precious"
 
 
 def test_output_must_not_overwrite_the_input(output: Path, tmp_path: Path) -> None:

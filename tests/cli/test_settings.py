@@ -87,3 +87,5 @@ def test_own_files_that_are_not_regular_are_never_waited_for(new_user: CommandLi
         done = new_user.run("list")
         assert f"{path}: not a regular file\n" in done.err
         path.unlink()
+    os.mkfifo(new_user.home / "tools.py")
+    assert_error(new_user.run("ask", "-m", "nano", "--tool", "tools.py", "hi"), 2, "tools.py: not a regular file")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -308,6 +309,22 @@ def test_pull_starts_over_without_the_partial_file(hub_user: HubUser, large: Pat
     place(hub_user).partial.unlink()
     assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
     assert sent(hub_user) == large.stat().st_size
+
+
+@pytest.mark.parametrize("name", ["partial", "record"])
+@pytest.mark.parametrize("make", [Path.symlink_to, lambda path, _: os.mkfifo(path)])
+def test_pull_writes_through_no_link_and_waits_for_no_pipe(
+    hub_user: HubUser, large: Path, tmp_path: Path, name: str, make: Callable[[Path, Path], None]
+) -> None:
+    interrupted(hub_user)
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious" * 10)
+    path: Path = getattr(place(hub_user), name)
+    path.unlink()
+    make(path, victim)
+    assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
+    assert sent(hub_user) == large.stat().st_size
+    assert victim.read_bytes() == b"precious" * 10
 
 
 def test_pull_notices_bytes_that_a_crash_has_lost(hub_user: HubUser, large: Path) -> None:
