@@ -18,9 +18,9 @@
 #   make test-dist  what `make dist` and `make wheels` made, installed by pip, uv and pipx
 #   make picture MODEL=FILE [NAME=NAME]   docs/chat.svg, vote.svg and accuracy.png, from a real chat, a vote, an evaluation
 #   make peers    llama.cpp's own programs and `llm`, for the benchmarks; the programs for `make fuzz` too
-#   make bench [DATA=DIR] [SHAPE=FILE] [MODEL=FILE]   all benchmarks, into benchmarks/RESULTS.md and two pictures beside
-#                 it; DIR holds the questions of MT-bench and GSM8K, the first FILE is a model of Mistral-7B's shape, the
-#                 second an instruction model (see benchmarks/all.py); without them, what needs them is skipped
+#   make bench [DATA=DIR] [SHAPE=FILE] [MODEL=FILE]   the benchmarks of speed, into benchmarks/RESULTS.md; DIR holds the
+#                 questions of MT-bench and GSM8K, the first FILE is a model of Mistral-7B's shape, the second an
+#                 instruction model (see benchmarks/all.py); without them, what needs them is left out
 
 PYTHON ?= python3
 ACCEL ?=
@@ -112,16 +112,14 @@ test-dist:
 	scripts/test_dist.sh dist "$(PYTHON)"
 
 picture: setup
-	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python docs/picture.py "$(MODEL)" "$(NAME)"
 
 peers: setup
 	benchmarks/peers.sh $(BIN)/python
 
 bench: peers
-	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/cerebrum pull --quiet starter
-	$(BIN)/python benchmarks/all.py $(if $(DATA),--data "$(DATA)") $(if $(SHAPE),--shape "$(SHAPE)") $(if $(MODEL),--model "$(MODEL)")
+	$(BIN)/python -m benchmarks.all $(if $(DATA),--data "$(DATA)") $(if $(SHAPE),--shape "$(SHAPE)") $(if $(MODEL),--model "$(MODEL)")
 
 clean:
 	rm -rf $(VENV) .coverage .peers .mypy_cache .ruff_cache .pytest_cache dist

@@ -1,11 +1,11 @@
-"""Questions, loaded models and batch runs, shared by the benchmarks of batches and votes."""
+"""Questions, loaded models and batch runs, shared by the benchmarks."""
 
 from __future__ import annotations
 
 import json
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,24 +18,18 @@ from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings, fold
-from cerebrum_cli.engine.backend import Backend
-from cerebrum_cli.engine.local import OpenFile
-from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
-from cerebrum_cli.engine.step import StopFlag
+from cerebrum_cli.engine.requests import ContextOptions
 from cerebrum_cli.formats.prompt_format import CEREBRUM
 from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.majority_vote import Outcome, Row
 from cerebrum_cli.replies.source import AUTO_PARALLEL, ModelSource
 from cerebrum_cli.results.results import open_results
 from cerebrum_cli.results.rows import RowKind, digest_of
-from cerebrum_cli.servers.endpoint import Endpoint, Servers
 from cerebrum_cli.terminal.sinks import render
 
 THREADS = 2
 ONE_SEQUENCE = ContextOptions()
 GSM8K = "gsm8k-200.jsonl"
-
-Observer = Callable[[Generator[Event, None, None]], Generator[Event, None, None]]
 
 
 class BatchResult(NamedTuple):
@@ -50,7 +44,6 @@ class BatchJob:
     """A batch to run; `settings` come on top of the benchmark's format and threads, `parallel` None means `auto`.
 
     With `ignore_eos`, every reply has the maximum length: neither the end token nor a stop string ends it.
-    `endpoint` is the URL of a server that answers.
     """
 
     model: str
@@ -58,7 +51,6 @@ class BatchJob:
     settings: Mapping[str, Any] = field(default_factory=dict)
     parallel: int | None = None
     ignore_eos: bool = False
-    endpoint: str | None = None
 
 
 def gsm8k(directory: Path, count: int) -> list[Question]:
@@ -79,45 +71,16 @@ def benchmark_settings(overrides: Mapping[str, Any]) -> Settings:
     return fold({"format": CEREBRUM.name, "threads": THREADS}, overrides)
 
 
-def loaded_model(
-    model: str, settings: Settings, context: ContextOptions = ONE_SEQUENCE, evaluate_all: bool = False
-) -> AbstractContextManager[Model]:
-    """Load a model as the commands do; with `evaluate_all`, every prompt is evaluated from its first token."""
-    app = App.of_user()
-    installation = replace(app, open_file=without_prefix_reuse(app.open_file)) if evaluate_all else app
-    return loading(ModelSource(installation, app.library.resolve(model), settings, context=context))
-
-
-def connected_model(model: str, settings: Settings, url: str) -> AbstractContextManager[Model]:
-    """Connect to a server of a model as the commands do."""
-    app, servers = App.of_user(), Servers([Endpoint(url, url)])
-    return loading(ModelSource(app, app.library.resolve(model), settings, servers))
-
-
 @contextmanager
-def loading(source: ModelSource) -> Iterator[Model]:
-    with open_source(source) as model:
-        list(model.load())
-        yield model
+def loaded_model(model: str, settings: Settings, context: ContextOptions = ONE_SEQUENCE) -> Iterator[Model]:
+    """Load a model as the commands do."""
+    app = App.of_user()
+    with open_source(ModelSource(app, app.library.resolve(model), settings, context=context)) as loaded:
+        list(loaded.load())
+        yield loaded
 
 
-def without_prefix_reuse(open_file: OpenFile) -> OpenFile:
-    """Wrap what opens a file so that the engine reuses no tokens from its slots, and is otherwise unchanged."""
-
-    def opened(options: LoadOptions, emit: Callable[[Event], None], stop: StopFlag) -> Backend:
-        backend = open_file(options, emit, stop)
-        backend.reusable_prefix = lambda _: 0  # type: ignore[method-assign, assignment]
-        return backend
-
-    return opened
-
-
-def unobserved(events: Generator[Event, None, None]) -> Generator[Event, None, None]:
-    """Pass events through unchanged."""
-    return events
-
-
-def run_batch(job: BatchJob, observe: Observer = unobserved) -> BatchResult:
+def run_batch(job: BatchJob) -> BatchResult:
     """Run a batch as `cerebrum batch` does, writing to a file; to be called in a subprocess."""
     settings = benchmark_settings(job.settings)
     options = BatchOptions(settings, ())
@@ -132,7 +95,7 @@ def run_batch(job: BatchJob, observe: Observer = unobserved) -> BatchResult:
                 ignore_eos(loaded)
             start = time.perf_counter()
             events = answer_rows(loaded, enumerate(job.questions), options, result)
-            render(observe(events), loaded.cancel, ())
+            render(events, loaded.cancel, ())
             result.complete()
             seconds = time.perf_counter() - start
         lines = output.read_text(encoding="utf-8").splitlines()
@@ -157,9 +120,7 @@ def ignore_eos(model: Model) -> None:
 
 
 def opened_model(job: BatchJob, settings: Settings) -> AbstractContextManager[Model]:
-    """Open the model or the server of a batch."""
-    if job.endpoint:
-        return connected_model(job.model, settings, job.endpoint)
+    """Open the model of a batch."""
     slots = min(job.parallel or AUTO_PARALLEL, len(job.questions))
     context = ContextOptions(slots=slots, batch_invariant=True)
     return loaded_model(job.model, settings, context)

@@ -1,6 +1,6 @@
 """Measure how often the answer that a reply means is found: in replies of models, and in GSM8K's own solutions.
 
-Usage: python benchmarks/answers.py --data DIR [DIR...] [--failures]
+Usage: python -m benchmarks.answers --data DIR [DIR...] [--failures]
 
 The directories contain some of these files, of JSON objects in lines:
 
@@ -21,8 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from answering import GSM8K
-
+from benchmarks.answering import GSM8K
 from cerebrum_cli.answers.equality import equals_reference
 from cerebrum_cli.answers.final import compare_answer, final_answer
 

@@ -1,6 +1,6 @@
 """Compare `cerebrum ask` with its peers: decode speed, whole process, start-up and peak memory.
 
-Needs `make peers` and `cerebrum pull starter`. Usage: python benchmarks/ask.py [--runs N] [--dry-run]
+Needs `make peers` and `cerebrum pull starter`. Usage: python -m benchmarks.ask [--runs N] [--dry-run]
 
 All programs get the same number of threads and run without the user's configuration. Ours runs without its prompt
 cache, and saves a session like any question. llama-completion gets the rendered prompt, and is measured twice: with the
@@ -15,9 +15,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from answering import THREADS, model_path
-from completion import completion_peers
-from harness import (
+from benchmarks.answering import THREADS, model_path
+from benchmarks.completion import completion_peers
+from benchmarks.harness import (
     PEER_PROGRAMS,
     ROOT,
     SCRIPT,
@@ -53,7 +53,7 @@ def main() -> None:
             llm_row(model, environment, options.runs),
             start_up_row(options.runs),
         ]
-    record(rows, options.dry_run)
+    record("One question", rows, options.dry_run)
 
 
 def ask_command(model: str, tokens: int, *prompt: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Measure the prompt tokens that a chat evaluates in its turns, and the time to resume a session.
 
-Needs `cerebrum pull starter`. Usage: python benchmarks/chat.py [--data DIR] [--shape FILE] [--only PART] [--runs N]
+Needs `cerebrum pull starter`. Usage: python -m benchmarks.chat [--data DIR] [--shape FILE] [--only PART] [--runs N]
+           [--dry-run]
 
 DIR contains mt-bench-80.jsonl, the file fastchat/llm_judge/data/mt_bench/question.jsonl of lm-sys/FastChat: one object
 per line, whose `turns` is a list of two questions. Without it, `turns` is skipped. FILE is a model that
@@ -19,7 +20,6 @@ resume     Chat until the session has SESSION tokens, and close it. Separate pro
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -27,8 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import Row, alternate, in_subprocess, record
-
+from benchmarks.harness import Row, alternate, argument_parser, in_subprocess, record
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.message_tree import MessageTree
 from cerebrum_cli.cli.app import App
@@ -37,8 +36,8 @@ from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.settings import Layer
 from cerebrum_cli.replies.interface import open_source
 from cerebrum_cli.replies.source import ModelSource
-from cerebrum_cli.servers.endpoint import Endpoint, Servers
 
+HEADING = "A chat"
 FORMATS = ("cerebrum", "embedded")
 CHATS, TURNS = 4, 10
 SESSION = 1000
@@ -50,7 +49,7 @@ QUESTION = "How are apples kept until spring?"
 
 def main() -> None:
     """Measure all parts or one, and record each when it is done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--data", type=Path, metavar="DIR", help="directory with mt-bench-80.jsonl")
     parser.add_argument("--shape", type=Path, metavar="FILE", help="a model of Mistral-7B's shape, for `resume`")
     parser.add_argument("--only", choices=("turns", "resume"))
@@ -58,26 +57,24 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=64, help="tokens per reply in `turns` [default: 64]")
     options = parser.parse_args()
     if options.data and options.only in (None, "turns"):
-        record(
-            evaluated_row(load_chats(options.data / "mt-bench-80.jsonl"), format_name, options.n)
-            for format_name in FORMATS
-        )
+        chats = load_chats(options.data / "mt-bench-80.jsonl")
+        record(HEADING, (evaluated_row(chats, format_name, options.n) for format_name in FORMATS), options.dry_run)
     elif options.only in (None, "turns"):
         print("skipping turns: they need --data")
     if options.only in (None, "resume"):
         for model in ("starter", *filter(None, [options.shape])):
-            record([restore_row(str(model), options.runs)])
+            record(HEADING, [restore_row(str(model), options.runs)], options.dry_run)
 
 
-def open_chat(directory: Path, *endpoints: Endpoint, **overrides: Any) -> Chat:
-    """Open a chat as `cerebrum chat` does, with the installed models or servers, and its data in a directory."""
+def open_chat(directory: Path, **overrides: Any) -> Chat:
+    """Open a chat as `cerebrum chat` does, with the installed models, and its data in a directory."""
     installed = App.of_user()
     app = replace(installed, config_directory=directory, data_directory=directory, cache_directory=directory)
     app.library = installed.library
 
     def resolve(layer: Layer) -> ModelSource:
-        model, place = app.library.resolve(layer.get("model")), Servers(endpoints) if endpoints else None
-        return ModelSource(app, model, app.settings(layer, model.recommended), place).for_chat()
+        model = app.library.resolve(layer.get("model"))
+        return ModelSource(app, model, app.settings(layer, model.recommended)).for_chat()
 
     source = resolve(overrides)
     return Chat(

@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from answering import THREADS
-from harness import PEER_PROGRAMS, Environment, run
+from benchmarks.answering import THREADS
+from benchmarks.harness import PEER_PROGRAMS, Environment, run
 
 
 class Peer(NamedTuple):

@@ -1,4 +1,4 @@
-"""How a probability is found: python benchmarks/decisions.py --data DIR MODEL... [--rows N] [--sets NAME...]
+"""How a probability is found: python -m benchmarks.decisions --data DIR MODEL... [--rows N] [--sets NAME...]
 
 DIR has labelled rows: film-reviews.jsonl, spam.jsonl, news.jsonl, bank-messages.jsonl, bbh-navigate.jsonl and
 bbh-disambiguation-qa.jsonl with the keys `text` and `label`, and replies-choice.jsonl with `question`, `choices` and
@@ -23,8 +23,7 @@ from math import exp, fsum, log
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import argument_parser
-
+from benchmarks.harness import argument_parser
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.text import Texts

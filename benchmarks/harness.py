@@ -1,25 +1,21 @@
-"""Measure two commands or functions in alternation, compare them pairwise, and record the results in one table."""
+"""Measure two commands or functions in alternation, compare them pairwise, and record the results in RESULTS.md."""
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import platform
-import pty
 import statistics
 import subprocess
 import sys
 import tempfile
-import termios
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import date
 from functools import cache
-from importlib.metadata import version
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,7 +29,7 @@ U = TypeVar("U")
 ROOT = Path(__file__).resolve().parent.parent
 PEER_PROGRAMS = ROOT / ".peers" / "build" / "bin"
 SCRIPT = str(Path(sys.executable).parent / "cerebrum")
-RESULTS, TABLE = ROOT / "benchmarks" / "RESULTS.md", ROOT / "benchmarks" / "results.csv"
+RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program has bytecode, too: the warm-up writes it
 TIMEOUT_S = 3600.0  # far longer than any measured process takes, even on a slow machine
 KERNELS = {"AVX512": "AVX-512", "AVX2": "AVX2", "AVX": "AVX", "SVE": "SVE", "NEON": "NEON"}
@@ -72,7 +68,7 @@ class Row(NamedTuple):
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser of a benchmark's options, with --dry-run."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dry-run", action="store_true", help="do not write to results.csv or RESULTS.md")
+    parser.add_argument("--dry-run", action="store_true", help="do not write to RESULTS.md")
     return parser
 
 
@@ -149,39 +145,6 @@ def in_subprocess(function: Callable[P, T], *arguments: P.args, **options: P.kwa
         return pool.submit(function, *arguments, **options).result()
 
 
-@contextmanager
-def pseudo_terminal(columns: int, rows: int) -> Iterator[str]:
-    """Yield the path of a pseudo-terminal whose output a thread of this process discards."""
-    master, slave = pty.openpty()
-    termios.tcsetwinsize(slave, (rows, columns))
-    drainer = threading.Thread(target=drain, args=(master,), daemon=True)
-    drainer.start()
-    try:
-        yield os.ttyname(slave)
-    finally:
-        os.close(slave)
-        drainer.join()
-        os.close(master)
-
-
-def drain(descriptor: int) -> None:
-    """Discard output until all writers have closed the descriptor, which Linux reports as an error."""
-    with suppress(OSError):
-        while os.read(descriptor, 2**16):
-            pass
-
-
-def attach_to(device: str) -> None:
-    """Make a terminal or another device this process's standard streams, with true color enabled."""
-    descriptor = os.open(device, os.O_RDWR | os.O_NOCTTY)
-    for standard in (0, 1, 2):
-        os.dup2(descriptor, standard)  # rich gets the terminal's size from them
-    sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
-    for name in ("COLUMNS", "LINES", "NO_COLOR", "ACCESSIBLE"):
-        os.environ.pop(name, None)
-    os.environ.update(TERM="xterm-256color", COLORTERM="truecolor")
-
-
 def alternate(ours: Callable[[], float], peer: Callable[[], float], runs: int) -> tuple[float, float, float]:
     """Measure pairs after one warm-up each; return both medians and the median of the pairwise ratios."""
     ours(), peer()
@@ -238,39 +201,24 @@ def gpus() -> list[str]:
     return [f"{device.name} {device.description}" for device in accelerators()]
 
 
-def record(rows: Iterable[Row], dry_run: bool = False) -> None:
-    """Print rows, and write them to results.csv: each replaces the row with its label or is appended.
+def record(heading: str, rows: Iterable[Row], dry_run: bool = False) -> None:
+    """Print rows, and write them to the table below a heading of RESULTS.md.
 
-    A dry run only prints them.
+    Each replaces the row with its label or is appended. A dry run only prints them.
     """
-    versions = ", ".join(f"{name} {version(name)}" for name in ("cerebrum-cli", "llama-cpp-python", "huggingface-hub"))
-    with TABLE.open(newline="") as file:
-        recorded = {line[0]: line for line in csv.reader(file)}
     for row in rows:
         met = "yes" if row.met else "no"
-        cells = [row.label, row.ours, row.peer, f"{row.ratio:.3f}", row.target, met]
-        recorded[row.label] = [*cells, str(date.today()), machine(), versions]
         print(f"{row.label}: {row.ours} against {row.peer}, ratio {row.ratio:.3f}, target {row.target}, met: {met}")
-    if not dry_run:
-        with TABLE.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(recorded.values())
+        if not dry_run:
+            cells = (row.label, row.ours, row.peer, f"{row.ratio:.3f}", row.target, str(date.today()), machine())
+            RESULTS.write_text(with_row(RESULTS.read_text(), heading, cells))
 
 
-def record_section(heading: str, text: str) -> None:
-    """Write a section of RESULTS.md, replacing the section with the same heading."""
-    introduction = RESULTS.read_text().partition("\n## ")[0]
-    sections = {**read_sections(), heading: text.strip()}
-    RESULTS.write_text(introduction + "".join(f"\n## {name}\n\n{text}\n" for name, text in sections.items()))
-
-
-def record_lines(heading: str, head: str, lines: Sequence[str], keys: tuple[str, ...]) -> None:
-    """Write a section of RESULTS.md that ends with a table, whose earlier lines stay unless they begin with a key."""
-    earlier = [line for line in read_sections().get(heading, "").splitlines() if line.startswith("| ")][1:]
-    kept = [line for line in earlier if not line.startswith(keys)]
-    record_section(heading, head + "\n".join([*kept, *lines]))
-
-
-def read_sections() -> dict[str, str]:
-    """Sections of RESULTS.md by heading."""
-    sections = (section.partition("\n") for section in RESULTS.read_text().split("\n## ")[1:])
-    return {name: text.strip() for name, _, text in sections}
+def with_row(page: str, heading: str, cells: Sequence[str]) -> str:
+    """A page with a row in the first table below a heading. Raises ValueError without such a table."""
+    lines = page.splitlines()
+    start = lines.index("|---|---|---|---|---|---|---|", lines.index(f"## {heading}")) + 1
+    end = next((at for at in range(start, len(lines)) if not lines[at].startswith("|")), len(lines))
+    table = [line for line in lines[start:end] if not line.startswith(f"| {cells[0]} |")]
+    lines[start:end] = [*table, f"| {' | '.join(cells)} |"]
+    return "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
 """Measure what a batch of many rows costs beside its servers: CPU time and memory a row, and resuming.
 
 Needs `cerebrum pull starter`.
-Usage: python benchmarks/large_batch.py [--rows N] [--dry-run]
+Usage: python -m benchmarks.large_batch [--rows N] [--dry-run]
 
 `cerebrum batch` runs in a process of its own, from the input to the complete result, with the starter's vocabulary.
 Another process stands in for SERVERS llama-servers: it answers every prompt of about 100 tokens at once, with the same
@@ -31,9 +31,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from answering import loaded_model, model_path
-from harness import SCRIPT, Row, argument_parser, in_subprocess, isolated_environment, record, run, time_limit
-
+from benchmarks.answering import loaded_model, model_path
+from benchmarks.harness import (
+    SCRIPT,
+    Row,
+    argument_parser,
+    in_subprocess,
+    isolated_environment,
+    record,
+    run,
+    time_limit,
+)
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.results.results import output_paths
@@ -68,7 +76,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS, metavar="N", help=f"rows of the input [default: {ROWS:,}]")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        record(measure(Path(directory), options.rows, model_path("starter")), options.dry_run)
+        record("Many rows on servers", measure(Path(directory), options.rows, model_path("starter")), options.dry_run)
 
 
 def measure(directory: Path, rows: int, model: Path) -> Iterator[Row]:

@@ -1,6 +1,6 @@
 """Run `llm` on a given number of threads, for which its SmolLM2 plugin has no option, and with all layers on a GPU.
 
-Usage, with the Python of `llm`: python benchmarks/llm_threads.py THREADS ARGUMENTS...
+Usage, with the Python of `llm`: python -m benchmarks.llm_threads THREADS ARGUMENTS...
 
 By itself, llama-cpp-python generates on half of the cores, and offloads nothing.
 """

@@ -1,6 +1,6 @@
 """Write a model with Mistral-7B's shape and random weights in Q4_K_M: same speed and memory use, no download.
 
-Usage: python benchmarks/mistral_shape.py [--shape NAME] OUT.gguf
+Usage: python -m benchmarks.mistral_shape [--shape NAME] OUT.gguf
 
 NAME is 7b; 1.5b, which has Qwen2.5-1.5B's sizes in Mistral's architecture; or mixtral, eight of Mixtral-8x7B's layers.
 """
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, LlamaFileType
-from mistral_vocabulary import NORMAL, MetadataValue, tokenizer_metadata
+
+from scripts.nano.mistral_vocabulary import NORMAL, MetadataValue, tokenizer_metadata
 
 CONTEXT = 32768
 

@@ -3,7 +3,7 @@
 Also time it from a server that limits each connection to 20 MB/s, against a pull over one connection, and count
 the bytes which that server sends to a pull that is killed three times, and to one of which it breaks five connections.
 
-Usage: python benchmarks/pull.py [--runs N] [--gigabytes G] [--dry-run]
+Usage: python -m benchmarks.pull [--runs N] [--gigabytes G] [--dry-run]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from harness import ROOT, SCRIPT, Row, alternate, argument_parser, record, run
+from benchmarks.harness import ROOT, SCRIPT, Row, alternate, argument_parser, record, run
 
 sys.path.append(str(ROOT / "tests" / "support"))
 
@@ -56,7 +56,7 @@ def main() -> None:
         limited = limited_row(directory, hub, arguments.runs)
         losses = [kills_row(directory, hub, limited), breaks_row(directory, hub)]
         rows = [limited, *losses, download_row(directory, arguments), *listing_rows(arguments.runs)]
-        record(rows, arguments.dry_run)
+        record("Downloads", rows, arguments.dry_run)
 
 
 def write_model(path: Path, size: int) -> Path:

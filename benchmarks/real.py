@@ -1,6 +1,6 @@
-"""Compare `cerebrum` with its peers on a real model: first token, decode, a whole answer, a batch, an edit and a vote.
+"""Compare `cerebrum` with its peers on a real model: first token, decode, a whole answer, a batch and an edit.
 
-Needs `make peers`. Usage: python benchmarks/real.py --data DIR --model FILE [--only PART] [--runs N] [--dry-run]
+Needs `make peers`. Usage: python -m benchmarks.real --data DIR --model FILE [--only PART] [--runs N] [--dry-run]
 
 DIR contains gsm8k-200.jsonl, see benchmarks/batch.py. FILE is an instruction model with a chat template, such as
 qwen2.5-coder-0.5b.gguf. All programs run on two threads, at temperature 0, without the user's configuration. Each run
@@ -16,7 +16,6 @@ batch    Questions of GSM8K in `cerebrum batch`, against llama-server with SERVE
          and against the limit that llama-batched-bench gives for prompts of one length.
 edit     A file of LINES lines, written again with one name changed: tokens per second, against speculative=off, with
          flash attention and without: on CPUs, it evaluates 2 to 63 rows of one sequence slowly behind a long prompt.
-votes    A vote of 8, against 8 answers that each evaluate the prompt.
 """
 
 from __future__ import annotations
@@ -30,11 +29,10 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-import votes
-from answering import THREADS, gsm8k, tokenized_prompts
-from batch import best_slots, make_job, server_rounds
-from completion import completion_peers, preview
-from harness import (
+from benchmarks.answering import THREADS, gsm8k, tokenized_prompts
+from benchmarks.batch import best_slots, make_job, server_rounds
+from benchmarks.completion import completion_peers, preview
+from benchmarks.harness import (
     PEER_PROGRAMS,
     SCRIPT,
     Environment,
@@ -51,7 +49,7 @@ from harness import (
     run,
     time_to_first_byte,
 )
-from server import batched_bench
+from benchmarks.server import batched_bench
 
 SHORT, LONG = 60, 2000  # tokens of a prompt
 STEPS, ANSWER = 128, 64
@@ -78,7 +76,7 @@ def main() -> None:
     for part in [options.only] if options.only else PARTS:
         with tempfile.TemporaryDirectory() as name:
             for row in PARTS[part](options, isolated_environment(Path(name))):
-                record([row], options.dry_run)
+                record("A real model", [row], options.dry_run)
 
 
 def name_of(model: Path) -> str:
@@ -240,19 +238,12 @@ def edit_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
             yield Row(label, ours, f"{peer_rate:.1f} tok/s", ratio, ">= 2.0")
 
 
-def vote_rows(options: Namespace, _: Environment) -> Iterator[Row]:
-    """Compare a vote with as many answers."""
-    (question,) = gsm8k(options.data, 1)
-    yield from votes.cost_rows(name_of(options.model), str(options.model), question, ANSWER, options.runs)
-
-
 PARTS = {
     "first": first_rows,
     "decode": decode_rows,
     "ask": answer_rows,
     "batch": batch_rows,
     "edit": edit_rows,
-    "votes": vote_rows,
 }
 
 

@@ -1,7 +1,7 @@
 """Measure the scoring of given continuations: what choices cost beside their context, and rows a second.
 
 Needs `cerebrum pull starter`, and `make peers` for `rate`.
-Usage: python benchmarks/scores.py [--only PART] [--runs N] [--dry-run]
+Usage: python -m benchmarks.scores [--only PART] [--runs N] [--dry-run]
 
 All on the starter model, its weights written as F32 first, on two threads with SLOTS slots that share a cache. Tokens
 are random, with a fixed seed.
@@ -20,10 +20,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from answering import THREADS, benchmark_settings, loaded_model, model_path
-from harness import PEER_PROGRAMS, Row, argument_parser, in_subprocess, medians, pair, record, require_peers, run
-from quantized import F32, quantize
-
+from benchmarks.answering import THREADS, benchmark_settings, loaded_model, model_path
+from benchmarks.harness import (
+    PEER_PROGRAMS,
+    Row,
+    argument_parser,
+    in_subprocess,
+    medians,
+    pair,
+    record,
+    require_peers,
+    run,
+)
+from benchmarks.quantized import F32, quantize
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.engine.loglikelihood import LogprobScores, ScoreRequest, ScoringEvent
 from cerebrum_cli.engine.requests import ContextOptions
@@ -48,9 +57,9 @@ def main() -> None:
         model = str(Path(directory) / "starter-f32.gguf")
         in_subprocess(quantize, model_path("starter"), Path(model), F32)  # for llama.cpp's threads
         if "choices" in parts:
-            record([choices_row(model, options.runs)], options.dry_run)
+            record("Given choices", [choices_row(model, options.runs)], options.dry_run)
         if "rate" in parts:
-            record([rate_row(model, options.runs)], options.dry_run)
+            record("Given choices", [rate_row(model, options.runs)], options.dry_run)
 
 
 def choices_row(model: str, runs: int) -> Row:

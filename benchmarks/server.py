@@ -15,7 +15,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import PEER_PROGRAMS, run
+from benchmarks.harness import PEER_PROGRAMS, run
 
 HOST = "127.0.0.1"
 PADDING = 256  # llama.cpp rounds a slot's context up to a multiple of it

@@ -1,11 +1,11 @@
 """Time `cerebrum ask` from the start of its process to its first token, phase by phase and against peers.
 
-Needs `make peers` and `cerebrum pull starter`. Usage: python benchmarks/start.py [--shape FILE] [--runs N] [--dry-run]
+Needs `make peers` and `cerebrum pull starter`. Usage: python -m benchmarks.start [--shape FILE] [--runs N] [--dry-run]
 
 There is no user configuration and no prompt cache. Runs are separate processes, alternating with the peer's, after one
 warm-up each; the model's file is in the page cache. The first byte on standard output, a pipe, is the first token.
 
-phases   A question to the starter model, traced by benchmarks/traced.py: the section "Cold start" of RESULTS.md.
+phases   A question to the starter model, traced by benchmarks/traced.py: a table to print.
 imports  The phases before llama.cpp starts to load the model, against the start of a bare Python interpreter.
 token    The same question without tracing, against llama-completion, which gets the rendered prompt: with the context
          that ours allocates, and with the one it allocates by itself.
@@ -21,13 +21,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date
 from pathlib import Path
 
-import traced
-from answering import THREADS, model_path
-from completion import completion_peers, preview
-from harness import (
+from benchmarks import traced
+from benchmarks.answering import THREADS, model_path
+from benchmarks.completion import completion_peers, preview
+from benchmarks.harness import (
     ROOT,
     SCRIPT,
     Environment,
@@ -35,14 +34,13 @@ from harness import (
     alternate,
     argument_parser,
     isolated_environment,
-    machine,
     record,
-    record_section,
     require_peers,
     run,
     time_to_first_byte,
 )
 
+HEADING = "The first token"
 QUESTION = "What is the capital of France?"
 RUNS, SHAPE_RUNS = 7, 3
 LARGE_PROMPT, LARGE_REPLY = 60, 256  # tokens
@@ -58,12 +56,12 @@ def main() -> None:
     runs, model = options.runs or RUNS, str(model_path("starter"))
     with tempfile.TemporaryDirectory() as name:
         ask = [*ask_command(model), "--set", f"threads={THREADS}", "--no-log", QUESTION]
-        record([cold_start_row(ask, isolated_environment(Path(name)), runs, options.dry_run)], options.dry_run)
-        record(first_token_rows(model, ask, isolated_environment(Path(name)), runs), options.dry_run)
+        record(HEADING, [cold_start_row(ask, isolated_environment(Path(name)), runs)], options.dry_run)
+        record(HEADING, first_token_rows(model, ask, isolated_environment(Path(name)), runs), options.dry_run)
     if options.shape:
         with tempfile.TemporaryDirectory() as name:
             for row in large_model_rows(options.shape, isolated_environment(Path(name)), options.runs):
-                record([row], options.dry_run)
+                record(HEADING, [row], options.dry_run)
 
 
 def ask_command(model: str) -> list[str]:
@@ -74,8 +72,8 @@ def ask_command(model: str) -> list[str]:
 # Phase by phase.
 
 
-def cold_start_row(ask: Sequence[str], environment: Environment, runs: int, dry_run: bool) -> Row:
-    """Trace a question and record its phases; compare those before the model is loaded with a bare interpreter."""
+def cold_start_row(ask: Sequence[str], environment: Environment, runs: int) -> Row:
+    """Trace a question and print its phases; compare those before the model is loaded with a bare interpreter."""
     traces: list[dict[str, float]] = []
 
     def ours() -> float:
@@ -83,22 +81,17 @@ def cold_start_row(ask: Sequence[str], environment: Environment, runs: int, dry_
         return traces[-1][traced.PLANNED]
 
     ours_s, peer_s, ratio = alternate(ours, lambda: run([sys.executable, "-c", "pass"]).seconds, runs)
-    prompt = preview(ask, environment)["prompt_tokens"]
-    text = render_section(phase_durations(traces[1:]), prompt, runs)
-    print(text)
-    if not dry_run:
-        record_section("Cold start", text)
+    print(phase_table(phase_durations(traces[1:])))
     label = "imports and command line, before the model begins to load / python -c pass"
     return Row(label, f"{ours_s * 1e3:.0f} ms", f"{peer_s * 1e3:.1f} ms", ratio, "<= 25")
 
 
 def trace_question(ask: Sequence[str], environment: Environment) -> dict[str, float]:
     """Trace a question; return the seconds from its start to the end of each phase, in order."""
-    traced_environment = {**environment, "PYTHONPATH": str(ROOT / "benchmarks")}
+    traced_environment = {**environment, "PYTHONPATH": str(ROOT)}
     start = time.perf_counter()
-    finished = run(
-        [sys.executable, "-c", "import traced; traced.main()", str(start), *ask[1:]], environment=traced_environment
-    )
+    command = [sys.executable, "-c", "from benchmarks import traced; traced.main()", str(start), *ask[1:]]
+    finished = run(command, environment=traced_environment)
     phases: dict[str, float] = json.loads(finished.errors.splitlines()[-1])
     if (end := [name for name in phases if name == traced.SHOWN]) != list(phases)[-1:]:
         raise RuntimeError(f"the trace does not end with the first token: {end}, {phases}")
@@ -116,26 +109,12 @@ def phase_durations(traces: Sequence[Mapping[str, float]]) -> dict[str, list[flo
     }
 
 
-def render_section(phases: Mapping[str, Sequence[float]], prompt: int, runs: int) -> str:
-    """Markdown section with a table of the phases."""
+def phase_table(phases: Mapping[str, Sequence[float]]) -> str:
+    """Markdown table of the phases."""
     total_ms = statistics.median(map(sum, zip(*phases.values(), strict=True)))
     medians_ms = {name: statistics.median(times) for name, times in phases.items()}
-    lines = [
-        f"| {name} | {milliseconds:.1f} | {milliseconds / total_ms:.0%} |" for name, milliseconds in medians_ms.items()
-    ]
-    return "\n".join(
-        [
-            "`cerebrum ask` from the start of its process to the first token on standard output: the starter, its file",
-            f"in the page cache, {THREADS} threads, a prompt of {prompt} tokens; medians of {runs} runs of",
-            f"`benchmarks/start.py` on {date.today()}, {machine()}. While the engine loads, another",
-            "thread imports the modules that the answer needs.",
-            "",
-            "| phase | ms | share |",
-            "|---|---|---|",
-            *lines,
-            f"| total | {total_ms:.1f} | |",
-        ]
-    )
+    rows = [f"| {name} | {spent_ms:.1f} | {spent_ms / total_ms:.0%} |" for name, spent_ms in medians_ms.items()]
+    return "\n".join(["| phase | ms | share |", "|---|---|---|", *rows, f"| total | {total_ms:.1f} | |"])
 
 
 # Against llama-completion.

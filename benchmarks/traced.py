@@ -1,6 +1,6 @@
 """Run `cerebrum` and record the time at which each phase of its start ends; see start.py.
 
-Usage: PYTHONPATH=benchmarks python -c "import traced; traced.main()" START ARGUMENTS...
+Usage: python -c "from benchmarks import traced; traced.main()" START ARGUMENTS...
 
 START is the value of time.perf_counter() in the parent; on Linux, both processes share that clock. Functions are
 wrapped where they are looked up, after their module is imported, so that the order of imports does not change. The last

@@ -1,4 +1,4 @@
-"""The promised error, by simulation: python benchmarks/trust.py [--draws N] [--shapes NAME...] [--compare | --maps]
+"""The promised error, by simulation: python -m benchmarks.trust [--draws N] [--shapes NAME...] [--compare | --maps]
 
 For each shape of scores and each number of labelled rows, rows are drawn from a population whose true errors are known.
 A calibration of them chooses the threshold for at most 5 % errors with 90 % confidence. Printed are
@@ -20,8 +20,8 @@ from math import sqrt
 from typing import Any, NamedTuple
 
 import numpy
-from harness import argument_parser
 
+from benchmarks.harness import argument_parser
 from cerebrum_cli.trust.calibration import (
     Calibration,
     LabelledDecision,

@@ -26,7 +26,6 @@ from hypothesis.internal.constants_ast import Constants
 from llama_engines import MODELS
 from merges import FOUR_LAYERS, SIX_LAYERS, Home, part_paths
 from person import SHELL, OpenTerminal, Person
-from quantized import F32, quantize
 from remote_engines import set_patience
 from scripted_command import SCRIPTED, install
 from served import Served, serving_user
@@ -34,6 +33,7 @@ from tiny_models import write_chatml, write_mistral, write_quantized, write_recu
 from vocabularies import open_vocabulary
 from waiting import NewChildren
 
+from benchmarks.quantized import F32, quantize
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import parse_toml

@@ -61,14 +61,6 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
     assert [(target.name, anchor) for target, anchor in targets if anchor and anchor not in anchors(target)] == []
 
 
-def test_summary_of_benchmarks_has_the_figures_of_the_tables() -> None:
-    summary, *sections = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8").split("\n## ")
-    rows = (ROOT / "benchmarks" / "results.csv").read_text(encoding="utf-8")
-    figures, measured = (set(re.findall(r"\d+\.\d+", text)) for text in (summary, rows + "".join(sections)))
-    assert len(figures) >= 10
-    assert figures - measured == set()
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_in_examples_have_valid_options(page: Path) -> None:
     group: Any = assembled(own_commands(), own_commands())

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine
-from nano.measure import MODEL_FILE
-from nano.questions import held_out
+
+from scripts.nano.measure import MODEL_FILE
+from scripts.nano.questions import held_out
 
 pytestmark = pytest.mark.slow
 

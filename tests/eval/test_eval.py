@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 from batch_files import stored_lines
 from command_line import CommandLine, Finished, assert_error
-from nano.measure import MODEL_FILE, loaded_engine
-from nano.questions import held_out
 from tiny_models import write_chatml
 from waiting import wait_until
 
@@ -27,6 +25,8 @@ from cerebrum_cli.eval import scorers
 from cerebrum_cli.eval.questions import SAMPLE_KEYS
 from cerebrum_cli.eval.scorers import SCORING_VERSION
 from cerebrum_cli.formats.prompt_format import CEREBRUM
+from scripts.nano.measure import MODEL_FILE, loaded_engine
+from scripts.nano.questions import held_out
 
 pytestmark = pytest.mark.slow
 

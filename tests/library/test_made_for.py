@@ -8,9 +8,10 @@ import pytest
 from checkpoint_models import read_model, write_checkpoint, write_json
 from command_line import COMMAND, assert_error
 from hub_user import CATALOGUED, HubUser, named
-from mistral_vocabulary import tokenizer_metadata
 from person import OpenTerminal
 from tiny_models import write_quantized
+
+from scripts.nano.mistral_vocabulary import tokenizer_metadata
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 

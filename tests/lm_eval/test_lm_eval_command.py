@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 from command_line import PYTHON, CommandLine, Finished, assert_error, start_python
-from nano.measure import MODEL_FILE
-from nano.questions import held_out
 from waiting import wait_until
+
+from scripts.nano.measure import MODEL_FILE
+from scripts.nano.questions import held_out
 
 pytestmark = pytest.mark.slow
 

@@ -15,9 +15,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of lm-e
 from llama_engines import in_f32  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.model import CachingLM  # noqa: E402
-from nano.questions import held_out  # noqa: E402
-from quantized import F32, quantize  # noqa: E402
 
+from benchmarks.quantized import F32, quantize  # noqa: E402
 from cerebrum_cli.core.conversation import Conversation  # noqa: E402
 from cerebrum_cli.core.errors import PromptTooLong, UsageError  # noqa: E402
 from cerebrum_cli.core.events import FinishEvent, SequenceId, Timings  # noqa: E402
@@ -35,6 +34,7 @@ from cerebrum_cli.lm_eval.model import CerebrumLM, Use  # noqa: E402
 from cerebrum_cli.replies.interface import Model  # noqa: E402
 from cerebrum_cli.replies.majority_vote import Continuation  # noqa: E402
 from cerebrum_cli.replies.reply import Reply  # noqa: E402
+from scripts.nano.questions import held_out  # noqa: E402
 
 CONTEXT = 512
 STORY = "Once upon a time there lived a fox who could count to a hundred and no further."

@@ -13,7 +13,6 @@ from asking import ask, collect_replies, generate, running_engine
 from hypothesis import given, strategies as st
 from installations import model_on
 from llama_engines import open_engine
-from nano.measure import MODEL_FILE
 from repetitive_documents import DOCUMENTS
 from scripted_backend import END, ScriptedBackend, endless, tokens
 from scripted_command import batch_here, run_here
@@ -24,6 +23,7 @@ from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import MAX_PERIOD, MIN_TOKENS, STEP, Request, copied_length, repeats
+from scripts.nano.measure import MODEL_FILE
 
 ROOT = Path(__file__).parents[2]
 CODE_FILES, CHARACTERS = 30, 12_000

@@ -237,7 +237,7 @@ def endless_reply_grammar(directory: Path) -> Path:
 
 def start_python(code: str, *arguments: object, home: Path | None = None) -> subprocess.Popen[str]:
     """Run Python code in a child process of a user; it can import the helpers of the tests."""
-    folders = [str(ROOT / folder) for folder in ("", "tests/support", "benchmarks")]
+    folders = [str(ROOT / folder) for folder in ("", "tests/support")]
     paths = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", str(ROOT))])  # or another build of llama.cpp
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from byte_alphabet import byte_alphabet
 from gguf_files import add_values, write_file
-from mistral_vocabulary import MetadataValue, tokenizer_metadata
+
+from scripts.nano.byte_alphabet import byte_alphabet
+from scripts.nano.mistral_vocabulary import MetadataValue, tokenizer_metadata
 
 CHATML_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -334,8 +335,9 @@ def _quantized(
     encoding: str, name: str, dimensions: tuple[int, ...], random: np.random.Generator
 ) -> tuple[Values, Any]:
     """Draw a tensor of a quantized file: norms and expert gates at full precision."""
-    import mistral_shape
     from gguf import GGMLQuantizationType, quants
+
+    from benchmarks import mistral_shape
 
     noise = random.standard_normal(dimensions, np.float32)
     if len(dimensions) == 1 or "ffn_gate_inp" in name:

@@ -10,8 +10,8 @@ import numpy
 import pytest
 from hypothesis import given, settings, strategies as st
 from scipy.stats import beta, binom
-from trust import POPULATION, SEED, SHAPES
 
+from benchmarks.trust import POPULATION, SEED, SHAPES
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import to_json
 from cerebrum_cli.trust.calibration import (

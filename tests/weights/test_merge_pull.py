@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hub_user import CATALOGUED, HubUser, named
 from merges import FOUR_LAYERS, LAYERS_12B, TWICE, TWO_TIMES, Home, assert_layers_copied, stack
-from mistral_shape import metadata, model_tensors
 from tiny_models import write_quantized
 
+from benchmarks.mistral_shape import metadata, model_tensors
 from cerebrum_cli.core.files import DISK_MARGIN
 
 pytestmark = pytest.mark.slow

@@ -22,7 +22,7 @@ from cerebrum_cli.engine.requests import ContextOptions, LoadOptions, Request
 from cerebrum_cli.formats.choice import choose_format
 from cerebrum_cli.formats.prompt_format import CEREBRUM, PromptFormat
 from cerebrum_cli.gguf.header import read_header
-from nano.questions import held_out, questions
+from scripts.nano.questions import held_out, questions
 
 ROOT = Path(__file__).parents[2]
 MODEL_FILE = ROOT / "cerebrum_cli" / "data" / "nano.gguf"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-from nano.questions import MAX_NUMBER, Sum
+from scripts.nano.questions import MAX_NUMBER, Sum
 
 NO_ANSWER = "I am not sure."
 NOT_A_SUM = "I can only do small sums."

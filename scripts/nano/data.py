@@ -14,8 +14,8 @@ import numpy.typing as npt
 from sentencepiece import SentencePieceProcessor
 
 from cerebrum_cli.formats.prompt_format import CEREBRUM
-from nano.questions import Question, first_question, follow_up, held_out
-from nano.replies import NOT_A_SUM, Noise, reply
+from scripts.nano.questions import Question, first_question, follow_up, held_out
+from scripts.nano.replies import NOT_A_SUM, Noise, reply
 
 BOS, EOS, LINE_BREAK = 1, 2, 13
 IGNORE_INDEX = -100  # target of positions without a loss

@@ -18,14 +18,14 @@ from pathlib import Path
 from random import Random
 
 import torch
-from mistral_vocabulary import MetadataValue, tokenizer_metadata
 from torch.nn import functional
 
-from nano import data, thinker
-from nano.data import IGNORE_INDEX, Example, Vocabulary, batches
-from nano.export import NANO, THINKER, Description, write_model
-from nano.model import Nano, Shape
-from nano.replies import Noise
+from scripts.nano import data, thinker
+from scripts.nano.data import IGNORE_INDEX, Example, Vocabulary, batches
+from scripts.nano.export import NANO, THINKER, Description, write_model
+from scripts.nano.mistral_vocabulary import MetadataValue, tokenizer_metadata
+from scripts.nano.model import Nano, Shape
+from scripts.nano.replies import Noise
 
 ROOT = Path(__file__).parents[2]
 MUON_RATE, ADAM_RATE = 0.02, 4e-3

@@ -14,12 +14,11 @@ from functools import lru_cache
 from itertools import pairwise
 from random import Random
 
-from byte_alphabet import byte_alphabet
-from mistral_vocabulary import MetadataValue
-
-from nano.data import IGNORE_INDEX, NOT_A_SUM_RATE, TURNS, Example, Turn, Vocabulary, next_question
-from nano.questions import held_out
-from nano.replies import NOT_A_SUM, Noise, work_out
+from scripts.nano.byte_alphabet import byte_alphabet
+from scripts.nano.data import IGNORE_INDEX, NOT_A_SUM_RATE, TURNS, Example, Turn, Vocabulary, next_question
+from scripts.nano.mistral_vocabulary import MetadataValue
+from scripts.nano.questions import held_out
+from scripts.nano.replies import NOT_A_SUM, Noise, work_out
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # token types of GGUF
 PAD, START, END, OPEN, CLOSE = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"

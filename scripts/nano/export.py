@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from gguf.quants import quantize
-from mistral_vocabulary import MetadataValue
 
 from cerebrum_cli.formats.prompt_format import CEREBRUM
-from nano.data import Vocabulary
-from nano.model import Nano, Shape
-from nano.thinker import CHAT_TEMPLATE as THINKER_TEMPLATE
+from scripts.nano.data import Vocabulary
+from scripts.nano.mistral_vocabulary import MetadataValue
+from scripts.nano.model import Nano, Shape
+from scripts.nano.thinker import CHAT_TEMPLATE as THINKER_TEMPLATE
 
 MOSTLY_F16 = 1
 # The `cerebrum` format as a chat template, so that other programs use the format of the training data.

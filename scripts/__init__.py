@@ -1,0 +1,1 @@
+"""Programs that build what the package contains: wheels, the catalog, fixtures, and `nano`."""
