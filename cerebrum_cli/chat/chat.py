@@ -195,7 +195,7 @@ class Chat:
     def installation(self) -> Installation:
         return self.loaded.source.installation
 
-    def switch_session(self, session: Session | None, name: str | None = None) -> NoticeEvent | None:
+    def switch_session(self, session: Session | None) -> NoticeEvent | None:
         """Switch to a session, with None to one that the next question creates. Raises SessionError if it is locked.
 
         What was evaluated of the previous one is saved; return a notice if that fails.
@@ -203,7 +203,7 @@ class Chat:
         notice = None
         if self.tree.messages and session != self.tree.session:
             notice = self.loaded.save_prompt_cache(self.conversation)
-        self.tree.open(session, name)
+        self.tree.open(session)
         return notice
 
     def set_system_prompt(self, system_prompt: str | None) -> None:
@@ -222,7 +222,7 @@ class Chat:
 
     def use(self, prompt: SavedPrompt) -> Events:
         """Apply a saved prompt's settings, not an earlier one's; yield the events of loading. Raises UsageError."""
-        prompt.require_without("a chat", "schema", "extract")
+        prompt.require_for_chat()
         earlier = self.saved.get("system")
         is_in_effect = earlier is not None and earlier == self.conversation.system_prompt  # not after /system
         settings = yield from self._apply(self.overrides, prompt.settings, prompt.settings)

@@ -57,7 +57,7 @@ class ChatCommand(QuestionOptions, AnswerOptions):
             overrides = SourcedLayer(overrides, {"model": reference})
         applied: Layer = {}
         if saved:
-            saved.require_without("a chat", "schema", "extract")
+            saved.require_for_chat()
             applied = without_keys(saved.settings, overrides.typed)
         files = read_files(self.file, app.streams.note, self.offline)
         question = read_question(app, words)

@@ -85,11 +85,6 @@ class Option(NamedTuple):
         """How the command line names it: "--max-tokens", or "--set flash_attn" for one without a flag."""
         return flag(self.name) if self.heading else f"--set {self.name}"
 
-    def argument_for(self, value: Any) -> str:
-        """How the command line sets it: "--threads 4", "--set flash_attn=on"."""
-        separator = " " if self.heading else "="
-        return f"{self.argument}{separator}{value}"
-
     @property
     def expected(self) -> str:
         try:

@@ -23,10 +23,6 @@ def user_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _defaults}
 
 
-def set_environment(name: str, value: str) -> None:
-    os.environ[name] = value
-
-
 def set_environment_default(name: str, value: str) -> None:
     """Set a variable for libraries, unless the user has set it."""
     if name not in os.environ:

@@ -84,11 +84,11 @@ class SavedPrompt:
             raise UsageError(problem, "give it as an argument, in a file with -f, or through a pipe")
         return question
 
-    def require_without(self, use: str, *keys: str) -> None:
-        """Raise UsageError if the prompt sets a key that has no effect in a use."""
-        for key in keys:
+    def require_for_chat(self) -> None:
+        """Raise UsageError if the prompt sets a key that has no effect in a chat."""
+        for key in ("schema", "extract"):
             if getattr(self, key):
-                problem = f"the saved prompt {self.name} sets {key}, which has no effect in {use}"
+                problem = f"the saved prompt {self.name} sets {key}, which has no effect in a chat"
                 raise UsageError(problem, f"use cerebrum ask -p {shlex.quote(self.name)}")
 
     def as_object(self) -> JsonDict:

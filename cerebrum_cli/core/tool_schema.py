@@ -22,7 +22,7 @@ def shortened(schema: JsonDict) -> JsonDict:
 
 
 def _short(schema: JsonDict, definitions: JsonDict, parts: Iterator[int], within: tuple[str, ...] = ()) -> JsonDict:
-    """The same for a part of a schema; `parts` counts, and `within` are the names of the definitions that it is in."""
+    """A part of a schema, shortened; `parts` counts, and `within` are the names of the definitions that it is in."""
     if next(parts) > MAX_PARTS:
         raise ValueError(f"it has more than {MAX_PARTS:,} parts")
     if reference := schema.get("$ref"):

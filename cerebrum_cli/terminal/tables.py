@@ -6,15 +6,12 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import setting_text
 from cerebrum_cli.core.text import format_count, format_size, strip_controls
 from cerebrum_cli.terminal.streams import BOLD, PIPE_WIDTH, Streams
-
-if TYPE_CHECKING:
-    pass
 
 MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself
 MIN_SHORTENED = 15  # columns of the terminal

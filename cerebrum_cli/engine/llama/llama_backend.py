@@ -223,7 +223,7 @@ class LlamaBackend(LlamaVocabulary):
         return logits(*self.batch_position(row), self.size)
 
     def _allowed_logits(self, row: int) -> Any:
-        """The same without the tokens that the model suppresses."""
+        """The logits of a row, minus infinity for the tokens that the model suppresses."""
         row_logits = self.logits(row)
         if self._suppressed:
             row_logits = row_logits.copy()
