@@ -153,19 +153,16 @@ class Model:
             raise UsageError.conflict("tools", "samples")
         votes = None if samples is None else parse_votes(str(samples), check)
 
-        def rows() -> Iterator[Row]:
-            for index, question in enumerate(questions):
-                request: Ask | CerebrumError
-                try:
-                    request = self._request(question, schema, grammar, settings)
-                except CerebrumError as problem:
-                    request = problem
-                else:
-                    request = replace(request, tools=allowed)
-                yield Row(index, request, MajorityVote(votes) if votes else None)
+        def row(index: int, question: Question) -> Row:
+            request: Ask | CerebrumError
+            try:
+                request = replace(self._request(question, schema, grammar, settings), tools=allowed)
+            except CerebrumError as problem:
+                request = problem
+            return Row(index, request, MajorityVote(votes) if votes else None)
 
         error: CerebrumError | None = None
-        with closing(self.run_rows(rows())) as events:
+        with closing(self.run_rows(row(*pair) for pair in enumerate(questions))) as events:
             for outcome in (event for event in events if isinstance(event, Outcome)):
                 if problem := outcome.error:
                     error = error or problem

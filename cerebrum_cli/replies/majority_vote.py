@@ -45,22 +45,16 @@ class MajorityVote:
         """Add a sample that has finished; start or stop others; return whether the tally changed."""
         index, sample, _ = sequence
         self._finished += 1
-        is_cancelled = isinstance(outcome, Reply) and outcome.finish.reason == "cancelled"
         if isinstance(outcome, Reply):
             self.finished_samples.append(outcome)
-        if is_cancelled or self.is_over:  # it may finish before the abort reaches it
+            if outcome.finish.reason == "cancelled":
+                return False
+        if self.is_over:  # it may finish before the abort reaches it
             return False
         self._waiting[sample] = outcome
         before = self.tally.samples
         while not self.is_over and (ready := self._waiting.pop(self.tally.samples, None)):
-            if isinstance(ready, RefusedEvent):  # a sample without an answer
-                self.refusals.append(ready)
-                self.tally = self.tally.add(None)
-            else:
-                self.replies[self.tally.samples] = ready
-                answer, is_stated = ready.vote, ready.is_answer_stated
-                number = None if answer is None or is_stated else ready.number
-                self.tally = self.tally.add(answer, is_stated, ready.program, number)
+            self._count_sample(ready)
         if self.is_over:
             completions.abort(index)
         elif not self.running and (count := self.tally.missing_samples):
@@ -68,6 +62,17 @@ class MajorityVote:
             self.requested += count
             completions.add_samples(index, count)
         return self.tally.samples > before
+
+    def _count_sample(self, outcome: Reply | RefusedEvent) -> None:
+        """Count the next sample; one that was refused has no answer."""
+        if isinstance(outcome, RefusedEvent):
+            self.refusals.append(outcome)
+            self.tally = self.tally.add(None)
+            return
+        self.replies[self.tally.samples] = outcome
+        answer, is_stated = outcome.vote, outcome.is_answer_stated
+        number = None if answer is None or is_stated else outcome.number
+        self.tally = self.tally.add(answer, is_stated, outcome.program, number)
 
     def count(self, answer: str | None, is_stated: bool, output: str | None) -> None:
         """Count an answer of an earlier run, and the output of its program, if there was one."""

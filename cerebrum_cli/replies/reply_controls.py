@@ -129,30 +129,33 @@ class ReplyControls:
         own = self.mode(settings, system_prompt).own
         if settings.thinks is not False:
             require_stop_in_answer(settings.stop, own)
-        if settings.origin("think") in RECOMMENDED:
+        if settings.think is None or settings.origin("think") in RECOMMENDED:
             return None
-        efforts = self.format.efforts
-        if settings.effort and settings.effort not in efforts and (efforts or self.format.has_switch):
-            hint = f"it supports: {', '.join(('on', 'off', 'a number of tokens', *efforts))}"
-            problem = f"this model does not support the effort {settings.think!r}"
-            if settings.origin("think").endswith("reasoning_effort"):  # of a request to any server
-                return NoticeEvent(problem, hint)
-            raise UsageError(problem, hint)
+        if settings.effort:
+            return self._check_effort(settings.effort, settings.origin("think"))
         if settings.reasoning_limit and not self.format.markups:
             raise UsageError(
                 f"think={settings.think} has no effect: the format {self.format.name} has no reasoning",
                 "omit it; max_tokens limits the whole reply",
             )
-        if settings.think in (None, "off") or self.format.has_switch or not self.format.markups:
-            return None
-        if settings.effort:
-            if efforts:
-                return None
-            return NoticeEvent(f"think={settings.think}: this model has no levels of thinking", "omit it")
-        if own:
+        if settings.think == "off" or self.format.has_switch or own or not self.format.markups:
             return None
         hint = "a limit still applies to any reasoning that the reply marks"
         return NoticeEvent(f"think={settings.think}: this model has no thinking switch", hint)
+
+    def _check_effort(self, effort: str, origin: str) -> NoticeEvent | None:
+        efforts = self.format.efforts
+        if effort in efforts:
+            return None
+        if efforts or self.format.has_switch:
+            hint = f"it supports: {', '.join(('on', 'off', 'a number of tokens', *efforts))}"
+            problem = f"this model does not support the effort {effort!r}"
+            if origin.endswith("reasoning_effort"):  # of a request to any server
+                return NoticeEvent(problem, hint)
+            raise UsageError(problem, hint)
+        if not self.format.markups:
+            return None
+        return NoticeEvent(f"think={effort}: this model has no levels of thinking", "omit it")
 
     @cached_property
     def _endings(self) -> Tokenize:
