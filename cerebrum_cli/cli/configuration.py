@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.cli.command import BaseCommand, argument, environment_layer, variable_that_sets
 from cerebrum_cli.cli.options import json_option
@@ -91,21 +91,25 @@ def set_value(app: App, path: Path, name: str, text: str | None) -> None:
     written = key.replace("_", "-") if key.replace("_", "-") in document else key
     if text is None:
         document.pop(written, None)
-        done = "reset"
     else:
-        value = OPTIONS[key].parse([text], name, has_quotes=False)
-        value = in_directory({key: value}, Path.cwd())[key]
-        if key == "model":
-            value = absolute_reference(value)
-        document[written] = list(value) if isinstance(value, tuple) else value
-        done = f"set to {text}"
+        document[written] = file_value(key, name, text)
     mode = path.stat().st_mode & 0o777 if path.exists() else PRIVATE
     with translate_os_errors(ConfigError, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path.resolve(), tomlkit.dumps(document).encode(), mode=mode)
+    done = "reset" if text is None else f"set to {text}"
     app.streams.note(f"{name} {done} in {path}")
     if over := variable_that_sets(key):
         app.streams.note(NoticeEvent(f"the environment variable {over} overrides it", f"unset {over}"))
+
+
+def file_value(key: str, name: str, text: str) -> Any:
+    """A value as config.toml has it, with absolute paths; errors name it by `name`. Raises UsageError."""
+    value = OPTIONS[key].parse([text], name, has_quotes=False)
+    value = in_directory({key: value}, Path.cwd())[key]
+    if key == "model":
+        return absolute_reference(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def edit(app: App, path: Path) -> None:
