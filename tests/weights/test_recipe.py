@@ -27,7 +27,7 @@ def weighted(method: str, *rows: tuple[str, object], **keys: object) -> Mapping[
 @pytest.mark.parametrize(
     ("recipe", "coefficients"),
     [
-        (weighted("linear", ("m", 1), ("n", "3e0")), [("m", 0.25), ("n", 0.75)]),
+        (weighted("linear", ("m", 1), ("n", 3.0)), [("m", 0.25), ("n", 0.75)]),
         (weighted("linear", ("m", 1), ("n", 3), base_model="n"), [("n", 0.75), ("m", 0.25)]),
         (weighted("task_arithmetic", ("n", 0.25), ("o", 0.5), base_model="m"), [("m", 0.25), ("n", 0.25), ("o", 0.5)]),
         (weighted("task_arithmetic", ("n", 0.25), ("m", 9), base_model="m"), [("m", 0.75), ("n", 0.25)]),
@@ -88,15 +88,11 @@ def whole(method: str = "passthrough", models: object = ({"model": "a"},), **key
     return {"merge_method": method, "models": models, **keys}
 
 
-# Invalid YAML, or too much of it.
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "r.yml: empty file"),
-        ("# nothing\n---\n", "r.yml: not a mapping"),
+        ("", "r.yml: not a mapping"),
         ("- a", "r.yml: not a mapping"),
         ("a: [1\nb: 2", "r.yml: not valid YAML at line 2, column 2: expected ',' or ']'"),
         ("a: 1\n---\nb: 2", "at line 2, column 1: but found another document"),
@@ -111,80 +107,53 @@ def test_recipe_reports_invalid_yaml(text: str, problem: str) -> None:
 
 
 def test_recipe_error_escapes_control_characters() -> None:
-    caught = error('merge_method: "k\\n\\e[2J"', where="a\nb.yml")
-    assert caught.message == r"a\nb.yml: merge_method: k\n\x1b[2J is not supported"
-
-
-# Wrong values.
+    assert error('"k\\n\\e[2J": 1', where="a\nb.yml").message.startswith(r"a\nb.yml: unknown key k\n\x1b[2J; the keys")
 
 
 @pytest.mark.parametrize(
     ("recipe", "problem", "hint"),
     [
-        ({}, "r.yml: merge_method: missing", "passthrough, linear, task_arithmetic"),
-        (whole("slerp"), "r.yml: merge_method: slerp is not supported", "passthrough, linear, task_arith"),
-        (whole("task-arithmetic"), "task-arithmetic is not supported", "did you mean task_arithmetic?"),
-        ({"merge_method": ["ties"], "models": ["a+b"]}, "r.yml: merge_method: (list) is not supported", "linear"),
-        (whole(base_modle="x"), "r.yml: unknown key base_modle", "did you mean base_model? "),
-        (whole(slice=[]), "r.yml: unknown key slice", "did you mean slices? supported: merge_method, slices"),
-        (whole(chat_template="chatml"), "r.yml: unknown key chat_template", "supported: merge_method, slices"),
-        (
-            whole("linear", parameters={"normalize": False}),
-            "parameters.normalize: not supported",
-            "divided by their sum",
-        ),
-        (whole("task_arithmetic", parameters={"normalize": True}), "parameters.normalize: not supported", "divide the"),
-        (whole(parameters={"scale": 0.5}), "r.yml: parameters: unknown key scale", "supported: normalize, int8_mask"),
-        (whole(slices=[{}]), "not one of slices and models", "give slices"),
-        ({"merge_method": "linear"}, "not one of slices and models", "give slices"),
-        (whole(models=[]), "r.yml: models: not a list with items", "`- `"),
-        (whole(models=["a"]), "r.yml: models[0]: not a mapping", "with these keys: model"),
-        (whole(models=[source()]), "r.yml: models[0]: unknown key layer_range", "supported: model"),
-        (whole(models=[{}]), "r.yml: models[0].model: not a model name", "quoted"),
-        (whole(models=[{"model": 7}]), "r.yml: models[0].model: not a model name", "quoted"),
-        (whole(models=[{"model": "a+b"}]), "models[0].model: a+b: LoRA adapters are not supported", "without a `+`"),
-        (whole(base_model={"model": {"path": "a"}}), "r.yml: base_model: not a model name", "quoted"),
-        (whole(tokenizer_source=["a"]), "r.yml: tokenizer_source: not a model name", "quoted"),
-        (whole(name=["a"]), "r.yml: name: not a name", "quoted"),
-        ({"merge_method": "linear", "slices": ["a"]}, "slices[0]: not a mapping", "keys: sources"),
-        ({"merge_method": "linear", "slices": [{}]}, "slices[0].sources: not a list with items", "`- `"),
+        ({}, "r.yml: missing merge_method", "which is passthrough, linear or task_arithmetic"),
+        (whole("slerp"), "r.yml: invalid merge_method: 'slerp'", "which is passthrough, linear or task_arithmetic"),
+        (whole(base_modle="x"), "r.yml: unknown key base_modle; the keys are merge_method, slices", "slices or models"),
+        (whole("linear", parameters={"normalize": False}), "normalize is not supported with linear", "by their sum"),
+        (whole("task_arithmetic", parameters={"normalize": True}), "normalize is not supported", "divide the weights"),
+        (whole(parameters={"scale": 0.5}), "r.yml: unknown key scale", "slices or models"),
+        (whole(slices=[{"sources": [source()]}]), "r.yml: not one of slices and models", "give slices"),
+        ({"merge_method": "linear"}, "r.yml: not one of slices and models", "give slices"),
+        (whole(models=["a"]), "r.yml: invalid models.1: 'a'", "slices or models"),
+        (whole(models=[{"model": 7}]), "r.yml: invalid model: 7", "slices or models"),
+        (whole(models=[{"model": "a+b"}]), "r.yml: a+b: LoRA adapters are not supported", "without a `+`"),
+        (whole(tokenizer_source="a\nb"), r"r.yml: 'a\nb' is not a model name", "one line"),
+        (whole(models=[source()]), "layer_range of a: [0, 4] is not a range", "write [START, END] in slices"),
+        ({"merge_method": "linear", "slices": [{}]}, "r.yml: missing sources", "slices or models"),
+        (whole("linear", [{"model": "a", "parameters": {"wieght": 1}}]), "unknown key wieght; the keys are weight", ""),
     ],
 )
-def test_recipe_reports_the_location_of_a_wrong_value(recipe: Mapping[str, object], problem: str, hint: str) -> None:
+def test_recipe_reports_a_wrong_value(recipe: Mapping[str, object], problem: str, hint: str) -> None:
     caught = error(json.dumps(recipe))
     assert problem in caught.message
     assert hint in caught.hint
 
 
-@pytest.mark.parametrize(
-    "layers", [None, 4, [], [0], [0, 1, 2], [4, 4], [5, 4], [-1, 4], [False, True], [0.0, 4.0], ["0", "4"]]
-)
+@pytest.mark.parametrize("layers", [[], [0], [0, 1, 2], [4, 4], [5, 4], [-1, 4]])
 def test_recipe_layer_range_is_two_ascending_integers(layers: object) -> None:
     caught = error(json.dumps(sliced("passthrough", {"model": "a", "layer_range": layers})))
-    assert caught.message.startswith("r.yml: slices[0].sources[0].layer_range: ")
+    assert caught.message == f"r.yml: layer_range of a: {layers} is not a range of layers"
     assert caught.hint.startswith("write [START, END]")
 
 
-@pytest.mark.parametrize(
-    ("parameters", "location"),
-    [
-        ([], "parameters: not a mapping"),
-        ({"wieght": 1}, "parameters: unknown key wieght"),
-        ({"weight": "high"}, "parameters.weight: not a finite number"),
-        ({"weight": float("inf")}, "parameters.weight: not a finite number"),
-        ({"weight": 10**400}, "parameters.weight: not a finite number"),
-        ({"weight": [0, 1]}, "parameters.weight: not a finite number"),
-        ({"weight": {"filter": "mlp"}}, "parameters.weight: not a finite number"),
-    ],
-)
-def test_recipe_reports_the_location_of_a_wrong_parameter(parameters: object, location: str) -> None:
-    at_source = sliced("linear", source(parameters=parameters))
-    at_model = whole("linear", [{"model": "a", "parameters": parameters}])
-    for before, recipe in (("slices[0].sources[0].", at_source), ("models[0].", at_model)):
-        assert error(json.dumps(recipe)).message.startswith(f"r.yml: {before}{location}")
+@pytest.mark.parametrize("layers", [4, [False, True], [0.0, 4.0], ["0", "4"]])
+def test_recipe_layer_range_has_integers(layers: object) -> None:
+    caught = error(json.dumps(sliced("passthrough", {"model": "a", "layer_range": layers})))
+    assert caught.message.startswith("r.yml: invalid layer_range")
 
 
-# Requirements of a method.
+@pytest.mark.parametrize("weight", ["high", "1e-3", float("inf"), 10**400, True, [0, 1], {"filter": "mlp"}])
+def test_recipe_weight_is_one_finite_number(weight: object) -> None:
+    caught = error(json.dumps(weighted("linear", ("a", weight))))
+    assert caught.message.startswith("r.yml: invalid weight: ")
+
 
 WEIGHT = {"weight": 1}
 
@@ -192,22 +161,20 @@ WEIGHT = {"weight": 1}
 @pytest.mark.parametrize(
     ("recipe", "problem"),
     [
-        (sliced("passthrough", source(), source("b")), "slices[0]: passthrough takes one source per slice"),
-        (whole(models=[{"model": "a"}, {"model": "b"}]), "models: passthrough takes one source per slice, not"),
-        (sliced("passthrough", source(parameters=WEIGHT)), "slices[0].sources[0]: unknown key parameters"),
-        (sliced("linear", source(parameters=WEIGHT), source("b")), "slices[0].sources[1]: b has no weight"),
-        (
-            whole("linear", base_model="b", models=[{"model": "a", "parameters": WEIGHT}]),
-            "models: the base_model b is not among the sources",
-        ),
-        (weighted("linear", ("a", 0.5), ("b", -0.5)), "models: the weights add up to 0"),
-        (sliced("task_arithmetic", source()), "slices[0]: task_arithmetic needs a base_model"),
-        (sliced("task_arithmetic", source(), base_model="c"), "slices[0]: the base_model c is not among the sources"),
-        (whole("task_arithmetic", base_model="b"), "models[0]: a has no weight"),
+        (sliced("passthrough", source(), source("b")), "passthrough takes one source for each slice, not 2"),
+        (sliced("passthrough", source(parameters=WEIGHT)), "passthrough takes no weight"),
+        (sliced("passthrough"), "passthrough takes one source for each slice, not 0"),
+        (sliced("linear", source(parameters=WEIGHT), source("b")), "b has no weight"),
+        (whole("linear", base_model="b", models=[{"model": "a"}]), "linear needs a base_model among the models"),
+        (sliced("linear"), "linear needs a base_model among the models"),
+        (weighted("linear", ("a", 0.5), ("b", -0.5)), "the weights add up to 0"),
+        (sliced("task_arithmetic", source()), "task_arithmetic needs a base_model among the models"),
+        (sliced("task_arithmetic", source(), base_model="c"), "task_arithmetic needs a base_model among the models"),
+        (whole("task_arithmetic", base_model="b"), "a has no weight"),
     ],
 )
 def test_recipe_reports_what_a_method_needs(recipe: Mapping[str, object], problem: str) -> None:
-    assert problem in error(json.dumps(recipe)).message
+    assert error(json.dumps(recipe)).message == f"r.yml: {problem}"
 
 
 # Random recipes.
