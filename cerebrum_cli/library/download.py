@@ -50,6 +50,12 @@ class Download:
 
     def fetch(self, files: tuple[HubFile, ...]) -> None:
         """Download the files that the cache lacks, and wait for those that another process downloads."""
+        distinct = tuple({file.digest: file for file in files}.values())
+        self._fetch_distinct(distinct)
+        if repeated := tuple(file for file in files if file not in distinct):  # equal bytes have one blob and one lock
+            self.fetch(repeated)
+
+    def _fetch_distinct(self, files: tuple[HubFile, ...]) -> None:
         self.require_space(files)
         total = sum(file.size for file in files)
         with (

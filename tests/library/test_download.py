@@ -28,7 +28,7 @@ from hub_server import (
     Request,
 )
 from hub_user import HubUser, RecordedProgress, cleaned
-from waiting import wait_until
+from waiting import assert_returns, wait_until
 
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
@@ -403,3 +403,15 @@ def test_download_reports_each_stage_to_its_end(hub_user: HubUser, parts: dict[s
     assert all(
         hashlib.sha256(path.read_bytes()).hexdigest() == listing.file(name).digest for name, path in parts.items()
     )
+
+
+def test_download_of_files_with_equal_bytes_waits_for_no_lock_of_its_own(hub_user: HubUser, large: Path) -> None:
+    names = ("a.gguf", "b.gguf", "c.gguf")
+    hub_user.hub.repository("owner/equal", dict.fromkeys(names, large))
+    with environment_of(hub_user.command.environment(hub_user.environment({}))):
+        progress = RecordedProgress()
+        listing = list_repository("owner/equal", progress)
+        download = Download(listing, Cache(hub_user.cache), progress)
+        assert_returns(lambda: download.fetch(tuple(map(listing.file, names))))
+    places = [listing.place(Cache(hub_user.cache), listing.file(name)) for name in names]
+    assert [place.pointer.read_bytes() == large.read_bytes() for place in places] == [True] * 3
