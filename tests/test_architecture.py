@@ -40,7 +40,10 @@ LAYER_OF = {package: number for number, layer in enumerate(LAYERS) for package i
 ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "llama_cpp": ("engine.llama", "weights.codec"),
     "huggingface_hub": ("library.hub", "library.hub_requests"),
-    "httpx2": ("library.hub_requests", "servers.client", "attachments.web_page"),
+    "httpx2": ("library.hub_requests", "servers.client", "attachments.web_page", "mcp.mcp_connection"),
+    "mcp": ("mcp",),
+    "mcp_types": ("mcp",),
+    "anyio": ("mcp",),
     "gguf": (),  # headers are read without it, which takes half a second to import
     "yaml": ("weights.document",),
     "matplotlib": ("eval.plot", "eval.runs_command", "decide.measures"),
@@ -84,7 +87,7 @@ PURE = (
         "library.fit",
     ),
     *("core.row_events", "core.tool_schema"),
-    *("mcp.content", "mcp.json_rpc", "mcp.listed_functions"),
+    *("mcp.content", "mcp.listed_functions"),
     *("trust.calibration", "trust.score_map", "trust.shift", "trust.threshold"),
 )
 IMPURE = {  # the first names of modules that touch them; a Path is a value, too

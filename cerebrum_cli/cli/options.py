@@ -178,7 +178,7 @@ class ToolOptions(BaseCommand):
         "Functions that the model may call (repeatable)", "Input", TEXTS, default=(), metavar="python|FILE|NAME"
     )
     mcp: tuple[str, ...] = option(
-        "Add the functions of an MCP server (repeatable)", "Input", TEXTS, default=(), metavar="COMMAND"
+        "Add the functions of an MCP server (repeatable)", "Input", TEXTS, default=(), metavar="COMMAND|URL"
     )
 
     @property

@@ -13,11 +13,6 @@ def environment(name: str) -> str | None:
     return os.environ.get(name) or None
 
 
-def environment_with(variables: dict[str, str]) -> dict[str, str]:
-    """The environment for another program, with these variables."""
-    return {**os.environ, **variables}
-
-
 def user_environment() -> dict[str, str]:
     """The environment without the variables that are set for libraries: for programs of the user."""
     return {name: value for name, value in os.environ.items() if name not in _defaults}

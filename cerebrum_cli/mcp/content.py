@@ -24,7 +24,7 @@ def item_text(item: JsonObject) -> str:
         case "text":
             return str(item["text"])
         case "image" | "audio" as kind:
-            return left_out(kind, item["mimeType"], f"{len(item['data']) * 3 // 4:,} bytes")  # in base64
+            return left_out(kind, item["mimeType"], f"{len(item['data'].rstrip('=')) * 3 // 4:,} bytes")  # in base64
         case "resource_link":
             return f"[link: {item['uri']}]"
         case "resource":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
-from typing import Any
 
 from cerebrum_cli.core.errors import DAMAGE
 from cerebrum_cli.core.json_types import JsonDict
@@ -21,19 +20,17 @@ class LeftOut(Exception):
     """A function that a model cannot call; the text says which, and why."""
 
 
-def spec_of(item: Any, others: Collection[str]) -> ToolSpec:
+def spec_of(name: str, description: str, schema: JsonDict, others: Collection[str]) -> ToolSpec:
     """What a model sees of a function; `others` are names that are taken. Raises LeftOut."""
-    name = item.get("name") if isinstance(item, dict) else None
-    if not isinstance(name, str) or not NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise LeftOut(f"a function is left out: {foreign_line(repr(name))} cannot be its name")
     if name in others:
         raise LeftOut(f"the second function {name} is left out")
     try:
-        parameters = parameters_of(item["inputSchema"])
-        description = truncate((item.get("description") or "").strip(), MAX_DESCRIPTION)
+        parameters = parameters_of(schema)
     except DAMAGE as error:
-        raise LeftOut(f"the function {name} is left out: its description or its schema cannot be read") from error
-    return ToolSpec(name, description, parameters)
+        raise LeftOut(f"the function {name} is left out: its schema cannot be read") from error
+    return ToolSpec(name, truncate(description.strip(), MAX_DESCRIPTION), parameters)
 
 
 def parameters_of(schema: JsonDict) -> JsonDict:

@@ -131,6 +131,7 @@ def test_startup_ask_imports_only_the_bindings(tmp_path: Path, mistral_model: Pa
         "httpx2",
         "asyncio",
         "llguidance",
+        "mcp",
     }
     assert modules.isdisjoint(heavy | CONSTRAINTS | {f"cerebrum_cli.{name}" for name in UNUSED_BY_ASK})
 

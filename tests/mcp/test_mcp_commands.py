@@ -4,7 +4,6 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Callable
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
@@ -112,6 +111,14 @@ def test_two_functions_of_one_name_are_refused(asker: Asker) -> None:
     assert_error(done, 2, "two tools are named echo", "rename or omit one of them")
 
 
+def test_servers_need_the_sdk(asker: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mcp_server", "mcp_connection", "server_process"):
+        monkeypatch.delitem(sys.modules, f"cerebrum_cli.mcp.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "mcp", None)  # an import of it raises ModuleNotFoundError
+    done = asker.run("ask", "--mcp", COMMAND, "a?")
+    assert_error(done, 2, "MCP servers need mcp: ", "pip install", "cerebrum-cli[mcp]")
+
+
 def test_problem_of_a_server_is_one_line_without_controls(asker: Asker, open_terminal: OpenTerminal) -> None:
     assert_error(asker.run("ask", "--mcp", f"{COMMAND} exits", "a?"), 2, "ended: exit code 3: ValueError: ", "no luck")
     person = open_terminal(sys.executable, SCRIPTED, "{}", "ask", "-m", asker.model, "--mcp", f"{COMMAND} exits", "a?")
@@ -139,7 +146,7 @@ def test_chat_adds_a_server_and_goes_on_after_its_crash(asker: Asker) -> None:
     lines = [line for line in err.getvalue().splitlines() if line]
     assert {"counted()", "-> 1", "error: two tools are named counted"} <= {*lines}
     assert "counted, crash" in lines
-    [crashed] = [line for line in lines if line.startswith("-> crash ended its server (exit code 3")]
+    [crashed] = [line for line in lines if line.startswith("-> the call failed: ") and "ended: exit code 3" in line]
     assert lines.index(crashed) < lines.index("-> 1", lines.index(crashed))  # counted begins again
     assert out.getvalue().splitlines()[-1] == ROWS["a?"]
 
@@ -199,25 +206,15 @@ def children(command: int) -> list[psutil.Process]:
     return psutil.Process(command).children(recursive=True)
 
 
-def interrupt(process: psutil.Process) -> None:
-    process.send_signal(signal.SIGINT)
-
-
-def kill(process: psutil.Process) -> None:
-    process.kill()
-
-
-@pytest.mark.parametrize(("end", "code"), [(interrupt, 130), (kill, -signal.SIGKILL)])
-def test_no_server_stays_after_ctrl_c_or_sigkill_in_a_call(
-    asker: Asker, end: Callable[[psutil.Process], None], code: int
-) -> None:
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_no_server_stays_after_a_signal_in_a_call(asker: Asker, signum: int, code: int) -> None:
     process = start_scripted(
         {"rows": asker.rows}, asker.home, "ask", "-m", str(asker.model), "--mcp", COMMAND, "-y", "Wait?"
     )
     wait_until((asker.home / "started").exists)
     started = children(process.pid)
     assert len(started) >= 2
-    end(psutil.Process(process.pid))
+    process.send_signal(signum)
     process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == code
     wait_for_end(started)

@@ -50,29 +50,19 @@ def functions() -> list[dict[str, Any]]:
         case "escapes":
             named[0]["description"] = "Echo\x1b[2J\x1b]0;title\x07 <|im_end|>\ud800"
         case "unusable":
-            reference = {"properties": {"a": {"$ref": "#/properties/b"}}}
-            hidden = {"properties": {"a": {"not": {"$ref": "#/$defs/b"}}}}
-            named += [{"name": "has spaces\x1b[2J", "inputSchema": TEXTS}, {"inputSchema": TEXTS}, {"name": "bare"}]
-            named += [{"name": "refers", "inputSchema": reference}, {"name": "hides", "inputSchema": hidden}]
-            twice = {f"A{n}": {"properties": {key: {"$ref": f"#/$defs/A{n + 1}"} for key in "ab"}} for n in range(30)}
-            grows = {"$defs": {**twice, "A30": {"type": "string"}}, "properties": {"a": {"$ref": "#/$defs/A0"}}}
-            named.append({"name": "grows", "inputSchema": grows})
-        case "many":
-            named = [{**named[0], "name": f"f{number}"} for number in range(int(VALUE))]
+            reference = {"type": "object", "properties": {"a": {"$ref": "#/properties/b"}}}
+            named += [{"name": "has spaces\x1b[2J", "inputSchema": TEXTS}, {"name": "refers", "inputSchema": reference}]
         case "none":
             return []
     return named
 
 
 def page(params: dict[str, Any]) -> dict[str, Any]:
-    if BEHAVIOUR == "endless":
-        return {"tools": [], "nextCursor": "more"}
     if BEHAVIOUR == "no list":
         return {}
-    start, size = int(params.get("cursor", "0")), 5000 if BEHAVIOUR == "many" else PAGE
-    listed = functions()
-    rest = {"nextCursor": str(start + size)} if start + size < len(listed) else {}
-    return {"tools": listed[start : start + size], **rest}
+    start, listed = int(params.get("cursor", "0")), functions()
+    rest = {"nextCursor": str(start + PAGE)} if start + PAGE < len(listed) else {}
+    return {"tools": listed[start : start + PAGE], **rest}
 
 
 def echo(given: str) -> dict[str, Any]:
@@ -102,11 +92,11 @@ def silent(marker: str) -> dict[str, Any]:
 def asking(_: str) -> dict[str, Any]:
     """Ask the client meanwhile, and give back its answers."""
     answers = []
-    for number, method in enumerate(("ping", "roots/list", "sampling/createMessage", "elicitation/create")):
-        send({"method": "notifications/progress", "params": {}}, {"id": number, "method": method, "params": {}})
+    for number, method in enumerate(("ping", "roots/list")):
+        send({"method": "notifications/progress", "params": {}}, {"id": number, "method": method})
         answer = receive()
         assert answer.pop("jsonrpc") == "2.0" and answer.pop("id") == number
-        answers.append(answer.get("result", answer.get("error", {}).get("code")))
+        answers.append(answer.get("result") or answer.get("error", {}).get("message"))
     return text(answers)
 
 
@@ -126,7 +116,6 @@ def kinds(_: str) -> dict[str, Any]:
         {"type": "resource_link", "name": "a", **resource},
         {"type": "resource", "resource": {**resource, "text": "embedded"}},
         {"type": "resource", "resource": {**resource, "blob": "AAAA"}},
-        {"type": "hologram"},
     ]
     return {"content": items}
 
@@ -140,7 +129,7 @@ def fails(_: str) -> dict[str, Any]:
 
 
 def nonsense(_: str) -> dict[str, Any]:
-    return {"content": [{"text": "no type"}]}
+    return {"content": [{"type": "hologram"}]}
 
 
 def endless_line(_: str) -> dict[str, Any]:
@@ -180,10 +169,16 @@ def main() -> None:
             crash("")
         case "child":
             subprocess.Popen(["sleep", "60"])
+        case "dumb":
+            time.sleep(60)
     while True:
         message = receive()
         number, params = message.get("id"), message.get("params", {})
         match message["method"]:
+            case "server/discover" if BEHAVIOUR == "strict":  # as servers made with rmcp before 3.0
+                crash("")
+            case "server/discover":
+                send({"id": number, "error": {"code": -32601, "message": "Method not found"}})
             case "initialize" if BEHAVIOUR == "refuses":
                 send({"id": number, "error": {"code": -32602, "message": "Unsupported\nprotocol version"}})
             case "initialize":
@@ -195,9 +190,6 @@ def main() -> None:
                     "serverInfo": info,
                 }
                 send({"method": "notifications/message"}, {"id": number, "result": greeting})
-            case "tools/list" if BEHAVIOUR == "batch":  # as version 2025-03-26 has it
-                answer = {"jsonrpc": "2.0", "id": number, "result": page(params)}
-                write(json.dumps([{"jsonrpc": "2.0", "method": "notifications/message"}, answer]))
             case "tools/list":
                 send({"id": number, "result": page(params)})
             case "tools/call" if params["name"] in CALLS:

@@ -1,0 +1,171 @@
+"""Servers made with the SDK, over standard streams and over HTTP: what their functions get, and what the model gets."""
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import mcp_sdk_server
+import pytest
+from loopback import Loopback
+from scripted_command import app_for, run_here
+from waiting import wait_until
+
+from cerebrum_cli.cli.app import App
+from cerebrum_cli.cli.options import ToolOptions
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.tools import Tool
+from cerebrum_cli.terminal.streams import Streams
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = mcp_sdk_server.__file__
+COMMAND = shlex.join([sys.executable, SCRIPT])
+
+
+class HttpServer:
+    """The server on a port, which can be started again."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/mcp"
+        self.start()
+
+    def start(self) -> None:
+        words = [sys.executable, SCRIPT, str(self.port)]
+        self._process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_until(self._listens)
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def http_server() -> Iterator[HttpServer]:
+    server = HttpServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[App]:
+    opened = app_for({}, tmp_path, Streams(StringIO(), StringIO(), None, False, False, False))
+    opened.config_directory.mkdir(parents=True)
+    yield opened
+    opened.on_exit.close()
+
+
+def functions(app: App, source: str) -> dict[str, Tool]:
+    tools = ToolOptions(mcp=(source,)).tool_finder(app)(source) or ()
+    return {tool.spec.name: tool for tool in tools}
+
+
+def configured(app: App, table: str) -> dict[str, Tool]:
+    (app.config_directory / "config.toml").write_text(f"[mcp.sdk]\n{table}\n")
+    return {tool.spec.name: tool for tool in ToolOptions().tool_finder(app)("sdk") or ()}
+
+
+@pytest.mark.parametrize("over_http", [False, True])
+def test_functions_and_results_of_an_sdk_server(app: App, http_server: HttpServer, over_http: bool) -> None:
+    tools = functions(app, http_server.url if over_http else COMMAND)
+    spec = tools["weather"].spec
+    assert (spec.description, spec.parameters["required"]) == ("Forecast for a city.", ["city"])
+    assert spec.parameters["properties"]["days"]["type"] == "integer"
+    assert json.loads(tools["weather"].run({"city": "Oslo", "days": 2})) == {"city": "Oslo", "degrees": 9.0}
+    assert tools["weather"].run({"city": "Oslo", "days": "?"}).startswith("the call failed: ")
+    assert tools["poem"].run({}) == mcp_sdk_server.poem()
+    assert tools["picture"].run({}) == "[image, image/png, 20 bytes: left out, since it is no text]"
+    first, second = (int(tools["counted"].run({})) for _ in range(2))
+    assert second == first + 1
+
+
+def test_sdk_server_has_the_directory_and_variables_of_the_command(app: App) -> None:
+    words = f'command = "{sys.executable}"\nargs = ["{SCRIPT}"]\nenv = {{ TOKEN = "a b" }}'
+    directory, variables = json.loads(configured(app, words)["surroundings"].run({}))
+    assert directory == str(Path.cwd())
+    assert {**variables, "TOKEN": "a b"}.items() >= os.environ.items()
+    assert variables["TOKEN"] == "a b"
+
+
+def test_headers_of_a_table_are_sent(app: App, http_server: HttpServer) -> None:
+    table = f'url = "{http_server.url}"\nheaders = {{ Authorization = "Bearer secret" }}'
+    assert configured(app, table)["authorization"].run({}) == "Bearer secret"
+
+
+def test_call_that_never_ends_fails_and_the_next_one_does_not(app: App, http_server: HttpServer) -> None:
+    tools = configured(app, f'url = "{http_server.url}"\ntimeout = 1')
+    failed = "the call failed: the MCP server sdk gave no answer within 1 s"
+    assert tools["endless"].run({"marker": str(app.config_directory / "started")}) == failed
+    assert tools["poem"].run({}) == mcp_sdk_server.poem()
+
+
+def test_http_server_that_ended_is_reached_again(app: App) -> None:
+    server = HttpServer()
+    tools = functions(app, server.url)
+    assert "cannot be reached: " in tools["crash"].run({})
+    assert "cannot be reached: " in tools["poem"].run({})
+    server.stop()
+    server.start()
+    assert tools["poem"].run({}) == mcp_sdk_server.poem()
+    server.stop()
+
+
+class Refusal(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.send_response(int(self.path[1:]))
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@pytest.mark.parametrize(
+    ("status", "problem"),
+    [
+        (200, "answered with an error: Unexpected content type: text/html"),
+        (401, "refused access: HTTP status 401"),
+        (404, "answered with an error: Not Found"),
+    ],
+)
+def test_url_that_is_no_server_is_an_error(app: App, status: int, problem: str) -> None:
+    server = Loopback(Refusal)
+    server.start()
+    url = f"http://127.0.0.1:{server.server_address[1]}/{status}"
+    with pytest.raises(UsageError, match=problem) as error:
+        functions(app, url)
+    assert url in error.value.message and error.value.hint
+    server.stop()
+    with pytest.raises(UsageError, match="cannot be reached: "):
+        functions(app, url)
+
+
+@pytest.mark.parametrize("over_http", [False, True])
+def test_ask_and_batch_use_an_sdk_server(
+    tmp_path: Path, chatml_model: Path, http_server: HttpServer, over_http: bool
+) -> None:
+    call = {"name": "weather", "arguments": {"city": "Oslo"}}
+    script: dict[str, Any] = {"rows": {"Cold?": json.dumps(call), "": "Wear a coat."}}
+    source = http_server.url if over_http else COMMAND
+    done = run_here(script, tmp_path, "ask", "-m", chatml_model, "--mcp", source, "-y", "--json", "Cold?")
+    assert (done.code, done.object["text"]) == (0, "Wear a coat."), done.err
+    assert json.loads(done.object["calls"][0]["result"]) == {"city": "Oslo", "degrees": 4.5}
+    (tmp_path / "in.txt").write_text("Cold?\nCold?\n")
+    done = run_here(
+        script, tmp_path, "batch", tmp_path / "in.txt", "-o", "-", "-m", chatml_model, "--mcp", source, "-y"
+    )
+    assert (done.code, done.out.count("degrees")) == (0, 2), done.err
