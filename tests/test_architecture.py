@@ -62,14 +62,14 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "psutil": ("cluster.ray_adapter", "engine.machine"),
     "platformdirs": ("replies.source",),
     "lm_eval": ("lm_eval",),
-    "math_verify": ("eval.line_process",),
+    "math_verify": ("eval.math_verify",),
     "pyarrow": ("batch.parquet",),
     "ray": ("cluster.ray_adapter",),
     "click": (),
 }
 # Modules, or packages with all below them, that compute values: they touch no files, clocks or processes.
 PURE = (
-    *("answers", "batch.input_row", "results.rows", "eval.comparison", "eval.estimates"),
+    *("answers", "batch.input_row", "results.rows", "eval.comparison", "eval.estimates", "eval.report"),
     *("core.conversation", "core.declaration", "core.errors", "core.events", "core.sampling"),
     *("engine.drafter", "engine.llama.batch_invariance", "engine.memory", "engine.requests"),
     *("engine.memory_plan", "engine.scheduler", "formats.prompt_format", "formats.reply_text"),
@@ -101,7 +101,7 @@ IMPURE_MODULES = ("core.environment", "core.files")
 # Modules that use a public module of an optional package: where that is deleted, they say so.
 MAY_USE: Mapping[str, tuple[str, ...]] = {
     "replies.interface": ("decide.deciding",),  # a method of the library, called by its users
-    "decide.labelled": ("eval.recorded",),  # labelled decisions are a run
+    "decide.labelled": ("eval.plot", "eval.runs", "eval.runs_command"),  # labelled decisions are a run
 }
 
 # Modules whose methods work by other modules, which take an object of the class.
@@ -150,19 +150,19 @@ DOORS: Mapping[str, Door] = {
         5,
         ("prompt_sources",),
     ),
-    "replies": Door(10, ("interface", "majority_vote", "reply", "source")),
+    "replies": Door(13, ("interface", "majority_vote", "reply", "source", "tally")),
     "results": Door(
         21,
         ("output_tables", "results", "rows", "saved"),
     ),
     "trust": Door(12, ("calibration", "calibration_file", "shift")),
     "chat": Door(5, ("chat", "history", "message_tree", "session")),
-    "batch": Door(7, ("answering", "input_row", "readers")),
+    "batch": Door(13, ("answering", "input_row", "readers")),
     "terminal": Door(
         24,
         ("progress", "repl.interactive", "sinks", "streams", "tables"),
     ),
-    "eval": Door(2, ("extension", "recorded")),
+    "eval": Door(9, ("extension", "plot", "runs", "runs_command")),
     "decide": Door(4, ("deciding", "extension")),
     "lm_eval": Door(0, ("extension",)),
     "weights": Door(0, ("extension",)),

@@ -55,7 +55,8 @@ class InputRow:
     is the last question of the conversation; None if unknown. `conversation` is None for a row with an error; its
     `system_prompt` is None if the row has none. `settings` holds the row's validated sampling settings. `input` is the
     row as it was read, unless the output does not carry it. `model` is the one that an OpenAI request names, and
-    `unused` are its keys without effect. `grammar` is that of its answer, instead of the batch's.
+    `unused` are its keys without effect. `grammar` is that of its answer, instead of the batch's. `known` are further
+    keys of its output object: what is known of the right answer.
     """
 
     number: int
@@ -68,6 +69,7 @@ class InputRow:
     model: Any = None
     unused: Texts = ()
     grammar: Grammar | None = None
+    known: JsonObject = field(default_factory=dict)
     has_own_id: bool = field(default=False, compare=False)
 
 
@@ -107,6 +109,7 @@ def row_flags(object: JsonObject) -> int:
 def output_object(row: InputRow, origin: Origin | None = None, **values: Any) -> JsonDict:
     """The output object of a row: OUTPUT_KEYS, and further ones that have a value."""
     more = {
+        **row.known,
         LINE: row.number if values.get("error") else None,
         **(origin.keys if origin else {}),
         INPUT: row.input,

@@ -24,8 +24,8 @@ class Extension(NamedTuple):
     """What a package adds, which its module `extension` describes without importing more.
 
     All else is named as "MODULE:NAME". `distribute` answers rows on a Ray cluster. `open_servers` gives what finds the
-    functions of MCP servers. `model_builder` is a `library.pull.ModelBuilder`. `run_details` is a function of a run's
-    samples: what else the report of a run says, if anything.
+    functions of MCP servers. `model_builder` is a `library.pull.ModelBuilder`. `run_details` is a function of a
+    run's model and objects: what else its report says, if anything.
     """
 
     commands: tuple[Command, ...] = ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -140,11 +139,8 @@ class BatchRun:
 
         Raises Interrupted with how to resume.
         """
-        from cerebrum_cli.batch.answering import answer_rows
-
         results = self.open_results()
         results.has_more = not self.rows.is_whole
         with resumable(results, "rows", self.options.restart):
-            work = Work(self.rows.missing_rows, self.asked.samples, partial(answer_rows, asker=self.asked))
-            answer_missing(self.app, self.source, self.options, results, work)
+            answer_missing(self.app, self.source, self.options, results, Work(self.rows.missing_rows, self.asked))
         return results.counts.failed + results.counts.undecided

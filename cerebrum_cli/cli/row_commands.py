@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.cli.command import BaseCommand
 from cerebrum_cli.cli.commands import provided
@@ -17,10 +17,12 @@ from cerebrum_cli.core.settings import MAX_PARALLEL
 from cerebrum_cli.core.tools import Tools
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
+    from cerebrum_cli.batch.answering import Asker
+    from cerebrum_cli.batch.input_row import InputRow
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.core.json_types import JsonDict, JsonObject
+    from cerebrum_cli.core.json_types import JsonDict
     from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.library.installed import InstalledModel
     from cerebrum_cli.replies.source import ModelSource
@@ -31,15 +33,10 @@ Answering = tuple[Events, Callable[[], None]]  # the events, and what cancels th
 
 
 class Work(NamedTuple):
-    """The rows that Results lack, the most samples of each, and what answers them.
+    """What yields the rows that Results lack, with their positions; and what asks them."""
 
-    `missing` yields rows with their positions; `answer` takes a model, such rows, and their `results`, and yields
-    events.
-    """
-
-    missing: Callable[[Results], Iterable[tuple[int, Any]]]
-    samples: int
-    answer: Callable[..., Events]
+    missing: Callable[[Results], Iterable[tuple[int, InputRow]]]
+    asker: Asker
 
 
 @option_group
@@ -80,18 +77,15 @@ class ConcurrencyOptions(AnswerOptions):
         servers = super().find_servers(app, requested)
         return servers and replace(servers, window=self.window or None)
 
-    def servers_before(self, results: Results) -> Sequence[JsonObject]:
-        """The servers that answered other rows, whose model is to answer these, too."""
-        return results.servers
-
     @contextmanager
     def answering(self, source: ModelSource, results: Results, work: Work) -> Iterator[Answering]:
         """What answers the rows that are missing in the results: here or on servers."""
+        from cerebrum_cli.batch.answering import answer_rows
         from cerebrum_cli.replies.interface import open_source
 
         rows = MAX_PARALLEL if results.has_more else results.missing_count
-        with open_source(source.for_rows(rows * work.samples, self.servers_before(results))) as loaded:
-            yield work.answer(loaded, work.missing(results), results=results), loaded.cancel
+        with open_source(source.for_rows(rows * work.asker.samples, results.servers)) as loaded:
+            yield answer_rows(loaded, work.missing(results), work.asker, results), loaded.cancel
 
 
 @option_group

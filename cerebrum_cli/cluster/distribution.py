@@ -13,8 +13,10 @@ from itertools import islice
 from pathlib import Path
 from threading import Event
 from time import monotonic
-from typing import Any, cast
+from typing import cast
 
+from cerebrum_cli.batch.answering import Asker, answer_rows
+from cerebrum_cli.batch.input_row import InputRow
 from cerebrum_cli.cli.row_commands import Work
 from cerebrum_cli.cluster.ray_adapter import Message, Plan, Records, WorkerReport, answer_blocks
 from cerebrum_cli.core import events
@@ -62,9 +64,9 @@ def distribute(source: ModelSource, work: Work, run: Results, address: str, work
         settings=replace(settings, **in_directory(paths, Path.cwd())),
         servers=servers,
     )
-    job = NodeJob(identity, model.path, model.reference, portable, work.answer)
+    job = NodeJob(identity, model.path, model.reference, portable, work.asker)
     cluster = partial(answer_blocks, parse_cluster(address), workers, not servers)
-    return Distribution(cluster, job, run, work.missing, slots // work.samples)
+    return Distribution(cluster, job, run, work.missing, slots // work.asker.samples)
 
 
 def parse_cluster(text: str) -> str | int:
@@ -83,7 +85,7 @@ class Distribution:
     cluster: Callable[[Plan], Generator[Message, None, None]]
     job: NodeJob
     run: Results
-    missing: Callable[[Results], Iterable[tuple[int, Any]]]
+    missing: Callable[[Results], Iterable[tuple[int, InputRow]]]
     slots: int
     patience: float = PATIENCE_S
     cancelled: Event = field(default_factory=Event)
@@ -194,7 +196,7 @@ class NodeJob:
     path: Path  # of the model here; nodes may have it in their own caches
     reference: str  # its name
     source: ModelSource  # to which a node adds its own installation and file
-    answer_block: Callable[..., Events]
+    asker: Asker
 
     def __call__(self, threads: int) -> Generator[bytes, None, tuple[Callable[[bytes], bytes], Records]]:
         """Load the model, or connect to the node's server; yield notices meanwhile. Raises CerebrumError."""
@@ -219,7 +221,7 @@ class NodeJob:
 
     def answer(self, model: Model, block: bytes) -> bytes:
         result, tokens, notices = BlockResult(), 0, list[NoticeEvent]()
-        for event in self.answer_block(model, pickle.loads(block), results=result):
+        for event in answer_rows(model, pickle.loads(block), self.asker, result):
             if isinstance(event, events.FinishEvent):
                 tokens += event.completion_tokens
             elif isinstance(event, NoticeEvent):

@@ -49,12 +49,14 @@ class Ask:
 class Votes:
     """How many samples to take, `minimum` and `maximum` may be equal; between them, until the outcome is likely.
 
-    With `checks`, each sample also has a program, whose output is a vote, too.
+    With `checks`, each sample also has a program, whose output is a vote, too. With `takes_all`, no sample is stopped
+    because the outcome is certain.
     """
 
     minimum: int
     maximum: int
     checks: bool = False
+    takes_all: bool = False
 
     def __str__(self) -> str:
         samples = f"{self.minimum}..{self.maximum}" if self.minimum < self.maximum else f"{self.minimum}"

@@ -11,5 +11,5 @@ EXTENSION = Extension(
             "Choose among given answers, with a probability",
         ),
     ),
-    run_details="cerebrum_cli.decide.measures:measures_of",
+    run_details="cerebrum_cli.decide.measures:run_measures",
 )

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
-from functools import partial
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cerebrum_cli.batch.answering import answer_rows
 from cerebrum_cli.batch.readers import BatchInput
 from cerebrum_cli.cli.row_commands import Work, answer_missing, resumable
 from cerebrum_cli.core.decision import PLACES, Decision
 from cerebrum_cli.core.declaration import flag
 from cerebrum_cli.core.errors import SOME_FAILED, CerebrumError, UsageError
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonDict, to_json
-from cerebrum_cli.core.row_fields import RowId, field_text
-from cerebrum_cli.core.text import Texts, format_count, format_names, text_digest, truncate
+from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.row_fields import RowError, field_text
+from cerebrum_cli.core.text import Texts, format_count, format_names, truncate
 from cerebrum_cli.decide.conditions import calibrated_conditions, fingerprint_of
-from cerebrum_cli.decide.decided_rows import DecisionAsker
+from cerebrum_cli.decide.decided_rows import LINE, DecisionAsker, decision_values, row_flags
 from cerebrum_cli.decide.given_choices import SHOWN, GivenChoices
-from cerebrum_cli.decide.measures import Labelled, labelled_decisions
-from cerebrum_cli.eval.recorded import RecordedRun
+from cerebrum_cli.decide.measures import PROBABILITIES, Labelled, labelled_decisions, labelled_rows
+from cerebrum_cli.eval.plot import require_image
+from cerebrum_cli.eval.runs import MATCH, REFERENCE, TASK, provenance, read_run, require_run_file, run_path
+from cerebrum_cli.eval.runs_command import print_run
+from cerebrum_cli.results.results import open_results
 from cerebrum_cli.trust.calibration import Calibration, calibrate
 from cerebrum_cli.trust.calibration_file import require_replaceable, save_calibration
 
@@ -39,21 +40,20 @@ if TYPE_CHECKING:
 
 @frozen
 class LabelledAsker(DecisionAsker):
-    """Asks rows with the names of the right choices, for the run that gets their decisions."""
+    """Asks rows with the names of the right choices."""
 
     labels: Texts = ()
-    run: RecordedRun | None = None
 
-    def object(self, position: int, row: InputRow, result: Decision | CerebrumError) -> JsonDict:  # noqa: ARG002
-        assert self.run
-        label = self.labels[position]
+    def object(self, position: int, row: InputRow, result: Decision | CerebrumError) -> JsonDict:
+        object: JsonDict = {"id": row.id, "prompt": row.prompt, "answer": None, "probability": None, "error": None}
+        object[REFERENCE] = self.labels[position]
         if isinstance(result, CerebrumError):
-            return self.run.skipped(position, label, result.message)
+            return object | {LINE: row.number, "error": asdict(row.error or RowError.of(result))}
         if self.trust:
             result = self.trust.calibrated(result)
         pairs = zip(result.names, result.probabilities, strict=True)
         probabilities = {name: round(probability, PLACES) for name, probability in pairs}
-        return self.run.object(position, label, result.answer, probabilities)
+        return object | decision_values(result, writes_all=False) | {PROBABILITIES: probabilities}
 
 
 def measure(
@@ -74,25 +74,28 @@ def measure(
         raise UsageError.conflict("--calibrate", "--calibration")
     if options.calibrate:
         require_replaceable(options.calibrate)
-    ids, labels, digest = read_labels(rows, asked, options.label or "")
-    fingerprint = fingerprint_of(rows, asked, model)
-    run = RecordedRun.prepare(app, output, options.plot, task, distinct(ids), digest, model, fingerprint)
+    if output:
+        require_run_file(output)
+    if options.plot:
+        require_image(options.plot)
     values = {field.name: getattr(asked, field.name) for field in fields(DecisionAsker)}
-    labelled = LabelledAsker(**values, labels=labels, run=run)
-    results = run.open(options.restart)
+    labelled = LabelledAsker(**values, labels=read_labels(rows, asked, options.label or ""))
+    fingerprint = {TASK: task, **fingerprint_of(rows, asked, model), MATCH: "exact", **provenance(model)}
+    path = output or run_path(task, model.model.label)
+    kind = replace(rows.kind_for(path), flags=row_flags)
+    results = open_results(path, {**fingerprint, "label": options.label}, kind, rows.known_rows(), options.restart)
     with resumable(results, "rows", options.restart):
-        answer_missing(
-            app,
-            model,
-            options,
-            results,
-            Work(rows.missing_rows, labelled.samples, partial(answer_rows, asker=labelled)),
-        )
-    run.print(app, options.json)
+        answer_missing(app, model, options, results, Work(rows.missing_rows, labelled))
+    run = read_run(path)
+    try:
+        print_run(app, run, options.json, options.plot)
+    except UsageError as error:  # no row was decided
+        app.streams.error(error)
+    decided = labelled_rows(run.model, run.objects)
     if trust and trust.threshold:
-        app.streams.note(measured(trust, run.samples()))
+        app.streams.note(measured(trust, decided))
     if options.calibrate:
-        calibration = calibration_of(run.samples(), asked.given.names, calibrated_conditions(rows, asked, model))
+        calibration = calibration_of(decided, asked.given.names, calibrated_conditions(rows, asked, model))
         save_calibration(options.calibrate, calibration)
         count = format_count(calibration.labelled, "labelled row")
         app.streams.note(f"wrote {options.calibrate}, a calibration by {count}")
@@ -118,18 +121,16 @@ def measured(trust: Trust, rows: Sequence[Labelled]) -> str:
     return f"{len(sure):,} of {len(rows):,} rows decided, {wrong:,} of them wrong{share}; {trust.promise}"
 
 
-def read_labels(rows: BatchInput, asked: DecisionAsker, column: str) -> tuple[list[RowId], Texts, str]:
-    """The ids of all rows, their labels, and a digest of what is asked and labelled. Raises UsageError."""
-    ids, labels, digests = list[RowId](), list[str](), list[list[Any]]()
+def read_labels(rows: BatchInput, asked: DecisionAsker, column: str) -> Texts:
+    """The labels of all rows. Raises UsageError."""
+    labels = []
     for row in rows:
         try:
             choices = asked.choices_for(row.input)
         except UsageError as problem:
             raise UsageError(f"row {row.id}: {problem.message}", problem.hint) from problem
         labels.append(read_label(row.input, column, choices, f"row {row.id}"))
-        ids.append(row.id)
-        digests.append([row.id, row.prompt, labels[-1]])
-    return ids, tuple(labels), text_digest(to_json(digests))
+    return tuple(labels)
 
 
 def read_label(values: Any, column: str, choices: GivenChoices, name: str) -> str:
@@ -143,8 +144,3 @@ def read_label(values: Any, column: str, choices: GivenChoices, name: str) -> st
     except KeyError:
         problem = f"{name}: the label {truncate(label, SHOWN)!r} is not a choice"
         raise UsageError(problem, f"the choices are: {format_names(choices.names)}") from None
-
-
-def distinct(ids: Sequence[RowId]) -> Sequence[RowId]:
-    """The ids of rows, or the numbers of all rows if an id is repeated."""
-    return ids if len({*map(str, ids)}) == len(ids) else range(1, len(ids) + 1)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from cerebrum_cli.batch.answering import answer_rows
 from cerebrum_cli.batch.readers import BatchInput, InputOptions
 from cerebrum_cli.cli.row_commands import Work, answer_missing, resumable
 from cerebrum_cli.core.declaration import flag
@@ -148,9 +146,7 @@ def write_decisions(
     results = open_decisions(app, rows, asked, model, output, kind, options)
     results.has_more = not rows.is_whole
     with resumable(results, "rows", options.restart):
-        answer_missing(
-            app, model, options, results, Work(rows.missing_rows, asked.samples, partial(answer_rows, asker=asked))
-        )
+        answer_missing(app, model, options, results, Work(rows.missing_rows, asked))
     counts = results.counts
     if asked.trust:
         decided = results.size - counts.undecided - counts.failed

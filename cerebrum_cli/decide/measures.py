@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from math import fsum, log
 from typing import TYPE_CHECKING, Protocol
 
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.terminal.tables import print_table
 from cerebrum_cli.trust.calibration import (
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.terminal.streams import Streams
 
+PROBABILITIES = "probabilities"  # key of a labelled row
 LEAST = 1e-6  # probability of a label, as results have six decimals
 BINS = 10
 DRAWS = 1000  # simulated, for the noise floor
@@ -42,6 +43,16 @@ class Labelled(Protocol):
     def answer(self) -> str | None: ...
     @property
     def probabilities(self) -> Mapping[str, float]: ...
+
+
+@frozen
+class LabelledRow:
+    """A row of a run; without a decision, it has no probabilities."""
+
+    model: str
+    reference: str
+    answer: str | None
+    probabilities: Mapping[str, float]
 
 
 @frozen
@@ -147,6 +158,19 @@ class Measures:
 
 def share_text(share: float | None) -> str:
     return "none" if share is None else f"{share:.2f}"
+
+
+def labelled_rows(model: str, objects: Iterable[JsonObject]) -> list[LabelledRow]:
+    """The rows of a run with these objects."""
+    return [
+        LabelledRow(model, object.get("reference", ""), object.get("answer"), object.get(PROBABILITIES, {}))
+        for object in objects
+    ]
+
+
+def run_measures(model: str, objects: Iterable[JsonObject]) -> Measures | None:
+    """Measures of a run with these objects."""
+    return measures_of(labelled_rows(model, objects))
 
 
 def measures_of(samples: Sequence[Labelled]) -> Measures | None:

@@ -1,4 +1,4 @@
 """Optional: measure how well a model answers; runs, scores and plots.
 
-Public modules: `extension`, its commands, and `recorded`, runs of other packages.
+Public modules: `extension`, its commands, and `plot`, `runs` and `runs_command`, runs of other packages.
 """

@@ -1,4 +1,4 @@
-"""Values that a shell completes in commands of evaluations: tasks, presets, names of stored runs."""
+"""Values that a shell completes in commands of evaluations: tasks and presets."""
 
 from __future__ import annotations
 
@@ -19,9 +19,3 @@ def presets(_: App) -> Iterable[str]:
     from cerebrum_cli.eval.presets import PRESET_NAMES
 
     return PRESET_NAMES
-
-
-def run_names(app: App) -> Iterable[str]:
-    from cerebrum_cli.eval.stored_runs import RunStore
-
-    return (run.name for run in RunStore.of(app))

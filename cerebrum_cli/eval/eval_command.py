@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,25 +11,20 @@ from cerebrum_cli.cli.command import argument, settings_options
 from cerebrum_cli.cli.row_commands import Work, answer_missing, resumable
 from cerebrum_cli.core.declaration import PATH, option, option_group
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, UsageError
-from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import REPLY_KEYS
-from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.eval.completions import tasks
 from cerebrum_cli.eval.eval_options import EvalOptions
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.eval.prepared import PreparedEvaluation
-    from cerebrum_cli.eval.stored_runs import Run
-    from cerebrum_cli.results.rows import Results
 
 
 @option_group
 class EvalCommand(EvalOptions):
     """A question file has one JSON object on each line, with `question`, `answer` and, for multiple choice, `choices`.
 
-    Samples are saved within a second; run the same command again to resume. A larger --limit extends the run, and so
-    does a larger --samples at the same temperature.
+    Answers are saved within a second; run the same command again to resume. A larger --limit asks only the others.
 
     Examples:
       cerebrum eval gsm8k -m cerebrum-7b --limit 200
@@ -46,70 +38,54 @@ class EvalCommand(EvalOptions):
     )
     task: str = argument("TASK", "Task such as gsm8k or humaneval, or a file like exam.jsonl", tasks)
     output: Path | None = option(
-        "File for the run [default: named after task and model]", "Output", PATH, short="-o", metavar="RUN.jsonl"
+        "File of the answers [default: TASK-MODEL.jsonl]", "Output", PATH, short="-o", metavar="RUN.jsonl"
     )
 
     def run(self, app: App) -> None:
         from cerebrum_cli.eval.prepared import prepare
+        from cerebrum_cli.eval.preview import show_preview
+        from cerebrum_cli.eval.runs import read_run, require_run_file, run_path
         from cerebrum_cli.eval.runs_command import print_run
-        from cerebrum_cli.eval.stored_runs import RunStore, require_run_file
         from cerebrum_cli.results.results import output_paths
 
-        source, output = self.task, self.output
-        if output:
-            require_run_file(output)
-            output_paths(output, Path(source))
-        prepared = prepare(app, source, self.overrides, self)
-        path, why_new = (output, "") if output else RunStore.of(app).path_for(prepared.fingerprint)
-        if why_new:
-            app.streams.note(NoticeEvent(why_new))
+        if self.dry_run and self.json:
+            raise UsageError.conflict("--dry-run", "--json")
+        if self.output:
+            require_run_file(self.output)
+            output_paths(self.output, Path(self.task))
+        prepared = prepare(app, self.task, self)
         if self.dry_run:
-            from cerebrum_cli.eval.preview import show_preview
-
-            show_preview(app, prepared, path, self)
+            show_preview(app, prepared)
             return
-        if output is None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        run = take_samples(app, prepared, path, self)
-        samples = run.samples()
+        path = self.output or run_path(prepared.task.name, prepared.source.model.label)
+        failed = ask_questions(app, prepared, path, self)
         try:
-            print_run(app, run, samples, self.json)
-        except UsageError as error:  # no sample counts
+            print_run(app, read_run(path), self.json)
+        except UsageError as error:  # no question was answered
             app.streams.error(error)
-        if prepared.task.bad_rows or any(sample.is_skipped for sample in samples):
+        if failed:
             raise typer.Exit(SOME_FAILED)
 
 
-def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: EvalOptions) -> Run:
-    """Take the samples that are missing, and complete the run file. Raises Interrupted with how to resume."""
-    from cerebrum_cli.eval.evaluate import SAMPLE_ROWS
-    from cerebrum_cli.eval.stored_runs import EXTENT, require_no_fewer, require_run
+def ask_questions(app: App, prepared: PreparedEvaluation, path: Path, options: EvalCommand) -> int:
+    """Ask the questions that have no answer yet; return how many failed. Raises Interrupted with how to resume."""
+    from cerebrum_cli.batch.input_row import name_row, row_flags
+    from cerebrum_cli.eval.scorers import opened_scorer
     from cerebrum_cli.results.results import open_results
+    from cerebrum_cli.results.rows import RowKind
 
-    evaluation, notes = prepared.evaluation, {**prepared.notes, EXTENT: prepared.evaluation.extent}
-    if not options.restart:
-        require_no_fewer(path, prepared.fingerprint, evaluation.extent)
-    run = open_results(path, prepared.fingerprint, SAMPLE_ROWS, evaluation.keys, options.restart, notes=notes)
-    with resumable(run, "samples", options.restart):
-        if run.missing_count:
-            run.write_notes({**run.notes, **notes})
-            generate(app, prepared, run, options)
-    return require_run(path)
-
-
-def generate(app: App, prepared: PreparedEvaluation, run: Results, options: EvalOptions) -> None:
-    """Take the missing samples, and note how long they took, for the estimates of later runs."""
-    from cerebrum_cli.eval.evaluate import evaluate, missing_samples
-
-    missing = run.missing_count
-    start = time.monotonic()
-    work = Work(missing_samples, 1, partial(evaluate, prepared.evaluation))
-    try:
-        answer_missing(app, prepared.source, options, run, work)
-    finally:
-        if samples := missing - run.missing_count:
-            seconds = run.notes.get("seconds", 0.0) + time.monotonic() - start
-            timed = run.notes.get("timed_samples", 0) + samples
-            with suppress(BatchError):  # of a full disk: what went wrong before it matters more
-                timing = {"seconds": round(seconds, 3), "timed_samples": timed, "date": format_utc(time.time())}
-                run.write_notes({**run.notes, **timing})
+    with opened_scorer(prepared.task.match):  # what it refuses is refused before the model is loaded
+        pass
+    kind = RowKind(row_flags, lambda object: name_row("line", object))
+    questions = prepared.questions
+    results = open_results(
+        path, prepared.fingerprint, kind, questions.known_rows, options.restart, notes=prepared.notes
+    )
+    with resumable(results, "questions", options.restart):
+        if options.limit and results.left_out:
+            raise BatchError(
+                f"{path} has answers to {results.left_out} more questions",
+                "use the same --limit or a larger one, choose another -o, or use --restart to start over",
+            )
+        answer_missing(app, prepared.source, options, results, Work(questions.missing_rows, prepared.asker))
+    return results.counts.failed

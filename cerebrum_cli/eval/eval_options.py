@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from cerebrum_cli.cli.options import check_option, json_option
 from cerebrum_cli.cli.row_commands import RowOptions
-from cerebrum_cli.core.declaration import INTEGER, PATH, option, option_group, switch
+from cerebrum_cli.core.declaration import INTEGER, option, option_group, switch
 from cerebrum_cli.eval.completions import presets
-from cerebrum_cli.eval.questions import MATCHES, MAX_SAMPLES
+from cerebrum_cli.eval.questions import MAX_SAMPLES
+from cerebrum_cli.eval.runs import MATCHES
 
 
 @option_group
@@ -18,10 +17,6 @@ class EvalOptions(RowOptions):
         "Number of questions, a fixed random subset [default: all]", "Input", INTEGER, metavar="N", least=1
     )
     template: str | None = option("Build the prompt from a question's fields", "Input", metavar="TEXT")
-    examples: Path | None = option(
-        "Question file whose questions and answers precede each question", "Input", PATH, metavar="FILE"
-    )
-    raw: bool = switch("Complete prompts verbatim, without a format", "Input")
     samples: int | None = option(
         "Samples per question [default: 1, or the preset's]",
         "Sampling",
@@ -36,5 +31,5 @@ class EvalOptions(RowOptions):
     run_code: bool = switch("Run the programs that the model writes, in a sandbox", "Output")
     check: str | None = check_option()
     restart: bool = switch("Start over; replace the run when done", "Output")
-    dry_run: bool = switch("Show one prompt and estimate the run time", "Output")
+    dry_run: bool = switch("Show one prompt and the number of questions", "Output")
     json: bool = json_option()

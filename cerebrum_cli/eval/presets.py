@@ -29,11 +29,9 @@ class Preset:
 PRESETS = (
     Preset("cerebrum-7b", "gsm8k", "zero-shot, temperature 0"),
     Preset("cerebrum-7b", "math", "zero-shot, temperature 0"),
-    Preset("cerebrum-7b", "math500", "MATH, zero-shot, temperature 0"),
     Preset("cerebrum-7b", "arc-challenge", "zero-shot, temperature 0"),
     Preset("cerebrum-8x7b", "gsm8k", "maj@8", temperature=None, samples=8),
     Preset("cerebrum-8x7b", "math", "zero-shot"),
-    Preset("cerebrum-8x7b", "math500", "MATH, zero-shot"),
     Preset("cerebrum-8x7b", "arc-challenge", "zero-shot"),
     Preset("cerebrum-8x7b", "humaneval", "zero-shot"),
 )

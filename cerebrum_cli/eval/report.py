@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
-from itertools import chain
-from math import fsum
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from cerebrum_cli.answers.equality import equals_reference
 from cerebrum_cli.core.ask import Votes
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.eval.estimates import Estimate, QuestionVotes, estimate, majorities, mean, pass_at, vote_sizes
-from cerebrum_cli.eval.questions import Basis, QuestionId, Sample
-from cerebrum_cli.replies.majority_vote import MajorityVote
+from cerebrum_cli.eval.estimates import Estimate, estimate, pass_at, vote_sizes
+from cerebrum_cli.eval.questions import ScoredQuestion
+from cerebrum_cli.replies.tally import Tally, comes_to
 
 MAJORITY, WITH_PROGRAMS = "maj", "checked"  # kinds of votes
-Samples = Sequence[Sample]  # of a run, or of one question
-SamplesByQuestion = Sequence[Samples]
 
 
 @frozen
-class VoteCost:
-    """The accuracy of a kind of vote of some `samples`, and its mean number of tokens a question."""
+class VoteReport:
+    """The accuracy of a kind of vote of the first `samples` of each question, and its mean number of tokens."""
 
     kind: str
     samples: int
@@ -33,7 +28,7 @@ class VoteCost:
 
 @frozen
 class Checked:
-    """How many questions have an answer that a reply and a program came to, or have not, and how often it is right."""
+    """How many questions have an answer that a reply and a program came to, and how often it is right."""
 
     n: int
     accuracy: Estimate
@@ -41,190 +36,123 @@ class Checked:
 
 @frozen
 class Report:
-    """Estimates of a run of up to `samples` samples a question.
+    """Estimates of a run of `samples` samples a question.
 
-    `n` is the number of questions with a sample, of which `complete` have all. A question's samples are averaged first:
-    `accuracy` is the mean over the `n` questions. `maj` and `pass_at` are over the complete ones, for each k of
-    `vote_sizes`; empty if there are none. Every sample is correct, or wrong, or has no answer: `cut_off` is the share
-    of those that reached a limit first, `no_answer` of the others. `stated` and `guessed` are the shares by how answers
-    were found, None where none is extracted, and `without_guesses` is the accuracy if guessed ones are wrong. `chance`
-    is the accuracy of guessing choices, if there are any, `with_skipped` the accuracy if skipped samples count as
-    wrong, if there are any. Of a run with programs, `votes` are the ways to vote, `checked` and `unchecked` the votes
-    of all samples, and `no_program` the share of samples without a program, such as truncated ones. `unsupported` is
-    the share of samples whose programs need a part of Python that Monty lacks.
+    `n` is the number of questions that were answered. `accuracy` is the mean over these. `votes` and `pass_at` are over
+    those that have all samples, for each k of `vote_sizes`; empty if there are none. Of all samples, `no_answer` is the
+    share of those that ended without an answer, `truncated` of those that reached a limit before; `tokens` is their
+    mean. `checked` are the votes of all samples, of a run with programs.
     """
 
-    task: str
-    model: str
     n: int
-    complete: int
     samples: int
     accuracy: Estimate
-    maj: Mapping[int, Estimate]
+    votes: tuple[VoteReport, ...]
     pass_at: Mapping[int, Estimate]
     no_answer: float
-    cut_off: float
-    tokens_per_answer: float
-    seconds_per_question: float | None
-    stated: float | None
-    guessed: float | None
-    chance: float | None
-    without_guesses: Estimate
-    with_skipped: Estimate | None = None
-    votes: tuple[VoteCost, ...] = ()
+    truncated: float
+    tokens: float
     checked: Checked | None = None
-    unchecked: Checked | None = None
-    no_program: float = 0.0
-    unsupported: float = 0.0
+
+    def votes_of(self, kind: str) -> list[VoteReport]:
+        return [vote for vote in self.votes if vote.kind == kind]
+
+    @property
+    def object(self) -> JsonDict:
+        object: JsonDict = {
+            "n": self.n,
+            "samples": self.samples,
+            "accuracy": self.accuracy.value,
+            "interval": self.accuracy.interval,
+            "maj": {vote.samples: asdict(vote.accuracy) for vote in self.votes_of(MAJORITY)},
+            "pass_at": {k: asdict(found) for k, found in self.pass_at.items()},
+            "no_answer": self.no_answer,
+            "truncated": self.truncated,
+            "tokens_per_sample": self.tokens,
+        }
+        if self.votes_of(WITH_PROGRAMS):
+            object |= {"votes": [asdict(vote) for vote in self.votes], "checked": self.checked and asdict(self.checked)}
+        return object
 
 
-def summarize(task: str, run: Samples, samples: int, seconds: float | None, checks: bool = False) -> Report:
-    """Summarize a run of one model, which may be in progress: one or more samples, in any order.
+def summarize(rows: Sequence[ScoredQuestion], samples: int, votes: bool = True, checks: bool = False) -> Report:
+    """Summarize a run, which may be in progress, with at least one row.
 
-    `samples` is how many of them each question gets, `seconds` the time that the whole run took, if it is known. If the
-    run `checks`, programs vote, too.
+    `samples` is how many of them each question gets. Programs are not put to `votes`. If it `checks`, programs that
+    were written after the samples vote, too.
     """
-    questions = list(group_by_question(run).values())
-    complete = [question for question in questions if len(question) == samples]
-    report = Report(
-        task=task,
-        model=run[0].model,
-        n=len(questions),
-        complete=len(complete),
+    complete = [row for row in rows if len(row.samples) == samples]
+    kinds = (MAJORITY, WITH_PROGRAMS) if checks else (MAJORITY,)
+    taken = [sample for row in rows for sample in row.samples]
+    truncated = sum(sample.is_truncated for sample in taken)
+    return Report(
+        n=len(rows),
         samples=samples,
-        accuracy=mean_accuracy(questions),
-        maj=majority_estimates(complete, with_programs=False),
-        pass_at=_pass_at_estimates(complete, samples),
-        no_answer=mean_of(run, "is_unanswered"),
-        cut_off=mean_of(run, "is_cut_off"),
-        tokens_per_answer=mean_of(run, "completion_tokens"),
-        seconds_per_question=seconds and seconds / len(questions),
-        stated=_share_with_basis(run, "stated"),
-        guessed=_share_with_basis(run, "guessed"),
-        chance=_accuracy_of_guessing(questions),
-        without_guesses=mean_accuracy(questions, "is_correct_without_guess"),
-        unsupported=mean([sample.program_unsupported for sample in run]),
-    )
-    if not checks or not complete:
-        return report
-    checked = by_check(complete)
-    return replace(
-        report,
-        votes=tuple(vote_costs(complete)),
-        checked=checked.get(True),
-        unchecked=checked.get(False),
-        no_program=mean([sample.program is None for sample in run]),
+        accuracy=estimate([row.accuracy for row in rows]),
+        votes=tuple(vote for kind in kinds for vote in vote_reports(complete, kind)) if votes and complete else (),
+        pass_at=pass_estimates(complete, samples) if complete else {},
+        no_answer=(sum(sample.has_no_answer for sample in taken) - truncated) / len(taken),
+        truncated=truncated / len(taken),
+        tokens=sum(row.tokens for row in rows) / len(taken),
+        checked=checked_votes(complete) if checks else None,
     )
 
 
-def majority_estimates(questions: SamplesByQuestion, with_programs: bool) -> dict[int, Estimate]:
-    """maj@k of questions with as many samples each."""
-    clusters = clusters_of(questions)
-    shares = majorities([votes_of(question, with_programs) for question in questions])
-    return {k: estimate(scores, clusters) for k, scores in shares.items()}
+def vote_reports(rows: Sequence[ScoredQuestion], kind: str) -> list[VoteReport]:
+    """Votes of a kind on questions of as many samples each."""
+    results = [vote_results(row, kind == WITH_PROGRAMS) for row in rows]
+    tokens = sum(row.tokens for row in rows)
+    if kind == WITH_PROGRAMS:
+        tokens += sum(row.program_tokens for row in rows)
+    each = tokens / sum(len(row.samples) for row in rows)
+    return [VoteReport(kind, k, estimate([result[k].is_correct for result in results]), k * each) for k in results[0]]
 
 
-def vote_costs(questions: SamplesByQuestion) -> list[VoteCost]:
-    """Votes of samples, and of samples with programs, on questions of as many samples each."""
-    samples = list(chain.from_iterable(questions))
-    tokens = mean_of(samples, "completion_tokens")
-    costs = []
-    for kind in (MAJORITY, WITH_PROGRAMS):
-        if kind == WITH_PROGRAMS:
-            tokens += mean_of(samples, "program_tokens")
-        for k, accuracy in majority_estimates(questions, kind == WITH_PROGRAMS).items():
-            costs.append(VoteCost(kind, k, accuracy, k * tokens))
-    return costs
+@frozen
+class VoteResult:
+    """The normal form of the answer that won a vote, None without any, and whether it is correct."""
+
+    form: str | None
+    is_correct: bool
+    is_checked: bool = False
 
 
-def by_check(questions: SamplesByQuestion) -> dict[bool, Checked]:
-    """The votes of all samples by whether both a reply and a program came to the answer; without those of no answer."""
-    scores = defaultdict(list)
-    clusters = defaultdict(list)
-    for question in questions:
-        votes = votes_of(question)
-        if leader := votes.vote.tally.winner:
-            scores[leader.is_checked].append(votes.correct[leader.form])
-            clusters[leader.is_checked].append(question[0].cluster_key)
-    return {key: Checked(len(right), estimate(right, clusters[key])) for key, right in scores.items()}
+def vote_results(row: ScoredQuestion, with_programs: bool = True) -> dict[int, VoteResult]:
+    """The votes of the first k samples, for every k of `vote_sizes`.
 
-
-def _pass_at_estimates(questions: SamplesByQuestion, samples: int) -> dict[int, Estimate]:
-    """pass@k of questions with so many samples each."""
-    if not questions:
-        return {}
-    clusters = clusters_of(questions)
-    correct = [sum(sample.correct for sample in question) for question in questions]
-    return {k: estimate([pass_at(samples, count, k) for count in correct], clusters) for k in vote_sizes(samples)}
-
-
-def _share_with_basis(run: Samples, basis: Basis) -> float | None:
-    if not any(sample.basis for sample in run):
-        return None
-    return mean([sample.basis == basis for sample in run])
-
-
-def _accuracy_of_guessing(questions: SamplesByQuestion) -> float | None:
-    counts = [len(question[0].choices) for question in questions]
-    if not any(counts):
-        return None
-    return fsum(1 / count for count in counts if count) / len(counts)
-
-
-def group_by_question(run: Iterable[Sample]) -> dict[QuestionId, list[Sample]]:
-    questions: dict[QuestionId, list[Sample]] = {}
-    for sample in sorted(run, key=lambda sample: sample.sample):
-        questions.setdefault(sample.id, []).append(sample)
-    return questions
-
-
-def mean_accuracy(questions: SamplesByQuestion, attribute: str = "correct") -> Estimate:
-    return estimate([mean_of(question, attribute) for question in questions], clusters_of(questions))
-
-
-def mean_of(samples: Samples, attribute: str) -> float:
-    return mean([getattr(sample, attribute) for sample in samples])
-
-
-def votes_of(question: Samples, with_programs: bool = True, votes: Votes | None = None) -> QuestionVotes:
-    """A question's samples as votes; of several, one that ended in a repetition votes for nothing.
-
-    Their programs vote, too, unless it is without them. Samples of one form should all be correct or all wrong; if they
-    are not, the first of them decides.
+    Of several samples, one that ended in a repetition votes for nothing. Programs vote, too, unless it is without them.
     """
-    vote = MajorityVote(votes or Votes(1, len(question)))
-    correct: dict[str | None, bool] = {None: False}
-    for sample in question:
-        answer = sample.answer
-        if sample.finish_reason == "repetition" and len(question) > 1:
-            answer = None
-        output = sample.program_output if with_programs else None
-        vote.count(answer, sample.basis == "stated", output)
-        correct.setdefault(vote.tally.answers[-1].form, sample.correct)
-    for sample, counted in zip(question, vote.tally.answers, strict=True):
-        if counted.computed_form not in correct:
-            is_equal = equals_reference(counted.computed, sample.reference)
-            correct[counted.computed_form] = is_equal or vote.comes_to(sample.program_output, sample.reference)
-    return QuestionVotes(vote, correct)
+    tally, results = Tally(Votes(1, len(row.samples))), {}
+    sizes = vote_sizes(len(row.samples))
+    for k, sample in enumerate(row.samples, 1):
+        is_repetition = sample.finish_reason == "repetition" and len(row.samples) > 1
+        answer = None if is_repetition else sample.answer
+        tally = tally.add(answer, sample.is_stated, sample.program if with_programs else None)
+        if k in sizes:
+            results[k] = vote_result(row, tally)
+    return results
 
 
-def clusters_of(questions: SamplesByQuestion) -> list[object]:
-    return [question[0].cluster_key for question in questions]
+def vote_result(row: ScoredQuestion, tally: Tally) -> VoteResult:
+    winner, number = tally.winner, tally.winning_sample
+    if winner is None or number is None:
+        return VoteResult(None, False)
+    sample = row.samples[number]
+    is_correct = sample.is_correct
+    if tally.answers[number].form != winner.form:  # only programs come to it
+        output = sample.program.output if sample.program else None
+        is_correct = equals_reference(winner.answer, row.reference) or comes_to(output or "", row.reference)
+    return VoteResult(winner.form, is_correct, winner.is_checked)
 
 
-def report_object(report: Report) -> JsonDict:
-    whole = asdict(report)
-    object = {key: whole[key] for key in ("task", "model", "n", "samples")}
-    object["accuracy"], object["interval"] = whole["accuracy"].values()
-    keys = ["maj", "pass_at", "no_answer", "cut_off", "tokens_per_answer", "seconds_per_question"]
-    keys += [key for key in ("chance", "stated", "guessed") if whole[key] is not None]
-    object |= {key: whole[key] for key in keys}
-    if report.stated is not None:
-        object["accuracy_without_guesses"], object["interval_without_guesses"] = whole["without_guesses"].values()
-    if report.with_skipped:
-        object["accuracy_with_skipped"], object["interval_with_skipped"] = whole["with_skipped"].values()
-    if report.votes:
-        object |= {key: whole[key] for key in ("votes", "checked", "unchecked", "no_program")}
-    if report.unsupported:
-        object["unsupported"] = report.unsupported
-    return object
+def checked_votes(rows: Sequence[ScoredQuestion]) -> Checked | None:
+    """The votes of all samples whose answer a reply and a program came to; None without any."""
+    votes = [vote_results(row)[len(row.samples)] for row in rows]
+    right = [float(vote.is_correct) for vote in votes if vote.is_checked]
+    return Checked(len(right), estimate(right)) if right else None
+
+
+def pass_estimates(rows: Sequence[ScoredQuestion], samples: int) -> dict[int, Estimate]:
+    """pass@k of questions with so many samples each."""
+    correct = [sum(sample.is_correct for sample in row.samples) for row in rows]
+    return {k: estimate([pass_at(samples, count, k) for count in correct]) for k in vote_sizes(samples)}

@@ -15,17 +15,12 @@ from cerebrum_cli.core.events import Progress
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.core.row_fields import Template, parse_template
-from cerebrum_cli.core.text import Texts, did_you_mean, format_count
-from cerebrum_cli.eval.presets import Preset
-from cerebrum_cli.eval.questions import Match, Questions
-from cerebrum_cli.eval.reading import CHOICE_TEMPLATE, QUESTION_TEMPLATE, BadRow, read_questions
-from cerebrum_cli.eval.scorers import (
-    SCORING_RULES,
-    reply_scorer,
-    require_run_code,
-    rules_of,
-)
+from cerebrum_cli.core.row_fields import parse_template
+from cerebrum_cli.core.text import Texts, did_you_mean
+from cerebrum_cli.eval.questions import CHOICES, Question
+from cerebrum_cli.eval.reading import CHOICE_TEMPLATE, QUESTION_TEMPLATE, read_questions
+from cerebrum_cli.eval.runs import MATCH, REFERENCE, TASK, Match
+from cerebrum_cli.eval.scorers import require_run_code
 from cerebrum_cli.eval.tasks import SUMS, TASK_NAMES, TASKS, Task
 from cerebrum_cli.library.online import fetch_dataset
 
@@ -37,75 +32,33 @@ IN_WORDS = "correct answers are words: a reply is correct if its answer, its fir
 
 @frozen
 class LoadedTask:
-    """The questions of a task or a file; `fingerprint` identifies them and how replies are scored.
+    """The questions of a task or a file; `fingerprint` is how they are asked and scored, `digest` that of the file.
 
-    `examples` are asked, and answered by their solutions, before each question. `remarks` are sentences for the
-    report.
+    `remarks` are sentences for the report.
     """
 
-    questions: Questions
-    bad_rows: tuple[BadRow, ...]
+    questions: list[Question]
     fingerprint: JsonObject
-    match: Match
+    digest: str
     remarks: Texts
-    examples: Questions
-    stop: Texts
 
 
-def read_source(source: str, progress: Progress, options: EvalOptions, preset: Preset | None) -> LoadedTask:
-    """Read a file, or a task by its name, which is downloaded unless it is installed. Raises UsageError, PullError."""
-    task = find_task(source)
-    match = _choose_match(task, options)
-    asked = as_asked(task, preset, options)
-    parsed = parse_template(asked.template) if asked.template else None
-    data, digest, origin = load_dataset(task, progress, options.offline)
-    found = read_questions(data, parsed, task.convert)
-    shown, shown_digest = _read_examples(asked, parsed, progress, options.offline)
-    reply_scorer(match, found.questions).close()  # what it refuses is refused before a model is loaded
-    has_choices = any(question.choices for question in found.questions)
-    fingerprint = {
-        "task": task.name,
-        "question file": digest,
-        "template": asked.template or (CHOICE_TEMPLATE if has_choices else QUESTION_TEMPLATE),
-        "protocol": asked.protocol,
-        "example file": shown_digest,
-        "match": match,
-        SCORING_RULES: rules_of(match),
-    }
-    remarks = [origin, *_remarks(asked, preset), *_remarks_on_questions(found.questions, shown, match)]
-    return LoadedTask(
-        questions=found.questions,
-        bad_rows=found.bad_rows,
-        fingerprint=fingerprint,
-        match=match,
-        remarks=tuple(filter(None, remarks)),
-        examples=shown,
-        stop=asked.stop,
-    )
-
-
-def _remarks_on_questions(questions: Questions, examples: Questions, match: Match) -> Iterator[str]:
-    if examples:
-        yield f"{format_count(len(examples), 'example')} before each question"
-    in_words = [question for question in questions if not question.choices and is_in_words(question.reference)]
-    if match == "answer" and 2 * len(in_words) > len(questions):
-        yield IN_WORDS
-
-
-def as_asked(task: Task, preset: Preset | None, options: EvalOptions) -> Task:
-    """A task with what replaces its protocol: a template, a preset, or examples."""
-    if options.template or (preset and task.match != "code"):
+def find_task(source: str, options: EvalOptions) -> Task:
+    """The task of a name or a file, as options and a preset have it asked and scored. Raises UsageError."""
+    task = _named_task(source)
+    if options.match and task.match == "code":
+        raise UsageError(f"--match has no effect on {task.name}, which runs programs", "omit --match")
+    task = replace(task, match=cast(Match | None, options.match) or task.match)
+    require_run_code(task.match, options.run_code)
+    if options.template or (options.preset and task.match != "code"):
         # The cards ask questions verbatim; how they ask for code is not stated.
-        task = replace(task, template=options.template or "", follows="", shots_file="", stop=())
-    if options.examples:
-        task = replace(task, follows="", repo_id="", shots_file=str(options.examples), shots=None)
+        task = replace(task, template=options.template or "", follows="")
     return task
 
 
-def find_task(source: str) -> Task:
-    for name in (source, f"{source}@0shot"):
-        if name in TASKS:
-            return TASKS[name]
+def _named_task(source: str) -> Task:
+    if source in TASKS:
+        return TASKS[source]
     if source == SUMS.stem:
         return Task(name=source, file=str(SUMS))
     if not exists(Path(source)) and not source.endswith(".jsonl"):
@@ -114,39 +67,28 @@ def find_task(source: str) -> Task:
     return Task(name=Path(source).stem, file=source)
 
 
-def _choose_match(task: Task, options: EvalOptions) -> Match:
-    """How to score replies. Raises UsageError for options that do not apply, before anything is downloaded."""
-    if task.match == "code":
-        if options.match:
-            raise UsageError(f"--match has no effect on {task.name}, which runs programs", "omit --match")
-        require_run_code(options.run_code)
-    elif options.run_code:
-        raise UsageError("--run-code applies only to humaneval, humaneval+ and mbpp@0shot", "omit --run-code")
-    return cast(Match | None, options.match) or task.match
-
-
-def _read_examples(
-    task: Task, template: Template | None, progress: Progress, offline: bool
-) -> tuple[Questions, str | None]:
-    """The examples of a task, if it has any, and the SHA-256 of their file. Raises UsageError for an unreadable row."""
-    if not task.shots_file:
-        return (), None
-    data, digest, _ = load_dataset(replace(task, file=task.shots_file), progress, offline)
-    found = read_questions(data, template)
-    for bad in found.bad_rows:
-        raise UsageError(f"{task.shots_file}, line {bad.line}: {bad.reason}", "correct the file")
-    return found.questions[: task.shots], digest
-
-
-def _remarks(asked: Task, preset: Preset | None) -> Iterator[str]:
-    """Sentences from the tables of tasks and presets; some are empty."""
-    if asked.follows:
-        yield f"protocol {asked.name}, version {asked.version}: {asked.follows}"
-    if asked.published:
-        yield f"settings on the Cerebrum model cards: {asked.published}"
-    yield asked.note
-    if preset:
-        yield f"preset {preset.name}: {preset.published}"
+def load_task(task: Task, progress: Progress, offline: bool) -> LoadedTask:
+    """Read the questions of a task, which are downloaded unless they are there. Raises UsageError, PullError."""
+    data, digest, origin = load_dataset(task, progress, offline)
+    questions = read_questions(data, parse_template(task.template) if task.template else None, task.convert)
+    known = [question.row.known for question in questions if not question.row.error]
+    has_choices = any(CHOICES in row for row in known)
+    remarks = [origin]
+    if task.follows:
+        remarks.append(f"protocol {task.name}, version {task.version}: {task.follows}")
+    if task.published:
+        remarks.append(f"settings on the Cerebrum model cards: {task.published}")
+    remarks.append(task.note)
+    in_words = [row for row in known if CHOICES not in row and is_in_words(row[REFERENCE])]
+    if task.match == "answer" and 2 * len(in_words) > len(known):
+        remarks.append(IN_WORDS)
+    fingerprint = {
+        TASK: task.name,
+        "template": task.template or (CHOICE_TEMPLATE if has_choices else QUESTION_TEMPLATE),
+        "protocol": task.protocol,
+        MATCH: task.match,
+    }
+    return LoadedTask(questions, fingerprint, digest, tuple(filter(None, remarks)))
 
 
 def load_dataset(task: Task, progress: Progress, offline: bool) -> tuple[bytes, str, str]:

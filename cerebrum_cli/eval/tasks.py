@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 
 from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.core.text import Texts, braced
-from cerebrum_cli.eval.questions import Match
+from cerebrum_cli.core.row_fields import InvalidRow
+from cerebrum_cli.core.text import braced
 from cerebrum_cli.eval.reading import Convert
+from cerebrum_cli.eval.runs import Match
 
 BOXES = ("\\boxed", "\\fbox")
 
 CODE_TEMPLATE = (
     "Complete this Python function. Reply with the whole function in one code block.\n\n```python\n{prompt}\n```"
-)
-TESTED_TEMPLATE = (
-    "Write a Python function for this task. Reply with it in one code block.\n\n{text}\n\n"
-    "It must pass these tests:\n\n```python\n{tests}\n```"
 )
 STEPS = "{question}\n\nReason step by step, and "
 # Not "Answer: N": a small model repeats the letter.
@@ -35,10 +32,9 @@ class Task:
     """A task, or a file of questions, which has no `repo_id`.
 
     `file` is the pattern of the names of its `files` files in the repository. `template` is the prompt without a
-    preset, which asks for an answer form; `follows` names the paper or harness whose protocol this is. The first
-    `shots` rows of `shots_file`, or all, are examples, and `stop` ends a reply. A change of these or of the scoring
-    raises `version`. `published` is how the cards report the task, `note` is printed with every result. `convert` adds
-    fields to a row.
+    preset, which asks for an answer form; `follows` names the paper or harness whose protocol this is. A change of
+    these or of the scoring raises `version`. `published` is how the cards report the task, `note` is printed with every
+    result. `convert` adds fields to a row.
     """
 
     name: str
@@ -47,9 +43,6 @@ class Task:
     match: Match = "answer"
     template: str = ""
     follows: str = ""
-    shots: int | None = None
-    shots_file: str = ""
-    stop: Texts = ()
     version: int = 1
     published: str = ""
     note: str = ""
@@ -77,17 +70,11 @@ def _code_row(row: JsonObject) -> JsonObject:
     }
 
 
-def _tested_row(row: JsonObject) -> JsonObject:
-    """Convert a row of MBPP, whose tests name the function that its solution defines last."""
-    tests = "\n".join(map(str, row["test_list"]))
-    defined = re.findall(r"^def (\w+)", str(row["code"]), re.MULTILINE)
-    names = [*re.findall(r"assert\s+\(?(\w+)\(", tests)[:1], *(name for name in defined if f"{name}(" in tests)]
-    return {
-        "tests": tests,
-        "answer": f"{row.get('test_setup_code') or ''}\n{tests}\n",
-        "id": row.get("task_id"),
-        "entry_point": names[-1] if names else "",
-    }
+def _choice_row(row: JsonObject) -> JsonObject:
+    texts, labels = row["choices"]["text"], row["choices"]["label"]
+    if row["answerKey"] not in labels:
+        raise InvalidRow(f"invalid `answerKey`: {row['answerKey']!r} is none of the labels")
+    return {"choices": texts, "answer": ascii_uppercase[labels.index(row["answerKey"])]}
 
 
 def last_boxed(solution: str) -> str:
@@ -112,16 +99,6 @@ TASKS = {
             published="zero-shot at temperature 0 (Cerebrum-1.0-7b); maj@8 (Cerebrum-1.0-8x7b)",
         ),
         Task(
-            name="gsm8k@8shot",
-            repo_id="openai/gsm8k",
-            file="main/test-*.parquet",
-            follows="prompt and stop string of lm-eval's gsm8k, with the first 8 training questions as earlier turns",
-            template="Question: {question}\nAnswer:",
-            shots=8,
-            shots_file="main/train-*.parquet",
-            stop=("Question:",),
-        ),
-        Task(
             name="math",
             repo_id="EleutherAI/hendrycks_math",
             file="*/test-*.parquet",
@@ -133,16 +110,6 @@ TASKS = {
             files=7,  # a subject each
         ),
         Task(
-            name="math500",
-            repo_id="HuggingFaceH4/MATH-500",
-            file="test.jsonl",
-            match="math",
-            follows="the protocol of math on the 500 problems of Lightman et al. 2023 (arXiv 2305.20050)",
-            template=BOX_TEMPLATE,
-            note="MATH-500 is a subset: the model cards use all of MATH (task math), so scores are not comparable",
-            convert=lambda row: {"question": row["problem"], "id": row.get("unique_id")},
-        ),
-        Task(
             name="arc-challenge",
             repo_id="allenai/ai2_arc",
             file="ARC-Challenge/test-*.parquet",
@@ -150,7 +117,7 @@ TASKS = {
             template=LETTER_TEMPLATE,
             published="zero-shot (Cerebrum-1.0-7b at temperature 0, Cerebrum-1.0-8x7b)",
             note="the model generates a letter, and lm-eval compares log-likelihoods of the choices: not comparable",
-            convert=lambda row: {"answer": row["answerKey"]},
+            convert=_choice_row,
         ),
         Task(
             name="humaneval",
@@ -161,25 +128,6 @@ TASKS = {
             follows="zero-shot pass@1 with the tests of Chen et al. 2021 (arXiv 2107.03374), asked as a chat",
             published="zero-shot (Cerebrum-1.0-8x7b)",
             convert=_code_row,
-        ),
-        Task(
-            name="humaneval+",
-            repo_id="evalplus/humanevalplus",
-            file="data/test-*.parquet",
-            match="code",
-            template=CODE_TEMPLATE,
-            follows="the prompt of humaneval with the tests of EvalPlus (arXiv 2305.01210)",
-            convert=_code_row,
-        ),
-        Task(
-            name="mbpp@0shot",
-            repo_id="google-research-datasets/mbpp",
-            file="full/test-*.parquet",
-            match="code",
-            template=TESTED_TEMPLATE,
-            follows="zero-shot pass@1 with the tests in the prompt, as in Austin et al. 2021 (arXiv 2108.07732)",
-            note="all 500 problems of the test split: EvalPlus reports 378 others, so scores are not comparable",
-            convert=_tested_row,
         ),
     )
 }

@@ -74,19 +74,6 @@ class MajorityVote:
         number = None if answer is None or is_stated else outcome.number
         self.tally = self.tally.add(answer, is_stated, outcome.program, number)
 
-    def count(self, answer: str | None, is_stated: bool, output: str | None) -> None:
-        """Count an answer of an earlier run, and the output of its program, if there was one."""
-        from cerebrum_cli.replies.tally import Program
-
-        program = None if output is None else Program("", output)
-        self.tally = self.tally.add(answer, is_stated, program)
-
-    def comes_to(self, output: str | None, answer: str) -> bool:
-        """Whether a program's output is an answer, which may be rounded to some decimals."""
-        from cerebrum_cli.replies.tally import comes_to
-
-        return comes_to(output or "", answer)
-
     @property
     def bounds(self) -> tuple[int, int]:
         return self.tally.votes.minimum, self.tally.votes.maximum

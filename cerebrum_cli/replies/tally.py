@@ -225,6 +225,8 @@ class Tally:
         left = votes.maximum - self.samples - more
         if left <= 0:
             return True
+        if votes.takes_all:
+            return False
         leader = more
         if first.is_checked or not votes.checks:
             leader += first.count

@@ -106,7 +106,7 @@ def open_results(
             earlier = list(rows_of_output(paths.output, kind.table)) if has_earlier else []
             before = None if restart else read_record(paths.meta)
         if before and not before.how_other_differs(record):
-            record = replace(record, notes={**record.notes, **before.notes})
+            record = replace(record, notes={**before.notes, **record.notes})
         results = StoredResults(paths, partial, record, kind, dict(earlier), retry_failed)
         results.add_rows(rows)
         results.require_rows_of_input()
@@ -232,6 +232,11 @@ class StoredResults(Results):
         """Whether these rows, as `rows_of_output` yields them, are all that were added, finished and in their order."""
         found = [(digest, abs(number)) for digest, (number, _) in rows]
         return not self.missing_count and found == list(zip(self._digests, self._numbers, strict=True))
+
+    @property
+    def left_out(self) -> int:
+        """The number of finished rows that this input lacks; they are lost once it is answered."""
+        return len(self._partial.rows.keys() | self._earlier.keys()) - len(self.finished)
 
     def require_rows_of_input(self) -> None:
         """Raise BatchError if there are answers, and none is for a row of this input."""

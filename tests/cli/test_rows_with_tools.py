@@ -133,7 +133,7 @@ def test_row_whose_results_do_not_fit_is_refused_alone(rows: Rows) -> None:
         ("batch", ("--votes", "3"), "error: --tool and --votes cannot be used together"),
         ("batch", ("--ray", "local"), "error: --tool and --ray cannot be used together"),
         ("eval", ("--check", "python"), "error: --tool and --check cannot be used together"),
-        ("eval", ("--raw",), "error: --tool and --raw cannot be used together"),
+        ("eval", ("--samples", "2"), "error: --tool and --samples cannot be used together"),
     ],
 )
 def test_functions_exclude_other_options(rows: Rows, command: str, arguments: tuple[str, ...], problem: str) -> None:
@@ -152,20 +152,12 @@ def test_evaluation_with_functions_is_compared_with_one_without(rows: Rows) -> N
     rows.script["rows"] |= {"Oslo?": call("Oslo"), "Dry in Oslo.": "Answer: 4"}
     exam = rows.write("exam.jsonl", [{"question": "Oslo?", "answer": "4"}, {"question": "None?", "answer": "5"}])
     with_functions, without = rows.home / "with.jsonl", rows.home / "without.jsonl"
-    done = rows.run("eval", exam, "-o", with_functions, "--samples", "2")
+    done = rows.run("eval", exam, "-o", with_functions)
     assert done.code == 0, done.err
     assert "set of functions weather, " in " ".join(done.out.split())
-    samples = [json.loads(line) for line in with_functions.read_text().splitlines()]
-    assert [
-        (sample["id"], sample["sample"], sample["correct"], len(sample.get("calls", ()))) for sample in samples
-    ] == [
-        (1, 0, True, 1),
-        (1, 1, True, 1),
-        (2, 0, False, 0),
-        (2, 1, False, 0),
-    ]
-    assert samples[1]["seed"] == samples[0]["seed"] + 1
-    assert run_here(rows.script, rows.home, "eval", exam, "-m", rows.model, "-o", without, "--samples", "2").code == 0
+    answered = [json.loads(line) for line in with_functions.read_text().splitlines()]
+    assert [(row["id"], row["final_answer"], len(row["calls"])) for row in answered] == [(1, "4", 1), (2, "No call", 0)]
+    assert run_here(rows.script, rows.home, "eval", exam, "-m", rows.model, "-o", without).code == 0
     compared = run_here(rows.script, rows.home, "runs", "compare", without, with_functions)
     assert compared.code == 0, compared.err
     assert "set of functions (none and weather, " in " ".join(compared.out.split())

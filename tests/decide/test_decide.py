@@ -343,9 +343,7 @@ def test_labelled_rows_are_a_run(user: CommandLine) -> None:
     assert report["log_loss"] > 0 and report["noise_floor"] > 0 and 0 <= report["calibration_error"] <= 1
     assert sum(cell["rows"] for cell in report["confusions"]) == 3
     assert "<svg" in (user.home / "p.svg").read_text()
-    listed = json.loads(user.run("runs", "list", "--json").out)
-    assert [(run["name"], run["n"]) for run in listed] == [("labelled-nano", 3)]
-    shown = user.run("runs", "show", "labelled-nano")
+    shown = user.run("runs", "show", "labelled-nano.jsonl", directory=user.home)
     assert "calibration error" in shown.out and "label \\ answer" in shown.out
     again = decide(user, REFUND, "labelled.csv", "--label", "refund", "--json")
     assert again.object["confusions"] == report["confusions"]
@@ -363,7 +361,7 @@ def test_runs_of_decisions_are_compared(user: CommandLine) -> None:
 def test_labelled_rows_may_all_fail(user: CommandLine) -> None:
     (user.home / "empty.csv").write_text("id,text,refund\na,,yes\nb, ,no\n")
     done = decide(user, REFUND, "empty.csv", "--label", "refund")
-    assert_error(done, 6, "no sample of empty-nano counts", "run it again")
+    assert_error(done, 6, "no question of empty-nano was answered", "run it again")
 
 
 # Votes.

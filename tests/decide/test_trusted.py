@@ -164,7 +164,7 @@ def test_a_calibration_replaces_no_other_file(user: CommandLine) -> None:
 
 def test_labelled_rows_show_whether_the_promise_holds(user: CommandLine) -> None:
     calibrate(user)
-    done = decide(user, "labelled.jsonl", "--label", "label", *CALIBRATED)
+    done = decide(user, "labelled.jsonl", "--label", "label", *CALIBRATED, "-o", "kept.jsonl")
     assert done.code == 0 and "of them wrong" in done.err and "\n0 of 90 rows decided" not in done.err
 
 

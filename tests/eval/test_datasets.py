@@ -1,11 +1,9 @@
 """A task's dataset comes from the Hub once, into the cache that every tool shares, and is then read without network."""
 
 import hashlib
-import json
 import shutil
 import sys
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,34 +13,25 @@ from dataset_files import table
 from hub_server import DATASETS
 from hub_user import HubUser
 
+from cerebrum_cli.batch.input_row import InputRow
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.eval.eval_options import EvalOptions
-from cerebrum_cli.eval.presets import Preset, find_preset
-from cerebrum_cli.eval.questions import Match
-from cerebrum_cli.eval.reading import BadRow, QuestionSet, read_questions
-from cerebrum_cli.eval.scorers import SCORING_VERSION, comparison_of
-from cerebrum_cli.eval.sources import LoadedTask, load_dataset, read_source
+from cerebrum_cli.eval.reading import read_questions
+from cerebrum_cli.eval.runs import Match
+from cerebrum_cli.eval.sources import LoadedTask, find_task, load_dataset, load_task
 from cerebrum_cli.eval.tasks import TASKS
 
 GSM8K, GSM8K_FILE = "openai/gsm8k", "main/test-00000-of-00001.parquet"
-MATH, MATH_FILE = "HuggingFaceH4/MATH-500", "test.jsonl"
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
-
-
-def problems(count: int) -> bytes:
-    """Lines as in MATH-500."""
-    rows = ({"problem": f"{n} + 1?", "answer": f"\\frac{{{n + 1}}}{{1}}", "unique_id": f"t/{n}"} for n in range(count))
-    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
 @pytest.fixture(autouse=True)
 def datasets(hub_user: HubUser) -> None:
-    """Upload two datasets: parquet in large-file storage, and JSON lines in git."""
+    """Upload a dataset: parquet in large-file storage."""
     sums = [{"question": f"{n} + 1?", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in range(3)]
     files = {GSM8K_FILE: table(sums), "main/train-00000-of-00001.parquet": table(sums * 3)}
     hub_user.hub.repository(f"{DATASETS}{GSM8K}", files)
-    hub_user.hub.repository(f"{DATASETS}{MATH}", {MATH_FILE: problems(2000), "README.md": b"# MATH-500\n"})
 
 
 class Notices(list[str]):
@@ -58,13 +47,13 @@ class Notices(list[str]):
 class Loaded(NamedTuple):
     """The questions of a task, the SHA-256 of its files, and where they are from."""
 
-    questions: QuestionSet
+    rows: list[InputRow]
     digest: str
     origin: str
 
     @property
     def summary(self) -> list[tuple[str | int, str, str]]:
-        return [(question.id, question.prompt, question.reference) for question in self.questions.questions]
+        return [(row.id, row.prompt or "", row.known["reference"]) for row in self.rows if not row.error]
 
 
 def load(
@@ -78,7 +67,8 @@ def load(
     """Load a task as a user with more environment variables."""
     with environment_of(hub_user.command.environment(hub_user.environment(variables))):
         rows, digest, origin = load_dataset(TASKS[name], Notices() if notices is None else notices, offline)
-        return Loaded(read_questions(rows, None, TASKS[name].convert), digest, origin)
+        questions = read_questions(rows, None, TASKS[name].convert)
+        return Loaded([question.row for question in questions], digest, origin)
 
 
 def refusal(hub_user: HubUser, task: str, **options: Any) -> list[str]:
@@ -100,82 +90,32 @@ def test_dataset_is_downloaded_once_and_then_read_offline(hub_user: HubUser) -> 
     assert not hub_user.hub.log.requests()
 
 
-def test_dataset_in_git_is_verified_by_its_git_hash(hub_user: HubUser) -> None:
-    found = load(hub_user, "math500")
-    assert found.digest == hashlib.sha256(problems(2000)).hexdigest()
-    assert [blob.name for blob in (hub_user.folder(DATASETS + MATH) / "blobs").iterdir()] == [
-        hub_user.hub.repositories[DATASETS + MATH].branches["main"].files[MATH_FILE].blob_id
-    ]
-    assert found.summary[7] == ("t/7", "7 + 1?", "\\frac{8}{1}")
-
-
-def read(source: str | Path, preset: Preset | None = None, **options: Any) -> LoadedTask:
-    return read_source(str(source), Notices(), EvalOptions(**options), preset)
-
-
-@pytest.mark.parametrize("version", ["0.10.0", None])
-def test_task_of_mathematics_is_scored_with_math_verify_if_installed(
-    hub_user: HubUser, monkeypatch: pytest.MonkeyPatch, version: str | None
-) -> None:
-    def find_version(name: str) -> str:
-        if version is None:
-            raise metadata.PackageNotFoundError(name)
-        return version
-
-    monkeypatch.setattr(metadata, "version", find_version)
-    with environment_of(hub_user.command.environment(hub_user.environment({}))):
-        found, plain, sums = read("math500"), read("math500", match="answer"), read("gsm8k")
-    rules = str(SCORING_VERSION)
-    scored_by = f"{rules} with Math-Verify {version}" if version else rules
-    assert (found.fingerprint["match"], found.fingerprint["scoring"]) == ("math", scored_by)
-    form = "answers are compared by their normal form"
-    assert comparison_of(f"{rules} with Math-Verify 0.8") == f"{form} and by Math-Verify 0.8"
-    install = f'; Math-Verify is not installed: {PYTHON} -m pip install "cerebrum-cli[math]"'
-    assert comparison_of(rules) == f"{form} only{'' if version else install}"
-    assert (plain.fingerprint["match"], plain.fingerprint["scoring"]) == ("answer", rules)
-    assert sums.fingerprint["match"] == "answer"
+def read(source: str | Path, **options: Any) -> LoadedTask:
+    return load_task(find_task(str(source), EvalOptions(**options)), Notices(), offline=False)
 
 
 def test_protocol_asks_for_a_form_and_a_preset_asks_as_its_card_does(hub_user: HubUser) -> None:
     with environment_of(hub_user.command.environment(hub_user.environment({}))):
-        found, boxed = read("gsm8k"), read("math500")
-        of_card, own = (
-            read("gsm8k", preset=find_preset("cerebrum-7b", "gsm8k")),
-            read("gsm8k", template="{question} Briefly."),
-        )
+        found, of_card = read("gsm8k"), read("gsm8k", preset="cerebrum-7b")
+        own = read("gsm8k", template="{question} Briefly.")
     form = 'on the last line write "Answer:" and the final number.'
-    assert found.questions[0].prompt == f"0 + 1?\n\nReason step by step, and {form}"
-    assert boxed.questions[0].prompt.endswith("put the final answer in \\boxed{}.")
-    assert (of_card.questions[0].prompt, own.questions[0].prompt) == ("0 + 1?", "0 + 1? Briefly.")
-    protocols = [each.fingerprint["protocol"] for each in (found, boxed, of_card, own)]
-    assert protocols == ["gsm8k 1", "math500 1", None, None]
+    prompts = [each.questions[0].row.prompt for each in (found, of_card, own)]
+    assert prompts == [f"0 + 1?\n\nReason step by step, and {form}", "0 + 1?", "0 + 1? Briefly."]
+    assert [each.fingerprint["protocol"] for each in (found, of_card, own)] == ["gsm8k 1", None, None]
+    assert len({tuple(each.digest for each in loaded.questions) for loaded in (found, of_card, own)}) == 1
     assert any(remark.startswith("protocol gsm8k, version 1: zero-shot") for remark in found.remarks)
     assert not any(remark.startswith("protocol") for remark in of_card.remarks)
 
 
-def test_protocol_with_shots_takes_them_from_the_training_split(hub_user: HubUser, tmp_path: Path) -> None:
-    own = tmp_path / "own.jsonl"
-    own.write_text('{"question": "One?", "answer": 1}\n')
-    with environment_of(hub_user.command.environment(hub_user.environment({}))):
-        found, with_own = read("gsm8k@8shot"), read("gsm8k@8shot", examples=own)
-    shown = [(question.prompt, question.solution) for question in found.examples]
-    assert shown[:2] == [(f"Question: {n} + 1?\nAnswer:", f"It is {n + 1}.\n#### {n + 1}") for n in range(2)]
-    assert (len(shown), found.stop, found.questions[0].prompt) == (8, ("Question:",), "Question: 0 + 1?\nAnswer:")
-    assert "8 examples before each question" in found.remarks
-    assert [question.prompt for question in with_own.examples] == ["Question: One?\nAnswer:"]
-    assert (with_own.fingerprint["protocol"], with_own.stop) == (None, ("Question:",))
-    assert not any(remark.startswith("protocol") for remark in with_own.remarks)
-
-
 @pytest.mark.slow
 def test_dataset_damaged_in_the_cache_is_downloaded_again(hub_user: HubUser) -> None:
-    found = load(hub_user, "math500")
-    [blob] = (hub_user.folder(DATASETS + MATH) / "blobs").iterdir()
+    found = load(hub_user, "gsm8k")
+    [blob] = (hub_user.folder(DATASETS + GSM8K) / "blobs").iterdir()
     blob.write_bytes(blob.read_bytes()[:-9] + b"#damaged\n")
-    problem, _ = refusal(hub_user, "math500", variables=OFFLINE)
-    assert problem == f"the dataset {MATH} of math500 is not downloaded, or damaged: cerebrum is offline"
+    problem, _ = refusal(hub_user, "gsm8k", variables=OFFLINE)
+    assert problem == f"the dataset {GSM8K} of gsm8k is not downloaded, or damaged: cerebrum is offline"
     notices = Notices()
-    assert load(hub_user, "math500", notices) == found
+    assert load(hub_user, "gsm8k", notices) == found
     assert "in the cache is damaged" in "".join(notices)
 
 
@@ -216,7 +156,6 @@ def test_dataset_in_parquet_needs_pyarrow(hub_user: HubUser, monkeypatch: pytest
     problem, hint = refusal(hub_user, "gsm8k")
     assert problem.startswith("Parquet files need pyarrow: ")
     assert hint == f'{PYTHON} -m pip install "cerebrum-cli[eval]"'
-    assert load(hub_user, "math500")
 
 
 def test_dataset_of_arc_has_choices(hub_user: HubUser) -> None:
@@ -233,7 +172,7 @@ def test_dataset_of_arc_has_choices(hub_user: HubUser) -> None:
         ("M_1", f"Which?\n\nA) a\nB) b\n\n{ask}", "B"),
         ("M_2", f"How many?\n\nA) 2\nB) 1\n\n{ask}", "A"),
     ]
-    assert found.questions.bad_rows == (BadRow(3, "invalid `answer`: 'C' is none of the 2 choices"),)
+    assert found.rows[2].error and found.rows[2].error.message == "invalid `answerKey`: 'C' is none of the labels"
 
 
 def test_dataset_of_math_has_seven_files(hub_user: HubUser) -> None:
@@ -263,13 +202,16 @@ def test_dataset_of_math_has_seven_files(hub_user: HubUser) -> None:
 
 def test_file_has_questions_a_digest_and_bad_rows(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
-    path.write_text('{"q": "1 + 1?", "answer": 2}\n{"q": "?"}\n')
+    path.write_text('{"q": "1 + 1?", "answer": 2}\n{"question": "?"}\n')
     found = read(path, template="{q} =")
-    assert found.bad_rows == (BadRow(2, "no `answer`; the fields are: q"),)
-    assert found.fingerprint["question file"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert [each.row.error and each.row.error.message for each in found.questions] == [
+        None,
+        "no field `q`; the fields are: question",
+    ]
+    assert found.digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("match", [None, "contains"])
+@pytest.mark.parametrize("match", [None, "exact"])
 def test_file_of_answers_in_words_says_how_they_are_scored(tmp_path: Path, match: Match | None) -> None:
     path = tmp_path / "words.jsonl"
     path.write_text("".join(f'{{"question": "?", "answer": "{answer}"}}\n' for answer in ("Paris", "the Pacific", 7)))

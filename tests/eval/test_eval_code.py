@@ -1,25 +1,20 @@
-"""Programs in replies to HumanEval's prompts: finding them, running them in bubblewrap, scoring them meanwhile."""
+"""Programs in replies to HumanEval's prompts: finding them, and running them in bubblewrap."""
 
 import json
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
-from batch_files import stored_lines
+from command_line import assert_error
 from dataset_files import cache_dataset, table
-from scripted_command import start_scripted
+from scripted_command import run_here, start_scripted
 from waiting import NewChildren, wait_for_end, wait_until
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.engine.capacity import thread_count
 from cerebrum_cli.eval import scorers
 from cerebrum_cli.eval.bubblewrap import Bubblewrap
-from cerebrum_cli.eval.questions import Question, select
-from cerebrum_cli.eval.scorers import ScoredAnswer, program_of, reply_scorer
+from cerebrum_cli.eval.scorers import Written, opened_scorer, program_of
 from cerebrum_cli.eval.tasks import complete_test
 
 PROMPT = '''from typing import List
@@ -69,95 +64,71 @@ def test_reply_without_a_program_fails_its_test(reply: str) -> None:
         exec(f"{program_of(reply, PROMPT, 'double')}\n{TEST}", module)
 
 
-# Programs are scored while the model writes others.
+# Programs run once all replies are there.
 
 
-needs_two_cores = pytest.mark.skipif(thread_count() < 2, reason="one core runs one program at a time")
-IDS = tuple(f"H/{number}" for number in range(6))
-FIRST = str(select(Question(index, id, "", "") for index, id in enumerate(IDS))[0].id)
 SEVEN = "def check(candidate):\n    assert candidate() == 7\n"
-Start = Callable[[], "subprocess.Popen[bytes]"]
 
 
 def reply_with(name: str, seconds: float = 0.0) -> str:
     return f"```python\nimport time\n\ndef {name}():\n    time.sleep({seconds})\n    return 7\n```"
 
 
-@pytest.fixture
-def start(bubblewrap: Bubblewrap, tmp_path: Path, chatml_model: Path) -> Iterator[Start]:
-    """A function that evaluates a model whose first program takes seconds, on a task of six problems."""
-    names = {id: f"f{id.removeprefix('H/')}" for id in IDS}
-    stubs = {id: f'def {name}():\n    """Seven."""' for id, name in names.items()}
-    rows = [{"task_id": id, "prompt": stub, "test": SEVEN, "entry_point": names[id]} for id, stub in stubs.items()]
-    cache_dataset(tmp_path, "openai/openai_humaneval", "openai_humaneval/test-00000-of-00001.parquet", table(rows))
-    replies = {f"{stub}\n```": reply_with(names[id], 3 if id == FIRST else 0) for id, stub in stubs.items()}
-    script = {"rows": replies, "pause": 0.001}
-    options = ("--run-code", "--offline", "--parallel", "1", "-m", str(chatml_model), "-o", "run.jsonl")
-    processes: list[subprocess.Popen[bytes]] = []
-
-    def start() -> subprocess.Popen[bytes]:
-        processes.append(start_scripted(script, tmp_path, "eval", "humaneval", *options))
-        return processes[-1]
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
-
-
 @pytest.mark.usefixtures("without_bubblewrap")
 def test_scorer_of_code_needs_bubblewrap() -> None:
-    with pytest.raises(UsageError, match="bwrap is not installed"):
-        reply_scorer("code", ())
+    with pytest.raises(UsageError, match="bwrap is not installed"), opened_scorer("code"):
+        pass
 
 
 @pytest.mark.slow
-@needs_two_cores
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_eval_scores_programs_beside_a_slow_one(
-    start: Start, tmp_path: Path, signum: signal.Signals, code: int
+def test_eval_that_ends_while_programs_run_keeps_the_replies(
+    bubblewrap: Bubblewrap,
+    tmp_path: Path,
+    chatml_model: Path,
+    signum: signal.Signals,
+    code: int,
 ) -> None:
-    """A signal ends them all: the slow one takes longer than it waits for those that run."""
-    partial = tmp_path / "run.jsonl.partial"
-    process = start()
-    wait_until(lambda: bool(stored_lines(partial)) or process.poll() is not None)
+    """A signal ends the programs, too."""
+    ids = [f"H/{number}" for number in range(6)]
+    stubs = {id: f'def f{id[2:]}():\n    """Seven."""' for id in ids}
+    rows = [{"task_id": id, "prompt": stub, "test": SEVEN, "entry_point": f"f{id[2:]}"} for id, stub in stubs.items()]
+    cache_dataset(tmp_path, "openai/openai_humaneval", "openai_humaneval/test-00000-of-00001.parquet", table(rows))
+    replies = {f"{stub}\n```": reply_with(f"f{id[2:]}", 3 if id == ids[0] else 0) for id, stub in stubs.items()}
+    options = ("humaneval", "--run-code", "--offline", "-m", str(chatml_model), "-o", "run.jsonl")
+    run = tmp_path / "run.jsonl"
+    process = start_scripted({"rows": replies}, tmp_path, "eval", *options)
+    wait_until(lambda: run.exists() or process.poll() is not None)
+    wait_until(lambda: bool(psutil.Process(process.pid).children(recursive=True)))
     running = psutil.Process(process.pid).children(recursive=True)
-    assert running, "the first program"
-    assert FIRST not in [json.loads(line)["id"] for line in stored_lines(partial)]
     process.send_signal(signum)
     _, err = process.communicate(timeout=30)
     assert process.returncode == code, err
     wait_for_end(running)
-    saved = stored_lines(partial)
-    assert FIRST not in [json.loads(line)["id"] for line in saved]  # it was finished, but not scored
-    process = start()
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 0, err.decode()
-    samples = (tmp_path / "run.jsonl").read_text().splitlines()
-    assert set(saved) <= set(samples)
-    assert sorted(json.loads(line)["id"] for line in samples) == sorted(IDS)
-    assert all(json.loads(line)["correct"] for line in samples)
+    assert sorted(json.loads(line)["id"] for line in run.read_text().splitlines()) == ids
+    shown = run_here({"rows": {}}, tmp_path, "runs", "show", str(run), "--run-code", "--json", "-q")
+    assert (shown.object["n"], shown.object["accuracy"], shown.object["maj"]) == (6, 1.0, {})
+    refused = run_here({"rows": {}}, tmp_path, "runs", "show", str(run))
+    assert_error(refused, 2, "this task runs programs that the model writes")
 
 
 @pytest.mark.slow
 def test_scorer_runs_as_many_programs_as_cores(
-    new_children: NewChildren, bubblewrap: Bubblewrap, monkeypatch: pytest.MonkeyPatch
+    new_children: NewChildren,
+    bubblewrap: Bubblewrap,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Adding one never waits for a core: the loop that adds programs also takes the model's tokens."""
     monkeypatch.setattr(scorers, "thread_count", lambda: 2)
-    questions = [Question(at, at, "", f"{SEVEN}\ncheck(f)", entry_point="f") for at in range(5)]
     texts = (reply_with("f", 3), reply_with("f"), "I cannot.", reply_with("f").replace("7", "8"), reply_with("f"))
-    found: list[tuple[int, ScoredAnswer]] = []
-    with closing(reply_scorer("code", ())) as scorer:
-        for question, text in zip(questions, texts, strict=True):
-            scorer.add(question.id, question, text)
-        assert scorer.is_running
-        while scores := scorer.scores(None):
-            found += scores
-            own = {*psutil.Process().children()} & {*new_children()}
-            assert len(own) <= 2
-        assert [key for key, _ in found][-1] == 0, "the slow one does not keep the others waiting"
-        assert {key: score.correct for key, score in found} == {0: True, 1: True, 2: False, 3: False, 4: True}
-        scorer.add(0, questions[0], reply_with("f", 60))
+    written = [Written(text, True, "", f"{SEVEN}\ncheck(f)", entry_point="f") for text in texts]
+    most = 0
+    with opened_scorer("code") as scorer:
+        scores = scorer(written)
+        found = [next(scores).is_correct]
+        most = len({*psutil.Process().children()} & {*new_children()})
+        found += [score.is_correct for score in scores]
+        assert found == [True, True, False, False, True]
+        assert most <= 2
+        scorer([Written(reply_with("f", 60), True, "", f"{SEVEN}\ncheck(f)", entry_point="f")])
         wait_until(lambda: bool(new_children()))
     assert new_children() == []

@@ -1,24 +1,22 @@
-"""Math-Verify widens the equality of math500: it adds correct answers, and what it cannot decide is not equal."""
+"""Math-Verify widens the equality of math: it adds correct answers, and what it cannot decide is not equal."""
 
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from threading import Thread
 
 import pytest
 
 from cerebrum_cli.core.errors import CerebrumError
-from cerebrum_cli.eval import line_process
-from cerebrum_cli.eval.line_process import MathVerify, math_verify_version
-from cerebrum_cli.eval.questions import Question
-from cerebrum_cli.eval.scorers import reply_scorer
+from cerebrum_cli.eval import math_verify as math_verify_module
+from cerebrum_cli.eval.math_verify import MathVerify, math_verify_version
+from cerebrum_cli.eval.scorers import Written, opened_scorer
 
 needs_math_verify = pytest.mark.skipif(math_verify_version() is None, reason="needs Math-Verify")
 
 
 @pytest.fixture
 def math_verify(monkeypatch: pytest.MonkeyPatch) -> Iterator[MathVerify]:
-    monkeypatch.setattr(line_process, "TIMEOUT_S", 20.0)
+    monkeypatch.setattr(math_verify_module, "TIMEOUT_S", 20.0)
     verifier = MathVerify()
     yield verifier
     verifier.close()
@@ -35,10 +33,9 @@ def test_math_verify_accepts_other_forms_but_no_other_values(math_verify: MathVe
     ]
     assert [pair for pair in pairs if not math_verify.is_equal(*pair)] == []
     for answer, reference in pairs[:2]:
-        question = Question(0, 1, "?", reference)
-        with closing(reply_scorer("math", (question,))) as replies:
-            replies.add(1, question, rf"\boxed{{{answer}}}")
-            assert [score.correct for _, score in replies.scores(0.0)] == [True]
+        with opened_scorer("math") as scorer:
+            [score] = scorer([Written(rf"\boxed{{{answer}}}", True, "?", reference)])
+            assert score.is_correct
     others = [
         *(("52", "52_8"), ("52_9", "52_8"), ("20 loss", "20"), ("1025", "2^{10}"), ("(2, 1)", "(1, 2)")),
         *(("1, 3", "1, 2"), ("[0, 1]", "[0, 1)"), (r"\frac{", "1"), ("", "0"), ("x" * 400, "x" * 400 + "+0")),
@@ -49,7 +46,7 @@ def test_math_verify_accepts_other_forms_but_no_other_values(math_verify: MathVe
 @needs_math_verify
 @pytest.mark.slow
 def test_math_verify_is_stopped_when_it_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line_process, "TIMEOUT_S", 1.0)
+    monkeypatch.setattr(math_verify_module, "TIMEOUT_S", 1.0)
     math_verify, found = MathVerify(), list[object]()
 
     def compare() -> None:  # signals, as Math-Verify's own limits, reach the main thread only
@@ -66,7 +63,7 @@ def test_math_verify_is_stopped_when_it_takes_too_long(monkeypatch: pytest.Monke
 
 
 def test_math_verify_that_cannot_be_imported_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line_process, "__name__", "no.such.module")
+    monkeypatch.setattr(math_verify_module, "__name__", "no.such.module")
     math_verify = MathVerify()
     with pytest.raises(CerebrumError, match="Math-Verify cannot start") as error:
         math_verify.is_equal("2^{10}", "1024")

@@ -1,16 +1,11 @@
 """Replies are scored: by their final answer, by the letter of a choice, or by their text."""
 
-import hashlib
-import json
 import time
-from contextlib import closing
 
 import pytest
 
-from cerebrum_cli.core.errors import CerebrumError, UsageError
-from cerebrum_cli.eval import scorers
-from cerebrum_cli.eval.questions import Match, Question
-from cerebrum_cli.eval.scorers import SCORING_VERSION, ScoredAnswer, reply_scorer
+from cerebrum_cli.eval.runs import Match
+from cerebrum_cli.eval.scorers import ScoredAnswer, Written, opened_scorer
 
 GASES = ("oxygen", "carbon dioxide", "nitrogen", "argon")
 PATCH = "Great Pacific Garbage Patch"
@@ -29,7 +24,6 @@ IN_WORDS = (  # replies, correct answers, and what is found
     ("The answer is unknown.", "Paris", ""),
     ("Let me think.\nThe capital of France is **Paris**.", "Paris", "Paris"),
 )
-SCORES = (6, "9042eee61395cd45")
 CHOICES: list[tuple[str, tuple[str, ...], str | None]] = [
     ("B) carbon dioxide\n\nPlants use it in photosynthesis.", GASES, "B"),
     ("The answer is not A, but B.", GASES, "B"),
@@ -43,11 +37,8 @@ CHOICES: list[tuple[str, tuple[str, ...], str | None]] = [
 def score(
     text: str, reference: str, choices: tuple[str, ...] = (), match: Match = "answer", is_complete: bool = True
 ) -> ScoredAnswer:
-    question = Question(0, 1, "?", reference, choices)
-    with closing(reply_scorer(match, (question,))) as replies:
-        replies.add("key", question, text, is_complete)
-        [(key, found)] = replies.scores(0.0)
-        assert (key, replies.scores(60.0)) == ("key", [])
+    with opened_scorer(match) as scorer:
+        [found] = scorer([Written(text, is_complete, "?", reference, choices)])
         return found
 
 
@@ -73,7 +64,8 @@ def test_choice_is_found_by_its_letter_or_its_text(text: str, choices: tuple[str
     ],
 )
 def test_answer_is_stated_guessed_or_missing(text: str, choices: tuple[str, ...], basis: str) -> None:
-    assert score(text, "B", choices).basis == basis
+    found = score(text, "B", choices)
+    assert basis == ("missing" if found.answer is None else "stated" if found.is_stated else "guessed")
 
 
 def seconds(text: str) -> float:
@@ -91,15 +83,6 @@ def test_choice_is_found_in_linear_time() -> None:
         assert seconds(unit * (15_000 // len(unit))) < 0.2 or seconds(unit * (30_000 // len(unit))) < 1.0, unit
 
 
-def test_scores_change_only_with_the_number_of_their_rules() -> None:
-    replies: list[tuple[str, str, tuple[str, ...]]] = [(text, "B", choices) for text, choices, _ in CHOICES]
-    replies += [(text, reference, ()) for text, reference, _ in IN_WORDS]
-    scores = json.dumps([score(*reply) for reply in replies])
-    assert (SCORING_VERSION, hashlib.sha256(scores.encode()).hexdigest()[:16]) == SCORES, (
-        "scores differ: raise SCORING_VERSION if the rules have changed, and then, or if cases have, change SCORES"
-    )
-
-
 @pytest.mark.parametrize(
     ("match", "text", "reference", "found"),
     [
@@ -107,13 +90,6 @@ def test_scores_change_only_with_the_number_of_their_rules() -> None:
         ("answer", "", "42", (None, False)),
         ("exact", " Paris\n", "Paris", ("Paris", True)),
         ("exact", "paris", "Paris", ("paris", False)),
-        ("contains", "It is PARIS, of course", "Paris", ("Paris", True)),
-        ("contains", "It is paris", "Paris", ("Paris", True)),  # so both vote for one answer
-        ("contains", " It is Rome\n", "Paris", ("It is Rome", False)),
-        ("contains", "It is invalid.", "valid", ("It is invalid.", False)),
-        ("contains", "It costs $5.", "$5", ("$5", True)),
-        ("regex", "It is in 1998.", r"\b19\d\d\b", ("1998", True)),
-        ("regex", "It is in 2004.", r"\b19\d\d\b", ("It is in 2004.", False)),
     ],
 )
 def test_texts_are_scored_as_match_says(
@@ -160,36 +136,3 @@ def test_reply_cut_off_counts_only_as_far_as_it_states_its_answer(
     text: str, choices: tuple[str, ...], match: Match, found: tuple[str | None, bool]
 ) -> None:
     assert score(text, "B", choices, match, is_complete=False)[:2] == found
-
-
-@pytest.mark.slow
-def test_regular_expression_that_takes_years_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    questions = Question(0, 1, "?", "(a+)+$"), Question(1, 2, "?", "b|")
-    with closing(reply_scorer("regex", questions)) as replies:
-        monkeypatch.setattr(scorers, "SEARCH_S", 0.1)
-        with pytest.raises(CerebrumError, match=r"for \(a\+\)\+\$ takes"):
-            replies.add(1, questions[0], "a" * 50 + "b")
-        monkeypatch.setattr(scorers, "SEARCH_S", 60.0)
-        replies.add(2, Question(0, 1, "?", "a+$"), "caaa")
-        replies.add(3, Question(2, 3, "?", r"\A(?s:.)+"), "a\ud800\n" + "b" * 200_000)
-        replies.add(4, questions[1], "c")  # an empty match is one
-        assert replies.scores(0.0) == [
-            (2, ScoredAnswer("aaa", True)),
-            (3, ScoredAnswer("a\ud800\n" + "b" * 200_000, True)),
-            (4, ScoredAnswer("", True)),
-        ]
-
-
-def test_invalid_regular_expression_is_refused() -> None:
-    with pytest.raises(UsageError, match="the answer of question 1 is not a regular expression: missing"):
-        score("", "(", match="regex")
-    for pattern in ("(" * 5000 + ")" * 5000, "a{99999999999}"):
-        with pytest.raises(UsageError, match="is not a regular expression: "):
-            score("", pattern, match="regex")
-
-
-@pytest.mark.parametrize("match", ["contains", "regex"])
-def test_letters_of_choices_are_not_searched_in_text(match: Match) -> None:
-    with pytest.raises(UsageError, match=f"--match {match} cannot score question 1, which has choices") as caught:
-        score("Because", "B", GASES, match)
-    assert "answer or exact" in caught.value.hint

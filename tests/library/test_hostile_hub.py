@@ -99,4 +99,4 @@ def test_search_requests_one_page(new_user: CommandLine) -> None:
 @pytest.mark.parametrize("name", ["not JSON", "null"])
 def test_dataset_survives_any_reply(new_user: CommandLine, name: str) -> None:
     with HostileHub(REPLIES[name], http(b"")) as server:
-        assert_error(run(new_user, server, "eval", "gsm8k", "-m", "starter"), 1)
+        assert_error(run(new_user, server, "eval", "gsm8k", "-m", "nano"), 1)

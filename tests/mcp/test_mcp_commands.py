@@ -95,7 +95,7 @@ def test_functions_of_servers_need_a_terminal_or_agreement(asker: Asker) -> None
     [
         ("ask", ("--votes", "3"), "--mcp and --votes cannot be used together"),
         ("batch", ("--ray", "local"), "--mcp and --ray cannot be used together"),
-        ("eval", ("--raw",), "--mcp and --raw cannot be used together"),
+        ("eval", ("--samples", "2"), "--mcp and --samples cannot be used together"),
     ],
 )
 def test_servers_exclude_other_options(asker: Asker, command: str, arguments: tuple[str, ...], problem: str) -> None:
@@ -185,7 +185,7 @@ def test_evaluation_calls_functions_of_a_server(asker: Asker) -> None:
     done = asker.run("eval", exam, "-o", asker.home / "run.jsonl", "--mcp", COMMAND, "-y")
     assert done.code == 0, done.err
     [sample] = map(json.loads, (asker.home / "run.jsonl").read_text().splitlines())
-    assert (sample["correct"], sample["calls"][0]["result"]) == (True, "heard a")
+    assert (sample["final_answer"], sample["calls"][0]["result"]) == ("4", "heard a")
     assert "set of functions echo, " in " ".join(done.out.split())
 
 

@@ -125,14 +125,14 @@ def test_ask_continues_a_conversation_whose_reasoning_was_ended(models: dict[str
     assert f"assistant\n{SENTENCE}{ENDING}Yes.<|im_end|>" in shown
 
 
-def test_eval_samples_state_where_reasoning_was_ended(models: dict[str, Path], tmp_path: Path) -> None:
+def test_rows_of_eval_state_where_reasoning_was_ended(models: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"question": "Why?", "answer": "42"}\n')
     script = {"rows": {}, "seeds": [reply_around(SENTENCE, ENDING, "The answer is 42.")]}
     options = ("-m", models["none"], "--think", str(LIMIT), "-o", tmp_path / "run.jsonl")
     done = run_here(script, tmp_path, "eval", tmp_path / "in.jsonl", *options)
     assert done.code == 0, done.err
-    [sample] = map(json.loads, (tmp_path / "run.jsonl").read_text().splitlines())
-    assert (sample["correct"], sample["reasoning_closed_at"]) == (True, len(SENTENCE))
+    [row] = map(json.loads, (tmp_path / "run.jsonl").read_text().splitlines())
+    assert (row["final_answer"], row["reasoning_closed_at"]) == ("42", len(SENTENCE))
 
 
 def test_reasoning_ends_with_the_special_tokens_of_a_vocabulary(chatml: LlamaBackend) -> None:
