@@ -38,11 +38,11 @@ def main() -> None:
     end_phase(INTERPRETER)
     start = float(sys.argv[1])
     sys.argv[:2] = ["cerebrum"]
-    import cerebrum_cli.main as command_line
+    from cerebrum_cli import main as program
 
-    wrap(command_line, "assembled", end_on_return=IMPORTS, on_return=trace_command)
+    wrap(program, "commands_for", on_return=trace_command_line)
     try:
-        command_line.run()
+        program.run()
     finally:
         import json
 
@@ -75,6 +75,13 @@ def wrap(
         return result
 
     setattr(owner, name, wrapped)
+
+
+def trace_command_line() -> None:
+    """Trace where the command line is assembled, whose module would be imported next."""
+    from cerebrum_cli.cli import command_line
+
+    wrap(command_line, "assembled", end_on_return=IMPORTS, on_return=trace_command)
 
 
 def trace_command() -> None:
