@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import lru_cache
 from textwrap import shorten
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llguidance import LLMatcher, LLTokenizer
 
@@ -34,6 +35,9 @@ UNENFORCED_FORMATS = {
     *("idn-email", "idn-hostname", "iri", "iri-reference", "json-pointer", "regex", "relative-json-pointer"),
     *("uri-reference", "uri-template"),
 }
+DATA = {"const", "enum", "default", "examples"}  # keywords whose values are no schemas
+TIMES = ("time", "date-time")
+NANOSECONDS = r"^[^.]*(\.[0-9]{1,9}[^0-9].*)?$"  # small models write fractions of a second without end
 HINT = "fix or remove it, and state the rule in the prompt"
 
 
@@ -81,6 +85,8 @@ def _translate(grammar: Grammar) -> str:
 
 
 def _translate_schema(text: str) -> str:
+    if any(f'"{name}"' in text for name in TIMES):
+        text = json.dumps(_with_nanoseconds(json.loads(text)))
     try:
         grammar: str = LLMatcher.grammar_from_json_schema(text, overrides=STYLE)
     except ValueError as error:
@@ -91,6 +97,18 @@ def _translate_schema(text: str) -> str:
     if problems:
         raise unusable(_one_line(problems[0]), HINT)
     return grammar
+
+
+def _with_nanoseconds(part: Any) -> Any:
+    """A schema whose times have at most nine digits of a fraction of a second."""
+    if isinstance(part, list):
+        return [_with_nanoseconds(inner) for inner in part]
+    if not isinstance(part, dict):
+        return part
+    changed = {key: value if key in DATA else _with_nanoseconds(value) for key, value in part.items()}
+    if part.get("format") in TIMES:
+        changed["allOf"] = [*changed.get("allOf", ()), {"pattern": NANOSECONDS}]
+    return changed
 
 
 def _is_harmless(warning: str) -> bool:

@@ -68,6 +68,8 @@ def accepts(vocabulary: LlamaVocabulary, grammar: Grammar, text: str) -> bool:
         ({"const": {"a": None, "$ref": "#a b"}}, ['{"a":null,"$ref":"#a b"}'], ["{}"]),
         ({"enum": [2**53, 2**60, 0.1]}, [str(2**53), str(2**60), "0.1"], [str(2**60 + 1)]),
         ({"type": "string", "format": "iban"}, ['"anything"'], ["1"]),
+        ({"format": "time", "allOf": [{"maxLength": 30}]}, ['"12:30:00.123456789Z"', "5"], ['"12:30:00.1234567890Z"']),
+        ({"items": {"format": "date-time"}}, ['["2026-01-01T12:30:00.5Z"]'], [f'["2026-01-01T12:30:00.{"5" * 10}Z"]']),
     ],
 )
 def test_vocabulary_writes_what_a_schema_allows(
@@ -274,6 +276,7 @@ def test_pydantic_models_are_schemas(field: Any) -> None:
         ({"type": "string", "pattern": r"^(?=.*a)b"}, ['"ba"'], ['"b"']),
         ({"type": "string", "format": "date-time"}, ['"2024-02-29T00:00:00Z"'], ['"2025-02-29T00:00:00Z"', '"noon"']),
         ({"type": "string", "format": "date"}, ['"2024-02-29"'], ['"2025-02-29"']),
+        ({"type": "string", "format": "time"}, ['"12:30:00.1234567890123Z"'], ['"12:30:00.1234567890123"']),
         ({"type": ["string", "null"], "format": "uri"}, ['"https://a.b/c"', "null"], ['"c"']),
         ({"type": "string", "format": "path"}, ['"anything"'], ["1"]),
         ({"type": "string", "format": "regex"}, ['"[a[]"', '"(?=a)"'], ['"["', '"a**"']),
