@@ -224,7 +224,8 @@ class FinishEvent(NamedTuple):
     A server may not state how many tokens the prompt has, nor its context: they are 0 then.
     With `by_stop_string`, its tokens include those of the stop string, and its text does not. A server may not send all
     tokens of a reply: `has_all_tokens`. `forced` are the places where tokens were forced into the reply. One that ended
-    `in_reasoning` has no answer. Replies of servers have an `origin`, and the `calls` that the server found in them.
+    `in_reasoning` has no answer. If it `has_closed_list`, a list that only repeated its last entries was ended. Replies
+    of servers have an `origin`, and the `calls` that the server found in them.
     """
 
     sequence: SequenceId
@@ -242,6 +243,7 @@ class FinishEvent(NamedTuple):
     is_followed: bool = False
     in_reasoning: bool = False
     calls: ToolCalls = ()
+    has_closed_list: bool = False
 
 
 Event: TypeAlias = """(

@@ -352,6 +352,7 @@ class Loop:
         assert sampler is not None
         if sequence.pending:
             token = sequence.pending.popleft()
+            sequence.forced_n += 1
             sampler.accept(token)
             return token
         if sequence.bias:

@@ -15,7 +15,8 @@ from cerebrum_cli.core.events import FinishEvent, FinishReason, Forced, Sequence
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams, TokenBias
 from cerebrum_cli.core.text import Texts
-from cerebrum_cli.core.token_ids import NO_TOKEN, TOKEN_BYTES, TokenIds, TokenPredicate, Tokens
+from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds, TokenPredicate, Tokens
+from cerebrum_cli.engine.repetition import STEP, repeats
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
 from cerebrum_cli.gguf.sizes import ModelSizes
 
@@ -23,13 +24,6 @@ DEFAULT_CONTEXT = 8192
 MAX_ROLLBACK = 7  # tokens that can be removed from a recurrent state: each takes as much memory as the state itself
 OPENING_TOKENS = 16  # more than most formats begin a reply with
 EXPECTED_REPLY_TOKENS = 1024  # for unlimited replies, where memory is shared out among several
-
-# A reply that ends with many copies of one passage repeats itself. Documents repeat passages, too: forms, empty tables,
-# refrains. Most of them have fewer copies; a longer one can be continued.
-SHORT_PERIOD, MAX_PERIOD = 64, 512  # tokens of a passage
-SHORT_COPIES, LONG_COPIES = 8, 4  # of a passage up to SHORT_PERIOD, and of a longer one
-MIN_TOKENS = 256  # of all copies
-STEP = 32  # tokens between two checks, each of which takes some microseconds
 
 
 @frozen
@@ -130,7 +124,8 @@ class Request:
 
     The grammar and the stop strings apply where the text is the answer by the `rules`. The text includes a control
     token only if it `is_visible`. If `speculative`, tokens may be drafted and verified in one step. `loop_check` ends a
-    sample that repeats itself; `controls` may end one or force tokens into it; neither does where a grammar applies.
+    sample that repeats itself, or a list in it; `controls` may end one or force tokens into it, unless a grammar
+    applies.
 
     The last `opening` tokens of a prompt begin the reply; the prompt of the next turn may differ from there on.
     A sample that ends by itself is followed by a reply to `follow_up`, whose prompt tokens continue it.
@@ -206,6 +201,7 @@ class ReplySample:
     text: ReplyText = field(init=False)
     controls: list[ReplyControl] = field(init=False)
     forced: list[Forced] = field(init=False, default_factory=list)
+    checked: int = field(init=False, default=0)  # tokens that had been sampled at the last check for a loop
 
     def __post_init__(self) -> None:
         self.prompt = self.request.prompt_tokens
@@ -238,9 +234,16 @@ class ReplySample:
         for channel, text in pieces[-1:]:
             yield TokenEvent(self.id, text, channel, tokens, logprobs)
 
-    def repeats_itself(self, tokens: array[int]) -> bool:
-        """Whether the reply, of these tokens so far, has to end because it repeats itself."""
-        return self.request.loop_check and len(tokens) % STEP == 0 and repeats(tokens)
+    def repeats_itself(self, tokens: array[int], forced: int = 0) -> bool:
+        """Whether the reply, of these tokens so far, has to end because it repeats itself.
+
+        A number of them was `forced`, as by a grammar, which may repeat what it has to.
+        """
+        sampled = len(tokens) - forced
+        if not self.request.loop_check or sampled < self.checked + STEP:
+            return False
+        self.checked = sampled
+        return repeats(tokens)
 
     def finish_event(self, reason: FinishReason, **known: Any) -> FinishEvent:
         """The last event, with what is `known` of counts and times."""
@@ -250,28 +253,6 @@ class ReplySample:
             seed=self.seed,
             forced=tuple(self.forced),
             in_reasoning=self.text.stage == "thinking",
+            has_closed_list=self.text.has_closed_list,
             **known,
         )
-
-
-def repeats(tokens: array[int]) -> bool:
-    """Whether the tokens end with enough copies of one passage."""
-    if len(tokens) < MIN_TOKENS:
-        return False
-    window = tokens[-MAX_PERIOD * LONG_COPIES :].tobytes()
-    last = window[-(MIN_TOKENS - SHORT_PERIOD) * TOKEN_BYTES :]  # whatever the period, they also occur one before
-    oldest = max(0, len(window) - len(last) - MAX_PERIOD * TOKEN_BYTES)
-    at = window.rfind(last, oldest, -1)
-    while at >= 0:
-        period, rest = divmod(len(window) - len(last) - at, TOKEN_BYTES)
-        size = copied_length(period) * TOKEN_BYTES
-        if not rest and size <= len(window) and window[-size:].startswith(window[period * TOKEN_BYTES - size :]):
-            return True
-        at = window.rfind(last, oldest, at + len(last) - 1)
-    return False
-
-
-def copied_length(period: int) -> int:
-    """Number of tokens that the copies of a passage have when a reply ends."""
-    copies = SHORT_COPIES if period <= SHORT_PERIOD else LONG_COPIES
-    return max(period * copies, MIN_TOKENS)

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 class Sequence(ReplySample):
     """A sample on this machine; `evaluated` is the number of its tokens in its slot.
 
-    `draft_n` tokens were drafted. `pending` tokens are forced: they follow instead of sampled ones. A step of the
-    prompt ends at `checkpoint_at`. A control may have set a `bias` for the next token. A reply to a follow-up knows the
-    sample that it has `followed`.
+    `draft_n` tokens were drafted. `pending` tokens are forced, as `forced_n` were: they follow instead of sampled ones.
+    A step of the prompt ends at `checkpoint_at`. A control may have set a `bias` for the next token. A reply to a
+    follow-up knows the sample that it has `followed`.
     """
 
     emit: OnSampleEvent
@@ -41,6 +41,7 @@ class Sequence(ReplySample):
     # What it has generated.
     generated: array[int] = field(default_factory=partial(array, "i"))
     pending: deque[int] = field(default_factory=deque)
+    forced_n: int = 0
     bias: TokenBias | None = None
     # Its place.
     slot: int | None = None
@@ -58,10 +59,11 @@ class Sequence(ReplySample):
 
     @property
     def constraint(self) -> Constraint | None:
-        if self.request.ask.grammar is None:
+        grammar = self.request.ask.grammar
+        if grammar is None:
             return None
         forced = None if self.request.ask.logprobs else self.pending
-        return Constraint(self.request.ask.grammar, self.text, forced)
+        return Constraint(grammar, self.text, forced, grammar.is_schema and self.request.loop_check)
 
     @property
     def is_prefilling(self) -> bool:
@@ -99,7 +101,7 @@ class Sequence(ReplySample):
         if self.text.is_stopped:
             return "stop"
         self.bias = None
-        if not self.is_constrained and (reason := self._control()):
+        if reason := self._control():
             return reason
         if len(self.generated) == self.request.params.max_tokens:
             return "length"
@@ -109,9 +111,9 @@ class Sequence(ReplySample):
         """Let the controls intervene, up to the first that forces tokens; return the reason if the reply ends."""
         if self.pending:
             return None
-        if self.repeats_itself(self.generated):
+        if self.repeats_itself(self.generated, self.forced_n):
             return "repetition"
-        for control in self.controls:
+        for control in () if self.is_constrained else self.controls:
             intervention = control.intervene(self.text, self.generated)
             match intervention:
                 case str():

@@ -76,6 +76,7 @@ class ReplyText:
         self.rules = rules
         self.tail = ""  # the last characters, with markup
         self.correction: Channel | None = None  # the channel that the text so far is of after all
+        self.has_closed_list = False  # which only repeated its last entries
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._reader = choose_reader(rules, (*rules.questions, *stop))
         self._stops = StopStrings(())

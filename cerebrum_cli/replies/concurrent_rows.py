@@ -230,6 +230,8 @@ class _Run:
         requests = (pending.setdefault(index, row).request for index, row in enumerate(rows))
         with closing(self._model.engine.complete(requests, self.scope)) as completions:
             for event in completions:
+                if isinstance(event, FinishEvent):
+                    self._model.note_closed_list(event)
                 yield from self._model.take_notices()
                 yield event
                 yield from self.take_refused()

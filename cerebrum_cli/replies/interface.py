@@ -312,6 +312,12 @@ class Model:
         if notice:
             self._notices.setdefault(notice, False)
 
+    def note_closed_list(self, finish: FinishEvent) -> None:
+        """Report that a list was ended, where it was: its end is not the model's."""
+        if finish.has_closed_list:
+            problem = "a list that only repeated its last entries was ended"
+            self.note(NoticeEvent(problem, "--set loop_check=off lets it repeat"))
+
     def take_notices(self) -> Iterator[NoticeEvent]:
         """What the prompts so far lack, and settings without effect: each notice once."""
         for notice, is_taken in self._notices.items():
@@ -356,6 +362,8 @@ class Model:
             for event in with_notices_behind(raise_refusals(events)):
                 if isinstance(event, FinishEvent):
                     self._timings.append(event.timings)
+                    self.note_closed_list(event)
+                    yield from self.take_notices()
                 yield event
 
     def prepare_reply(self, asked: Ask) -> Request:

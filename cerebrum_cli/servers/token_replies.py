@@ -88,8 +88,8 @@ class TokenSample(RemoteSample):
                 return
             is_constrained = self.is_constrained
             yield from self._add_token(token, logprobs[at : at + 1])
-            if not (is_constrained or self._is_over):
-                self._control()
+            if not self._is_over:
+                self._control(is_constrained)
 
     @property
     def _is_over(self) -> bool:
@@ -108,12 +108,14 @@ class TokenSample(RemoteSample):
 
     # Where the reply is left, to be continued by another request.
 
-    def _control(self) -> None:
+    def _control(self, was_constrained: bool) -> None:
         """Let the controls intervene after the last token. Raises GrammarError."""
-        if self.is_constrained:
-            self._leave_answer()
-        elif self.repeats_itself(self._ids):
+        if self.repeats_itself(self._ids):
             self._intervention = "repetition"
+        elif was_constrained:
+            return
+        elif self.is_constrained:
+            self._leave_answer()
         else:
             for control in self.controls:
                 intervention = control.intervene(self.text, self._ids)

@@ -243,7 +243,10 @@ def test_ask_checks_reasoning_under_a_grammar_for_loops(new_user: CommandLine, t
     looped = ask(new_user, endless, '"ab"{200}', "--think", "1")
     assert (looped.object["text"], looped.object["finish_reason"]) == ("ab" * 200, "stop")
     repeated = ask(new_user, endless, LIST, "--temperature", "0", "--think", "1")
-    assert (repeated.code, repeated.object["finish_reason"]) == (5, "context")
+    assert_error(repeated, 5, "the reply repeats itself and was stopped after", "--set loop_check=off lets it repeat")
+    assert repeated.object["finish_reason"] == "repetition"
+    longer = ask(new_user, endless, LIST, "--temperature", "0", "--think", "1", "--set", "loop_check=off")
+    assert (longer.code, longer.object["finish_reason"]) == (5, "context")
 
 
 def test_complete_answer_that_its_schema_does_not_accept_is_an_error(

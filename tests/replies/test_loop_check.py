@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from asking import ask, collect_replies, generate, running_engine
+from command_line import SOUND_MODELS, CommandLine
 from hypothesis import given, strategies as st
 from installations import model_on
 from llama_engines import open_engine
@@ -17,12 +18,14 @@ from repetitive_documents import DOCUMENTS
 from scripted_backend import END, ScriptedBackend, endless, tokens
 from scripted_command import batch_here, run_here
 from templates import chosen_format
+from tiny_models import write_bigrams
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.local_engine import LocalEngine
-from cerebrum_cli.engine.requests import MAX_PERIOD, MIN_TOKENS, STEP, Request, copied_length, repeats
+from cerebrum_cli.engine.repetition import MAX_PERIOD, MIN_TOKENS, STEP, ListReader, copied_length, repeats
+from cerebrum_cli.engine.requests import Request
 from scripts.nano.measure import MODEL_FILE
 
 ROOT = Path(__file__).parents[2]
@@ -162,20 +165,26 @@ def test_ask_reports_a_repetition(
         ("list.regex", r"\[[0, ]*\]"),
     ],
 )
-def test_answer_under_a_grammar_repeats_what_it_has_to(
+def test_answer_under_a_grammar_repeats_itself_only_without_the_check(
     chatml_model: Path, tmp_path: Path, name: str, rule: str
 ) -> None:
     (tmp_path / name).write_text(rule)
-    option = ("--schema" if name == "schema.json" else "--grammar", tmp_path / name)
-    done = run_here({"reply": LONG_LIST}, tmp_path, "ask", "Zeros?", "-m", chatml_model, *option)
+    kind = "schema" if name == "schema.json" else "grammar"
+    command = ("ask", "Zeros?", "-m", chatml_model, f"--{kind}", tmp_path / name)
+    done = run_here({"reply": LONG_LIST}, tmp_path, *command)
+    assert (done.code, done.out) == (5, f"{LONG_LIST[: MIN_TOKENS + STEP]}\n")
+    problem = f"stopped after {MIN_TOKENS + STEP} tokens, so it does not match the {kind}"
+    assert problem in done.err and "--set loop_check=off lets it repeat" in done.err
+    off = ("--set", "loop_check=off")
+    done = run_here({"reply": LONG_LIST}, tmp_path, *command, *off)
     assert (done.code, done.out, "repeats" in done.err) == (0, f"{LONG_LIST}\n", False)
     (tmp_path / "questions.txt").write_text("Zeros?\n")
-    batch = ("batch", tmp_path / "questions.txt", "-o", tmp_path / "out.jsonl", "-m", chatml_model)
-    assert run_here({"reply": LONG_LIST}, tmp_path, *batch, *option).code == 0
+    batch = ("batch", tmp_path / "questions.txt", "-o", tmp_path / "out.jsonl", "-m", chatml_model, *off)
+    assert run_here({"reply": LONG_LIST}, tmp_path, *batch, *command[4:]).code == 0
     assert json.loads((tmp_path / "out.jsonl").read_text())["text"] == LONG_LIST
 
 
-def test_library_reply_under_a_grammar_repeats_what_it_has_to() -> None:
+def test_library_reply_under_a_grammar_repeats_itself_without_the_check() -> None:
     reply = tokens(LONG_LIST)
     begun: list[int] = []
 
@@ -188,7 +197,70 @@ def test_library_reply_under_a_grammar_repeats_what_it_has_to() -> None:
         begun.clear()
         engine = LocalEngine(ScriptedBackend(model, context_size=20_000).open)
         with model_on(engine, chosen_format("chatml")) as opened:
-            assert opened.reply("Zeros?", **rule).wait().text == LONG_LIST
+            assert opened.reply("Zeros?", loop_check=False, **rule).wait().text == LONG_LIST
+
+
+@pytest.fixture(scope="module")
+def lister(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that writes a list of the same text without end: the grammar makes it write the commas."""
+    path = write_bigrams(tmp_path_factory.mktemp("bigrams") / "lister.gguf", '"', *"phys", '"')
+    SOUND_MODELS.append(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("limits", "options", "length"),
+    [
+        ({}, (), 27),  # entries of six characters that have 160
+        ({"minItems": 30}, (), 30),
+        ({"maxItems": 12}, (), 12),
+        ({"maxItems": 50}, ("--set", "loop_check=off"), 50),
+        ({"items": {"type": "array", "items": {"type": "string"}, "maxItems": 3}}, (), 7),
+    ],
+)
+@pytest.mark.parametrize("speculative", ["on", "off"])
+def test_list_that_goes_round_is_ended(
+    new_user: CommandLine, lister: Path, limits: dict[str, Any], options: tuple[str, ...], length: int, speculative: str
+) -> None:
+    schema = json.dumps({"type": "array", "items": {"type": "string"}, **limits})
+    command: tuple[str | Path, ...] = (
+        "ask",
+        "Names?",
+        "-m",
+        lister,
+        "--schema",
+        schema,
+        "--temperature",
+        "0",
+        *options,
+    )
+    done = new_user.run(*command, "--set", f"speculative={speculative}")
+    answer = json.loads(done.out)
+    assert (done.code, len(answer)) == (0, length)
+    is_ended = length in (27, 30, 7)
+    assert ("a list that only repeated its last entries was ended" in done.err) == is_ended
+
+
+@given(
+    st.lists(st.sampled_from(['"a,b"', '"\\\\\\"]"', '{"k": "v"}', '["x", "y"]']), min_size=1, max_size=3),
+    st.integers(1, 9),
+)
+def test_list_goes_round_wherever_its_tokens_end(cycle: list[str], size: int) -> None:
+    copies = max(4, -(-160 // sum(map(len, cycle))))
+    begun = f'{{"first": [1, 2], "second": ["z", {", ".join(cycle * copies)}'.encode()
+    answer = begun + b", " + ", ".join(cycle * 9).encode()
+    reader = ListReader()
+    for start in range(0, len(answer), size):
+        end = reader.read(answer[start : start + size])
+        if end is not None:
+            assert start + end <= len(begun) and cycle[-1].encode() == answer[: start + end][-len(cycle[-1]) :]
+            return
+    raise AssertionError("the list goes on")
+
+
+def test_list_of_numbers_and_list_with_another_entry_go_on() -> None:
+    for entries in (["0"] * 999, ["[0, 0]"] * 200, [*['"spam"'] * 26, '"ham"', *['"spam"'] * 26], ['"a"'] * 50):
+        assert ListReader().read(f"[{', '.join(entries)}".encode()) is None
 
 
 def test_vote_counts_a_repetition_as_no_answer(chatml_model: Path, tmp_path: Path) -> None:

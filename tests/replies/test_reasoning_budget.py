@@ -21,7 +21,8 @@ from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import EMBEDDED, Settings
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.engine.requests import MIN_TOKENS, Force, Request
+from cerebrum_cli.engine.repetition import MIN_TOKENS
+from cerebrum_cli.engine.requests import Force, Request
 from cerebrum_cli.formats.markup import HARMONY_FINAL, REASONING_MARKUPS, closing_sentence
 from cerebrum_cli.replies.reply_controls import MAX_BIAS, SENTENCE_TOKENS, endings
 

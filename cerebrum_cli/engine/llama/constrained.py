@@ -18,6 +18,7 @@ from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.vocabulary import continuation
 from cerebrum_cli.engine.llama.logits import ChainSampler
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
+from cerebrum_cli.engine.repetition import ListReader
 from cerebrum_cli.engine.step import Constraint
 from cerebrum_cli.grammars.guidance import compile_grammar
 
@@ -71,6 +72,19 @@ class Matcher:
         is_allowed = numpy.unpackbits(bits, count=len(row_logits), bitorder="little").view(bool)
         return numpy.where(is_allowed, row_logits, numpy.float32(-inf))
 
+    def replace(self, token: int, text: bytes) -> TokenIds:
+        """Accept the tokens of a text instead of the last token; none, and no change, if the grammar rejects them."""
+        data = list(self._vocabulary.piece(token))
+        self._matcher.rollback(len(data))
+        count = self._matcher.try_consume_tokens(list(text))
+        if count < len(text):
+            self._matcher.rollback(count)
+            self._matcher.consume_tokens(data)
+            return ()
+        tokens = continuation(self._vocabulary, (Text(text.decode()),))
+        self._unread[-1:] = tokens
+        return tokens
+
     def accept_forced(self) -> TokenIds:
         """Continue with the text that must follow, up to its last token, which may end differently."""
         matcher = self._matcher.deep_copy()  # it fails if the text has no end
@@ -111,12 +125,19 @@ class GrammarSampler:
         self._forced = constraint.forced
         self._applies = False
         self._free = free
-        self._markup: deque[int] = deque()  # completes the markup that has begun
+        self._lists = ListReader() if constraint.closes_lists else None
+        self._queued: deque[int] = deque()  # completes the markup that has begun, or closes a list
 
     def sample(self, row: int) -> int:
         """Sample the next token that the grammar allows, if it applies; GrammarError if there is none."""
         if self._text.stage == "thinking":
             return (self._free or self._chain).sample(row)
+        if self._queued:
+            token = self._queued.popleft()
+            self.accept(token)
+            if self._applies and not self._queued:
+                self._force()
+            return token
         row_logits = self._chain.logits(row)
         token = self._chain.draw(row_logits)
         if self._applies or (passing := self._before_answer(token)) is None:
@@ -126,8 +147,6 @@ class GrammarSampler:
 
     def _before_answer(self, token: int) -> int | None:
         """The token that precedes the answer: the one drawn, or one of markup; None if the answer starts here."""
-        if self._markup:
-            return self._markup.popleft()
         text = self._text
         piece = self._vocabulary.piece(token, special=True).decode(errors="replace")
         if text.stage == "undecided" and text.precedes_answer(token, piece):
@@ -137,18 +156,26 @@ class GrammarSampler:
         if fits and (held or not text.missing_markup):
             text.begin_answer()
             self._applies = True
+            self._read(held)
             self._force()
             return self._forced.popleft() if self._forced else None
         if not text.missing_markup:
             problem = "the answer begins in the token that ends the reasoning, and the grammar rejects"
             raise GrammarError(f"{problem} {text.answer_start!r}", "ask again, or use --think off")
         self._matcher.reset()
-        self._markup += continuation(self._vocabulary, (Text(text.missing_markup, trusted=True),))
-        return self._markup.popleft()
+        self._queued += continuation(self._vocabulary, (Text(text.missing_markup, trusted=True),))
+        return self._queued.popleft()
 
     def _force(self) -> None:
         if self._forced is not None:
-            self._forced.extend(self._matcher.accept_forced())
+            tokens = self._matcher.accept_forced()
+            self._read(tokens)
+            self._forced.extend(tokens)
+
+    def _read(self, tokens: TokenIds) -> None:
+        if self._lists:
+            for token in tokens:
+                self._lists.read(self._vocabulary.piece(token), may_repeat=True)
 
     def _constrained(self, row_logits: Any, token: int) -> int:
         """The token, or another one if the grammar does not allow it; GrammarError if it allows none."""
@@ -158,6 +185,23 @@ class GrammarSampler:
                 token = self._chain.draw(allowed)
             if not self._matcher.accept(token):
                 raise GrammarError("the grammar rejects every possible next token", COMPLETABLE)
+        if self._lists and not self._vocabulary.is_eog(token):
+            token = self._close_list(self._lists, token)
         self.accept(token)
-        self._force()
+        if not self._queued:
+            self._force()
+        return token
+
+    def _close_list(self, lists: ListReader, token: int) -> int:
+        """The token, or the first of those that close a list which it would let repeat its last entries again."""
+        data = self._vocabulary.piece(token)
+        end = lists.read(data)
+        if end is None:
+            return token
+        if closing := self._matcher.replace(token, data[:end] + b"]"):
+            lists.read(b"]")
+            self._text.has_closed_list = True
+            self._queued += closing[1:]
+            return closing[0]
+        lists.read(data[end:], may_repeat=True)
         return token
