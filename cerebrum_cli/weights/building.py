@@ -41,16 +41,8 @@ class Converter:
         from cerebrum_cli.weights.merge import write_plan
         from cerebrum_cli.weights.plan import plan_conversion
 
-        weights, library, type = self.weights, self.puller.library, plan.chosen.quantization
-        base = name or plan.available.name
-        registered = name or f"{base}:{type}"
-        directory = library.registry.conversion_directory / base.replace("/", "--")
-        path = directory / f"{weights.name.rpartition('/')[2]}-{type}.gguf"
-        if name or not weights.remote:
-            library.require_free_name(base, library.catalogue.in_file(path), path=path)
-        if not weights.remote and library.registry.find(registered):
-            hint = f"choose another name with --name, or remove it: cerebrum rm {registered}"
-            raise UsageError(f"{registered} was converted from other weights", hint)
+        weights, progress, type = self.weights, self.puller.progress, plan.chosen.quantization
+        registered, path = self._free_place(plan, name)
         self._fetch(plan, plan.chosen.size, f"convert it to {type} ({format_size(plan.chosen.size)})")
         texts = {"source": weights.name}
         if weights.remote:
@@ -58,9 +50,24 @@ class Converter:
         texts |= {"sha256": weights.sha256, "configuration": weights.configuration}
         converted = plan_conversion(read_checkpoint(weights.folder, weights.name), type, texts)
         if notice := converted.unfit_notice(type):
-            self.puller.progress.notice(notice)
-        on_progress = partial(self.puller.progress.update, "convert")
-        return write_plan(library, converted, path, registered, "converted", on_progress)
+            progress.notice(notice)
+        on_progress = partial(progress.update, "convert")
+        return write_plan(self.puller.library, converted, path, registered, "converted", on_progress)
+
+    def _free_place(self, plan: DownloadPlan, name: str | None) -> tuple[str, Path]:
+        """The name and the path of a conversion. Raises UsageError if they belong to other weights."""
+        library, type = self.puller.library, plan.chosen.quantization
+        base = name or plan.available.name
+        registered = name or f"{base}:{type}"
+        directory = library.registry.conversion_directory / base.replace("/", "--")
+        path = directory / f"{self.weights.name.rpartition('/')[2]}-{type}.gguf"
+        is_local = self.weights.remote is None
+        if name or is_local:
+            library.require_free_name(base, library.catalogue.in_file(path), path=path)
+        if is_local and library.registry.find(registered):
+            hint = f"choose another name with --name, or remove it: cerebrum rm {registered}"
+            raise UsageError(f"{registered} was converted from other weights", hint)
+        return registered, path
 
     def fetch(self, plan: DownloadPlan) -> Path:
         """Download the weights alone, to be merged, and return their folder."""

@@ -101,16 +101,21 @@ def _sums(tables: TablesByName, layers: Sequence[Layer]) -> Iterator[tuple[str, 
         if not name.startswith(_AFTER_LAYERS):
             yield name, _terms(tables, first, before, name)
     for number, layer in enumerate(layers):
-        by_source: list[Tensors] = [tables[model].tensors_by_layer.get(at, {}) for model, at in layer.sources]
-        for model, found in zip(layer.slice.models, by_source, strict=True):
-            for part in sorted(found.keys() - by_source[0].keys()):
-                problem = f"{tables[layer.slice.models[0]].name} has no {found[part].name}"
-                raise MergeError(f"{problem}, unlike {tables[model].name}", SAME_SHAPE_HINT)
-        for part in by_source[0]:
-            yield f"blk.{number}.{part}", _terms(tables, layer.slice, by_source, part)
+        for part, terms in _layer_sums(tables, layer):
+            yield f"blk.{number}.{part}", terms
     for name in after[0]:
         if name.startswith(_AFTER_LAYERS):
             yield name, _terms(tables, last, after, name)
+
+
+def _layer_sums(tables: TablesByName, layer: Layer) -> Iterator[tuple[str, Sequence[Term]]]:
+    by_source: list[Tensors] = [tables[model].tensors_by_layer.get(number, {}) for model, number in layer.sources]
+    models = [tables[model].name for model in layer.slice.models]
+    for model, tensors in zip(models, by_source, strict=True):
+        for part in sorted(tensors.keys() - by_source[0].keys()):
+            raise MergeError(f"{models[0]} has no {tensors[part].name}, unlike {model}", SAME_SHAPE_HINT)
+    for part in by_source[0]:
+        yield part, _terms(tables, layer.slice, by_source, part)
 
 
 def _global_tensors(table: Table) -> dict[str, Tensor]:

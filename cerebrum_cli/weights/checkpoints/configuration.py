@@ -157,15 +157,7 @@ class Configuration:
 
 def configuration(path: Path, content: JsonObject) -> Configuration:
     """The configuration in a file. Raises ModelFileError if such a model cannot be converted."""
-    if not content.get("architectures"):
-        raise ModelFileError(path, "has no `architectures`", 'add the class of the model, such as ["LlamaForCausalLM"]')
-    architecture = str(content["architectures"][0])
-    name = _MULTIMODAL.get(architecture, architecture.removesuffix(_ENDING))
-    family = FAMILIES.get(name)
-    if family is None or name == architecture:
-        raise ModelFileError(
-            path, f"cannot convert {truncate(ascii(architecture)[1:-1], 60)}", f"supported: {', '.join(FAMILIES)}"
-        )
+    family = _family(path, content)
     if quantization := content.get("quantization_config"):
         method = quantization.get("quant_method")
         raise ModelFileError(path, f"its weights are already quantized ({truncate(str(method), 60)})", FROM_SOURCE)
@@ -179,6 +171,17 @@ def configuration(path: Path, content: JsonObject) -> Configuration:
     _set_rope(checked, whole)
     _require_hyperparameters(checked)
     return checked
+
+
+def _family(path: Path, content: JsonObject) -> Family:
+    if not content.get("architectures"):
+        raise ModelFileError(path, "has no `architectures`", 'add the class of the model, such as ["LlamaForCausalLM"]')
+    architecture = str(content["architectures"][0])
+    name = _MULTIMODAL.get(architecture, architecture.removesuffix(_ENDING))
+    if name not in FAMILIES or name == architecture:
+        shown = truncate(ascii(architecture)[1:-1], 60)
+        raise ModelFileError(path, f"cannot convert {shown}", f"supported: {', '.join(FAMILIES)}")
+    return FAMILIES[name]
 
 
 def _set_rope(configuration: Configuration, content: JsonDict) -> None:

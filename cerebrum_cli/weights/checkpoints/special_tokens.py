@@ -5,7 +5,7 @@ Damaged files raise ValueError, LookupError, TypeError or AttributeError.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import truncate
@@ -26,18 +26,21 @@ def special_tokens(
 ) -> dict[str, Value]:
     """The metadata, from tokenizer_config.json, tokenizer.json, generation_config.json and config.json."""
     stated = {name: _stated(name, ids, size, settings, configs) for name in _NAMES}
-    numbers = {_NAMES[name]: found[0] for name, found in stated.items() if found}
-    adds = {"bos": False, "eos": False}
-    if not tokenizer:  # otherwise transformers ignores these settings
-        adds = {"bos": settings.get("add_bos_token") is not False, "eos": settings.get("add_eos_token") is True}
-    for name, text in _template_tokens(tokenizer):
-        if adds[name] or numbers.setdefault(name, ids[text]) != ids[text]:
-            raise Unsupported(f"a post-processor that adds another token than {name}_token:", text)
-        adds[name] = True
-    known = {numbers.get("eos"), *(ids.get(text) for text in _KNOWN_ENDS.split())}
-    numbers |= _additional_ends(end for end in stated["eos"] if end not in known)
-    values = {f"{name}_token_id": Value("UINT32", number) for name, number in numbers.items()}
-    return values | {f"add_{name}_token": Value("BOOL", added and name in numbers) for name, added in adds.items()}
+    tokens = {name: numbers[0] for name, numbers in stated.items() if numbers}
+    adds = {"bos": settings.get("add_bos_token") is not False, "eos": settings.get("add_eos_token") is True}
+    if tokenizer:  # transformers ignores these settings then
+        added = _template_tokens(tokenizer)
+        adds = {name: name in added for name in adds}
+        for name, text in added.items():
+            if tokens.setdefault(name, ids[text]) != ids[text]:
+                raise _another_token(name, text)
+    values = {f"{_NAMES[name]}_token_id": Value("UINT32", number) for name, number in tokens.items()}
+    for name, is_added in adds.items():
+        values[f"add_{name}_token"] = Value("BOOL", is_added and name in tokens)
+    known = {tokens.get("eos"), *(ids.get(text) for text in _KNOWN_ENDS.split())}
+    for name, number in _additional_ends(end for end in stated["eos"] if end not in known).items():
+        values[f"{name}_token_id"] = Value("UINT32", number)
+    return values
 
 
 def _stated(
@@ -74,11 +77,12 @@ def _additional_ends(ends: Iterable[int]) -> dict[str, int]:
     return dict(zip(_ADDITIONAL_ENDS, additional, strict=False))
 
 
-def _template_tokens(tokenizer: JsonObject) -> Iterator[tuple[str, str]]:
-    """Yield the tokens that the post-processor puts around a text: "bos" or "eos" by their place, and their text."""
+def _template_tokens(tokenizer: JsonObject) -> dict[str, str]:
+    """The tokens that the post-processor puts around a text: "bos" in front of it, "eos" behind."""
     templates = [step for step in steps(tokenizer, "post_processor") if step["type"] != "ByteLevel"]
     if [template["type"] for template in templates] not in ([], ["TemplateProcessing"]):
         raise Unsupported("the post-processor", tokenizer["post_processor"])
+    tokens = dict[str, str]()
     for template in templates:
         place = "bos"
         for piece in template["single"]:
@@ -86,4 +90,11 @@ def _template_tokens(tokenizer: JsonObject) -> Iterator[tuple[str, str]]:
                 place = "eos"
                 continue
             for text in template["special_tokens"][piece["SpecialToken"]["id"]]["tokens"]:
-                yield place, text
+                if place in tokens:
+                    raise _another_token(place, text)
+                tokens[place] = text
+    return tokens
+
+
+def _another_token(name: str, text: str) -> Unsupported:
+    return Unsupported(f"a post-processor that adds another token than {name}_token:", text)
