@@ -256,7 +256,7 @@ class Reply:
         finish = self.finish
         tokens = f"{finish.completion_tokens} tokens"
         is_blank = not (self._after_rounds("answer").strip() or finish.calls)
-        is_reasoning = is_blank and self.reasoning is not None
+        is_reasoning = is_blank and bool(self._after_rounds("thinking"))
         if grammar and grammar.is_schema and finish.by_stop_string:
             return NoticeEvent("a stop string ended the answer", "omit --stop")
         if grammar and is_reasoning and finish.reason in UNFINISHED_REASONING:
@@ -275,19 +275,21 @@ class Reply:
             case "repetition":
                 hint = "--set loop_check=off lets it repeat; or try a higher --temperature, or --set repeat_penalty=1.1"
                 return NoticeEvent(f"the reply repeats itself and was stopped after {tokens}", hint)
-            case "stop" if is_reasoning:
-                limit = "--think N" if finish.context_size else "a larger context of the server"
-                hint = f"read it with --show-thinking, or use --think off or {limit}"
-                return NoticeEvent("the reply has only reasoning, no answer", hint)
-            case "stop" if is_blank and self._rounds:
-                return NoticeEvent("the model wrote nothing after the results of its functions", "ask again")
-            case "stop" if is_blank and finish.context_size:
-                return NoticeEvent(
-                    "the model's answer is blank", "check the prompt format with --dry-run, or ask again"
-                )
-            case "stop" if is_blank:  # a server makes the prompt
-                return NoticeEvent("the model's answer is blank", f"{larger_context(is_remote=True)}, or ask again")
+            case "stop" if is_blank:
+                return self._blank_notice()
         return None
+
+    def _blank_notice(self) -> NoticeEvent:
+        """The notice of a reply that ended by itself without an answer; a server's context may be unknown."""
+        has_context = bool(self.finish.context_size)
+        if self._after_rounds("thinking"):
+            limit = "--think N" if has_context else "a larger context of the server"
+            hint = f"read it with --show-thinking, or use --think off or {limit}"
+            return NoticeEvent("the reply has only reasoning, no answer", hint)
+        if self._rounds:
+            return NoticeEvent("the model wrote nothing after the results of its functions", "ask again")
+        advice = "check the prompt format with --dry-run" if has_context else larger_context(is_remote=True)
+        return NoticeEvent("the model's answer is blank", f"{advice}, or ask again")
 
     @property
     def final_answer(self) -> str | None:
