@@ -13,11 +13,10 @@ from cerebrum_cli.core.environment import environment
 if TYPE_CHECKING:
     from cerebrum_cli.cli import Command
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.cli.commands import Commands
+    from cerebrum_cli.cli.outside_commands import Commands
     from cerebrum_cli.terminal.streams import Streams
 
 COMPLETION = "_CEREBRUM_COMPLETE"  # set by a shell that asks for completions
-CORE = {command.name: command for command in COMMANDS}
 
 
 def run(arguments: list[str] | None = None, app: App | None = None) -> int:
@@ -65,22 +64,19 @@ def named_command(words: Sequence[str], commands: Commands) -> Command | None:
 
 
 def all_commands() -> Commands:
-    from cerebrum_cli.cli.commands import every_command
+    from cerebrum_cli.cli.outside_commands import every_command
 
     commands, _ = every_command()
     return commands
 
 
 def commands_for(words: Sequence[str], app: App | None) -> Commands:
-    """The commands of the core, and the others if the words name no command of it, with a warning of broken ones."""
-    if named_command(words, CORE):
-        return CORE
-    from cerebrum_cli.cli.commands import every_command, own_commands
+    """The commands of this package, and others if the words name none of it, with a warning of broken ones."""
+    if named_command(words, COMMANDS):
+        return COMMANDS
+    from cerebrum_cli.cli.outside_commands import every_command
     from cerebrum_cli.core.events import NoticeEvent
 
-    commands = own_commands()
-    if named_command(words, commands):
-        return commands
     commands, warnings = every_command()
     for problem, hint in warnings:
         streams_of(app).note(NoticeEvent(problem, hint))

@@ -9,8 +9,8 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from cerebrum_cli.cli import COMMANDS
 from cerebrum_cli.cli.command_line import assembled
-from cerebrum_cli.cli.commands import own_commands
 from cerebrum_cli.core.declaration import HEADINGS
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
 from cerebrum_cli.terminal.repl.slash_lines import KEYS
@@ -48,7 +48,7 @@ def pages() -> dict[str, str]:
 
 def cli_page() -> str:
     """Every command with its help; an option that several commands explain in the same words is explained once."""
-    commands = own_commands()
+    commands = COMMANDS
     group: Any = assembled(commands, commands)
     program = group.context_class(group, info_name="cerebrum", terminal_width=WIDTH, **group.context_settings)
     contexts = list(contexts_below(program))
@@ -143,7 +143,7 @@ def block(text: str) -> list[str]:
 
 def man_page(commands: str) -> str:
     """The page of commands for `man`, in its markup."""
-    program: Any = assembled(own_commands(), ())
+    program: Any = assembled(COMMANDS, ())
     lines = [".TH CEREBRUM 1", ".SH NAME", rf"cerebrum \- {program.help}", ".SH DESCRIPTION", roff(program.epilog)]
     _, *sections = commands.split("\n## ")
     for section in sections:

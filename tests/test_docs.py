@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from cerebrum_cli.cli import COMMANDS
 from cerebrum_cli.cli.command_line import assembled
-from cerebrum_cli.cli.commands import own_commands
 from cerebrum_cli.core.saved_prompts import read_prompt
 from cerebrum_cli.core.settings import read_config
 from cerebrum_cli.library.catalogue_file import load_catalogue
@@ -63,7 +63,7 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_in_examples_have_valid_options(page: Path) -> None:
-    group: Any = assembled(own_commands(), own_commands())
+    group: Any = assembled(COMMANDS, COMMANDS)
     blocks = re.findall(r"^```(?:sh|console)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     for line in lines:

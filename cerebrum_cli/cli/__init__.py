@@ -1,4 +1,4 @@
-"""The command line: what a package adds to it, the commands of the core, and what all commands share."""
+"""The command line: its commands, and what they share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ EPILOG = "Every setting can also be set as CEREBRUM_...: --max-tokens is CEREBRU
 class Command(NamedTuple):
     """A command: its name, the module and the class, group or Typer app in it, and its summary.
 
-    The module is imported when the command, its help or its completion is wanted.
+    The module is imported when the command, its help or its completion is wanted. Packages from outside name a tuple of
+    commands by an entry point of the group `cerebrum.commands`.
     """
 
     name: str
@@ -20,22 +21,7 @@ class Command(NamedTuple):
     summary: str
 
 
-class Extension(NamedTuple):
-    """What a package adds, which its module `extension` describes without importing more.
-
-    All else is named as "MODULE:NAME". `distribute` answers rows on a Ray cluster. `open_servers` gives what finds the
-    functions of MCP servers. `model_builder` is a `library.pull.ModelBuilder`. `run_details` is a function of a
-    run's model and objects: what else its report says, if anything.
-    """
-
-    commands: tuple[Command, ...] = ()
-    distribute: str = ""
-    open_servers: str = ""
-    model_builder: str = ""
-    run_details: str = ""
-
-
-COMMANDS = (
+_COMMANDS = (
     Command("chat", "cerebrum_cli.cli.chat", "ChatCommand", "Chat with a model"),
     Command("ask", "cerebrum_cli.cli.ask", "AskCommand", "Answer one question, also in a pipe"),
     Command("batch", "cerebrum_cli.cli.batch", "BatchCommand", "Answer the prompts in a file"),
@@ -47,4 +33,16 @@ COMMANDS = (
     Command("sessions", "cerebrum_cli.cli.sessions", "GROUP", "List, search, show and delete saved sessions"),
     Command("config", "cerebrum_cli.cli.configuration", "ConfigCommand", "List and change the settings in config.toml"),
     Command("prompts", "cerebrum_cli.cli.prompts", "GROUP", "List, show, edit and delete saved prompts"),
+    Command(
+        "decide",
+        "cerebrum_cli.decide.decide_command",
+        "DecideCommand",
+        "Choose among given answers, with a probability",
+    ),
+    Command("doctor", "cerebrum_cli.doctor.doctor_command", "DoctorCommand", "Check the whole installation"),
+    Command("eval", "cerebrum_cli.eval.eval_command", "EvalCommand", "Measure how well a model answers"),
+    Command("runs", "cerebrum_cli.eval.runs_command", "GROUP", "Show and compare the results of cerebrum eval"),
+    Command("lm-eval", "cerebrum_cli.lm_eval.lm_eval_command", "LmEvalCommand", "Run tasks of lm-evaluation-harness"),
+    Command("merge", "cerebrum_cli.weights.merge_command", "MergeCommand", "Merge models from a recipe"),
 )
+COMMANDS = {command.name: command for command in _COMMANDS}  # in the order of help

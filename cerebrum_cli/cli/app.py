@@ -58,9 +58,9 @@ class App(Installation):
         from_weights: bool = False,
     ) -> Iterator[Puller]:
         """What plans downloads and pulls models, with progress and questions on the terminal."""
-        from cerebrum_cli.cli.commands import loaded, optional_packages
         from cerebrum_cli.library.pull import DownloadOptions, Puller
         from cerebrum_cli.terminal.progress import FileProgress
+        from cerebrum_cli.weights.building import BUILDER
 
         def confirm(question: str, default: bool) -> bool | None:
             progress.close()
@@ -68,14 +68,13 @@ class App(Installation):
                 return yes or None
             return self.streams.confirm(question, default)
 
-        builders = [extension.model_builder for extension in optional_packages() if extension.model_builder]
         with FileProgress(self.streams) as progress:
             yield Puller(
                 library=self.library,
                 progress=progress,
                 confirm=confirm,
                 options=DownloadOptions(offline, context, type, from_weights),
-                builder=loaded(builders[0]) if builders else None,
+                builder=BUILDER,
             )
 
     def readable_settings(self, overrides: Layer, recommended: Layer | None = None) -> Settings:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.cli import Command
     from cerebrum_cli.cli.command import BaseCommand, CommandGroup
-    from cerebrum_cli.cli.commands import Commands
+    from cerebrum_cli.cli.outside_commands import Commands
 
 OFF = dict.fromkeys(("help", "install_completion", "show_completion"), False)  # a value that Typer need not convert
 

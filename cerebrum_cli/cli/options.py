@@ -9,12 +9,11 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 import typer
 
 from cerebrum_cli.cli.command import BaseCommand
-from cerebrum_cli.cli.commands import provided
 from cerebrum_cli.core.declaration import (
     NAME,
     PATH,
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.saved_prompts import SavedPrompt
     from cerebrum_cli.core.tools import ToolFinder, Tools
     from cerebrum_cli.library.installed import InstalledModel
+    from cerebrum_cli.mcp.mcp_servers import McpServers
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.servers.endpoint import Servers
 
@@ -172,7 +172,7 @@ class GenerationOptions(ConstrainedOptions):
 
 @option_group
 class ToolOptions(BaseCommand):
-    """Functions that the model may call; those of MCP servers come from the optional package `mcp`."""
+    """Functions that the model may call."""
 
     tool: tuple[str, ...] = option(
         "Functions that the model may call (repeatable)", "Input", TEXTS, default=(), metavar="python|FILE|NAME"
@@ -196,15 +196,18 @@ class ToolOptions(BaseCommand):
         """What finds the functions of sources that are neither `python` nor a file."""
 
         @cache
-        def servers() -> ToolFinder | None:
-            open_servers = provided("open_servers", "--mcp", "mcp") if self.mcp else provided("open_servers")
-            return None if open_servers is None else cast("ToolFinder", open_servers(app, self.mcp))
+        def servers() -> McpServers:
+            from cerebrum_cli.mcp.mcp_servers import McpServers
+
+            path = app.config_directory / "config.toml"
+            opened = McpServers(app.config.mcp, path, self.mcp, app.streams.note)
+            app.on_exit.callback(opened.close)
+            return opened
 
         def find(source: str) -> Tools | None:
             if source not in self.mcp and (source == "python" or source.endswith(".py")):
                 return None
-            find_there = servers()
-            return find_there(source) if find_there else None
+            return servers().tools_of(source)
 
         return find
 

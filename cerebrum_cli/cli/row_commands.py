@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.cli.command import BaseCommand
-from cerebrum_cli.cli.commands import provided
 from cerebrum_cli.cli.options import AnswerOptions, ConstrainedOptions, ToolOptions, name_grammar_in_errors
 from cerebrum_cli.core.declaration import INTEGER, flag, option, option_group, switch
 from cerebrum_cli.core.errors import EndpointError, EngineError, Interrupted, UsageError
@@ -90,7 +89,7 @@ class ConcurrencyOptions(AnswerOptions):
 
 @option_group
 class RowOptions(ToolOptions, ConstrainedOptions, ConcurrencyOptions):
-    """Options of a command that answers rows: here, on servers, or on a cluster, by the optional package `cluster`."""
+    """Options of a command that answers rows: here, on servers, or on a cluster."""
 
     ray: str | None = option("Generate on the nodes of a Ray cluster", "Model", metavar="ADDRESS|auto|local")
     ray_workers: int | None = option("Workers with --ray [default: one per GPU or node]", "Model", INTEGER, metavar="N")
@@ -115,8 +114,9 @@ class RowOptions(ToolOptions, ConstrainedOptions, ConcurrencyOptions):
         if self.ray is not None:
             if results.has_more:  # rows that a worker lost are read again
                 raise UsageError("--ray needs the rows as a file", "save them, and name the file")
-            distribute = provided("distribute", "--ray", "cluster")
-            distributed = distribute(source, work, results, self.ray, self.ray_workers)
+            from cerebrum_cli.cluster.distribution import distribute
+
+            distributed = distribute(source, work.missing, work.asker, results, self.ray, self.ray_workers)
             yield distributed.answer(), distributed.cancelled.set
             return
         with name_grammar_in_errors(self.schema, self.grammar), super().answering(source, results, work) as answering:

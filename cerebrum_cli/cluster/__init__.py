@@ -1,4 +1,4 @@
-"""Optional: answer rows on the nodes of a Ray cluster.
+"""Answer rows on the nodes of a Ray cluster.
 
-Public module: `extension`.
+Public module: `distribution`.
 """

@@ -17,7 +17,6 @@ from typing import cast
 
 from cerebrum_cli.batch.answering import Asker, answer_rows
 from cerebrum_cli.batch.input_row import InputRow
-from cerebrum_cli.cli.row_commands import Work
 from cerebrum_cli.cluster.ray_adapter import Message, Plan, Records, WorkerReport, answer_blocks
 from cerebrum_cli.core import events
 from cerebrum_cli.core.errors import EndpointError, ModelFileError, ModelNotFound, NoServerError, UsageError
@@ -42,8 +41,13 @@ START_S = 120.0  # in which Ray and a worker start
 PATIENCE_S = START_S + 600.0  # without a worker
 
 
-def distribute(source: ModelSource, work: Work, run: Results, address: str, workers: int | None) -> Distribution:
-    """Some work, of which the rows that `run` lacks are to be answered on the cluster that `--ray` names.
+MissingRows = Callable[[Results], Iterable[tuple[int, InputRow]]]
+
+
+def distribute(
+    source: ModelSource, missing: MissingRows, asker: Asker, run: Results, address: str, workers: int | None
+) -> Distribution:
+    """What asks the rows that `run` lacks on the cluster that `--ray` names.
 
     Raises UsageError.
     """
@@ -64,9 +68,9 @@ def distribute(source: ModelSource, work: Work, run: Results, address: str, work
         settings=replace(settings, **in_directory(paths, Path.cwd())),
         servers=servers,
     )
-    job = NodeJob(identity, model.path, model.reference, portable, work.asker)
+    job = NodeJob(identity, model.path, model.reference, portable, asker)
     cluster = partial(answer_blocks, parse_cluster(address), workers, not servers)
-    return Distribution(cluster, job, run, work.missing, slots // work.asker.samples)
+    return Distribution(cluster, job, run, missing, slots // asker.samples)
 
 
 def parse_cluster(text: str) -> str | int:
@@ -85,7 +89,7 @@ class Distribution:
     cluster: Callable[[Plan], Generator[Message, None, None]]
     job: NodeJob
     run: Results
-    missing: Callable[[Results], Iterable[tuple[int, InputRow]]]
+    missing: MissingRows
     slots: int
     patience: float = PATIENCE_S
     cancelled: Event = field(default_factory=Event)

@@ -1,1 +1,1 @@
-"""Optional: check the whole installation."""
+"""Check the whole installation."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cerebrum_cli.cli.command import BaseCommand, argument
-from cerebrum_cli.cli.commands import loaded, optional_packages
 from cerebrum_cli.cli.options import json_option
 from cerebrum_cli.core.declaration import PATH, option, option_group, switch
 from cerebrum_cli.core.differences import describe_differences
@@ -121,12 +120,9 @@ class RunDetails(Protocol):
 
 def details_of(run: Run) -> RunDetails | None:
     """What another package says of a run."""
-    for extension in optional_packages():
-        if extension.run_details:
-            details: RunDetails | None = loaded(extension.run_details)(run.model, run.objects)
-            if details:
-                return details
-    return None
+    from cerebrum_cli.decide.measures import run_measures
+
+    return run_measures(run.model, run.objects)
 
 
 def scored(app: App, run: Run) -> list[ScoredQuestion]:

@@ -54,7 +54,7 @@ class DownloadOptions:
 
 @frozen
 class Conversion:
-    """Weights in safetensors, and what they can be converted to, as the optional package `weights` reads them.
+    """Weights in safetensors, and what they can be converted to, as the package `weights` reads them.
 
     `name` is that of their repository or folder, `size` their bytes. `header` is that of any converted file; `sizes`
     are the bytes of the files by type. Types in `installed` are converted already, the newest last. `build` makes a

@@ -36,7 +36,7 @@ from cerebrum_cli.library.registry import RegistryEntry
 
 
 class ModelBuilder(NamedTuple):
-    """What the optional package `weights` does for a Puller: convert safetensors, and merge catalog models.
+    """What the package `weights` does for a Puller: convert safetensors, and merge catalog models.
 
     `conversion` reads what weights in a folder or repository can be converted to; `merge` makes a model of the catalog,
     by its reference and a chosen name, from source models, which are pulled first; `describe_merge` says how.
@@ -59,7 +59,7 @@ class Puller:
     progress: Progress
     confirm: Callable[[str, bool], bool | None]
     options: DownloadOptions
-    builder: ModelBuilder | None = None
+    builder: ModelBuilder
 
     @cached_property
     def planner(self) -> Planner:
@@ -120,7 +120,7 @@ class Puller:
         spec = self.library.catalogue.meant_by(reference)
         match reference:
             case ModelReference() if spec and spec.recipe:
-                return self._require_builder(spec.name).merge(self, str(reference), name)
+                return self.builder.merge(self, str(reference), name)
             case _ if self.options.from_weights:
                 return self._build(self.plan(reference), name)
             case OllamaReference():
@@ -167,20 +167,14 @@ class Puller:
 
     def _conversion(self, source: Path | Listing) -> Conversion:
         if isinstance(source, Path):
-            return self._require_builder(str(source)).conversion(self, source)
-        return self._require_builder(source.repo_id).conversion(self, RemoteFiles(self, source))
-
-    def _require_builder(self, name: str) -> ModelBuilder:
-        if self.builder is None:
-            problem = f"{name} has no GGUF file, and the optional package weights, which builds one, is not installed"
-            raise ModelNotFound(problem, "choose another: cerebrum list --available, or cerebrum search")
-        return self.builder
+            return self.builder.conversion(self, source)
+        return self.builder.conversion(self, RemoteFiles(self, source))
 
     def describe_merge(self, plan: DownloadPlan) -> str | None:
         """How the chosen model is merged; None if it is not."""
         if not (plan.spec and plan.spec.recipe):
             return None
-        return self._require_builder(plan.spec.name).describe_merge(self, str(plan.available.reference))
+        return self.builder.describe_merge(self, str(plan.available.reference))
 
     def _pull_registered(self, reference: Reference, name: str | None) -> InstalledModel:
         """The model of a name, in its newest upload if it is from the Hub, or registered under another name."""

@@ -1,4 +1,1 @@
-"""Optional: lm-evaluation-harness on the engine.
-
-Public modules: `extension`, its command.
-"""
+"""lm-evaluation-harness on the engine."""

@@ -1,4 +1,4 @@
-"""Optional: functions of MCP servers, programs that this one starts and talks to over their standard streams.
+"""Functions of MCP servers, which are programs or have a URL.
 
-Public module: `extension`.
+Public module: `mcp_servers`.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,22 +12,13 @@ from cerebrum_cli.core.events import OnNotice
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.settings import MCP_EXAMPLE
 from cerebrum_cli.core.text import did_you_mean, pip_install
-from cerebrum_cli.core.tools import ToolFinder, Tools
+from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.mcp.server_table import ServerTable
 
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
-    from cerebrum_cli.cli.app import App
     from cerebrum_cli.mcp.mcp_server import McpServer
-
-
-def open_servers(app: App, options: Sequence[str]) -> ToolFinder:
-    """What finds functions of servers; these start when they are asked for, and end with the command."""
-    path = app.config_directory / "config.toml"
-    servers = McpServers(app.config.mcp, path, options, app.streams.note)
-    app.on_exit.callback(servers.close)
-    return servers.tools_of
 
 
 class McpServers:

@@ -222,10 +222,8 @@ class Model:
         model that reasons, the probabilities are shares of as many replies. Raises UsageError, PromptTooLong,
         EngineError, and EndpointError for a server without log probabilities.
         """
-        try:
-            from cerebrum_cli.decide.deciding import decide_one
-        except ModuleNotFoundError as error:
-            raise UsageError("this installation has no package `decide`", "install cerebrum-cli again") from error
+        from cerebrum_cli.decide.deciding import decide_one
+
         conversation = self._request(question, None, None, {}).conversation
         return decide_one(self, conversation, choices, score, votes, by_letter=letters)
 

@@ -1,4 +1,4 @@
-"""Optional: merge models by a recipe, and convert safetensors to GGUF.
+"""Merge models by a recipe, and convert safetensors to GGUF.
 
-Public module: `extension`.
+Public module: `building`, what `pull` needs.
 """

@@ -11,7 +11,7 @@ from command_line import ROOT, CommandLine, assert_error
 GROUP = "cerebrum.commands"
 HELLO = ROOT / "tests" / "data" / "cerebrum_hello"
 QUESTION, ANSWER = "What is 2 plus 3?", "2 plus 3 makes 5. The answer is 5."
-EXTENSION = "from cerebrum_cli.cli import Command, Extension\nEXTENSION = Extension((Command{},))\n"
+MODULE = "from cerebrum_cli.cli import Command\nCOMMANDS = (Command{},)\n"
 
 
 class Site:
@@ -23,11 +23,11 @@ class Site:
         patch.syspath_prepend(folder)
 
     def install(self, package: str, source: str | None = None) -> None:
-        """A package of one module that defines EXTENSION, or one whose module is elsewhere on the path."""
+        """A package of one module that defines COMMANDS, or one whose module is elsewhere on the path."""
         self.patch.delitem(sys.modules, package, raising=False)
         if source is not None:
             (self.folder / f"{package}.py").write_text(source)
-        self.register(package, {package: f"{package}:EXTENSION"})
+        self.register(package, {package: f"{package}:COMMANDS"})
 
     def register(self, name: str, entry_points: dict[str, str]) -> None:
         described = self.folder / f"{name}-1.0.dist-info"
@@ -97,7 +97,7 @@ def test_command_from_outside_is_in_help_and_completion(site: Site, cerebrum: Co
         ("raise RuntimeError('too old')", "RuntimeError: too old"),
         ("import sys; sys.exit('no')", "SystemExit: no"),
         ("import absent_module", "ModuleNotFoundError: No module named 'absent_module'"),
-        ("EXTENSION = 1", "TypeError: broken:EXTENSION is not an Extension"),
+        ("COMMANDS = 1", "TypeError: broken:COMMANDS is not a tuple of commands"),
         (None, "ModuleNotFoundError: No module named 'broken'"),
     ],
 )
@@ -122,7 +122,7 @@ def test_package_that_fails_to_load_is_one_warning(
 def test_command_with_a_taken_name_is_one_warning(name: str, site: Site, cerebrum: CommandLine) -> None:
     whole = cerebrum.run("--help").out
     module = f"twin_of_{name}"
-    site.install(module, EXTENSION.format((name, module, "nothing", "Another one")))
+    site.install(module, MODULE.format((name, module, "nothing", "Another one")))
     done = cerebrum.run("--help")
     assert (done.code, done.out) == (0, whole)
     expected = f"note: {module}: there is another command {name}\n      rename the command, or uninstall the package\n"
@@ -130,7 +130,7 @@ def test_command_with_a_taken_name_is_one_warning(name: str, site: Site, cerebru
 
 
 def test_command_whose_module_is_broken_is_an_error(site: Site, cerebrum: CommandLine) -> None:
-    site.install("lazy", EXTENSION.format(("slow", "lazy_command", "slow", "Fail late")))
+    site.install("lazy", MODULE.format(("slow", "lazy_command", "slow", "Fail late")))
     (site.folder / "lazy_command.py").write_text("raise RuntimeError('too late')")
     done = cerebrum.run("--help")
     assert (done.code, done.err) == (0, "") and "slow" in listed(done.out)

@@ -9,8 +9,8 @@ import pytest
 from command_line import CommandLine
 
 from cerebrum_cli import __version__
+from cerebrum_cli.cli import COMMANDS
 from cerebrum_cli.cli.command_line import assembled
-from cerebrum_cli.cli.commands import own_commands
 
 pytestmark = pytest.mark.slow
 
@@ -147,7 +147,7 @@ def test_startup_batch_imports_neither_servers_nor_a_cluster(tmp_path: Path, cha
 def test_startup_overview_has_the_same_help_as_the_whole_command_line() -> None:
     whole, outline = (
         group.get_help(group.context_class(group, info_name="cerebrum", help_option_names=["-h", "--help"]))
-        for group in (assembled(own_commands(), own_commands()), assembled(own_commands(), ()))
+        for group in (assembled(COMMANDS, COMMANDS), assembled(COMMANDS, ()))
     )
     assert whole == outline
-    assert all(f"  {command} " in outline for command in own_commands())
+    assert all(f"  {command} " in outline for command in COMMANDS)

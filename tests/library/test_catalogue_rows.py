@@ -17,6 +17,7 @@ from cerebrum_cli.library.hub import HubFile, Listing
 from cerebrum_cli.library.library import CATALOGUE, Library
 from cerebrum_cli.library.pull import DownloadOptions, Puller
 from cerebrum_cli.library.registry import Registry
+from cerebrum_cli.weights.building import BUILDER
 
 SPECS = load_catalogue([CATALOGUE])
 SOURCES = [(spec, source) for spec in SPECS for source in spec.sources]
@@ -40,7 +41,13 @@ def test_catalogue_row_resolves_and_is_planned(
     library = Library((), Registry(tmp_path), lambda: Capacity(memory))
     library.cache, library.catalogue = Cache(tmp_path), Catalogue(SPECS)
     monkeypatch.setattr(planning, "list_repository", listed)
-    puller = Puller(library=library, progress=RecordedProgress(), confirm=lambda *_: None, options=DownloadOptions())
+    puller = Puller(
+        library=library,
+        progress=RecordedProgress(),
+        confirm=lambda *_: None,
+        options=DownloadOptions(),
+        builder=BUILDER,
+    )
     plan = puller.plan(library.parse(spec.name if is_first else source.repo_id))
     assert (plan.spec, plan.available.context) == (spec, DEFAULT_CONTEXT)
     assert {fit.quantization: fit.size for fit in plan.available.candidates} == source.quantizations

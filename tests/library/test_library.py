@@ -19,6 +19,7 @@ from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
 from cerebrum_cli.library.pull import DownloadOptions, Puller
 from cerebrum_cli.library.registry import Registry, RegistryEntry
+from cerebrum_cli.weights.building import BUILDER
 
 COMMIT, DIGEST = "c" * 40, "d" * 64
 REPO = "someone/Thinker-GGUF"
@@ -87,7 +88,13 @@ def pulled(
     progress: RecordedProgress | None = None,
 ) -> InstalledModel:
     options = DownloadOptions(offline)
-    puller = Puller(library=library, progress=progress or RecordedProgress(), confirm=lambda *_: False, options=options)
+    puller = Puller(
+        library=library,
+        progress=progress or RecordedProgress(),
+        confirm=lambda *_: False,
+        options=options,
+        builder=BUILDER,
+    )
     return puller.pull(library.parse(text), name)
 
 

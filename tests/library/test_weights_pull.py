@@ -322,10 +322,3 @@ def test_weights_survive_kills_of_their_download(owner: HubUser) -> None:
         assert (owner.listed(), conversions(owner)) == ([], [])
     owner.pull(*arguments)
     assert [row["reference"] for row in owner.listed()] == [f"{REPOSITORY}:Q4_K_M"]
-
-
-def test_weights_need_the_optional_package(owner: HubUser, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cerebrum_cli.cli.commands.optional_packages", lambda: ())
-    needed = "has no GGUF file, and the optional package weights, which builds one, is not installed"
-    for reference in (REPOSITORY, folder, "cerebrum-12b"):
-        assert_error(refused(owner, reference), 3, f"{reference} {needed}")

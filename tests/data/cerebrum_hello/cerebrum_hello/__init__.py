@@ -1,3 +1,3 @@
-from cerebrum_cli.cli import Command, Extension
+from cerebrum_cli.cli import Command
 
-EXTENSION = Extension(commands=(Command("hello", "cerebrum_hello.hello", "hello", "Greet, and answer a question"),))
+COMMANDS = (Command("hello", "cerebrum_hello.hello", "hello", "Greet, and answer a question"),)

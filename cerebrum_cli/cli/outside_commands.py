@@ -1,8 +1,7 @@
-"""The commands of all packages: those of the core, of optional packages, and of packages installed beside this one.
+"""The commands of packages that are installed beside this one.
 
-An optional package is a folder beside this one with a module `extension`, and can be deleted. A package from outside
-has an entry point of the group `cerebrum.commands`, which names its `Extension`. They are looked up for help,
-completion and a word that is no other command, so that no other start waits for it.
+Such a package has an entry point of the group `cerebrum.commands`, which names a tuple of `Command`s. They are looked
+up for help, completion and a word that is no other command, so that no other start waits for it.
 """
 
 from __future__ import annotations
@@ -10,13 +9,9 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from functools import cache
-from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cerebrum_cli.cli import COMMANDS, Command, Extension
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.cli import COMMANDS, Command
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,42 +23,9 @@ Commands = dict[str, Command]  # by name, in the order of help
 Warnings = list[tuple[str, str]]  # problems, each with a hint
 
 
-@cache
-def optional_packages() -> tuple[Extension, ...]:
-    """The extensions of the optional packages that are installed."""
-    with os.scandir(Path(__file__).parents[1]) as entries:
-        found = sorted(entry.name for entry in entries if os.access(f"{entry.path}/extension.py", os.F_OK))
-    return tuple(import_module(f"cerebrum_cli.{package}.extension").EXTENSION for package in found)
-
-
-def provided(name: str, flag: str = "", package: str = "") -> Any:
-    """What the first optional package that has it provides under a name of `Extension`; None if there is none.
-
-    Raises UsageError for a `flag` that needs it.
-    """
-    for extension in optional_packages():
-        if reference := getattr(extension, name):
-            return loaded(reference)
-    if flag:
-        raise UsageError(f"{flag} needs the package `{package}`", "install cerebrum-cli again")
-    return None
-
-
-def loaded(reference: str) -> Any:
-    """What "MODULE:NAME" refers to."""
-    module, _, name = reference.partition(":")
-    return getattr(import_module(module), name)
-
-
-def own_commands() -> Commands:
-    """The commands of this package."""
-    commands = [*COMMANDS, *(command for extension in optional_packages() for command in extension.commands)]
-    return {command.name: command for command in commands}
-
-
 def every_command() -> tuple[Commands, Warnings]:
     """The commands of this package and of others, and warnings of those that cannot be used."""
-    commands = own_commands()
+    commands = dict(COMMANDS)
     warnings: Warnings = []
     for entry_point in entry_points():
         package = entry_point.dist.name if entry_point.dist else entry_point.value
@@ -83,10 +45,10 @@ def every_command() -> tuple[Commands, Warnings]:
 
 
 def commands_of(entry_point: EntryPoint) -> tuple[Command, ...]:
-    extension = entry_point.load()
-    if not isinstance(extension, Extension):
-        raise TypeError(f"{entry_point.value} is not an Extension")
-    return extension.commands
+    commands = entry_point.load()
+    if not (isinstance(commands, tuple) and all(isinstance(command, Command) for command in commands)):
+        raise TypeError(f"{entry_point.value} is not a tuple of commands")
+    return commands
 
 
 def entry_points() -> Iterable[EntryPoint]:
