@@ -1,7 +1,6 @@
 """Read a row from a JSON object: a prompt or OpenAI messages with settings, or an OpenAI batch request.
 
-Unknown keys are ignored: they may be fields for a template, or notes. In the body of a batch request they are meant for
-a server, and a notice names them. Keys that ask for something unsupported are errors. A key that the template uses as a
+Unknown keys are ignored; without a template, for which they may be fields, a notice names them. Keys that ask for something unsupported are errors. A key that the template uses as a
 field has no other meaning. In a row without settings, this goes for all keys but those of the conversation, and with a
 template for these, too.
 """
@@ -49,6 +48,8 @@ _KNOWN = {
     "prompt",
     "messages",
     "body",
+    "method",
+    "url",
     "model",
     "system",
     "n",
@@ -78,7 +79,7 @@ def read_json_row(number: int, line: str, template: Template | None, has_setting
         conversation = _conversation(meanings, rendered)
         prompt = conversation.question
         is_openai = template is None and (request is not item or "messages" in item)
-        unused = tuple(filter(rest.get, rest.keys() - item.keys() - _KNOWN))
+        unused = () if template else tuple(filter(rest.get, rest.keys() - _KNOWN))
         model = rest.get("model") if is_openai else None
         values = _settings(rest), None, input, model, unused, _grammar(rest)
         return InputRow(number, id, prompt, conversation, *values, has_own_id=is_own)

@@ -299,12 +299,8 @@ class BatchInput:
     @property
     def fingerprint(self) -> JsonDict:
         """How the rows are read, by readable names."""
-        options = self._options
-        return {
-            "input format": self.form.shape,
-            "template": options.template and options.template.text,
-            "include input": options.include_input,
-        }
+        template = self._options.template
+        return {"input format": self.form.shape, "template": template and template.text}
 
     def kind_for(self, output: Path, keys: Texts = ANSWER_KEYS) -> RowKind:
         """The rows of a result, which is a table or JSON Lines by the name of its file. Raises UsageError.

@@ -13,7 +13,7 @@ from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls
 
 if TYPE_CHECKING:
-    from cerebrum_cli.core.row_events import RowProgress
+    from cerebrum_cli.core.row_events import RowEvent
 
 
 T = TypeVar("T")
@@ -257,7 +257,7 @@ Event: TypeAlias = """(
     | FinishEvent
     | RefusedEvent
     | TallyEvent
-    | RowProgress
+    | RowEvent
     | ServersEvent
     | StageEvent
 )"""

@@ -134,12 +134,11 @@ def run_rows(
     rows: Iterable[Row],
     scope: CancelScope | None = None,
     in_order: bool = False,
-    sorts: bool = True,
 ) -> Generator[Event | Outcome, None, None]:
     """Answer rows; yield all events of loading and generating, and an Outcome for all that finishes.
 
     Rows that cannot be asked are refused as they are read. If a reader needs the rows `in_order`, no row overtakes one
-    of another window. A model on this machine `sorts` rows by their tokens, to evaluate common prefixes once. Replies
+    of another window. A model on this machine gets rows sorted by their tokens, for their common prefixes. Replies
     that call functions continue after the rows of their window, or before other rows on servers. If the `scope` is
     cancelled, rows are missing. Raises EngineError.
     """
@@ -161,8 +160,7 @@ def run_rows(
             continue
         for indices in model.engine.group_by_length([row.request for row in pending]):
             group = [pending[index] for index in indices]
-            if sorts:
-                group.sort(key=lambda row: row.request.prompt_tokens)
+            group.sort(key=lambda row: row.request.prompt_tokens)
             if not run.scope.is_set():
                 yield from run.answer(group)
 

@@ -177,12 +177,11 @@ class Model:
         rows: Iterable[Row],
         scope: CancelScope | None = None,
         in_order: bool = False,
-        sorts: bool = True,
     ) -> Generator[Event | Outcome, None, None]:
         """Answer rows, as `concurrent_rows` describes; yield all events, and an Outcome for all that finishes."""
         from cerebrum_cli.replies.concurrent_rows import run_rows
 
-        return run_rows(self, rows, scope, in_order, sorts)
+        return run_rows(self, rows, scope, in_order)
 
     def vote_events(self, request: Ask, vote: MajorityVote) -> Events:
         """Yield the events of all samples, and each new tally. Raises the error of a sample if all were refused."""

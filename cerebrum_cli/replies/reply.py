@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import cached_property
-from math import exp, fsum
 from typing import TYPE_CHECKING, Literal, Self
 
 from cerebrum_cli.core.conversation import Conversation, Message
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.answers.final import Answer
     from cerebrum_cli.replies.tally import Program
 
-PROBABILITY_DIGITS = 5  # further digits depend on what else ran; samples with the same text must be equal
-WINDOW = 16  # tokens; DeepConf (arXiv:2508.15260) takes 2,048, of replies of up to 130,000
 SLOW_PREFILL_S = 0.25  # shared prefixes that take longer to evaluate are cached on disk
 LONG_PROMPT = 256  # tokens; longer prompts are cached on disk
 TIMING_DIGITS = {  # decimals of what `--json` prints
@@ -75,7 +72,6 @@ class Reply:
             self._rounds += conversation.prefill.rounds
         self._round_ends = {"answer": 0, "thinking": 0}  # numbers of pieces
         self._tokens = array("i")
-        self._logprobs = array("d")
         self._finish: FinishEvent | None = None
         self._forced: ForcedTokens = ()  # in the reply that this one continues
 
@@ -137,14 +133,12 @@ class Reply:
                     self._correct(event.channel)
                 self._texts[event.channel].append(event.text)
                 self._tokens.extend(event.tokens)
-                if event.logprobs:
-                    self._logprobs.extend(logprob for logprob in event.logprobs if logprob is not None)
             case CallEvent(is_done=False):  # if the call is interrupted, the round is generated again
                 self._tokens = array("i")
             case RoundEvent():
                 self._rounds.append(event.round)
                 self._round_ends = {channel: len(pieces) for channel, pieces in self._texts.items()}
-                self._tokens, self._logprobs = array("i"), array("d")
+                self._tokens = array("i")
             case FinishEvent():
                 self._finish = event._replace(forced=(*self._forced, *event.forced))
 
@@ -319,18 +313,6 @@ class Reply:
         return final_answer(question, text, is_complete, kind)
 
     @property
-    def probability(self) -> float:
-        """Geometric mean of the tokens' probabilities; 0 unless the request asked for log probabilities."""
-        return mean_probability(self._logprobs)
-
-    @property
-    def lowest_window(self) -> float:
-        """Geometric mean of the probabilities of the least likely WINDOW consecutive tokens, or of all."""
-        starts = range(max(1, len(self._logprobs) - WINDOW + 1))
-        windows = (self._logprobs[start : start + WINDOW] for start in starts)
-        return mean_probability(min(windows, key=fsum))
-
-    @property
     def has_long_prompt(self) -> bool:
         """Whether it evaluated so much of the prompt that the prompt is worth caching on disk."""
         finish = self.finish
@@ -402,10 +384,3 @@ class Reply:
 def larger_context(is_remote: bool) -> str:
     """Advice to a user whose context is full."""
     return "give the server a larger context" if is_remote else "raise --ctx"
-
-
-def mean_probability(logprobs: Sequence[float]) -> float:
-    """Geometric mean of probabilities, from their logarithms; 0 without any."""
-    if not logprobs:
-        return 0.0
-    return round(exp(fsum(logprobs) / len(logprobs)), PROBABILITY_DIGITS)

@@ -245,17 +245,9 @@ class StoredResults(Results):
             source = self._paths.partial if self._partial.rows else self._paths.output
             raise BatchError(f"no answer in {source} belongs to this input", REPLACE)
 
-    def objects(self) -> Iterator[JsonDict]:
-        if (self.is_complete or self._earlier) and self.kind.table is None:
-            with self._paths.output.open("rb") as lines:
-                yield from map(json.loads, lines)
-        if not self.is_complete:
-            yield from map(json.loads, self._partial.lines([*self._partial.rows]))
-
-    def write_notes(self, notes: JsonObject) -> None:
-        self.notes = notes
+    def _save_notes(self) -> None:
         if self._partial.header is not None:
-            write_record(self._paths, Record(self._fingerprint, notes))
+            write_record(self._paths, Record(self._fingerprint, self.notes))
 
     def sync(self) -> None:
         self._partial.sync_if_due()

@@ -32,13 +32,11 @@ class RowFile:
     """The open and locked file; a line that a killed process has not finished is removed.
 
     `header` is None until one is written. `rows` are the numbers of lines by digest, and `flags` those of rows that are
-    not only finished. Raises BatchError if another process has it open, with the hint `if_busy`, or if it is damaged,
-    unless its content `is_discarded`.
+    not only finished. Raises BatchError if another process has it open, or if it is damaged, unless its content
+    `is_discarded`.
     """
 
-    def __init__(
-        self, path: Path, is_discarded: bool = False, if_busy: str = "wait for it, or choose another -o"
-    ) -> None:
+    def __init__(self, path: Path, is_discarded: bool = False) -> None:
         self.path = path
         self.header: JsonDict | None = None
         self.rows: dict[Digest, int] = {}
@@ -48,7 +46,8 @@ class RowFile:
         self._due = 0.0
         with output_errors(path):
             name = path.name.removesuffix(".partial")
-            self._file = lock_file(path, BatchError(f"another process is writing {name}", if_busy))
+            busy = BatchError(f"another process is writing {name}", "wait for it, or choose another -o")
+            self._file = lock_file(path, busy)
         try:
             with output_errors(path), path.open("rb") as lines:
                 if not is_discarded:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonDict, JsonObject, to_json
+from cerebrum_cli.core.json_types import JsonObject, to_json
 from cerebrum_cli.core.row_events import SHOWN_ERRORS, RowCounts, RowEvent
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.results.output_tables import ResultTable
@@ -131,12 +131,6 @@ class FinishedRows(Collection[int]):
         failed, truncated, undecided, empty = map(self._count, flags)
         return RowCounts(failed, truncated, undecided, empty, self.errors)
 
-    def forget(self, flags: int) -> None:
-        """Forget the rows with any of these flags, which are to be answered again."""
-        for position in self:
-            if self.flags[position] & flags:
-                self[position] = 0
-
     def _count(self, flag: int) -> int:
         return sum(rows for flags, rows in self._tally.items() if flags & flag)
 
@@ -201,20 +195,13 @@ class Results:
         if error and len(self.finished.errors) < SHOWN_ERRORS:
             self.finished.errors += (f"{self.kind.name(object)}: {error['message']}",)
 
-    def objects(self) -> Iterator[JsonDict]:
-        """Yield the objects of the finished rows that were saved."""
-        return iter(())
-
-    def write_notes(self, notes: JsonObject) -> None:
-        """Replace the notes, which are saved beside the rows."""
-        self.notes = notes
-
     def note(self, key: str, records: Records) -> None:
-        """Add records to a list of the notes, those that are not in it."""
+        """Add records to a list of the notes, which are saved beside the rows, those that are not in it."""
         known = self.notes.get(key, ())
         new = [record for record in records if record not in known]
         if new:
-            self.write_notes({**self.notes, key: [*known, *new]})
+            self.notes = {**self.notes, key: [*known, *new]}
+            self._save_notes()
 
     def note_servers(self, records: Records) -> None:
         self.note(SERVERS, records)
@@ -245,6 +232,9 @@ class Results:
 
     def _save(self, position: int, object: JsonObject, flags: int, has_own_id: bool) -> None:
         """Save the object of a row; subclasses do."""
+
+    def _save_notes(self) -> None:
+        """Save the notes; subclasses do."""
 
 
 class StreamedResults(Results):

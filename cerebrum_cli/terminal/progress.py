@@ -23,8 +23,8 @@ from cerebrum_cli.core.events import (
     StageEvent,
     TokenEvent,
 )
-from cerebrum_cli.core.row_events import RowEvent, RowProgress
-from cerebrum_cli.core.text import format_count, format_duration
+from cerebrum_cli.core.row_events import RowEvent
+from cerebrum_cli.core.text import format_duration
 from cerebrum_cli.terminal.interrupts import Signals, ignore
 from cerebrum_cli.terminal.status_line import LiveLine, Segments, StatusLine, file_bars
 from cerebrum_cli.terminal.streams import Streams
@@ -46,7 +46,7 @@ class BatchProgress:
         self._draws = draws
         self._line = LiveLine(streams, self.render)
         self._status = StatusLine(streams, model or "", is_hidden=model is None)
-        self._rows: RowProgress | None = None
+        self._rows: RowEvent | None = None
         self._before = 0  # rows answered by earlier runs
         self._running = Counter[SequenceId]()  # tokens of each sequence so far
         self._elsewhere = 0  # tokens without events
@@ -86,7 +86,7 @@ class BatchProgress:
                     self._tokens += event.completion_tokens - counted
             case ServersEvent(tokens):
                 self._elsewhere = tokens
-            case RowProgress():
+            case RowEvent():
                 if self._rows is None:
                     self._before = event.answered
                     self._began = self._latest
@@ -98,13 +98,12 @@ class BatchProgress:
         if self._rows is None or isinstance(sys.exception(), BrokenPipeError) or self._streams.is_quiet:
             return
         self._streams.note(self._summary())
-        if isinstance(self._rows, RowEvent):
-            counts = self._rows.counts
-            for message in counts.errors:
-                self._streams.note(f"  {message}")
-            more = counts.failed - len(counts.errors)
-            if counts.errors and more:
-                self._streams.note(f"  and {more} more")
+        counts = self._rows.counts
+        for message in counts.errors:
+            self._streams.note(f"  {message}")
+        more = counts.failed - len(counts.errors)
+        if counts.errors and more:
+            self._streams.note(f"  and {more} more")
 
     @property
     def _all_tokens(self) -> int:
@@ -112,9 +111,7 @@ class BatchProgress:
 
     def _summary(self) -> str:
         assert self._rows
-        done, total = self._rows.counter
-        of = format_count(total, self._rows.unit) if self._rows.unit else total
-        parts = [f"{done} of {of} done", *self._rows.clauses]
+        parts = [f"{self._rows.done} of {self._rows.total} done", *self._rows.counts.clauses]
         if self._started and self._all_tokens and self._latest > self._started:
             tokens, seconds = self._all_tokens, self._latest - self._started
             parts.append(f"{tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} t/s)")
@@ -130,11 +127,10 @@ class BatchProgress:
         if done := rows.answered - self._before:
             running = len({sequence.request for sequence in self._running})
             left = f"{format_duration(seconds_left(seconds, done, running, rows.total - rows.done))} left"
-        finished, total = rows.counter
         segments = (
-            (f"{finished:{len(str(total))}}/{total}", "green"),
+            (f"{rows.done:{len(str(rows.total))}}/{rows.total}", "green"),
             (left, ""),
-            (", ".join(rows.clauses), "red" if isinstance(rows, RowEvent) else ""),
+            (", ".join(rows.counts.clauses), "red"),
             (self._speed_text(seconds), ""),
         )
         for text, color in segments:

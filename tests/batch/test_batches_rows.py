@@ -206,9 +206,10 @@ def test_keys_without_effect_are_noted_once() -> None:
     plain = {"prompt": "a", "min_tokens": 5, "note": [1]}
     found = notices_of("\n".join(map(json.dumps, [*requests, plain, [1]])), "jsonl")
     [(message, hint)] = found
-    assert message == "ignored keys: min_tokens, priority"
+    assert message == "ignored keys: min_tokens, note, priority"
     assert "--set help" in hint
-    assert not notices_of(json.dumps(plain), "jsonl")
+    assert notices_of(json.dumps(plain), "jsonl") == [("ignored keys: min_tokens, note", hint)]
+    assert not json_row(plain, template="{note}").unused
 
 
 @pytest.mark.parametrize(

@@ -462,10 +462,10 @@ def test_restart_killed_at_any_call_leaves_old_or_new_result(tmp_path: Path, mon
 def test_notes_survive_a_resume_and_the_completion(output: Path) -> None:
     with contextlib.closing(open_batch(output)) as results:
         results.write_row(0, answer(ROWS[0]))
-        results.write_notes({"seconds": 1.5})
+        results.note("servers", [{"kind": "a"}])
     for _ in range(2):
         with contextlib.closing(open_batch(output)) as results:
-            assert results.notes == {"seconds": 1.5}
+            assert results.notes == {"servers": [{"kind": "a"}]}
         run(output)
 
 
