@@ -1,8 +1,8 @@
 """Read a row from a JSON object: a prompt or OpenAI messages with settings, or an OpenAI batch request.
 
-Unknown keys are ignored; without a template, for which they may be fields, a notice names them. Keys that ask for something unsupported are errors. A key that the template uses as a
-field has no other meaning. In a row without settings, this goes for all keys but those of the conversation, and with a
-template for these, too.
+Unknown keys are ignored; without a template, for which they may be fields, a notice names them. Keys that ask for
+something unsupported are errors. A key that the template uses as a field has no other meaning. In a row without
+settings, this goes for all keys but those of the conversation, and with a template for these, too.
 """
 
 from __future__ import annotations

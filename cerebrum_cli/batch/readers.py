@@ -198,10 +198,7 @@ class InputFile:
     def require_unchanged(self) -> None:
         """Raise BatchError if the file has changed since it was opened; what was read before is good."""
         if self._current_stamp() != self._stamp:
-            raise BatchError(
-                f"{self.name} was changed while the batch ran",
-                "run it again without --restart to resume: unchanged rows keep their answers",
-            )
+            raise BatchError(f"{self.name} was changed while the batch ran", "unchanged rows keep their answers")
 
     def _current_stamp(self) -> tuple[int, int] | None:
         """What changes with the file; None if it is no file."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cerebrum_cli.cli.command import BaseCommand
 from cerebrum_cli.cli.options import AnswerOptions, ConstrainedOptions, ToolOptions, name_grammar_in_errors
 from cerebrum_cli.core.declaration import INTEGER, flag, option, option_group, switch
-from cerebrum_cli.core.errors import EndpointError, EngineError, Interrupted, UsageError
+from cerebrum_cli.core.errors import BatchError, EndpointError, EngineError, Interrupted, UsageError
 from cerebrum_cli.core.events import Events
 from cerebrum_cli.core.settings import MAX_PARALLEL
 from cerebrum_cli.core.tools import Tools
@@ -149,12 +149,12 @@ class RowOptions(ToolOptions, ConstrainedOptions, ConcurrencyOptions):
 def resumable(results: Results, unit: str, restart: bool) -> Iterator[None]:
     """Complete results at the end, and close them.
 
-    The hint of a signal, or of a server or an engine that failed, gets what is saved, and how to resume.
+    The hint of a signal, or of a server, an engine or a disk that failed, gets what is saved, and how to resume.
     """
     try:
         yield
         results.complete()
-    except (Interrupted, EndpointError, EngineError) as error:
+    except (Interrupted, EndpointError, EngineError, BatchError) as error:
         hints = [error.hint]
         if results.saved_in:
             done = results.what_is_saved(unit) or f"0 of {results.size} {unit} done"

@@ -12,6 +12,7 @@ from cerebrum_cli.cli.row_commands import Work, answer_missing, resumable
 from cerebrum_cli.core.declaration import PATH, option, option_group
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, UsageError
 from cerebrum_cli.core.settings import REPLY_KEYS
+from cerebrum_cli.core.text import format_count
 from cerebrum_cli.eval.completions import tasks
 from cerebrum_cli.eval.eval_options import EvalOptions
 
@@ -81,11 +82,12 @@ def ask_questions(app: App, prepared: PreparedEvaluation, path: Path, options: E
     results = open_results(
         path, prepared.fingerprint, kind, questions.known_rows, options.restart, notes=prepared.notes
     )
+    if options.limit and (more := results.left_out):
+        results.close()
+        raise BatchError(
+            f"{path} has answers to {format_count(more, 'more question')}",
+            "use the same --limit or a larger one, choose another -o, or use --restart to start over",
+        )
     with resumable(results, "questions", options.restart):
-        if options.limit and results.left_out:
-            raise BatchError(
-                f"{path} has answers to {results.left_out} more questions",
-                "use the same --limit or a larger one, choose another -o, or use --restart to start over",
-            )
         answer_missing(app, prepared.source, options, results, Work(questions.missing_rows, prepared.asker))
     return results.counts.failed

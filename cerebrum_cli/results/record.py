@@ -19,7 +19,6 @@ from cerebrum_cli.core.text import enumeration
 
 VERSION = 2
 _MAX_DIFFERENCES = 3  # in an error message
-RESUME = ", then run it again without --restart to resume"
 REPLACE = "use --restart to replace it, or choose another -o"
 
 
@@ -45,8 +44,8 @@ class OutputPaths:
         return (self.output, self.partial, self.meta)
 
 
-def output_errors(path: Path, then: str = RESUME) -> AbstractContextManager[None]:
-    return translate_os_errors(BatchError, path, then)
+def output_errors(path: Path) -> AbstractContextManager[None]:
+    return translate_os_errors(BatchError, path)
 
 
 @frozen
@@ -122,17 +121,15 @@ def read_record(path: Path) -> Record | None:
         ) from error
 
 
-def write_record(
-    paths: OutputPaths, record: Record, counts: tuple[int, RowCounts] | None = None, then: str = RESUME
-) -> None:
+def write_record(paths: OutputPaths, record: Record, counts: tuple[int, RowCounts] | None = None) -> None:
     """Replace the record atomically, with the number and the counts of the rows of a result that is complete.
 
-    Raises BatchError, whose hint ends with what to do `then`.
+    Raises BatchError.
     """
     fields: dict[str, Any] = {"version": VERSION, "fingerprint": record.fingerprint, "notes": record.notes}
     if counts:
         rows, found = counts
         numbers = {"failed": found.failed, "truncated": found.truncated, "undecided": found.undecided}
         fields |= {"rows": rows, **numbers, "empty": found.empty}
-    with output_errors(paths.meta, then):
+    with output_errors(paths.meta):
         atomic_write(paths.meta, (to_json(fields, indent=2) + "\n").encode(), mode=0o666)

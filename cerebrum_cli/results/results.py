@@ -25,7 +25,6 @@ from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.results.output_tables import RECORD, ResultTable
 from cerebrum_cli.results.record import (
     REPLACE,
-    RESUME,
     OutputPaths,
     Record,
     output_errors,
@@ -264,15 +263,11 @@ class StoredResults(Results):
         self._begin()
         self._partial.sync()
         paths = self._paths
-        then = f"{RESUME}; all rows are saved in {paths.partial}"
-        with output_errors(paths.output, then), unfinished_file(paths.output, 0o666) as part:
+        with output_errors(paths.output), unfinished_file(paths.output, 0o666) as part:
             _write_lines(part.file, self._lines())
             write_record(paths, Record(self._fingerprint, self.notes), (self.size, self.counts))
             if _stamp(paths.output) != self._output_stamp:
-                raise BatchError(
-                    f"{paths.output} was changed while the batch ran",
-                    "move it elsewhere, then run it again without --restart to write the result",
-                )
+                raise BatchError(f"{paths.output} was changed while the batch ran", "move it elsewhere")
             commit_file(part, paths.output)
         self.is_complete = True
         self.close()

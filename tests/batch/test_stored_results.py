@@ -73,7 +73,7 @@ def output(tmp_path: Path) -> Path:
     return folder / "out.jsonl"
 
 
-FREE_SPACE = "free some disk space, then run it again without --restart to resume"
+FREE_SPACE = "free some disk space"
 REPLACE = "use --restart to replace it, or choose another -o"
 COMPLETE = {"out.jsonl", "out.jsonl.meta.json"}
 IN_PROGRESS = {"out.jsonl.partial", "out.jsonl.meta.json"}
@@ -281,7 +281,7 @@ def test_output_created_while_running_is_not_replaced(output: Path, tmp_path: Pa
     output.write_bytes(b"mine")
     assert batch_error(results.complete) == (
         f"{output} was changed while the batch ran",
-        "move it elsewhere, then run it again without --restart to write the result",
+        "move it elsewhere",
     )
     results.close()
     assert (output.read_bytes(), names(output.parent)) == (b"mine", COMPLETE | IN_PROGRESS)
@@ -341,7 +341,7 @@ def test_result_has_a_single_writer(output: Path) -> None:
 def test_result_is_refused_where_the_file_system_has_no_locks(output: Path) -> None:
     assert batch_error(lambda: open_batch(output)) == (
         f"{output}.partial: this file system has no file locks",
-        f"use a directory on another disk{FREE_SPACE.removeprefix('free some disk space')}",
+        "use a directory on another disk",
     )
 
 
@@ -469,7 +469,12 @@ def test_notes_survive_a_resume_and_the_completion(output: Path) -> None:
         run(output)
 
 
-def test_error_of_a_server_names_the_file_with_the_finished_rows(output: Path) -> None:
+def test_error_says_what_is_saved_and_how_to_resume(output: Path) -> None:
+    for restart, how in ((True, "with --restart"), (False, "to resume")):
+        results = open_batch(output, restart)
+        with full_disk(0), pytest.raises(BatchError) as failed, resumable(results, "rows", restart):
+            results.write_row(0, answer(ROWS[0]))
+        assert failed.value.hint == f"{FREE_SPACE}; 0 of {len(ROWS)} rows done; run it again {how}"
     results = open_batch(output)
     with pytest.raises(NoServerError) as caught, resumable(results, "rows", restart=False):
         results.write_row(0, answer(ROWS[0]))
@@ -505,7 +510,7 @@ def test_full_disk_without_room_for_the_result_keeps_all_rows(output: Path) -> N
     with full_disk(200):
         message, hint = batch_error(results.complete)
     results.close()
-    assert message.startswith(f"{output}") and hint == f"{FREE_SPACE}; all rows are saved in {output}.partial"
+    assert message.startswith(f"{output}") and hint == FREE_SPACE
     assert names(output.parent) == IN_PROGRESS
     assert run(output) == []
     assert objects(output) == expected()
@@ -523,7 +528,7 @@ def test_failed_completion_can_be_retried(output: Path, monkeypatch: pytest.Monk
             patched.setattr(os, call, failing)
             message, hint = batch_error(results.complete)
             assert message.startswith(f"{output}") and message.endswith(": Input/output error")
-            assert hint.startswith("check the disk, then run it again without --restart to resume")
+            assert hint == "check the disk"
         assert not output.exists()
         assert len(stored_lines(output_paths(output).partial)) == len(ROWS)
     results.complete()

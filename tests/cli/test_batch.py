@@ -241,7 +241,8 @@ def test_batch_stops_when_its_input_changes_and_resumes(runner: BatchRunner, mon
     assert (failed.code, 0 < done < 12) == (1, True), failed.err
     assert failed.err.splitlines()[-2:] == [
         f"error: {source} was changed while the batch ran",
-        " hint: run it again without --restart to resume: unchanged rows keep their answers",
+        f" hint: unchanged rows keep their answers; {done} of 12 rows done, saved in {output}.partial; "
+        "run it again to resume",
     ]
     assert runner.run(*arguments).code == 0
     assert len(runner.backends[-1].params) == 12 - done
