@@ -23,7 +23,6 @@ from cerebrum_cli.chat.model_messages import (
 )
 from cerebrum_cli.chat.reply_recorder import ReplyRecorder
 from cerebrum_cli.chat.session import Session, StoredMessage
-from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message, Pictures
 from cerebrum_cli.core.declaration import LORA
 from cerebrum_cli.core.errors import CerebrumError, FormatError, SessionError, UsageError
@@ -132,7 +131,7 @@ class Chat:
             conversation = Conversation((), self.settings.system)
         else:
             conversation = self.tree.history.conversation(self.tree.session, self.loaded.model)
-        return Ask(conversation, self.settings, tools=self.tools).conversation
+        return self.settings.applied_to(conversation, self.tools)
 
     @property
     def generated(self) -> Reply | None:

@@ -94,7 +94,7 @@ class ReplyRecorder:
         assert self.tree.session
         session = replace(self.tree.session, first=first)
         conversation = conversation_of(session, self._messages, self.loaded.model)
-        return Ask(conversation, self.settings, tools=self.tools).conversation
+        return self.settings.applied_to(conversation, self.tools)
 
     def _make_room(self) -> NoticeEvent | None:
         """Enlarge the context for the reply if that is possible, or drop the oldest half of the turns before it.

@@ -39,10 +39,7 @@ class Ask:
     tools: Tools = ()
 
     def __post_init__(self) -> None:
-        conversation = self.settings.applied_to(self.conversation)
-        if self.tools:
-            conversation = replace(conversation, tools=tuple(tool.spec for tool in self.tools))
-        object.__setattr__(self, "conversation", conversation)
+        object.__setattr__(self, "conversation", self.settings.applied_to(self.conversation, self.tools))
 
 
 @frozen

@@ -35,6 +35,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE, SamplingParams
 from cerebrum_cli.core.text import Texts, did_you_mean
+from cerebrum_cli.core.tools import Tools
 
 Layer = Mapping[str, Any]
 EndpointTable = Mapping[str, str]
@@ -178,8 +179,10 @@ class Settings(SamplingParams):
             hint = f"set temperature above 0; {origin} sets 0"
         raise UsageError(f"{by} needs a temperature above 0: at 0 all samples are the same", hint)
 
-    def applied_to(self, conversation: Conversation) -> Conversation:
-        return replace(conversation, thinks=self.thinks, effort=self.effort)
+    def applied_to(self, conversation: Conversation, tools: Tools = ()) -> Conversation:
+        """A conversation as it is asked: with the mode of thinking, and the functions that may be called."""
+        specs = tuple(tool.spec for tool in tools) or conversation.tools
+        return replace(conversation, thinks=self.thinks, effort=self.effort, tools=specs)
 
     def require_no_adapters(self, option: str) -> None:
         """Raise UsageError for adapters, with an option that cannot apply them."""
