@@ -2,8 +2,8 @@
 
 DIR has labelled rows: film-reviews.jsonl, spam.jsonl, news.jsonl, bank-messages.jsonl, bbh-navigate.jsonl and
 bbh-disambiguation-qa.jsonl with the keys `text` and `label`, and replies-choice.jsonl with `question`, `choices` and
-`gold`, a letter. For each model and set: accuracy, log loss, calibration error and its noise floor, the share of
-answers that change when the choices are reversed, and tokens to evaluate for a row, by
+`gold`, a letter. For each model and set: accuracy, log loss, the share of answers that change when the choices are
+reversed, and tokens to evaluate for a row, by
 
 - letters, one order: the choices after letters, and how likely a reply is to begin with each letter
 - letters, orders: the same, averaged over several orders (`decide --letters`)
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import islice, pairwise
 from math import exp, fsum, log
@@ -30,7 +30,6 @@ from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import common_prefix
 from cerebrum_cli.decide.choice_questions import ChoiceQuestion
 from cerebrum_cli.decide.given_choices import Choice, GivenChoices, Order, choices_of
-from cerebrum_cli.decide.measures import measures_of
 from cerebrum_cli.decide.readings import Owners, average, log_shares, sequences_of, token_spellings
 from cerebrum_cli.engine.loglikelihood import LogprobScores, ScoreRequest
 from cerebrum_cli.replies.interface import Model, open_model
@@ -51,6 +50,7 @@ SETS = {  # question and choices by file; the text of BIG-Bench Hard asks by its
 KNOWLEDGE = "replies-choice"
 CONTENT_FREE = ("N/A", "[MASK]", "...")
 LETTERS = "ABCDEFGHIJ"
+LEAST = 1e-6  # probability of a label
 
 
 class Labelled(NamedTuple):
@@ -58,15 +58,6 @@ class Labelled(NamedTuple):
     question: str
     choices: GivenChoices
     label: str
-
-
-class Answered(NamedTuple):
-    """A row as measures take it."""
-
-    model: str
-    reference: str
-    answer: str
-    probabilities: Mapping[str, float]
 
 
 class Variant(NamedTuple):
@@ -137,16 +128,13 @@ def without_prior(probabilities: Sequence[float], priors: Sequence[Sequence[floa
 
 
 def report(name: str, rows: Sequence[Labelled], answers: Sequence[Sequence[float]], flips: float | None) -> str:
-    answered = []
+    right, losses = 0, []
     for row, probabilities in zip(rows, answers, strict=True):
-        named = dict(zip(row.choices.names, probabilities, strict=True))
-        answered.append(Answered("", row.label, max(named, key=named.__getitem__), named))
-    measures = measures_of(answered)
-    assert measures
-    right = sum(each.reference == each.answer for each in answered) / len(answered)
-    calibration = f"{measures.calibration_error:.2f} ({measures.noise_floor:.2f})"
+        label = row.choices.names.index(row.label)
+        right += probabilities.index(max(probabilities)) == label
+        losses.append(-log(max(LEAST, probabilities[label])))
     changed = "" if flips is None else f"{flips:.2f}"
-    return f"| {name} | {right:.2f} | {measures.log_loss:.2f} | {calibration} | {changed} |"
+    return f"| {name} | {right / len(rows):.2f} | {fsum(losses) / len(rows):.2f} | {changed} |"
 
 
 def measure(model: Model, data: Path, name: str, limit: int) -> None:
@@ -154,8 +142,8 @@ def measure(model: Model, data: Path, name: str, limit: int) -> None:
     styles = "letters", "names"
     found, tokens = evaluate(model, rows, styles)
     print(f"\n{name}: {len(rows)} rows, {tokens:.0f} tokens evaluated for a row\n")
-    print("| method | accuracy | log loss | calibration error (noise floor) | changed by reversal |")
-    print("|---|---|---|---|---|")
+    print("| method | accuracy | log loss | changed by reversal |")
+    print("|---|---|---|---|")
     averaged: dict[str, list[list[float]]] = defaultdict(list)
     for style in styles:
         firsts, reversals = [], []

@@ -46,7 +46,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "anyio": ("mcp",),
     "gguf": (),  # headers are read without it, which takes half a second to import
     "yaml": ("weights.document",),
-    "matplotlib": ("eval.plot", "eval.runs_command", "decide.measures"),
+    "matplotlib": ("eval.plot", "eval.runs_command"),
     "rich": ("terminal",),
     "prompt_toolkit": ("terminal",),
     "markdown_it": ("terminal.markdown",),
@@ -102,9 +102,7 @@ IMPURE_MODULES = ("core.environment", "core.files")
 MAY_USE: Mapping[str, tuple[str, ...]] = {
     "cli": tuple(command.module.removeprefix(f"{PACKAGE}.") for command in COMMANDS.values()),  # the table of commands
     "cli.app": ("weights.building",),
-    "eval.runs_command": ("decide.measures",),
     "replies.interface": ("decide.deciding",),  # a method of the library, called by its users
-    "decide.labelled": ("eval.plot", "eval.runs", "eval.runs_command"),  # labelled decisions are a run
 }
 
 # Modules whose methods work by other modules, which take an object of the class.
@@ -165,8 +163,8 @@ DOORS: Mapping[str, Door] = {
         24,
         ("progress", "repl.interactive", "sinks", "streams", "tables"),
     ),
-    "eval": Door(9, ("plot", "runs", "runs_command")),
-    "decide": Door(5, ("deciding", "measures")),
+    "eval": Door(9, ("decisions", "plot", "runs", "runs_command")),
+    "decide": Door(4, ("deciding",)),
     "lm_eval": Door(0, ()),
     "weights": Door(1, ("building",)),
     "cluster": Door(1, ("distribution",)),

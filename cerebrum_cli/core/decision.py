@@ -8,6 +8,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import Texts
 
 PLACES = 6  # decimals of a probability in a result
+PROBABILITY_OF = "probability of "  # how the key of a choice's probability begins there
 
 
 @frozen

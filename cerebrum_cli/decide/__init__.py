@@ -1,4 +1,4 @@
 """Decisions: any model as a choice among given answers, with a probability of each.
 
-Public modules: `deciding` and `measures`.
+Public module: `deciding`.
 """

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.cli.command import argument, settings_options
-from cerebrum_cli.core.declaration import PATH, flag, option, option_group
+from cerebrum_cli.core.declaration import flag, option_group
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import LOAD_KEYS
 from cerebrum_cli.decide.decide_options import DecideOptions
@@ -48,13 +48,6 @@ class DecideCommand(DecideOptions):
         is_list=True,
         is_required=False,
     )
-    output: Path | None = option(
-        "Decisions: .jsonl, .csv, .tsv; `-` streams to standard output",
-        "Output",
-        PATH,
-        short="-o",
-        metavar="OUTPUT",
-    )
 
     def run(self, app: App) -> None:
         if self.votes is None and (needless := [flag(name) for name in OF_VOTES if name in self.overrides.typed]):
@@ -70,7 +63,7 @@ class DecideCommand(DecideOptions):
 
             if self.file:
                 raise UsageError("-f and INPUT cannot be used together", "omit one of them")
-            decide_file(app, question, Path(inputs[0]), self.output, self.overrides, self)
+            decide_file(app, question, Path(inputs[0]), self)
             return
         from cerebrum_cli.decide.one_text import decide_text
 
@@ -81,4 +74,4 @@ class DecideCommand(DecideOptions):
             raise UsageError(
                 f"{needless[0]} applies to the rows of a file", "name the file after the question, or omit it"
             )
-        decide_text(app, question, self.overrides, self)
+        decide_text(app, question, self)

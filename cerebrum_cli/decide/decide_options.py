@@ -16,16 +16,36 @@ from cerebrum_cli.decide.given_choices import GivenChoices, parse_choices, parse
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.replies.source import ModelSource
 
 SLOTS = 8  # prompts that are evaluated together; with more, attention over the shared cache takes longer
 
 
 @option_group
-class ChoiceOptions:
-    """The possible answers, and how one of them is found."""
+class DecideOptions(RowFileOptions, ConcurrencyOptions):
+    """What is chosen from, where decisions go, and which are kept."""
 
+    output: Path | None = option(
+        "Decisions: .jsonl, .csv, .tsv; `-` streams to standard output",
+        "Output",
+        PATH,
+        short="-o",
+        metavar="OUTPUT",
+    )
+    calibration: Path | None = option(
+        "Use the labelled rows that --calibrate wrote to this file", "Output", PATH, metavar="FILE"
+    )
+    max_error: float | None = option(
+        "Leave rows undecided so that at most this share of the others is wrong",
+        "Output",
+        NUMBER,
+        least=0.0001,
+        most=0.5,
+        metavar="SHARE",
+    )
+    confidence: float | None = option(
+        "Confidence of that limit [default: 0.9]", "Output", NUMBER, metavar="SHARE", least=0.5, most=0.9999
+    )
     choices: str | None = option(
         "Possible answers, or a file with one on each line [default: yes,no]",
         "Input",
@@ -41,39 +61,6 @@ class ChoiceOptions:
         least=2,
         most=MAX_VOTES,
     )
-
-    def find_choices(self) -> GivenChoices | None:
-        """The choices that are given; None without any. Raises UsageError."""
-        if self.choices is not None and self.score is not None:
-            raise UsageError.conflict("--choices", "--score")
-        require_listing(self.letters, self.votes, self.score is not None, prefix="--")
-        if self.choices is not None:
-            return parse_choices(self.choices)
-        return parse_score(self.score) if self.score is not None else None
-
-
-@option_group
-class TrustOptions:
-    """Which answers to keep, by labelled rows."""
-
-    calibration: Path | None = option(
-        "Use the labelled rows that --calibrate wrote to this file", "Output", PATH, metavar="FILE"
-    )
-    max_error: float | None = option(
-        "Leave rows undecided so that at most this share of the others is wrong",
-        "Output",
-        NUMBER,
-        least=0.0001,
-        most=0.5,
-        metavar="SHARE",
-    )
-    confidence: float | None = option(
-        "Confidence of that limit [default: 0.9]", "Output", NUMBER, metavar="SHARE", least=0.5, most=0.9999
-    )
-
-
-@option_group
-class DecideOptions(RowFileOptions, TrustOptions, ChoiceOptions, ConcurrencyOptions):
     file: tuple[Path | str, ...] = file_option()
     label: str | None = option("Column with the right answers: measure accuracy", "Output", metavar="COLUMN")
     plot: Path | None = option("With --label: plot errors against the share decided", "Output", PATH, metavar="FILE")
@@ -87,11 +74,20 @@ class DecideOptions(RowFileOptions, TrustOptions, ChoiceOptions, ConcurrencyOpti
     retry_failed: bool = switch("Decide rows that failed again", "Output")
     json: bool = json_option()
 
-    def find_source(self, app: App, overrides: Layer, may_pull: bool = True) -> ModelSource:
-        """The same; without votes, with a context in which prompts share what they have in common."""
+    def find_choices(self) -> GivenChoices | None:
+        """The choices that are given; None without any. Raises UsageError."""
+        if self.choices is not None and self.score is not None:
+            raise UsageError.conflict("--choices", "--score")
+        require_listing(self.letters, self.votes, self.score is not None, prefix="--")
+        if self.choices is not None:
+            return parse_choices(self.choices)
+        return parse_score(self.score) if self.score is not None else None
+
+    def decision_source(self, app: App) -> ModelSource:
+        """The source of decisions; without votes, with a context in which prompts share what they have in common."""
         from cerebrum_cli.engine.requests import ContextOptions
 
-        source = super().find_source(app, overrides, may_pull)
+        source = self.find_source(app, self.overrides)
         if self.votes:
             return source.for_samples("--votes")
         context = ContextOptions(slots=self.window or SLOTS, kv_unified=True, swa_full=True)

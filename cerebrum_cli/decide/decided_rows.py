@@ -8,17 +8,17 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.batch.answering import FinishedRow
-from cerebrum_cli.core.decision import PLACES, Decision
+from cerebrum_cli.core.decision import PLACES, PROBABILITY_OF, Decision
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import Event, StageEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.row_fields import RowError, field_text
-from cerebrum_cli.core.text import Texts
+from cerebrum_cli.core.text import Texts, format_names, truncate
 from cerebrum_cli.decide.by_likelihood import require_distinct
 from cerebrum_cli.decide.choice_questions import AskedQuestion, ChoiceQuestion, Decided
 from cerebrum_cli.decide.deciding import decide
-from cerebrum_cli.decide.given_choices import YES_OR_NO, Choice, GivenChoices, choices_of
+from cerebrum_cli.decide.given_choices import SHOWN, YES_OR_NO, Choice, GivenChoices, choices_of
 from cerebrum_cli.results.rows import RowFlag
 
 if TYPE_CHECKING:
@@ -30,14 +30,15 @@ if TYPE_CHECKING:
 
 LINE, INPUT = "line", "input"  # of a row: its number, for errors, and what was read
 CHOICES = "choices"  # key of a row that has its own
+REFERENCE = "reference"  # key of a labelled row: the right answer
 
 
 @frozen
 class DecisionAsker:
     """Asks which choice answers the question of a row: it follows the row's prompt, or has `fields` of the row.
 
-    Without `choices`, a row has its own, or is answered by yes or no. `writes_all` probabilities, `copies_input`, to a
-    result that may be a table.
+    Without `choices`, a row has its own, or is answered by yes or no. `label` names the column with the right answer.
+    `writes_all` probabilities, `copies_input`, to a result that may be a table.
     """
 
     question: str
@@ -45,6 +46,7 @@ class DecisionAsker:
     choices: GivenChoices | None
     by_letter: bool = False
     votes: int | None = None
+    label: str | None = None
     writes_all: bool = False
     copies_input: bool = False
     is_table: bool = False
@@ -69,6 +71,8 @@ class DecisionAsker:
             keys += map(probability_key, self.given.names)
         if self.trust:
             keys += self.trust.keys
+        if self.label is not None:
+            keys.append(REFERENCE)
         return tuple(keys)
 
     def answer(
@@ -80,7 +84,7 @@ class DecisionAsker:
         for event in decide(model, asked, self.votes, in_order):
             if isinstance(event, Decided):
                 position, row = event.key
-                yield FinishedRow(position, self.object(position, row, event.result), row.has_own_id)
+                yield FinishedRow(position, self.object(row, event.result), row.has_own_id)
             elif not isinstance(event, StageEvent):  # the progress counts rows
                 yield event
 
@@ -98,6 +102,8 @@ class DecisionAsker:
             choices = self.choices_for(row.input)
             if self.trust:
                 self.trust.require(choices.names)
+            if self.label is not None:
+                self.reference_of(row)
             return ChoiceQuestion(conversation, choices, self.by_letter)
         except UsageError as problem:
             return problem
@@ -110,11 +116,27 @@ class DecisionAsker:
             raise UsageError(problem, "omit --probabilities, or name the output .jsonl")
         return self.choices or own or YES_OR_NO
 
-    def object(self, position: int, row: InputRow, result: Decision | CerebrumError) -> JsonDict:  # noqa: ARG002
+    def reference_of(self, row: InputRow) -> str:
+        """The choice that the label of a row names, in any case. Raises UsageError for another label, or without."""
+        column, choices, values = self.label or "", self.choices_for(row.input), row.input
+        if not isinstance(values, dict) or column not in values:
+            known = format_names(list(values)) if isinstance(values, dict) else "none"
+            raise UsageError(f"the row has no field {column!r}", f"the fields are: {known}")
+        label = field_text(values[column])
+        try:
+            return choices.names[choices.find(label)]
+        except KeyError:
+            problem = f"the label {truncate(label, SHOWN)!r} is not a choice"
+            raise UsageError(problem, f"the choices are: {format_names(choices.names)}") from None
+
+    def object(self, row: InputRow, result: Decision | CerebrumError) -> JsonDict:
         """The output object of a row."""
         object = {"id": row.id, "prompt": row.prompt, **dict.fromkeys(self.keys), "error": None}
         if self.copies_input:
             object[INPUT] = row.input
+        if self.label is not None:
+            with suppress(UsageError):
+                object[REFERENCE] = self.reference_of(row)
         if isinstance(result, CerebrumError):
             return object | {LINE: row.number, "error": asdict(row.error or RowError.of(result))}
         if self.trust is None:
@@ -141,7 +163,7 @@ def own_choices(fields: Any) -> GivenChoices | None:
 
 
 def probability_key(name: str) -> str:
-    return f"probability of {name}"
+    return f"{PROBABILITY_OF}{name}"
 
 
 def decision_values(decision: Decision, writes_all: bool) -> JsonDict:

@@ -10,43 +10,33 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cerebrum_cli.batch.readers import BatchInput, InputOptions
-from cerebrum_cli.cli.row_commands import Work, answer_missing, resumable
+from cerebrum_cli.batch.readers import InputOptions
 from cerebrum_cli.core.declaration import flag
 from cerebrum_cli.core.errors import DAMAGE, SOME_FAILED, UsageError
 from cerebrum_cli.core.files import readable
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.row_fields import parse_template
-from cerebrum_cli.decide.conditions import calibrated_conditions, fingerprint_of
 from cerebrum_cli.decide.decided_rows import DecisionAsker, row_flags
+from cerebrum_cli.decide.decision_run import STANDARD, DecisionRun
+from cerebrum_cli.decide.labelled import measure
 from cerebrum_cli.decide.trusted import final_notes, load_trust
 from cerebrum_cli.results.output_tables import DELIMITERS, table_type
-from cerebrum_cli.results.results import open_results, open_stream, output_paths
+from cerebrum_cli.results.results import output_paths
 from cerebrum_cli.results.rows import Digest, Key, RowFlag
 from cerebrum_cli.trust.calibration import HOW_TO_MAKE
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.decide.decide_options import DecideOptions
-    from cerebrum_cli.replies.source import ModelSource
-    from cerebrum_cli.results.rows import Results, RowKind
-
-STANDARD = Path("-")  # standard input or output
+    from cerebrum_cli.results.rows import Results
 
 
-def decide_file(
-    app: App,
-    question: str,
-    source: Path,
-    output: Path | None,
-    overrides: Layer,
-    options: DecideOptions,
-) -> None:
+def decide_file(app: App, question: str, source: Path, options: DecideOptions) -> None:
     """Decide the rows of a file that have no decision yet. Raises Interrupted with how to resume, and Exit."""
-    if output and output != STANDARD:
+    require_related_options(options)
+    output = options.output or STANDARD
+    if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
-    require_trust_options(options)
     only = None
     if options.undecided_of:
         only = undecided_rows(options.undecided_of)
@@ -62,33 +52,32 @@ def decide_file(
         has_settings=False,
         only=only,
     )
-    with reading.open(source, app.streams.piped, output or STANDARD) as rows:
-        is_table = output is not None and rows.kind_for(output).table is not None
-        asked = DecisionAsker(
+    with reading.open(source, app.streams.piped, output) as rows:
+        is_table = table_type(output) is not None
+        asker = DecisionAsker(
             "" if template else question,
             template.fields if template else (),
             options.find_choices(),
             options.letters,
             votes=options.votes,
-            writes_all=options.probabilities,
+            label=options.label,
+            writes_all=options.probabilities or options.label is not None,
             copies_input=is_table and rows.form.header is not None,
             is_table=is_table,
         )
-        model = options.find_source(app, overrides)
+        run = DecisionRun(rows, asker, options.decision_source(app), output)
         if options.calibration:
-            made_with = calibrated_conditions(rows, asked, model)
-            trust = load_trust(options.calibration, made_with, options.max_error, options.confidence)
-            asked = replace(asked, trust=trust)
-        if options.label is not None:
-            measure_rows(app, rows, asked, source.stem, model, output, options)
-            return
-        if output is None:
-            raise UsageError("missing option '-o' / '--output'", "see cerebrum decide --help")
-        write_decisions(app, rows, asked, model, output, options)
+            found = load_trust(options.calibration, run.calibrated_conditions, options.max_error, options.confidence)
+            run = replace(run, asker=replace(asker, trust=found))
+        results = write_decisions(app, run, options) if options.label is None else measure(app, run, source, options)
+    if results.counts.failed:
+        raise typer.Exit(SOME_FAILED)
 
 
-def require_trust_options(options: DecideOptions) -> None:
+def require_related_options(options: DecideOptions) -> None:
     """Raise UsageError for an option without the one that it belongs to."""
+    if options.output is None and options.label is None:
+        raise UsageError("missing option '-o' / '--output'", "see cerebrum decide --help")
     for name in ("calibrate", "plot"):
         if getattr(options, name) and options.label is None:
             problem = f"{flag(name)} requires --label"
@@ -114,62 +103,19 @@ def undecided_rows(output: Path) -> frozenset[Digest]:
     return frozenset(key.digest for key in keys if key.flags & RowFlag.UNDECIDED)
 
 
-def measure_rows(
-    app: App,
-    rows: BatchInput,
-    asked: DecisionAsker,
-    task: str,
-    model: ModelSource,
-    output: Path | None,
-    options: DecideOptions,
-) -> None:
-    """Compare decisions with labels, as a run of the package `eval`. Raises UsageError without it."""
-    try:
-        from cerebrum_cli.decide.labelled import measure
-    except ModuleNotFoundError as error:
-        raise UsageError("--label needs the package `eval`", "install cerebrum-cli again") from error
-    measure(app, rows, asked, task, model, output, options)
-
-
-def write_decisions(
-    app: App, rows: BatchInput, asked: DecisionAsker, model: ModelSource, output: Path, options: DecideOptions
-) -> None:
-    """Decide the rows that the output lacks. Raises Exit if some failed."""
+def write_decisions(app: App, run: DecisionRun, options: DecideOptions) -> Results:
+    """Decide the rows that the output lacks, and say what is promised of them."""
+    trust = run.asker.trust
     probabilities: list[float] = []
 
     def flags(object: JsonObject) -> int:  # of each row that is written, wherever it was decided
-        if asked.trust and object["probability"] is not None:
+        if trust and object["probability"] is not None:
             probabilities.append(object["probability"])
         return row_flags(object)
 
-    kind = replace(rows.kind_for(output, asked.keys), flags=flags)
-    results = open_decisions(app, rows, asked, model, output, kind, options)
-    results.has_more = not rows.is_whole
-    with resumable(results, "rows", options.restart):
-        answer_missing(app, model, options, results, Work(rows.missing_rows, asked))
-    counts = results.counts
-    if asked.trust:
-        decided = results.size - counts.undecided - counts.failed
-        for line in final_notes(asked.trust, probabilities, decided, results.size):
+    results = run.decide(app, options, replace(run.kind, flags=flags))
+    if trust:
+        decided = results.size - results.counts.undecided - results.counts.failed
+        for line in final_notes(trust, probabilities, decided, results.size):
             app.streams.note(line)
-    if counts.failed:
-        raise typer.Exit(SOME_FAILED)
-
-
-def open_decisions(
-    app: App,
-    rows: BatchInput,
-    asked: DecisionAsker,
-    model: ModelSource,
-    output: Path,
-    kind: RowKind,
-    options: DecideOptions,
-) -> Results:
-    """The result, with the rows that earlier runs decided. Raises UsageError, BatchError."""
-    if output != STANDARD:
-        fingerprint = fingerprint_of(rows, asked, model)
-        notes = model.model.adapter_params
-        return open_results(output, fingerprint, kind, rows.known_rows(), options.restart, options.retry_failed, notes)
-    if options.retry_failed:
-        raise UsageError("--retry-failed requires a file with earlier decisions", "give it as -o OUTPUT")
-    return open_stream(app.streams.answer, kind, rows.known_rows())
+    return results

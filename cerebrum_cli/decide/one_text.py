@@ -16,19 +16,18 @@ from cerebrum_cli.decide.given_choices import YES_OR_NO
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.decision import Decision
-    from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.decide.decide_options import DecideOptions
     from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.replies.source import ModelSource
 
 
-def decide_text(app: App, question: str, overrides: Layer, options: DecideOptions) -> None:
+def decide_text(app: App, question: str, options: DecideOptions) -> None:
     """Decide the text of files and standard input, or the question alone, and print the answer."""
     from cerebrum_cli.replies.interface import open_source
     from cerebrum_cli.terminal.sinks import ReplyDisplay
 
     choices = options.find_choices() or YES_OR_NO
-    source = options.find_source(app, overrides)
+    source = options.decision_source(app)
     conversation = read_conversation(app, question, options)
     asked = ChoiceQuestion(conversation, choices, options.letters)
     found: list[Decided] = []

@@ -1,4 +1,4 @@
 """Measure how well a model answers; runs, scores and plots.
 
-Public modules: `plot`, `runs` and `runs_command`, for labelled decisions.
+Public modules: `decisions`, `plot`, `runs` and `runs_command`, for labelled decisions.
 """

@@ -1,4 +1,4 @@
-"""Picture of a run's accuracy against the number of votes, and against the tokens they cost."""
+"""Pictures of a run: accuracy against votes and tokens, or the error of decisions against the share decided."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.files import file_error
 from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.eval.report import MAJORITY, WITH_PROGRAMS, Report
+from cerebrum_cli.trust.calibration import CONFIDENCE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from cerebrum_cli.eval.decisions import DecisionFigures
     from cerebrum_cli.eval.estimates import Estimate
 
 SUFFIXES = (".png", ".svg")
@@ -76,3 +78,22 @@ def draw_line(axes: Axes, kind: str, x: Sequence[float], accuracies: Sequence[Es
     below = [accuracy.value - accuracy.interval.low for accuracy in accuracies]
     above = [accuracy.interval.high - accuracy.value for accuracy in accuracies]
     axes.errorbar(x, values, (below, above), fmt=style, markersize=4, elinewidth=0.8, capsize=2, label=label)
+
+
+def draw_decisions(figures: DecisionFigures, title: str) -> Figure:
+    """Draw the error against the share decided, and what can be promised."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    shares = [number / figures.n for number in range(1, figures.n + 1)]
+    axes.plot(shares, figures.errors, "k-", linewidth=1.5, label="these rows")
+    promised = [(share, error) for error, share in figures.promised.items() if share is not None]
+    if promised:
+        axes.plot(*zip(*promised, strict=True), "bo", label=f"promised with {CONFIDENCE:.0%} confidence")
+        axes.legend(loc="upper left", frameon=False)
+    axes.set(xlabel="share decided, the surest first", ylabel="error among them", xlim=(0, 1.02))
+    axes.set_ylim(0, 1.05 * max(0.1, *figures.errors))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{title}, {figures.n} rows", fontsize="medium", parse_math=False, wrap=True)
+    return figure

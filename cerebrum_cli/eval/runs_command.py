@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.cli.command import BaseCommand, argument
 from cerebrum_cli.cli.options import json_option
@@ -22,13 +22,9 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.text import enumeration, format_count, format_names, strip_controls
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.core.json_types import JsonDict
     from cerebrum_cli.eval.questions import ScoredQuestion
     from cerebrum_cli.eval.runs import Run
-    from cerebrum_cli.terminal.streams import Streams
 
 RUN_HELP = "File of a run"
 
@@ -56,6 +52,7 @@ class ShowRun(BaseCommand):
 
 def print_run(app: App, run: Run, json: bool, plot: Path | None = None) -> None:
     """Print the report of a run: a table, or a JSON object. Raises UsageError for a run without an answer."""
+    from cerebrum_cli.eval.decisions import decision_figures
     from cerebrum_cli.eval.report import summarize
     from cerebrum_cli.eval.report_tables import print_report
     from cerebrum_cli.eval.runs import CHECK
@@ -67,12 +64,13 @@ def print_run(app: App, run: Run, json: bool, plot: Path | None = None) -> None:
         reason = errors[0] if errors else "none has finished"
         raise UsageError(f"no question of {run.name} was answered: {reason}", "run it again with other settings")
     checks = run.fingerprint.get(CHECK) is not None
-    details = details_of(run)
+    figures = decision_figures(run.objects)
     report = summarize(rows, run.samples, votes=run.match != "code", checks=checks)
     if plot:  # first: a report is not followed by an error
-        from cerebrum_cli.eval.plot import draw_report, write_picture
+        from cerebrum_cli.eval.plot import draw_decisions, draw_report, write_picture
 
-        write_picture(plot, details.draw if details else partial(draw_report, report, f"{run.task}: {run.model}"))
+        title = f"{run.task}: {run.model}"
+        write_picture(plot, partial(draw_decisions, figures, title) if figures else partial(draw_report, report, title))
         streams.note(f"wrote {plot}")
     if json:
         streams.answer(
@@ -88,41 +86,17 @@ def print_run(app: App, run: Run, json: bool, plot: Path | None = None) -> None:
                 "date": run.notes.get("date"),
                 "fingerprint": run.fingerprint,
                 "conditions": run.saved.conditions,
-                **(details.object if details else {}),
+                **(figures.object if figures else {}),
             }
         )
         return
     print_report(streams, report, run, failed)
-    if details:
-        details.print(streams)
+    if figures:
+        figures.print(streams)
     if not streams.is_quiet:
         for remark in run_remarks(run):
             streams.note(f"- {remark}")
         streams.draw(f"answers are in {run.path}\n")
-
-
-class RunDetails(Protocol):
-    """What another package adds to the report of a run."""
-
-    @property
-    def object(self) -> JsonDict:
-        """Further keys of its JSON object."""
-
-    def print(self, streams: Streams) -> None:
-        """Print further tables."""
-
-    def draw(self) -> Figure:
-        """Draw its picture."""
-
-    def compare(self, other: Any, names: Sequence[str]) -> str:
-        """A line on two runs of the same questions; it may be empty."""
-
-
-def details_of(run: Run) -> RunDetails | None:
-    """What another package says of a run."""
-    from cerebrum_cli.decide.measures import run_measures
-
-    return run_measures(run.model, run.objects)
 
 
 def scored(app: App, run: Run) -> list[ScoredQuestion]:
@@ -160,6 +134,7 @@ class CompareRuns(BaseCommand):
 
     def run(self, app: App) -> None:
         from cerebrum_cli.eval.comparison import compare, conclusion
+        from cerebrum_cli.eval.decisions import decision_figures
         from cerebrum_cli.eval.report_tables import print_comparison
         from cerebrum_cli.eval.runs import read_run
         from cerebrum_cli.eval.scorers import require_run_code
@@ -184,8 +159,9 @@ class CompareRuns(BaseCommand):
         print_comparison(app.streams, comparison, *runs, enumeration(describe_differences(differing, " and")))
         text = strip_controls(conclusion(comparison, *names))
         app.streams.answer(f"\n{app.streams.wrapped(text)}\n")
-        of_first, of_second = details_of(runs[0]), details_of(runs[1])
-        if of_first and of_second and (line := strip_controls(of_first.compare(of_second, names))):
+        of_first, of_second = (decision_figures(run.objects) for run in runs)
+        if of_first and of_second:
+            line = strip_controls(of_first.compare(of_second, names))
             app.streams.answer(f"\n{app.streams.wrapped(line)}\n")
 
 

@@ -14,6 +14,7 @@ from cerebrum_cli.core.text import Texts
 
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}  # of the tables that are read; those written have the first
 PARQUET = "parquet"
+COLUMNS = "columns"  # of a fingerprint: the keys of an answer, if they are others
 ANSWER_KEYS = ("text", "final_answer", "finish_reason")
 MAX_FIELD_BYTES = 64_000_000  # of an unclosed quote, the rest of a table would be a field
 RECORD = "record"  # the only key, besides `key`, of a row that was read from a table
@@ -72,6 +73,24 @@ class ResultTable:
                 yield {RECORD: record, "key": key}
         except csv.Error as error:
             raise ValueError(str(error)) from error
+
+
+def read_table(output: Path, keys: Texts) -> Iterator[JsonDict]:
+    """Yield the rows of a table as objects with its columns as text, the values of `keys`, the error and the key.
+
+    Raises ValueError for another file.
+    """
+    csv.field_size_limit(MAX_FIELD_BYTES)
+    names = (*keys, "error", "key")
+    with output.open(encoding="utf-8", newline="") as file:
+        header, *records = csv.reader(file, delimiter=DELIMITERS[str(table_type(output))][0])
+        for number, record in enumerate(records, 1):
+            object: JsonDict = {"id": number, "prompt": "", **dict(zip(header, record, strict=True))}
+            object |= {name: text or None for name, text in zip(names, record[-len(names) :], strict=True)}
+            if object["error"]:
+                kind, _, message = object["error"].partition(": ")
+                object["error"] = {"type": kind, "message": message}
+            yield object
 
 
 def table_type(output: Path) -> str | None:

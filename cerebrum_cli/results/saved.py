@@ -10,10 +10,11 @@ from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.files import translate_os_errors
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.results.output_tables import ANSWER_KEYS, COLUMNS, read_table, table_type
 from cerebrum_cli.results.record import OutputPaths, Record, read_record
 from cerebrum_cli.results.results import paths_of
 from cerebrum_cli.results.row_file import header_of, read_lines
-from cerebrum_cli.results.rows import CONDITIONS, DIGEST, Records
+from cerebrum_cli.results.rows import CONDITIONS, DIGEST, Key, Records
 
 
 @frozen
@@ -40,9 +41,17 @@ class SavedResult:
         finished = {line[DIGEST] for line in partial}
         header = header_of(self.paths.partial)
         if self.paths.output.exists() and not (header and header["replaces"]):
-            with self.paths.output.open("rb") as lines:
-                yield from (json.loads(line) for line in lines if line[DIGEST] not in finished)
+            for object in self._output_objects():
+                if Key.parse(object["key"]).digest not in finished:
+                    yield object
         yield from map(json.loads, partial)
+
+    def _output_objects(self) -> Iterator[JsonDict]:
+        if table_type(self.paths.output):
+            yield from read_table(self.paths.output, self.record.fingerprint.get(COLUMNS, ANSWER_KEYS))
+            return
+        with self.paths.output.open("rb") as lines:
+            yield from map(json.loads, lines)
 
 
 def read_saved(output: Path) -> SavedResult | None:

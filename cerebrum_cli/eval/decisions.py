@@ -1,0 +1,159 @@
+"""Figures of labelled decisions: log loss, confusions, and how many rows could be decided at a wanted error."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from math import fsum, log
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.core.decision import PROBABILITY_OF
+from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.text import Texts
+from cerebrum_cli.eval.runs import REFERENCE
+from cerebrum_cli.terminal.tables import print_table
+from cerebrum_cli.trust.calibration import CONFIDENCE, WANTED_ERRORS, LabelledDecision, calibrate
+
+if TYPE_CHECKING:
+    from cerebrum_cli.terminal.streams import Streams
+
+LEAST = 1e-6  # probability of a label, as results have six decimals
+COMPARED_ERROR = 0.05  # of two runs
+MOST_COLUMNS = 8  # of a confusion table; with more choices, the most frequent confusions are listed
+
+
+@frozen
+class LabelledRow:
+    """The name of the right choice, and the probability of each choice."""
+
+    label: str
+    probabilities: Mapping[str, float]
+
+    @property
+    def answer(self) -> str:
+        return max(self.probabilities, key=self.probabilities.__getitem__)
+
+    @property
+    def probability(self) -> float:
+        return max(self.probabilities.values())
+
+
+@frozen
+class DecisionFigures:
+    """Figures of `n` labelled decisions.
+
+    - `log_loss`: mean of -log of the probability of the label
+    - `confusions`: the number of rows by label and answer
+    - `errors`: the share of wrong answers among the surest 1, 2, ... n rows
+    - `promised`: the share of rows for which each error can be promised if these rows calibrate; none if rows have
+      choices of their own
+    """
+
+    n: int
+    log_loss: float
+    confusions: Mapping[tuple[str, str], int]
+    errors: Sequence[float]
+    promised: Mapping[float, float | None]
+
+    @property
+    def names(self) -> Texts:
+        """The labels and answers, the most frequent labels first."""
+        labels = Counter[str]()
+        for (label, answer), count in self.confusions.items():
+            labels[label] += count
+            labels[answer] += 0
+        return tuple(name for name, _ in labels.most_common())
+
+    def share_decided(self, error: float) -> float:
+        """The largest share of rows, the surest, of which at most this share is wrong; measured, not promised."""
+        numbers = [number for number, found in enumerate(self.errors, 1) if found <= error]
+        return max(numbers, default=0) / self.n
+
+    @property
+    def object(self) -> JsonDict:
+        confusions = [
+            {"label": label, "answer": answer, "rows": count} for (label, answer), count in self.confusions.items()
+        ]
+        return {
+            "log_loss": self.log_loss,
+            "confusions": confusions,
+            "share_decided": {f"{error:g}": self.share_decided(error) for error in WANTED_ERRORS},
+            "share_promised": {f"{error:g}": share for error, share in self.promised.items()},
+        }
+
+    def compare(self, other: DecisionFigures, names: Sequence[str]) -> str:
+        """How many rows two runs would decide at one wanted error, each calibrated by its labels."""
+        first, second = (
+            f"{share_text(figures.promised.get(COMPARED_ERROR))} of the rows by {name}"
+            for figures, name in zip((self, other), names, strict=True)
+        )
+        return f"decided at {COMPARED_ERROR:.0%} error ({CONFIDENCE:.0%} confidence): {first}, {second}"
+
+    def print(self, streams: Streams) -> None:
+        streams.answer("\n")
+        print_table(streams, ("decisions", "value"), [("log loss", f"{self.log_loss:.3f}")])
+        streams.answer("\n")
+        shares = [
+            (f"{error:.0%}", f"{self.share_decided(error):.2f}", share_text(self.promised.get(error)))
+            for error in WANTED_ERRORS
+        ]
+        print_table(streams, ("wanted error", "decided here", f"promised with {CONFIDENCE:.0%} confidence"), shares)
+        streams.answer("\n")
+        names = self.names
+        if len(names) <= MOST_COLUMNS:
+            counts = [[label, *(self.confusions.get((label, answer), 0) for answer in names)] for label in names]
+            print_table(streams, ("label \\ answer", *names), counts)
+            return
+        wrong = [(*pair, count) for pair, count in self.confusions.items() if pair[0] != pair[1]]
+        wrong.sort(key=lambda confusion: -confusion[2])
+        print_table(streams, ("label", "answer", "rows"), wrong[: 2 * MOST_COLUMNS])
+
+
+def decision_figures(objects: Sequence[JsonObject]) -> DecisionFigures | None:
+    """Figures of finished rows; None if none is a labelled decision."""
+    rows = labelled_rows(objects)
+    if not rows:
+        return None
+    losses = [-log(max(LEAST, row.probabilities.get(row.label, 0.0))) for row in rows]
+    names = tuple(rows[0].probabilities)
+    have_same = all(row.probabilities.keys() == rows[0].probabilities.keys() for row in rows)
+    return DecisionFigures(
+        n=len(rows),
+        log_loss=fsum(losses) / len(losses),
+        confusions=Counter((row.label, row.answer) for row in rows),
+        errors=errors_by_sureness(rows),
+        promised=calibrate(labelled_decisions(rows, names), names, {}).promises if have_same else {},
+    )
+
+
+def labelled_rows(objects: Sequence[JsonObject]) -> list[LabelledRow]:
+    """The decided rows that have a label."""
+    rows = []
+    for object in objects:
+        names = [key for key in object if key.startswith(PROBABILITY_OF) and object[key] is not None]
+        if names and object.get(REFERENCE) is not None:
+            probabilities = {key.removeprefix(PROBABILITY_OF): float(object[key]) for key in names}  # text of a table
+            rows.append(LabelledRow(object[REFERENCE], probabilities))
+    return rows
+
+
+def labelled_decisions(rows: Sequence[LabelledRow], names: Texts) -> list[LabelledDecision]:
+    """Rows with the same choices, as they calibrate."""
+    return [LabelledDecision([row.probabilities[name] for name in names], names.index(row.label)) for row in rows]
+
+
+def errors_by_sureness(rows: Sequence[LabelledRow]) -> list[float]:
+    """The share of wrong answers among the surest 1, 2, ... rows; those as sure as another are taken with it."""
+    errors: list[float] = []
+    wrong = 0
+    for _, group in groupby(sorted(rows, key=lambda row: -row.probability), key=lambda row: row.probability):
+        found = [row.answer == row.label for row in group]
+        wrong += found.count(False)
+        errors += [wrong / (len(errors) + len(found))] * len(found)
+    return errors
+
+
+def share_text(share: float | None) -> str:
+    return "none" if share is None else f"{share:.2f}"

@@ -1,0 +1,38 @@
+"""Figures of labelled decisions."""
+
+from math import log
+
+import pytest
+
+from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.eval.decisions import DecisionFigures, decision_figures
+
+
+def row(label: str, yes: float) -> JsonDict:
+    return {"reference": label, "probability of yes": yes, "probability of no": 1 - yes}
+
+
+def figures(*rows: JsonDict) -> DecisionFigures:
+    found = decision_figures(rows)
+    assert found
+    return found
+
+
+def test_log_loss_confusions_and_errors_by_sureness() -> None:
+    found = figures(row("yes", 0.9), row("no", 0.8), row("no", 0.3), row("yes", 0.6))
+    assert found.log_loss == pytest.approx(-(log(0.9) + log(0.2) + log(0.7) + log(0.6)) / 4)
+    assert found.confusions == {("yes", "yes"): 2, ("no", "yes"): 1, ("no", "no"): 1}
+    assert found.errors == pytest.approx([0, 1 / 2, 1 / 3, 1 / 4])
+    assert (found.share_decided(0.05), found.share_decided(0.25)) == (0.25, 1.0)
+
+
+def test_rows_that_are_equally_sure_are_decided_together() -> None:
+    found = figures(row("yes", 0.9), row("yes", 0.7), row("no", 0.7), row("yes", 0.7), row("no", 0.6))
+    assert found.errors == pytest.approx([0, 1 / 4, 1 / 4, 1 / 4, 2 / 5])
+    assert (found.share_decided(0.1), found.share_decided(0.25)) == (0.2, 0.8)
+
+
+def test_rows_without_probabilities_or_labels_have_no_figures() -> None:
+    assert (
+        decision_figures([{"reference": "yes", "answer": "yes"}, {"answer": "yes", "probability of yes": 1.0}]) is None
+    )
