@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, wait
-from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
 
 import anyio
 import httpx2
@@ -26,6 +26,7 @@ NOTICE_S = 3.0  # after which a server that starts is named
 CLOSE_S = 5.0  # for all that closes a connection; longer than a process takes to end
 CLIENT = Implementation(name="cerebrum", version=__version__)
 NO_ACCESS = (401, 403)  # HTTP
+Result = TypeVar("Result")
 
 for _name in ("mcp", "client"):  # the SDK's loggers, whose warnings would otherwise be printed
     logging.getLogger(_name).addHandler(logging.NullHandler())
@@ -76,12 +77,11 @@ class McpConnection:
     def wait(self, on_slow: Callable[[], None]) -> None:
         """Wait until the server has listed its functions; `on_slow` is called if that takes long."""
         try:
-            with self._faults():
-                timeout_s = self._table.timeout_s
-                if timeout_s > NOTICE_S and not wait([self._opened], NOTICE_S).done:
-                    on_slow()
-                    timeout_s -= NOTICE_S
-                self._opened.result(timeout_s)
+            timeout_s = self._table.timeout_s
+            if timeout_s > NOTICE_S and not wait([self._opened], NOTICE_S).done:
+                on_slow()
+                timeout_s -= NOTICE_S
+            self._result(self._opened, timeout_s)
         except BaseException:
             self._task.cancel()
             raise
@@ -99,13 +99,12 @@ class McpConnection:
     def call(self, name: str, arguments: JsonObject) -> JsonDict:
         """Call a function; its result as JSON."""
         client, _ = self._opened.result()
-        with self._faults():
-            future = self._portal.start_task_soon(client.call_tool, name, dict(arguments))
-            try:
-                result = future.result(self._table.timeout_s)
-            except BaseException:  # no answer within this time, or Ctrl-C
-                future.cancel()
-                raise
+        future = self._portal.start_task_soon(client.call_tool, name, dict(arguments))
+        try:
+            result = self._result(future, self._table.timeout_s)
+        except BaseException:  # no answer within this time, or Ctrl-C
+            future.cancel()
+            raise
         content: JsonDict = result.model_dump(mode="json", by_alias=True, exclude_none=True)
         return content
 
@@ -116,18 +115,18 @@ class McpConnection:
     async def _close(self) -> None:
         self._closing.set()
 
-    @contextmanager
-    def _faults(self) -> Iterator[None]:
-        """Turn what may go wrong into a ServerFault."""
+    def _result(self, future: Future[Result], timeout_s: float) -> Result:
+        """Wait for what the event loop does. Raises ServerFault, and what a signal raises meanwhile."""
         try:
-            yield
+            error = future.exception(timeout_s)
         except TimeoutError as error:
             raise ServerFault(f"gave no answer within {self._table.timeout_s:g} s") from error
-        except Exception as error:
-            cause = cause_of(error)
-            if isinstance(cause, MCPError) and cause.code == CONNECTION_CLOSED:
-                cause = self._why_closed() or cause
-            raise fault_of(cause, self._table) from cause
+        if error is None:
+            return future.result()
+        cause = cause_of(error)
+        if isinstance(cause, MCPError) and cause.code == CONNECTION_CLOSED:
+            cause = self._why_closed() or cause
+        raise fault_of(cause, self._table) from cause
 
     def _why_closed(self) -> BaseException | None:
         with suppress(TimeoutError):

@@ -63,7 +63,7 @@ class McpServer:
             again = ""
             if isinstance(fault.__cause__, ServerEnded):
                 again = "; it starts again for the next call"
-            return f"the call failed: {self._label} {fault}{again}"
+            return f"the call failed: its server {fault}{again}"
 
     def _connected(self) -> McpConnection:
         """The connection, which is opened first if necessary. Raises ServerFault."""

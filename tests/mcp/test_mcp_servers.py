@@ -99,7 +99,7 @@ def test_call_has_a_result(servers: Servers, name: str, result: str) -> None:
 
 def test_invalid_result_is_a_failed_call(servers: Servers) -> None:
     tools = servers.find()
-    assert run(tools["nonsense"]).startswith("the call failed: the MCP server server sent an invalid answer: ")
+    assert run(tools["nonsense"]).startswith("the call failed: its server sent an invalid answer: ")
     assert run(tools["counted"]) == "2"
 
 
@@ -123,7 +123,7 @@ def test_large_arguments_and_results_arrive_whole(servers: Servers) -> None:
 def test_crash_is_a_result_and_the_next_call_starts_the_server_again(servers: Servers) -> None:
     tools = servers.find()
     assert run(tools["counted"]) == "1"
-    ended = "the call failed: the MCP server server ended"
+    ended = "the call failed: its server ended"
     again = "; it starts again for the next call"
     assert run(tools["crash"]) == f"{ended}: exit code 3: ValueError: \x1b[2Jno luck{again}"
     assert run(tools["counted"]) == "1"
@@ -139,7 +139,7 @@ def test_server_that_ended_between_calls_starts_again(new_children: NewChildren,
 
 def test_late_answer_is_not_that_of_another_call(servers: Servers) -> None:
     tools = servers.find(timeout=3)  # in which the stand-in must start, too
-    assert run(tools["silent"]) == "the call failed: the MCP server server gave no answer within 3 s"
+    assert run(tools["silent"]) == "the call failed: its server gave no answer within 3 s"
     assert [run(tools["echo"], word) for word in ("one", "two")] == ["one", "two"]
 
 
@@ -156,7 +156,7 @@ def test_server_that_cannot_start_again_is_a_result(servers: Servers) -> None:
     tools = {tool.spec.name: tool for tool in ToolOptions().tool_finder(servers.app)("server") or ()}
     script.unlink()
     run(tools["crash"])
-    assert run(tools["echo"]).startswith("the call failed: the MCP server server ended: exit code 2: ")
+    assert run(tools["echo"]).startswith("the call failed: its server ended: exit code 2: ")
 
 
 def test_ctrl_c_interrupts_a_call_but_not_the_server(servers: Servers, tmp_path: Path) -> None:
