@@ -234,5 +234,5 @@ def require_supported_types(plan: Plan) -> None:
         if not codec.writable(tensor.type):
             raise MergeError(
                 f"{tensor.name} is {tensor.kind.name}, which cannot be written without an importance matrix",
-                "choose another type with --type, such as Q4_K",
+                "choose another type with --type, such as Q4_K_M",
             )

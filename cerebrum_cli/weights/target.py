@@ -11,8 +11,7 @@ from cerebrum_cli.weights.mixtures import MIXTURES, ModelShape, base_type, mixed
 from cerebrum_cli.weights.table import Table
 
 # Values of --type: the types llama.cpp can write without an importance matrix, and its mixtures of these.
-_WRITABLE = "F32 F16 BF16 Q8_0 Q5_K Q4_K Q3_K"
-WRITABLE = (*_WRITABLE.split(), *MIXTURES)
+TYPES = ("F32", "F16", "BF16", "Q8_0", *MIXTURES)
 # If a row is not a multiple of the block size, then for the rows where these do not fit either (llama-quant.cpp).
 FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 LAST_FALLBACK = "F16"
@@ -20,8 +19,6 @@ LAST_FALLBACK = "F16"
 _NOT_QUANTIZED = "_norm ffn_gate_inp ssm_conv1d shortconv time_mix_ attn_rel_b position_embd token_types"
 NOT_QUANTIZED = tuple(_NOT_QUANTIZED.split())
 MIN_HEAD_TYPE = "Q6_K"  # minimum precision of the output head, which matters most and costs little
-CLOSEST = {"Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}  # file types to the same type everywhere
-TYPES = tuple(name for name in WRITABLE if name not in CLOSEST)  # those without a better mixture
 
 
 def type_of(type: str | None, name: str, tensor: Tensor, is_head: bool, model: ModelShape) -> tuple[int, str]:
@@ -44,8 +41,7 @@ def type_of(type: str | None, name: str, tensor: Tensor, is_head: bool, model: M
 
 def file_type_of(type: str) -> int:
     """File type number (llama.cpp's ftype) of a type."""
-    name = CLOSEST.get(type, type)
-    [number] = [number for number, known in FILE_TYPES.items() if known == name]
+    [number] = [number for number, name in FILE_TYPES.items() if name == type]
     return number
 
 
@@ -62,7 +58,7 @@ def bits_per_weight(name: str) -> float:
 def parse_type(text: str) -> str:
     """Parse a type name. Raises UsageError if it is not a type that can be written."""
     name = text.upper().replace("-", "_")
-    if name in WRITABLE:
+    if name in TYPES:
         return name
-    hint = f"use one of {', '.join(WRITABLE)}; without --type each tensor keeps its type"
+    hint = f"use one of {', '.join(TYPES)}; without --type each tensor keeps its type"
     raise UsageError(f"--type {text}: unknown weight type", hint)

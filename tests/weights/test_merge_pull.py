@@ -62,10 +62,6 @@ def pull(home: Home, *arguments: str) -> str:
     return done.err.splitlines()[-1]
 
 
-def merged_path(home: Home, file: str) -> Path:
-    return home.path / "data/cerebrum/models/merged" / file
-
-
 @pytest.fixture
 def tiny_user(hub_user: HubUser, tinies: dict[str, Path]) -> HubUser:
     (hub_user.command.config / "models.toml").write_text(TINY + OWN)

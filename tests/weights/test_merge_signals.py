@@ -176,7 +176,7 @@ class MergeProcess:
         self.out = home / "out.gguf"
         self.recipe = home / "recipe.yaml"
         self.recipe.write_text(stack(*[(str(source), 0, 32)] * REPEATS))
-        self.arguments = ["merge", "recipe.yaml", "-o", "out.gguf", "-y", "--type", "Q3_K"]
+        self.arguments = ["merge", "recipe.yaml", "-o", "out.gguf", "-y", "--type", "Q3_K_S"]
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
