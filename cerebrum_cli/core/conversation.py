@@ -167,6 +167,11 @@ PromptPart = Text | Tokens
 PromptParts = tuple[PromptPart, ...]  # which make a prompt
 
 
+def shows(prompt: PromptParts, text: str) -> bool:
+    """Whether a prompt has a text, apart from the white space around it."""
+    return any(isinstance(part, Text) and text.strip() in part.value for part in prompt)
+
+
 def conversation_from_messages(items: Any, name: str, is_request: bool = True) -> Conversation:
     """Convert an OpenAI messages list. Raises UsageError with `name` as the source.
 
@@ -289,7 +294,11 @@ def _calls(values: Any, where: str) -> dict[str, ToolCall]:
     for place, value in enumerate(values if isinstance(values, list) else [values]):
         match value:
             case {"function": {"name": str(name), "arguments": str() | dict() as arguments}}:
-                calls[str(value.get("id") or place)] = read_call(name, arguments)
+                call = read_call(name, arguments or {})
+                if call.result:
+                    problem = f"{where} has a call whose arguments are not a JSON object: {_shown(arguments)}"
+                    raise UsageError(problem, f"expected {CALL}")
+                calls[str(value.get("id") or place)] = call
             case _:
                 raise UsageError(f"{where} has an invalid call: {_shown(value)}", f"expected {CALL}")
     return calls

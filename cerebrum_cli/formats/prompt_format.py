@@ -49,6 +49,12 @@ class ReasoningMarkup:
             text = f"{self.open}\n{reasoning}"
         return text + self.ending(text)
 
+    def begin(self, reasoning: str, answer: str) -> str:
+        """The beginning of a reply: reasoning that goes on, or that has led to the beginning of an answer."""
+        breaks = 1 if self.own_lines or self.open[-1].isalnum() else 0  # behind a header, as of Gemma 4
+        text = self.open + "\n" * breaks + reasoning
+        return text + self.ending(text) + answer if answer else text
+
     def ending(self, text: str = "", sentence: str = "") -> str:
         """Markup that ends the reasoning after a text, which may include `open`, and begins the answer.
 

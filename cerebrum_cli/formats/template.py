@@ -22,6 +22,7 @@ from cerebrum_cli.core.conversation import (
     Text,
     Tokens,
     Turn,
+    shows,
 )
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.core.frozen import frozen
@@ -123,7 +124,12 @@ class EmbeddedFormat(PromptFormat):
             called = replace(begun, content="") if begun.rounds else None
             prompt = self._rendered(replace(conversation, prefill=called, thinks=True))
             return _with_reasoning(prompt, begun.content, markup)
-        return self._rendered(conversation)
+        prompt = self._rendered(conversation)
+        own = find_own_markups(self.source)
+        if begun and begun.tokens is None and begun.reasoning and own and not shows(prompt, begun.reasoning):
+            text = own[0].begin(begun.reasoning, begun.content)
+            return self._begun(replace(conversation, prefill=replace(begun, content=text, reasoning=None)))
+        return prompt
 
     def _rendered(self, conversation: Conversation) -> PromptParts:
         try:
@@ -332,6 +338,9 @@ def _with_reasoning(prompt: PromptParts, text: str, markup: ReasoningMarkup) -> 
         last = Text(last.value.rstrip().removesuffix(markup.open), trusted=True)
     blank, opening, rest = text.partition(markup.open)
     reasoning, closing, answer = rest.partition(markup.close)
+    for header in filter(None, (markup.final, markup.header)):
+        if answer.startswith(header):
+            closing, answer = closing + header, answer.removeprefix(header)
     begun = Text(blank + opening, trusted=True), Text(reasoning), Text(closing, trusted=True), Text(answer)
     return join_parts((*before, last, *begun))
 

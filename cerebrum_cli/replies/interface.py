@@ -329,6 +329,8 @@ class Model:
         """
         for _ in self.load():
             pass
+        if self.prompts.format.is_servers:
+            raise UsageError("the server builds the prompt, which is not known here", "use llama-server or vLLM")
         if settings:
             self.check_settings(settings, conversation.system_prompt)
         for notice in self.prompts.notices(conversation):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 
 from cerebrum_cli.core.ask import Ask
-from cerebrum_cli.core.conversation import Conversation, Message, PromptParts, Text
+from cerebrum_cli.core.conversation import Conversation, Message, PromptParts, Text, shows
 from cerebrum_cli.core.errors import FormatError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SamplingParams
@@ -24,6 +24,7 @@ from cerebrum_cli.replies.reply_controls import AnswerNow, RepeatedCall, ReplyCo
 
 TRIAL = Conversation(system_prompt="4567890").user("1234567")  # digits, which no template changes
 NO_TOOLS = NoticeEvent("the prompt format does not support functions", "they are listed in the system prompt instead")
+NO_REASONING = NoticeEvent("the prompt format has no reasoning", "the reasoning that begins the reply is left out")
 NO_SYSTEM = NoticeEvent("the chat template has no system prompt", "it is put before the first question instead")
 
 
@@ -93,13 +94,15 @@ class Prompts:
         beginning = asked.conversation.prefill
         if beginning is None or self.format.verbatim or (markup and not beginning.content.strip()):
             return asked, markup
-        if self.format.is_servers and not beginning.content:
+        if self.format.is_servers and not (beginning.content or beginning.reasoning):
             return asked, ""  # the server gets the calls so far, and their results, as messages
         if asked.grammar is not None:
             raise UsageError("a schema or grammar cannot apply to a reply that has begun", hint)
         if self.format.is_servers:
             raise UsageError("a server that builds the prompt cannot continue a reply", hint)
-        shared = common_prefix(tokens, self.tokenize(replace(asked.conversation, prefill=None)))
+        plain = replace(asked.conversation, prefill=None)
+        prompts = plain, replace(plain, thinks=True)  # as it is rendered for a reply that begins with reasoning
+        shared = max(common_prefix(tokens, self.tokenize(prompt)) for prompt in prompts)
         return replace(asked, prefix_tokens=tokens[shared:]), self._text_of(tokens[:shared])
 
     def _sampling(self, asked: Ask) -> SamplingParams:
@@ -142,6 +145,9 @@ class Prompts:
             yield NO_SYSTEM
         if conversation.tools and not (self.format.tool_format.has_place or self.format.is_servers):
             yield NO_TOOLS
+        begun = conversation.prefill
+        if begun and begun.tokens is None and begun.reasoning and not shows(self.parts(conversation), begun.reasoning):
+            yield NO_REASONING
 
     def tokenize(self, conversation: Conversation) -> TokenIds:
         """Tokenize the prompt of a conversation. Raises PromptTooLong if it is too long to be tokenized in seconds."""

@@ -41,7 +41,7 @@ def continues(held: tuple[int, ...], seed: int) -> int:
         ("chatml", None, None, "<|im_start|>assistant\nIt is"),
         ("cerebrum", None, None, "User: 2 + 2?\nAI: It is"),
         ("embedded", "mistral", None, "[/INST] It is"),
-        ("embedded", "deepseek-r1", None, "<｜Assistant｜>It is"),
+        ("embedded", "deepseek-r1", "Two and two.", "<｜Assistant｜><think>\nTwo and two.\n</think>\n\nIt is"),
         ("embedded", "qwen3.8", "Two and two.", "assistant\n<think>\nTwo and two.\n</think>\n\nIt is"),
     ],
 )
@@ -66,7 +66,7 @@ def test_reply_continues_the_last_message(name: str, template: str | None, reaso
 @pytest.mark.parametrize("last", [{"content": " \n"}, {"content": None, "reasoning_content": "2 + 2?"}])
 @pytest.mark.parametrize(
     ("name", "template"),
-    [("chatml", None), ("mistral", None), ("cerebrum", None), ("embedded", "deepseek-r1"), ("embedded", "ministral")],
+    [("chatml", None), ("mistral", None), ("cerebrum", None), ("embedded", "ministral")],
 )
 def test_reply_without_visible_text_has_not_begun(name: str, template: str | None, last: dict[str, str | None]) -> None:
     source = STRICT if template == "ministral" else template and TEMPLATES[template]
@@ -77,11 +77,15 @@ def test_reply_without_visible_text_has_not_begun(name: str, template: str | Non
         assert "".join(loaded.respond(Ask(asked, Settings(), Grammar("gbnf", "root ::= [0-9]*")))) == ""
 
 
-def test_beginning_of_a_reply_may_be_reasoning_alone() -> None:
+@pytest.mark.parametrize("template", ["qwen3.8", "deepseek-r1"])
+def test_beginning_of_a_reply_may_be_reasoning_alone(template: str) -> None:
     asked = conversation_from_messages([MESSAGES[0], {**MESSAGES[1], "content": None}], "m")
     with running_engine(ScriptedBackend(continues, context_size=1000)) as engine:
-        loaded = model_on(engine, chosen_format("embedded", TEMPLATES["qwen3.8"]))
-        assert loaded.prompts.text(asked).endswith("assistant\n<think>\nTwo and two.")
+        loaded = model_on(engine, chosen_format("embedded", TEMPLATES[template]))
+        assert loaded.prompts.text(asked).endswith("<think>\nTwo and two.")
+        assert not [*loaded.prompts.notices(asked)]
+        chatml = model_on(engine, chosen_format("chatml"))
+        assert [notice.message for notice in chatml.prompts.notices(asked)] == ["the prompt format has no reasoning"]
 
 
 @pytest.mark.parametrize(
@@ -129,3 +133,5 @@ def test_reply_that_has_begun_is_refused_with_a_grammar_and_on_servers_with_temp
             ).wait()
         with pytest.raises(UsageError, match="a server that builds the prompt cannot continue a reply"):
             model_on(engine, chosen_format(SERVER)).respond(Ask(conversation, Settings())).wait()
+        with pytest.raises(UsageError, match="the server builds the prompt, which is not known here"):
+            model_on(engine, chosen_format(SERVER)).preview(conversation)

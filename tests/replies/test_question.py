@@ -190,6 +190,10 @@ def test_system_message_behind_a_question_is_refused() -> None:
         ([CALLS], "its end follows calls without results: a, b"),
         ([{**ASSISTANT, "tool_calls": 5}], "message 2 has an invalid call: 5"),
         ([{**CALLS, "tool_calls": [{"function": {"name": "f", "arguments": 5}}]}], "message 2 has an invalid call"),
+        *(
+            ([{**CALLS, "tool_calls": [{"function": {"name": "f", "arguments": text}}]}], "message 2 has a call whose")
+            for text in ('{"city": "Os', "Oslo", '["Oslo"]')
+        ),
     ],
 )
 def test_calls_and_results_that_do_not_match_are_refused(messages: list[Any], problem: str) -> None:
