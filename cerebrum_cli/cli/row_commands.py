@@ -178,11 +178,12 @@ def answer_missing(app: App, source: ModelSource, options: ConcurrencyOptions, r
 
     streams = app.streams
     if not (results.missing_count or results.has_more):
-        with closing(BatchProgress(streams, draws=False)) as summary:
+        with closing(BatchProgress(streams, draws=False, found=len(results.finished))) as summary:
             summary.emit(results.progress)
         return
     shares_terminal = results.in_order and streams.out_is_terminal
     draws = streams.can_redraw and not (options.verbose or shares_terminal)
-    sinks = [BatchProgress(streams, draws, None if options.verbose else source.model.name)]
+    model = None if options.verbose else source.model.name
+    sinks = [BatchProgress(streams, draws, model, len(results.finished))]
     with options.answering(source, results, work) as (events, cancel):
         render(events, cancel, sinks)

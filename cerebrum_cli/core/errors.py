@@ -58,13 +58,16 @@ class UnknownToken(CerebrumError):
     """A token id that is not in the model's vocabulary: it comes from another model."""
 
 
+SPLIT = ", or split it into rows of cerebrum batch"
+
+
 class PromptTooLong(CerebrumError):
     """The prompt fills the context and leaves no room for a reply."""
 
     exit_code = 4
 
     @classmethod
-    def for_context(cls, prompt_tokens: str, context_size: int, advice: str = "") -> PromptTooLong:
+    def for_context(cls, prompt_tokens: str, context_size: int, advice: str = SPLIT) -> PromptTooLong:
         """Error for a prompt with this number of tokens; `prompt_tokens` may be "at least 9000"."""
         return cls(f"the prompt has {prompt_tokens} tokens, but the context has {context_size}", f"shorten it{advice}")
 

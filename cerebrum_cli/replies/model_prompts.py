@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache, partial
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message, PromptParts, Text, shows
-from cerebrum_cli.core.errors import FormatError, PromptTooLong, UsageError
+from cerebrum_cli.core.errors import SPLIT, FormatError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds, TokenPredicate, common_prefix
@@ -23,6 +23,7 @@ from cerebrum_cli.replies.reply import larger_context
 from cerebrum_cli.replies.reply_controls import AnswerNow, RepeatedCall, ReplyControls
 
 TRIAL = Conversation(system_prompt="4567890").user("1234567")  # digits, which no template changes
+MIN_REPLY, CONTEXT_STEP = 512, 1024  # tokens of a context that is recommended for a long prompt: room, and rounding
 NO_TOOLS = NoticeEvent("the prompt format does not support functions", "they are listed in the system prompt instead")
 NO_REASONING = NoticeEvent("the prompt format has no reasoning", "the reasoning that begins the reply is left out")
 NO_SYSTEM = NoticeEvent("the chat template has no system prompt", "it is put before the first question instead")
@@ -196,11 +197,15 @@ class Prompts:
             raise self._too_long(tokens)
 
     def _too_long(self, tokens: int, least: str = "") -> PromptTooLong:
-        size, trained, advice = self.engine.context_size, self.trained_context, ""
+        size, trained = self.engine.context_size, self.trained_context
+        if tokens + MIN_REPLY > trained:
+            advice = SPLIT
+        elif self.is_remote:
+            advice = f", or {larger_context(is_remote=True)}"
+        else:
+            advice = f", or use --ctx {min(trained, tokens + MIN_REPLY + -(tokens + MIN_REPLY) % CONTEXT_STEP)}"
         if size < trained:
-            advice = f" (trained context: {trained})"
-        if tokens < trained:
-            advice = f" or {larger_context(self.is_remote)}{advice}"
+            advice += f" (trained context: {trained})"
         return PromptTooLong.for_context(f"{least}{tokens}", size, advice)
 
     @property

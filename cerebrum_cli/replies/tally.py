@@ -158,7 +158,7 @@ class Tally:
 
     @property
     def result(self) -> str:
-        """The two leading answers: "4/5: 5 of 6 votes (83%); runner-up 0.9: 1".
+        """The two leading answers: "4/5: 5 of 6 votes (83%), decided early of 8; runner-up 0.9: 1".
 
         With programs: "4/5: 5 replies and 4 programs of 6 samples; runner-up 0.9: 0 replies and 1 program".
         """
@@ -172,6 +172,8 @@ class Tally:
         else:
             votes = [str(count.count) for count in leading]
             votes[0] += f" of {self.samples} votes ({leading[0].count / self.samples:.0%})"
+        if self.is_decided and self.samples < self.votes.maximum:
+            votes[0] += f", decided early of {self.votes.maximum}"
         return "; runner-up ".join(
             f"{one_line(count.answer)}: {text}" for count, text in zip(leading, votes, strict=True)
         )

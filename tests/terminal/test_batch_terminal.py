@@ -114,13 +114,13 @@ def test_batch_rate_leaves_out_the_time_after_the_last_row(monkeypatch: pytest.M
 def test_rows_without_tokens_have_a_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     now, err = [10.0], StringIO()
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    progress = BatchProgress(Streams(StringIO(), err, None, False, False, False), draws=False)
+    progress = BatchProgress(Streams(StringIO(), err, None, False, False, False), draws=False, found=20)
     for seconds, done in ((10.0, 20), (12.0, 25), (14.0, 30)):  # an earlier run has done 20 of them
         now[0] = seconds
         progress.emit(RowEvent(done, 100, RowCounts()))
     assert "".join(text for text, _ in progress.render(80)).startswith(" 30/100 0:28 left 2.5 rows/s ━")
     progress.close()
-    assert err.getvalue() == "30 of 100 done, 2.5 rows/s\n"
+    assert err.getvalue() == "30 of 100 done (20 by an earlier run), 2.5 rows/s\n"
 
 
 def test_batch_estimates_the_time_left_with_rows_that_run() -> None:
@@ -136,7 +136,10 @@ def test_vote_shows_its_tally_and_then_the_winning_sample(start: OpenTerminal) -
     person.wait_for_output("日本語の答え x2 · 5 x1 (3 of ")
     assert len(person.screen.lines) == 1
     assert person.end() == 0
-    assert person.screen.lines == ["The answer is 日本語の答え.", "日本語の答え: 3 of 4 votes (75%); runner-up 5: 1"]
+    assert person.screen.lines == [
+        "The answer is 日本語の答え.",
+        "日本語の答え: 3 of 4 votes (75%), decided early of 5; runner-up 5: 1",
+    ]
 
 
 def test_vote_ctrl_c_shows_the_leading_answer(start: OpenTerminal) -> None:
