@@ -187,6 +187,7 @@ def checkout(tmp_path: Path, thinker: Path, checkpoints: dict[str, Path], adapte
     for name, text in texts.items():
         (checkout / name).write_text(text)
     (checkout / "report.pdf").write_bytes(pdf("It works."))
+    (checkout / "report.txt").write_text("It works.\n")
     return checkout
 
 
