@@ -12,23 +12,27 @@ from contextlib import suppress
 from pathlib import Path
 
 from cerebrum_cli.core.environment import environment
-from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.files import is_file, read_small_json
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.library.reference import DEFAULT_TAG, OllamaReference
 
-_GGUF = "application/vnd.ollama.image.model"
+_GGUF, _ADAPTER = "application/vnd.ollama.image.model", "application/vnd.ollama.image.adapter"
 _HOST, _NAMESPACE = "registry.ollama.ai", "library"  # which names omit
 _ACCESS_HINT = "check its permissions, or join Ollama's group: sudo usermod -aG ollama $USER"
 
 
 @frozen
 class OllamaModel:
-    """A model of Ollama: its file, which may be missing or unreadable, and the SHA-256 that its manifest states."""
+    """A model of Ollama: its file, which may be missing or unreadable, and the SHA-256 that its manifest states.
+
+    Ollama applies the `adapters` to it.
+    """
 
     reference: OllamaReference
     path: Path
     sha256: str
+    adapters: tuple[Path, ...] = ()
 
 
 def ollama_models() -> Iterator[OllamaModel]:
@@ -37,8 +41,10 @@ def ollama_models() -> Iterator[OllamaModel]:
         manifests = directory / "manifests"
         for manifest in _files(manifests):
             reference = OllamaReference(_name(*manifest.relative_to(manifests).parts))
-            for digest in _model_digests(manifest):
-                yield OllamaModel(reference, directory / "blobs" / f"sha256-{digest}", digest)
+            blobs = directory / "blobs"
+            adapters = tuple(blobs / f"sha256-{digest}" for digest in _digests(manifest, _ADAPTER))
+            for digest in _digests(manifest, _GGUF):
+                yield OllamaModel(reference, blobs / f"sha256-{digest}", digest, adapters)
 
 
 def unreadable_directories() -> list[ModelNotFound]:
@@ -56,8 +62,12 @@ def unreadable_directories() -> list[ModelNotFound]:
 
 
 def find_ollama_model(reference: OllamaReference) -> OllamaModel:
+    """The model with this name. Raises ModelNotFound, and UsageError for one with adapters, which would be missing."""
     for model in ollama_models():
         if model.reference.name.lower() == reference.name.lower():
+            if model.adapters:
+                options = "".join(f" --lora {path}" for path in model.adapters)
+                raise UsageError(f"{reference} has an adapter", f"name its files: -m {model.path}{options}")
             return model
     for error in unreadable_directories():
         raise error
@@ -86,9 +96,9 @@ def _name(host: str, namespace: str, model: str, tag: str) -> str:
     return name
 
 
-def _model_digests(manifest: Path) -> Iterator[str]:
-    """Yield the digest of the model in a manifest; none if it is damaged, or the model is not in GGUF format."""
+def _digests(manifest: Path, media_type: str) -> Iterator[str]:
+    """Yield the digests of a type of layer in a manifest; none if it is damaged, or the model is not in GGUF format."""
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         for layer in read_small_json(manifest)["layers"]:
-            if layer["mediaType"] == _GGUF:
+            if layer["mediaType"] == media_type:
                 yield layer["digest"].removeprefix("sha256:")

@@ -112,3 +112,12 @@ def test_pull_refuses_a_damaged_blob(new_user: CommandLine, ollama: Put) -> None
     assert_error(new_user.run("pull", "ollama:small"), 1, "ollama:small is damaged", "ollama pull small")
     assert new_user.run("list", "--json").object == []
     assert_error(new_user.run("pull", "ollama:huge"), 3, "Ollama has no GGUF model huge", "list --found")
+
+
+def test_model_of_ollama_with_an_adapter_is_refused(new_user: CommandLine, chatml_model: Path, tmp_path: Path) -> None:
+    store = new_user.home / ".ollama/models"
+    adapter = {"mediaType": "application/vnd.ollama.image.adapter", "digest": "sha256:abc", "size": 5}
+    blob = put_layer(store, "registry.ollama.ai/library/tuned/latest", chatml_model, adapter)
+    options = f"-m {blob} --lora {store / 'blobs' / 'sha256-abc'}"
+    for command in (("pull", "ollama:tuned"), ("ask", "-m", "ollama:tuned", "Why?")):
+        assert_error(new_user.run(*command), 2, "ollama:tuned has an adapter", f"name its files: {options}")
