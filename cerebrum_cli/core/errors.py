@@ -133,10 +133,6 @@ class EndpointError(CerebrumError):
     """A server that cannot be reached, refuses, or serves something else than is needed."""
 
 
-class NotReadyError(EndpointError):
-    """A server that does not answer yet, such as while it loads its model."""
-
-
 class NoServerError(EndpointError):
     """No server answers; what is finished is kept, and the same command resumes."""
 

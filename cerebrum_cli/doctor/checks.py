@@ -20,7 +20,7 @@ from cerebrum_cli.core.llama_cpp import rebuild_command
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count, format_size
 from cerebrum_cli.core.version import __version__
-from cerebrum_cli.engine.capacity import Build, machine_state
+from cerebrum_cli.engine.capacity import Build, likely_accelerator, memory
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.replies.interface import open_source
 from cerebrum_cli.replies.reply import Reply
@@ -85,10 +85,9 @@ def _check_versions(context: DoctorContext) -> CheckResult:
     features = ", ".join(build.cpu_features) or "no features reported"
     backends = ", ".join(build.backends) or "none"
     detail += f"; llama-cpp-python {build.version}, ggml {build.ggml}; backends {backends}; CPU: {features}"
-    unused = build.unused_features(machine_state().cpu_flags)
-    if not unused:
+    if not build.unused_features:
         return check_result(detail)
-    slow = f"slow: llama.cpp does not use this CPU's {', '.join(unused)}"
+    slow = f"slow: llama.cpp does not use this CPU's {', '.join(build.unused_features)}"
     return check_result(detail, (slow, f"rebuild it: {rebuild_command('-DGGML_NATIVE=on')}"))
 
 
@@ -99,7 +98,7 @@ def _check_gpu(context: DoctorContext) -> CheckResult:
     if build.offloads:
         problem = "llama.cpp was built for GPUs and finds none"
         return check_result("", (problem, "check the GPU's driver; for NVIDIA, run nvidia-smi"))
-    accelerator = machine_state().likely_accelerator
+    accelerator = likely_accelerator()
     if accelerator is None:
         return check_result("none: everything runs on the CPU")
     problem = "this machine seems to have a GPU, but llama.cpp was built without GPU support"
@@ -118,9 +117,9 @@ def _loadable_build(context: DoctorContext) -> Build:
 
 def _check_memory(_: DoctorContext) -> CheckResult:
     """Memory that this process's cgroups allow it."""
-    memory = machine_state().memory
-    detail = f"{format_size(memory.available)} of {format_size(memory.total)} free"
-    if memory.available >= MIN_MEMORY:
+    available, total = memory()
+    detail = f"{format_size(available)} of {format_size(total)} free"
+    if available >= MIN_MEMORY:
         return check_result(detail)
     problem = f"less than {format_size(MIN_MEMORY)} of memory is free"
     return check_result(detail, (problem, "close other programs, or choose a smaller quantization"))

@@ -8,7 +8,11 @@ from typing import NamedTuple
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import Texts, format_size
 from cerebrum_cli.engine import machine
-from cerebrum_cli.engine.machine import thread_count as thread_count
+from cerebrum_cli.engine.machine import (
+    likely_accelerator as likely_accelerator,
+    memory as memory,
+    thread_count as thread_count,
+)
 from cerebrum_cli.engine.memory import HEADROOM, Devices
 from cerebrum_cli.engine.memory_plan import place
 from cerebrum_cli.engine.requests import DEFAULT_CONTEXT, LoadOptions
@@ -103,26 +107,6 @@ def _rounded(value: float) -> float:
 
 
 @frozen
-class MachineState:
-    """What this process may use of the machine now.
-
-    The likely accelerator is the GPU backend that llama.cpp could be built with.
-    """
-
-    memory: machine.Memory
-    likely_accelerator: str | None
-    cpu_flags: frozenset[str] | None
-
-
-def machine_state() -> MachineState:
-    return MachineState(
-        machine.memory(),
-        machine.likely_accelerator(),
-        machine.processor_flags(),
-    )
-
-
-@frozen
 class Build:
     """An installed llama.cpp: versions, backends, the CPU features it was built with, and visible accelerators.
 
@@ -136,9 +120,10 @@ class Build:
     offloads: bool
     devices: Devices
 
-    def unused_features(self, cpu_flags: frozenset[str] | None) -> list[str]:
+    @property
+    def unused_features(self) -> list[str]:
         """Features of the CPU that make it many times faster, and that this build does not use."""
-        flags = cpu_flags or frozenset()
+        flags = machine.processor_flags() or frozenset()
         present = [name for name in KEY_FEATURES if machine.CPU_FLAGS[name] in flags]
         return [name for name in present if name not in self.cpu_features]
 

@@ -10,7 +10,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from importlib import import_module
 
-from cerebrum_cli.core.errors import EndpointError, EngineError, NoServerError, NotReadyError
+from cerebrum_cli.core.errors import EndpointError, EngineError, NoServerError
 from cerebrum_cli.core.events import Event, SequenceId
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.engine.engine import CancelScope, Completions, Engine, OpenBackend
@@ -34,8 +34,7 @@ def probe(*endpoints: Endpoint, as_messages: bool = False) -> ServerInfo:
     """Ask servers what they are; return the first answer.
 
     To be used `as_messages`, they need not take token ids.
-    Without any, raises NoServerError if none can be reached, else another error of the first that can: NotReadyError if
-    it is not ready yet, or EndpointError.
+    Without any, raises NoServerError if none can be reached, else another EndpointError of the first that can.
     """
     return asyncio.run(ask_all(endpoints, as_messages))
 
@@ -59,7 +58,7 @@ async def ask(endpoint: Endpoint, as_messages: bool) -> ServerInfo:
         async with aclosing(Client(endpoint)) as client:
             return await describe(client, as_messages)
     except BusyServerError as busy:
-        raise NotReadyError(f"{endpoint.name} is not ready: {busy.reason}", "try again later") from busy
+        raise EndpointError(f"{endpoint.name} is not ready: {busy.reason}", "try again later") from busy
     except LostServerError as lost:
         remedy = "the log of the server" if lost.was_sent else "start the server there"
         raise NoServerError(f"{endpoint.name}: {lost.reason}", f"check the URL, and {remedy}") from lost

@@ -273,8 +273,8 @@ def test_llama_cpp_of_another_cpu_is_reported_before_it_runs(tmp_path: Path) -> 
 
 GB = 10**9
 DISK = "cerebrum_cli.doctor.checks.disk_usage"
-MEMORY = "cerebrum_cli.engine.machine.memory"
-ACCELERATOR = "cerebrum_cli.engine.machine.likely_accelerator"
+MEMORY = "cerebrum_cli.doctor.checks.memory"
+ACCELERATOR = "cerebrum_cli.doctor.checks.likely_accelerator"
 FLAGS = "cerebrum_cli.engine.machine.processor_flags"
 WITHOUT_DRIVER = replace(WITH_GPU, devices=())
 REBUILD = f'CMAKE_ARGS="-DGGML_CUDA=on" {PYTHON} -m pip install'
