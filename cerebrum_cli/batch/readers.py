@@ -115,6 +115,8 @@ class InputOptions:
             includes_input = self.include_input or (copies_columns and shape in DELIMITERS)
             rows = BatchInput(file, self._form(file, shape), replace(self, include_input=includes_input))
             if next(rows.known_rows(), None) is None:
+                if self.only is not None:
+                    raise UsageError(f"no undecided row is in {file.name}", "name the input of the earlier output")
                 raise UsageError("the input has no prompts", "put one on each line")
             yield rows
 

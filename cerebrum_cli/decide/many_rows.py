@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +17,8 @@ from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.row_fields import parse_template
 from cerebrum_cli.decide.decided_rows import DecisionAsker, row_flags
 from cerebrum_cli.decide.decision_run import STANDARD, DecisionRun
-from cerebrum_cli.decide.labelled import measure
 from cerebrum_cli.decide.trusted import final_notes, load_trust
-from cerebrum_cli.results.output_tables import DELIMITERS, table_type
+from cerebrum_cli.results.output_tables import read_table, table_type
 from cerebrum_cli.results.results import output_paths
 from cerebrum_cli.results.rows import Digest, Key, RowFlag
 from cerebrum_cli.trust.calibration import HOW_TO_MAKE
@@ -69,7 +67,12 @@ def decide_file(app: App, question: str, source: Path, options: DecideOptions) -
         if options.calibration:
             found = load_trust(options.calibration, run.calibrated_conditions, options.max_error, options.confidence)
             run = replace(run, asker=replace(asker, trust=found))
-        results = write_decisions(app, run, options) if options.label is None else measure(app, run, source, options)
+        if options.label is None:
+            results = write_decisions(app, run, options)
+        else:
+            from cerebrum_cli.decide.labelled import measure
+
+            results = measure(app, run, source, options)
     if results.counts.failed:
         raise typer.Exit(SOME_FAILED)
 
@@ -90,15 +93,11 @@ def require_related_options(options: DecideOptions) -> None:
 
 def undecided_rows(output: Path) -> frozenset[Digest]:
     """The digests of the rows that an earlier output leaves undecided. Raises UsageError."""
-    name = table_type(output)
-    with readable(output), output.open(newline="") as file:
+    with readable(output), output.open("rb") as file:
+        objects = read_table(output, ()) if table_type(output) else map(json.loads, file)
         try:
-            if name:
-                texts = [record["key"] for record in csv.DictReader(file, delimiter=DELIMITERS[name][0])]
-            else:
-                texts = [json.loads(line)["key"] for line in file]
-            keys = [*map(Key.parse, texts)]
-        except (csv.Error, *DAMAGE) as error:
+            keys = [Key.parse(object["key"]) for object in objects]
+        except DAMAGE as error:
             raise UsageError(f"{output} is not a result of cerebrum decide", "name an earlier OUTPUT") from error
     return frozenset(key.digest for key in keys if key.flags & RowFlag.UNDECIDED)
 

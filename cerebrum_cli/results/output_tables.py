@@ -83,14 +83,18 @@ def read_table(output: Path, keys: Texts) -> Iterator[JsonDict]:
     csv.field_size_limit(MAX_FIELD_BYTES)
     names = (*keys, "error", "key")
     with output.open(encoding="utf-8", newline="") as file:
-        header, *records = csv.reader(file, delimiter=DELIMITERS[str(table_type(output))][0])
-        for number, record in enumerate(records, 1):
-            object: JsonDict = {"id": number, "prompt": "", **dict(zip(header, record, strict=True))}
-            object |= {name: text or None for name, text in zip(names, record[-len(names) :], strict=True)}
-            if object["error"]:
-                kind, _, message = object["error"].partition(": ")
-                object["error"] = {"type": kind, "message": message}
-            yield object
+        records = csv.reader(file, delimiter=DELIMITERS[str(table_type(output))][0])
+        try:
+            header = next(records, [])
+            for number, record in enumerate(records, 1):
+                object: JsonDict = {"id": number, "prompt": "", **dict(zip(header, record, strict=True))}
+                object |= {name: text or None for name, text in zip(names, record[-len(names) :], strict=True)}
+                if object["error"]:
+                    kind, _, message = object["error"].partition(": ")
+                    object["error"] = {"type": kind, "message": message}
+                yield object
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
 
 
 def table_type(output: Path) -> str | None:

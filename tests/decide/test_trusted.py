@@ -195,6 +195,8 @@ def test_another_model_decides_what_is_undecided(user: CommandLine, first: str) 
         assert run(user, *asked, "labelled.jsonl", "--label", "label", "--calibrate", "refunds.json").code == 0
         assert run(user, *asked, "new.jsonl", *CALIBRATED, "-o", first).code == 0
     assert decide(user, "new.jsonl", "--undecided-of", first, "-o", "rest.jsonl").code == 0
+    other = decide(user, "texts.jsonl", "--undecided-of", first, "-o", "other.jsonl")
+    assert_error(other, 2, "no undecided row is in texts.jsonl", "the earlier output")
     new = read(user.home / "new.jsonl")
     undecided = [number for number, row in enumerate(new, 1) if "money" not in row["text"]]
     assert [row["id"] for row in read(user.home / "rest.jsonl")] == undecided
