@@ -93,10 +93,6 @@ LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-OPENAI = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*"
-    r"|\s*[\r\n]|\s+(?!\S)|\s+"
-)
 TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
@@ -119,11 +115,10 @@ def sequence(*steps: dict[str, Any]) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": list(steps)}
 
 
-# By llama.cpp's name, and where two spell it differently, the model: pre-tokenizer, `ignore_merges`.
+# By llama.cpp's name: pre-tokenizer, `ignore_merges`.
 PRE_TOKENIZERS = {
     "llama-bpe": (sequence(split(LLAMA3), BYTES), True),
     "dbrx": (sequence(split(LLAMA3, "Removed", True), BYTES), False),
-    "dbrx openai": (sequence(split(OPENAI), BYTES), False),
     "qwen2": (sequence(split(LLAMA3.replace("{1,3}", "")), BYTES), False),
     "tekken": (sequence(split(TEKKEN), BYTES), True),
     "gpt-2": (GPT2, False),

@@ -34,15 +34,7 @@ _NAMES = {
     pattern: (whole, merging)
     for whole, merging, pattern in (line.split(" ", 2) for line in _PRE_TOKENIZERS.strip().splitlines())
 }
-# Other spellings of the same patterns: OpenAI's, possessive quantifiers, line ends that are not escaped.
-_SPELLINGS = {
-    "\r": r"\r",
-    "\n": r"\n",
-    "'(?i:[sdmt]|ll|ve|re)": "(?i:'s|'t|'re|'ve|'m|'ll|'d)",
-    "]?+": "]?",
-    "++": "+",
-    r"|\s*[\r\n]|": r"|\s*[\r\n]+|",
-}
+_LINE_ENDS = {"\r": r"\r", "\n": r"\n"}  # which some tokenizers do not escape
 
 
 class Unsupported(Exception):
@@ -190,7 +182,7 @@ def _pattern(step: JsonObject) -> str:
             "behavior": "Removed",
             "invert": True,
         }:
-            for spelling, canonical in _SPELLINGS.items():
-                pattern = pattern.replace(spelling, canonical)
+            for char, escaped in _LINE_ENDS.items():
+                pattern = pattern.replace(char, escaped)
             return pattern
     return json.dumps(step)
