@@ -22,6 +22,7 @@ from cerebrum_cli.core.text import format_size, short_name
 
 MAX_SMALL_BYTES = 16_000_000
 DISK_MARGIN = 64_000_000  # bytes of a disk to leave free for other programs
+STANDARD_OUTPUT = 1  # its descriptor
 PART = ".part"  # suffix of unfinished files
 # As far as this user can see: a `Path` raises an error where directories of other users are closed.
 exists, is_directory, is_file = os.path.exists, os.path.isdir, os.path.isfile
@@ -156,7 +157,17 @@ def translate_os_errors(error_type: type[CerebrumError], path: Path, then: str =
 
 def readable(path: Path) -> AbstractContextManager[None]:
     """Raise UsageError for a file or directory that the user has named, and that cannot be read."""
+    require_not_output(path, str(path))
     return translate_os_errors(UsageError, path)
+
+
+def require_not_output(file: Path | int, name: str) -> None:
+    """Raise UsageError for a file that standard output replaces (`> FILE`): a shell has emptied it already."""
+    with suppress(OSError, ValueError):
+        output = os.fstat(STANDARD_OUTPUT)
+        is_appended = fcntl.fcntl(STANDARD_OUTPUT, fcntl.F_GETFL) & os.O_APPEND
+        if stat.S_ISREG(output.st_mode) and not is_appended and os.path.samestat(os.stat(file), output):  # noqa: PTH116
+            raise UsageError(f"{name} is the file that standard output replaces", "redirect the output to another file")
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from typing import BinaryIO, TextIO
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted, OutputError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.files import require_not_output
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import strip_controls, with_short_names
@@ -42,6 +43,7 @@ class PipedInput:
     has_data: bool = False
 
     def read(self, size: int = -1) -> bytes:
+        require_not_output(self.source.fileno(), "standard input")
         notice = NoticeEvent("reading standard input; if there is none, redirect it: < /dev/null")
         timer = threading.Timer(STDIN_NOTICE_S, self.streams.note, [notice])
         timer.daemon = True

@@ -244,3 +244,18 @@ def test_text_that_no_tokens_can_fit_is_refused_untokenized(user: CommandLine, o
 def test_line_break_in_a_file_name_begins_no_line_of_a_message(user: CommandLine) -> None:
     done = user.run("ask", "-f", "a\nerror: no such model", "hi")
     assert_error(done, 2, "a error: no such model: ", "check the path")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", ["ask -f notes hi", "ask hi < notes", "batch notes -o -", "ask --schema notes hi"])
+def test_file_that_standard_output_replaces_is_no_input(user: CommandLine, line: str) -> None:
+    notes = user.home / "notes"
+    with notes.open("wb") as output, notes.open("rb") as piped:
+        stdin = piped if "<" in line else subprocess.DEVNULL
+        done = user.run_process(*line.removesuffix(" < notes").split(), "-m", "nano", stdin=stdin, stdout=output)
+    name = "standard input" if "<" in line else "notes"
+    assert_error(done, 2, f"{name} is the file that standard output replaces", "redirect the output to another file")
+    notes.write_text("2 plus 3?\n")
+    with notes.open("ab") as output:
+        done = user.run_process("ask", "-m", "nano", "-f", "notes", "How much is it?", stdout=output)
+    assert done.code == 0 and notes.read_text().startswith("2 plus 3?\nI can only do")
