@@ -47,6 +47,8 @@ def run(arguments: list[str] | None = None, app: App | None = None) -> int:
             return 0
         return exit.code if isinstance(exit.code, int) else 1
     except Exception as error:
+        if environment(COMPLETION):  # whose answer a shell would take for words
+            return 1
         from cerebrum_cli.cli.failures import report
 
         code = report(error, command, app)

@@ -28,7 +28,7 @@ DOCUMENTS = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.g
 MERGE, EVALUATE, MADE_FOR = "docs/how-to/merge.md", "docs/how-to/evaluate.md", "docs/made-for.md"
 LEFT_OUT = {
     "builds or installs programs": r"^((make|source|pip|pipx|uv|git clone) |CMAKE_ARGS=|.*scripts/setup\.sh)",
-    "asks on a terminal, or changes the shell": r"cerebrum pull( author/model)? +#|--install-completion|chat --tool",
+    "asks on a terminal, or changes the shell": r"cerebrum pull( author/model)? +#|--show-completion|chat --tool",
     "starts a server or a cluster": r"^(llama-server|ggml-rpc-server) |--ray ",
     "takes a minute": r"cerebrum lm-eval\b",
     "needs a GPU": r"cpu_moe=24",

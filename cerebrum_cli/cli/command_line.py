@@ -8,6 +8,8 @@ from inspect import cleandoc
 from typing import TYPE_CHECKING, Any
 
 import typer
+from typer._click.shell_completion import CompletionItem, add_completion_class
+from typer._completion_classes import ZshComplete
 from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command, get_install_completion_arguments
 
@@ -21,17 +23,19 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.command import BaseCommand, CommandGroup
     from cerebrum_cli.cli.outside_commands import Commands
 
-OFF = dict.fromkeys(("help", "install_completion", "show_completion"), False)  # a value that Typer need not convert
+OFF = dict.fromkeys(("help", "show_completion"), False)  # a value that Typer need not convert
 
 
 def assembled(commands: Commands, names: Collection[str]) -> Any:
     """The command line; only commands of these names have options, since loading those of all takes 20 ms."""
+    _, show_completion = get_install_completion_arguments()
+    add_completion_class(ZshCompletion, ZshCompletion.name)
     return TyperGroup(
         name="cerebrum",
         help=DESCRIPTION,
         epilog=EPILOG,
         commands={name: assembled_command(command, name in names) for name, command in commands.items()},
-        params=[VersionOption(), *get_install_completion_arguments()],
+        params=[VersionOption(), show_completion],
         no_args_is_help=True,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"], "default_map": OFF},
@@ -75,6 +79,13 @@ def own_command(command: Command, module: ModuleType, declared: type[BaseCommand
     if isinstance(declared, type):
         return ParsedCommand(command.name, declared, help=f"{command.summary}.\n\n{details}".rstrip(), **shown)
     return grouped(command.name, declared, help=f"{command.summary}.", **shown)
+
+
+class ZshCompletion(ZshComplete):
+    """Completion in zsh, with apostrophes, which Typer leaves out of texts that are quoted with these."""
+
+    def format_completion(self, item: CompletionItem) -> str:
+        return super().format_completion(item).replace("''", r"'\''")
 
 
 class VersionOption(TyperOption):

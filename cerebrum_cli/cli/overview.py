@@ -9,7 +9,6 @@ from cerebrum_cli.cli import DESCRIPTION, EPILOG, Command
 
 OPTIONS = (
     ("--version", "Print the version."),
-    ("--install-completion", "Install completion for the current shell."),
     ("--show-completion", "Show completion for the current shell, to copy it or customize the installation."),
     ("-h, --help", "Show this message and exit."),
 )

@@ -52,6 +52,17 @@ def test_shell_completes_values(user: CommandLine, tmp_path: Path) -> None:
     assert complete(user, "cerebrum ask -m ") == []
 
 
+def test_completion_keeps_apostrophes_in_zsh(user: CommandLine) -> None:
+    env = {"_CEREBRUM_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "cerebrum ask --sche"}
+    assert r"file, JSON or '\''name, age int'\''" in user.run(env=env).out
+
+
+@pytest.mark.parametrize("variables", [{}, {"COMP_WORDS": "cerebrum a", "COMP_CWORD": "x"}])
+def test_completion_without_a_place_has_no_words(user: CommandLine, variables: dict[str, str]) -> None:
+    done = user.run(env={"_CEREBRUM_COMPLETE": "complete_bash", **variables})
+    assert (done.code, done.out, done.err) == (1, "", "")
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_bash_completes_after_colons(user: CommandLine, open_terminal: OpenTerminal, chatml_model: Path) -> None:
