@@ -48,4 +48,6 @@ def interrupt(_: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
+    if not sys.flags.safe_path:
+        del sys.path[0]  # the current directory, whose packages are no part of this installation
     main()

@@ -1,6 +1,7 @@
 """Commands of packages that are installed beside this one: a tiny one, broken ones, and ones with taken names."""
 
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -127,6 +128,18 @@ def test_command_with_a_taken_name_is_one_warning(name: str, site: Site, cerebru
     assert (done.code, done.out) == (0, whole)
     expected = f"note: {module}: there is another command {name}\n      rename the command, or uninstall the package\n"
     assert done.err == expected
+
+
+@pytest.mark.slow
+def test_commands_in_the_current_directory_are_none(tmp_path: Path, cerebrum: CommandLine) -> None:
+    described = tmp_path / "here-1.0.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: here\nVersion: 1.0\n")
+    (described / "entry_points.txt").write_text(f"[{GROUP}]\nhere = here:COMMANDS\n")
+    (tmp_path / "here.py").write_text(MODULE.format(("here", "here", "main", "Greet")))
+    command = [sys.executable, "-m", "cerebrum_cli", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=cerebrum.environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "here" not in listed(done.stdout)
 
 
 def test_command_whose_module_is_broken_is_an_error(site: Site, cerebrum: CommandLine) -> None:
