@@ -23,6 +23,7 @@ from cerebrum_cli.library.hub_requests import (
     hub_api,
     not_a_hub,
     opened,
+    shown_endpoint,
     timeout,
     translated,
 )
@@ -96,7 +97,7 @@ def _list_repository(repo_id: str, revision: str, kind: RepositoryKind) -> Listi
     verifiable = {file.name: file for file in files if file.digest}
     wanted = [file for file in files if kind == "dataset" or file.is_weights]
     if wanted and not any(file.digest for file in wanted):
-        problem = f"{endpoint()} lists the files of {repo_id} without sizes and digests, so none can be verified"
+        problem = f"{shown_endpoint()} lists the files of {repo_id} without sizes and digests, so none can be verified"
         raise HubError(problem, "unset HF_ENDPOINT, or download a file yourself, then: cerebrum pull PATH")
     return Listing(repo_id, revision, commit, verifiable, kind)
 

@@ -85,6 +85,12 @@ def endpoint() -> str:
     return str(constants().ENDPOINT)
 
 
+def shown_endpoint() -> str:
+    """The address of the Hub for a message: without a password."""
+    scheme, slashes, host = endpoint().rpartition("//")
+    return f"{scheme}{slashes}{host.rpartition('@')[2]}"
+
+
 def hub_api() -> HfApi:
     constants()
     from huggingface_hub import HfApi
@@ -131,8 +137,8 @@ def check_reachable() -> str:
 
         response = get_session().head(address, timeout=CONNECT_S)
     if response.status_code >= 500:
-        raise HubError(f"{address}: server error {response.status_code}", _LATER)
-    return address
+        raise HubError(f"{shown_endpoint()}: server error {response.status_code}", _LATER)
+    return shown_endpoint()
 
 
 @contextmanager
@@ -161,7 +167,7 @@ def translated(subject: str, kind: RepositoryKind = "model") -> Iterator[None]:
 
 def not_a_hub() -> HubError:
     return HubError(
-        f"unexpected response from {endpoint()}: not a Hugging Face Hub",
+        f"unexpected response from {shown_endpoint()}: not a Hugging Face Hub",
         "check the network, and HF_ENDPOINT if it is set",
     )
 
@@ -187,7 +193,7 @@ def _access_error(subject: str, kind: RepositoryKind, error: Any) -> CerebrumErr
     from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
 
     repo_id = "/".join(subject.split("/")[:2])
-    page = f"{endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+    page = f"{shown_endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
     message = error.response.headers.get("X-Error-Message", "")
     if isinstance(error, RevisionNotFoundError):
         return ModelNotFound(f"{repo_id} has no such revision", f"see its branches at {page}/tree/main")

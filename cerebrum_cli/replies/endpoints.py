@@ -32,8 +32,9 @@ def find_endpoints(
         endpoints.append(replace(endpoint, served_model=served, named_model=named))
         endpoints[-1].validate()
     urls = [endpoint.url for endpoint in endpoints]
-    if repeated := next((url for url in urls if urls.count(url) > 1), None):
-        raise UsageError(f"the endpoint {repeated} is given twice", "omit one of them")
+    for endpoint in endpoints:
+        if urls.count(endpoint.url) > 1:
+            raise UsageError(f"the endpoint {endpoint.name} is given twice", "omit one of them")
     return tuple(endpoints)
 
 
