@@ -137,6 +137,14 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def describe_error(error: BaseException) -> str:
+    """An error of foreign code in a line, whatever its class makes of that."""
+    try:
+        return one_line(f"{type(error).__name__}: {error}")
+    except Exception:
+        return type(error).__name__
+
+
 def well_formed(text: str) -> str:
     """Replace lone surrogates, which come from arguments that are not UTF-8 and from truncated JSON, with U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout, suppress
 from importlib.util import module_from_spec, spec_from_file_location
 from inspect import isfunction, unwrap
@@ -16,8 +17,10 @@ from pathlib import Path
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.text import one_line
+from cerebrum_cli.core.text import describe_error
 from cerebrum_cli.programs.python_function import NO_RESULT, PythonFunction
+
+ENDS = (SystemExit, KeyboardInterrupt)  # of the process
 
 
 class Functions:
@@ -52,32 +55,41 @@ class Functions:
         if name not in self.by_name:  # the file has changed
             return f"there is no function {name}"
         with redirect_stdout(StringIO()) as printed:
-            result = self.by_name[name](arguments)
+            try:
+                result = self.by_name[name](arguments)
+            except ENDS:
+                raise
+            except BaseException as error:
+                result = describe_error(error)
         if printed.getvalue() and result == NO_RESULT:
             return printed.getvalue()
         return printed.getvalue() + result
 
 
 def main() -> None:
-    requests, replies = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)
+    with os.fdopen(os.dup(0)) as requests, os.fdopen(os.dup(1), "w") as replies:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(2, 1)
+        for value in answers(requests):
+            replies.write(f"{json.dumps(value)}\n")
+            replies.flush()
 
-    def reply(value: object) -> None:
-        replies.write(f"{json.dumps(value)}\n")
-        replies.flush()
 
+def answers(requests: Iterable[str]) -> Iterator[object]:
+    """Yield what the file defines, or why it cannot be imported, and then the results of calls."""
     try:
         functions = Functions(Path(sys.argv[1]))
-    except (Exception, SystemExit) as error:
-        reply({"problem": one_line(f"{type(error).__name__}: {error}")})
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        yield {"problem": describe_error(error)}
         return
-    reply(functions.description)
+    yield functions.description
     for line in requests:
         request = json.loads(line)
-        reply(functions.call(request["name"], request["arguments"]))
+        yield functions.call(request["name"], request["arguments"])
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):  # the user has pressed Ctrl-C
+    with suppress(KeyboardInterrupt, BrokenPipeError):  # Ctrl-C, or the end of the command
         main()

@@ -14,7 +14,7 @@ from pydantic_core import ArgsKwargs, to_jsonable_python
 
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.text import one_line, truncate, well_formed
+from cerebrum_cli.core.text import describe_error, one_line, truncate, well_formed
 from cerebrum_cli.core.tool_schema import shortened
 from cerebrum_cli.core.tools import ToolSpec
 
@@ -59,13 +59,14 @@ class PythonFunction:
             if inspect.iscoroutine(result):
                 result = asyncio.run(result)
             result = to_jsonable_python(result, fallback=_plain)
+            if result is None:
+                return NO_RESULT
+            text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
         except Interrupted:
             raise
         except Exception as error:
-            return one_line(f"{type(error).__name__}: {error}")
-        if result is None:
-            return NO_RESULT
-        return well_formed(result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)) or NO_RESULT
+            return describe_error(error)
+        return well_formed(text) or NO_RESULT
 
 
 def _returning_its_arguments(function: Callable[..., object]) -> Any:

@@ -67,6 +67,10 @@ HARMLESS = {
     "print('printed')": "printed\n",
     "return input('? ')": "? EOFError: EOF when reading a line",
     "return 'ø' * 1_000_000": "ø" * 1_000_000,
+    "return 10 ** 5000": "ValueError: Exceeds the limit (4300 digits) for integer string conversion;"
+    " use sys.set_int_max_str_digits() to increase the limit",
+    "raise type('Odd', (Exception,), {'__str__': None})()": "Odd",
+    "raise GeneratorExit": "GeneratorExit:",
     "subprocess.run(['echo', 'noise']); os.write(1, b'noise'); return 'a'": "a",
 }
 DEADLY = {
