@@ -38,7 +38,7 @@ def run(arguments: list[str] | None = None, app: App | None = None) -> int:
 
         command = named_command(words, commands)
         names = commands if is_completing else [command.name] if command else []
-        return assembled(commands, names)(arguments, "cerebrum", obj=app, standalone_mode=False) or 0
+        return assembled(commands, names, is_completing)(arguments, "cerebrum", obj=app, standalone_mode=False) or 0
     except BrokenPipeError:
         return 0
     except SystemExit as exit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import nullcontext, suppress
 from importlib import import_module
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from typer.main import get_command, get_install_completion_arguments
 
 from cerebrum_cli.cli import DESCRIPTION, EPILOG
 from cerebrum_cli.core.errors import CerebrumError
+from cerebrum_cli.core.text import describe_error
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -26,15 +28,24 @@ if TYPE_CHECKING:
 OFF = dict.fromkeys(("help", "show_completion"), False)  # a value that Typer need not convert
 
 
-def assembled(commands: Commands, names: Collection[str]) -> Any:
-    """The command line; only commands of these names have options, since loading those of all takes 20 ms."""
+def assembled(commands: Commands, names: Collection[str], is_completing: bool = False) -> Any:
+    """The command line; only commands of these names have options, since loading those of all takes 20 ms.
+
+    Raises CerebrumError if one from outside cannot be used; completion does without its options.
+    """
     _, show_completion = get_install_completion_arguments()
     add_completion_class(ZshCompletion, ZshCompletion.name)
+    shown: dict[str, Any] = {}
+    for name, command in commands.items():
+        shown[name] = TyperCommand(name, help=command.summary, short_help=command.summary)
+        with suppress(UnusableCommand) if is_completing else nullcontext():
+            if name in names:
+                shown[name] = assembled_command(command)
     return TyperGroup(
         name="cerebrum",
         help=DESCRIPTION,
         epilog=EPILOG,
-        commands={name: assembled_command(command, name in names) for name, command in commands.items()},
+        commands=shown,
         params=[VersionOption(), show_completion],
         no_args_is_help=True,
         rich_markup_mode=None,
@@ -42,10 +53,23 @@ def assembled(commands: Commands, names: Collection[str]) -> Any:
     )
 
 
-def assembled_command(command: Command, is_named: bool) -> Any:
-    if not is_named:
-        return TyperCommand(command.name, help=command.summary, short_help=command.summary)
-    module = module_of(command)
+class UnusableCommand(CerebrumError):
+    """A command from outside that cannot be imported or declared."""
+
+
+def assembled_command(command: Command) -> Any:
+    """A command with its options. Raises UnusableCommand for one from outside whose code fails."""
+    try:
+        return declared_command(command)
+    except BaseException as error:  # code of others may raise anything
+        if command.module.startswith("cerebrum_cli.") or isinstance(error, KeyboardInterrupt):
+            raise
+        problem = f"the command {command.name} cannot be used: {describe_error(error)}"
+        raise UnusableCommand(problem, "update or uninstall its package") from error
+
+
+def declared_command(command: Command) -> Any:
+    module = import_module(command.module)
     declared = getattr(module, command.attribute)
     if isinstance(declared, (dict, type)):
         return own_command(command, module, declared)
@@ -56,17 +80,6 @@ def assembled_command(command: Command, is_named: bool) -> Any:
         return group.commands[command.name]
     app.command(command.name, help=command.summary)(declared)
     return get_command(app)
-
-
-def module_of(command: Command) -> ModuleType:
-    """The module of a command. Raises CerebrumError for one from outside that cannot be imported."""
-    try:
-        return import_module(command.module)
-    except Exception as error:
-        if command.module.startswith("cerebrum_cli."):
-            raise
-        problem = f"the command {command.name} cannot be used: {type(error).__name__}: {error}"
-        raise CerebrumError(problem, "update or uninstall its package") from error
 
 
 def own_command(command: Command, module: ModuleType, declared: type[BaseCommand] | CommandGroup) -> Any:

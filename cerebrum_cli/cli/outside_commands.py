@@ -9,13 +9,11 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from importlib import import_module
+from operator import attrgetter
 
 from cerebrum_cli.cli import COMMANDS, Command
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from importlib.metadata import EntryPoint
+from cerebrum_cli.core.text import describe_error
 
 ENTRY_POINTS = "cerebrum.commands"
 MAX_BYTES = 100_000  # of a file with entry points
@@ -27,12 +25,13 @@ def every_command() -> tuple[Commands, Warnings]:
     """The commands of this package and of others, and warnings of those that cannot be used."""
     commands = dict(COMMANDS)
     warnings: Warnings = []
-    for entry_point in entry_points():
-        package = entry_point.dist.name if entry_point.dist else entry_point.value
+    for package, references in sorted(packages().items()):
         try:
-            added = commands_of(entry_point)
-        except (Exception, SystemExit) as error:  # code of others, which may raise anything
-            problem = f"the commands of {package} are left out: {type(error).__name__}: {error}"
+            added = [command for reference in references for command in commands_of(reference)]
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # code of others, which may raise anything
+            problem = f"the commands of {package} are left out: {describe_error(error)}"
             warnings.append((problem, "update or uninstall it"))
             continue
         for command in added:
@@ -44,35 +43,45 @@ def every_command() -> tuple[Commands, Warnings]:
     return commands, warnings
 
 
-def commands_of(entry_point: EntryPoint) -> tuple[Command, ...]:
-    commands = entry_point.load()
-    if not (isinstance(commands, tuple) and all(isinstance(command, Command) for command in commands)):
-        raise TypeError(f"{entry_point.value} is not a tuple of commands")
+def commands_of(reference: str) -> tuple[Command, ...]:
+    """The commands that "MODULE:NAME" refers to."""
+    module, _, name = reference.partition(":")
+    commands = attrgetter(name)(import_module(module))
+    if not (type(commands) is tuple and all(map(is_command, commands))):
+        raise TypeError(f"{reference} is not a tuple of commands")
     return commands
 
 
-def entry_points() -> Iterable[EntryPoint]:
-    """The entry points of packages from outside. Mostly there are none: looking takes less than the import."""
-    if not any(has_entry_points(directory or ".") for directory in sys.path):
-        return ()
-    from importlib import metadata
-
-    return sorted(metadata.entry_points(group=ENTRY_POINTS))
-
-
-def has_entry_points(directory: str) -> bool:
-    """Whether a distribution in a directory of the path has entry points of the group."""
-    with suppress(OSError):
-        names = os.listdir(directory)  # noqa: PTH208  # as all of this: there may be hundreds of distributions
-        return any(mentions_group(f"{directory}/{name}/entry_points.txt") for name in names if name.endswith("-info"))
-    return False
-
-
-def mentions_group(path: str) -> bool:
-    if not os.access(path, os.R_OK):
+def is_command(value: object) -> bool:
+    if not isinstance(value, Command):
         return False
-    file = os.open(path, os.O_RDONLY)
-    try:
-        return f"[{ENTRY_POINTS}]".encode() in os.read(file, MAX_BYTES)
-    finally:
-        os.close(file)
+    return all(isinstance(text, str) and text.isprintable() and text for text in value) and " " not in value.name
+
+
+def packages() -> dict[str, list[str]]:
+    """What the entry points of packages refer to, by the names of the packages; the first on the path counts.
+
+    They are read here: `importlib.metadata` takes longer, and fails for all packages if one is damaged.
+    """
+    found: dict[str, list[str]] = {}
+    for directory in sys.path:
+        with suppress(OSError):
+            for name in os.listdir(directory or "."):  # noqa: PTH208  # as all of this: there may be hundreds
+                references = references_in(f"{directory}/{name}/entry_points.txt") if name.endswith("-info") else []
+                if references:
+                    found.setdefault(name.partition("-")[0], references)
+    return found
+
+
+def references_in(path: str) -> list[str]:
+    """What the entry points of the group in a file refer to; none if it cannot be read."""
+    data = b""
+    with suppress(OSError):
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe is not waited for
+        try:
+            data = os.read(file, MAX_BYTES)
+        finally:
+            os.close(file)
+    _, _, group = data.decode(errors="replace").partition(f"[{ENTRY_POINTS}]")
+    lines = group.partition("\n[")[0].splitlines()
+    return [line.partition("=")[2].strip() for line in lines if "=" in line]

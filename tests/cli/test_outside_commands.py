@@ -1,9 +1,11 @@
 """Commands of packages that are installed beside this one: a tiny one, broken ones, and ones with taken names."""
 
+import os
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -92,13 +94,17 @@ def test_command_from_outside_is_in_help_and_completion(site: Site, cerebrum: Co
     assert "--max-tokens" in completions(cerebrum, "cerebrum hello --m")
 
 
+MALFORMED = ("1", "None", "((1, 2),)", "(Command(1, 'a', 'b', 'c'),)", "(Command('a', 'b', 'c', None),)", "iter(())")
+
+
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
         ("raise RuntimeError('too old')", "RuntimeError: too old"),
         ("import sys; sys.exit('no')", "SystemExit: no"),
         ("import absent_module", "ModuleNotFoundError: No module named 'absent_module'"),
-        ("COMMANDS = 1", "TypeError: broken:COMMANDS is not a tuple of commands"),
+        *((f"COMMANDS = {value}", "TypeError: broken:COMMANDS is not a tuple of commands") for value in MALFORMED),
+        ("class Odd(BaseException): __str__ = None\nraise Odd", "Odd"),
         (None, "ModuleNotFoundError: No module named 'broken'"),
     ],
 )
@@ -106,7 +112,7 @@ def test_package_that_fails_to_load_is_one_warning(
     source: str | None, problem: str, site: Site, cerebrum: CommandLine
 ) -> None:
     whole = cerebrum.run("--help").out
-    site.install("broken", source)
+    site.install("broken", source and f"from cerebrum_cli.cli import Command\n{source}\n")
     warning = f"note: the commands of broken are left out: {problem}\n      update or uninstall it\n"
     done = cerebrum.run("--help")
     assert (done.code, done.out, done.err) == (0, whole, warning)
@@ -117,6 +123,20 @@ def test_package_that_fails_to_load_is_one_warning(
     unknown = cerebrum.run("nothere")
     assert unknown.err.startswith(warning)
     assert_error(unknown, 2, "no such command 'nothere'")
+
+
+@pytest.mark.parametrize("file", ["METADATA", "entry_points.txt"])
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.write_bytes(b"\xff[cerebrum.commands]\nx")])
+def test_damaged_package_harms_no_other(
+    file: str, make: Callable[[Path], object], site: Site, cerebrum: CommandLine
+) -> None:
+    whole = cerebrum.run("--help").out
+    site.register("damaged", {})
+    path = site.folder / "damaged-1.0.dist-info" / file
+    path.unlink()
+    make(path)
+    done = cerebrum.run("--help")
+    assert (done.code, done.out, done.err) == (0, whole, "")
 
 
 @pytest.mark.parametrize("name", ["ask", "merge", "hello"])
@@ -148,3 +168,4 @@ def test_command_whose_module_is_broken_is_an_error(site: Site, cerebrum: Comman
     done = cerebrum.run("--help")
     assert (done.code, done.err) == (0, "") and "slow" in listed(done.out)
     assert_error(cerebrum.run("slow"), 1, "the command slow cannot be used: RuntimeError: too late", "uninstall")
+    assert completions(cerebrum, "cerebrum s") == ["show", "search", "sessions", "slow"]
