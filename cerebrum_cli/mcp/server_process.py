@@ -127,7 +127,8 @@ class ServerProcess:
     async def end(self) -> None:
         """Let the server end after the end of its input, and again after SIGTERM."""
         if not await self._ends_within(END_S):
-            os.killpg(self._process.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError, PermissionError):  # macOS does not permit it for a group that has ended
+                os.killpg(self._process.pid, signal.SIGTERM)
             await self._ends_within(END_S)
 
     async def _ends_within(self, seconds: float) -> bool:
