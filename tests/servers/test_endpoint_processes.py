@@ -47,6 +47,7 @@ def arguments(server: LlamaServer, chatml_model: Path) -> list[str]:
 def test_endpoint_interrupted_ask_saves_what_arrived(
     new_user: CommandLine, server: LlamaServer, arguments: list[str]
 ) -> None:
+    server.models = ("chatml-Q8_0.gguf",)  # the local model in another quantization
     stuck = server.arm(hang_after=AT)
     process = start_scripted(SCRIPT, new_user.home, "ask", *arguments, "Tell me")
     assert process.stdout
@@ -179,6 +180,7 @@ def real_server(chatml_model: Path) -> Iterator[LlamaServer]:
     """A server of the tiny ChatML model."""
     with open_engine(chatml_model, context_size=512) as engine, served_engine(engine) as server:
         server.n_vocab = engine.vocabulary.size
+        server.models = (chatml_model.name,)
         yield server
 
 
