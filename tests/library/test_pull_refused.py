@@ -170,6 +170,7 @@ def test_pull_of_a_model_that_does_not_fit_needs_yes(hub_user: HubUser, chatml_m
     [
         ({"HF_TOKEN": "t\u00f6k"}, "invalid characters in the token from HF_TOKEN"),
         ({"ALL_PROXY": "socks5://127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}, "the 'socksio' package"),
+        ({"ALL_PROXY": "socks://me:secret@127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}, "proxy socks://127.0.0.1:1"),
         ({"HF_ENDPOINT": "nonsense"}, "check the network, and HF_ENDPOINT"),
         ({"HF_ENDPOINT": "file://user:secret@host"}, "unexpected response from file://host: not a Hugging Face Hub"),
     ],
