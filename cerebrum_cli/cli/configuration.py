@@ -44,7 +44,7 @@ class ConfigCommand(BaseCommand):
     """
 
     action: str | None = argument("[set|edit]", "What to do [default: list the settings]", actions, is_required=False)
-    key: str | None = argument("[KEY]", "A setting; cerebrum ask --set help lists them", keys, is_required=False)
+    key: str | None = argument("[KEY]", "A setting; cerebrum config lists them", keys, is_required=False)
     value: str | None = argument("[VALUE]", "Its value; without one, the setting is reset", is_required=False)
     json: bool = json_option("array")
 
@@ -64,15 +64,15 @@ class ConfigCommand(BaseCommand):
 
 
 def list_settings(app: App, path: Path, json: bool) -> None:
-    """Print every setting that has a value, and where it comes from."""
+    """Print every setting, its value if it has one, and where that comes from."""
     settings = app.settings(environment_layer(*KEYS))
     values = {key: getattr(settings, key) for key in KEYS}
-    values = {key: value for key, value in values.items() if value not in (None, ())}
     if json:
         rows = [{"key": key, "value": value, "origin": settings.origin(key)} for key, value in values.items()]
         app.streams.answer(rows)
         return
-    app.streams.answer(settings_lines(values, {key: settings.origin(key) for key in values}) + "\n")
+    shown = {key: "-" if value is None else value for key, value in values.items()}
+    app.streams.answer(settings_lines(shown, {key: settings.origin(key) for key in values}) + "\n")
     app.streams.draw(f"file: {path}\n")
 
 
@@ -82,9 +82,7 @@ def set_value(app: App, path: Path, name: str, text: str | None) -> None:
 
     key = name.replace("-", "_")
     if key not in OPTIONS:
-        raise UsageError(
-            f"there is no setting {name!r}", f"{did_you_mean(key, KEYS)}list all with cerebrum ask --set help"
-        )
+        raise UsageError(f"there is no setting {name!r}", f"{did_you_mean(key, KEYS)}list all with cerebrum config")
     content = read_config_text(path)
     parse_toml(content, path)  # for its errors
     document = tomlkit.parse(content)
