@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
@@ -87,8 +87,7 @@ def read_decisions(model: Model, asked: Iterable[AskedQuestion]) -> Iterator[Eve
                 yield Decided(key, problem)
         yield from model.take_notices()
         read = read_on_servers if model.is_remote else read_here
-        for event in combined(prompts, read(model, prompts)):
-            yield event._replace(key=together[event.key].key) if isinstance(event, Decided) else event
+        yield from combined([key for key, _ in together], prompts, read(model, prompts))
 
 
 def require_distinct(model: Model, choices: GivenChoices, by_letter: bool) -> None:
@@ -186,8 +185,10 @@ def read_opening(prompt: ListingPrompt, event: OpeningEvent) -> Sequence[float] 
     return log_shares(beginnings.owners, known)
 
 
-def combined(prompts: Sequence[ListingPrompt], events: Iterator[Event | Read]) -> Iterator[Event | Decided]:
-    """Decide each question whose prompts are all read, by its number."""
+def combined(
+    keys: Sequence[Any], prompts: Sequence[ListingPrompt], events: Iterator[Event | Read]
+) -> Iterator[Event | Decided]:
+    """Decide each question whose prompts are all read; `keys` are those of the questions by number."""
     left = Counter(prompt.number for prompt in prompts)
     shares: dict[int, list[Sequence[float]]] = defaultdict(list)
     for event in events:
@@ -197,10 +198,10 @@ def combined(prompts: Sequence[ListingPrompt], events: Iterator[Event | Read]) -
         number, question = prompts[event.prompt].number, prompts[event.prompt].question
         if isinstance(event.shares, CerebrumError):
             if left.pop(number, 0):  # its other prompts do not matter any more
-                yield Decided(number, event.shares)
+                yield Decided(keys[number], event.shares)
             continue
         shares[number].append(event.shares)
         if len(shares[number]) == left[number]:
             probabilities = tuple(average(shares.pop(number)))
             choices = question.choices
-            yield Decided(number, Decision(choices.names, probabilities, question.method, choices.is_score))
+            yield Decided(keys[number], Decision(choices.names, probabilities, question.method, choices.is_score))

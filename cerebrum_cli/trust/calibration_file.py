@@ -16,7 +16,8 @@ MODEL, MODEL_FILE = "model", "model file"  # the name of a model, and the digest
 
 
 def save_calibration(path: Path, calibration: Calibration) -> None:
-    """Replace the file. Raises UsageError if it cannot be written."""
+    """Replace the file. Raises UsageError if it cannot be written, or has become something else."""
+    require_replaceable(path)
     with translate_os_errors(UsageError, path, ", then run the same command again"):
         atomic_write(path, f"{to_json(calibration.object)}\n".encode(), mode=0o666)
 

@@ -158,6 +158,8 @@ def test_a_calibration_replaces_no_other_file(user: CommandLine) -> None:
     before = (user.home / "labelled.jsonl").read_bytes()
     assert_error(decide(user, *words, "labelled.jsonl"), 2, "labelled.jsonl exists, and is not a calibration")
     assert (user.home / "labelled.jsonl").read_bytes() == before
+    done = decide(user, *words, "both.jsonl", "-o", "both.jsonl")
+    assert done.code == 2 and "both.jsonl exists" in done.err and len(read(user.home / "both.jsonl")) == LABELLED
     done = decide(user, *words, "missing/x.json")
     assert done.code == 2 and "error: " in done.err and "Traceback" not in done.err
 
