@@ -65,6 +65,9 @@ def draw_report(report: Report, title: str) -> Figure:
     by_votes.set(xlabel="samples per vote", ylabel="accuracy")
     by_votes.xaxis.get_major_locator().set_params(integer=True)
     by_tokens.set(xlabel="tokens per question", xscale="log")
+    doublings = [max(1.0, vote.tokens) for vote in report.votes_of(MAJORITY) if vote.samples.bit_count() == 1]
+    by_tokens.set_xticks(doublings, [f"{tokens:.0f}" for tokens in doublings])
+    by_tokens.minorticks_off()
     for axes in (by_votes, by_tokens):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize="medium", parse_math=False, wrap=True)

@@ -140,9 +140,8 @@ class CompareRuns(BaseCommand):
         from cerebrum_cli.eval.scorers import require_run_code
 
         runs = read_run(Path(self.before)), read_run(Path(self.after))
-        if not self.run_code:
-            for run in runs:
-                require_run_code(run.match, self.run_code)
+        for run in runs:
+            require_run_code(run.match, self.run_code)
         first, second = ({row.digest: row for row in scored(app, run)} for run in runs)
         common = [digest for digest in first if digest in second]
         names = [run.name for run in runs]
