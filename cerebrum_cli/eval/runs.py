@@ -14,6 +14,7 @@ from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.text import text_digest
 from cerebrum_cli.core.version import __version__
+from cerebrum_cli.results.output_tables import table_type
 from cerebrum_cli.results.rows import Key
 from cerebrum_cli.results.saved import SavedResult, read_saved
 
@@ -95,7 +96,7 @@ def require_run_file(output: Path) -> None:
     """Raise UsageError for an output that cannot hold a run."""
     if output == Path("-"):
         raise UsageError("a run cannot be written to standard output", "omit -o; use --json to print the report")
-    if output.suffix.lower() in (".csv", ".tsv", ".parquet"):
+    if table_type(output):
         raise UsageError(f"{output}: a run is not a table, but JSON Lines", "name it .jsonl")
 
 

@@ -134,10 +134,12 @@ def test_too_long_question_does_not_count(command: CommandLine, tmp_path: Path) 
     assert "failed questions" in command.run("runs", "show", tmp_path / "run.jsonl").out
     source = write_questions(tmp_path / "none.jsonl", too_long[:1])
     for _ in range(2):  # asked, and complete already
-        done = run_eval(command, source, "--ctx", "256", "-q", "-o", tmp_path / "none.out")
+        done = run_eval(command, source, "--ctx", "256", "-q", "-o", tmp_path / "none-run.jsonl")
         assert (done.code, done.out) == (6, "")
-        assert "error: no question of none.out was answered: the prompt has " in done.err
-    assert problem(command.run("runs", "show", tmp_path / "none.out")).startswith("error: no question of none.out")
+        assert "error: no question of none-run was answered: the prompt has " in done.err
+    assert problem(command.run("runs", "show", tmp_path / "none-run.jsonl")).startswith(
+        "error: no question of none-run"
+    )
 
 
 def test_dry_run_shows_a_prompt_and_the_number_of_questions(command: CommandLine, sums: Path) -> None:
