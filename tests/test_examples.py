@@ -32,6 +32,7 @@ LEFT_OUT = {
     "starts a server or a cluster": r"^(llama-server|ggml-rpc-server) |--ray ",
     "takes a minute": r"cerebrum lm-eval\b",
     "needs a GPU": r"cpu_moe=24",
+    "needs an MCP server": r"--mcp http",
     "needs the Internet": r"https://example\.com/",
     "needs bubblewrap": r"--run-code",
     "has a placeholder": r"\bNAME$",
