@@ -162,6 +162,7 @@ class Streams:
                 return int(word)
             if word == "q" or not reply:
                 break
+            self.draw(f"{word!r} is neither a number from 1 to {count} nor q\n")
         return None
 
     def _ask(self, question: str) -> str:

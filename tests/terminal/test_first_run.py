@@ -31,7 +31,7 @@ def test_ask_without_a_model_lists_some_and_can_be_declined(open_terminal: OpenT
     window = open_terminal(COMMAND, "ask", "hi")
     window.wait_for_output("Pull which one? [1 to 5, q to quit; Enter: 1] ")
     assert "no model is installed; these fit this machine, the tested one first:" in window.screen.lines
-    window.type("6\r", shows="Pull which one?")
+    window.type("6\r", shows="'6' is neither a number from 1 to 5 nor q")
     window.type("q\r")
     assert window.end() == 3
     assert "error: no model is installed" in window.screen.lines
