@@ -300,8 +300,13 @@ class Library:
     def _find_removable(self, reference: Reference) -> InstalledModel:
         if entry := self.registry.find(str(reference)):
             return self.model_from_entry(entry)
-        if cached := self.best_match(reference, [model for model in self.models() if not model.entry]):
-            return cached
+        cached = [model for model in self.models() if not model.entry]
+        if isinstance(reference, ModelReference):
+            names = sorted({model.reference for model in cached if self._matches(reference, model)})
+            if len(names) > 1:
+                raise UsageError(f"{reference} names {len(names)} installed models", f"name one: {', '.join(names)}")
+        if found := self.best_match(reference, cached):
+            return found
         try:
             model = self.find(reference)
         except ModelNotFound as error:

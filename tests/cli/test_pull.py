@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from command_line import assert_error
 from hub_server import Fault
 from hub_user import CATALOGUED, READER, HubUser, cleaned, named
 from scripted_command import app_for
@@ -182,3 +183,12 @@ def test_pull_without_links_lays_files_where_huggingface_hub_does(
     assert "is damaged" in hub_user.run("pull", "cerebrum-7b:Q2_K").err
     assert hub_user.run("rm", "-y", "cerebrum-7b:Q2_K").code == 0
     assert not path.exists()
+
+
+def test_rm_refuses_a_name_of_several_quantizations(hub_user: HubUser) -> None:
+    for quantization in ("Q2_K", "Q4_K_M"):
+        hub_user.pull(f"cerebrum-7b:{quantization}")
+    done = hub_user.run("rm", "-y", "cerebrum-7b")
+    assert_error(done, 2, "cerebrum-7b names 2 installed models", "name one: cerebrum-7b:Q2_K, cerebrum-7b:Q4_K_M")
+    assert hub_user.run("rm", "-y", "cerebrum-7b:Q2_K").code == 0
+    assert hub_user.run("rm", "-y", "cerebrum-7b").err.startswith("deleted cerebrum-7b:Q4_K_M, freed ")
