@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from array import array
-from dataclasses import dataclass
+from contextlib import suppress
 from math import ceil
 
 from cerebrum_cli.core.token_ids import TOKEN_BYTES
@@ -17,7 +18,7 @@ STEP = 32  # tokens between two checks, each of which takes some microseconds
 # The last entries of a list go round if they are copies of a cycle that have so many characters, or more. Numbers may:
 # they are often the cells of a table.
 ENTRY_COPIES, ENTRY_CHARACTERS = 4, 160
-MAX_CYCLE = 64  # entries
+MAX_CYCLE = 2000  # characters
 
 
 def repeats(tokens: array[int]) -> bool:
@@ -43,59 +44,22 @@ def copied_length(period: int) -> int:
     return max(period * copies, MIN_TOKENS)
 
 
-@dataclass(slots=True)
-class OpenContainer:
-    """A list with its entries so far, or an object, and where its current entry starts in the answer."""
-
-    entry_start: int
-    entries: list[str] | None
-
-
-class ListReader:
-    """Reads an answer in JSON, up to where a list goes on whose last entries are copies of a cycle."""
-
-    def __init__(self) -> None:
-        self._text = ""  # whose characters are bytes
-        self._open: list[OpenContainer] = []
-        self._in_string = self._is_escaped = False
-
-    def read(self, data: bytes, may_repeat: bool = False) -> int | None:
-        """Read bytes, up to the comma after which a list would repeat itself again; None if there is none."""
-        for at, character in enumerate(data.decode("latin-1")):
-            if self._in_string:
-                self._in_string = self._is_escaped or character != '"'
-                self._is_escaped = character == "\\" and not self._is_escaped
-            elif character == "," and not self._end_entry(may_repeat):
-                return at
-            elif character == '"':
-                self._in_string = True
-            elif character in "[{":
-                self._open.append(OpenContainer(len(self._text) + 1, [] if character == "[" else None))
-            elif character in "]}":
-                self._open.pop()
-            self._text += character
-        return None
-
-    def _end_entry(self, may_repeat: bool) -> bool:
-        """End an entry of the innermost list; False if it only repeats those before it, and must not."""
-        innermost = self._open[-1]
-        if innermost.entries is None:
-            return True
-        innermost.entries.append(self._text[innermost.entry_start :].strip())
-        if not may_repeat and goes_round(innermost.entries):
-            innermost.entries.pop()
-            return False
-        innermost.entry_start = len(self._text) + 1
-        return True
+def ended_list(answer: str, piece: str) -> int | None:
+    """The place of a comma in the next piece of an answer in JSON that lets a list only repeat itself, if any."""
+    for at, character in enumerate(piece):
+        if character == "," and goes_round(answer + piece[:at]):
+            return at
+    return None
 
 
-def goes_round(entries: list[str]) -> bool:
-    """Whether the last entries of a list are copies of a cycle."""
-    if '"' not in entries[-1]:
-        return False
-    for length in range(1, min(MAX_CYCLE, len(entries) // ENTRY_COPIES) + 1):
-        cycle = entries[-length:]
-        copies = max(ENTRY_COPIES, ceil(ENTRY_CHARACTERS / sum(map(len, cycle))))
-        if entries[-length * copies :] == cycle * copies:
-            return True
+def goes_round(answer: str) -> bool:
+    """Whether the last entries of a list, which an answer in JSON ends with, are copies of a cycle."""
+    start = answer.rfind(",", -MAX_CYCLE)
+    while start >= 0:
+        cycle = answer[start:]
+        if '"' in cycle and answer.endswith(cycle * max(ENTRY_COPIES, ceil(ENTRY_CHARACTERS / len(cycle)))):
+            with suppress(ValueError, RecursionError):  # of parts of an entry, or of a string
+                json.loads(f"[{cycle[1:]}]")
+                return True
+        start = answer.rfind(",", -MAX_CYCLE, start)
     return False

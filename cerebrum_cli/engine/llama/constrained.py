@@ -18,7 +18,7 @@ from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.vocabulary import continuation
 from cerebrum_cli.engine.llama.logits import ChainSampler
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
-from cerebrum_cli.engine.repetition import ListReader
+from cerebrum_cli.engine.repetition import ended_list
 from cerebrum_cli.engine.step import Constraint
 from cerebrum_cli.grammars.guidance import compile_grammar
 
@@ -125,7 +125,8 @@ class GrammarSampler:
         self._forced = constraint.forced
         self._applies = False
         self._free = free
-        self._lists = ListReader() if constraint.closes_lists else None
+        self._closes_lists = constraint.closes_lists
+        self._answer = ""  # whose characters are bytes
         self._queued: deque[int] = deque()  # completes the markup that has begun, or closes a list
 
     def sample(self, row: int) -> int:
@@ -173,9 +174,8 @@ class GrammarSampler:
             self._forced.extend(tokens)
 
     def _read(self, tokens: TokenIds) -> None:
-        if self._lists:
-            for token in tokens:
-                self._lists.read(self._vocabulary.piece(token), may_repeat=True)
+        for token in tokens:
+            self._answer += self._vocabulary.piece(token).decode("latin-1")
 
     def _constrained(self, row_logits: Any, token: int) -> int:
         """The token, or another one if the grammar does not allow it; GrammarError if it allows none."""
@@ -185,23 +185,21 @@ class GrammarSampler:
                 token = self._chain.draw(allowed)
             if not self._matcher.accept(token):
                 raise GrammarError("the grammar rejects every possible next token", COMPLETABLE)
-        if self._lists and not self._vocabulary.is_eog(token):
-            token = self._close_list(self._lists, token)
+        if self._closes_lists and not self._vocabulary.is_eog(token):
+            token = self._close_list(token)
         self.accept(token)
         if not self._queued:
             self._force()
         return token
 
-    def _close_list(self, lists: ListReader, token: int) -> int:
+    def _close_list(self, token: int) -> int:
         """The token, or the first of those that close a list which it would let repeat its last entries again."""
-        data = self._vocabulary.piece(token)
-        end = lists.read(data)
-        if end is None:
+        piece = self._vocabulary.piece(token)
+        end = ended_list(self._answer, piece.decode("latin-1"))
+        closing = () if end is None else self._matcher.replace(token, piece[:end] + b"]")
+        self._read(closing or (token,))
+        if not closing:
             return token
-        if closing := self._matcher.replace(token, data[:end] + b"]"):
-            lists.read(b"]")
-            self._text.has_closed_list = True
-            self._queued += closing[1:]
-            return closing[0]
-        lists.read(data[end:], may_repeat=True)
-        return token
+        self._text.has_closed_list = True
+        self._queued += closing[1:]
+        return closing[0]
