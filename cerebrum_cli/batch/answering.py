@@ -171,7 +171,7 @@ def row_to_ask(position: int, row: InputRow, options: BatchOptions, source: Mode
     grammar = options.grammar
     vote = MajorityVote(options.votes) if options.votes else None
     try:
-        if vote:
+        if options.samples > 1:
             settings = settings.for_samples("--votes")
         if row.grammar:
             grammar = row.grammar

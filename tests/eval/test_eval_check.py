@@ -54,6 +54,11 @@ def test_eval_check_reports_votes_with_programs_beside_others(tmp_path: Path, ex
     assert shown.code == 0 and "checked answers (2)" in shown.out
 
 
+def test_one_sample_with_a_check_keeps_temperature_0(tmp_path: Path, exam: Path, chatml_model: Path) -> None:
+    done = evaluate(tmp_path, exam, chatml_model, "--temperature", "0", "--check", "python")
+    assert (done.code, done.object["n"], done.object["failed"]) == (0, 2, 0), done.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
