@@ -171,7 +171,7 @@ def test_run_records_what_it_depends_on_without_the_home_directory(command: Comm
     assert record["fingerprint"]["model file"] == f"{hashlib.sha256(data).hexdigest()} {len(data)}"
     [conditions] = record["notes"]["conditions"]
     assert conditions["hardware"].startswith(processor_name()) and conditions["threads"] == 1
-    assert (conditions["GPU layers"], conditions["slots"], conditions["flash attention"]) == (0, 2, "auto")
+    assert (conditions["GPU layers"], conditions["flash attention"]) == (0, "auto")
 
 
 def test_runs_of_two_models_are_compared(command: CommandLine, sums: Path, tmp_path: Path) -> None:

@@ -236,7 +236,6 @@ class LlamaBackend(LlamaVocabulary):
             "hardware": hardware(),
             "GPU layers": sum(self._plan.offloaded),
             "threads": self._made_with.n_threads,
-            "slots": self.slots,
             "flash attention": {None: "auto", True: "on", False: "off"}[self._made_with.flash_attention],
             "repacked weights": "yes" if self.repacks else "no",
         }
