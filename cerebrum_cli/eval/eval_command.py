@@ -82,11 +82,11 @@ def ask_questions(app: App, prepared: PreparedEvaluation, path: Path, options: E
     results = open_results(
         path, prepared.fingerprint, kind, questions.known_rows, options.restart, notes=prepared.notes
     )
-    if options.limit and (more := results.left_out):
+    if results.left_out > results.missing_count:  # questions were not changed, but removed
         results.close()
         raise BatchError(
-            f"{path} has answers to {format_count(more, 'more question')}",
-            "use the same --limit or a larger one, choose another -o, or use --restart to start over",
+            f"{path} has answers to {format_count(results.left_out, 'more question')}",
+            "use the same questions or more, choose another -o, or use --restart to start over",
         )
     with resumable(results, "questions", options.restart):
         answer_missing(app, prepared.source, options, results, Work(questions.missing_rows, prepared.asker))
