@@ -15,11 +15,13 @@ PROBABILITY_OF = "probability of "  # how the key of a choice's probability begi
 class Decision:
     """The probabilities of all choices, in the order in which they were given; they add up to 1.
 
-    `method` says how they were found. The names of a score are whole numbers.
+    `named` is the share of replies that begin with a choice at all, and `method` says how it was found. The names of a
+    score are whole numbers.
     """
 
     names: Texts
     probabilities: tuple[float, ...]
+    named: float
     method: str
     is_score: bool = False
 

@@ -8,11 +8,12 @@ lists, which is evaluated once.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
+from math import fsum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cerebrum_cli.core.ask import Ask
@@ -32,8 +33,10 @@ from cerebrum_cli.decide.readings import (
     first_tokens_of,
     log_shares,
     sequences_of,
+    share_named,
     spellings,
     token_spellings,
+    unlisted,
 )
 from cerebrum_cli.engine.loglikelihood import LogprobScores, ScoreRequest
 from cerebrum_cli.engine.requests import Request
@@ -59,17 +62,24 @@ class ListingPrompt:
     beginnings: Beginnings
 
 
+class Reading(NamedTuple):
+    """The share of replies to a prompt that name a choice, and of these the logarithms of the share of each choice."""
+
+    named: float
+    shares: Sequence[float]
+
+
 class Read(NamedTuple):
-    """The number of a prompt, and the logarithms of the probabilities of its choices, or why there are none."""
+    """The number of a prompt, and its reading, or why there is none."""
 
     prompt: int
-    shares: Sequence[float] | CerebrumError
+    reading: Reading | CerebrumError
 
 
 FindBeginnings = Callable[[Texts, int | None], Beginnings]
 
 
-def read_decisions(model: Model, asked: Iterable[AskedQuestion]) -> Iterator[Event | Decided]:
+def read_decisions(model: Model, asked: Iterable[AskedQuestion]) -> Generator[Event | Decided, None, None]:
     """Decide questions; yield each as soon as it is decided, and events in between. Raises UsageError, EngineError."""
     require_direct_answers(model)
     asked = iter(asked)
@@ -142,8 +152,9 @@ def read_here(model: Model, prompts: Sequence[ListingPrompt]) -> Iterator[Event 
         for event in events:
             if isinstance(event, LogprobScores):
                 owners = prompts[event.request].beginnings.owners
-                logprobs = [score.logprob_sum for score in event.scores]
-                yield Read(event.request, log_shares(owners, dict(zip(owners, logprobs, strict=True))))
+                scores = [score.logprob_sum for score in event.scores]
+                logprobs = dict(zip(owners, scores, strict=True))
+                yield Read(event.request, Reading(share_named(owners, logprobs), log_shares(owners, logprobs)))
             elif isinstance(event, RefusedEvent):
                 yield Read(event.sequence.request, event.error)
             else:
@@ -151,7 +162,7 @@ def read_here(model: Model, prompts: Sequence[ListingPrompt]) -> Iterator[Event 
 
 
 def read_on_servers(model: Model, prompts: Sequence[ListingPrompt]) -> Iterator[Event | Read]:
-    """Ask for the likeliest first tokens of replies; one that is not among them counts as very unlikely.
+    """Ask for the likeliest first tokens of replies; a choice that is not among them counts as likely as it can be.
 
     Raises EndpointError if no reply has any.
     """
@@ -174,15 +185,16 @@ def read_on_servers(model: Model, prompts: Sequence[ListingPrompt]) -> Iterator[
                 yield event
 
 
-def read_opening(prompt: ListingPrompt, event: OpeningEvent) -> Sequence[float] | CerebrumError:
-    """The logarithms of the probabilities of choices by the likeliest first tokens, or why there are none."""
-    beginnings = prompt.beginnings
-    known = {key: logprob for key, logprob in event.logprobs.items() if key in beginnings.owners}
+def read_opening(prompt: ListingPrompt, event: OpeningEvent) -> Reading | CerebrumError:
+    """The reading by the likeliest first tokens, or why there is none."""
+    beginnings, owners = prompt.beginnings, prompt.beginnings.owners
+    listed = {key: logprob for key, logprob in event.logprobs.items() if key in owners}
     if not beginnings.is_clear(event.logprobs):
         return EndpointError(NOT_CLEAR, prompt.question.choices.other_ways)
-    if not known:
+    if not listed:
         return EndpointError(NOT_LIKELY, f"use a model on this machine, or {VOTES}")
-    return log_shares(beginnings.owners, known)
+    rest = unlisted(owners, event.logprobs)
+    return Reading(share_named(owners, listed), log_shares(owners, listed | rest))
 
 
 def combined(
@@ -190,18 +202,24 @@ def combined(
 ) -> Iterator[Event | Decided]:
     """Decide each question whose prompts are all read; `keys` are those of the questions by number."""
     left = Counter(prompt.number for prompt in prompts)
-    shares: dict[int, list[Sequence[float]]] = defaultdict(list)
+    readings: dict[int, list[Reading]] = defaultdict(list)
     for event in events:
         if not isinstance(event, Read):
             yield event
             continue
         number, question = prompts[event.prompt].number, prompts[event.prompt].question
-        if isinstance(event.shares, CerebrumError):
+        if isinstance(event.reading, CerebrumError):
             if left.pop(number, 0):  # its other prompts do not matter any more
-                yield Decided(keys[number], event.shares)
+                yield Decided(keys[number], event.reading)
             continue
-        shares[number].append(event.shares)
-        if len(shares[number]) == left[number]:
-            probabilities = tuple(average(shares.pop(number)))
-            choices = question.choices
-            yield Decided(keys[number], Decision(choices.names, probabilities, question.method, choices.is_score))
+        readings[number].append(event.reading)
+        if len(readings[number]) == left[number]:
+            yield Decided(keys[number], decision_of(question, readings.pop(number)))
+
+
+def decision_of(question: ChoiceQuestion, readings: Sequence[Reading]) -> Decision:
+    """The decision by the readings of all orders."""
+    choices = question.choices
+    probabilities = tuple(average([reading.shares for reading in readings]))
+    named = fsum(reading.named for reading in readings) / len(readings)
+    return Decision(choices.names, probabilities, named, question.method, choices.is_score)

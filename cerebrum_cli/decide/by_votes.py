@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
 
 
-def vote(model: Model, asked: Iterable[AskedQuestion], samples: int, in_order: bool) -> Iterator[Event | Decided]:
+def vote(
+    model: Model, asked: Iterable[AskedQuestion], samples: int, in_order: bool
+) -> Generator[Event | Decided, None, None]:
     """Decide questions by as many samples each; yield each as soon as it is decided, and events in between."""
     rows = (row_of(model, each, samples) for each in asked)
     with closing(model.run_rows(rows, in_order=in_order)) as events:
@@ -56,4 +58,5 @@ def shares_of_samples(question: ChoiceQuestion, vote: MajorityVote) -> Decision 
         return NoAnswer("no sample names a choice", "raise --max-tokens")
     names = question.choices.names
     shares = tuple(counts[name] / counts.total() for name in names)
-    return Decision(names, shares, f"{counts.total()} votes", question.choices.is_score)
+    named = counts.total() / len(vote.replies)
+    return Decision(names, shares, named, f"{counts.total()} votes", question.choices.is_score)

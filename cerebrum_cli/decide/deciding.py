@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.decision import Decision
 from cerebrum_cli.core.errors import CerebrumError, UsageError
-from cerebrum_cli.core.events import Event
+from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.text import format_count
 from cerebrum_cli.decide.by_likelihood import read_decisions
 from cerebrum_cli.decide.by_votes import vote
 from cerebrum_cli.decide.choice_questions import AskedQuestion, ChoiceQuestion, Decided, require_listing
@@ -16,6 +18,9 @@ from cerebrum_cli.decide.given_choices import Choice, choices_of, score_choices
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
+
+LEAST_NAMED = 0.05  # share of replies that name a choice, below which a notice says that few do
+REPHRASE = "rephrase the question, or name the choices as the model would"
 
 
 def decide(
@@ -27,10 +32,17 @@ def decide(
     UsageError for a model that always reasons, unless it votes.
     """
     yield from model.load()
-    if votes:
-        yield from vote(model, asked, votes, in_order)
-    else:
-        yield from read_decisions(model, asked)
+    decided = vote(model, asked, votes, in_order) if votes else read_decisions(model, asked)
+    questions = unnamed = 0
+    with closing(decided):
+        for event in decided:
+            if isinstance(event, Decided) and isinstance(event.result, Decision):
+                questions += 1
+                unnamed += event.result.named < LEAST_NAMED
+            yield event
+    if unnamed:
+        share = f"{unnamed:,} of {format_count(questions, 'question')}"
+        yield NoticeEvent(f"the model would rather answer something else than a choice ({share})", REPHRASE)
 
 
 def decide_one(

@@ -130,6 +130,27 @@ def log_shares(owners: Owners, logprobs: Mapping[Any, float]) -> list[float]:
     return [log(total / whole) for total in totals]
 
 
+def share_named(owners: Owners, logprobs: Mapping[Any, float]) -> float:
+    """The share of replies that begin with a choice."""
+    shares = [exp(logprob) for beginning, logprob in logprobs.items() if _extended(owners, beginning) is None]
+    return min(1.0, fsum(shares))
+
+
+def unlisted(owners: Owners, listed: Mapping[Any, float]) -> dict[Any, float]:
+    """The largest log probability, by one of its beginnings, of each choice without a listed one.
+
+    A token that is not listed is at most as likely as the least likely that is.
+    """
+    least = exp(min(listed.values()))
+    rest = 1 - fsum(map(exp, listed.values()))
+    found = {owners[beginning] for beginning in listed if beginning in owners}
+    own: dict[int, list[Any]] = defaultdict(list)
+    for beginning, position in owners.items():
+        if position not in found:
+            own[position].append(beginning)
+    return {beginnings[0]: log(max(LEAST, min(least * len(beginnings), rest))) for beginnings in own.values()}
+
+
 def _extended(owners: Owners, beginning: Any) -> Any:
     """The next shorter token sequence that a beginning extends; None if it extends none."""
     lengths = range(len(beginning) - 1, 0, -1) if isinstance(beginning, tuple) else ()

@@ -48,7 +48,8 @@ def test_an_answer_and_its_probability(user: CommandLine) -> None:
     done = decide(user, "Is a refund requested?", stdin="Give me my money back.\n")
     answer, probability = done.out.split()
     assert answer in ("yes", "no") and 0.5 <= float(probability) <= 1
-    assert (done.code, done.err) == (0, "")
+    assert done.code == 0
+    assert done.err.startswith("note: the model would rather answer something else")  # its weights are random
     assert decide(user, "Is a refund requested?", "-q", stdin="Give me my money back.\n").out == f"{answer}\n"
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import exp, inf, nan
+from math import exp, inf, log, nan
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from waiting import wait_until
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.decision import Decision
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, UsageError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.decide.choice_questions import AskedQuestion, ChoiceQuestion, Decided
 from cerebrum_cli.decide.deciding import decide
 from cerebrum_cli.decide.given_choices import YES_OR_NO, GivenChoices, parse_choices, parse_score
@@ -63,6 +64,26 @@ def test_what_servers_do_not_tell_is_an_error(kind: type[ModelServer]) -> None:
     with asking(kind, {"x": -0.1}) as (model, _):
         error = decided(model).result
         assert isinstance(error, EndpointError) and "20 likeliest" in error.message
+
+
+@pytest.mark.parametrize("kind", [LlamaServer, OllamaServer])
+def test_a_choice_that_is_not_listed_counts_as_likely_as_it_can_be(kind: type[ModelServer]) -> None:
+    with asking(kind, {"y": log(0.62)}) as (model, server):
+        decision = decided(model).result
+        assert isinstance(decision, Decision) and decision.answer == "yes"
+        assert decision.probability == pytest.approx(0.62)
+        server.openings = {"y": log(0.9), "x": log(0.001)}
+        decision = decided(model).result
+        assert isinstance(decision, Decision) and 0.99 < decision.probability < 0.9999
+
+
+def test_a_model_that_would_answer_something_else_is_noticed() -> None:
+    with asking(LlamaServer, {"y": log(0.002), "n": log(0.001), "x": log(0.9)}) as (model, server):
+        questions = [AskedQuestion(None, ChoiceQuestion(Conversation().user("Is it?"), YES_OR_NO))] * 2
+        notice = [*decide(model, questions)][-1]
+        assert isinstance(notice, NoticeEvent) and notice.message.endswith("than a choice (2 of 2 questions)")
+        server.openings = YES
+        assert not any(isinstance(event, NoticeEvent) for event in decide(model, questions))
 
 
 @pytest.mark.parametrize("kind", [LlamaServer, OllamaServer])
