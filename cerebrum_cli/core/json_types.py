@@ -53,6 +53,11 @@ def from_json(kind: type[T], values: JsonObject) -> T:
     return kind(**converted)
 
 
+def known_values(kind: type, values: JsonObject) -> JsonDict:
+    """The values of an object that are fields of a dataclass, for `from_json`."""
+    return {name: values[name] for name in _hints_of(kind) if name in values}
+
+
 def _converted(value: Any, hint: Any, name: str) -> Any:
     kind, arguments = get_origin(hint), get_args(hint)
     if hint in (Any, object):

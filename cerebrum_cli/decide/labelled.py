@@ -16,14 +16,13 @@ from cerebrum_cli.trust.calibration import Calibration, calibrate
 from cerebrum_cli.trust.calibration_file import require_replaceable, save_calibration
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.core.json_types import JsonObject
     from cerebrum_cli.decide.decide_options import DecideOptions
     from cerebrum_cli.decide.decision_run import DecisionRun
     from cerebrum_cli.decide.trusted import Trust
+    from cerebrum_cli.eval.runs import Run
     from cerebrum_cli.results.rows import Results
 
 
@@ -49,9 +48,9 @@ def measure(app: App, run: DecisionRun, source: Path, options: DecideOptions) ->
     except UsageError as error:  # no row was decided
         app.streams.error(error)
     if trust and trust.threshold:
-        app.streams.note(measured(trust, saved.objects))
+        app.streams.note(measured(trust, saved))
     if options.calibrate:
-        calibration = calibration_of(run, saved.objects)
+        calibration = calibration_of(run, saved)
         save_calibration(options.calibrate, calibration)
         rows = format_count(calibration.labelled, "labelled row")
         app.streams.note(f"wrote {options.calibrate}, a calibration by {rows}")
@@ -69,17 +68,17 @@ def require_labels(run: DecisionRun) -> None:
             raise UsageError(f"row {row.id}: {problem.message}", problem.hint) from problem
 
 
-def calibration_of(run: DecisionRun, objects: Sequence[JsonObject]) -> Calibration:
+def calibration_of(run: DecisionRun, saved: Run) -> Calibration:
     """The calibration by finished rows. Raises UsageError for rows with choices of their own, and without any."""
-    rows, names = labelled_rows(objects), run.asker.given.names
+    rows, names = labelled_rows(saved.rows), run.asker.given.names
     if any(row.probabilities.keys() != {*names} for row in rows):
         raise UsageError("rows with choices of their own cannot be calibrated", "give all the same: --choices")
     return calibrate(labelled_decisions(rows, names), names, run.calibrated_conditions)
 
 
-def measured(trust: Trust, objects: Sequence[JsonObject]) -> str:
+def measured(trust: Trust, saved: Run) -> str:
     """How many labelled rows a threshold decides, and how many of these are wrong."""
-    decided = [object for object in objects if object["answer"] is not None]
-    wrong = sum(object["answer"] != object["reference"] for object in decided)
+    decided = [row for row in saved.rows if row.answer is not None]
+    wrong = sum(row.answer != row.reference for row in decided)
     share = f" ({wrong / len(decided):.1%})" if decided else ""
-    return f"{len(decided):,} of {len(objects):,} rows decided, {wrong:,} of them wrong{share}; {trust.promise}"
+    return f"{len(decided):,} of {len(saved.rows):,} rows decided, {wrong:,} of them wrong{share}; {trust.promise}"

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from math import fsum, log
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.decision import PROBABILITY_OF
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import Texts
-from cerebrum_cli.eval.runs import REFERENCE
+from cerebrum_cli.eval.run_rows import RunRow
 from cerebrum_cli.terminal.tables import print_table
 from cerebrum_cli.trust.calibration import CONFIDENCE, WANTED_ERRORS, LabelledDecision, calibrate
 
@@ -111,9 +110,9 @@ class DecisionFigures:
         print_table(streams, ("label", "answer", "rows"), wrong[: 2 * MOST_COLUMNS])
 
 
-def decision_figures(objects: Sequence[JsonObject]) -> DecisionFigures | None:
+def decision_figures(finished: Sequence[RunRow]) -> DecisionFigures | None:
     """Figures of finished rows; None if none is a labelled decision."""
-    rows = labelled_rows(objects)
+    rows = labelled_rows(finished)
     if not rows:
         return None
     losses = [-log(max(LEAST, row.probabilities.get(row.label, 0.0))) for row in rows]
@@ -128,15 +127,9 @@ def decision_figures(objects: Sequence[JsonObject]) -> DecisionFigures | None:
     )
 
 
-def labelled_rows(objects: Sequence[JsonObject]) -> list[LabelledRow]:
+def labelled_rows(rows: Iterable[RunRow]) -> list[LabelledRow]:
     """The decided rows that have a label."""
-    rows = []
-    for object in objects:
-        names = [key for key in object if key.startswith(PROBABILITY_OF) and object[key] is not None]
-        if names and object.get(REFERENCE) is not None:
-            probabilities = {key.removeprefix(PROBABILITY_OF): float(object[key]) for key in names}  # text of a table
-            rows.append(LabelledRow(object[REFERENCE], probabilities))
-    return rows
+    return [LabelledRow(row.reference, row.probabilities) for row in rows if row.probabilities]
 
 
 def labelled_decisions(rows: Sequence[LabelledRow], names: Texts) -> list[LabelledDecision]:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Literal, get_args
 from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.differences import Differences
 from cerebrum_cli.core.errors import DAMAGE, BatchError, UsageError
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.json_types import JsonDict, JsonObject, from_json, known_values
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
-from cerebrum_cli.core.text import text_digest
+from cerebrum_cli.core.text import Texts, text_digest
 from cerebrum_cli.core.version import __version__
+from cerebrum_cli.eval.run_rows import RunRow, read_row
 from cerebrum_cli.results.output_tables import table_type
-from cerebrum_cli.results.rows import Key
 from cerebrum_cli.results.saved import SavedResult, read_saved
 
 if TYPE_CHECKING:
@@ -33,8 +34,23 @@ _NOT_IN_NAMES = re.compile(r"[^\w.]+")
 _MAX_NAME = 200  # bytes; file systems have 255, of which suffixes take some
 
 
+@frozen
+class _Made:
+    """What a run was made with: the values of its record that are read."""
+
+    task: str
+    model: str
+    match: Match
+    samples: int | None = None
+    check: str | None = None
+    think: str | None = None
+    lora: Texts = ()
+    remarks: Texts = ()
+    conditions: tuple[JsonObject, ...] = ()
+
+
 class Run:
-    """The finished rows of an evaluation, and what they were made with."""
+    """The finished rows of an evaluation, and what they were made with. Raises one of DAMAGE for another result."""
 
     def __init__(self, path: Path, saved: SavedResult) -> None:
         self.name = path.name.removesuffix(SUFFIX)
@@ -42,27 +58,21 @@ class Run:
         self.saved = saved
         self.fingerprint: JsonObject = saved.record.fingerprint
         self.notes: JsonObject = saved.record.notes
-        self.task: str = self.fingerprint[TASK]
-        self.model: str = self.fingerprint[MODEL]
-        self.match: Match = self.fingerprint[MATCH]
-        self.samples: int = self.fingerprint.get(SAMPLES) or 1
+        made = from_json(_Made, known_values(_Made, {**self.notes, **self.fingerprint}))
+        self.task, self.model, self.match = made.task, made.model, made.match
+        self.samples = made.samples or 1
+        self.checks = made.check is not None
+        self.remarks, self.conditions = made.remarks, made.conditions
+        known = {key: self.fingerprint[key] for key in SAMPLERS if self.fingerprint.get(key) is not None}
+        self.sampling = samplers_in_effect(known) | ({"think": made.think} if made.think else {})
 
     @cached_property
-    def objects(self) -> list[JsonDict]:
+    def rows(self) -> list[RunRow]:
         """The finished rows. Raises UsageError for a damaged file."""
         try:
-            objects = list(self.saved.objects())
-            for object in objects:
-                Key.parse(object["key"])
-            return objects
+            return list(map(read_row, self.saved.objects()))
         except (BatchError, *DAMAGE) as error:
             raise not_a_run(self.path) from error
-
-    @property
-    def sampling(self) -> JsonDict:
-        known = {key: self.fingerprint[key] for key in SAMPLERS if self.fingerprint.get(key) is not None}
-        think = self.fingerprint.get("think")
-        return samplers_in_effect(known) | ({"think": think} if think else {})
 
     def differences(self, other: Run) -> Differences:
         """What two runs were made with, besides their models: names and both values."""
@@ -74,15 +84,20 @@ class Run:
 
 
 def read_run(path: Path) -> Run:
-    """The run at a path. Raises UsageError, BatchError."""
-    saved = read_saved(path) if path.parent.is_dir() else None
-    if saved is None or not {TASK, MODEL, MATCH} <= saved.record.fingerprint.keys():
+    """The run at a path. Raises UsageError."""
+    try:
+        if saved := read_saved(path):
+            return Run(path, saved)
+    except (BatchError, *DAMAGE) as error:
+        raise not_a_run(path) from error
+    if path.exists():
         raise not_a_run(path)
-    return Run(path, saved)
+    named = path.with_name(f"{path.name}{SUFFIX}")
+    raise UsageError(f"{path} does not exist", f"name {named}" if named.exists() else "check the path")
 
 
 def not_a_run(path: Path) -> UsageError:
-    return UsageError(f"{path} is not a run of cerebrum eval", "check the path")
+    return UsageError(f"{path} is not a result of cerebrum eval, or of decide --label", "check the path")
 
 
 def run_path(task: str, model: str) -> Path:

@@ -55,17 +55,15 @@ def print_run(app: App, run: Run, json: bool, plot: Path | None = None) -> None:
     from cerebrum_cli.eval.decisions import decision_figures
     from cerebrum_cli.eval.report import summarize
     from cerebrum_cli.eval.report_tables import print_report
-    from cerebrum_cli.eval.runs import CHECK
 
     streams, rows = app.streams, scored(app, run)
-    failed = len(run.objects) - len(rows)
+    failed = len(run.rows) - len(rows)
     if not rows:
-        errors = [object["error"]["message"] for object in run.objects if object["error"]]
+        errors = [row.error.message for row in run.rows if row.error]
         reason = errors[0] if errors else "none has finished"
         raise UsageError(f"no question of {run.name} was answered: {reason}", "run it again with other settings")
-    checks = run.fingerprint.get(CHECK) is not None
-    figures = decision_figures(run.objects)
-    report = summarize(rows, run.samples, votes=run.match != "code", checks=checks)
+    figures = decision_figures(run.rows)
+    report = summarize(rows, run.samples, votes=run.match != "code", checks=run.checks)
     if plot:  # first: a report is not followed by an error
         from cerebrum_cli.eval.plot import draw_decisions, draw_report, write_picture
 
@@ -85,7 +83,7 @@ def print_run(app: App, run: Run, json: bool, plot: Path | None = None) -> None:
                 "all_questions": run.notes.get("all questions"),
                 "date": run.notes.get("date"),
                 "fingerprint": run.fingerprint,
-                "conditions": run.saved.conditions,
+                "conditions": run.conditions,
                 **(figures.object if figures else {}),
             }
         )
@@ -105,14 +103,14 @@ def scored(app: App, run: Run) -> list[ScoredQuestion]:
     from cerebrum_cli.terminal.progress import FileProgress, interruptible
 
     with interruptible("nothing is lost: show the run to score it again"), FileProgress(app.streams) as progress:
-        return score(run.objects, run.match, partial(progress.update, "scoring"))
+        return score(run.rows, run.match, partial(progress.update, "scoring"))
 
 
 def run_remarks(run: Run) -> Iterator[str]:
     from cerebrum_cli.eval.math_verify import INSTALL, math_verify_version
 
-    yield from run.notes.get("remarks", ())
-    for record in run.saved.conditions:
+    yield from run.remarks
+    for record in run.conditions:
         yield ", ".join(f"{key} {value}" for key, value in record.items())
     if run.match == "math":
         version = math_verify_version()
@@ -158,7 +156,7 @@ class CompareRuns(BaseCommand):
         print_comparison(app.streams, comparison, *runs, enumeration(describe_differences(differing, " and")))
         text = strip_controls(conclusion(comparison, *names))
         app.streams.answer(f"\n{app.streams.wrapped(text)}\n")
-        of_first, of_second = (decision_figures(run.objects) for run in runs)
+        of_first, of_second = (decision_figures(run.rows) for run in runs)
         if of_first and of_second:
             line = strip_controls(of_first.compare(of_second, names))
             app.streams.answer(f"\n{app.streams.wrapped(line)}\n")

@@ -1,77 +1,52 @@
-"""The score of finished rows: which samples are right, made from their objects whenever it is shown."""
+"""The score of finished rows: which samples are right, made from their texts whenever it is shown."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
-from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.eval.questions import CHOICES, ENTRY_POINT, STUB, ScoredQuestion, ScoredSample
-from cerebrum_cli.eval.runs import REFERENCE, Match
+from cerebrum_cli.eval.questions import ScoredQuestion, ScoredSample
+from cerebrum_cli.eval.run_rows import RunRow, Sample
+from cerebrum_cli.eval.runs import Match
 from cerebrum_cli.eval.scorers import ScoredAnswer, Written, opened_scorer
 from cerebrum_cli.replies.tally import Program
-from cerebrum_cli.results.rows import Key
-
-DECIDED = "answer"  # a key of the objects of decisions
 
 
 def score(
-    objects: Iterable[JsonObject], match: Match, on_scored: Callable[[int, int], None] | None = None
+    rows: Iterable[RunRow], match: Match, on_scored: Callable[[int, int], None] | None = None
 ) -> list[ScoredQuestion]:
     """Score the rows that were answered; call `on_scored` with the number of rows so far, and that of all.
 
     Raises UsageError if programs cannot run here.
     """
-    answered = [(object, samples) for object in objects if (samples := samples_of(object))]
-    rows = []
+    answered = [row for row in rows if row.samples]
+    scored = []
     with opened_scorer(match) as scorer:
-        scores = scorer(written_of(object, sample) for object, samples in answered for sample in samples)
-        for object, samples in answered:
-            rows.append(scored_question(object, samples, list(islice(scores, len(samples)))))
+        scores = scorer(written_of(row, sample) for row in answered for sample in row.samples)
+        for row in answered:
+            scored.append(scored_question(row, list(islice(scores, len(row.samples)))))
             if on_scored:
-                on_scored(len(rows), len(answered))
-    return rows
+                on_scored(len(scored), len(answered))
+    return scored
 
 
-def samples_of(object: JsonObject) -> Sequence[JsonObject]:
-    """The samples of a row; none if it could not be asked."""
-    if DECIDED in object:
-        return [] if object["error"] else [{"text": object[DECIDED] or "", "finish_reason": "stop"}]
-    if object["finish_reason"] is None:
-        return []
-    votes = object["votes"]
-    samples: Sequence[JsonObject] = votes["samples"] if votes else [object]
-    return samples
+def written_of(row: RunRow, sample: Sample) -> Written:
+    is_complete = sample.finish_reason == "stop"
+    return Written(sample.text, is_complete, row.prompt, row.reference, row.choices, row.stub, row.entry_point)
 
 
-def written_of(object: JsonObject, sample: JsonObject) -> Written:
-    return Written(
-        sample["text"],
-        sample["finish_reason"] == "stop",
-        object["prompt"],
-        object[REFERENCE],
-        tuple(object.get(CHOICES, ())),
-        object.get(STUB, ""),
-        object.get(ENTRY_POINT, ""),
-    )
-
-
-def scored_question(
-    object: JsonObject, samples: Sequence[JsonObject], scores: Sequence[ScoredAnswer]
-) -> ScoredQuestion:
+def scored_question(row: RunRow, scores: Sequence[ScoredAnswer]) -> ScoredQuestion:
     scored = tuple(
-        ScoredSample(*score, sample["finish_reason"], program_of(sample))
-        for sample, score in zip(samples, scores, strict=True)
+        ScoredSample(*score, sample.finish_reason, program_of(sample))
+        for sample, score in zip(row.samples, scores, strict=True)
     )
-    of_programs = sum(sample.get("program_tokens", 0) for sample in samples)
-    tokens = object.get("completion_tokens", 0) - of_programs
-    digest = Key.parse(object["key"]).digest.decode()
-    return ScoredQuestion(object["id"], digest, object[REFERENCE], scored, tokens, of_programs)
+    of_programs = sum(sample.program_tokens for sample in row.samples)
+    tokens = row.completion_tokens - of_programs
+    return ScoredQuestion(row.id, row.digest, row.reference, scored, tokens, of_programs)
 
 
-def program_of(sample: JsonObject) -> Program | None:
+def program_of(sample: Sample) -> Program | None:
     """The program that was written after a sample."""
-    code = sample.get("program")
-    if code is None:
+    if sample.program is None:
         return None
-    return Program(code, sample["program_output"], sample.get("program_unsupported", False))
+    return Program(sample.program, sample.program_output, sample.program_unsupported)

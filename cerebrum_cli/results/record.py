@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import asdict, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from cerebrum_cli.core.declaration import LORA, parse_adapter
 from cerebrum_cli.core.differences import Differences, describe_differences
@@ -30,6 +30,11 @@ class OutputPaths:
     """
 
     output: Path
+
+    @classmethod
+    def of(cls, output: Path) -> Self:
+        """The paths for an output; for a symbolic link, of its target."""
+        return cls(output.resolve() if output.is_symlink() else output)
 
     @property
     def partial(self) -> Path:
@@ -111,14 +116,12 @@ def read_record(path: Path) -> Record | None:
     try:
         value = read_small_json(path)
         if value.pop("version") != VERSION:
-            raise BatchError(f"{path} was written by another version of cerebrum", "choose another -o, or --restart")
+            raise BatchError(f"{path} was written by another version of cerebrum", REPLACE)
         return from_json(Record, value)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BatchError(
-            f"{path} is not a batch record", "move it elsewhere, choose another -o, or use --restart to replace it"
-        ) from error
+        raise BatchError(f"{path} is not the record of a result", REPLACE) from error
 
 
 def write_record(paths: OutputPaths, record: Record, counts: tuple[int, RowCounts] | None = None) -> None:

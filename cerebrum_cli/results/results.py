@@ -52,7 +52,7 @@ _TO_RETRY = RowFlag.FAILED | RowFlag.UNDECIDED
 
 
 def paths_of(output: Path) -> OutputPaths:
-    """The paths for an output; for a symbolic link, of its target. Raises UsageError if it cannot be a file."""
+    """The paths for an output. Raises UsageError if it cannot be a file."""
     try:
         mode = output.stat().st_mode
     except FileNotFoundError:
@@ -63,7 +63,7 @@ def paths_of(output: Path) -> OutputPaths:
         raise UsageError(f"{output} is a directory", "name a file in it")
     if not stat.S_ISREG(mode):
         raise UsageError(f"{output} is not a regular file", "use `-o -` to stream to standard output")
-    return OutputPaths(output.resolve() if output.is_symlink() else output)
+    return OutputPaths.of(output)
 
 
 def output_paths(output: Path, source: Path | None = None) -> OutputPaths:

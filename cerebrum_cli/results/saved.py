@@ -12,9 +12,8 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.results.output_tables import ANSWER_KEYS, COLUMNS, read_table, table_type
 from cerebrum_cli.results.record import OutputPaths, Record, read_record
-from cerebrum_cli.results.results import paths_of
 from cerebrum_cli.results.row_file import header_of, read_lines
-from cerebrum_cli.results.rows import CONDITIONS, DIGEST, Key, Records
+from cerebrum_cli.results.rows import DIGEST, Key
 
 
 @frozen
@@ -23,12 +22,6 @@ class SavedResult:
 
     paths: OutputPaths
     record: Record
-
-    @property
-    def conditions(self) -> Records:
-        """Hardware and options of the machines that answered rows."""
-        conditions: Records = self.record.notes.get(CONDITIONS, ())
-        return conditions
 
     @property
     def is_complete(self) -> bool:
@@ -55,8 +48,8 @@ class SavedResult:
 
 
 def read_saved(output: Path) -> SavedResult | None:
-    """The result at a path; None if there is no record of one. Raises UsageError, BatchError."""
-    paths = paths_of(output)
+    """The result at a path; None if there is no record of one. Raises BatchError."""
+    paths = OutputPaths.of(output)
     with translate_os_errors(BatchError, paths.meta):
         record = read_record(paths.meta)
     return SavedResult(paths, record) if record else None

@@ -305,7 +305,7 @@ HEADER = b'{"version": 2, "fingerprint": {"model": "a"}, "replaces": false}\n'
         ("out.jsonl.partial", HEADER + b"mine\n", f"out.jsonl.partial is damaged at byte {len(HEADER)}"),
         ("out.jsonl.meta.json", b'{"version": 9}', "out.jsonl.meta.json was written by another version of cerebrum"),
         *(
-            ("out.jsonl.meta.json", record, "out.jsonl.meta.json is not a batch record")
+            ("out.jsonl.meta.json", record, "out.jsonl.meta.json is not the record of a result")
             for record in (b"", b"mine", b"[]", b"{}", b'{"version": 2}', b"\xff", *WRONG_TYPES)
         ),
     ],

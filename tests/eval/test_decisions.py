@@ -4,15 +4,17 @@ from math import log
 
 import pytest
 
-from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.eval.decisions import DecisionFigures, decision_figures
+from cerebrum_cli.eval.run_rows import RunRow, read_row
+
+KNOWN = {"id": 1, "prompt": "?", "answer": "yes", "error": None, "key": "1.1.0123456789abcdef0123"}
 
 
-def row(label: str, yes: float) -> JsonDict:
-    return {"reference": label, "probability of yes": yes, "probability of no": 1 - yes}
+def row(label: str, yes: float) -> RunRow:
+    return read_row({**KNOWN, "reference": label, "probability of yes": yes, "probability of no": 1 - yes})
 
 
-def figures(*rows: JsonDict) -> DecisionFigures:
+def figures(*rows: RunRow) -> DecisionFigures:
     found = decision_figures(rows)
     assert found
     return found
@@ -32,7 +34,5 @@ def test_rows_that_are_equally_sure_are_decided_together() -> None:
     assert (found.share_decided(0.1), found.share_decided(0.25)) == (0.2, 0.8)
 
 
-def test_rows_without_probabilities_or_labels_have_no_figures() -> None:
-    assert (
-        decision_figures([{"reference": "yes", "answer": "yes"}, {"answer": "yes", "probability of yes": 1.0}]) is None
-    )
+def test_rows_without_probabilities_have_no_figures() -> None:
+    assert decision_figures([read_row({**KNOWN, "reference": "yes"})]) is None

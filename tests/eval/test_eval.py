@@ -207,11 +207,32 @@ def test_runs_that_cannot_be_shown_or_compared(command: CommandLine, sums: Path,
     batch = tmp_path / "answers.jsonl"
     assert command.run("batch", source, "-o", batch, *MODEL, "--template", "{question}").code == 0
     for path in (tmp_path / "missing.jsonl", tmp_path / "no" / "run.jsonl", source, batch):
-        assert problem(command.run("runs", "show", path)) == f"error: {path} is not a run of cerebrum eval"
-    run.write_bytes(run.read_bytes().replace(b'"key": "', b'"kez": "', 1))
-    assert_error(command.run("runs", "show", run), 2, f"{run} is not a run of cerebrum eval")
-    Path(f"{other}.meta.json").write_bytes(b"{")
-    assert_error(command.run("runs", "show", other), 1, "is not a batch record")
+        reason = "is not a result of cerebrum eval, or of decide --label" if path.exists() else "does not exist"
+        assert problem(command.run("runs", "show", path)) == f"error: {path} {reason}"
+    assert_error(command.run("runs", "show", tmp_path / "run"), 2, "run does not exist", f"name {run}")
+
+
+DAMAGES = [
+    ("run.jsonl", b'"key": "', b'"kez": "'),
+    ("run.jsonl", b'"finish_reason": "stop", ', b""),
+    ("run.jsonl", b'"reference": ', b'"refference": '),
+    ("run.jsonl", b'"votes": null', b'"votes": {"samples": 3}'),
+    ("run.jsonl.meta.json", b'"match": "answer"', b'"match": "other"'),
+    ("run.jsonl.meta.json", b'"remarks": [', b'"remarks": 3, "others": ['),
+    ("run.jsonl.meta.json", b"{", b""),
+]
+
+
+def test_changed_files_are_not_a_run(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.jsonl"
+    assert run_eval(command, sums, "--limit", "2", "-o", run).code == 0
+    for name, before, after in DAMAGES:
+        path = tmp_path / name
+        whole = path.read_bytes()
+        assert before in whole
+        path.write_bytes(whole.replace(before, after, 1))
+        assert_error(command.run("runs", "show", run), 2, f"{run} is not a result of cerebrum eval", "check the path")
+        path.write_bytes(whole)
 
 
 def test_runs_in_a_pipe_print_no_control_sequences(command: CommandLine, sums: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from cerebrum_cli.eval.estimates import estimate, mean
 from cerebrum_cli.eval.plot import draw_report, write_picture
 from cerebrum_cli.eval.questions import ScoredQuestion, ScoredSample
 from cerebrum_cli.eval.report import Report, summarize, vote_results
+from cerebrum_cli.eval.run_rows import RunRow, read_row
 from cerebrum_cli.eval.score import score
 from cerebrum_cli.replies.tally import Program, Tally
 
@@ -42,11 +43,11 @@ def votes() -> Report:
 # The score.
 
 
-def finished(text: str, **values: object) -> JsonDict:
+def finished(text: str, **values: object) -> RunRow:
     """The object of a row that asks for a sum, as the loop writes it."""
     key = "1.1.0123456789abcdef0123"
     object = {"id": 1, "prompt": "3 + 4?", "text": text, "finish_reason": "stop", "votes": None, "error": None}
-    return {**object, "completion_tokens": 9, "reference": "7", "key": key, **values}
+    return read_row({**object, "completion_tokens": 9, "reference": "7", "key": key, **values})
 
 
 def test_score_is_of_all_samples_that_were_generated() -> None:
@@ -63,9 +64,8 @@ def test_score_is_of_all_samples_that_were_generated() -> None:
 def test_score_of_decisions_compares_answers() -> None:
     decided: JsonDict = {"id": 1, "prompt": "?", "answer": "yes", "probability": 0.9, "error": None}
     decided |= {"reference": "yes", "key": "1.1.0123456789abcdef0123"}
-    rows = score(
-        [decided, decided | {"answer": "no"}, decided | {"answer": None, "error": {"message": "empty"}}], "exact"
-    )
+    failed = {"answer": None, "error": {"type": "invalid_request", "message": "empty"}}
+    rows = score([read_row(decided | others) for others in ({}, {"answer": "no"}, failed)], "exact")
     assert [row.accuracy for row in rows] == [1.0, 0.0]
 
 
