@@ -22,9 +22,9 @@ _VOTES = re.compile(r"(?P<least>\d{1,4})|auto(?::(?P<from>\d{1,4})\.\.(?P<to>\d{
 class Ask:
     """What is asked, whoever asks: a conversation, and how to sample `n` replies to it, or up to `max_n` in the end.
 
-    `prefix_tokens` are the tokens of a reply to continue. With `logprobs`, each token event has its log probability.
-    With `ignore_eos`, neither the model's end-of-text token nor the format's stop strings end a reply. With `stream`, a
-    server sends tokens as they are sampled, not the whole reply at the end. The reply may call the `tools`.
+    `prefix_tokens` are the tokens of a reply to continue. With `ignore_eos`, neither the model's end-of-text token nor
+    the format's stop strings end a reply. With `stream`, a server sends tokens as they are sampled, not the whole reply
+    at the end. The reply may call the `tools`.
     """
 
     conversation: Conversation = field(default_factory=Conversation)
@@ -32,7 +32,6 @@ class Ask:
     grammar: Grammar | None = None
     n: int = 1
     prefix_tokens: TokenIds = ()
-    logprobs: bool = False
     ignore_eos: bool = False
     max_n: int = 1
     stream: bool = False

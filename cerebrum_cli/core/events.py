@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Channel = Literal["answer", "thinking"]
-Logprobs = Sequence[float | None]  # one per token; None if unknown
 FinishReason = Literal["stop", "length", "cancelled", "context", "repetition"]
 TRUNCATED = ("length", "context", "repetition")  # reasons of replies that did not end by themselves
 
@@ -82,17 +81,14 @@ class PromptEvent(NamedTuple):
 class TokenEvent(NamedTuple):
     """Tokens and the text they complete: one token where a reply streams, otherwise all; none for text held back.
 
-    If the request asked for them, `logprobs` are the natural logarithms of the tokens' probabilities before sampling
-    settings apply; None for a token of which it is not known. With `is_correction`, the text so far was in the wrong
-    channel: a tag has ended reasoning that none had begun, and the answer so far was reasoning; or no tag has ended the
-    reasoning, which is repeated as a part of the answer.
+    With `is_correction`, the text so far was in the wrong channel: a tag has ended reasoning that none had begun, and
+    the answer so far was reasoning; or no tag has ended the reasoning, which is repeated as a part of the answer.
     """
 
     sequence: SequenceId
     text: str
     channel: Channel = "answer"
     tokens: Sequence[int] = ()
-    logprobs: Logprobs = ()
     is_correction: bool = False
 
 

@@ -143,9 +143,6 @@ class Backend(Vocabulary, Protocol):
     ) -> Sampler:
         """Create a sampler; penalties start with the end of the prompt."""
 
-    def logprob(self, row: int, token: int) -> float:
-        """Natural logarithm of a token's probability in row `row` of the last decode."""
-
     def score_tokens(self, targets: Iterable[tuple[int, int]]) -> list[TokenScore]:
         """Score tokens by the logits of the last decode; `targets` are pairs of row and token, ascending by row."""
 

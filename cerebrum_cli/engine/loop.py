@@ -334,10 +334,7 @@ class Loop:
                 if sequence.close_reasoning():
                     continue
                 return self._finish(sequence, "stop")
-            logprobs: tuple[float, ...] = ()
-            if request.ask.logprobs and not is_forced:
-                logprobs = (backend.logprob(row, token),)
-            reason = sequence.add(token, backend.piece(token, special=request.is_visible(token)), logprobs)
+            reason = sequence.add(token, backend.piece(token, special=request.is_visible(token)))
             if reason is None and sequence.length >= backend.context_size:
                 reason = "context"
             if reason:

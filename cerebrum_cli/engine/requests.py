@@ -220,9 +220,7 @@ class ReplySample:
         """Whether there is a grammar that does not apply yet."""
         return self.request.has_grammar and self.text.stage != "answer"
 
-    def text_events(
-        self, pieces: list[SplitText], tokens: Sequence[int] = (), logprobs: Sequence[float | None] = ()
-    ) -> Iterator[TokenEvent]:
+    def text_events(self, pieces: list[SplitText], tokens: Sequence[int] = ()) -> Iterator[TokenEvent]:
         """The events of pieces of text, the last of which has the tokens that complete them; it may have no text."""
         if self.text.correction:
             yield TokenEvent(self.id, "", self.text.correction, is_correction=True)
@@ -232,7 +230,7 @@ class ReplySample:
         for channel, text in pieces[:-1]:
             yield TokenEvent(self.id, text, channel)
         for channel, text in pieces[-1:]:
-            yield TokenEvent(self.id, text, channel, tokens, logprobs)
+            yield TokenEvent(self.id, text, channel, tokens)
 
     def repeats_itself(self, tokens: array[int], forced: int = 0) -> bool:
         """Whether the reply, of these tokens so far, has to end because it repeats itself.

@@ -62,8 +62,7 @@ class Sequence(ReplySample):
         grammar = self.request.ask.grammar
         if grammar is None:
             return None
-        forced = None if self.request.ask.logprobs else self.pending
-        return Constraint(grammar, self.text, forced, grammar.is_schema and self.request.loop_check)
+        return Constraint(grammar, self.text, self.pending, grammar.is_schema and self.request.loop_check)
 
     @property
     def is_prefilling(self) -> bool:
@@ -92,11 +91,11 @@ class Sequence(ReplySample):
         room = self.request.max_length(backend.capacity) - self.length - 1
         return self.drafter.draft(self.generated, min(room, backend.max_draft))
 
-    def add(self, token: int, piece: bytes, logprobs: tuple[float, ...] = ()) -> FinishReason | None:
+    def add(self, token: int, piece: bytes) -> FinishReason | None:
         """Add a token and emit its text; return the reason if it is the last: "stop" means a stop string."""
         self.generated.append(token)
         pieces = self.text.feed(piece, (token,))
-        for event in self.text_events(pieces, (token,), logprobs):
+        for event in self.text_events(pieces, (token,)):
             self.emit(event)
         if self.text.is_stopped:
             return "stop"

@@ -39,13 +39,13 @@ class Checkpoint(NamedTuple):
 class Constraint(NamedTuple):
     """The grammar of one reply, which applies from where the answer starts in its text.
 
-    `forced` gets the tokens that follow because the grammar allows no others; None to sample them, too. With
-    `closes_lists`, a list of a JSON answer ends where it would only repeat its last entries.
+    `forced` gets the tokens that follow because the grammar allows no others. With `closes_lists`, a list of a JSON
+    answer ends where it would only repeat its last entries.
     """
 
     grammar: Grammar
     text: ReplyText
-    forced: deque[int] | None
+    forced: deque[int]
     closes_lists: bool = False
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import field
 from typing import Any, ClassVar, Literal
 
-from cerebrum_cli.core.events import Logprobs, Timings
+from cerebrum_cli.core.events import Timings
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SAMPLERS, SamplingParams
@@ -29,7 +29,6 @@ class ReplyChunk:
     """A part of one sample's reply, or the whole: token ids, to be decoded here, or text.
 
     - `index`: of the sample, among those that were asked for together
-    - `logprobs`: log probabilities of the tokens, or none
     - `total`: number of tokens so far; if ids are missing, `text` is that of all tokens since the last text
     - `reasoning`: sent by the server apart from the text after it
     - `progress`: tokens of the prompt that are evaluated, and all of them
@@ -41,7 +40,6 @@ class ReplyChunk:
     """
 
     tokens: TokenIds = ()
-    logprobs: Logprobs = ()
     total: int | None = None
     text: str = ""
     reasoning: str = ""

@@ -93,7 +93,7 @@ class LlamaServer(ServerKind):
             "dry_sequence_breakers": DRY_BREAKERS,
             "ignore_eos": request.ask.ignore_eos,
             "cache_prompt": True,
-            "n_probs": request.likeliest or int(request.ask.logprobs),
+            "n_probs": request.likeliest,
             "post_sampling_probs": False,
             "return_tokens": True,
             "stream": not request.likeliest,  # a stream has none if the first token is part of a character
@@ -117,8 +117,7 @@ class LlamaServer(ServerKind):
                 yield _last(event, index)
             else:
                 tokens, total = event.get("tokens", ()), int(event["tokens_predicted"])
-                logprobs = [log_probability(entry["logprob"]) for entry in event.get("completion_probabilities", ())]
-                yield ReplyChunk(tokens, logprobs, total, well_formed(event.get("content", "")), index=index)
+                yield ReplyChunk(tokens, total, well_formed(event.get("content", "")), index=index)
 
 
 def _last(reply: JsonObject, index: int) -> ReplyChunk:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import GrammarError, NoAnswer
-from cerebrum_cli.core.events import FinishReason, Forced, Logprobs, OpeningEvent, PromptEvent, Timings
+from cerebrum_cli.core.events import FinishReason, Forced, OpeningEvent, PromptEvent, Timings
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.vocabulary import Vocabulary, continuation
 from cerebrum_cli.engine.requests import Force, Request
@@ -72,22 +72,22 @@ class TokenSample(RemoteSample):
         """Read tokens, or those of the text since the last ones if ids are missing, as within characters."""
         total = None if chunk.total is None else chunk.total + self._turn_start
         if total is None or self._is_over or total == self.tokens + len(chunk.tokens):
-            yield from self._add_tokens(chunk.tokens, chunk.logprobs)
+            yield from self._add_tokens(chunk.tokens)
         elif chunk.text or chunk.end:
             self.has_all_tokens = False
             yield from self._add_tokens(continuation(self.vocabulary, (Text(chunk.text),)))
             self.tokens = total
 
-    def _add_tokens(self, tokens: Sequence[int], logprobs: Logprobs = ()) -> SampleEvents:
+    def _add_tokens(self, tokens: Sequence[int]) -> SampleEvents:
         """Add tokens up to one that ends the turn, or after which a control intervenes."""
-        for at, token in enumerate(tokens):
+        for token in tokens:
             if self._is_over or self._intervention or self._starts_answer(token):
                 return
             if self.vocabulary.is_eog(token) and not self.request.ask.ignore_eos:
                 self._has_end_token = True
                 return
             is_constrained = self.is_constrained
-            yield from self._add_token(token, logprobs[at : at + 1])
+            yield from self._add_token(token)
             if not self._is_over:
                 self._control(is_constrained)
 
@@ -99,12 +99,12 @@ class TokenSample(RemoteSample):
     def _piece(self, token: int) -> bytes:
         return self.vocabulary.piece(token, self.request.is_visible(token))
 
-    def _add_token(self, token: int, logprobs: Logprobs = ()) -> SampleEvents:
+    def _add_token(self, token: int) -> SampleEvents:
         """Add a token, which may complete a stop string."""
         pieces = self.text.feed(self._piece(token), (token,))
         self.tokens += 1
         self._ids.append(token)
-        yield from self.text_events(pieces, (token,), logprobs)
+        yield from self.text_events(pieces, (token,))
 
     # Where the reply is left, to be continued by another request.
 

@@ -66,8 +66,6 @@ class Vllm(ServerKind):
         }
         if request.likeliest:
             body |= {"logprobs": request.likeliest, "return_tokens_as_token_ids": True}
-        elif request.ask.logprobs:
-            body["logprobs"] = 0
         if request.ask.grammar:
             name = "json" if request.ask.grammar.is_schema else "grammar"
             body["structured_outputs"] = {name: request.ask.grammar.value}
@@ -81,9 +79,7 @@ class Vllm(ServerKind):
                 if choice.get("token_ids") is None:
                     raise EndpointError("vLLM does not send token ids", "update it, or connect without a gateway")
                 finish = choice.get("finish_reason") or finish
-                scores = choice.get("logprobs") or {}
-                logprobs = [log_probability(stated) for stated in scores.get("token_logprobs") or ()]
-                yield ReplyChunk(choice["token_ids"], logprobs, likeliest=_likeliest(scores))
+                yield ReplyChunk(choice["token_ids"], likeliest=_likeliest(choice.get("logprobs") or {}))
         if not finish:
             return
         if finish not in ENDS:  # such as "abort" or "repetition"

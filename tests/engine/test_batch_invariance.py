@@ -1,5 +1,6 @@
 """Batch invariance in the real llama.cpp: the log probabilities of a row, bit for bit, whatever runs beside it."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -7,13 +8,16 @@ from asking import generate, loaded
 from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.core.ask import Ask
-from cerebrum_cli.core.events import TokenEvent
+from cerebrum_cli.core.events import Emit
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import requests as engine_requests
+from cerebrum_cli.engine.backend import Sampler
 from cerebrum_cli.engine.capacity import installed_build
+from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions, Request
+from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.gguf.header import read_header
 
 # Types whose rows are multiplied alike in any number, on x86-64; the documentation names them.
@@ -22,8 +26,29 @@ SHAPE = Shape(layers=1, width=512, heads=8, kv_heads=2, ffn=512)
 # Only with llama.cpp's kernels for AVX2, with which those for AVX-512 share the properties that are tested here.
 needs_avx2 = pytest.mark.skipif("AVX2" not in installed_build().cpu_features, reason="another processor's kernels")
 
-Replies = list[list[tuple[int | None, float | None]]]
+Replies = list[list[tuple[int, float]]]
 """Token and log probability of each generated token, by prompt."""
+
+
+@dataclass
+class Recording:
+    """A sampler that appends each token to the reply, with its log probability."""
+
+    sampler: Sampler
+    backend: LlamaBackend
+    said: list[tuple[int, float]]
+
+    def sample(self, row: int) -> int:
+        token = self.sampler.sample(row)
+        [score] = self.backend.score_tokens([(row, token)])
+        self.said.append((token, score.logprob))
+        return token
+
+    def accept(self, token: int) -> None:
+        self.sampler.accept(token)
+
+    def close(self) -> None:
+        self.sampler.close()
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +80,19 @@ def replies(
     header = read_header(path)
     context = ContextOptions(context_size, slots, n_threads=1, batch_invariant=True)
     options = LoadOptions(path, 2048, header.sizes, context, gpu_layers="0", repack=True)
-    said: Replies = [[] for _ in requests]
+    said: dict[tuple[int, ...], list[tuple[int, float]]] = {prompt: [] for prompt in requests}
+
+    def open_recording(emit: Emit, stop: StopFlag) -> LlamaBackend:
+        backend = open_llama(options, emit, stop)
+        create = backend.sampler
+        backend.sampler = lambda *args: Recording(create(*args), backend, said[args[-1]])  # type: ignore[method-assign]
+        return backend
+
     params = SamplingParams(max_tokens=limit)
-    with loaded(LocalEngine(lambda tell, stop: open_llama(options, tell, stop))) as engine:
-        for event in generate(
-            engine, [Request(each, params, Ask(logprobs=True, ignore_eos=True)) for each in requests]
-        ):
-            if isinstance(event, TokenEvent):
-                said[event.sequence.request] += zip(event.tokens, event.logprobs, strict=True)
-    return said
+    with loaded(LocalEngine(open_recording)) as engine:
+        for _ in generate(engine, [Request(each, params, Ask(ignore_eos=True)) for each in requests]):
+            pass
+    return list(said.values())
 
 
 @pytest.mark.slow

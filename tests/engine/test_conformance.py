@@ -51,7 +51,7 @@ def stream(request: pytest.FixtureRequest) -> bool:
 
 def request_to(engine: Engine, text: str = "12+30=", **more: Any) -> Request:
     """A request for 12 tokens after a text."""
-    asked = {name: more.pop(name) for name in ("n", "max_n", "stream", "logprobs") if name in more}
+    asked = {name: more.pop(name) for name in ("n", "max_n", "stream") if name in more}
     controls = more.pop("controls", ())
     values: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0, "seed": 7, **more}
     prompt = tuple(engine.vocabulary.tokenize((Text(text),)))
@@ -112,14 +112,6 @@ def test_conformance_reply_ends_with_the_context(engine: Engine, stream: bool, l
     prompt = (*prompt, *[prompt[-1]] * (engine.context_size - len(prompt) - 5))
     full = reply_to(engine, replace(request_to(engine, stream=stream, max_tokens=limit), prompt_tokens=prompt))
     assert (full.reason, len(full.ids)) == ("context", 5)
-
-
-def test_conformance_gives_a_logprob_for_each_token(engine: Engine) -> None:
-    with closing(engine.complete([request_to(engine, n=3, max_n=3, logprobs=True)])) as completions:
-        events = [event for event in completions if isinstance(event, TokenEvent)]
-    assert sum(len(event.tokens) for event in events) == 36
-    assert all(len(event.logprobs) == len(event.tokens) for event in events)
-    assert all(logprob is not None and logprob <= 0 for event in events for logprob in event.logprobs)
 
 
 class After:

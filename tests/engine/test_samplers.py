@@ -63,11 +63,10 @@ def test_bias_of_a_control_applies_in_its_place(chatml_model: Path, slots: int, 
     bias = partial(CountingControl, lambda count: TokenBias(A, 100.0) if count % 3 == 0 else None)
     with open_engine(chatml_model, slots=slots) as engine:
         prompt = engine.vocabulary.tokenize((Text("bbbb"),))
-        request = Request(prompt, sampling, Ask(logprobs=True, ignore_eos=True), controls=(bias,))
+        request = Request(prompt, sampling, Ask(ignore_eos=True), controls=(bias,))
         events = [event for event in generate(engine, [request]) if isinstance(event, TokenEvent) and event.tokens]
     ids = [token for event in events for token in event.tokens]
     assert all(token == A for token in ids[3::3]) and any(token != A for token in ids)
-    assert all(event.logprobs[0] is not None and event.logprobs[0] < -1 for event in events[3::3])  # without the bias
 
 
 @pytest.mark.parametrize("slots", [1, 3])  # with several, plain greedy sampling takes a shortcut

@@ -237,7 +237,7 @@ DAMAGE: list[tuple[type[ModelServer], dict[str, Any], str]] = [
     (VllmServer, vllm_choice(finish_reason=None), "the reply is incomplete"),
     (VllmServer, vllm_choice(token_ids=["x"]), "damaged reply"),
     (VllmServer, vllm_choice(finish_reason="abort"), "the reply ended with abort"),
-    (VllmServer, vllm_choice(token_ids=[104], logprobs={"token_logprobs": [800.0]}), "damaged reply"),
+    (VllmServer, vllm_choice(token_ids=[104], logprobs={"top_logprobs": [{"token_id:104": 800.0}]}), "damaged reply"),
 ]
 
 

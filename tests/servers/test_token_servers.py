@@ -28,7 +28,7 @@ from thinkers import ENDING, LIMIT, answering_late, budget, reply_around, speake
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EndpointError, GrammarError
-from cerebrum_cli.core.events import FinishEvent, NoticeEvent, RefusedEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.events import FinishEvent, NoticeEvent, RefusedEvent, SequenceId
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.servers import llama_server, vllm
@@ -86,14 +86,6 @@ def test_vote_larger_than_a_llama_server_takes_several_requests() -> None:
     assert [summary(reply) for _, reply in sorted(remote.items())] == [
         summary(reply) for reply in local_replies(unicode_model, request).values()
     ]
-
-
-@every_kind
-def test_kinds_give_log_probabilities_of_the_tokens_that_they_send(kind: type[ModelServer]) -> None:
-    with serving_kind(kind, unicode_model) as servers, connected(*servers) as engine:
-        events = events_of(engine, request_of("Q", n=2, logprobs=True))
-    found = [event for event in events if isinstance(event, TokenEvent) and event.logprobs]
-    assert all([-token / 1000 for token in event.tokens] == [*event.logprobs] for event in found) and len(found) > 5
 
 
 @every_kind
@@ -301,7 +293,7 @@ def body_of(kind: ServerKind, request: Request, samples: int = 1) -> Any:
 
 
 def test_vllm_is_sent_every_field() -> None:
-    others: dict[str, Any] = {"ignore_eos": True, "logprobs": True, "grammar": "root", "max_tokens": None}
+    others: dict[str, Any] = {"ignore_eos": True, "grammar": "root", "max_tokens": None}
     values = {"temperature": 0.5, **TRUNCATIONS, **PENALTIES}
     request = request_of("Q", repeat_penalty=1.1, stop=("x",), **values, **others)
     assert body_of(VLLM, request) == {
@@ -316,7 +308,6 @@ def test_vllm_is_sent_every_field() -> None:
         "return_token_ids": True,
         "stream": True,
         "stream_options": {"include_usage": True},
-        "logprobs": 0,
         "structured_outputs": {"grammar": "root"},
     }
     plain = body_of(VLLM, request_of("Q", top_k=0, top_p=0.0, stream=True))

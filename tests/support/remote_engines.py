@@ -122,10 +122,10 @@ def request_of(prompt: str, *, n: int = 1, stream: bool = False, max_n: int = 1,
     """A request for replies to a text, of at most 40 tokens."""
     values = {"max_tokens": 40, "seed": 1, **params}
     own = {name: values.pop(name) for name in ("is_visible", "loop_check", "controls", "rules") if name in values}
-    asked = {name: values.pop(name) for name in ("logprobs", "ignore_eos") if name in values}
+    ignore_eos = values.pop("ignore_eos", False)
     text = values.pop("grammar", None)
     grammar = Grammar("gbnf", text) if text else None
-    ask = Ask(grammar=grammar, n=n, max_n=max_n, stream=stream, **asked)
+    ask = Ask(grammar=grammar, n=n, max_n=max_n, stream=stream, ignore_eos=ignore_eos)
     return Request(tuple(prompt.encode()), SamplingParams(**values), ask, **own)
 
 

@@ -274,10 +274,6 @@ class ScriptedBackend:
     def reusable_prefix(self, length: int) -> int:
         return length
 
-    def logprob(self, row: int, token: int) -> float:
-        assert self.outputs[row]
-        return -token / 1000
-
     def sample(self, sampler: Sampler, row: int, bias: TokenBias) -> int:
         self.biases.append(bias)
         return sampler.sample(row)

@@ -64,8 +64,7 @@ class LlamaServer(ModelServer):
         for at, (token, text) in enumerate(zip(tokens, sample.texts, strict=True), 1):
             unsent += text
             if sample.ends_characters[at - 1]:
-                scores = [{"id": token, "logprob": -token / 1000}][: body["n_probs"]]
-                yield _part(unsent, [token], at, index, body) | {"completion_probabilities": scores}
+                yield _part(unsent, [token], at, index, body)
                 unsent = ""
         if unsent:
             yield _part(unsent, [], len(tokens), index, body)
@@ -113,7 +112,7 @@ class VllmServer(ModelServer):
         yield b"data: [DONE]\n\n"
 
     def _choice(self, sample: Sample, at: int, is_last: bool, body: Mapping[str, Any]) -> dict[str, Any]:
-        logprobs: Any = {"token_logprobs": [-sample.tokens[at] / 1000]} if "logprobs" in body else None
+        logprobs: Any = None
         if body.get("return_tokens_as_token_ids"):
             likeliest = list(self.openings.items())[: body["logprobs"]]
             logprobs = {"top_logprobs": [{f"token_id:{ord(text)}": each for text, each in likeliest}]}

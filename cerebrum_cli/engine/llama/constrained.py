@@ -168,10 +168,9 @@ class GrammarSampler:
         return self._queued.popleft()
 
     def _force(self) -> None:
-        if self._forced is not None:
-            tokens = self._matcher.accept_forced()
-            self._read(tokens)
-            self._forced.extend(tokens)
+        tokens = self._matcher.accept_forced()
+        self._read(tokens)
+        self._forced.extend(tokens)
 
     def _read(self, tokens: TokenIds) -> None:
         for token in tokens:

@@ -192,20 +192,12 @@ class LlamaBackend(LlamaVocabulary):
         return Candidates(self.size)
 
     def sample(self, sampler: Sampler, row: int, bias: TokenBias) -> int:
-        row_logits = llama.llama_get_logits_ith(*self.batch_position(row))
-        unbiased = row_logits[bias.token]
-        row_logits[bias.token] += bias.bias
-        try:
-            return sampler.sample(row)
-        finally:
-            row_logits[bias.token] = unbiased  # for the log probability
+        llama.llama_get_logits_ith(*self.batch_position(row))[bias.token] += bias.bias
+        return sampler.sample(row)
 
     def batch_position(self, row: int) -> tuple[Any, int]:
         """llama.cpp's context, and the index of a row of the last decode in its batch."""
         return self.context.handle, self._batch_indices[row]
-
-    def logprob(self, row: int, token: int) -> float:
-        return self.score_tokens([(row, token)])[0].logprob
 
     def score_tokens(self, targets: Iterable[tuple[int, int]]) -> list[TokenScore]:
         """Score tokens, row by row: a row stays in the processor's cache, all rows together do not."""
