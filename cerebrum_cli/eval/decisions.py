@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from math import fsum, log
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import Texts
+from cerebrum_cli.eval.estimates import Estimate, wilson
 from cerebrum_cli.eval.run_rows import RunRow
 from cerebrum_cli.terminal.tables import print_table
 from cerebrum_cli.trust.calibration import CONFIDENCE, WANTED_ERRORS, LabelledDecision, calibrate
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 LEAST = 1e-6  # probability of a label, as results have six decimals
 COMPARED_ERROR = 0.05  # of two runs
+RARELY, LEAST_LABELS = 0.25, 5  # a choice is given so much more rarely than it is right, of at least so many labels
 MOST_COLUMNS = 8  # of a confusion table; with more choices, the most frequent confusions are listed
 
 
@@ -71,11 +73,31 @@ class DecisionFigures:
         return max(numbers, default=0) / self.n
 
     @property
+    def accuracy(self) -> Estimate:
+        share = sum(count for (label, answer), count in self.confusions.items() if label == answer) / self.n
+        return Estimate(share, wilson(share, self.n))
+
+    @property
+    def one_sided(self) -> Iterator[str]:
+        """Yield a sentence on each choice that is given far more rarely than it is right."""
+        labels, answers = Counter[str](), Counter[str]()
+        for (label, answer), count in self.confusions.items():
+            labels[label] += count
+            answers[answer] += count
+        for name, right in labels.most_common(MOST_COLUMNS):
+            if right >= LEAST_LABELS and answers[name] < RARELY * right:
+                yield f"one-sided: {name} for {answers[name]} of {self.n} rows; it is right for {right}"
+
+    @property
     def object(self) -> JsonDict:
         confusions = [
             {"label": label, "answer": answer, "rows": count} for (label, answer), count in self.confusions.items()
         ]
+        accuracy = self.accuracy
         return {
+            "n": self.n,
+            "accuracy": accuracy.value,
+            "interval": accuracy.interval,
             "log_loss": self.log_loss,
             "confusions": confusions,
             "share_decided": {f"{error:g}": self.share_decided(error) for error in WANTED_ERRORS},
@@ -91,23 +113,21 @@ class DecisionFigures:
         return f"decided at {COMPARED_ERROR:.0%} error ({CONFIDENCE:.0%} confidence): {first}, {second}"
 
     def print(self, streams: Streams) -> None:
-        streams.answer("\n")
-        print_table(streams, ("decisions", "value"), [("log loss", f"{self.log_loss:.3f}")])
-        streams.answer("\n")
         shares = [
             (f"{error:.0%}", f"{self.share_decided(error):.2f}", share_text(self.promised.get(error)))
             for error in WANTED_ERRORS
         ]
-        print_table(streams, ("wanted error", "decided here", f"promised with {CONFIDENCE:.0%} confidence"), shares)
+        headings = ("wanted error", "decided here", f"promised with {CONFIDENCE:.0%} confidence")
+        print_table(streams, headings, shares, numbers=headings)
         streams.answer("\n")
         names = self.names
         if len(names) <= MOST_COLUMNS:
             counts = [[label, *(self.confusions.get((label, answer), 0) for answer in names)] for label in names]
-            print_table(streams, ("label \\ answer", *names), counts)
+            print_table(streams, ("label \\ answer", *names), counts, numbers=names)
             return
         wrong = [(*pair, count) for pair, count in self.confusions.items() if pair[0] != pair[1]]
         wrong.sort(key=lambda confusion: -confusion[2])
-        print_table(streams, ("label", "answer", "rows"), wrong[: 2 * MOST_COLUMNS])
+        print_table(streams, ("label", "answer", "rows"), wrong[: 2 * MOST_COLUMNS], numbers=("rows",))
 
 
 def decision_figures(finished: Sequence[RunRow]) -> DecisionFigures | None:

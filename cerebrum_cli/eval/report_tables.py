@@ -1,10 +1,11 @@
-"""Reports of evaluations on a terminal: the results of a run, and of runs side by side."""
+"""Reports of evaluations on a terminal: the results of a run, and of runs side by side; accuracy comes first."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from cerebrum_cli.core.declaration import LORA
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import sampling_text
 from cerebrum_cli.core.text import Texts, format_count, one_line, strip_controls
@@ -14,30 +15,27 @@ from cerebrum_cli.terminal.tables import field_lines, print_table
 
 if TYPE_CHECKING:
     from cerebrum_cli.eval.comparison import Comparison
+    from cerebrum_cli.eval.decisions import DecisionFigures
     from cerebrum_cli.eval.estimates import Estimate
     from cerebrum_cli.eval.report import Report, VoteReport
     from cerebrum_cli.eval.runs import Run
 
 ESTIMATES = ("", "value", "95% interval")
 VOTES = ("vote", "accuracy", "95% interval", "tokens")
-# Keys of a run's record: with these, a report can be published alone.
+# Keys of a run's record, without digests, which `--json` has.
 FACTS = (
     "protocol",
     "all questions",
-    "question file",
+    "question",
     "template",
     "quantization",
-    "model file",
-    "adapter",
+    LORA,
     "format",
-    "set of functions",
-    "chat template",
     "system",
     "seed",
     "max_tokens",
     "ctx",
     "think",
-    "grammar",
     "cerebrum",
     "llama.cpp",
     "date",
@@ -45,29 +43,61 @@ FACTS = (
 
 
 def print_report(streams: Streams, report: Report, run: Run, failed: int) -> None:
-    questions = format_count(report.n, "question")
     samples = format_count(report.samples, "sample")
-    title = f"{run.task}: {run.model}, {questions}, {samples} each, {sampling_text(run.sampling)}"
-    if not run.saved.is_complete:
-        title += "; the run is not complete"
-    print_title(streams, title)
+    title = f"{run.task}: {run.model}, {format_count(report.n, 'question')}, {samples} each"
+    is_single = report.samples == 1
+    print_headline(streams, run, headline(report.accuracy, report.n) if is_single else rounded(report.accuracy), title)
     rows = [(label, f"{found.value:.3f}", bounds(found)) for label, found in labeled_estimates(report)]
     rows.append(("no answer", f"{report.no_answer:.3f}", ""))
     rows.append(("no answer (truncated)", f"{report.truncated:.3f}", ""))
     rows.append(("tokens per sample", f"{report.tokens:.0f}", ""))
     if failed:
         rows.append(("failed questions", str(failed), ""))
-    print_table(streams, ESTIMATES, rows)
+    print_table(streams, ESTIMATES, rows, numbers=ESTIMATES[1:2])
     if report.votes_of(WITH_PROGRAMS):
         streams.answer("\n")
-        print_table(streams, VOTES, [vote_row(vote) for vote in report.votes])
+        print_table(streams, VOTES, [vote_row(vote) for vote in report.votes], numbers=("accuracy", "tokens"))
     streams.answer(f"\n{field_lines(facts_of(run))}")
+
+
+def print_decisions(streams: Streams, figures: DecisionFigures, run: Run, failed: int) -> None:
+    title = f"{run.task}: {run.model}"
+    if votes := run.fingerprint.get("votes"):
+        title += f", {format_count(votes, 'vote')} each"
+    if failed:
+        title += f", {format_count(failed, 'row')} failed"
+    print_headline(streams, run, f"{headline(figures.accuracy, figures.n)}; log loss {figures.log_loss:.3f}", title)
+    for line in figures.one_sided:
+        print_title(streams, line)
+    figures.print(streams)
+    streams.answer(f"\n{field_lines(facts_of(run))}")
+
+
+def headline(accuracy: Estimate, answers: int) -> str:
+    """The accuracy of single answers, with its interval in percent, and the number of right ones."""
+    return f"{rounded(accuracy)}, {accuracy.value * answers:,.0f} of {answers:,}"
+
+
+def rounded(accuracy: Estimate) -> str:
+    low, high = accuracy.interval
+    return f"{accuracy.value:.0%} right ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def print_headline(streams: Streams, run: Run, line: str, title: str) -> None:
+    """Print the figure that counts, and what it is of."""
+    streams.answer(f"{line}\n")
+    if run.sampling:
+        title += f", {sampling_text(run.sampling)}"
+    if not run.saved.is_complete:
+        title += "; the run is not complete"
+    print_title(streams, title)
 
 
 def facts_of(run: Run) -> JsonDict:
     """What the record of a run has of FACTS, on a line each."""
     record = {**run.fingerprint, **run.notes}
-    return {key: one_line(str(record[key])) for key in FACTS if record.get(key) is not None}
+    record[LORA] = ", ".join(record.get(LORA, ())) or None
+    return {key: one_line(str(record[key])) for key in FACTS if record.get(key) not in (None, "")}
 
 
 def print_title(streams: Streams, title: str) -> None:
@@ -112,7 +142,7 @@ def print_comparison(streams: Streams, comparison: Comparison, before: Run, afte
         (f"McNemar's exact p{of_votes}", f"{comparison.p_value:.3g}", ""),
     ]
     # The interval is also in the verdict; truncated labels would hide which run is which.
-    print_table(streams, ESTIMATES, rows, shorten="none")
+    print_table(streams, ESTIMATES, rows, shorten="none", numbers=ESTIMATES[1:2])
 
 
 def points(difference: float) -> str:

@@ -23,7 +23,9 @@ from cerebrum_cli.core.text import enumeration, format_count, format_names, stri
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
+    from cerebrum_cli.core.json_types import JsonDict, JsonObject
     from cerebrum_cli.eval.questions import ScoredQuestion
+    from cerebrum_cli.eval.report import Report
     from cerebrum_cli.eval.runs import Run
 
 RUN_HELP = "File of a run"
@@ -51,50 +53,62 @@ class ShowRun(BaseCommand):
 
 
 def print_run(app: App, run: Run, json: bool, plot: Path | None = None) -> None:
-    """Print the report of a run: a table, or a JSON object. Raises UsageError for a run without an answer."""
-    from cerebrum_cli.eval.decisions import decision_figures
-    from cerebrum_cli.eval.report import summarize
-    from cerebrum_cli.eval.report_tables import print_report
+    """Print the report of a run: tables, or a JSON object. Raises UsageError for a run without an answer."""
+    from cerebrum_cli.eval.decisions import DecisionFigures, decision_figures
+    from cerebrum_cli.eval.report_tables import print_decisions, print_report
 
-    streams, rows = app.streams, scored(app, run)
-    failed = len(run.rows) - len(rows)
-    if not rows:
-        errors = [row.error.message for row in run.rows if row.error]
-        reason = errors[0] if errors else "none has finished"
-        raise UsageError(f"no question of {run.name} was answered: {reason}", "run it again with other settings")
-    figures = decision_figures(run.rows)
-    report = summarize(rows, run.samples, votes=run.match != "code", checks=run.checks)
+    streams, found = app.streams, decision_figures(run.rows) or report_of(app, run)
+    failed = len(run.rows) - found.n
     if plot:  # first: a report is not followed by an error
         from cerebrum_cli.eval.plot import draw_decisions, draw_report, write_picture
 
         title = f"{run.task}: {run.model}"
-        write_picture(plot, partial(draw_decisions, figures, title) if figures else partial(draw_report, report, title))
+        if isinstance(found, DecisionFigures):
+            write_picture(plot, partial(draw_decisions, found, title))
+        else:
+            write_picture(plot, partial(draw_report, found, title))
         streams.note(f"wrote {plot}")
     if json:
-        streams.answer(
-            {
-                "task": run.task,
-                "model": run.model,
-                **report.object,
-                "failed": failed,
-                "complete": run.saved.is_complete,
-                "sampling": run.sampling,
-                "quantization": run.notes.get("quantization"),
-                "all_questions": run.notes.get("all questions"),
-                "date": run.notes.get("date"),
-                "fingerprint": run.fingerprint,
-                "conditions": run.conditions,
-                **(figures.object if figures else {}),
-            }
-        )
+        streams.answer(run_object(run, found.object, failed))
         return
-    print_report(streams, report, run, failed)
-    if figures:
-        figures.print(streams)
+    if isinstance(found, DecisionFigures):
+        print_decisions(streams, found, run, failed)
+    else:
+        print_report(streams, found, run, failed)
     if not streams.is_quiet:
         for remark in run_remarks(run):
             streams.note(f"- {remark}")
         streams.draw(f"answers are in {run.path}\n")
+
+
+def report_of(app: App, run: Run) -> Report:
+    """The report of a run of generated replies. Raises UsageError for one without an answer."""
+    from cerebrum_cli.eval.report import summarize
+
+    rows = scored(app, run)
+    if not rows:
+        errors = [row.error.message for row in run.rows if row.error]
+        reason = errors[0] if errors else "none has finished"
+        raise UsageError(f"no question of {run.name} was answered: {reason}", "run it again with other settings")
+    return summarize(rows, run.samples, votes=run.match != "code", checks=run.checks)
+
+
+def run_object(run: Run, figures: JsonObject, failed: int) -> JsonDict:
+    """The object that `--json` prints, with what is known of a run."""
+    object = {
+        "task": run.task,
+        "model": run.model,
+        **figures,
+        "failed": failed,
+        "complete": run.saved.is_complete,
+        "sampling": run.sampling or None,
+        "quantization": run.notes.get("quantization"),
+        "all_questions": run.notes.get("all questions"),
+        "date": run.notes.get("date"),
+        "fingerprint": run.fingerprint,
+        "conditions": run.conditions,
+    }
+    return {key: value for key, value in object.items() if value is not None}
 
 
 def scored(app: App, run: Run) -> list[ScoredQuestion]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,10 +70,12 @@ def print_table(
     rows: Sequence[Sequence[Any]],
     shorten: str = "",
     drop: Sequence[str] = (),
+    numbers: Collection[str] = (),
 ) -> list[str]:
     """Print a table; on a narrow terminal, the column `shorten` is truncated, then columns are left out.
 
-    They are left out in the order of `drop`, and after these from the last on. Returns their headings.
+    They are left out in the order of `drop`, and after these from the last on. The cells of `numbers` stand on the
+    right of their columns. Returns the headings of the columns that are left out.
     """
     from rich.cells import cell_len
     from rich.console import Console
@@ -85,7 +87,9 @@ def print_table(
     widths = {heading: max(map(cell_len, column)) for heading, column in columns.items()}
     if streams.out_is_terminal:
         _fit_widths(widths, Console(file=streams.out).width, shorten, drop)
-    padded = [[_fit_cell(cell, widths[heading]) for cell in columns[heading]] for heading in widths]
+    padded = [
+        [_fit_cell(cell, width, heading in numbers) for cell in columns[heading]] for heading, width in widths.items()
+    ]
     lines = ["  ".join(line).rstrip() for line in zip(*padded, strict=True)]
     lines[0] = streams.styled(lines[0], BOLD)
     streams.answer("".join(f"{line}\n" for line in lines), is_styled=True)
@@ -107,11 +111,11 @@ def _fit_widths(widths: dict[str, int], width: int, shorten: str, drop: Sequence
         widths[shorten] = max(least, widths[shorten] - excess)
 
 
-def _fit_cell(cell: str, width: int) -> str:
+def _fit_cell(cell: str, width: int, is_number: bool) -> str:
     from rich.cells import cell_len, set_cell_size
 
     if cell_len(cell) <= width:
-        return set_cell_size(cell, width)
+        return " " * (width - cell_len(cell)) + cell if is_number else set_cell_size(cell, width)
     return set_cell_size(cell, width - 1) + "…"
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -339,7 +340,9 @@ def test_labelled_rows_are_a_run(user: CommandLine) -> None:
     assert sum(cell["rows"] for cell in report["confusions"]) == 3
     assert "<svg" in (user.home / "p.svg").read_text()
     shown = user.run("runs", "show", "labelled-nano.jsonl", directory=user.home)
-    assert "log loss" in shown.out and "label \\ answer" in shown.out
+    assert re.match(r"\d+% right \(\d+ to \d+\), \d of 3; log loss \d\.\d{3}\nlabelled: nano\n", shown.out)
+    assert "label \\ answer" in shown.out and "token" not in shown.out
+    assert not report.keys() & {"samples", "maj", "pass_at", "no_answer", "tokens_per_sample", "sampling", "date"}
     again = decide(user, REFUND, "labelled.csv", "--label", "refund", "--json")
     assert again.object["confusions"] == report["confusions"]
 

@@ -34,5 +34,11 @@ def test_rows_that_are_equally_sure_are_decided_together() -> None:
     assert (found.share_decided(0.1), found.share_decided(0.25)) == (0.2, 0.8)
 
 
+def test_choice_that_is_hardly_ever_given_makes_a_result_one_sided() -> None:
+    rows = [row("yes", 0.1)] * 9 + [row("no", 0.1)] * 10
+    assert [*figures(*rows, row("yes", 0.9)).one_sided] == ["one-sided: yes for 1 of 20 rows; it is right for 10"]
+    assert [*figures(*rows, *[row("yes", 0.9)] * 4).one_sided] == []
+
+
 def test_rows_without_probabilities_have_no_figures() -> None:
     assert decision_figures([read_row({**KNOWN, "reference": "yes"})]) is None
