@@ -8,12 +8,14 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from command_line import COMMAND, CommandLine, Finished, assert_error, endless_reply_grammar, fixed_reply_grammar
 from templates import chatml_prompt
 
 from cerebrum_cli.cli.failures import report
 
+ENDLESS = ("--set", "loop_check=off", "--grammar")
 ANSWER_KEYS = (
     "model file format text final_answer finish_reason prompt_tokens completion_tokens seed reasoning votes extracted"
     " reasoning_closed_at cached_tokens timings session"
@@ -87,7 +89,13 @@ def test_closed_pipe_ends_without_an_error(user: CommandLine, arguments: tuple[s
 def test_closed_pipe_saves_the_answer_so_far(user: CommandLine, redirection: str) -> None:
     user.run("ask", "-n", "2", "an older question")
     process = subprocess.Popen(
-        ["sh", "-c", f'"$0" ask --grammar "$1" hi {redirection}', COMMAND, endless_reply_grammar(user.home)],
+        [
+            "sh",
+            "-c",
+            f'"$0" ask --set loop_check=off --grammar "$1" hi {redirection}',
+            COMMAND,
+            endless_reply_grammar(user.home),
+        ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -182,7 +190,7 @@ def test_chat_ends_with_an_error_if_its_answers_cannot_be_written(user: CommandL
 
 @pytest.mark.slow
 def test_interrupted_ask_prints_the_partial_answer(user: CommandLine) -> None:
-    process = user.start("ask", "--stats", "--grammar", endless_reply_grammar(user.home), "hi")
+    process = user.start("ask", "--stats", *ENDLESS, endless_reply_grammar(user.home), "hi")
     assert process.stdout and process.stderr
     begin = process.stdout.read(1)
     process.send_signal(signal.SIGTERM)
@@ -194,10 +202,14 @@ def test_interrupted_ask_prints_the_partial_answer(user: CommandLine) -> None:
 
 @pytest.mark.slow
 def test_interrupted_ask_prints_the_json_object(user: CommandLine) -> None:
-    process = user.start("ask", "--json", "--set", "verbose=on", "--grammar", endless_reply_grammar(user.home), "hi")
+    verbose = ("--set", "verbose=on")
+    process = user.start("ask", "--json", *verbose, *ENDLESS, endless_reply_grammar(user.home), "hi")
     assert process.stdout and process.stderr
     assert any(b"reserve took" in line for line in process.stderr)  # it is loaded, and prefill is about to start
-    time.sleep(0.5)
+    used = psutil.Process(process.pid).cpu_times
+    loaded_s = used().user
+    while used().user < loaded_s + 0.4:  # meanwhile it generates, on a busy machine, too
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
