@@ -61,16 +61,16 @@ class Chat:
 
     # Questions and replies.
 
-    def send(self, text: str, settings: Settings | None = None, pictures: Pictures = ()) -> Events:
+    def send(self, text: str, pictures: Pictures = ()) -> Events:
         """Save a question, and return the events of the reply. Without a reply, the question is removed."""
         is_new = self.tree.session is None
         values = {"system_prompt": self.settings.system, **self._session_values}
         previous_leaf = self.tree.ask(Message("user", text, pictures=pictures), values)
-        return self._first_reply(settings) if is_new else self._reply(previous_leaf, settings)
+        return self._first_reply() if is_new else self._reply(previous_leaf)
 
-    def _first_reply(self, settings: Settings | None) -> Events:
+    def _first_reply(self) -> Events:
         try:
-            yield from self._reply(None, settings)
+            yield from self._reply(None)
         except CerebrumError:
             with suppress(SessionError):
                 self.tree.remove_empty()

@@ -90,7 +90,7 @@ class PendingRow:
         if has_changed:
             yield vote.tally_event
         if vote.is_over:
-            yield Outcome(self.row, 0, vote, is_whole_row=True)
+            yield Outcome(self.row, 0, vote)
 
     def _outcome(self, event: ReplyEvent) -> Reply | RefusedEvent | None:
         """A sample that finishes with this event; None if it continues, or waits for its program."""
@@ -192,7 +192,7 @@ class _Run:
         except CerebrumError as error:
             error.__context__ = None  # the frames of a traceback hold the tokens of the prompt
             refused = RefusedEvent(SequenceId(0), error.with_traceback(None))
-            self._refused.append(Outcome(row, first, refused, is_whole_row=True))
+            self._refused.append(Outcome(row, first, refused))
             return None
         return PendingRow(row, request, request.ask.n, self._check, first, loop)
 

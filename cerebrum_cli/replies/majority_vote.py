@@ -208,7 +208,6 @@ class Outcome(NamedTuple):
     row: Row
     sample: int
     result: Reply | MajorityVote | RefusedEvent
-    is_whole_row: bool = False
 
     @property
     def error(self) -> CerebrumError | None:
