@@ -10,16 +10,27 @@ from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.core.text import enumeration, well_formed
 
 JsonDict: TypeAlias = dict[str, Any]
 JsonObject: TypeAlias = Mapping[str, Any]
 T = TypeVar("T")
 
 MAX_NUMBER = 2**63
+
+_NAMES = {float: "one number", int: "one whole number", str: "text", bool: "true or false", tuple: "a list"}  # of types
+
+
+class WrongValue(TypeError):
+    """A key or a value that a dataclass cannot have; `hint` says what it can."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
 
 _hints_of: Callable[[type], JsonDict] = cache(get_type_hints)  # types by the names of fields
 
@@ -39,17 +50,17 @@ def is_nested_deeper(value: Any, levels: int) -> bool:
 def from_json(kind: type[T], values: JsonObject) -> T:
     """A dataclass with values from a file, where its tuples are lists, and dataclasses in its fields are objects.
 
-    Raises TypeError for an unknown or missing field, or a value of another type; ValueError for an impossible path.
+    Raises WrongValue for an unknown or missing field, or a value of another type; ValueError for an impossible path.
     """
     hints = _hints_of(kind)
     converted = {}
     for name, value in values.items():
         if name not in hints:
-            raise TypeError(f"unknown key {name}; the keys are {', '.join(hints)}")
+            raise WrongValue(f"unknown key {name}; the keys are {', '.join(hints)}", "remove it, or correct its name")
         converted[name] = _converted(value, hints[name], name)
     for field in fields(kind):  # type: ignore[arg-type]
         if field.name not in converted and field.default is MISSING and field.default_factory is MISSING and field.init:
-            raise TypeError(f"missing {field.name}")
+            raise WrongValue(f"missing {field.name}", f"add {field.name}: {_expected(hints[field.name])}")
     return kind(**converted)
 
 
@@ -80,7 +91,19 @@ def _converted(value: Any, hint: Any, name: str) -> Any:
         return Path(value)
     elif _has_type(value, kind or hint):
         return value
-    raise TypeError(f"invalid {name}: {reprlib.repr(value)}")
+    raise WrongValue(f"invalid {name}: {reprlib.repr(value)}", f"it must be {_expected(hint)}")
+
+
+def _expected(hint: Any) -> str:
+    """The values of a type, in words."""
+    kind, arguments = get_origin(hint), get_args(hint)
+    if kind is Literal:
+        return enumeration(arguments, "or")
+    if kind in (Union, UnionType):
+        return enumeration([_expected(option) for option in arguments if option is not NoneType], "or")
+    if is_dataclass(hint):
+        return f"a mapping of {', '.join(field.name for field in fields(hint))}"
+    return _NAMES.get(kind or hint, "a mapping")
 
 
 def _has_type(value: object, kind: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.json_types import from_json
+from cerebrum_cli.core.json_types import WrongValue, from_json
 from cerebrum_cli.core.text import truncate
 
 T = TypeVar("T")
@@ -16,15 +16,15 @@ _CONSTRUCTION_ERRORS = (RecursionError, ValueError, LookupError, AttributeError,
 def read_document(kind: type[T], file: str, text: str, hint: str) -> T:
     """A dataclass with the values of a YAML document.
 
-    Raises UsageError for invalid YAML, and with the hint for values of other types.
+    Raises UsageError for invalid YAML and for other values; with the hint for a document that is not a mapping.
     """
     content = _read_yaml(file, text)
     if not isinstance(content, dict):
         raise UsageError(printable(f"{file}: not a mapping"), hint)
     try:
         return from_json(kind, {key: value for key, value in content.items() if value is not None})
-    except (TypeError, RecursionError) as error:
-        raise UsageError(printable(f"{file}: {truncate(str(error), 200)}"), hint) from error
+    except WrongValue as error:
+        raise UsageError(printable(f"{file}: {truncate(str(error), 200)}"), error.hint) from error
 
 
 def _read_yaml(file: str, text: str) -> Any:

@@ -49,12 +49,13 @@ def plan_merge(
 ) -> tuple[Plan, Sequence[LayerSources]]:
     """Plan a merge to a type, or to the types of its sources, and the sources of its layers.
 
-    The `name` and `texts` are metadata of its own. Raises MergeError if the models or the recipe do not fit.
+    The `name` and `texts` are metadata of its own. Raises MergeError for models that do not fit each other,
+    UsageError for a recipe that does not fit them.
     """
     require_compatible([tables[model] for model in recipe.models])
     layers = list(_layers(recipe, tables))
     if len(layers) > MAX_LAYERS:
-        raise MergeError(f"the merge would have {len(layers):,} layers", f"llama.cpp loads at most {MAX_LAYERS}")
+        raise recipe.invalid(f"the merge would have {len(layers):,} layers", f"llama.cpp loads at most {MAX_LAYERS}")
     sources = [layer.sources for layer in layers]
     sums = dict(_sums(tables, layers))
     require_layers_in_place(tables, sources)
@@ -72,20 +73,20 @@ def plan_merge(
 
 def _layers(recipe: Recipe, tables: TablesByName) -> Iterator[Layer]:
     for number, part in enumerate(recipe.slices):
-        ranges = [_layer_range(source, tables[source.model].n_layers, number) for source in part.sources]
+        ranges = [_layer_range(recipe, source, tables[source.model].n_layers, number) for source in part.sources]
         counts = [len(numbers) for numbers in ranges]
         if len({*counts}) > 1:
             found = ", ".join(f"{model} {count}" for model, count in zip(part.models, counts, strict=True))
-            raise MergeError(f"slices[{number}]: layer counts differ: {found}", "give each source a layer_range")
+            raise recipe.invalid(f"slices[{number}]: layer counts differ: {found}", "give each source a layer_range")
         for numbers in zip(*ranges, strict=True):
             yield Layer(part, tuple(zip(part.models, numbers, strict=True)))
 
 
-def _layer_range(source: Source, n_layers: int, slice_number: int) -> range:
+def _layer_range(recipe: Recipe, source: Source, n_layers: int, slice_number: int) -> range:
     start, end = source.layer_range or (0, n_layers)
     if end > n_layers:
         problem = f"layer_range [{start}, {end}] of {source.model}, which has {n_layers} layers"
-        raise MergeError(f"slices[{slice_number}]: {problem}", f"end it at {n_layers} or below")
+        raise recipe.invalid(f"slices[{slice_number}]: {problem}", f"end it at {n_layers} or below")
     return range(start, end)
 
 

@@ -39,7 +39,7 @@ class Slice:
 class Recipe:
     """A parsed recipe, in which models are the names it uses; `text` is the YAML source.
 
-    The result has the metadata of the `base_model`, and the vocabulary of the `tokenizer_model`.
+    The result has the metadata of the `base_model`, and the vocabulary of the `tokenizer_model`. `file` is its name.
     """
 
     method: Method
@@ -48,6 +48,11 @@ class Recipe:
     tokenizer_model: str
     name: str | None
     text: str
+    file: str
+
+    def invalid(self, problem: str, hint: str) -> UsageError:
+        """The error of a recipe that does not fit its models."""
+        return UsageError(printable(f"{self.file}: {problem}"), hint)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -118,7 +123,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
         slices = _slices(stated)
         base_model = stated.base_model or slices[0].models[0]
         tokenizer_model = base_model if stated.tokenizer_source in _NO_MODEL else stated.tokenizer_source
-        recipe = Recipe(stated.merge_method, slices, base_model, tokenizer_model, stated.name or None, text)
+        recipe = Recipe(stated.merge_method, slices, base_model, tokenizer_model, stated.name or None, text, where)
         for name in recipe.models:
             _require_model_name(name)
     except UsageError as error:

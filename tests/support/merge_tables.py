@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 from tiny_models import LLAMA, MIXTRAL, tensor_shapes
 
-from cerebrum_cli.core.errors import MergeError
+from cerebrum_cli.core.errors import MergeError, UsageError
 from cerebrum_cli.gguf.contents import TYPE_NUMBERS, Tensor, Value
 from cerebrum_cli.weights.merge_plan import plan_merge
 from cerebrum_cli.weights.plan import Plan
@@ -102,7 +102,7 @@ def plan(recipe: Mapping[str, Any], *tables: Table, type: str | None = None) -> 
 
 def refusal(recipe: Mapping[str, Any], *tables: Table) -> tuple[str, str]:
     """Message and hint of the error that the plan of a merge raises."""
-    with pytest.raises(MergeError) as caught:
+    with pytest.raises((MergeError, UsageError)) as caught:
         plan(recipe, *tables)
     return caught.value.message, caught.value.hint
 

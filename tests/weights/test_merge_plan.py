@@ -64,14 +64,14 @@ def test_merge_plan_adds_tied_embeddings_to_another_models_head() -> None:
 
 
 def test_merge_plan_refuses_impossible_layer_counts() -> None:
-    problem = "slices[1]: layer_range [2, 5] of a, which has 4 layers"
+    problem = "recipe.yaml: slices[1]: layer_range [2, 5] of a, which has 4 layers"
     assert refusal(stacked(("a", 0, 4), ("a", 2, 5)), table("a")) == (problem, "end it at 4 or below")
-    with pytest.raises(MergeError, match=r"slices\[0\]: layer counts differ: a 4, b 6"):
+    with pytest.raises(UsageError, match=r"slices\[0\]: layer counts differ: a 4, b 6"):
         plan(mixed("a", "b"), table("a"), table("b", shape=Shape(layers=6)))
 
 
 def test_merge_plan_refuses_more_layers_than_llama_cpp_loads() -> None:
-    problem = "the merge would have 12,000 layers", "llama.cpp loads at most 512"
+    problem = "recipe.yaml: the merge would have 12,000 layers", "llama.cpp loads at most 512"
     assert refusal(stacked(*[("a", 0, 4)] * 3000), table("a")) == problem
     assert contents(plan(stacked(*[("a", 0, 4)] * 128), table("a")))["llama.block_count"] == 512
 

@@ -113,20 +113,20 @@ def test_recipe_error_escapes_control_characters() -> None:
 @pytest.mark.parametrize(
     ("recipe", "problem", "hint"),
     [
-        ({}, "r.yml: missing merge_method", "which is passthrough, linear or task_arithmetic"),
-        (whole("slerp"), "r.yml: invalid merge_method: 'slerp'", "which is passthrough, linear or task_arithmetic"),
-        (whole(base_modle="x"), "r.yml: unknown key base_modle; the keys are merge_method, slices", "slices or models"),
+        ({}, "r.yml: missing merge_method", "add merge_method: passthrough, linear or task_arithmetic"),
+        (whole("slerp"), "r.yml: invalid merge_method: 'slerp'", "it must be passthrough, linear or task_arithmetic"),
+        (whole(base_modle="x"), "r.yml: unknown key base_modle; the keys are merge_method, slices", "correct its name"),
         (whole("linear", parameters={"normalize": False}), "normalize is not supported with linear", "by their sum"),
         (whole("task_arithmetic", parameters={"normalize": True}), "normalize is not supported", "divide the weights"),
-        (whole(parameters={"scale": 0.5}), "r.yml: unknown key scale", "slices or models"),
+        (whole(parameters={"scale": 0.5}), "r.yml: unknown key scale", "remove it"),
         (whole(slices=[{"sources": [source()]}]), "r.yml: not one of slices and models", "give slices"),
         ({"merge_method": "linear"}, "r.yml: not one of slices and models", "give slices"),
-        (whole(models=["a"]), "r.yml: invalid models.1: 'a'", "slices or models"),
-        (whole(models=[{"model": 7}]), "r.yml: invalid model: 7", "slices or models"),
+        (whole(models=["a"]), "r.yml: invalid models.1: 'a'", "a mapping of model, layer_range"),
+        (whole(models=[{"model": 7}]), "r.yml: invalid model: 7", "it must be text"),
         (whole(models=[{"model": "a+b"}]), "r.yml: a+b: LoRA adapters are not supported", "without a `+`"),
         (whole(tokenizer_source="a\nb"), r"r.yml: 'a\nb' is not a model name", "one line"),
         (whole(models=[source()]), "layer_range of a: [0, 4] is not a range", "write [START, END] in slices"),
-        ({"merge_method": "linear", "slices": [{}]}, "r.yml: missing sources", "slices or models"),
+        ({"merge_method": "linear", "slices": [{}]}, "r.yml: missing sources", "add sources: a list"),
         (whole("linear", [{"model": "a", "parameters": {"wieght": 1}}]), "unknown key wieght; the keys are weight", ""),
     ],
 )
@@ -152,7 +152,7 @@ def test_recipe_layer_range_has_integers(layers: object) -> None:
 @pytest.mark.parametrize("weight", ["high", "1e-3", float("inf"), 10**400, True, [0, 1], {"filter": "mlp"}])
 def test_recipe_weight_is_one_finite_number(weight: object) -> None:
     caught = error(json.dumps(weighted("linear", ("a", weight))))
-    assert caught.message.startswith("r.yml: invalid weight: ")
+    assert caught.message.startswith("r.yml: invalid weight: ") and caught.hint == "it must be one number"
 
 
 WEIGHT = {"weight": 1}
