@@ -161,6 +161,15 @@ def readable(path: Path) -> AbstractContextManager[None]:
     return translate_os_errors(UsageError, path)
 
 
+def require_place(path: Path, flag: str) -> None:
+    """Raise UsageError for a file whose directory cannot be written; `flag` names the option that chooses it."""
+    folder = path.parent
+    if not is_directory(folder):
+        raise UsageError(f"directory {folder} does not exist", "create it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"directory {folder} is not writable", f"choose another {flag}")
+
+
 def require_not_output(file: Path | int, name: str) -> None:
     """Raise UsageError for a file that standard output replaces (`> FILE`): a shell has emptied it already."""
     with suppress(OSError, ValueError):

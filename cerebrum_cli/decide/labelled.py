@@ -9,7 +9,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.decide.decision_run import STANDARD
 from cerebrum_cli.eval.decisions import labelled_decisions, labelled_rows
-from cerebrum_cli.eval.plot import require_image
+from cerebrum_cli.eval.plot import require_picture
 from cerebrum_cli.eval.runs import MATCH, TASK, provenance, read_run, run_path
 from cerebrum_cli.eval.runs_command import print_run
 from cerebrum_cli.trust.calibration import Calibration, calibrate
@@ -36,7 +36,7 @@ def measure(app: App, run: DecisionRun, source: Path, options: DecideOptions) ->
             raise UsageError.conflict("--calibrate", "--calibration")
         require_replaceable(options.calibrate)
     if options.plot:
-        require_image(options.plot)
+        require_picture(options.plot)
     require_labels(run)
     known = {TASK: source.stem, MATCH: "exact", "label": options.label, **provenance(run.model)}
     path = options.output or run_path(source.stem, run.model.model.label)

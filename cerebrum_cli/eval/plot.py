@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import CerebrumError, UsageError
-from cerebrum_cli.core.files import file_error
+from cerebrum_cli.core.files import file_error, is_directory, require_place
 from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.eval.report import MAJORITY, WITH_PROGRAMS, Report
 from cerebrum_cli.trust.calibration import CONFIDENCE
@@ -27,18 +28,19 @@ STYLES = {  # label, line and marker
 }
 
 
-def require_image(path: Path) -> None:
+def require_picture(path: Path) -> None:
+    """Raise UsageError for a path that cannot be a picture, and without matplotlib."""
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--plot {path}: unsupported image format", f"end its name in {' or '.join(SUFFIXES)}")
+    if is_directory(path):
+        raise UsageError(f"--plot {path} is a directory", "name a file in it")
+    require_place(path, "--plot")
+    if find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib", pip_install('"cerebrum-cli[eval]"'))
 
 
-def write_picture(path: Path, draw: Callable[[], Figure]) -> None:
-    """Write what is drawn as a PNG or SVG. Raises UsageError, CerebrumError."""
-    require_image(path)
-    try:
-        figure = draw()
-    except ModuleNotFoundError as error:
-        raise UsageError("--plot needs matplotlib", pip_install('"cerebrum-cli[eval]"')) from error
+def write_picture(path: Path, figure: Figure) -> None:
+    """Write a figure as a PNG or SVG. Raises CerebrumError."""
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # a name may lack glyphs in the font
             figure.savefig(path, dpi=150)

@@ -47,6 +47,10 @@ class ShowRun(BaseCommand):
         from cerebrum_cli.eval.runs import read_run
         from cerebrum_cli.eval.scorers import require_run_code
 
+        if self.plot:
+            from cerebrum_cli.eval.plot import require_picture
+
+            require_picture(self.plot)
         run = read_run(Path(self.run_file))
         require_run_code(run.match, self.run_code)
         print_run(app, run, self.json, self.plot)
@@ -63,10 +67,8 @@ def print_run(app: App, run: Run, json: bool, plot: Path | None = None) -> None:
         from cerebrum_cli.eval.plot import draw_decisions, draw_report, write_picture
 
         title = f"{run.task}: {run.model}"
-        if isinstance(found, DecisionFigures):
-            write_picture(plot, partial(draw_decisions, found, title))
-        else:
-            write_picture(plot, partial(draw_report, found, title))
+        figure = draw_decisions(found, title) if isinstance(found, DecisionFigures) else draw_report(found, title)
+        write_picture(plot, figure)
         streams.note(f"wrote {plot}")
     if json:
         streams.answer(run_object(run, found.object, failed))

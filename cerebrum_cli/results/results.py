@@ -7,7 +7,6 @@ finished. So a run that was killed resumes, a longer input gets its new rows ans
 from __future__ import annotations
 
 import json
-import os
 import stat
 from array import array
 from collections import Counter
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cerebrum_cli.core.errors import DAMAGE, BatchError, UsageError
-from cerebrum_cli.core.files import commit_file, fsync_directory, remove, unfinished_file, write_all
+from cerebrum_cli.core.files import commit_file, fsync_directory, remove, require_place, unfinished_file, write_all
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.results.output_tables import RECORD, ResultTable
 from cerebrum_cli.results.record import (
@@ -69,11 +68,7 @@ def paths_of(output: Path) -> OutputPaths:
 def output_paths(output: Path, source: Path | None = None) -> OutputPaths:
     """Like `paths_of`. Raises UsageError if it cannot be written, or would overwrite `source`, the input."""
     paths = paths_of(output)
-    folder = paths.output.parent
-    if not folder.is_dir():
-        raise UsageError(f"directory {folder} does not exist", "create it first")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"directory {folder} is not writable", "choose another -o")
+    require_place(paths.output, "-o")
     for path in paths.all:
         if source is not None and path.exists() and source.exists() and path.samefile(source):
             raise UsageError(f"the output would overwrite the input {source}", "choose another -o")

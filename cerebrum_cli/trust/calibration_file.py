@@ -6,7 +6,15 @@ from pathlib import Path
 
 from cerebrum_cli.core.differences import describe_differences, differing_values
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.files import atomic_write, decode_text, exists, read_small, readable, translate_os_errors
+from cerebrum_cli.core.files import (
+    atomic_write,
+    decode_text,
+    exists,
+    read_small,
+    readable,
+    require_place,
+    translate_os_errors,
+)
 from cerebrum_cli.core.json_types import JsonObject, to_json
 from cerebrum_cli.core.text import enumeration
 from cerebrum_cli.trust.calibration import HOW_TO_MAKE, Calibration, parse_calibration
@@ -23,7 +31,8 @@ def save_calibration(path: Path, calibration: Calibration) -> None:
 
 
 def require_replaceable(path: Path) -> None:
-    """Raise UsageError for a file that is not a calibration."""
+    """Raise UsageError for a file that is not a calibration, and where none can be written."""
+    require_place(path, "--calibrate")
     if exists(path):
         try:
             read_calibration(path)

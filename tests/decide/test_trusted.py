@@ -160,8 +160,8 @@ def test_a_calibration_replaces_no_other_file(user: CommandLine) -> None:
     assert (user.home / "labelled.jsonl").read_bytes() == before
     done = decide(user, *words, "both.jsonl", "-o", "both.jsonl")
     assert done.code == 2 and "both.jsonl exists" in done.err and len(read(user.home / "both.jsonl")) == LABELLED
-    done = decide(user, *words, "missing/x.json")
-    assert done.code == 2 and "error: " in done.err and "Traceback" not in done.err
+    assert_error(decide(user, *words, "missing/x.json", "-o", "new.jsonl"), 2, "directory missing does not exist")
+    assert not (user.home / "new.jsonl.partial").exists()
 
 
 def test_labelled_rows_show_whether_the_promise_holds(user: CommandLine) -> None:

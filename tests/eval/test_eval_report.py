@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,10 +9,10 @@ import pytest
 from command_line import PYTHON
 
 from cerebrum_cli.core.ask import Votes
-from cerebrum_cli.core.errors import CerebrumError, UsageError
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.eval.estimates import estimate, mean
-from cerebrum_cli.eval.plot import draw_report, write_picture
+from cerebrum_cli.eval.plot import draw_report, require_picture, write_picture
 from cerebrum_cli.eval.questions import ScoredQuestion, ScoredSample
 from cerebrum_cli.eval.report import Report, summarize, vote_results
 from cerebrum_cli.eval.run_rows import RunRow, read_row
@@ -137,31 +136,27 @@ def test_votes_count_tokens_of_replies_and_programs() -> None:
 @pytest.mark.slow
 def test_plot_takes_any_report_and_writes_the_type_of_its_suffix(votes: Report, tmp_path: Path) -> None:
     title = f"$x$ and 日本語: {'a long name ' * 20}"  # no formula, and glyphs that the font lacks
-    write_picture(tmp_path / "plot.png", partial(draw_report, votes, title))
-    write_picture(tmp_path / "plot.SVG", partial(draw_report, replace(votes, votes=votes.votes[:1]), title))
+    write_picture(tmp_path / "plot.png", draw_report(votes, title))
+    write_picture(tmp_path / "plot.SVG", draw_report(replace(votes, votes=votes.votes[:1]), title))
     assert (tmp_path / "plot.png").read_bytes().startswith(PNG)
     assert (tmp_path / "plot.SVG").read_bytes().startswith(b"<?xml")
 
 
 @pytest.mark.slow
 def test_plot_refuses_what_it_cannot_draw(votes: Report, tmp_path: Path) -> None:
-    draw = partial(draw_report, votes, "run")
     with pytest.raises(UsageError, match="unsupported image format") as error:
-        write_picture(tmp_path / "plot.jpg", draw)
+        require_picture(tmp_path / "plot.jpg")
     assert ".png or .svg" in error.value.hint
     with pytest.raises(UsageError, match="no votes to plot"):
         draw_report(replace(votes, votes=()), "run")
-    with pytest.raises(CerebrumError, match="No such file"):
-        write_picture(tmp_path / "missing" / "plot.png", draw)
+    with pytest.raises(UsageError, match="missing does not exist"):
+        require_picture(tmp_path / "missing" / "plot.png")
 
 
-def test_plot_without_matplotlib_names_the_extra(
-    votes: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plot_without_matplotlib_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # an import of it raises ModuleNotFoundError
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # it cannot be imported
     with pytest.raises(UsageError, match="matplotlib") as error:
-        write_picture(tmp_path / "plot.png", partial(draw_report, votes, "run"))
+        require_picture(tmp_path / "plot.png")
     assert error.value.hint == f'{PYTHON} -m pip install "cerebrum-cli[eval]"'
-    assert list(tmp_path.iterdir()) == []
