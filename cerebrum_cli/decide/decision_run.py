@@ -14,7 +14,7 @@ from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.decide.by_likelihood import UNUSED
 from cerebrum_cli.decide.choice_questions import described
 from cerebrum_cli.decide.decided_rows import DecisionAsker, row_flags
-from cerebrum_cli.results.output_tables import COLUMNS
+from cerebrum_cli.results.output_tables import COLUMNS, INCLUDE_INPUT
 from cerebrum_cli.results.results import open_results, open_stream
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 STANDARD = Path("-")  # standard input or output
 METHOD = 4  # of the prompts and the averages; raise it when a decision may change
-NOT_CALIBRATED = ("template", COLUMNS, "include input", "input format", "seed")  # what a calibration may differ in
+NOT_CALIBRATED = ("template", COLUMNS, INCLUDE_INPUT, "input format", "seed")  # what a calibration may differ in
 
 
 @frozen
@@ -51,7 +51,7 @@ class DecisionRun:
         return {
             **self.rows.fingerprint,
             **{key: value for key, value in self.model.fingerprint(None).items() if key not in unused},
-            "include input": asker.copies_input,
+            INCLUDE_INPUT: asker.copies_input,
             "question": asker.question,
             "choices": asker.choices and [list(choice) for choice in asker.choices.items],
             COLUMNS: list(asker.keys),

@@ -13,11 +13,23 @@ LEVEL = 0.05
 
 
 @frozen
+class Changes:
+    """Questions right in run A and wrong in run B and the reverse, and the p value of McNemar's exact test on these.
+
+    `flips` are all questions that are answered differently.
+    """
+
+    right_to_wrong: int
+    wrong_to_right: int
+    p_value: float
+    flips: int
+
+
+@frozen
 class Comparison:
     """Run B compared with run A; `interval` is of the difference between their accuracies, B minus A.
 
-    The other figures are about the votes of all samples: questions right in A and wrong in B and the reverse, the p
-    value of McNemar's exact test on these, and the `flips`: all questions answered differently.
+    `changes` are those of single answers, or of the votes of all samples; None for several samples without votes.
     """
 
     n: int
@@ -25,36 +37,37 @@ class Comparison:
     accuracy_b: float
     difference: float
     interval: Interval
-    right_to_wrong: int
-    wrong_to_right: int
-    p_value: float
-    flips: int
+    changes: Changes | None
     is_significant: bool
 
 
-def compare(a: Sequence[ScoredQuestion], b: Sequence[ScoredQuestion]) -> Comparison:
-    """Compare two runs, given their rows of the same questions in the same order.
+def compare(a: Sequence[ScoredQuestion], b: Sequence[ScoredQuestion], votes: bool = True) -> Comparison:
+    """Compare two runs, given their rows of the same questions in the same order. Programs are not put to `votes`.
 
     The difference is significant if its interval excludes 0, and of single samples, if the p value is below LEVEL, too.
     """
     differences = [after.accuracy - before.accuracy for before, after in zip(a, b, strict=True)]
-    changes = list(zip(map(vote_of, a), map(vote_of, b), strict=True))
-    right_to_wrong = sum(before.is_correct and not after.is_correct for before, after in changes)
-    wrong_to_right = sum(after.is_correct and not before.is_correct for before, after in changes)
-    interval, p_value = paired_interval(differences), mcnemar(right_to_wrong, wrong_to_right)
+    interval = paired_interval(differences)
     are_single = all(len(row.samples) == 1 for row in (*a, *b))
+    changes = changes_of(a, b) if votes or are_single else None
+    is_likely_chance = are_single and changes is not None and changes.p_value >= LEVEL
     return Comparison(
         n=len(differences),
         accuracy_a=mean([row.accuracy for row in a]),
         accuracy_b=mean([row.accuracy for row in b]),
         difference=mean(differences),
         interval=interval,
-        right_to_wrong=right_to_wrong,
-        wrong_to_right=wrong_to_right,
-        p_value=p_value,
-        flips=sum(is_flip(before, after) for before, after in changes),
-        is_significant=not interval.low <= 0 <= interval.high and (p_value < LEVEL or not are_single),
+        changes=changes,
+        is_significant=not interval.low <= 0 <= interval.high and not is_likely_chance,
     )
+
+
+def changes_of(a: Sequence[ScoredQuestion], b: Sequence[ScoredQuestion]) -> Changes:
+    pairs = list(zip(map(vote_of, a), map(vote_of, b), strict=True))
+    right_to_wrong = sum(before.is_correct and not after.is_correct for before, after in pairs)
+    wrong_to_right = sum(after.is_correct and not before.is_correct for before, after in pairs)
+    flips = sum(is_flip(before, after) for before, after in pairs)
+    return Changes(right_to_wrong, wrong_to_right, mcnemar(right_to_wrong, wrong_to_right), flips)
 
 
 def vote_of(row: ScoredQuestion) -> VoteResult:

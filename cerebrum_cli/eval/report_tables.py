@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.declaration import LORA
@@ -121,8 +121,11 @@ def vote_row(vote: VoteReport) -> Texts:
     return name, f"{vote.accuracy.value:.3f}", bounds(vote.accuracy), f"{vote.tokens:.0f}"
 
 
-def print_comparison(streams: Streams, comparison: Comparison, before: Run, after: Run, differing: str) -> None:
-    """Print two runs side by side; `differing` names what differs besides their models."""
+def print_comparison(
+    streams: Streams, comparison: Comparison, runs: Sequence[Run], names: Sequence[str], differing: str
+) -> None:
+    """Print two runs side by side by their names; `differing` says what differs besides their models."""
+    before, after = runs
     models = before.model
     if before.model != after.model:
         models += f" and {after.model}"
@@ -133,14 +136,17 @@ def print_comparison(streams: Streams, comparison: Comparison, before: Run, afte
     of_votes = " (votes)" if max(before.samples, after.samples) > 1 else ""
     low, high = comparison.interval
     rows = [
-        (f"accuracy of {before.name}", f"{comparison.accuracy_a:.3f}", ""),
-        (f"accuracy of {after.name}", f"{comparison.accuracy_b:.3f}", ""),
+        (f"accuracy of {names[0]}", f"{comparison.accuracy_a:.3f}", ""),
+        (f"accuracy of {names[1]}", f"{comparison.accuracy_b:.3f}", ""),
         ("difference", f"{points(comparison.difference)} points", f"{points(low)} to {points(high)}"),
-        (f"right to wrong{of_votes}", str(comparison.right_to_wrong), ""),
-        (f"wrong to right{of_votes}", str(comparison.wrong_to_right), ""),
-        (f"changed answers{of_votes}", f"{comparison.flips} of {comparison.n}", ""),
-        (f"McNemar's exact p{of_votes}", f"{comparison.p_value:.3g}", ""),
     ]
+    if changes := comparison.changes:
+        rows += [
+            (f"right to wrong{of_votes}", str(changes.right_to_wrong), ""),
+            (f"wrong to right{of_votes}", str(changes.wrong_to_right), ""),
+            (f"changed answers{of_votes}", f"{changes.flips} of {comparison.n}", ""),
+            (f"McNemar's exact p{of_votes}", f"{changes.p_value:.3g}", ""),
+        ]
     # The interval is also in the verdict; truncated labels would hide which run is which.
     print_table(streams, ESTIMATES, rows, shorten="none", numbers=ESTIMATES[1:2])
 

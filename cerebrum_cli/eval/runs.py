@@ -16,7 +16,7 @@ from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.text import Texts, text_digest
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.eval.run_rows import RunRow, read_row
-from cerebrum_cli.results.output_tables import table_type
+from cerebrum_cli.results.output_tables import COLUMNS, INCLUDE_INPUT, table_type
 from cerebrum_cli.results.saved import SavedResult, read_saved
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Run:
     def differences(self, other: Run) -> Differences:
         """What two runs were made with, besides their models: names and both values."""
         found = self.saved.record.differences(other.saved.record)
-        unnamed = {TASK}
+        unnamed = {TASK, COLUMNS, INCLUDE_INPUT}
         if MODEL in found:
             unnamed |= {MODEL, "model file"}
         return {key: values for key, values in found.items() if key not in unnamed}

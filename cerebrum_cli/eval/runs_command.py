@@ -159,17 +159,23 @@ class CompareRuns(BaseCommand):
         first, second = ({row.digest: row for row in scored(app, run)} for run in runs)
         common = [digest for digest in first if digest in second]
         names = [run.name for run in runs]
+        if names[0] == names[1]:
+            names = [self.before, self.after]
         if not common:
             problem = f"{names[0]} and {names[1]} have no answered question in common"
             raise UsageError(problem, "evaluate the same task or the same file")
         for note in (*left_out(names, first, second), *left_out(names[::-1], second, first)):
             app.streams.note(NoticeEvent(note))
-        comparison = compare([first[digest] for digest in common], [second[digest] for digest in common])
+        comparison = compare(
+            [first[digest] for digest in common],
+            [second[digest] for digest in common],
+            votes=all(run.match != "code" for run in runs),
+        )
         differing = runs[0].differences(runs[1])
         if self.json:
             app.streams.answer({**asdict(comparison), "differences": differing})
             return
-        print_comparison(app.streams, comparison, *runs, enumeration(describe_differences(differing, " and")))
+        print_comparison(app.streams, comparison, runs, names, enumeration(describe_differences(differing, " and")))
         text = strip_controls(conclusion(comparison, *names))
         app.streams.answer(f"\n{app.streams.wrapped(text)}\n")
         of_first, of_second = (decision_figures(run.rows) for run in runs)

@@ -14,6 +14,7 @@ from cerebrum_cli.core.text import Texts
 
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}  # of the tables that are read; those written have the first
 PARQUET = "parquet"
+INCLUDE_INPUT = "include input"  # of a fingerprint: whether objects have the input, for a table
 COLUMNS = "columns"  # of a fingerprint: the keys of an answer, if they are others
 ANSWER_KEYS = ("text", "final_answer", "finish_reason")
 MAX_FIELD_BYTES = 64_000_000  # of an unclosed quote, the rest of a table would be a field

@@ -5,6 +5,7 @@ import json
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import pytest
@@ -182,9 +183,14 @@ def test_runs_of_two_models_are_compared(command: CommandLine, sums: Path, tmp_p
         arguments = ("--format", "cerebrum", "--limit", limit, "-o", run)
         assert command.run("eval", sums, "-m", model, *arguments).code == 0
     done = command.run("runs", "compare", *runs, "--json")
-    assert (done.object["n"], done.object["flips"], done.object["p_value"]) == (10, 0, 1.0)
+    assert (done.object["n"], done.object["changes"]["flips"], done.object["changes"]["p_value"]) == (10, 0, 1.0)
     assert done.object["differences"] == {}
     assert "left out 2 questions of b without a result in a: " in done.err
+    (tmp_path / "old").mkdir()
+    for suffix in ("", ".meta.json"):
+        copyfile(f"{runs[0]}{suffix}", f"{tmp_path}/old/a.jsonl{suffix}")
+    done = command.run("runs", "compare", "old/a.jsonl", "a.jsonl", directory=tmp_path)
+    assert "accuracy of old/a.jsonl" in done.out and "accuracy of a.jsonl" in done.out
 
 
 def test_runs_of_other_prompts_and_settings_are_compared(command: CommandLine, sums: Path, tmp_path: Path) -> None:
