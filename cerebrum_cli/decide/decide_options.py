@@ -26,7 +26,7 @@ class DecideOptions(RowFileOptions, ConcurrencyOptions):
     """What is chosen from, where decisions go, and which are kept."""
 
     output: Path | None = option(
-        "Decisions: .jsonl, .csv, .tsv; `-` streams to standard output",
+        "Decisions: .jsonl, .csv, .tsv; `-`: standard output [default with --label: INPUT-MODEL-DIGEST.jsonl]",
         "Output",
         PATH,
         short="-o",

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.text import format_count
+from cerebrum_cli.core.json_types import to_json
+from cerebrum_cli.core.text import format_count, text_digest
 from cerebrum_cli.decide.decision_run import STANDARD
 from cerebrum_cli.eval.decisions import labelled_decisions, labelled_rows
 from cerebrum_cli.eval.plot import require_picture
@@ -39,8 +40,10 @@ def measure(app: App, run: DecisionRun, source: Path, options: DecideOptions) ->
         require_picture(options.plot)
     require_labels(run)
     known = {TASK: source.stem, MATCH: "exact", "label": options.label, **provenance(run.model)}
-    path = options.output or run_path(source.stem, run.model.model.label)
-    run = replace(run, output=path, known=known)
+    run = replace(run, known=known)
+    asked = text_digest(to_json(run.conditions))  # another question is another file
+    path = options.output or run_path(source.stem, run.model.model.label, asked)
+    run = replace(run, output=path)
     results = run.decide(app, options, run.kind)
     saved = read_run(path)
     try:
@@ -80,5 +83,7 @@ def measured(trust: Trust, saved: Run) -> str:
     """How many labelled rows a threshold decides, and how many of these are wrong."""
     decided = [row for row in saved.rows if row.answer is not None]
     wrong = sum(row.answer != row.reference for row in decided)
-    share = f" ({wrong / len(decided):.1%})" if decided else ""
-    return f"{len(decided):,} of {len(saved.rows):,} rows decided, {wrong:,} of them wrong{share}; {trust.promise}"
+    if not decided:
+        return f"0 of {len(saved.rows):,} rows decided"
+    share = f"{wrong:,} of them wrong ({wrong / len(decided):.1%})"
+    return f"{len(decided):,} of {len(saved.rows):,} rows decided, {share}; {trust.promise}"

@@ -21,9 +21,12 @@ from cerebrum_cli.decide.trusted import final_notes, load_trust
 from cerebrum_cli.results.output_tables import read_table, table_type
 from cerebrum_cli.results.results import output_paths
 from cerebrum_cli.results.rows import Digest, Key, RowFlag
+from cerebrum_cli.results.saved import read_saved
 from cerebrum_cli.trust.calibration import HOW_TO_MAKE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.decide.decide_options import DecideOptions
     from cerebrum_cli.results.rows import Results
@@ -96,24 +99,41 @@ def undecided_rows(output: Path) -> frozenset[Digest]:
     with readable(output), output.open("rb") as file:
         objects = read_table(output, ()) if table_type(output) else map(json.loads, file)
         try:
-            keys = [Key.parse(object["key"]) for object in objects]
+            keys = []
+            for object in objects:
+                keys.append(Key.parse(object["key"]))
+                if not {"answer", "probability"} <= object.keys():
+                    raise not_decisions(output)
         except DAMAGE as error:
-            raise UsageError(f"{output} is not a result of cerebrum decide", "name an earlier OUTPUT") from error
+            raise not_decisions(output) from error
     return frozenset(key.digest for key in keys if key.flags & RowFlag.UNDECIDED)
 
 
+def not_decisions(output: Path) -> UsageError:
+    return UsageError(f"{output} is not a result of cerebrum decide", "name an earlier OUTPUT")
+
+
+def probabilities_of(objects: Iterable[JsonObject]) -> Iterator[float]:
+    """The probabilities of decided rows, which a table has as text."""
+    for object in objects:
+        if object["probability"] is not None:
+            yield float(object["probability"])
+
+
 def write_decisions(app: App, run: DecisionRun, options: DecideOptions) -> Results:
-    """Decide the rows that the output lacks, and say what is promised of them."""
+    """Decide the rows that the output lacks, and say what is promised of all rows that it has then."""
     trust = run.asker.trust
-    probabilities: list[float] = []
+    streamed: list[float] = []
 
     def flags(object: JsonObject) -> int:  # of each row that is written, wherever it was decided
-        if trust and object["probability"] is not None:
-            probabilities.append(object["probability"])
+        if run.output == STANDARD and object["probability"] is not None:
+            streamed.append(object["probability"])
         return row_flags(object)
 
     results = run.decide(app, options, replace(run.kind, flags=flags))
     if trust:
+        saved = None if run.output == STANDARD else read_saved(run.output)
+        probabilities = [*probabilities_of(saved.objects())] if saved else streamed
         decided = results.size - results.counts.undecided - results.counts.failed
         for line in final_notes(trust, probabilities, decided, results.size):
             app.streams.note(line)

@@ -88,6 +88,6 @@ def load_trust(path: Path, made_with: JsonObject, error: float | None, confidenc
 def final_notes(trust: Trust, probabilities: Sequence[float], decided: int, total: int) -> Iterator[str]:
     """What is reported at the end: how many rows are decided, what is promised, and whether that may not hold."""
     if trust.threshold:
-        yield f"{decided:,} of {total:,} rows decided; {trust.promise}"
+        yield f"{decided:,} of {total:,} rows decided" + (f"; {trust.promise}" if decided else "")
     if notice := trust.notice_of_shift(probabilities):
         yield notice

@@ -31,6 +31,7 @@ SAMPLES, CHECK = "samples", "check"  # the number of samples, and the language o
 REFERENCE = "reference"  # key of a row: its right answer
 SUFFIX = ".jsonl"
 _NOT_IN_NAMES = re.compile(r"[^\w.]+")
+_DIGITS = 8  # of a digest in a name
 _MAX_NAME = 200  # bytes; file systems have 255, of which suffixes take some
 
 
@@ -100,11 +101,12 @@ def not_a_run(path: Path) -> UsageError:
     return UsageError(f"{path} is not a result of cerebrum eval, or of decide --label", "check the path")
 
 
-def run_path(task: str, model: str) -> Path:
-    """The path of a run, here, if none is given."""
+def run_path(task: str, model: str, digest: str = "") -> Path:
+    """The path of a run, here, if none is given. It ends with the digest of what else is asked, if there is one."""
     parts = [_NOT_IN_NAMES.sub("-", part).strip("-.") for part in (task, model)]
     name = "-".join(filter(None, parts))
-    return Path(name.encode()[:_MAX_NAME].decode(errors="ignore") + SUFFIX)
+    end = f"-{digest[:_DIGITS]}" if digest else ""
+    return Path(name.encode()[:_MAX_NAME].decode(errors="ignore") + end + SUFFIX)
 
 
 def require_run_file(output: Path) -> None:

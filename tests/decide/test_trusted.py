@@ -209,6 +209,10 @@ def test_undecided_rows_are_those_of_an_earlier_output(user: CommandLine) -> Non
     done = decide(user, "new.jsonl", "--undecided-of", "all.jsonl", "-o", "rest.jsonl")
     assert done.code == 0 and "no row of all.jsonl is undecided" in done.err
     assert_error(decide(user, "new.jsonl", "--undecided-of", "new.jsonl", "-o", "x.jsonl"), 2, "not a result")
+    words = "new.jsonl", "--template", "{text}", "-n", "1", "-m", "nano", "-o", "batch.jsonl"
+    answers = user.run("batch", *words, directory=user.home)
+    assert answers.code == 0
+    assert_error(decide(user, "new.jsonl", "--undecided-of", "batch.jsonl", "-o", "x.jsonl"), 2, "not a result")
     assert_error(decide(user, "new.jsonl", "--undecided-of", "none.csv", "-o", "x.jsonl"), 2, "none.csv")
 
 
@@ -219,6 +223,9 @@ def test_rows_unlike_the_labelled_ones_get_a_notice(user: CommandLine) -> None:
     calibration["rows"] = [[0.99, is_right] for _, is_right in calibration["rows"]]
     file.write_text(json.dumps(calibration))
     for output in ("shifted.csv", "shifted.jsonl", "-"):
+        done = decide(user, "texts.jsonl", *CALIBRATED, "-o", output)
+        assert done.code == 0 and "the rows differ from the labelled ones" in done.err, output
+    for output in ("shifted.csv", "shifted.jsonl"):  # without a new row
         done = decide(user, "texts.jsonl", *CALIBRATED, "-o", output)
         assert done.code == 0 and "the rows differ from the labelled ones" in done.err, output
 
