@@ -30,14 +30,13 @@ class SavedResult:
 
     def objects(self) -> Iterator[JsonDict]:
         """Yield the objects of the finished rows. Raises BatchError, and one of DAMAGE for a damaged file."""
-        partial = list(read_lines(self.paths.partial))
-        finished = {line[DIGEST] for line in partial}
+        finished = {line[DIGEST]: line for line in read_lines(self.paths.partial)}  # the last, if it was asked again
         header = header_of(self.paths.partial)
         if self.paths.output.exists() and not (header and header["replaces"]):
             for object in self._output_objects():
                 if Key.parse(object["key"]).digest not in finished:
                     yield object
-        yield from map(json.loads, partial)
+        yield from map(json.loads, finished.values())
 
     def _output_objects(self) -> Iterator[JsonDict]:
         if table_type(self.paths.output):

@@ -37,6 +37,7 @@ from cerebrum_cli.core.errors import BatchError, NoServerError, UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.results.results import open_results, open_stream, output_paths
 from cerebrum_cli.results.rows import Results, RowKind
+from cerebrum_cli.results.saved import read_saved
 
 
 def batch_error(action: Callable[[], object]) -> tuple[str, str]:
@@ -228,6 +229,8 @@ def test_failed_rows_are_retried_only_if_asked(output: Path, is_complete: bool) 
         results.write_row(0, {**answer(ROWS[0]), "prompt": "Who?", "text": "Me."})
     with contextlib.closing(open_batch(output, text=lines)) as results:
         assert 0 in results.finished and results.counts.failed == 0
+    saved = read_saved(output)
+    assert saved and sorted(row["text"] for row in saved.objects()) == ["First. Why?", "Me."]
     answer_missing(output, lines, "Third.")
     assert texts_by_row(output)[:2] == [(1, "Who?", "Me."), (2, "Why?", "First. Why?")]
 
