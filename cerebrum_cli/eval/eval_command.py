@@ -70,14 +70,15 @@ class EvalCommand(EvalOptions):
 
 def ask_questions(app: App, prepared: PreparedEvaluation, path: Path, options: EvalCommand) -> int:
     """Ask the questions that have no answer yet; return how many failed. Raises Interrupted with how to resume."""
-    from cerebrum_cli.batch.input_row import name_row, row_flags
+    from cerebrum_cli.batch.input_row import name_row
+    from cerebrum_cli.eval.questions import question_flags
     from cerebrum_cli.eval.scorers import opened_scorer
     from cerebrum_cli.results.results import open_results
     from cerebrum_cli.results.rows import RowKind
 
     with opened_scorer(prepared.task.match):  # what it refuses is refused before the model is loaded
         pass
-    kind = RowKind(row_flags, lambda object: name_row("line", object))
+    kind = RowKind(question_flags, lambda object: name_row("line", object))
     questions = prepared.questions
     results = open_results(
         path, prepared.fingerprint, kind, questions.known_rows, options.restart, notes=prepared.notes

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.batch.input_row import InputRow
+from cerebrum_cli.batch.input_row import InputRow, row_flags
 from cerebrum_cli.core.events import TRUNCATED
 from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.row_fields import RowId
 from cerebrum_cli.replies.tally import Program
-from cerebrum_cli.results.rows import Digest
+from cerebrum_cli.results.rows import Digest, RowFlag
 
 if TYPE_CHECKING:
     from cerebrum_cli.results.rows import Results
@@ -45,6 +46,12 @@ class Questions:
         """Yield the rows that results lack, by position."""
         for position in results.missing:
             yield position, self.questions[position].row
+
+
+def question_flags(object: JsonObject) -> int:
+    """The flags of a row: a question with a reply has not failed, since any reply is scored, nor is it undecided."""
+    error = object["error"] if object["finish_reason"] is None else None
+    return row_flags({**object, "error": error}) & ~RowFlag.UNDECIDED
 
 
 def select(questions: Iterable[Question], limit: int | None = None) -> Questions:

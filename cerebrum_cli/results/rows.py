@@ -191,9 +191,8 @@ class Results:
         flags = self.kind.flags(object)
         self._save(position, object, flags, has_own_id)
         self.finished[position] = flags
-        error = object.get("error")
-        if error and len(self.finished.errors) < SHOWN_ERRORS:
-            self.finished.errors += (f"{self.kind.name(object)}: {error['message']}",)
+        if flags & RowFlag.FAILED and len(self.finished.errors) < SHOWN_ERRORS:
+            self.finished.errors += (f"{self.kind.name(object)}: {object['error']['message']}",)
 
     def note(self, key: str, records: Records) -> None:
         """Add records to a list of the notes, which are saved beside the rows, those that are not in it."""

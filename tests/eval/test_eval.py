@@ -14,6 +14,7 @@ from command_line import CommandLine, Finished, assert_error
 from waiting import wait_until
 
 from cerebrum_cli.batch.input_row import OUTPUT_KEYS
+from cerebrum_cli.core.row_fields import INCOMPLETE
 from cerebrum_cli.engine.machine import processor_name
 from scripts.nano.measure import MODEL_FILE
 from scripts.nano.questions import held_out
@@ -141,6 +142,14 @@ def test_too_long_question_does_not_count(command: CommandLine, tmp_path: Path) 
     assert problem(command.run("runs", "show", tmp_path / "none-run.jsonl")).startswith(
         "error: no question of none-run"
     )
+
+
+def test_replies_that_do_not_match_a_schema_are_wrong(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.jsonl"
+    done = run_eval(command, sums, "--limit", "2", "--schema", "answer int", "--max-tokens", "4", "-o", run)
+    assert (done.code, done.object["n"], done.object["failed"], done.object["accuracy"]) == (0, 2, 0, 0.0)
+    assert done.err.startswith("2 of 2 done, 2 truncated")
+    assert all(row["error"]["type"] == INCOMPLETE for row in rows_of(run))
 
 
 def test_dry_run_shows_a_prompt_and_the_number_of_questions(command: CommandLine, sums: Path) -> None:
