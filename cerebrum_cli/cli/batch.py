@@ -17,7 +17,7 @@ from cerebrum_cli.cli.row_commands import (
     answer_missing,
     resumable,
 )
-from cerebrum_cli.core.declaration import PATH, option, option_group, switch
+from cerebrum_cli.core.declaration import PATH, option, option_group
 from cerebrum_cli.core.errors import SOME_FAILED, UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
@@ -56,7 +56,6 @@ class BatchCommand(RowFileOptions, RowOptions, GenerationOptions):
         metavar="OUTPUT",
     )
     template: str | None = option("Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT")
-    retry_failed: bool = switch("Re-answer rows that failed, and undecided votes", "Output")
 
     def run(self, app: App) -> None:
         from cerebrum_cli.batch.readers import InputOptions

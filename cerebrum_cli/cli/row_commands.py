@@ -39,11 +39,18 @@ class Work(NamedTuple):
 
 
 @option_group
-class RowFileOptions(BaseCommand):
+class ResumeOptions(BaseCommand):
+    """Options of a command that goes on with what earlier runs have finished."""
+
+    restart: bool = switch("Start over; replace earlier answers when done", "Output")
+    retry_failed: bool = switch("Ask again for rows that failed, and undecided votes", "Output")
+
+
+@option_group
+class RowFileOptions(ResumeOptions):
     """Options of a command that reads rows from a file, and writes one for each of them."""
 
     delimiter: str | None = option("Delimiter of a CSV [default: detected]", "Input", metavar="CHAR")
-    restart: bool = switch("Start over; replace OUTPUT when done", "Output")
 
 
 @option_group

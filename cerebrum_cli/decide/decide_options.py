@@ -71,7 +71,6 @@ class DecideOptions(RowFileOptions, ConcurrencyOptions):
         "Decide only the rows that this earlier OUTPUT leaves undecided", "Input", PATH, metavar="OUTPUT"
     )
     probabilities: bool = switch("Write the probability of each choice", "Output")
-    retry_failed: bool = switch("Decide rows that failed again", "Output")
     json: bool = json_option()
 
     def find_choices(self) -> GivenChoices | None:

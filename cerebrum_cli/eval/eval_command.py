@@ -81,7 +81,7 @@ def ask_questions(app: App, prepared: PreparedEvaluation, path: Path, options: E
     kind = RowKind(question_flags, lambda object: name_row("line", object))
     questions = prepared.questions
     results = open_results(
-        path, prepared.fingerprint, kind, questions.known_rows, options.restart, notes=prepared.notes
+        path, prepared.fingerprint, kind, questions.known_rows, options.restart, options.retry_failed, prepared.notes
     )
     if results.left_out > results.missing_count:  # questions were not changed, but removed
         results.close()

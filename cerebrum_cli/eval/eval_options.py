@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cerebrum_cli.cli.options import check_option, json_option
-from cerebrum_cli.cli.row_commands import RowOptions
+from cerebrum_cli.cli.row_commands import ResumeOptions, RowOptions
 from cerebrum_cli.core.declaration import INTEGER, option, option_group, switch
 from cerebrum_cli.eval.completions import presets
 from cerebrum_cli.eval.questions import MAX_SAMPLES
@@ -11,7 +11,7 @@ from cerebrum_cli.eval.runs import MATCHES
 
 
 @option_group
-class EvalOptions(RowOptions):
+class EvalOptions(RowOptions, ResumeOptions):
     preset: str | None = option("Use the evaluation settings of a model card", "Input", metavar="NAME", values=presets)
     limit: int | None = option(
         "Number of questions, a fixed random subset [default: all]", "Input", INTEGER, metavar="N", least=1
@@ -30,6 +30,5 @@ class EvalOptions(RowOptions):
     )
     run_code: bool = switch("Run the programs that the model writes, in a sandbox", "Output")
     check: str | None = check_option()
-    restart: bool = switch("Start over; replace the run when done", "Output")
     dry_run: bool = switch("Show one prompt and the number of questions", "Output")
     json: bool = json_option()

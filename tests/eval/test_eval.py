@@ -144,6 +144,15 @@ def test_too_long_question_does_not_count(command: CommandLine, tmp_path: Path) 
     )
 
 
+def test_failed_questions_are_asked_again_only_if_that_is_wanted(command: CommandLine, tmp_path: Path) -> None:
+    rows = [{"question": "What is 3 plus 4? " * times, "answer": 7} for times in (1, 30)]
+    source = write_questions(tmp_path / "two.jsonl", rows)
+    for retry, found in ((), 0), ((), 2), (("--retry-failed",), 1):
+        done = run_eval(command, source, "--ctx", "256", "-o", tmp_path / "run.jsonl", *retry)
+        assert (done.code, done.object["n"], done.object["failed"]) == (6, 1, 1)
+        assert done.err.startswith("2 of 2 done" + (f" ({found} by an earlier run)" if found else ""))
+
+
 def test_replies_that_do_not_match_a_schema_are_wrong(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     run = tmp_path / "run.jsonl"
     done = run_eval(command, sums, "--limit", "2", "--schema", "answer int", "--max-tokens", "4", "-o", run)
