@@ -163,7 +163,7 @@ DOORS: Mapping[str, Door] = {
         24,
         ("progress", "repl.interactive", "sinks", "streams", "tables"),
     ),
-    "eval": Door(10, ("decisions", "plot", "runs", "runs_command")),
+    "eval": Door(9, ("decisions", "plot", "runs", "runs_command")),
     "decide": Door(4, ("deciding",)),
     "lm_eval": Door(0, ()),
     "weights": Door(1, ("building",)),

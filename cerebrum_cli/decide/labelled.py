@@ -11,7 +11,7 @@ from cerebrum_cli.core.text import format_count, text_digest
 from cerebrum_cli.decide.decision_run import STANDARD
 from cerebrum_cli.eval.decisions import labelled_decisions, labelled_rows
 from cerebrum_cli.eval.plot import require_picture
-from cerebrum_cli.eval.runs import MATCH, TASK, provenance, read_run, run_path
+from cerebrum_cli.eval.runs import TASK, provenance, read_run, run_path
 from cerebrum_cli.eval.runs_command import print_run
 from cerebrum_cli.trust.calibration import Calibration, calibrate
 from cerebrum_cli.trust.calibration_file import require_replaceable, save_calibration
@@ -39,7 +39,7 @@ def measure(app: App, run: DecisionRun, source: Path, options: DecideOptions) ->
     if options.plot:
         require_picture(options.plot)
     require_labels(run)
-    known = {TASK: source.stem, MATCH: "exact", "label": options.label, **provenance(run.model)}
+    known = {TASK: source.stem, "label": options.label, **provenance(run.model)}
     run = replace(run, known=known)
     asked = text_digest(to_json(run.conditions))  # another question is another file
     path = options.output or run_path(source.stem, run.model.model.label, asked)

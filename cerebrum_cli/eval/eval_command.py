@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from cerebrum_cli.cli.row_commands import Work, answer_missing, resumable
 from cerebrum_cli.core.declaration import PATH, option, option_group
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, UsageError
 from cerebrum_cli.core.settings import REPLY_KEYS
-from cerebrum_cli.core.text import format_count
+from cerebrum_cli.core.text import format_count, format_utc
 from cerebrum_cli.eval.completions import tasks
 from cerebrum_cli.eval.eval_options import EvalOptions
 
@@ -89,6 +90,8 @@ def ask_questions(app: App, prepared: PreparedEvaluation, path: Path, options: E
             f"{path} has answers to {format_count(results.left_out, 'more question')}",
             "use the same questions or more, choose another -o, or use --restart to start over",
         )
+    if results.missing_count:
+        results.notes = {**results.notes, "date": format_utc(time.time())}
     with resumable(results, "questions", options.restart):
         answer_missing(app, prepared.source, options, results, Work(questions.missing_rows, prepared.asker))
     return results.counts.failed

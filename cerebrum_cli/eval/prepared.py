@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,10 +12,9 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import SourcedLayer
-from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.eval.presets import CONDITION_KEYS, PRESET, find_preset
 from cerebrum_cli.eval.questions import CHOICES, Questions, select
-from cerebrum_cli.eval.runs import CHECK, SAMPLES, provenance
+from cerebrum_cli.eval.runs import CHECK, MATCH, SAMPLES, provenance
 from cerebrum_cli.eval.sources import LoadedTask, find_task, load_task
 from cerebrum_cli.eval.tasks import Task
 from cerebrum_cli.terminal.progress import FileProgress
@@ -82,7 +80,7 @@ def prepare(app: App, name: str, options: EvalOptions) -> PreparedEvaluation:
         CHECK: options.check,
     }
     questions = select(loaded.questions, options.limit)
-    notes = notes_of(loaded, questions, source)
+    notes = notes_of(task, loaded, questions, source)
     if preset:
         notes["remarks"].append(f"preset {preset.name}: {preset.published}")
     return PreparedEvaluation(task, questions, asker, source, fingerprint, notes)
@@ -95,16 +93,16 @@ def require_check(task: Task, source: ModelSource) -> None:
     source.require_check()
 
 
-def notes_of(loaded: LoadedTask, questions: Questions, source: ModelSource) -> JsonDict:
+def notes_of(task: Task, loaded: LoadedTask, questions: Questions, source: ModelSource) -> JsonDict:
     """What the record of a run remembers for its report."""
     model = source.model
     is_limited = len(questions.questions) < len(loaded.questions)
     return {
+        MATCH: task.match,
         "reference": without_home(model.reference),
         **{key: list(map(without_home, paths)) for key, paths in model.adapter_params.items()},
         "quantization": model.quantization,
         "question file": loaded.digest,
         "all questions": len(loaded.questions),
         "remarks": [*loaded.remarks, LIMITED] if is_limited else [*loaded.remarks],
-        "date": format_utc(time.time()),
     }

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 Match = Literal["answer", "exact", "math", "code"]  # how replies are scored
 MATCHES: tuple[Match, ...] = get_args(Match)[:-1]  # to choose from; "code" is for tasks
 
+MATCH = "match"  # a key of the notes: a run is scored whenever it is shown
 # Keys of a fingerprint.
-TASK, MODEL, MATCH = "task", "model", "match"
+TASK, MODEL = "task", "model"
 SAMPLES, CHECK = "samples", "check"  # the number of samples, and the language of programs that vote, too
 REFERENCE = "reference"  # key of a row: its right answer
 SUFFIX = ".jsonl"
@@ -41,7 +42,7 @@ class _Made:
 
     task: str
     model: str
-    match: Match
+    match: Match = "exact"  # of decisions
     samples: int | None = None
     check: str | None = None
     think: str | None = None
@@ -78,6 +79,8 @@ class Run:
     def differences(self, other: Run) -> Differences:
         """What two runs were made with, besides their models: names and both values."""
         found = self.saved.record.differences(other.saved.record)
+        if self.match != other.match:
+            found[MATCH] = self.match, other.match
         unnamed = {TASK, COLUMNS, INCLUDE_INPUT}
         if MODEL in found:
             unnamed |= {MODEL, "model file"}

@@ -97,6 +97,8 @@ def report_of(app: App, run: Run) -> Report:
 
 def run_object(run: Run, figures: JsonObject, failed: int) -> JsonDict:
     """The object that `--json` prints, with what is known of a run."""
+    from cerebrum_cli.eval.runs import MATCH
+
     object = {
         "task": run.task,
         "model": run.model,
@@ -104,6 +106,7 @@ def run_object(run: Run, figures: JsonObject, failed: int) -> JsonDict:
         "failed": failed,
         "complete": run.saved.is_complete,
         "sampling": run.sampling or None,
+        "match": run.notes.get(MATCH),
         "quantization": run.notes.get("quantization"),
         "all_questions": run.notes.get("all questions"),
         "date": run.notes.get("date"),

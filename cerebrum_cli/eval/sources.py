@@ -19,7 +19,7 @@ from cerebrum_cli.core.row_fields import parse_template
 from cerebrum_cli.core.text import Texts, did_you_mean
 from cerebrum_cli.eval.questions import CHOICES, Question
 from cerebrum_cli.eval.reading import CHOICE_TEMPLATE, QUESTION_TEMPLATE, read_questions
-from cerebrum_cli.eval.runs import MATCH, REFERENCE, TASK, Match
+from cerebrum_cli.eval.runs import REFERENCE, TASK, Match
 from cerebrum_cli.eval.scorers import require_run_code
 from cerebrum_cli.eval.tasks import SUMS, TASK_NAMES, TASKS, Task
 from cerebrum_cli.library.online import fetch_dataset
@@ -32,7 +32,7 @@ IN_WORDS = "correct answers are words: a reply is correct if its answer, its fir
 
 @frozen
 class LoadedTask:
-    """The questions of a task or a file; `fingerprint` is how they are asked and scored, `digest` that of the file.
+    """The questions of a task or a file; `fingerprint` is how they are asked, `digest` that of the file.
 
     `remarks` are sentences for the report.
     """
@@ -86,7 +86,6 @@ def load_task(task: Task, progress: Progress, offline: bool) -> LoadedTask:
         TASK: task.name,
         "template": task.template or (CHOICE_TEMPLATE if has_choices else QUESTION_TEMPLATE),
         "protocol": task.protocol,
-        MATCH: task.match,
     }
     return LoadedTask(questions, fingerprint, digest, tuple(filter(None, remarks)))
 

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from cerebrum_cli.core.errors import DAMAGE, BatchError, UsageError
 from cerebrum_cli.core.files import commit_file, fsync_directory, remove, require_place, unfinished_file, write_all
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.json_types import JsonDict, JsonObject, to_json
 from cerebrum_cli.results.output_tables import RECORD, ResultTable
 from cerebrum_cli.results.record import (
     REPLACE,
@@ -86,11 +86,11 @@ def open_results(
 ) -> StoredResults:
     """Open the results of an output: new, resumed, or already complete.
 
-    `fingerprint` holds everything the answers depend on, as JSON values by readable names. `notes` are saved beside.
-    `rows` are those of the input that are known: the digest of what each asks, and its number. `retry_failed` asks
-    again for rows with an error or an undecided vote. `restart` discards finished rows, and replaces an existing output
-    on completion. Raises UsageError for an unusable output path, BatchError if another process writes it, if it was
-    made with another fingerprint, or if it has no row of this input.
+    `fingerprint` holds everything the answers depend on, as JSON values by readable names. `notes` are saved beside,
+    also of a complete result. `rows` are those of the input that are known: the digest of what each asks, and its
+    number. `retry_failed` asks again for rows with an error or an undecided vote. `restart` discards finished rows, and
+    replaces an existing output on completion. Raises UsageError for an unusable output path, BatchError if another
+    process writes it, if it was made with another fingerprint, or if it has no row of this input.
     """
     paths, record = output_paths(output), Record(fingerprint, notes or {})
     partial = RowFile(paths.partial, is_discarded=restart)
@@ -99,12 +99,14 @@ def open_results(
             has_earlier = not restart and continues_output(paths, partial.header, record)
             earlier = list(rows_of_output(paths.output, kind.table)) if has_earlier else []
             before = None if restart else read_record(paths.meta)
-        if before and not before.how_other_differs(record):
-            record = replace(record, notes={**before.notes, **record.notes})
+        earlier_notes = before.notes if before and not before.how_other_differs(record) else {}
+        record = replace(record, notes={**earlier_notes, **record.notes})
         results = StoredResults(paths, partial, record, kind, dict(earlier), retry_failed)
         results.add_rows(rows)
         results.require_rows_of_input()
         results.is_complete = not partial.rows and results.has_rows(earlier)
+        if to_json(record.notes) != to_json(earlier_notes):
+            results.save_notes()
     except BaseException:
         with closing(partial):
             if partial.header is None:
@@ -239,8 +241,10 @@ class StoredResults(Results):
             source = self._paths.partial if self._partial.rows else self._paths.output
             raise BatchError(f"no answer in {source} belongs to this input", REPLACE)
 
-    def _save_notes(self) -> None:
-        if self._partial.header is not None:
+    def save_notes(self) -> None:
+        if self.is_complete:
+            write_record(self._paths, Record(self._fingerprint, self.notes), (self.size, self.counts))
+        elif self._partial.header is not None:
             write_record(self._paths, Record(self._fingerprint, self.notes))
 
     def sync(self) -> None:

@@ -200,7 +200,7 @@ class Results:
         new = [record for record in records if record not in known]
         if new:
             self.notes = {**self.notes, key: [*known, *new]}
-            self._save_notes()
+            self.save_notes()
 
     def note_servers(self, records: Records) -> None:
         self.note(SERVERS, records)
@@ -232,7 +232,7 @@ class Results:
     def _save(self, position: int, object: JsonObject, flags: int, has_own_id: bool) -> None:
         """Save the object of a row; subclasses do."""
 
-    def _save_notes(self) -> None:
+    def save_notes(self) -> None:
         """Save the notes; subclasses do."""
 
 
