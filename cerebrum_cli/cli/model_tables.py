@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.environment import without_home
@@ -51,6 +52,12 @@ def _location(row: Row) -> str:
     return place
 
 
+def _unique_name(row: Row) -> str:
+    if is_url(row["reference"]):
+        return f"{Path(row['path']).name}@{row['revision'][:7]}"
+    return str(row["reference"])
+
+
 def mark(is_marked: bool) -> str:
     return "*" if is_marked else ""
 
@@ -59,7 +66,7 @@ print_models = partial(
     print_columns,
     {
         "": lambda row: mark(row["default"]),
-        "name": "name",
+        "name": _unique_name,
         "quant": "quantization",
         "size": "size",
         "format": "format",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.cli.command import BaseCommand, argument, environment_layer, installed_models
@@ -122,7 +123,8 @@ def print_installed(app: App, listed: list[JsonDict], is_outdated: bool) -> None
 
 
 def disk_use(app: App, listed: list[JsonDict]) -> str:
-    models = format_size(sum(row["size"] or 0 for row in listed))
+    sizes = {Path(row["path"]).resolve(): row["size"] or 0 for row in listed}  # names may share a file
+    models = format_size(sum(sizes.values()))
     return f"total: {models}; prompt cache: {format_size(folder_size(app.prompt_cache_directory))}"
 
 
@@ -215,13 +217,24 @@ class RmCommand(BaseCommand):
 
     Examples:
       cerebrum rm starter
-      cerebrum rm -y cerebrum-7b:Q4_K_M
+      cerebrum rm -y cerebrum-7b:Q4_K_M cerebrum-7b:Q8_0
+      cerebrum rm --prompt-cache
     """
 
-    model: str = argument("MODEL", "An installed model", installed_models)
+    models: list[str] = argument("[MODEL]...", "Installed models", installed_models, is_list=True, is_required=False)
+    prompt_cache: bool = switch("Empty the prompt cache", "Model")
     yes: bool = yes_option()
 
     def run(self, app: App) -> None:
-        removal = app.library.removal(self.model)
-        require_agreement(app, removal.question, removal.model.reference, self.yes)
-        app.streams.note(removal.carry_out())
+        if not (self.models or self.prompt_cache):
+            raise UsageError("no model given", "name one or more, or use --prompt-cache")
+        removals = [app.library.removal(name) for name in self.models]
+        for reference, removal in {removal.model.reference: removal for removal in removals}.items():
+            require_agreement(app, removal.question, reference, self.yes)
+            app.streams.note(removal.carry_out())
+        if self.prompt_cache:
+            from cerebrum_cli.engine.local import clear_prompt_cache
+
+            size = folder_size(app.prompt_cache_directory)
+            clear_prompt_cache(app.prompt_cache_directory)
+            app.streams.note(f"emptied the prompt cache, freed {format_size(size)}")

@@ -38,8 +38,12 @@ def environment_defaults(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def is_hub_offline() -> bool:
-    """Whether a variable disables the network, as huggingface_hub reads it."""
-    text = environment("HF_HUB_OFFLINE") or environment("TRANSFORMERS_OFFLINE") or ""
+    return is_set("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+def is_set(*names: str) -> bool:
+    """Whether the first of these variables that has a value is true, as huggingface_hub reads it."""
+    text = next(filter(None, map(environment, names)), "")
     return text.upper() in ("1", "ON", "YES", "TRUE")
 
 

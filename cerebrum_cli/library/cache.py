@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from cerebrum_cli.core.environment import environment
-from cerebrum_cli.core.files import Paths, atomic_write, exists, expand_user, read_small, remove
+from cerebrum_cli.core.files import Paths, atomic_write, exists, expand_user, is_file, read_small, remove
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.library.reference import MAIN, Variant, is_model, variant_of, variants
 from cerebrum_cli.library.registry import SHA256
@@ -188,10 +188,17 @@ class Cache:
         except (OSError, UnicodeDecodeError):
             return None
 
+    def revision(self, repo_id: str, commit: str) -> str:
+        """The branch or tag that a commit was downloaded as, or the commit itself; `main` if it is or was that."""
+        refs = self.repository_directory(repo_id) / "refs"
+        names = [name for name in _files(refs, lambda _: True) if self.commit(repo_id, name) == commit]
+        return MAIN if MAIN in names or not names else names[0]
+
     def write_ref(self, repo_id: str, revision: str, commit: str) -> None:
-        if self.commit(repo_id, revision) in (commit, revision):
-            return
+        """Record what a commit was downloaded as: a branch, a tag, or itself."""
         reference = self.repository_directory(repo_id) / "refs" / PurePosixPath(revision)
+        if is_file(reference) and self.commit(repo_id, revision) == commit:
+            return
         reference.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(reference, commit.encode(), mode=0o666)
 

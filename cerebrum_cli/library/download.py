@@ -19,6 +19,7 @@ from threading import Event, Thread
 from time import monotonic
 from typing import NamedTuple
 
+from cerebrum_cli.core.environment import is_set
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent, OnProgress, Progress
 from cerebrum_cli.core.files import exists, lock_file, require_space, translate_os_errors
@@ -50,6 +51,9 @@ class Download:
 
     def fetch(self, files: tuple[HubFile, ...]) -> None:
         """Download the files that the cache lacks, and wait for those that another process downloads."""
+        if is_set("HF_HUB_DISABLE_SYMLINKS"):
+            hint = "unset it; on a file system without links, files are moved"
+            raise PullError("HF_HUB_DISABLE_SYMLINKS is not supported", hint)
         distinct = tuple({file.digest: file for file in files}.values())
         self._fetch_distinct(distinct)
         if repeated := tuple(file for file in files if file not in distinct):  # equal bytes have one blob and one lock

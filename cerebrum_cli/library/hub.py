@@ -229,17 +229,17 @@ def _header_length(path: Path, data: bytes, size: int) -> int:
 def delete(paths: Paths, directory: Path) -> int:
     """Delete files of the cache in a directory by their snapshot paths and return the number of freed bytes.
 
-    Blobs that another revision uses are kept.
+    Files of these names with the same bytes in other commits are deleted, too.
     """
     from huggingface_hub import scan_cache_dir
 
     cache = scan_cache_dir(directory)
     requested = {path.parent.resolve() / path.name for path in paths}
-    revisions = [revision for repo in cache.repos for revision in repo.revisions]
-    files = {file for revision in revisions for file in revision.files if file.file_path in requested}
-    if len(files) < len(requested):
+    files = [file for repo in cache.repos for revision in repo.revisions for file in revision.files]
+    found = {(file.blob_path, file.file_name) for file in files if file.file_path in requested}
+    if len(found) < len(requested):
         raise PullError(f"the cache in {directory} is damaged", "inspect it with hf cache ls -vvv")
-    strategy = cache.delete_files(*files)
+    strategy = cache.delete_files(*(file for file in files if (file.blob_path, file.file_name) in found))
     with translate_os_errors(PullError, directory):
         strategy.execute()
     return strategy.expected_freed_size

@@ -93,6 +93,11 @@ class InstalledModel:
         return self.paths[0]
 
     @property
+    def stored(self) -> Paths:
+        """Where its bytes are, which commits of a repository share."""
+        return self.cached.blobs if self.cached else self.paths
+
+    @property
     def size(self) -> int:
         return sum(path.stat().st_size for path in self.paths)
 

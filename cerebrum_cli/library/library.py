@@ -78,8 +78,8 @@ class Library:
     def models(self) -> list[InstalledModel]:
         """Installed models: registered ones in order of registration, then those in the cache."""
         registered = [self.model_from_entry(entry) for entry in self.registry.entries()]
-        paths = {model.path for model in registered}
-        return registered + [model for model in self._pulled() if model.path not in paths]
+        known = {paths for model in registered for paths in (model.paths, model.stored)}
+        return registered + [model for model in self._pulled() if known.isdisjoint((model.paths, model.stored))]
 
     def _pulled(self) -> list[InstalledModel]:
         pulled: dict[str, InstalledModel] = {}

@@ -45,10 +45,10 @@ def other_conversions(repo_id: str) -> str:
 
 
 def outdated(library: Library, progress: Progress) -> Iterator[InstalledModel]:
-    """Installed models with newer uploads on the Hub that are not installed. Raises HubError."""
+    """Installed models with newer uploads of their revisions that are not installed. Raises HubError."""
 
     @cache
-    def list_once(repo_id: str, revision: str | None) -> Listing | None:
+    def list_once(repo_id: str, revision: str) -> Listing | None:
         try:
             return list_repository(repo_id, progress, revision)
         except ModelNotFound as error:  # gone, or private
@@ -57,13 +57,14 @@ def outdated(library: Library, progress: Progress) -> Iterator[InstalledModel]:
 
     for model in library.models():
         if model.is_converted and "commit" in model.converted_from:
-            listing = list_once(model.converted_from["source"], None)
+            source, commit = model.converted_from["source"], model.converted_from["commit"]
+            listing = list_once(source, library.cache.revision(source, commit))
             if listing and not _has_weights_of(model, listing):
                 yield model
         elif model.cached and not model.is_shadowed:
-            repo_id = model.cached.repo_id
+            repo_id, commit = model.cached.repo_id, model.cached.commit
             revisions = {source.repo_id: source.revision for source in model.spec.sources} if model.spec else {}
-            listing = list_once(repo_id, revisions.get(repo_id))
+            listing = list_once(repo_id, revisions.get(repo_id) or library.cache.revision(repo_id, commit))
             if listing and not listing.is_stored(library.cache, model.cached.names):
                 yield model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 
 from cerebrum_cli.core import files
 from cerebrum_cli.core.frozen import frozen
@@ -33,7 +34,10 @@ class Removal:
         report = f"removed {model.reference} from the list; its file is kept"
         was_default = registry.default in model.references
         if self._owns_files:
+            weights = self._weights
             report = f"deleted {model.reference}, freed {format_size(self._delete())}"
+            if weights:
+                report += f"; the safetensors it was converted from stay in {weights}"
             files.remove(registry.directory / USED / model.usage_key)
         if model.entry:
             registry.remove(model.entry.name)
@@ -54,13 +58,23 @@ class Removal:
         model = self.model
         if model.entry is None:
             return True
-        names = [entry.name for entry in self.registry.entries() if entry.path == model.path]
+        file = model.path.resolve()
+        names = [entry.name for entry in self.registry.entries() if entry.path.resolve() == file]
         if model.missing or len(names) > 1:
             return False
         return model.source == "hub" or self._is_own_file
 
+    @property
+    def _weights(self) -> Path | None:
+        """The directory of the safetensors that the model was converted from, if it is still there."""
+        if not self.model.is_converted:
+            return None
+        source, commit = self.model.converted_from["source"], self.model.converted_from.get("commit")
+        folder = self.cache.snapshot(source, commit) if commit else Path(source)
+        return folder if files.is_directory(folder) else None
+
     def _delete(self) -> int:
-        """Delete the model's files, except those that another revision uses, and return the number of freed bytes."""
+        """Delete the model's files, in all commits that have them, and return the number of freed bytes."""
         model = self.model
         if self._is_own_file:
             size = model.size

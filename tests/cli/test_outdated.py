@@ -49,6 +49,14 @@ def test_list_outdated_shows_newer_uploads_and_pull_gets_them(hub_user: HubUser,
     assert outdated(hub_user) == [f"{OWNED}:Q8_0"]  # and not the first upload, which was superseded before
 
 
+def test_list_outdated_compares_a_model_with_its_own_revision(hub_user: HubUser, tmp_path: Path) -> None:
+    newer = write_chatml(tmp_path / "newer.gguf", seed=1)
+    pinned = hub_user.hub.repository("someone/pinned-GGUF", {FILE: newer})
+    hub_user.pull(f"someone/pinned-GGUF@{hub_user.commit('someone/pinned-GGUF')}")
+    pinned.commit({FILE: write_chatml(tmp_path / "newest.gguf", seed=2)})
+    assert outdated(hub_user) == []
+
+
 def test_list_outdated_skips_a_repository_that_is_gone(hub_user: HubUser, tmp_path: Path) -> None:
     newer = write_chatml(tmp_path / "newer.gguf", seed=1)
     hub_user.hub.repositories[CATALOGUED].commit({named("Q4_K_M"): newer})

@@ -185,6 +185,11 @@ def test_pull_without_links_lays_files_where_huggingface_hub_does(
     assert not path.exists()
 
 
+def test_pull_refuses_to_do_without_links(hub_user: HubUser) -> None:
+    done = hub_user.run("pull", "cerebrum-7b:Q2_K", HF_HUB_DISABLE_SYMLINKS="1")
+    assert_error(done, 1, "HF_HUB_DISABLE_SYMLINKS is not supported", "unset it")
+
+
 def test_rm_refuses_a_name_of_several_quantizations(hub_user: HubUser) -> None:
     for quantization in ("Q2_K", "Q4_K_M"):
         hub_user.pull(f"cerebrum-7b:{quantization}")

@@ -23,9 +23,9 @@ def repositories(hub_user: HubUser, chatml_model: Path, mistral_model: Path, tmp
     hub_user.pull("cerebrum-7b:Q4_K_M")
 
 
-def removed(hub_user: HubUser, reference: str) -> str:
-    """Return what is said of a model that goes."""
-    done = hub_user.run("rm", "-y", reference)
+def removed(hub_user: HubUser, *references: str) -> str:
+    """Return what is said of models that go."""
+    done = hub_user.run("rm", "-y", *references)
     assert (done.code, done.out) == (0, "")
     return done.err
 
@@ -52,15 +52,28 @@ def test_rm_keeps_other_quantizations_and_partial_downloads(hub_user: HubUser) -
     assert hub_user.ask("-m", "cerebrum-7b") == answer
 
 
-def test_rm_keeps_files_of_another_revision(hub_user: HubUser) -> None:
-    old = hub_user.path(named("Q4_K_M"))
-    hub_user.hub.repositories[CATALOGUED].commit({"README.md": b"# Better\n"})
-    hub_user.pull("cerebrum-7b:Q4_K_M")
-    assert removed(hub_user, "cerebrum-7b").startswith("deleted cerebrum-7b:Q4_K_M, freed 0 kB")
-    assert [row["path"] for row in hub_user.listed()] == [str(old)]
-    assert removed(hub_user, "cerebrum-7b") == "deleted cerebrum-7b:Q4_K_M, freed 9 MB\n"
-    assert not hub_user.blobs()
+def test_rm_frees_a_file_that_several_commits_have(hub_user: HubUser) -> None:
+    hub_user.pull(OWNED, "--name", "mine")
+    for repo_id in (CATALOGUED, OWNED):
+        hub_user.hub.repositories[repo_id].commit({"README.md": b"# Better\n"})
+        hub_user.pull(repo_id)
+    assert [row["name"] for row in hub_user.listed()] == ["mine", "cerebrum-7b"]
+    both = removed(hub_user, "mine", "cerebrum-7b", "cerebrum-7b:Q4_K_M").splitlines()
+    assert [line.partition(";")[0] for line in both] == [
+        "deleted mine, freed 225 kB",
+        "deleted cerebrum-7b:Q4_K_M, freed 9 MB",
+    ]
+    assert not hub_user.blobs() and not hub_user.blobs(OWNED) and not hub_user.listed()
     assert_error(hub_user.run("rm", "-y", "cerebrum-7b"), 3, "cerebrum-7b is not downloaded", "cerebrum list")
+
+
+def test_rm_empties_the_prompt_cache(hub_user: HubUser) -> None:
+    assert_error(hub_user.run("rm"), 2, "no model given", "--prompt-cache")
+    states = hub_user.command.home / ".cache/cerebrum/states"
+    states.mkdir(parents=True)
+    (states / "0-1.state").write_bytes(bytes(2_000))
+    assert removed(hub_user, "--prompt-cache") == "emptied the prompt cache, freed 2 kB\n"
+    assert not [*states.iterdir()] and hub_user.listed()
 
 
 def test_rm_keeps_the_file_of_a_local_model(hub_user: HubUser, tmp_path: Path) -> None:
@@ -101,6 +114,7 @@ def test_rm_of_an_older_upload_keeps_the_newer_one_of_a_name(hub_user: HubUser, 
 def test_rm_keeps_files_of_another_name(hub_user: HubUser) -> None:
     hub_user.pull(OWNED, "--name", "one")
     hub_user.pull(OWNED, "--name", "two")
+    assert "total: 9 MB" in hub_user.run("list").err  # with the file once
     path = hub_user.path("tiny-Q8_0.gguf", OWNED)
     assert removed(hub_user, "one") == "removed one from the list; its file is kept\n"
     assert path.exists()

@@ -145,10 +145,10 @@ def test_cache_link_is_replaced_only_if_it_leads_elsewhere(cache: Cache) -> None
     assert put(cache, FILE, "a").read_text() == "a"
 
 
-def test_cache_ref_with_slashes_and_no_ref_for_a_commit(cache: Cache) -> None:
+def test_cache_ref_with_slashes_and_of_a_commit(cache: Cache) -> None:
     put(cache, FILE, "a", revision="refs/pr/1")
     put(cache, FILE, "b", NEW, revision=NEW)
-    assert listed(cache.repository_directory("o/r") / "refs") == ["refs/pr/1"]
+    assert listed(cache.repository_directory("o/r") / "refs") == [NEW, "refs/pr/1"]
     assert cache.commit("o/r", "refs/pr/1") == OLD
     put(cache, FILE, "b", NEW, revision="refs/pr/1")
     assert cache.commit("o/r", "refs/pr/1") == NEW

@@ -105,8 +105,8 @@ def test_list_shows_installed_models(hub_user: HubUser, chatml_model: Path) -> N
     lines = [re.sub(r"\S+ t/s after \S+ s", "", line).split() for line in done.out.splitlines()]
     assert lines == [
         ["name", "quant", "size", "format", "context", "speed", "last", "used", "where"],
-        ["*", "cerebrum-7b", "Q4_K_M", "225", "kB", "cerebrum", "2048", "-", f"hf.co/{CATALOGUED}"],
-        [OWNED, "Q8_0", "225", "kB", "embedded", "2048", second["last_used"][:10], f"hf.co/{OWNED}"],
+        ["*", "cerebrum-7b:Q4_K_M", "Q4_K_M", "225", "kB", "cerebrum", "2048", "-", f"hf.co/{CATALOGUED}"],
+        [f"{OWNED}:Q8_0", "Q8_0", "225", "kB", "embedded", "2048", second["last_used"][:10], f"hf.co/{OWNED}"],
     ]
     assert done.err == "* default model\ntotal: 451 kB; prompt cache: 0 kB\nbundled, for trying the program: nano\n"
     done = hub_user.run("list", CEREBRUM_MODEL="nano")

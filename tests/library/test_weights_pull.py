@@ -105,7 +105,9 @@ def test_weights_are_converted_again_only_if_they_change(owner: HubUser, folder:
     owner.pull(outdated["reference"])
     assert [conversions(owner), path.stat().st_ino != before] == [[path], True]
     assert owner.run("list", "--outdated", "--json").object == []
-    assert owner.run("rm", "-y", REPOSITORY).err.startswith(f"deleted {REPOSITORY}:Q8_0, freed ")
+    report = owner.run("rm", "-y", REPOSITORY).err
+    assert report.startswith(f"deleted {REPOSITORY}:Q8_0, freed ")
+    assert f"; the safetensors it was converted from stay in {owner.path('', REPOSITORY)}" in report
     assert not path.parent.exists()
 
 
