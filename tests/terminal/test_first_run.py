@@ -22,6 +22,12 @@ tested = true
 [models."qwen2.5-coder-1.5b"]
 tested = false
 
+[models."qwen2.5-coder-0.5b"]
+tested = false
+
+[models.gemma-3-270m]
+tested = false
+
 [models.starter]
 tested = false
 """
