@@ -33,7 +33,6 @@ from benchmarks.harness import (
     run,
 )
 from benchmarks.quantized import F32, quantize
-from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.engine.loglikelihood import LogprobScores, ScoreRequest, ScoringEvent
 from cerebrum_cli.engine.requests import ContextOptions
 
@@ -111,8 +110,7 @@ def rows_per_second(model: str) -> float:
         events = list(loaded.engine.score(requests))
         seconds = time.perf_counter() - start
     require_scores(events, requests)
-    (rows,) = {event.total for event in events if isinstance(event, StageEvent)}
-    return rows / seconds
+    return sum(len(choice) for request in requests for choice in request.continuations) / seconds
 
 
 def draw_request(random: Random) -> ScoreRequest:

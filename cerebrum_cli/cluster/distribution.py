@@ -100,7 +100,7 @@ class Distribution:
     _tokens: int = 0
 
     def answer(self) -> Events:
-        yield events.StageEvent("starting the nodes", 0, 1)
+        yield events.StageEvent("starting the nodes")
         run = self.run
         while (missing := run.missing_count) and not self.cancelled.is_set():
             if self._fruitless == MAX_FRUITLESS:

@@ -174,11 +174,9 @@ class ServersEvent(NamedTuple):
 
 
 class StageEvent(NamedTuple):
-    """Progress of a stage of other work; `done` and `total` are in a unit of the sender's choice."""
+    """Other work goes on, in this stage."""
 
     stage: str
-    done: int
-    total: int
 
 
 class Timings(NamedTuple):

@@ -49,7 +49,7 @@ class LogprobScores:
     scores: tuple[Score, ...]
 
 
-ScoringEvent = LogprobScores | RefusedEvent | StageEvent  # a StageEvent counts scored tokens
+ScoringEvent = LogprobScores | RefusedEvent | StageEvent
 
 
 def refusal(request: ScoreRequest, context_size: int) -> CerebrumError | None:
@@ -145,7 +145,6 @@ class ScoreJob:
     ) -> None:
         self.emit = emit
         self._places = []  # request and index of each continuation
-        self._total = self._scored = 0  # tokens
         texts = []
         for index, request in enumerate(requests):
             if error := refusal(request, context_size):
@@ -155,7 +154,6 @@ class ScoreJob:
                 pending = Pending(index, scores, sum(map(len, request.continuations)))
                 texts += [(request.context, text) for text in request.continuations]
                 self._places += [(pending, place) for place in range(len(scores))]
-                self._total += pending.left
                 self._report_if_done(pending)
         self._paths = build_paths(texts)
         self._opened = 0  # number of paths that are open or finished
@@ -289,8 +287,7 @@ class ScoreJob:
             pending.scores[place] = Score(total + score.logprob, is_greedy and score.is_argmax, tokens)
             pending.left -= 1
             self._report_if_done(pending)
-        self._scored += len(lookups)
-        self.emit(StageEvent("scoring", self._scored, self._total))
+        self.emit(StageEvent("scoring"))
 
     def _report_if_done(self, pending: Pending) -> None:
         if not pending.left:

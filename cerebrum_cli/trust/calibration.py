@@ -54,7 +54,6 @@ class Unreachable:
     """
 
     error: float
-    confidence: float
     rows: int
     smallest_error: float | None
     more_rows: int | None
@@ -105,7 +104,7 @@ class Calibration:
         if needed is not None:
             needed = ceil(needed * FITTING / (FITTING - 1))
             more = max(ceil(self.labelled / LEAST_MORE), needed - self.labelled)
-        return Unreachable(error, confidence, self.labelled, smallest, more)
+        return Unreachable(error, self.labelled, smallest, more)
 
     @property
     def promises(self) -> Mapping[float, float | None]:

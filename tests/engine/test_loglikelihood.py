@@ -160,13 +160,6 @@ def test_scores_copy_a_context_in_time_where_steps_are_full() -> None:
     assert backend.evaluated == len(trie_nodes([asked]))
 
 
-def test_scores_report_progress_in_tokens() -> None:
-    with running_engine(shared_backend(max_outputs=16)) as engine:
-        events = list(engine.score([request("a long context, ", "one", "two", "seven"), request("b", "", "b")]))
-    stages = [event for event in events if isinstance(event, StageEvent)]
-    assert [(stage.done, stage.total) for stage in stages] == [(3, 12), (12, 12)]
-
-
 @pytest.mark.parametrize(
     ("asked", "kind", "message"),
     [

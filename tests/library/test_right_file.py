@@ -14,7 +14,6 @@ from hub_user import HubUser, cleaned
 REPO = "owner/gpt-oss-120b-GGUF"
 FILE_URL = f"https://huggingface.co/{REPO}/resolve/main/"
 DRAFT = "a draft head for speculative decoding, not a whole model"
-USE_DECODER = "use a decoder-only model; cerebrum list --available shows some"
 
 
 def written(
