@@ -124,7 +124,6 @@ class CallEvent(NamedTuple):
     With `is_done`, the call has the arguments that the function got, and its result.
     """
 
-    sequence: SequenceId
     call: ToolCall
     is_done: bool = False
 
@@ -132,7 +131,6 @@ class CallEvent(NamedTuple):
 class RoundEvent(NamedTuple):
     """A reply continues with the results of the functions it called: earlier events belong to the `round`."""
 
-    sequence: SequenceId
     round: Round
 
 

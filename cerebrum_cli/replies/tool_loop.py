@@ -103,7 +103,7 @@ class ToolLoop:
             tokens = reply.tokens if written.are_own and len(new) == len(written.calls) else None
             part = Round(calls, written.text, written.reasoning, tokens)
             self.add(part)
-            yield RoundEvent(REPLY, part)
+            yield RoundEvent(part)
         if len(new) < len(written.calls):
             yield NoticeEvent(f"no more calls: the model repeated a call of {written.calls[len(new)].name}")
             self._ask_with_results()
@@ -163,10 +163,10 @@ class ToolLoop:
                 yield NoticeEvent(f"a function call was not run: {problem}")
                 done.append(replace(call, result=self._shortened(call.result or problem, limit)))
                 continue
-            yield CallEvent(REPLY, call)
+            yield CallEvent(call)
             result = self._tools[call.name].run(call.arguments)
             done.append(replace(call, result=self._shortened(result, limit)))
-            yield CallEvent(REPLY, done[-1], is_done=True)
+            yield CallEvent(done[-1], is_done=True)
         return tuple(done)
 
     def _problem(self, call: ToolCall) -> str:

@@ -147,7 +147,7 @@ def test_load_conversation_keeps_tokens_of_the_same_vocabulary_only(history: His
 def test_record_keeps_calls_of_functions_and_their_tokens(history: History, chatml_model: Path) -> None:
     reply = finished("Let me see.", "Hm.", (1, 2), FINISH)
     called = Round((ToolCall("weather", {"days": [1]}, "Dry."),), "Let me see.", "Hm.", (1, 2))
-    reply.emit(RoundEvent(ONLY, called))
+    reply.emit(RoundEvent(called))
     reply.begin((3,), [("answer", "Dry.")])
     session = history.record(None, SUM, reply, LOADED, SETTINGS)
     expected = Message("assistant", "Dry.", (3,), rounds=(called,))

@@ -64,7 +64,7 @@ def test_reply_notice_names_the_exhausted_limit(
 def test_reply_notice_reports_nothing_after_the_results_of_functions() -> None:
     reply = Reply()
     called = Round((ToolCall("python", {"code": "print(42)"}, "42"),), "Let me compute.")
-    for event in (TokenEvent(SEQUENCE, "Let me compute."), RoundEvent(SEQUENCE, called), FINISH):
+    for event in (TokenEvent(SEQUENCE, "Let me compute."), RoundEvent(called), FINISH):
         reply.emit(event)
     notice = reply.notice()
     assert notice and notice.message == "the model wrote nothing after the results of its functions"

@@ -11,7 +11,7 @@ from command_line import CommandLine, Finished
 from person import OpenTerminal, Person
 from scripted_command import SCRIPTED, app_for, run_here
 
-from cerebrum_cli.core.events import CallEvent, SequenceId
+from cerebrum_cli.core.events import CallEvent
 from cerebrum_cli.core.text import strip_controls
 from cerebrum_cli.core.tools import ToolCall
 from cerebrum_cli.main import run
@@ -46,7 +46,7 @@ def printed(call: ToolCall, is_terminal: bool = False, is_quiet: bool = False) -
     err = StringIO()
     sink = ReplyDisplay(Streams(StringIO(), err, None, False, is_terminal, False, is_quiet))
     for is_done in (False, True):
-        sink.emit(CallEvent(SequenceId(0), call, is_done))
+        sink.emit(CallEvent(call, is_done))
     sink.close()
     return err.getvalue()
 
