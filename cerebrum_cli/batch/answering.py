@@ -13,7 +13,7 @@ from cerebrum_cli.core.events import Event, Events, NoticeEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.row_fields import REFUSED, RowError, RowId
+from cerebrum_cli.core.row_fields import RowId
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import MODES, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.text import Texts, truncate
@@ -131,17 +131,19 @@ def rows_to_ask(model: Model, rows: Iterable[tuple[int, InputRow]], options: Bat
     notices = RowNotices()
     for position, row in rows:
         model.note(notices.of(row))
-        yield row_to_ask(position, refuse_other_model(row, names), options, model.source)
+        model.note(notices.of_model(row, names))
+        yield row_to_ask(position, row, options, model.source)
     model.note(notices.of_keys)
 
 
 @dataclass(slots=True)
 class RowNotices:
-    """Notices of the first repeated id, and of all ignored keys so far."""
+    """Notices of the first repeated id, the first name of another model, and all ignored keys so far."""
 
     _numbers: dict[RowId, int] = field(default_factory=dict)  # of the first rows with these ids
     _unused: set[str] = field(default_factory=set)
     _is_repeated: bool = False
+    _names_other: bool = False
 
     def of(self, row: InputRow) -> NoticeEvent | None:
         self._unused.update(row.unused)
@@ -153,6 +155,13 @@ class RowNotices:
         self._is_repeated = True
         problem = f"rows {first} and {row.number} have the id {row.id!r}"
         return NoticeEvent(truncate(problem, MAX_NOTICE), "answers keep the order of the rows")
+
+    def of_model(self, row: InputRow, models: Sequence[str]) -> NoticeEvent | None:
+        if self._names_other or row.model is None or str(row.model).casefold() in map(str.casefold, models):
+            return None
+        self._names_other = True
+        problem = f"row {row.number} names the model {row.model!r}"
+        return NoticeEvent(truncate(problem, MAX_NOTICE), f"{models[0]} answers all rows")
 
     @property
     def of_keys(self) -> NoticeEvent | None:
@@ -182,11 +191,3 @@ def row_to_ask(position: int, row: InputRow, options: BatchOptions, source: Mode
     if conversation.system_prompt is None and settings.system is not None:
         conversation = replace(conversation, system_prompt=settings.system)
     return Row(key, Ask(conversation, settings, grammar, tools=options.tools), vote)
-
-
-def refuse_other_model(row: InputRow, models: Sequence[str]) -> InputRow:
-    """The row, with an error if it names a model that is not in use."""
-    if row.model is None or str(row.model).casefold() in map(str.casefold, models):
-        return row
-    message = f"invalid `model`: {row.model!r}; this batch uses {models[0]}: remove the key"
-    return replace(row, error=RowError(REFUSED, message), conversation=None)

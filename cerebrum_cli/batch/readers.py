@@ -7,11 +7,12 @@ a table: an unclosed quote swallows the records after it.
 from __future__ import annotations
 
 import os
+import re
 import stat
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from io import BufferedReader, FileIO, RawIOBase
 from itertools import islice
 from pathlib import Path
@@ -24,7 +25,7 @@ from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import readable
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.row_fields import InvalidRow, Template
+from cerebrum_cli.core.row_fields import UNKNOWN_FIELD, InvalidRow, Template
 from cerebrum_cli.core.text import Texts, format_size
 from cerebrum_cli.results.output_tables import ANSWER_KEYS, DELIMITERS, PARQUET, table_for, table_type
 from cerebrum_cli.results.rows import Digest, RowKind, digest_of
@@ -40,6 +41,7 @@ STANDARD = Path("-")  # standard input or output
 HEAD_ROWS = 4096  # of an input that is read only once: a small one is known before anything is asked
 MAX_LINE_BYTES = 64_000_000
 BOM = b"\xef\xbb\xbf"
+_ARRAY = re.compile(rb"\s*\[\s*\{")  # how a JSON array of objects begins
 _BUFFER = 1 << 16
 _TYPES: dict[str, Shape] = {shape: shape for shape in SHAPES} | {"ndjson": "jsonl", PARQUET: "jsonl"}  # of files
 _TEXT_FIELDS = ("text", "prompt")  # names of a line of text in a template
@@ -105,19 +107,26 @@ class InputOptions:
     def open(self, source: Path, piped: SupportsRead[bytes] | None, output: Path) -> Iterator[BatchInput]:
         """Open the rows of a file, or of what is `piped` in for `-`; at least one. Raises UsageError.
 
-        Rows of a table include their input if the output is a table as well.
+        Rows with fields include their input if the output is a table.
         """
         copies_columns = table_type(output) in DELIMITERS
         if source == STANDARD and piped is None:
             raise UsageError("INPUT is `-`, but nothing is piped in", "pipe the questions in, or name a file")
         with InputFile(source, piped) as file:
             shape = self.detect_shape(source, file.head)
-            includes_input = self.include_input or (copies_columns and shape in DELIMITERS)
+            if shape == "jsonl" and _ARRAY.match(file.head.removeprefix(BOM)):
+                problem = f"{file.name} is a JSON array, not an object on each line"
+                raise UsageError(problem, "convert it: jq -c '.[]' ARRAY > ROWS.jsonl")
+            includes_input = self.include_input or (copies_columns and shape != "txt")
             rows = BatchInput(file, self._form(file, shape), replace(self, include_input=includes_input))
             if next(rows.known_rows(), None) is None:
                 if self.only is not None:
                     raise UsageError(f"no undecided row is in {file.name}", "name the input of the earlier output")
+                if rows.form.header:
+                    raise UsageError("the input has a header, but no rows", "put one on each line below it")
                 raise UsageError("the input has no prompts", "put one on each line")
+            if shape == "jsonl" and self.template:
+                rows.require_fields()
             yield rows
 
     def detect_shape(self, source: Path, head: bytes) -> Shape:
@@ -242,6 +251,35 @@ class BatchInput:
             self._rest = self._read_records()
             self._head = list(islice(self._rest, HEAD_ROWS))
 
+    @cached_property
+    def columns(self) -> Texts | None:
+        """The names of the fields of known rows: the header of a table, or the keys of JSON objects.
+
+        None for lines of text, and for requests of messages, whose values a table does not hold.
+        """
+        if self.form.header or self.form.shape == "txt":
+            return self.form.header
+        columns: dict[str, None] = {}
+        for row in self._known():
+            if isinstance(row.input, dict):
+                columns |= dict.fromkeys(row.input)
+        return None if {"messages", "body"} & columns.keys() else tuple(columns)
+
+    def require_fields(self) -> None:
+        """Raise UsageError if all known rows lack fields of the template."""
+        errors = []
+        for row in self._known():
+            if row.error is None or row.error.type != UNKNOWN_FIELD:
+                return
+            errors.append(row.error.message)
+        problem, _, hint = errors[0].partition("; ")
+        raise UsageError(f"{problem} in any row", hint)
+
+    def keep(self, digests: Container[Digest]) -> None:
+        """Leave out the rows with other digests."""
+        self._options = replace(self._options, only=digests)
+        self._head = [(number, data) for number, data in self._head if self.form.digest(data) in digests]
+
     @property
     def is_whole(self) -> bool:
         """Whether `known_rows` are all."""
@@ -250,9 +288,15 @@ class BatchInput:
     def known_rows(self) -> Iterator[tuple[Digest, int]]:
         """Yield the digests of the rows that can be read more than once, each with its number in the input."""
         digest = self.form.digest
-        for number, data in self._read_records() if self._file.is_file else self._head:
+        for number, data in self._known_records():
             yield digest(data), number
         self._file.require_unchanged()
+
+    def _known_records(self) -> Iterable[Record]:
+        return self._read_records() if self._file.is_file else self._head
+
+    def _known(self) -> Iterator[InputRow]:
+        return (self.form.read(number, data) for number, data in self._known_records())
 
     def missing_rows(self, results: Results) -> Iterator[tuple[int, InputRow]]:
         """Yield the rows that results lack, by position; rows that are read only once are added to these.
@@ -301,9 +345,10 @@ class BatchInput:
         template = self._options.template
         return {"input format": self.form.shape, "template": template and template.text}
 
-    def kind_for(self, output: Path, keys: Texts = ANSWER_KEYS) -> RowKind:
+    def kind_for(self, output: Path, keys: Texts = ANSWER_KEYS, fields: Texts = ()) -> RowKind:
         """The rows of a result, which is a table or JSON Lines by the name of its file. Raises UsageError.
 
-        A table has columns for the `keys` of an answer.
+        A table has columns for the `fields` of an answer that is a JSON object, and for the `keys` of any answer.
         """
-        return RowKind(row_flags, partial(name_row, self.form.unit), table_for(output, self.form.header, keys))
+        columns = self.columns if table_type(output) else None
+        return RowKind(row_flags, partial(name_row, self.form.unit), table_for(output, columns, keys, fields))

@@ -123,7 +123,9 @@ class BatchRun:
         from cerebrum_cli.results.results import open_results, open_stream
 
         options = self.options
-        kind, rows = self.rows.kind_for(self.output), self.rows.known_rows()
+        grammar = self.asked.grammar
+        kind = self.rows.kind_for(self.output, fields=grammar.fields if grammar else ())
+        rows = self.rows.known_rows()
         if self.output != STANDARD:
             notes = self.source.model.adapter_params
             return open_results(self.output, self.fingerprint, kind, rows, options.restart, options.retry_failed, notes)

@@ -13,6 +13,7 @@ from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.files import expand_user
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.text import Texts
 
 GrammarKind = Literal["schema", "gbnf", "lark", "regex"]
 
@@ -40,6 +41,12 @@ class Grammar:
     def value(self) -> Any:
         """What servers take: the schema as an object, or the text of another grammar."""
         return json.loads(self.text) if self.is_schema else self.text
+
+    @property
+    def fields(self) -> Texts:
+        """The names of the fields that the schema of an object lists; none of another grammar."""
+        properties = self.value.get("properties") if self.is_schema else None
+        return tuple(properties) if isinstance(properties, dict) else ()
 
 
 def schema_grammar(schema: Any) -> Grammar:

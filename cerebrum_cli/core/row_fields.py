@@ -18,6 +18,7 @@ RowId = str | int
 ID_KEYS = ("custom_id", "id")  # the first with a value is the row's id
 TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
 REFUSED = "invalid_request"
+UNKNOWN_FIELD = "unknown_field"
 INCOMPLETE = "incomplete_output"  # it does not match its grammar: truncated, blank, only reasoning, or another value
 _MAX_MESSAGE = 400  # characters: the value it quotes may be a megabyte
 _PIECE = re.compile(r"\{\{|\}\}|\{(?P<field>[^{}]*)\}|[{}]")
@@ -122,7 +123,7 @@ class Template:
         """
         for name in self.fields:
             if name not in fields:
-                raise InvalidRow(f"no field `{name}`; the fields are: {', '.join(fields) or 'none'}", "unknown_field")
+                raise InvalidRow(f"no field `{name}`; the fields are: {', '.join(fields) or 'none'}", UNKNOWN_FIELD)
         return _PIECE.sub(lambda piece: _rendered(piece, fields), self.text)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.text import Texts
+from cerebrum_cli.core.row_fields import field_text
+from cerebrum_cli.core.text import Texts, well_formed
 
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}  # of the tables that are read; those written have the first
 PARQUET = "parquet"
@@ -31,19 +33,24 @@ class _Line:
 
 @frozen
 class ResultTable:
-    """A table with the columns of an input that is one, or else `id` and `prompt`, and then those of the answer.
+    """A table with the columns of an input that has some, or else `id` and `prompt`, and then those of the answer.
 
-    These have the values of `keys`, the error and the row's key; the name of one that the input has ends with _2.
+    These have the `fields` of an answer that is a JSON object, the values of `keys`, the error and the row's key; the
+    name of one that is there before ends with _2.
     """
 
     delimiter: str
     columns: Texts | None
     keys: Texts
+    fields: Texts = ()
 
     @property
     def header(self) -> Texts:
-        first = self.columns or ("id", "prompt")
-        return (*first, *(_free_name(key, first) for key in (*self.keys, "error", "key")))
+        first = tuple(map(well_formed, self.columns or ("id", "prompt")))
+        names = [*first]
+        for key in (*self.fields, *self.keys, "error", "key"):
+            names.append(_free_name(key, names))
+        return tuple(names)
 
     def lines(self, objects: Iterable[JsonObject]) -> Iterator[bytes]:
         """Encode the objects of rows, with a header before them."""
@@ -59,9 +66,12 @@ class ResultTable:
         if RECORD in object:
             return [*object[RECORD], object["key"]]
         error = object["error"] and f"{object['error']['type']}: {object['error']['message']}"
-        fields = object["input"] if self.columns else object
+        fields = object.get("input") if self.columns else object
+        read = fields if isinstance(fields, dict) else {}  # of a line that is no object, nothing
         first = self.columns or ("id", "prompt")
-        return [*map(fields.get, first), *map(object.get, self.keys), error, object["key"]]
+        answer = json_object(object["text"]) if self.fields else {}
+        cells = [*(cell(read.get(name)) for name in first), *(cell(answer.get(name)) for name in self.fields)]
+        return [*cells, *map(object.get, self.keys), error, object["key"]]
 
     def objects(self, file: BinaryIO) -> Iterator[JsonDict]:
         """Yield the rows of a table as objects that `lines` encodes as they were. Raises ValueError for another."""
@@ -113,13 +123,27 @@ def table_type(output: Path) -> str | None:
     raise UsageError(f"{output}: unsupported file type {suffix}", "name it .jsonl, .csv or .tsv")
 
 
-def table_for(output: Path, header: Texts | None, keys: Texts = ANSWER_KEYS) -> ResultTable | None:
+def table_for(output: Path, header: Texts | None, keys: Texts = ANSWER_KEYS, fields: Texts = ()) -> ResultTable | None:
     """The table that an output is, for an input with this header if it has one; None for JSON Lines."""
     name = table_type(output)
-    return ResultTable(DELIMITERS[name][0], header, keys) if name else None
+    return ResultTable(DELIMITERS[name][0], header, keys, fields) if name else None
 
 
-def _free_name(name: str, taken: Texts) -> str:
+def json_object(text: str | None) -> JsonObject:
+    """The object that an answer is; empty if it is none, such as one that is cut off."""
+    try:
+        value = json.loads(text or "")
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def cell(value: Any) -> str | None:
+    """A value of the input in a table: text as it is, any other value as JSON."""
+    return None if value is None else well_formed(field_text(value))
+
+
+def _free_name(name: str, taken: Sequence[str]) -> str:
     while name in taken:
         name += "_2"
     return name

@@ -405,10 +405,12 @@ def test_template_field_is_not_a_setting() -> None:
 
 
 def test_template_reads_only_fields() -> None:
-    row = json_row({"text": "a", "id": 4}, template="{text.__class__}")
+    lines = '{"text": "a", "id": 4}\n{"text.__class__": "b"}'
+    row, _ = rows_in(lines, "jsonl", template="{text.__class__}")
     assert problem(row) == ("unknown_field", "no field `text.__class__`; the fields are: text, id")
     assert row.id == 4
-    assert problem(json_row({}, template="{text}"))[1] == "no field `text`; the fields are: none"
+    row, _ = rows_in('{}\n{"text": "a"}', "jsonl", template="{text}")
+    assert problem(row)[1] == "no field `text`; the fields are: none"
     assert problem(json_row({"text": " "}, template="{text}")) == ("no_prompt", "the prompt is empty")
 
 

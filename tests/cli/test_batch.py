@@ -1,5 +1,6 @@
 """`cerebrum batch`: input types, output rows, errors, resuming, and the exit codes."""
 
+import csv
 import json
 import math
 import re
@@ -140,13 +141,14 @@ def test_long_row_takes_no_slots_from_short_ones(runner: BatchRunner) -> None:
     assert [each["text"] for each in parse_lines((runner.home / "out").read_text())] == ["ok"] * 40
 
 
-def test_row_that_names_another_model_is_an_error(runner: BatchRunner) -> None:
+def test_rows_that_name_another_model_are_answered_with_a_notice(runner: BatchRunner) -> None:
     names = (runner.model.stem.upper(), str(runner.model), "gpt-4o")
     requests = [{"model": name, "messages": [{"role": "user", "content": "hi"}]} for name in names]
-    rows = runner.answer([{**OPENAI, "body": requests[0]}, requests[1], {**OPENAI, "body": requests[2]}, requests[2]])
-    assert [row["text"] for row in rows] == ["ok", "ok", None, None]
-    problem = f"invalid `model`: 'gpt-4o'; this batch uses {runner.model.stem}: remove the key"
-    assert [row["error"] for row in rows[2:]] == [{"type": "invalid_request", "message": problem}] * 2
+    rows = [{**OPENAI, "body": requests[0]}, requests[1], {**OPENAI, "body": requests[2]}, requests[2]]
+    done = runner.run(runner.write("in.jsonl", rows), "-o", "-")
+    assert [row["text"] for row in parse_lines(done.out)] == ["ok"] * 4
+    assert done.err.count("names the model") == 1
+    assert f"row 3 names the model 'gpt-4o'\n      {runner.model.stem} answers all rows" in done.err
 
 
 def test_openai_batch_of_another_server_is_answered_with_notices(runner: BatchRunner) -> None:
@@ -261,6 +263,33 @@ def test_batch_resumes_after_the_model_digest_is_stored(runner: BatchRunner) -> 
     assert (again.code, len(runner.backends)) == (0, 1), again.err
 
 
+def test_table_has_a_column_for_each_field_of_a_schema(runner: BatchRunner) -> None:
+    rows = [{"prompt": "Who?", "name": ["n", 1]}, {"prompt": "Why?"}]
+    runner.script["rows"] = {"Who?": '{"name": "Ann", "text": "x, y", "tags": ["a"]}', "Why?": '{"name'}
+    output = runner.home / "out.csv"
+    command = (runner.write("in.jsonl", rows), "-o", output, "--schema", "name, text, tags list[str]")
+    assert runner.run(*command).code == 6
+    header, answered, failed = csv.reader(without_keys(output.read_text()).splitlines())
+    assert header[:6] == ["prompt", "name", "name_2", "text", "tags", "text_2"]
+    assert answered[:5] == ["Who?", '["n", 1]', "Ann", "x, y", '["a"]'] and answered[5].startswith("{")
+    assert failed[:6] == ["Why?", "", "", "", "", '{"name'] and "incomplete_output" in failed[8]
+    assert runner.run(*command).code == 6 and len(runner.backends) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words", "parts"),
+    [
+        ("in.jsonl", '[{"prompt": "a"}]', (), ("is a JSON array", "jq")),
+        ("in.csv", "prompt\n", (), ("the input has a header, but no rows",)),
+        ("in.jsonl", '{"text": "a"}\n{"id": 1}', ("--template", "{q}"), ("no field `q` in any row", "text")),
+    ],
+)
+def test_input_that_has_no_usable_row_is_one_error(
+    runner: BatchRunner, name: str, content: str, words: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    assert_error(runner.run(runner.write(name, content), "-o", "-", *words), 2, *parts)
+
+
 def test_table_has_the_columns_of_the_input_and_the_answers(runner: BatchRunner) -> None:
     table = 'id,text,n\na,"Why,\n""now""?",1\nb,Who?,2\nc,x\n'
     source, output = runner.write("in.csv", table), runner.home / "out.csv"
@@ -294,7 +323,7 @@ def test_table_has_the_columns_of_the_input_and_the_answers(runner: BatchRunner)
     assert len(runner.backends[-1].params) == 1
     lines = runner.write("in.jsonl", [{"prompt": "a", "id": 5}, {"prompt": "b", "n": 1}])
     assert runner.run(lines, "-o", runner.home / "lines.csv").code == 0
-    expected = "id,prompt,text,final_answer,finish_reason,error,key\n5,a,ok,ok,stop,\n2,b,ok,ok,stop,\n"
+    expected = "prompt,id,n,text,final_answer,finish_reason,error,key\na,5,,ok,ok,stop,\nb,,1,ok,ok,stop,\n"
     assert without_keys((runner.home / "lines.csv").read_text()) == expected
 
 
