@@ -149,6 +149,10 @@ def is_empty(value: Any) -> bool:
     return value is None or not field_text(value).strip()
 
 
+def has_own_choices(row: InputRow) -> bool:
+    return isinstance(row.input, dict) and row.input.get(CHOICES) not in (None, "")
+
+
 def own_choices(fields: Any) -> GivenChoices | None:
     """The choices of a row: a list of names, or the JSON of one in a table. Raises UsageError for other values."""
     value = fields.get(CHOICES) if isinstance(fields, dict) else None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import to_json
 from cerebrum_cli.core.text import format_count, text_digest
+from cerebrum_cli.decide.decided_rows import is_empty
 from cerebrum_cli.decide.decision_run import STANDARD
 from cerebrum_cli.eval.decisions import labelled_decisions, labelled_rows
 from cerebrum_cli.eval.plot import require_picture
@@ -38,6 +39,7 @@ def measure(app: App, run: DecisionRun, source: Path, options: DecideOptions) ->
         require_replaceable(options.calibrate)
     if options.plot:
         require_picture(options.plot)
+    keep_labelled(app, run, options.label or "")
     require_labels(run)
     known = {TASK: source.stem, "label": options.label, **provenance(run.model)}
     run = replace(run, known=known)
@@ -58,6 +60,18 @@ def measure(app: App, run: DecisionRun, source: Path, options: DecideOptions) ->
         rows = format_count(calibration.labelled, "labelled row")
         app.streams.note(f"wrote {options.calibrate}, a calibration by {rows}")
     return results
+
+
+def keep_labelled(app: App, run: DecisionRun, label: str) -> None:
+    """Leave out the rows of a file without a label, unless none has one, and say how many are measured."""
+    if not run.rows.is_whole:
+        return
+    digests = [digest for digest, _ in run.rows.known_rows()]
+    values = [row.input.get(label) if isinstance(row.input, dict) else None for row in run.rows]
+    found = frozenset(digest for digest, value in zip(digests, values, strict=True) if not is_empty(value))
+    if found and len(labelled := [digest for digest in digests if digest in found]) < len(digests):
+        run.rows.keep(found)
+        app.streams.note(f"{len(labelled):,} of {len(digests):,} rows have a label; the others are left out")
 
 
 def require_labels(run: DecisionRun) -> None:

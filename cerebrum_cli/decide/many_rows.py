@@ -15,8 +15,9 @@ from cerebrum_cli.core.errors import DAMAGE, SOME_FAILED, UsageError
 from cerebrum_cli.core.files import readable
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.row_fields import parse_template
-from cerebrum_cli.decide.decided_rows import DecisionAsker, row_flags
+from cerebrum_cli.decide.decided_rows import DecisionAsker, has_own_choices, row_flags
 from cerebrum_cli.decide.decision_run import STANDARD, DecisionRun
+from cerebrum_cli.decide.given_choices import YES_OR_NO
 from cerebrum_cli.decide.trusted import final_notes, load_trust
 from cerebrum_cli.results.output_tables import read_table, table_type
 from cerebrum_cli.results.results import output_paths
@@ -55,15 +56,18 @@ def decide_file(app: App, question: str, source: Path, options: DecideOptions) -
     )
     with reading.open(source, app.streams.piped, output) as rows:
         is_table = table_type(output) is not None
+        choices = options.find_choices()
+        if choices == YES_OR_NO and rows.is_whole and not any(map(has_own_choices, rows)):
+            choices = None  # the same question
         asker = DecisionAsker(
             "" if template else question,
             template.fields if template else (),
-            options.find_choices(),
+            choices,
             options.letters,
             votes=options.votes,
             label=options.label,
             writes_all=options.probabilities or options.label is not None,
-            copies_input=is_table and rows.form.header is not None,
+            copies_input=is_table and rows.columns is not None,
             is_table=is_table,
         )
         run = DecisionRun(rows, asker, options.decision_source(app), output)

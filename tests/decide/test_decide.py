@@ -372,6 +372,25 @@ def test_runs_of_decisions_are_compared(user: CommandLine) -> None:
     assert compared.object["differences"]["letters"] == [None, True]
 
 
+def test_rows_without_a_label_are_left_out(user: CommandLine) -> None:
+    (user.home / "some.csv").write_text("text,refund\nMoney back!,yes\nHello?,\nBroken., \nNo money.,no\n")
+    done = decide(user, REFUND, "some.csv", "--label", "refund", "--json", "-o", "some.out.jsonl")
+    assert done.code == 0 and done.object["n"] == 2
+    assert "2 of 4 rows have a label; the others are left out" in done.err
+    assert [json.loads(line)["id"] for line in (user.home / "some.out.jsonl").read_text().splitlines()] == [1, 4]
+    rows = [{"text": "Money back!", "refund": "yes"}, {"text": "Hello?"}]
+    piped = "".join(f"{json.dumps(row)}\n" for row in rows)
+    assert decide(user, REFUND, "-", "--label", "refund", "--json", stdin=piped).object["n"] == 1
+
+
+def test_yes_and_no_are_the_default_unless_rows_have_choices(user: CommandLine) -> None:
+    rows = [{"text": "a"}, {"text": "b", "choices": ["x", "y"]}]
+    for source, code in ((rows[:1], 0), (rows, 1)):
+        (user.home / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in source))
+        assert decide(user, REFUND, "in.jsonl", "-o", f"{code}.jsonl").code == 0
+        assert decide(user, REFUND, "in.jsonl", "-o", f"{code}.jsonl", "--choices", "yes,no").code == code
+
+
 def test_labelled_rows_may_all_fail(user: CommandLine) -> None:
     (user.home / "empty.csv").write_text("id,text,refund\na,,yes\nb, ,no\n")
     done = decide(user, REFUND, "empty.csv", "--label", "refund")
