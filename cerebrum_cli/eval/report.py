@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from cerebrum_cli.answers.equality import equals_reference
@@ -143,6 +143,16 @@ def vote_result(row: ScoredQuestion, tally: Tally) -> VoteResult:
         output = sample.program.output if sample.program else None
         is_correct = equals_reference(winner.answer, row.reference) or comes_to(output or "", row.reference)
     return VoteResult(winner.form, is_correct, winner.is_checked)
+
+
+def wrong_answers(rows: Sequence[ScoredQuestion], has_votes: bool) -> Iterator[tuple[ScoredQuestion, str | None]]:
+    """Yield the questions that were answered wrongly, with the answer of the vote, or of the first of all programs."""
+    for row in rows:
+        if len(row.samples) == 1 or not has_votes:
+            if not any(sample.is_correct for sample in row.samples):
+                yield row, row.samples[0].answer
+        elif not (vote := vote_results(row)[len(row.samples)]).is_correct:
+            yield row, vote.form
 
 
 def checked_votes(rows: Sequence[ScoredQuestion]) -> Checked | None:

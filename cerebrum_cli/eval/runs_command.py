@@ -7,7 +7,7 @@ Examples:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.eval.questions import ScoredQuestion
     from cerebrum_cli.eval.report import Report
     from cerebrum_cli.eval.runs import Run
+    from cerebrum_cli.terminal.streams import Streams
 
 RUN_HELP = "File of a run"
 
@@ -40,6 +41,7 @@ class ShowRun(BaseCommand):
 
     run_file: str = argument("RUN", RUN_HELP)
     plot: Path | None = option("Plot accuracy against votes and tokens", "Output", PATH, metavar="FILE")
+    wrong: bool = switch("List the questions that were answered wrongly, with answer and reference", "Output")
     run_code: bool = switch("Run the programs that the model wrote, in a sandbox", "Output")
     json: bool = json_option()
 
@@ -53,7 +55,12 @@ class ShowRun(BaseCommand):
             require_picture(self.plot)
         run = read_run(Path(self.run_file))
         require_run_code(run.match, self.run_code)
-        print_run(app, run, self.json, self.plot)
+        if self.wrong and self.plot:
+            raise UsageError.conflict("--wrong", "--plot")
+        if self.wrong:
+            print_wrong(app, run, self.json)
+        else:
+            print_run(app, run, self.json, self.plot)
 
 
 def print_run(app: App, run: Run, json: bool, plot: Path | None = None) -> None:
@@ -114,6 +121,26 @@ def run_object(run: Run, figures: JsonObject, failed: int) -> JsonDict:
         "conditions": run.conditions,
     }
     return {key: value for key, value in object.items() if value is not None}
+
+
+def print_wrong(app: App, run: Run, json: bool) -> None:
+    """Print the questions whose answer is wrong, or that of their vote, with the right answer."""
+    from cerebrum_cli.eval.report import wrong_answers
+    from cerebrum_cli.terminal.tables import excerpt, print_rows, print_table
+
+    prompts = {row.digest: row.prompt for row in run.rows}
+    undecided = {row.digest for row in run.rows if row.probabilities and row.answer is None}
+    rows: list[JsonDict] = [
+        {"id": row.id, "answer": answer, "reference": row.reference, "question": prompts[row.digest]}
+        for row, answer in wrong_answers(scored(app, run), has_votes=run.match != "code")
+        if row.digest not in undecided
+    ]
+
+    def as_table(streams: Streams, rows: Iterable[JsonObject]) -> None:
+        cells = [[value and excerpt(str(value)) for value in row.values()] for row in rows]
+        print_table(streams, ("id", "answer", "reference", "question"), cells, shorten="question")
+
+    print_rows(app.streams, rows, json, as_table, "no question was answered wrongly")
 
 
 def scored(app: App, run: Run) -> list[ScoredQuestion]:
