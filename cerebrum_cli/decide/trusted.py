@@ -66,7 +66,7 @@ class Trust:
         """What decides with which probability, by readable names."""
         return {
             "calibration": text_digest(to_json(self.calibration.object)),
-            "error of the decided": self.threshold and self.threshold.error,
+            "max_error": self.threshold and self.threshold.error,
             "confidence": self.threshold and self.threshold.confidence,
         }
 

@@ -12,7 +12,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.eval.estimates import Estimate, wilson
-from cerebrum_cli.eval.run_rows import RunRow
+from cerebrum_cli.eval.run_rows import RunRow, likeliest
 from cerebrum_cli.terminal.tables import print_table
 from cerebrum_cli.trust.calibration import CONFIDENCE, WANTED_ERRORS, LabelledDecision, calibrate
 
@@ -34,7 +34,7 @@ class LabelledRow:
 
     @property
     def answer(self) -> str:
-        return max(self.probabilities, key=self.probabilities.__getitem__)
+        return likeliest(self.probabilities)
 
     @property
     def probability(self) -> float:

@@ -60,9 +60,9 @@ def read_row(object: JsonObject) -> RunRow:
 
 
 def samples_of(object: JsonObject) -> Sequence[JsonObject]:
-    """The objects of the samples; a decision has one, its answer."""
+    """The objects of the samples; a decision has one, its likeliest choice, even if it is left undecided."""
     if "answer" in object:
-        return [] if object["error"] else [{"text": object["answer"] or "", "finish_reason": "stop"}]
+        return [] if object["error"] else [{"text": likeliest(probabilities_of(object)), "finish_reason": "stop"}]
     if object["finish_reason"] is None:
         return []
     samples: Sequence[JsonObject] = object["votes"]["samples"] if object["votes"] else [object]
@@ -73,3 +73,8 @@ def probabilities_of(object: JsonObject) -> JsonDict:
     """The probabilities of a decision, which are text in a table."""
     names = [key for key in object if key.startswith(PROBABILITY_OF) and object[key] is not None]
     return {key.removeprefix(PROBABILITY_OF): float(object[key]) for key in names}
+
+
+def likeliest(probabilities: Mapping[str, float]) -> str:
+    """The most probable choice; empty without any."""
+    return max(probabilities, key=probabilities.__getitem__, default="")

@@ -170,6 +170,20 @@ def test_labelled_rows_show_whether_the_promise_holds(user: CommandLine) -> None
     assert done.code == 0 and "of them wrong" in done.err and "\n0 of 90 rows decided" not in done.err
 
 
+def test_undecided_rows_count_with_their_likeliest_choice(user: CommandLine) -> None:
+    calibrate(user)
+    label = "labelled.jsonl", "--label", "label", "--calibration", "refunds.json"
+    assert decide(user, *label, "-o", "all.jsonl").code == 0
+    assert decide(user, *label, "--max-error", "0.2", "-o", "kept.jsonl").code == 0
+    rows = read(user.home / "kept.jsonl")
+    for row in rows[::2]:
+        row["answer"] = None
+    (user.home / "kept.jsonl").write_text(lines(rows))
+    compared = run(user, "runs", "compare", "all.jsonl", "kept.jsonl", "--json").object
+    assert (compared["n"], compared["difference"]) == (LABELLED, 0.0)
+    assert compared["differences"]["max_error"] == [None, 0.2]
+
+
 class SureOfMoney(OllamaServer):
     """A server that says "yes": nearly certainly if a text has the word money, else it is guessing."""
 
@@ -235,4 +249,4 @@ def test_a_resumed_run_keeps_its_calibration(user: CommandLine) -> None:
     words = ("new.jsonl", *CALIBRATED, "-o", "new.csv")
     assert decide(user, *words).code == 0
     done = decide(user, "new.jsonl", "--calibration", "refunds.json", "--max-error", "0.25", "-o", "new.csv")
-    assert_error(done, 1, "new.csv was made with other settings: error of the decided")
+    assert_error(done, 1, "new.csv was made with other settings: max_error")
