@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ESTIMATES = ("", "value", "95% interval")
 VOTES = ("vote", "accuracy", "95% interval", "tokens")
-# Keys of a run's record, without digests, which `--json` has.
+# Keys of a run's record; `--json` has the others, most of them digests.
 FACTS = (
     "protocol",
     "all questions",
@@ -36,6 +36,7 @@ FACTS = (
     "max_tokens",
     "ctx",
     "think",
+    "set of functions",
     "cerebrum",
     "llama.cpp",
     "date",
