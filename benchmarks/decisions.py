@@ -8,7 +8,7 @@ reversed, and tokens to evaluate for a row, by
 - letters, one order: the choices after letters, and how likely a reply is to begin with each letter
 - letters, orders: the same, averaged over several orders (`decide --letters`)
 - names, one order: the choices in a line, and how likely a reply is to begin with each name
-- names, orders: the same, averaged over several orders (`decide`)
+- names, orders: the same, averaged over several orders (`decide`, except for yes or no, of which it has one order)
 - prior removed: the last, less what it gives for texts without content ("N/A", "[MASK]", "...")
 """
 

@@ -2,7 +2,7 @@
 
 A prompt has the text, the question and a list of the choices. Models prefer some places of a list: the choices are
 listed in several orders, and the logarithms of their probabilities are averaged. These prompts share all but their
-lists, which is evaluated once.
+lists, which is evaluated once. Only yes or no is asked in one order, in the words that people use.
 """
 
 from __future__ import annotations

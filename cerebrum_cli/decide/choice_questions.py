@@ -19,12 +19,14 @@ from cerebrum_cli.decide.given_choices import Choice, GivenChoices, Order
 class ChoiceQuestion:
     """A conversation whose last message ends with a question, and the choices, which may be listed after letters.
 
-    Raises UsageError for a conversation that ends with the beginning of a reply.
+    If the message begins with the question instead, and a text follows, `opening` is the question. Raises UsageError
+    for a conversation that ends with the beginning of a reply.
     """
 
     conversation: Conversation
     choices: GivenChoices
     by_letter: bool = False
+    opening: str = ""
 
     def __post_init__(self) -> None:
         if self.conversation.prefill:
@@ -34,6 +36,8 @@ class ChoiceQuestion:
     def orders(self) -> Sequence[Order]:
         """The orders in which prompts list the choices. Raises UsageError if there are too few letters."""
         count = len(self.choices.items)
+        if self.choices.is_yes_or_no and not self.by_letter:
+            return [(self.choices.find("yes"), self.choices.find("no"))]  # as people say it
         if self.by_letter and count > len(ascii_uppercase):
             raise UsageError(f"there are {count} choices for 26 letters", "omit --letters")
         return self.choices.orders
@@ -49,8 +53,9 @@ class ChoiceQuestion:
         conversation = self.conversation
         if conversation.system_prompt is None:
             conversation = replace(conversation, system_prompt=system)
-        list_choices = lettered_text if self.by_letter else question_text
-        return conversation.with_question(list_choices(conversation.question, self.choices, order))
+        if self.by_letter:
+            return conversation.with_question(lettered_text(conversation.question, self.choices, order))
+        return conversation.with_question(question_text(conversation.question, self.choices, order, self.opening))
 
     def answers(self, order: Order) -> Texts:
         """What a reply gives for each choice: its name, or its letter in this order."""
@@ -86,12 +91,15 @@ def lettered_text(question: str, choices: GivenChoices, order: Order) -> str:
     return "\n".join([*lines, "", "Answer with the letter of one choice."])
 
 
-def question_text(question: str, choices: GivenChoices, order: Order) -> str:
-    """The question with its choices, listed in an order."""
+def question_text(question: str, choices: GivenChoices, order: Order, opening: str = "") -> str:
+    """The question with its choices, listed in an order: at the end, and yes or no as soon as it is asked."""
     if choices.is_score:
         least, largest = choices.names[0], choices.names[-1]
         return f"{question}\n\nAnswer with a whole number from {least} to {largest}."
     listed = [choices.items[position] for position in order]
+    if choices.is_yes_or_no:
+        asked = opening or question
+        return f"{asked} Answer with one word, {listed[0].name} or {listed[1].name}.{question.removeprefix(asked)}"
     if not any(choice.description or ";" in choice.name for choice in listed):
         return f"{question}\n\nAnswer with one of these: {'; '.join(choice.name for choice in listed)}."
     lines = [f"{question}\n", "Answer with the name of one of these:"]

@@ -37,6 +37,8 @@ REFERENCE = "reference"  # key of a labelled row: the right answer
 class DecisionAsker:
     """Asks which choice answers the question of a row: it follows the row's prompt, or has `fields` of the row.
 
+    `opening` is a question with which the prompts of all rows begin.
+
     Without `choices`, a row has its own, or is answered by yes or no. `label` names the column with the right answer.
     `writes_all` probabilities, `copies_input`, to a result that may be a table.
     """
@@ -44,6 +46,7 @@ class DecisionAsker:
     question: str
     fields: Texts
     choices: GivenChoices | None
+    opening: str = ""
     by_letter: bool = False
     votes: int | None = None
     label: str | None = None
@@ -104,7 +107,7 @@ class DecisionAsker:
                 self.trust.require(choices.names)
             if self.label is not None:
                 self.reference_of(row)
-            return ChoiceQuestion(conversation, choices, self.by_letter)
+            return ChoiceQuestion(conversation, choices, self.by_letter, self.opening)
         except UsageError as problem:
             return problem
 

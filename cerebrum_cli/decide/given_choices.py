@@ -70,6 +70,10 @@ class GivenChoices:
         return [given, given[::-1], swapped, swapped[::-1]]
 
     @property
+    def is_yes_or_no(self) -> bool:
+        return {(choice.name.casefold(), choice.description) for choice in self.items} == {("yes", ""), ("no", "")}
+
+    @property
     def may_have_letters(self) -> bool:
         return not self.is_score and len(self.items) <= len(ascii_uppercase)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.decide.decide_options import DecideOptions
     from cerebrum_cli.results.rows import Results
+
+QUESTION_FIRST = re.compile(r"(?P<question>[^{}]*[.?!])\s.*\{.*\}", re.DOTALL)
 
 
 def decide_file(app: App, question: str, source: Path, options: DecideOptions) -> None:
@@ -63,6 +66,7 @@ def decide_file(app: App, question: str, source: Path, options: DecideOptions) -
             "" if template else question,
             template.fields if template else (),
             choices,
+            opening_question(question),
             options.letters,
             votes=options.votes,
             label=options.label,
@@ -82,6 +86,12 @@ def decide_file(app: App, question: str, source: Path, options: DecideOptions) -
             results = measure(app, run, source, options)
     if results.counts.failed:
         raise typer.Exit(SOME_FAILED)
+
+
+def opening_question(template: str) -> str:
+    """The sentences with which a template begins, if fields follow to its end."""
+    found = QUESTION_FIRST.fullmatch(template)
+    return found["question"] if found else ""
 
 
 def require_related_options(options: DecideOptions) -> None:

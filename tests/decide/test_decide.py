@@ -239,14 +239,15 @@ def test_rows_with_a_prompt_have_no_settings_but_a_system_prompt(user: CommandLi
 def test_a_row_that_only_one_order_refuses_has_one_error(user: CommandLine) -> None:
     template = user.home / "strict.jinja"
     template.write_text(
-        "{% for message in messages %}{% if 'no; yes' in message.content %}{{ raise_exception('refused') }}{% endif %}"
-        "{{ message.content }}{% endfor %}"
+        "{% for message in messages %}{% if 'blue; red' in message.content %}{{ raise_exception('refused') }}"
+        "{% endif %}{{ message.content }}{% endfor %}"
     )
-    words = "-o", "-", "--chat-template", str(template)
-    done = decide(user, REFUND, "tickets.csv", *words)
-    rows = [json.loads(line) for line in done.out.splitlines()]
-    assert len(rows) == 4 and done.code == 6
-    assert all("refused" in row["error"]["message"] for row in rows if row["id"] != "c")
+    rows = [{"prompt": color, "choices": ["red", "blue"]} for color in ("Rose.", "Sky.")]
+    (user.home / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    done = decide(user, "Which?", "in.jsonl", "-o", "-", "--chat-template", str(template))
+    found = [json.loads(line) for line in done.out.splitlines()]
+    assert len(found) == 2 and done.code == 6
+    assert all("refused" in row["error"]["message"] for row in found)
 
 
 def test_rows_get_the_system_prompt(user: CommandLine) -> None:

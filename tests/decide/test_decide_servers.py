@@ -50,11 +50,13 @@ def decided(model: Model, choices: GivenChoices = YES_OR_NO, by_letter: bool = F
 @pytest.mark.parametrize("kind", [*KINDS, OllamaServer])
 def test_servers_decide_by_the_first_token(kind: type[ModelServer]) -> None:
     with asking(kind, YES) as (model, server):
-        decision = decided(model).result
-        assert not isinstance(decision, CerebrumError)
-        assert decision.answer == "yes"
-        assert decision.probability == pytest.approx(exp(-0.2) / (exp(-0.2) + exp(-2.0)))
-        assert len(server.completions()) == 2  # one for each order
+        for choices, orders in ((YES_OR_NO, 1), (parse_choices("yes,never"), 2)):
+            before = len(server.completions())
+            decision = decided(model, choices).result
+            assert not isinstance(decision, CerebrumError)
+            assert decision.answer == "yes"
+            assert decision.probability == pytest.approx(exp(-0.2) / (exp(-0.2) + exp(-2.0)))
+            assert len(server.completions()) - before == orders
 
 
 @pytest.mark.parametrize("kind", [LlamaServer, OllamaServer])

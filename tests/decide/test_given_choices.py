@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.decide.choice_questions import question_text
+from cerebrum_cli.decide.choice_questions import ChoiceQuestion, question_text
 from cerebrum_cli.decide.given_choices import MANY, MOST, Choice, GivenChoices, choices_of, parse_choices, parse_score
+from cerebrum_cli.decide.many_rows import opening_question
 from cerebrum_cli.decide.readings import average, log_shares
 
 
@@ -94,6 +96,29 @@ def test_each_choice_is_as_often_at_each_place(count: int) -> None:
 
 def test_a_question_lists_its_choices() -> None:
     assert question_text("Which?", numbered(2), (1, 0)) == "Which?\n\nAnswer with one of these: choice 1; choice 0."
+
+
+def test_yes_or_no_follows_the_question() -> None:
+    choices = parse_choices("No,yes")
+    [order] = ChoiceQuestion(Conversation().user("Is it?"), choices).orders
+    assert question_text("Fire! Is it?", choices, order) == "Fire! Is it? Answer with one word, yes or No."
+    text = question_text("Is it? Fire!", choices, order, opening="Is it?")
+    assert text == "Is it? Answer with one word, yes or No. Fire!"
+    assert len(ChoiceQuestion(Conversation().user("Is it?"), choices, by_letter=True).orders) == 2
+
+
+@pytest.mark.parametrize(
+    ("template", "opening"),
+    [
+        ("Is it {a}? {text}", ""),
+        ("Is it? {text}", "Is it?"),
+        ("Read. Is it?\n\nText: {text}", "Read. Is it?"),
+        ("{text} Is it?", ""),
+        ("Is it? {text} Sure?", ""),
+    ],
+)
+def test_a_template_may_begin_with_the_question(template: str, opening: str) -> None:
+    assert opening_question(template) == opening
 
 
 def test_a_description_follows_its_name() -> None:
