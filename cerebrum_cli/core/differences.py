@@ -11,7 +11,8 @@ from cerebrum_cli.core.text import one_line, truncate
 Differences = dict[str, tuple[Any, Any]]  # both values of each key for which they differ
 
 _MAX_VALUE = 40  # characters
-_DIGEST = re.compile(rf"[0-9a-f]{{{_MAX_VALUE - 1}}}")
+_DIGEST = re.compile(r"([0-9a-f]{8})[0-9a-f]{56}")  # a SHA-256
+_SHORT_DIGEST = re.compile(r"[0-9a-f]{8}…")
 
 
 def differing_values(first: JsonObject, second: JsonObject) -> Differences:
@@ -24,7 +25,7 @@ def describe_differences(found: Differences, between: str) -> list[str]:
     described = []
     for name, values in found.items():
         before, after = map(_short_value, values)
-        if before == after or (_DIGEST.match(before) and _DIGEST.match(after)):
+        if before == after or (_SHORT_DIGEST.match(before) and _SHORT_DIGEST.match(after)):
             described.append(name)
         else:
             described.append(f"{name} ({before}{between} {after})")
@@ -36,4 +37,5 @@ def _short_value(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return "on" if value else "off"
-    return truncate(one_line(value if isinstance(value, str) else to_json(value)), _MAX_VALUE)
+    text = one_line(value if isinstance(value, str) else to_json(value))
+    return truncate(_DIGEST.sub(r"\1…", text), _MAX_VALUE)
