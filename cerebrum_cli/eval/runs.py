@@ -16,7 +16,7 @@ from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.text import Texts, text_digest
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.eval.run_rows import RunRow, read_row
-from cerebrum_cli.results.output_tables import COLUMNS, INCLUDE_INPUT, table_type
+from cerebrum_cli.results.output_tables import COLUMNS, INCLUDE_INPUT
 from cerebrum_cli.results.saved import SavedResult, read_saved
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ def require_run_file(output: Path) -> None:
     """Raise UsageError for an output that cannot hold a run."""
     if output == Path("-"):
         raise UsageError("a run cannot be written to standard output", "omit -o; use --json to print the report")
-    if table_type(output):
-        raise UsageError(f"{output}: a run is not a table, but JSON Lines", "name it .jsonl")
+    if output.suffix.lower() not in ("", SUFFIX):
+        raise UsageError(f"{output}: a run is JSON Lines", "name it .jsonl")
 
 
 def provenance(source: ModelSource) -> JsonDict:
