@@ -84,7 +84,7 @@ def ask_questions(app: App, prepared: PreparedEvaluation, path: Path, options: E
     results = open_results(
         path, prepared.fingerprint, kind, questions.known_rows, options.restart, options.retry_failed, prepared.notes
     )
-    if results.left_out > results.missing_count:  # questions were not changed, but removed
+    if results.left_out:  # questions were not changed, but removed
         results.close()
         raise BatchError(
             f"{path} has answers to {format_count(results.left_out, 'more question')}",

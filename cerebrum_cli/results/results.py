@@ -231,8 +231,8 @@ class StoredResults(Results):
 
     @property
     def left_out(self) -> int:
-        """The number of finished rows that this input lacks; they are lost once it is answered."""
-        return len(self._partial.rows.keys() | self._earlier.keys()) - len(self.finished)
+        """How many more rows are finished than this input has; so many are lost once it is answered."""
+        return max(0, len(self._partial.rows.keys() | self._earlier.keys()) - self.size)
 
     def require_rows_of_input(self) -> None:
         """Raise BatchError if there are answers, and none is for a row of this input."""

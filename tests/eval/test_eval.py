@@ -151,6 +151,9 @@ def test_failed_questions_are_asked_again_only_if_that_is_wanted(command: Comman
         done = run_eval(command, source, "--ctx", "256", "-o", tmp_path / "run.jsonl", *retry)
         assert (done.code, done.object["n"], done.object["failed"]) == (6, 1, 1)
         assert done.err.startswith("2 of 2 done" + (f" ({found} by an earlier run)" if found else ""))
+    write_questions(source, rows[1:])
+    done = run_eval(command, source, "--ctx", "256", "-o", tmp_path / "run.jsonl", "--retry-failed")
+    assert_error(done, 1, "has answers to 1 more question")
 
 
 def test_replies_that_do_not_match_a_schema_are_wrong(command: CommandLine, sums: Path, tmp_path: Path) -> None:
