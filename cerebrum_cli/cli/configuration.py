@@ -11,8 +11,8 @@ from cerebrum_cli.cli.options import json_option
 from cerebrum_cli.core.declaration import option_group
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import absolute_reference, atomic_write, translate_os_errors
-from cerebrum_cli.core.settings import KEYS, OPTIONS, in_directory, parse_toml, read_config, read_config_text
+from cerebrum_cli.core.files import absolute_reference, translate_os_errors
+from cerebrum_cli.core.settings import KEYS, OPTIONS, in_directory, read_config
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.terminal.tables import settings_lines
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 ACTIONS = ("set", "edit")
 USAGE = "write cerebrum config, cerebrum config set KEY VALUE, or cerebrum config edit"
-PRIVATE = 0o600
 
 
 def actions(_: App) -> Iterable[str]:
@@ -78,23 +77,10 @@ def list_settings(app: App, path: Path, json: bool) -> None:
 
 def set_value(app: App, path: Path, name: str, text: str | None) -> None:
     """Write a setting, with absolute paths; without a text, remove it. Raises UsageError for an invalid value."""
-    import tomlkit
-
     key = name.replace("-", "_")
     if key not in OPTIONS:
         raise UsageError(f"there is no setting {name!r}", f"{did_you_mean(key, KEYS)}list all with cerebrum config")
-    content = read_config_text(path)
-    parse_toml(content, path)  # for its errors
-    document = tomlkit.parse(content)
-    written = key.replace("_", "-") if key.replace("_", "-") in document else key
-    if text is None:
-        document.pop(written, None)
-    else:
-        document[written] = file_value(key, name, text)
-    mode = path.stat().st_mode & 0o777 if path.exists() else PRIVATE
-    with translate_os_errors(ConfigError, path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path.resolve(), tomlkit.dumps(document).encode(), mode=mode)
+    app.write_setting(key, None if text is None else file_value(key, name, text))
     done = "reset" if text is None else f"set to {text}"
     app.streams.note(f"{name} {done} in {path}")
     if over := variable_that_sets(key):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.cli.command import environment_layer
-from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.core.errors import ConfigError, ModelNotFound
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import COMMAND_LINE, DEFAULT, SESSION, Settings
@@ -49,11 +49,10 @@ def pull_missing(app: App, settings: Settings, error: ModelNotFound, *, yes: boo
 
 
 def note_precedence(app: App) -> None:
-    """Write a note if config.toml or a variable sets another model than the default model."""
+    """Write a note if a variable sets another model than the default model."""
     settings = app.readable_settings(environment_layer("model"))
-    if settings.model and settings.model not in app.library.resolve(None).references:
-        hint = "cerebrum config set model resets it" if settings.origin("model") == "config.toml" else ""
-        app.streams.note(NoticeEvent(f"{settings.origin('model')} sets {settings.model}, which takes precedence", hint))
+    if settings.model and settings.model not in app.library.resolve(None).references | {app.default_model()}:
+        app.streams.note(NoticeEvent(f"{settings.origin('model')} sets {settings.model}, which takes precedence"))
 
 
 def choose_model(app: App, heading: str, rows: list[JsonDict]) -> str | None:
@@ -81,8 +80,14 @@ def confirm_pull(app: App, error: ModelNotFound, puller: Puller, text: str) -> b
 
 
 def pull_model(app: App, opened: AbstractContextManager[Puller], text: str, name: str | None = None) -> InstalledModel:
-    """Download a model with a progress bar; ask which of several, and before one that does not fit this machine."""
+    """Download a model with a progress bar; ask which of several, and before one that does not fit this machine.
+
+    It becomes the default model if there is none.
+    """
     with opened as puller, interruptible("run it again to resume"):
         model = puller.pull(puller.parse(text), name)
+    if app.default_model() is None:
+        with suppress(ConfigError):  # a read-only directory has no default model
+            app.write_setting("model", model.reference)
     app.streams.note(f"installed {model.reference}: {model.path}")
     return model

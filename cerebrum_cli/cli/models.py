@@ -229,9 +229,15 @@ class RmCommand(BaseCommand):
         if not (self.models or self.prompt_cache):
             raise UsageError("no model given", "name one or more, or use --prompt-cache")
         removals = [app.library.removal(name) for name in self.models]
+        _ = app.readable_settings({})
         for reference, removal in {removal.model.reference: removal for removal in removals}.items():
             require_agreement(app, removal.question, reference, self.yes)
-            app.streams.note(removal.carry_out())
+            was_default = app.library.is_default(removal.model)
+            report = removal.carry_out()
+            if was_default and not app.library.has_default:
+                app.write_setting("model", None)
+                report += "; no default model is set now"
+            app.streams.note(report)
         if self.prompt_cache:
             from cerebrum_cli.engine.local import clear_prompt_cache
 

@@ -121,7 +121,7 @@ def given_flags(options: object, *names: str) -> list[str]:
 
 
 def make_default(app: App, model: InstalledModel) -> None:
-    app.library.registry.set_default(model.reference)
+    app.write_setting("model", model.reference)
     app.streams.note(f"default model: {model.reference}")
     note_precedence(app)
 

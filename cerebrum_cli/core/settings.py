@@ -30,7 +30,7 @@ from cerebrum_cli.core.declaration import (
     variable,
 )
 from cerebrum_cli.core.errors import ConfigError, UsageError
-from cerebrum_cli.core.files import expand_user, read_small
+from cerebrum_cli.core.files import atomic_write, expand_user, read_small, translate_os_errors
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE, SamplingParams
@@ -44,6 +44,7 @@ EndpointTable = Mapping[str, str]
 DEFAULT, MODEL_FILE, CATALOGUE = "default", "model file", "catalog"  # origins of what no user has set
 RECOMMENDED = (DEFAULT, MODEL_FILE, CATALOGUE)
 CONFIG, SESSION, SAVED_PROMPT = "config.toml", "session", "saved prompt"
+PRIVATE = 0o600  # mode of a new config.toml
 COMMAND_LINE, SLASH_SET = "command line", "/set"
 CHOSEN = (COMMAND_LINE, SLASH_SET)  # for this command
 ENVIRONMENT = variable("")  # how its origins begin
@@ -318,6 +319,24 @@ def read_config(path: Path) -> Config:
     require_tables(MCP, mcp, path, MCP_EXAMPLE)
     settings = read_settings(values, text, path, (ENDPOINTS, MCP))
     return Config(SourcedLayer(settings, origin=CONFIG), endpoints, mcp)
+
+
+def write_setting(path: Path, key: str, value: Any) -> None:
+    """Write a setting into a config.toml; remove it for None. Raises ConfigError."""
+    import tomlkit
+
+    content = read_config_text(path)
+    parse_toml(content, path)  # for its errors
+    document = tomlkit.parse(content)
+    written = key.replace("_", "-") if key.replace("_", "-") in document else key
+    if value is None:
+        document.pop(written, None)
+    else:
+        document[written] = value
+    mode = path.stat().st_mode & 0o777 if path.exists() else PRIVATE
+    with translate_os_errors(ConfigError, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path.resolve(), tomlkit.dumps(document).encode(), mode=mode)
 
 
 def read_config_text(path: Path) -> str:

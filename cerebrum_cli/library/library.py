@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.declaration import parse_adapter
 from cerebrum_cli.core.environment import environment
-from cerebrum_cli.core.errors import ModelNotFound, UsageError
+from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, UsageError
 from cerebrum_cli.core.files import (
     Paths,
     absolute_path,
@@ -51,16 +52,23 @@ CATALOGUE = _INSTALLED_CATALOGUE if is_file(_INSTALLED_CATALOGUE) else _PACKAGE.
 
 @dataclass
 class Library:
-    """The catalog, the registry, the Hugging Face cache, and the capacity of this machine."""
+    """The catalog, the registry, the Hugging Face cache, this machine's capacity, and the `default` model's name."""
 
     catalogue_paths: Paths
     registry: Registry
     capacity: Callable[[], Capacity]
+    default: Callable[[], str | None] = lambda: None
 
     @classmethod
-    def of_user(cls, config_directory: Path, data_directory: Path, capacity: Callable[[], Capacity]) -> Library:
+    def of_user(
+        cls,
+        config_directory: Path,
+        data_directory: Path,
+        capacity: Callable[[], Capacity],
+        default: Callable[[], str | None],
+    ) -> Library:
         paths = (CATALOGUE, config_directory / "models.toml")
-        return cls(paths, Registry(data_directory / "models"), capacity)
+        return cls(paths, Registry(data_directory / "models"), capacity, default)
 
     @cached_property
     def cache(self) -> Cache:
@@ -225,7 +233,16 @@ class Library:
         return list(ollama_models()), unreadable_directories()
 
     def is_default(self, model: InstalledModel) -> bool:
-        return self.registry.default in model.references
+        with suppress(CerebrumError):
+            return self.resolve(None).reference == model.reference
+        return False
+
+    @property
+    def has_default(self) -> bool:
+        """Whether there is a default model, which is installed."""
+        with suppress(ModelNotFound):
+            return bool(self.resolve(None))
+        return False
 
     def _unknown(self, text: str) -> ModelNotFound:
         names = {NANO_NAME}
@@ -234,7 +251,7 @@ class Library:
         return unknown_model(text, sorted(names))
 
     def _default_model(self) -> InstalledModel:
-        default = self.registry.default
+        default = self.default()
         if default is None:
             raise no_default(next((model.reference for model in self.models() if model.is_usable), None))
         return self.resolve(default)
@@ -260,7 +277,7 @@ class Library:
         matching = [model for model in models if self._matches(reference, model)]
         usable = [model for model in matching if model.is_usable] or matching[:1]
         for model in usable:
-            if self.is_default(model):
+            if self.default() in model.references:
                 return model
         if len(usable) <= 1:
             return usable[0] if usable else None

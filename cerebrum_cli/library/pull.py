@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
-from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.errors import ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.events import NoticeEvent, Progress
 from cerebrum_cli.core.files import atomic_write, is_directory, is_file
 from cerebrum_cli.core.frozen import frozen
@@ -102,21 +102,16 @@ class Puller:
         return self.library.registry.digest(path, partial(self.progress.update, "verify"))
 
     def pull(self, reference: Reference, name: str | None = None) -> InstalledModel:
-        """Pull a model unless it is installed. It becomes the default if there is none.
+        """Pull a model unless it is installed.
 
         Raises ModelFileError for one that cannot answer, and UsageError if several are meant.
         """
         model = self.find_or_pull(reference, name)
         require_generative(model.path, model.header)
-        try:
-            self.library.resolve(None)
-        except CerebrumError:
-            with suppress(ConfigError):  # a read-only directory has no default model
-                self.library.registry.set_default(model.reference)
         return model
 
     def find_or_pull(self, reference: Reference, name: str | None = None) -> InstalledModel:
-        """Pull a model unless it is installed, and leave the default model as it is."""
+        """Pull a model unless it is installed, whether it can answer or not."""
         spec = self.library.catalogue.meant_by(reference)
         match reference:
             case ModelReference() if spec and spec.recipe:

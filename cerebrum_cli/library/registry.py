@@ -1,4 +1,4 @@
-"""The registry: named models outside the Hugging Face cache, the default model, and known digests of files.
+"""The registry: named models outside the Hugging Face cache, and known digests of files.
 
 It is one small JSON file that several processes may change at the same time.
 """
@@ -54,11 +54,10 @@ class RegistryEntry:
 
 @dataclass(slots=True)
 class Contents:
-    """What registry.json has: models, digests of other files, and a reference to the default model."""
+    """What registry.json has: models, and digests of other files."""
 
     version: int
     models: tuple[RegistryEntry, ...]
-    default: str | None
     digests: tuple[RegistryEntry, ...]
 
 
@@ -80,10 +79,6 @@ class Registry:
     def conversion_directory(self) -> Path:
         return (self.directory / "converted").resolve()
 
-    @property
-    def default(self) -> str | None:
-        return self._read().default
-
     def entries(self) -> tuple[RegistryEntry, ...]:
         """All models, oldest first. Raises ConfigError if registry.json is damaged."""
         return self._read().models
@@ -100,10 +95,6 @@ class Registry:
     def remove(self, name: str) -> None:
         with self._changed() as contents:
             contents.models = tuple(model for model in contents.models if model.name != name)
-
-    def set_default(self, reference: str | None) -> None:
-        with self._changed() as contents:
-            contents.default = reference
 
     def known_digest(self, path: Path) -> RegistryEntry | None:
         """Digest of a file, if it need not be read: stored since its last change, or the name of the Hub's blob."""
@@ -156,11 +147,12 @@ class Registry:
     def _read(self) -> Contents:
         try:
             with translate_os_errors(ConfigError, self.path), suppress(FileNotFoundError):
-                contents = from_json(Contents, read_small_json(self.path))
+                members = read_small_json(self.path).items()
+                contents = from_json(Contents, {key: value for key, value in members if key in Contents.__slots__})
                 if contents.version != _VERSION:
                     raise ValueError(f"version {contents.version}, not {_VERSION}")
                 return contents
-            return Contents(_VERSION, (), None, ())
+            return Contents(_VERSION, (), ())
         except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"{self.path}: damaged registry ({type(error).__name__}: {error})",

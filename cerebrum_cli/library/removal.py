@@ -32,7 +32,6 @@ class Removal:
         """Remove the model, and return a report."""
         registry, model = self.registry, self.model
         report = f"removed {model.reference} from the list; its file is kept"
-        was_default = registry.default in model.references
         if self._owns_files:
             weights = self._weights
             report = f"deleted {model.reference}, freed {format_size(self._delete())}"
@@ -41,9 +40,6 @@ class Removal:
             files.remove(registry.directory / USED / model.usage_key)
         if model.entry:
             registry.remove(model.entry.name)
-        if was_default:
-            registry.set_default(None)
-            report += "; no default model is set now"
         return report
 
     @property

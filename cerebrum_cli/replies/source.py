@@ -16,6 +16,7 @@ from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
 from cerebrum_cli.core.settings import (
+    CONFIG,
     DEFAULT,
     EMBEDDED,
     GENERATION_KEYS,
@@ -27,6 +28,7 @@ from cerebrum_cli.core.settings import (
     fold,
     read_config,
     without_keys,
+    write_setting,
 )
 from cerebrum_cli.core.text import text_digest
 from cerebrum_cli.engine.local import MachineRecords, open_engine, open_prompt_cache
@@ -73,7 +75,8 @@ class Installation:
 
     def __post_init__(self) -> None:
         self.machine = MachineRecords(self.data_directory)
-        self.library = Library.of_user(self.config_directory, self.data_directory, self.machine.capacity)
+        capacity = self.machine.capacity
+        self.library = Library.of_user(self.config_directory, self.data_directory, capacity, self.default_model)
 
     @classmethod
     def of_user(cls, **others: Any) -> Self:
@@ -90,6 +93,16 @@ class Installation:
             records.try_template,
             **others,
         )
+
+    def write_setting(self, key: str, value: Any) -> None:
+        """Write a setting into config.toml; remove it for None. Raises ConfigError."""
+        write_setting(self.config_directory / CONFIG, key, value)
+        vars(self).pop("config", None)  # it is read again
+
+    def default_model(self) -> str | None:
+        """The model that config.toml names. Raises ConfigError."""
+        model: str | None = self.config.settings.get("model")
+        return model
 
     @property
     def sessions_path(self) -> Path:
@@ -163,7 +176,7 @@ class Installation:
     @cached_property
     def config(self) -> Config:
         """Contents of config.toml, read once. Raises ConfigError."""
-        return read_config(self.config_directory / "config.toml")
+        return read_config(self.config_directory / CONFIG)
 
 
 @frozen

@@ -27,14 +27,13 @@ def test_registry_concurrent_adds_lose_nothing(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_locks")
 def test_registry_works_where_the_file_system_has_no_locks(tmp_path: Path) -> None:
     Registry(tmp_path).add(model("a"))
-    Registry(tmp_path).set_default("a")
-    assert (Registry(tmp_path).entries(), Registry(tmp_path).default) == ((model("a"),), "a")
+    assert Registry(tmp_path).entries() == (model("a"),)
 
 
-OTHER_VERSION = '{"version": 2, "default": null, "models": [], "digests": []}'
-NO_PATH = '{"version": 1, "default": null, "models": [{"name": "a"}], "digests": []}'
+OTHER_VERSION = '{"version": 2, "models": [], "digests": []}'
+NO_PATH = '{"version": 1, "models": [{"name": "a"}], "digests": []}'
 ENTRY = {"name": "a", "path": "/a", "size": 1, "sha256": "", "mtime_ns": 1, "source": "local"}
-EMPTY: dict[str, Any] = {"version": 1, "default": None, "models": [], "digests": []}
+EMPTY: dict[str, Any] = {"version": 1, "models": [], "digests": []}
 WRONG_ENTRIES: list[dict[str, Any]] = [{"name": 5}, {"source": "other"}, {"mtime_ns": 1e400}, {"path": "\ud800"}]
 WRONG_TYPES = [json.dumps(EMPTY | {"models": [ENTRY | wrong]}) for wrong in WRONG_ENTRIES]
 
