@@ -463,7 +463,8 @@ def open_model(
     It starts to load immediately, and the first reply waits for it. With `endpoint`, servers generate: their URLs, or
     names of their tables in config.toml; `name` is that of their model. `parallel` is the number of replies that are
     generated at a time, 16 by default. `raw` continues texts without a prompt format. Other settings are those of the
-    commands; config.toml's and CEREBRUM_* variables are not read. Raises ModelNotFound, UsageError, ConfigError.
+    commands; config.toml's, except its model, and CEREBRUM_* variables are not read. Raises ModelNotFound, UsageError,
+    ConfigError.
     """
     if parallel is not None and parallel not in range(1, MAX_PARALLEL + 1):
         raise UsageError.invalid("parallel", parallel, f"a number from 1 to {MAX_PARALLEL}")
