@@ -62,10 +62,13 @@ def test_score_is_of_all_samples_that_were_generated() -> None:
 
 def test_score_of_decisions_compares_answers() -> None:
     decided: JsonDict = {"id": 1, "prompt": "?", "answer": "yes", "probability": 0.9, "error": None}
-    decided |= {"reference": "yes", "key": "1.1.0123456789abcdef0123"}
+    decided |= {"probability of yes": 0.9, "probability of no": 0.1, "reference": "yes"}
+    decided["key"] = "1.1.0123456789abcdef0123"
     failed = {"answer": None, "error": {"type": "invalid_request", "message": "empty"}}
-    rows = score([read_row(decided | others) for others in ({}, {"answer": "no"}, failed)], "exact")
-    assert [row.accuracy for row in rows] == [1.0, 0.0]
+    rows = score(
+        [read_row(decided | others) for others in ({}, {"answer": None}, {"reference": "no"}, failed)], "exact"
+    )
+    assert [row.accuracy for row in rows] == [1.0, 1.0, 0.0]  # one that is left undecided has a likeliest choice, too
 
 
 # The report.

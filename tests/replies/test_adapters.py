@@ -177,7 +177,9 @@ def test_batch_is_not_resumed_with_another_adapter(user: CommandLine, chatml_mod
     ):
         done = user.run(*command, *lora)
         assert done.code == 1
-        assert f"out.jsonl was made with other settings: adapter ({moved.name}, now {now})\n" in done.err  # as last given
+        assert (
+            f"out.jsonl was made with other settings: adapter ({moved.name}, now {now})\n" in done.err
+        )  # as last given
     (user.home / "same").mkdir()
     same = write_adapter(user.home / "same/other.gguf", factors_for(chatml_model, seed=9))
     assert user.run(*command, "--lora", other, "--restart").code == 0
