@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from cerebrum_cli.core.declaration import (
     variable,
 )
 from cerebrum_cli.core.errors import ConfigError, UsageError
-from cerebrum_cli.core.files import atomic_write, expand_user, read_small, translate_os_errors
+from cerebrum_cli.core.files import atomic_write, expand_user, lock_file, read_small, remove, translate_os_errors
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE, SamplingParams
@@ -322,7 +323,21 @@ def read_config(path: Path) -> Config:
 
 
 def write_setting(path: Path, key: str, value: Any) -> None:
-    """Write a setting into a config.toml; remove it for None. Raises ConfigError."""
+    """Write a setting into a config.toml; remove it for None. Processes take turns. Raises ConfigError."""
+    target = path.resolve()
+    lock = target.with_name(f".{target.name}.lock")
+    with translate_os_errors(ConfigError, path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with closing(lock_file(lock, lambda: None, mode=PRIVATE, is_required=False)):
+            try:
+                mode = path.stat().st_mode & 0o777 if path.exists() else PRIVATE
+                atomic_write(target, with_setting(path, key, value).encode(), mode=mode)
+            finally:
+                remove(lock)
+
+
+def with_setting(path: Path, key: str, value: Any) -> str:
+    """The text of a config.toml with a setting, or without it for None. Raises ConfigError."""
     import tomlkit
 
     content = read_config_text(path)
@@ -333,10 +348,7 @@ def write_setting(path: Path, key: str, value: Any) -> None:
         document.pop(written, None)
     else:
         document[written] = value
-    mode = path.stat().st_mode & 0o777 if path.exists() else PRIVATE
-    with translate_os_errors(ConfigError, path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path.resolve(), tomlkit.dumps(document).encode(), mode=mode)
+    return tomlkit.dumps(document)
 
 
 def read_config_text(path: Path) -> str:

@@ -31,6 +31,16 @@ def write(user: CommandLine, text: str) -> Path:
     return file
 
 
+def test_settings_that_are_set_at_once_are_all_kept(user: CommandLine) -> None:
+    settings = {"temperature": 0.1, "max_tokens": 11, "seed": 12, "top_k": 13, "ctx": 1111, "threads": 1, "top_p": 0.5}
+    processes = [user.start("config", "set", key, str(value)) for key, value in settings.items()]
+    for process in processes:
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    assert tomllib.loads((user.config / "config.toml").read_text()) == settings
+    assert [path.name for path in user.config.iterdir()] == ["config.toml"]
+
+
 def test_settings_are_set_for_all_commands(user: CommandLine) -> None:
     for words in (("model", "nano"), ("max_tokens", "3"), ("stop", "###"), ("vi", "on"), ("temperature", "0.5")):
         done = config(user, "set", *words)
