@@ -1,7 +1,6 @@
 """Servers made with the SDK, over standard streams and over HTTP: what their functions get, and what the model gets."""
 
 import json
-import os
 import shlex
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from waiting import wait_until
 
 from cerebrum_cli.cli.app import App
 from cerebrum_cli.cli.options import ToolOptions
+from cerebrum_cli.core.environment import user_environment
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.tools import Tool
 from cerebrum_cli.terminal.streams import Streams
@@ -96,7 +96,7 @@ def test_sdk_server_has_the_directory_and_variables_of_the_command(app: App) -> 
     words = f'command = "{sys.executable}"\nargs = ["{SCRIPT}"]\nenv = {{ TOKEN = "a b" }}'
     directory, variables = json.loads(configured(app, words)["surroundings"].run({}))
     assert directory == str(Path.cwd())
-    assert {**variables, "TOKEN": "a b"}.items() >= os.environ.items()
+    assert {**variables, "TOKEN": "a b"}.items() >= user_environment().items()
     assert variables["TOKEN"] == "a b"
 
 
