@@ -181,6 +181,13 @@ class Settings(SamplingParams):
             hint = f"set temperature above 0; {origin} sets 0"
         raise UsageError(f"{by} needs a temperature above 0: at 0 all samples are the same", hint)
 
+    def changed(self, changes: Layer) -> Settings:
+        """These settings with changes by name. Raises UsageError for an unknown name or an invalid value."""
+        require_known(changes)
+        layer = SourcedLayer(changes)
+        values = {key: OPTIONS[key].validate(value, key) for key, value in layer.items()}
+        return replace(self, **values, origins={**self.origins, **layer.origins})
+
     def applied_to(self, conversation: Conversation, tools: Tools = ()) -> Conversation:
         """A conversation as it is asked: with the mode of thinking, and the functions that may be called."""
         specs = tuple(tool.spec for tool in tools) or conversation.tools
@@ -229,6 +236,13 @@ LOAD_KEYS = tuple(key for key in KEYS if key not in (*GENERATION_KEYS, *DIALOGUE
 REPLY_KEYS = (*LOAD_KEYS, *GENERATION_KEYS)  # of commands that generate replies
 MODES = {True: "thinking", False: "no_thinking"}  # tables of a layer that apply while `think` is on or off
 LOCAL_KEYS = tuple(key for key, declared in OPTIONS.items() if declared.local)
+
+
+def require_known(names: Iterable[str]) -> None:
+    """Raise UsageError for a name that is not one of a setting."""
+    for name in names:
+        if name not in OPTIONS:
+            raise UsageError(f"unknown setting {name!r}", "cerebrum ask --set help lists them")
 
 
 def fold(*layers: Layer) -> Settings:

@@ -25,7 +25,16 @@ from cerebrum_cli.core.events import (
     with_notices_behind,
 )
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
-from cerebrum_cli.core.settings import LOAD_KEYS, MAX_PARALLEL, OPTIONS, Layer, Settings, SourcedLayer, fold, reply_room
+from cerebrum_cli.core.settings import (
+    LOAD_KEYS,
+    MAX_PARALLEL,
+    Layer,
+    Settings,
+    SourcedLayer,
+    fold,
+    reply_room,
+    require_known,
+)
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.engine.engine import Engine
@@ -144,7 +153,7 @@ class Model:
         from cerebrum_cli.replies.majority_vote import MajorityVote, Outcome, Row
 
         if samples is not None:
-            sampled = changed(self.source.settings, settings).for_samples("a vote")
+            sampled = self.source.settings.changed(settings).for_samples("a vote")
             settings["temperature"] = sampled.temperature
         elif check is not None:
             raise UsageError("programs check only votes", "set samples, or omit check")
@@ -239,7 +248,7 @@ class Model:
             raise UsageError.conflict("schema", "grammar")
         if fixed := [key for key in changes if key in LOAD_KEYS and key != "system"]:
             raise UsageError(f"{fixed[0]} is set when a model is opened", f"open_model(..., {fixed[0]}=...)")
-        settings = changed(self.source.settings, changes)
+        settings = self.source.settings.changed(changes)
         if isinstance(question, str):
             question = Conversation().user(question)
         elif not isinstance(question, Conversation):
@@ -488,17 +497,3 @@ def open_model(
             context = ContextOptions(slots=parallel, batch_invariant=True)
             source = replace(source, context=context, is_chat=False)
     return open_source(source)
-
-
-def changed(settings: Settings, changes: Layer) -> Settings:
-    """Settings with changes by name. Raises UsageError for an unknown name or an invalid value."""
-    require_known(changes)
-    layer = SourcedLayer(changes)
-    values = {key: OPTIONS[key].validate(value, key) for key, value in layer.items()}
-    return replace(settings, **values, origins={**settings.origins, **layer.origins})
-
-
-def require_known(names: Iterable[str]) -> None:
-    for name in names:
-        if name not in OPTIONS:
-            raise UsageError(f"unknown setting {name!r}", "cerebrum ask --set help lists them")
