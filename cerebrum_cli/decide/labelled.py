@@ -20,6 +20,7 @@ from cerebrum_cli.trust.calibration_file import require_replaceable, save_calibr
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from cerebrum_cli.batch.input_row import InputRow
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.decide.decide_options import DecideOptions
     from cerebrum_cli.decide.decision_run import DecisionRun
@@ -40,7 +41,6 @@ def measure(app: App, run: DecisionRun, source: Path, options: DecideOptions) ->
     if options.plot:
         require_picture(options.plot)
     keep_labelled(app, run, options.label or "")
-    require_labels(run)
     known = {TASK: source.stem, "label": options.label, **provenance(run.model)}
     run = replace(run, known=known)
     asked = text_digest(to_json(run.conditions))  # another question is another file
@@ -63,26 +63,30 @@ def measure(app: App, run: DecisionRun, source: Path, options: DecideOptions) ->
 
 
 def keep_labelled(app: App, run: DecisionRun, label: str) -> None:
-    """Leave out the rows of a file without a label, unless none has one, and say how many are measured."""
-    if not run.rows.is_whole:
+    """Leave out the rows of a file without a label, and say how many are measured.
+
+    Raises UsageError for the first row without a right answer: a label that is no choice, or none if no row has one.
+    """
+    if not run.rows.is_whole:  # rows of a long pipe are read once, and get errors
         return
     digests = [digest for digest, _ in run.rows.known_rows()]
-    values = [row.input.get(label) if isinstance(row.input, dict) else None for row in run.rows]
-    found = frozenset(digest for digest, value in zip(digests, values, strict=True) if not is_empty(value))
-    if found and len(labelled := [digest for digest in digests if digest in found]) < len(digests):
-        run.rows.keep(found)
+    labelled = []
+    for digest, row in zip(digests, run.rows, strict=True):
+        if isinstance(row.input, dict) and not is_empty(row.input.get(label)):
+            require_label(run, row)
+            labelled.append(digest)
+    if not labelled:
+        require_label(run, next(iter(run.rows)))
+    if len(labelled) < len(digests):
+        run.rows.keep(frozenset(labelled))
         app.streams.note(f"{len(labelled):,} of {len(digests):,} rows have a label; the others are left out")
 
 
-def require_labels(run: DecisionRun) -> None:
-    """Raise UsageError for the first row of a file without a right answer."""
-    if not run.rows.is_whole:  # rows of a long pipe are read once, and get errors
-        return
-    for row in run.rows:
-        try:
-            run.asker.reference_of(row)
-        except UsageError as problem:
-            raise UsageError(f"row {row.id}: {problem.message}", problem.hint) from problem
+def require_label(run: DecisionRun, row: InputRow) -> None:
+    try:
+        run.asker.reference_of(row)
+    except UsageError as problem:
+        raise UsageError(f"row {row.id}: {problem.message}", problem.hint) from problem
 
 
 def calibration_of(run: DecisionRun, saved: Run) -> Calibration:
