@@ -186,21 +186,12 @@ class CompareRuns(BaseCommand):
         runs = read_run(Path(self.before)), read_run(Path(self.after))
         for run in runs:
             require_run_code(run.match, self.run_code)
-        first, second = ({row.digest: row for row in scored(app, run)} for run in runs)
-        common = [digest for digest in first if digest in second]
         names = [run.name for run in runs]
         if names[0] == names[1]:
             names = [self.before, self.after]
-        if not common:
-            problem = f"{names[0]} and {names[1]} have no answered question in common"
-            raise UsageError(problem, "evaluate the same task or the same file")
-        for note in (*left_out(names, first, second), *left_out(names[::-1], second, first)):
-            app.streams.note(NoticeEvent(note))
-        comparison = compare(
-            [first[digest] for digest in common],
-            [second[digest] for digest in common],
-            votes=all(run.match != "code" for run in runs),
-        )
+        has_votes = all(run.match != "code" for run in runs)
+        first, second = paired(app, runs, names)
+        comparison = compare(first, second, has_votes)
         differing = runs[0].differences(runs[1])
         if self.json:
             app.streams.answer({**asdict(comparison), "differences": differing})
@@ -212,6 +203,18 @@ class CompareRuns(BaseCommand):
         if of_first and of_second:
             line = strip_controls(of_first.compare(of_second, names))
             app.streams.answer(f"\n{app.streams.wrapped(line)}\n")
+
+
+def paired(app: App, runs: Sequence[Run], names: Sequence[str]) -> list[list[ScoredQuestion]]:
+    """The scored rows of both runs that ask the same, in one order. Raises UsageError without any."""
+    first, second = ({row.digest: row for row in scored(app, run)} for run in runs)
+    common = [digest for digest in first if digest in second]
+    if not common:
+        problem = f"{names[0]} and {names[1]} have no answered question in common"
+        raise UsageError(problem, "evaluate the same task or the same file")
+    for note in (*left_out(names, first, second), *left_out(names[::-1], second, first)):
+        app.streams.note(NoticeEvent(note))
+    return [[rows[digest] for digest in common] for rows in (first, second)]
 
 
 def left_out(names: Sequence[str], rows: dict[str, ScoredQuestion], others: dict[str, ScoredQuestion]) -> Iterator[str]:
