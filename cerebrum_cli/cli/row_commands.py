@@ -40,7 +40,7 @@ class Work(NamedTuple):
 
 @option_group
 class ResumeOptions(BaseCommand):
-    """Options of a command that goes on with what earlier runs have finished."""
+    """Options of a command that resumes what earlier runs have begun."""
 
     restart: bool = switch("Start over; replace earlier answers when done", "Output")
     retry_failed: bool = switch("Ask again for rows that failed, and undecided votes", "Output")
