@@ -16,6 +16,7 @@ from mcp.client import Transport
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CONNECTION_CLOSED, Implementation, Tool
 
+from cerebrum_cli.core.child_process import signals_deferred
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import foreign_line
 from cerebrum_cli.core.version import __version__
@@ -99,11 +100,14 @@ class McpConnection:
     def call(self, name: str, arguments: JsonObject) -> JsonDict:
         """Call a function; its result as JSON."""
         client, _ = self._opened.result()
-        future = self._portal.start_task_soon(client.call_tool, name, dict(arguments))
+        future = None
         try:
+            with signals_deferred():  # else a call that has begun could not be cancelled
+                future = self._portal.start_task_soon(client.call_tool, name, dict(arguments))
             result = self._result(future, self._table.timeout_s)
         except BaseException:  # no answer within this time, or Ctrl-C
-            future.cancel()
+            if future:
+                future.cancel()
             raise
         content: JsonDict = result.model_dump(mode="json", by_alias=True, exclude_none=True)
         return content

@@ -15,6 +15,7 @@ from typing import Any
 import mcp_stand_in
 import psutil
 import pytest
+from anyio.from_thread import BlockingPortal
 from scripted_command import app_for
 from waiting import NewChildren, wait_for_end, wait_until
 
@@ -159,9 +160,21 @@ def test_server_that_cannot_start_again_is_a_result(servers: Servers) -> None:
     assert run(tools["echo"]).startswith("the call failed: its server ended: exit code 2: ")
 
 
-def test_ctrl_c_interrupts_a_call_but_not_the_server(servers: Servers, tmp_path: Path) -> None:
+@pytest.mark.parametrize("begins_slowly", [False, True])
+def test_ctrl_c_interrupts_a_call_but_not_the_server(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins_slowly: bool
+) -> None:
     tools = servers.find()
     started = tmp_path / "started"
+    start_task_soon = BlockingPortal.start_task_soon
+
+    def start_slowly(*given: Any) -> Any:
+        future = start_task_soon(*given)
+        time.sleep(0.5)
+        return future
+
+    if begins_slowly:  # so that Ctrl-C comes before the call is waited for
+        monkeypatch.setattr(BlockingPortal, "start_task_soon", start_slowly)
 
     def interrupt() -> None:
         wait_until(started.exists)
