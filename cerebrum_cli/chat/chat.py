@@ -30,7 +30,15 @@ from cerebrum_cli.core.events import Event, Events, NoticeEvent
 from cerebrum_cli.core.files import atomic_write, translate_os_errors
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.saved_prompts import SavedPrompt
-from cerebrum_cli.core.settings import LOCAL_KEYS, SLASH_SET, Layer, Settings, SourcedLayer, without_keys
+from cerebrum_cli.core.settings import (
+    LOCAL_KEYS,
+    SLASH_SET,
+    Layer,
+    Settings,
+    SourcedLayer,
+    for_other_model,
+    without_keys,
+)
 from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.reply import Reply
@@ -216,6 +224,8 @@ class Chat:
         If that fails, the previous model and settings are restored.
         """
         kept = without_keys(self.overrides, changes)
+        if "model" in changes:
+            kept = for_other_model(kept)
         overrides = SourcedLayer(kept, SourcedLayer(changes, origin=SLASH_SET))
         yield from self._apply(overrides, without_keys(self.saved, changes), changes)
 
@@ -231,7 +241,8 @@ class Chat:
     def _apply(self, overrides: Layer, saved: Layer, changes: Layer) -> Generator[Event, None, Settings]:
         if self.loaded.is_remote:
             require_no_local(changes)
-        source = self.resolve(SourcedLayer(overrides, saved))
+        named = for_other_model(overrides) if "model" in saved else overrides
+        source = self.resolve(SourcedLayer(named, saved))
         source.choose_format()
         settings = source.settings
         if source.reload_key != self._source.reload_key:

@@ -279,6 +279,12 @@ def without_keys(layer: Layer, keys: Iterable[str]) -> SourcedLayer:
     return kept
 
 
+def for_other_model(layer: Layer) -> SourcedLayer:
+    """A layer for another model than that of the session, whose format and adapters it omits."""
+    sourced = SourcedLayer(layer)
+    return without_keys(sourced, [key for key in ("format", "lora") if sourced.origins.get(key) == SESSION])
+
+
 def in_directory(layer: Layer, directory: Path) -> Layer:
     moved = dict(layer)
     if "lora" in layer:

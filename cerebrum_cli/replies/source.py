@@ -257,7 +257,7 @@ class ModelSource:
         if not (spec and assumed) or self.raw or self.settings.format or self.model.is_served:
             return None
         problem = f"the card of {spec.title} states no prompt format; {assumed} is a guess"
-        return NoticeEvent(problem, "choose another with --format NAME or --chat-template FILE")
+        return NoticeEvent(problem, "choose another with --format NAME, or /set format NAME in a chat")
 
     def choose_format(self) -> ChosenFormat:
         """The prompt format, checked. Raises FormatError, UsageError, ModelFileError."""

@@ -2,7 +2,7 @@
 
 A transcript has one user, whose home is `~` and the working directory. `;;` begins a comment. The steps:
 
-    @model NAME             installs a tiny ChatML model; after the name, a template of the tests and its sampling
+    @model NAME             installs a tiny ChatML model; after the name, a template of the tests (or none), sampling
     @file PATH              writes the following lines, up to `@end`, into a file; \\x.. stands for a byte
     @reply TEXT             from here on, a scripted model generates this text
     $ cerebrum ARGUMENT...  runs a command; before it may be `printf TEXT |`, or NAME=VALUE for variables
@@ -65,7 +65,9 @@ class Transcript:
     def model_with(self, name: str, template: str, sampling: str = "{}") -> Path:
         path = self.user.home / "models" / f"{name}.gguf"
         path.parent.mkdir(exist_ok=True)
-        return write_chatml(path, chat_template=TEMPLATES[template], sampling=json.loads(sampling))
+        return write_chatml(
+            path, chat_template=None if template == "none" else TEMPLATES[template], sampling=json.loads(sampling)
+        )
 
     def printed(self, line: str) -> str:
         """What a command prints, as a transcript has it."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from cerebrum_cli.attachments.prompt_sources import compose_prompt, pictures_of
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.core.conversation import Picture
-from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError, PromptTooLong
+from cerebrum_cli.core.errors import CerebrumError, FormatError, Interrupted, OutputError, PromptTooLong
 from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.text import format_names, strip_controls
@@ -18,7 +18,7 @@ from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.repl.questions import InputLine, InputSource, echo, shorten_question
-from cerebrum_cli.terminal.repl.reply_notices import reply_notice, too_long_hint
+from cerebrum_cli.terminal.repl.reply_notices import FORMAT_HINT, reply_notice, too_long_hint
 from cerebrum_cli.terminal.repl.slash_lines import BARE_EXITS, SlashCommand, parse_slash
 from cerebrum_cli.terminal.sinks import ReplyDisplay, show_answer
 from cerebrum_cli.terminal.streams import Streams
@@ -245,6 +245,8 @@ class Repl:
             self._show_error(error)
 
     def _show_error(self, error: CerebrumError) -> None:
+        if isinstance(error, FormatError):  # its hint names options
+            error.hint = FORMAT_HINT
         if not isinstance(error, (Interrupted, OutputError)):
             self.streams.error(error)
         elif not self._continues_after(error):

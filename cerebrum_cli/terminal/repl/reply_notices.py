@@ -1,14 +1,16 @@
-"""What a chat says about the end of a reply, or a prompt without room for one, with the slash command that helps."""
+"""What a chat says where a reply ends early or cannot begin, with the slash command that helps."""
 
 from __future__ import annotations
 
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.core.errors import PromptTooLong
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.formats.choice import FORMAT_NAMES
 from cerebrum_cli.replies.reply import Reply
 
 REPETITION_HINT = "/set loop_check off lets replies repeat; or try /retry 0.9, or /set repeat_penalty 1.1"
 REASONING_HINT = "/think show prints it; use /think off or /think N, then /retry"
+FORMAT_HINT = f"set one with /set format NAME ({', '.join(FORMAT_NAMES[:-1])}), then try again"
 BLANK_HINT = "/prompt shows what the model got; /retry 0.9 asks again"
 
 

@@ -50,9 +50,15 @@ def set_system_prompt(repl: Repl, argument: str) -> str:
 
 def change_model(repl: Repl, argument: str) -> str:
     if argument:
-        repl.wait_for(repl.chat.change_settings({"model": argument, "format": None}))
-    loaded = repl.chat.loaded
-    return f"{model_text(loaded)}, prompt format: {loaded.format_name}"
+        repl.wait_for(repl.chat.change_settings({"model": argument}))
+    return loaded_text(repl)
+
+
+def loaded_text(repl: Repl) -> str:
+    """The loaded model and its prompt format, with the setting's origin if it is set."""
+    loaded, origin = repl.chat.loaded, repl.chat.settings.origins.get("format")
+    chosen = f" ({origin})" if origin else ""
+    return f"{model_text(loaded)}, prompt format: {loaded.format_name}{chosen}"
 
 
 def installed_models(repl: Repl, _: str) -> Iterable[str]:
@@ -152,7 +158,10 @@ def use_prompt(repl: Repl, argument: str) -> str | None:
         print_prompts(repl.streams, [saved.as_object() for saved in repl.chat.installation.prompts.read_all()])
         return None
     saved = SavedPrompt("no saved prompt") if argument == NONE else repl.chat.installation.prompts.find_use(argument)
+    previous = repl.chat.loaded.model.reference
     repl.wait_for(repl.chat.use(saved))
+    if repl.chat.loaded.model.reference != previous:
+        repl.streams.draw(f"model changed to {loaded_text(repl)}\n")
     repl.pending_prompt = saved if saved.prompt else None
     if argument == NONE:
         return "using no saved prompt"
