@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.cli import COMMANDS
-from cerebrum_cli.core.environment import environment
+from cerebrum_cli.core.environment import environment, forget_exported_size
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli import Command
@@ -21,6 +21,7 @@ COMPLETION = "_CEREBRUM_COMPLETE"  # set by a shell that asks for completions
 
 def run(arguments: list[str] | None = None, app: App | None = None) -> int:
     """Run one command line and return its exit code: the single error handler."""
+    forget_exported_size()
     words = sys.argv[1:] if arguments is None else arguments
     if sys.stdout is None:  # closed; writing to it is to fail
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")

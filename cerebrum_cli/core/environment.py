@@ -25,6 +25,12 @@ def set_environment_default(name: str, value: str) -> None:
         _defaults.add(name)
 
 
+def forget_exported_size() -> None:
+    """Drop COLUMNS and LINES, which may be those of another window: libraries prefer them to the terminal's size."""
+    for name in ("COLUMNS", "LINES"):
+        os.environ.pop(name, None)
+
+
 @contextmanager
 def environment_defaults(variables: Mapping[str, str]) -> Iterator[None]:
     """Set variables for the libraries that are loaded meanwhile, unless the user has set them."""

@@ -33,11 +33,14 @@ print("\x1b[31mhello\x1b]0;title\x07")
 """
 
 
-@pytest.mark.parametrize(("size", "is_quiet"), [((80, 24), False), ((20, 8), True)], ids=["color", "quiet, no color"])
+@pytest.mark.parametrize(
+    ("size", "is_quiet", "exported"), [((80, 24), False, "0"), ((20, 8), True, "120")], ids=["color", "quiet, no color"]
+)
 def test_ask_renders_markdown_without_the_models_control_sequences(
-    open_terminal: OpenTerminal, chatml_model: Path, size: tuple[int, int], is_quiet: bool
+    open_terminal: OpenTerminal, chatml_model: Path, size: tuple[int, int], is_quiet: bool, exported: str
 ) -> None:
     arguments, env = (("-q",), {"NO_COLOR": "1"}) if is_quiet else ((), {})
+    env |= {"COLUMNS": exported, "LINES": exported}  # of another window
     script = {"reply": REPLY, "pause": 0.0005, "load": 0.6}
     window = open_terminal(*scripted(script, chatml_model, *arguments), size=size, **env)
     assert window.end() == 0
