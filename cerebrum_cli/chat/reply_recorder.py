@@ -20,7 +20,7 @@ from cerebrum_cli.chat.session import Messages, StoredMessage
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import Interrupted, SessionError
-from cerebrum_cli.core.events import Events, NoticeEvent
+from cerebrum_cli.core.events import ContinueEvent, Events, NoticeEvent
 from cerebrum_cli.core.settings import Settings, reply_room
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import Tools
@@ -64,6 +64,7 @@ class ReplyRecorder:
         self.reply = self.loaded.respond(request)
         if self.continued:
             begin_after(self.reply, self.continued.message, forced_tokens(self.continued.metadata))
+            yield ContinueEvent(self.continued.message.content)
         start = time.monotonic()
         next_save = start + save_interval(0.0)
         with closing(self.reply.events()) as events:

@@ -134,6 +134,12 @@ class RoundEvent(NamedTuple):
     round: Round
 
 
+class ContinueEvent(NamedTuple):
+    """The first event of a reply that continues another one, whose answer is `text`."""
+
+    text: str
+
+
 class OpeningEvent(NamedTuple):
     """The likeliest first tokens of a server's reply with their log probabilities.
 
@@ -245,6 +251,7 @@ Event: TypeAlias = """(
     | TokenEvent
     | CallEvent
     | RoundEvent
+    | ContinueEvent
     | OpeningEvent
     | FinishEvent
     | RefusedEvent

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import (
     CallEvent,
+    ContinueEvent,
     Event,
     Events,
     FinishEvent,
@@ -55,14 +56,17 @@ class AnswerSink:
         self._renders = markdown and streams.can_style
         self._held = ""  # a control sequence that is not complete
         self._stream: MarkdownStream | None = None
+        self._shown = ""  # answer that the reply continues
         self._last = ""  # last text written
 
     def emit(self, event: Event) -> None:
         if isinstance(event, (CallEvent, NoticeEvent)):
             self._pause()
+        if isinstance(event, ContinueEvent):
+            self._shown = strip_controls(event.text)
         if isinstance(event, TokenEvent) and event.is_correction and event.channel == "thinking":
             self.close()
-            self._stream, self._last = None, ""
+            self._stream, self._shown, self._last = None, "", ""
             self._streams.note(MISREAD)
         text = answer_text(event)
         if self._streams.out_is_terminal:
@@ -116,8 +120,7 @@ class AnswerSink:
                 color_system="standard",
             )
             self._stream = MarkdownStream(console)
-            if not text[1:2].isspace():
-                text = text.removeprefix(" ")  # of a reply that continues between words: it would indent the rows
+            self._stream.skip(self._shown)
         with self._streams.writing_answer():
             self._stream.feed(text)
 

@@ -105,7 +105,7 @@ def test_edited_reply_is_continued_and_its_beginning_can_be_given(
     person = open_chat("", "-n", "3", shell=("env", f"EDITOR={editor}"), **SCRIPT)
     person.type("Count\r", shows="resumes it")
     person.type("/continue\r", shows="resumes it")
-    assert "tw" in person.screen.lines
+    assert "One tw" in person.screen.lines
     person.type("/edit answer\r", shows="/continue continues it")
     person.type("/set max_tokens 20\r/continue\r", shows="Two two three.")
     person.type("/continue Six \r", shows="Six two three.")

@@ -417,3 +417,31 @@ def test_recorded_stream_ends_like_the_document_with_its_colors(name: str, colum
     stream.close()
     assert file.screen.lines == expected.lines
     assert file.screen.styled_cells == expected.styled_cells
+
+
+TEXTS = {name: "".join(chunks) for name, chunks in STREAMS.items()} | {"made_blocks": "\n\n".join(BLOCKS)}
+TEXTS |= {"formula": r"So \(x^2\) is **b**.", "comment": "```\n# a\n\n  # b\n```\n# c"}  # cut at each place
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("redraw_always")
+@pytest.mark.parametrize("columns", [80, 40])
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_in_any_pieces_and_after_a_cut_is_the_same_screen(name: str, columns: int) -> None:
+    text = TEXTS[name]
+    whole = rendered_lines(text, columns, 24)
+    assert streamed(text, columns, step=3).screen.lines == whole
+    file, stream = open_stream(columns)
+    for word in re.findall(r"\s*\S*", text):
+        stream.feed(word)
+    stream.close()
+    assert file.screen.lines == whole
+    for cut in range(1, len(text), len(text) // 20 or 1):
+        first = streamed(text[:cut], columns, step=len(text)).screen.lines
+        file, stream = open_stream(columns)
+        stream.skip(text[:cut])
+        stream.feed(text[cut:])
+        stream.close()
+        rest = file.screen.lines
+        first += [""] * len(whole)  # a screen has no empty lines at its end
+        assert first[: len(whole) - len(rest)] + rest == whole, text[:cut]

@@ -104,6 +104,11 @@ class Reader:
         held, self._held = self._held, ()
         return [TextLine(line) for line in held]
 
+    def skip_code(self) -> None:
+        """Hold the lines of a code block for the highlighting of further ones only."""
+        if self._fence:
+            self._take_code(self._fence, is_over=True)
+
     def _read_first(self, line: str) -> Blocks:
         """Read a line while no block is open."""
         if found := FENCE.fullmatch(line):

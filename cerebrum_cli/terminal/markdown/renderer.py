@@ -76,6 +76,13 @@ class MarkdownStream:
         self._next_draw = 0.0
         self._draw_seconds = 0.0
 
+    def skip(self, text: str) -> None:
+        """Read a text that has been shown; the line, table or formula in which it ends is drawn again."""
+        *lines, self._line = text.replace("\r", "").split("\n")
+        for line in lines:
+            self._reader.read(line)
+        self._reader.skip_code()
+
     def feed(self, text: str) -> None:
         """Add text, and draw it if enough time has passed since the last drawing, given its cost."""
         *lines, self._line = (self._line + text.replace("\r", "")).split("\n")
