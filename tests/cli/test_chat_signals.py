@@ -125,22 +125,6 @@ def test_chat_second_ctrl_c_restores_the_terminal_and_exits(open_chat: OpenTermi
     assert_ends(person, 130, tmp_path)
 
 
-def test_chat_ctrl_c_cancels_loading_for_a_slash_command(open_chat: OpenTerminal) -> None:
-    person = open_chat(load=60)
-    person.type("/prompt\r", shows=" 50%")
-    person.type("\x03", shows="interrupted: /prompt did not finish")
-    person.leave()
-
-
-def test_chat_ctrl_c_cancels_a_question_while_loading(open_chat: OpenTerminal, new_user: CommandLine) -> None:
-    person = open_chat(load=60, reload=0.1)
-    person.type("One?\r", shows=" 50%")
-    person.type("\x03", shows="interrupted: before the reply began; /retry asks again")
-    person.type("/retry\r", shows="Yes.")
-    person.leave()
-    assert new_user.contents("one") == ["One?", "Yes."]
-
-
 def test_chat_ctrl_c_while_saving_a_question_keeps_it(
     open_chat: OpenTerminal, new_user: CommandLine, tmp_path: Path
 ) -> None:
@@ -169,20 +153,6 @@ def test_chat_signals_end_a_slash_command(open_chat: OpenTerminal, tmp_path: Pat
     time.sleep(0.3)
     person.kill(signal.SIGTERM)
     assert_ends(person, 143, tmp_path)
-
-
-def test_slash_set_and_model_can_be_interrupted(open_chat: OpenTerminal, tmp_path: Path, chatml_model: Path) -> None:
-    (tmp_path / "other.gguf").write_bytes(chatml_model.read_bytes())
-    person = open_chat(reload=1)
-    person.type("One?\r", shows="Yes.")
-    for line, message in (
-        ("/set ctx 4096", "interrupted: /set did not finish"),
-        ("/model other.gguf", "interrupted: /model did not finish"),
-    ):
-        person.type(f"{line}\r", shows=" 50%")
-        person.type("\x03", shows=message)
-    person.type("Two?\r", shows="Yes.")
-    person.leave()
 
 
 def test_editor_gets_the_initial_terminal_modes_and_ctrl_c(open_chat: OpenTerminal, tmp_path: Path) -> None:

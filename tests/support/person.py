@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ class Person:
         self.screen = Screen(columns, rows, self._pty.send)
         self.output = ""
         self._lines_before: list[str] = []
+        self._typed: str | bytes = ""
         self.has_echo_at_end = True
 
     def _read(self, timeout: float) -> None:
@@ -31,17 +33,26 @@ class Person:
 
     def wait_for(self, text: str) -> None:
         """Wait until more lines of the screen show a text than when something was last typed."""
-        self._wait(lambda: self._count(text, self.screen.lines) > self._count(text, self._lines_before), text)
+        self.wait_until(lambda: self._count(text, self.screen.lines) > self._count(text, self._lines_before), text)
 
     def wait_for_output(self, text: str) -> None:
         """Wait until a text has been written, even if it has been erased since."""
-        self._wait(lambda: text in self.output, text)
+        self.wait_until(lambda: text in self.output, text)
 
     def wait_for_lines(self, count: int) -> None:
         """Wait until the screen shows more lines than when something was last typed."""
-        self._wait(lambda: len(self.screen.lines) >= len(self._lines_before) + count, f"{count} lines")
+        self.wait_until(lambda: len(self.screen.lines) >= len(self._lines_before) + count, f"{count} lines")
 
-    def _wait(self, condition: Callable[[], bool], expected: str) -> None:
+    def wait_until_still(self) -> None:
+        """Wait until the screen has not changed for a second."""
+        lines, since = self.screen.lines, time.monotonic()
+        while time.monotonic() - since < 1:
+            with suppress(pexpect.TIMEOUT):
+                self._read(0.2)
+            if lines != self.screen.lines:
+                lines, since = self.screen.lines, time.monotonic()
+
+    def wait_until(self, condition: Callable[[], bool], expected: str) -> None:
         deadline = time.monotonic() + TIMEOUT_S
         while not condition():
             if time.monotonic() > deadline:
@@ -55,7 +66,8 @@ class Person:
                 raise self._failure(problem) from None
 
     def _failure(self, problem: str) -> AssertionError:
-        return AssertionError("\n".join([f"{problem}; its screen:", *self.screen.lines[-50:]]))
+        after = f" after {self._typed!r}" if self._typed else ""
+        return AssertionError("\n".join([f"{problem}{after}; its screen:", *self.screen.lines[-50:]]))
 
     def resize(self, columns: int, rows: int) -> None:
         self.screen.resize(columns, rows)
@@ -66,7 +78,7 @@ class Person:
 
     def type(self, text: str | bytes, shows: str | None = None) -> None:
         """Type a text, and wait until more lines than before show another, if one is given."""
-        self._lines_before = self.screen.lines
+        self._lines_before, self._typed = self.screen.lines, text
         self._pty.send(text)
         if shows is not None:
             self.wait_for(shows)

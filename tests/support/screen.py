@@ -37,6 +37,11 @@ class Screen:
         return lines
 
     @property
+    def visible_lines(self) -> list[str]:
+        """Lines of the window, without the scrollback."""
+        return self.lines[self.scrolled_rows :]
+
+    @property
     def styled_cells(self) -> list[tuple[Any, ...]]:
         return [tuple(cell for cell in row if cell.data.strip()) for row in self._rows()][: len(self.lines)]
 

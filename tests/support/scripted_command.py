@@ -3,7 +3,8 @@
 SCRIPT is JSON. `reply` answers every prompt, one byte for each token, with `pause` seconds before each; after `stuck`
 tokens the model hangs. `load` and `reload` are the seconds that the first and later loads take. For batches, `rows`
 maps the ends of prompts to replies, `seeds` lists replies to all other prompts by seed, `context` is the context size,
-`grows` what it can grow to, and `cells` the number of tokens that fit in memory.
+`grows` what it can grow to, `cells` the number of tokens that fit in memory, and `holds` whether the first step of the
+first model is slow.
 """
 
 import json
@@ -81,6 +82,7 @@ def batch_backend(script: dict[str, Any], slots: int) -> RecordingBackend:
         max_context=script.get("grows", 0),
         batch_size=1000,
         fitting_cells=script.get("cells", 1_000_000),
+        holds={0: 0} if script.pop("holds", False) else {},
     )
 
 

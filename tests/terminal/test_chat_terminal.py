@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from command_line import COMMAND, CommandLine
 from person import OpenTerminal, Person
-from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
@@ -23,12 +22,6 @@ def open_small_chat(open_terminal: OpenTerminal, user: CommandLine) -> OpenTermi
         return person
 
     return start
-
-
-def write_editor(path: Path, commands: str) -> Path:
-    path.write_text(f"#!/bin/sh\n{commands}\n")
-    path.chmod(0o755)
-    return path
 
 
 def turn(person: Person, question: str) -> None:
@@ -47,22 +40,6 @@ def test_chat_without_a_session_database_needs_no_log(open_small_chat: OpenTermi
     person.type("/save mine\r", shows="Session named 'mine'; it is not saved")
     person.leave()
     assert sessions.is_file()
-
-
-def test_chat_killed_leaves_its_session_unlocked_and_intact(open_small_chat: OpenTerminal, user: CommandLine) -> None:
-    person = open_small_chat("--session", "tea")
-    turn(person, "One?")
-    person.type("Two?\r", shows="> Two?")
-    wait_until(lambda: user.contents("tea")[2:3] == ["Two?"])
-    person.kill(signal.SIGKILL)
-    assert person.end() == 128 + signal.SIGKILL
-    again = open_small_chat("-c")
-    again.wait_for("Continuing 'tea'. Last exchange:")
-    again.wait_for("> Two?")
-    turn(again, "Three?")
-    again.leave()
-    assert user.contents("tea")[::2][0] == "One?"
-    assert user.contents("tea")[-2] == "Three?"
 
 
 def test_chat_signal_at_the_prompt_saves_the_prompt_cache(open_small_chat: OpenTerminal, tmp_path: Path) -> None:
@@ -111,23 +88,6 @@ def test_chat_output_can_be_piped_from_a_terminal(
     assert user.contents("one")[1] in (tmp_path / "log").read_text()
 
 
-def test_prompt_has_a_toolbar_and_exits_when_ctrl_c_is_pressed_twice(
-    open_small_chat: OpenTerminal, user: CommandLine
-) -> None:
-    person = open_small_chat()
-    person.wait_for(" | model small | format ")
-    for _ in range(3):
-        person.type("not sent", shows="> not sent")
-        person.type("\x03")
-    person.type("\x03", shows="Press Ctrl-C again")
-    person.type("One?\r", shows="session one | context ")
-    person.wait_for(" t/s")
-    person.type("\x03", shows="Press Ctrl-C again")
-    person.type("\x03")
-    assert person.end() == 0
-    assert user.contents("one")[0] == "One?"
-
-
 def test_prompt_vi_keys(open_small_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_small_chat(CEREBRUM_VI="on")
     person.wait_for("context ")
@@ -147,26 +107,3 @@ def test_prompt_history_is_private_and_searched_with_ctrl_r(open_small_chat: Ope
     person.type("\r\r", shows="what-is-a-monad | ")
     person.leave()
     assert history.stat().st_mode & 0o777 == 0o600
-
-
-def test_editor_changes_the_prompt_a_question_and_a_reply_and_may_fail(
-    open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path
-) -> None:
-    fails_once = "[ -e failed ] || { touch failed; exit 1; }"
-    editor = write_editor(tmp_path / "my editor", f'{fails_once}\nsed -i "s/one/two/; s/^/So: /" "$1"')
-    person = open_small_chat(EDITOR=f"'{editor}'")
-    person.type("one or none?\x18\x05", shows="error: the editor")  # Ctrl-X Ctrl-E
-    person.type("\x18\x05\r", shows="So: two or none?")  # with Enter typed ahead
-    turn(person, "")
-    turn(person, "/edit")
-    assert "> So: So: two or ntwo?" in person.screen.lines
-    person.type("/edit answer\r", shows="reply replaced")
-    person.type("/copy 1\r", shows="code block")
-    person.type("/export talk.md\r", shows="wrote talk.md")
-    person.type("/export talk.md\r", shows="already exists")
-    person.leave()
-    question, reply = user.contents("so-two-or-none")
-    assert question == "So: So: two or ntwo?"
-    assert reply.startswith("So: ")
-    assert reply in (tmp_path / "talk.md").read_text()
-    assert "Exception" not in person.output
