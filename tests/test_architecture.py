@@ -157,11 +157,11 @@ DOORS: Mapping[str, Door] = {
         ("output_tables", "results", "rows", "saved"),
     ),
     "trust": Door(12, ("calibration", "calibration_file", "shift")),
-    "chat": Door(5, ("chat", "history", "message_tree", "session")),
+    "chat": Door(5, ("archive", "chat", "history", "message_tree", "session")),
     "batch": Door(13, ("answering", "input_row", "readers")),
     "terminal": Door(
         24,
-        ("progress", "repl.interactive", "sinks", "streams", "tables"),
+        ("progress", "repl.interactive", "session_text", "sinks", "streams", "tables"),
     ),
     "eval": Door(9, ("decisions", "plot", "runs", "runs_command")),
     "decide": Door(4, ("deciding",)),

@@ -1,4 +1,4 @@
 """Conversations on disk: a tree of messages that is never overwritten, and its export formats.
 
-Public modules: `chat`, `history`, `message_tree` and `session`.
+Public modules: `archive`, `chat`, `history`, `message_tree` and `session`.
 """

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.chat.message_tree import MessageTree
 from cerebrum_cli.chat.model_messages import (
@@ -27,7 +26,6 @@ from cerebrum_cli.core.conversation import Conversation, Message, Pictures
 from cerebrum_cli.core.declaration import LORA
 from cerebrum_cli.core.errors import CerebrumError, FormatError, SessionError, UsageError
 from cerebrum_cli.core.events import Event, Events, NoticeEvent
-from cerebrum_cli.core.files import atomic_write, translate_os_errors
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import (
@@ -44,6 +42,9 @@ from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.source import Installation, ModelSource
 
+if TYPE_CHECKING:
+    from cerebrum_cli.chat.archive import ArchivedSession
+
 MIN_PREFIX_TOKENS = 32  # of the system prompt, with which every conversation begins
 
 
@@ -54,8 +55,6 @@ class Chat:
     `overrides` are the settings from the command line, the environment and /set: they apply to other models too. So do
     `saved`, those of the saved prompt in use, which are above them. Replies may call the `tools`.
     """
-
-    EXPORTS: ClassVar[tuple[str, ...]] = ".md", ".json"
 
     tree: MessageTree
     resolve: Callable[[Layer], ModelSource]
@@ -183,18 +182,12 @@ class Chat:
             prompt += " "
         return f"{prompt}{last.content}\n"
 
-    def export(self, path: Path) -> None:
-        """Write the session to a new file, as Markdown or OpenAI's messages by its suffix. Raises UsageError."""
+    @property
+    def archived(self) -> ArchivedSession:
+        """The session to be shown or exported. Raises UsageError if it is empty."""
         if self.tree.session is None:
             raise UsageError("the conversation is empty", "ask something first")
-        if path.suffix not in self.EXPORTS:
-            raise UsageError(f"{path}: unsupported file type", f"use {' or '.join(self.EXPORTS)}")
-        archived = self.tree.history.archived(self.tree.session)
-        text = archived.markdown if path.suffix == ".md" else archived.json
-        if path.exists():
-            raise UsageError(f"{path} already exists", "choose another file")
-        with translate_os_errors(UsageError, path, ", or choose another file"):
-            atomic_write(path, text.encode())  # a partial file would make the next attempt fail
+        return self.tree.history.archived(self.tree.session)
 
     # Another session, model or settings.
 

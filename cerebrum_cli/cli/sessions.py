@@ -58,19 +58,15 @@ class ShowSession(BaseCommand):
     json: bool = switch("Print a JSON object with OpenAI's messages", "Output")
 
     def run(self, app: App) -> None:
-        from cerebrum_cli.terminal.sinks import show_answer
+        from cerebrum_cli.terminal.session_text import session_text
 
         history = app.read_history()
         archived = history.archived(history.get(self.name))
         if self.json:
             app.streams.answer(archived.object)
             return
-        renders = app.readable_settings({}).markdown
-        before = ""
-        for role, text in archived.markdown_parts:
-            app.streams.answer(before)
-            show_answer(app.streams, f"{text}\n", markdown=renders and role in ("", "assistant"))
-            before = "\n"
+        text = session_text(app.streams, archived, app.readable_settings({}).markdown)
+        app.streams.answer(text, is_styled=True)
 
 
 @option_group

@@ -11,7 +11,7 @@ import sys
 import termios
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from io import StringIO, TextIOWrapper
 from pathlib import Path
@@ -25,6 +25,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import strip_controls, with_short_names
 
+DEFAULT_PAGER = "less"
 DEFAULT_EDITORS = ("nano", "vi")
 STDIN_NOTICE_S = 2.0  # a pipe still open after this may never close
 PIPE_WIDTH = 10_000  # columns of text in a pipe, where nothing is wrapped
@@ -193,6 +194,21 @@ class Streams:
         except (OSError, ValueError, subprocess.CalledProcessError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise UsageError(f"the editor {command} failed: {reason}", "set $EDITOR to another editor") from error
+
+    def page(self, text: str) -> None:
+        """Print a text of our own; in $PAGER if it is longer than the terminal's window."""
+        import shlex
+        import subprocess
+
+        if self.in_is_terminal and self.out_is_terminal and not is_plain_terminal():
+            with suppress(OSError, ValueError):  # without a pager
+                if text.count("\n") >= os.get_terminal_size(self.out.fileno()).lines:
+                    command = shlex.split(environment("PAGER") or "") or [DEFAULT_PAGER]
+                    if Path(command[0]).name == DEFAULT_PAGER:
+                        command.append("-R")  # shows styles
+                    subprocess.run(command, input=text.encode())
+                    return
+        self.answer(text, is_styled=True)
 
     def note(self, message: NoticeEvent | str | None) -> None:
         """Print a notice with its hint, or a line, if there is one, unless --quiet is given."""

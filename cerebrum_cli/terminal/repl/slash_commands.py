@@ -1,4 +1,4 @@
-"""The table of the slash commands, and the functions of those for the chat and its sessions."""
+"""The table of the slash commands, and the functions of those for the chat."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from itertools import chain
 
 from cerebrum_cli.attachments.prompt_sources import read_files
-from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.core.declaration import NONE
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import format_names
@@ -17,7 +16,6 @@ from cerebrum_cli.terminal.repl.slash_lines import (
     commands_like,
     find_slash,
     help_text,
-    parse_path,
     split_paths,
 )
 from cerebrum_cli.terminal.repl.slash_replies import (
@@ -31,6 +29,15 @@ from cerebrum_cli.terminal.repl.slash_replies import (
     show_stats,
     undo,
 )
+from cerebrum_cli.terminal.repl.slash_sessions import (
+    EXPORTS,
+    export_session,
+    list_sessions,
+    load_session,
+    rename_session,
+    session_names,
+    show_history,
+)
 from cerebrum_cli.terminal.repl.slash_settings import (
     change_model,
     change_setting,
@@ -43,7 +50,7 @@ from cerebrum_cli.terminal.repl.slash_settings import (
     think_values,
     use_prompt,
 )
-from cerebrum_cli.terminal.tables import output_width, print_latest
+from cerebrum_cli.terminal.tables import output_width
 
 
 def show_help(repl: Repl, argument: str) -> None:
@@ -70,34 +77,6 @@ def exit_chat(repl: Repl, _: str) -> None:
 def start_new(repl: Repl, _: str) -> str:
     repl.switch_session(None)
     return "New conversation"
-
-
-def list_sessions(repl: Repl, _: str) -> None:
-    print_latest(repl.streams, repl.chat.tree.history.rows, lister="cerebrum sessions list --all")
-
-
-def load_session(repl: Repl, argument: str) -> None:
-    repl.switch_session(argument)
-    repl.streams.draw(f"Now in session {argument!r}\n")
-    repl.show_last_exchange()
-    repl.streams.note(repl.chat.difference)
-
-
-def session_names(repl: Repl, _: str) -> Iterable[str]:
-    return repl.chat.tree.history.store.names()
-
-
-def rename_session(repl: Repl, argument: str) -> str:
-    repl.chat.tree.rename(argument)
-    if repl.chat.tree.is_saved:
-        return f"Session saved as {argument!r}; every turn is saved automatically"
-    return f"Session named {argument!r}; it is not saved"
-
-
-def export_session(repl: Repl, argument: str) -> str:
-    path = parse_path(argument)
-    repl.chat.export(path)
-    return f"wrote {path}"
 
 
 def attach_file(repl: Repl, argument: str) -> str | None:
@@ -178,6 +157,7 @@ COMMAND_GROUPS = {
         ),
     ),
     "Sessions": (
+        SlashCommand("history", show_history, "", "show the whole conversation, in a pager if it is long"),
         SlashCommand("sessions", list_sessions, "", "list saved sessions"),
         SlashCommand(
             "load",
@@ -198,7 +178,7 @@ COMMAND_GROUPS = {
             "export",
             export_session,
             "FILE",
-            f"write the session to a file: {' or '.join(Chat.EXPORTS)} (OpenAI messages)",
+            f"write the session to a file: {' or '.join(EXPORTS)} (OpenAI messages)",
             is_path=True,
             required=("a file", "for example /export talk.md"),
         ),

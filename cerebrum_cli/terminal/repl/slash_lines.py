@@ -70,7 +70,6 @@ BARE_EXITS = ("exit", "quit", ":q")  # what users of other programs type to leav
 OTHER_NAMES = {  # of commands in other programs, and the one that does the same here
     "?": "help",
     "h": "help",
-    "history": "sessions",
     "info": "stats",
     "new": "clear",
     "read": "file",

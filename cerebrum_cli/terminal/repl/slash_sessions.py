@@ -1,0 +1,60 @@
+"""The slash commands for saved sessions, and for what the open one holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from cerebrum_cli.chat.archive import ArchivedSession
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.files import atomic_write, translate_os_errors
+from cerebrum_cli.terminal.interrupts import ignore_ctrl_c
+from cerebrum_cli.terminal.repl.repl import Repl
+from cerebrum_cli.terminal.repl.slash_lines import parse_path
+from cerebrum_cli.terminal.session_text import session_text
+from cerebrum_cli.terminal.tables import print_latest
+
+EXPORTS: Mapping[str, Callable[[ArchivedSession], str]] = {  # by the suffix of the file
+    ".md": lambda archived: archived.markdown,
+    ".json": lambda archived: archived.json,
+}
+
+
+def show_history(repl: Repl, _: str) -> None:
+    text = session_text(repl.streams, repl.chat.archived, repl.chat.settings.markdown)
+    with repl.display.keyboard.released(), repl.signals.acting(ignore_ctrl_c):
+        repl.streams.page(text)
+
+
+def list_sessions(repl: Repl, _: str) -> None:
+    print_latest(repl.streams, repl.chat.tree.history.rows, lister="cerebrum sessions list --all")
+
+
+def load_session(repl: Repl, argument: str) -> None:
+    repl.switch_session(argument)
+    repl.streams.draw(f"Now in session {argument!r}\n")
+    repl.show_last_exchange()
+    repl.streams.note(repl.chat.difference)
+
+
+def session_names(repl: Repl, _: str) -> Iterable[str]:
+    return repl.chat.tree.history.store.names()
+
+
+def rename_session(repl: Repl, argument: str) -> str:
+    repl.chat.tree.rename(argument)
+    if repl.chat.tree.is_saved:
+        return f"Session saved as {argument!r}; every turn is saved automatically"
+    return f"Session named {argument!r}; it is not saved"
+
+
+def export_session(repl: Repl, argument: str) -> str:
+    """Write the session to a new file, in the format of its suffix."""
+    archived, path = repl.chat.archived, parse_path(argument)
+    if path.suffix not in EXPORTS:
+        raise UsageError(f"{path}: unsupported file type", f"use {' or '.join(EXPORTS)}")
+    if path.exists():
+        raise UsageError(f"{path} already exists", "choose another file")
+    text = EXPORTS[path.suffix](archived)
+    with translate_os_errors(UsageError, path, ", or choose another file"):
+        atomic_write(path, text.encode())  # a partial file would make the next attempt fail
+    return f"wrote {path}"
