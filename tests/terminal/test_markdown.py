@@ -159,7 +159,31 @@ def test_markup_becomes_styling(text: str, shown: str) -> None:
         ("$$\\begin{align}\nx &= 1 \\\\\ny &= 2\n\\end{align}$$", "  x = 1\n  y = 2"),
         (r"\(\unknown{a}{b} + x^{2\) and `\(x\)`", r"\(\unknown{a}{b} + x^{2\) and \(x\)"),
         (r"\(\unknown{a}{b} + \pi\)", r"\(\unknown{a}{b} + \pi\)"),
-        (r"\(\begin{vmatrix}a\end{vmatrix}\), \(\ddot{x}\)", "\\(\\begin{vmatrix}a\\end{vmatrix}\\), \u1e8d"),
+        (r"\(\begin{picture}a\end{picture}\), \(\ddot{x}\)", "\\(\\begin{picture}a\\end{picture}\\), \u1e8d"),
+        (
+            r"\(r\cos\varphi, 2\sin x\cos2x, n\log_2 n, \frac{1}{2}\sin x, \ln \frac{a}{b}, \lambda_{\max}\)",
+            "r cos φ, 2 sin x cos 2x, n log₂ n, (1/2) sin x, ln(a/b), λₘₐₓ",
+        ),
+        (
+            r"$\sec x \csc x \cot x, \Pr(A\mid B), f\colon A\to B, A\xrightarrow[k]{\Delta}B, x\overset{?}{=}y$",
+            "sec x csc x cot x, Pr(A | B), f: A → B, A →ₖ^Δ B, x =^? y",
+        ),
+        (
+            r"$\text{NH}_4^+, x_{1,2}, 25^\circ\text{C}, A^T, \widetilde{x}, \cancel{5}, \underset{n}{\max}$",
+            "NH₄⁺, x₁,₂, 25°C, Aᵀ, x̃, 5̶, maxₙ",
+        ),
+        (
+            r"\(\ce{2H2 + O2 -> 2H2O}, \ce{Fe^3+ + SO4^2- + OH- <=> NH4+}, \ce{[Cu(NH3)4]^{2+}}\)",
+            "2H₂ + O₂ → 2H₂O, Fe³⁺ + SO₄²⁻ + OH⁻ ⇌ NH₄⁺, [Cu(NH₃)₄]²⁺",
+        ),
+        (
+            r"\[f(x) = \begin{cases} x, & \text{if } x \ge 0 \\ -x & \text{otherwise} \end{cases}\]",
+            "  f(x) = {x, if x ≥ 0; -x, otherwise}",
+        ),
+        (
+            r"\(\begin{pmatrix} 1 & 0 \\ 0 & 1 \end{pmatrix}, \left[ \frac{a}{b} \right], \underbrace{a+b}_{c}\)",
+            "(1, 0; 0, 1), [a/b], (a+b)_c",
+        ),
         (
             r"\(3\frac{1}{2}, \frac{a}{b}\frac{c}{bd}, \frac{x}{2}^2, \frac{1}{n}\sum x\)",
             "3 1/2, (a/b)(c/(bd)), (x/2)², (1/n)∑ x",

@@ -31,40 +31,89 @@ _NO_MATHEMATICS = re.compile(
     r"|(?s:\A(?!.*\\[a-zA-Z]{2}).*?(?:[^\W\d_]{3,} [^\W\d_]{2,}|-[a-z]{3}|-[a-z] \w|\A\s*[a-z]{3,}\s*\Z))"
 )
 
-# Private-use characters: braces and script marks that are text, and the ends of a fraction.
-_LITERAL = "\ue100\ue101\ue102\ue103"
-_TO_LITERAL, _FROM_LITERAL = str.maketrans("{}^_", _LITERAL), str.maketrans(_LITERAL, "{}^_")
+# Private-use characters: braces, script marks and bars that are text, the ends of a cell, a fraction and a function;
+# and the ends of what stands above or below a sign.
+_LITERAL = "\ue100\ue101\ue102\ue103\ue108"
+_TO_LITERAL, _FROM_LITERAL = str.maketrans("{}^_", _LITERAL[:4]), str.maketrans(_LITERAL, "{}^_|")
+_CELL_END = "\ue109"
 _PARENTHESES = str.maketrans("\ue104\ue105", "()")
 _MIXED_NUMBER = re.compile("(?<=\\d)\ue104(\\d+/\\d+)\ue105")
-_LONE_FRACTION = re.compile("(?<![\\w)\ue105])\ue104([^\ue104\ue105]*)\ue105(?![\\w(√^_!∑∏∫\ue104])")
+_LONE_FRACTION = re.compile("(?<![\\w)\ue105\ue107])\ue104([^\ue104\ue105]*)\ue105(?![\\w(√^_!∑∏∫\ue104\ue106])")
+_FUNCTION_SPACE = re.compile("(?<=[\\w)\\]}∞'!∑∏∫\ue107])\ue106|\ue107(?=[^\\W_]|[√∑∏∫])")
 _LONE_ROOT = re.compile(r"√\(([\d.,]+|\w)\)(?![\w(√^_!])")
-_SCRIPT = re.compile(r"([\^_])(?:\{([^{}^_]*)\}|(\d|[^\s{}^_](?![^\W\d_])))")  # not that of a name such as unit_price
+# Not that of a name such as unit_price.
+_SCRIPT = re.compile(r"([\^_])(?:\{([^{}^_]*)\}|(\d|(?<=\^)[^\s{}^_]|[^\s{}^_](?![^\W\d_])))")
 _SCRIPTS = {
-    "^": str.maketrans("0123456789+-=()nixyab′∘", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣʸᵃᵇ′°"),
-    "_": str.maketrans("0123456789+-=()aeijkmnprtx", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑᵢⱼₖₘₙₚᵣₜₓ"),
+    "^": str.maketrans(
+        "0123456789+-=(),'′∘Tabcdefghijklmnoprstuvwxyz", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾,'′°ᵀᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
+    ),
+    "_": str.maketrans("0123456789+-=(),aehijklmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎,ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ"),
 }
-_RELATION = re.compile(r"\s*([=×±≤≥≠≈≡→⟹⟺⇒∈∉⊂⊆∪∩∧∨·])\s*")
+# With what stands above or below it.
+_RELATION = re.compile(
+    r"\s*((?::=|=:|[=×÷±∓←-⇔⇝⟵-⟿∈-∍∖∘∝∥-∪∴∵∼-≋≐-⊓⊕-⊙⊢⊣⊨⋈⩽⩾·\ue108]+)"
+    "(?:\ue10a[^\ue10a]*\ue10a)?)\\s*"
+)
+_BRACKET_SPACE = re.compile(r"(?<=[(\[⟨⌈⌊]) +| +(?=[)\]⟩⌉⌋])")
 _NUMERATOR = re.compile(r"[\w.,]+|\([^()]*\)|√\w")
 _DENOMINATOR = re.compile(r"[\d.,]+|d?[^\W\d][²³⁰-⁹₀-₉ⁿ]*|\([^()]*\)|√\w")  # "ab" may be a product
 
 # What pylatexenc does not know, or writes otherwise.
 _UNSEEN = re.compile(
-    r"\\(?:left|right)\.|\\(?:left|right|middle|[bB]igg?[lr]?|displaystyle|limits|nonumber|hline)(?![a-zA-Z])"
+    r"\\(?:left|right)\.|\\(?:left|right|middle|[bB]igg?[lr]?|(?:display|text|script)style|(?:no)?limits|nonumber|notag"
+    r"|hline|rm|bf|it|strut|mathstrut)(?![a-zA-Z])|(?<=\\operatorname)\*|\\(?:color|label|[hv]?phantom)\{[^{}]*\}"
 )
-_MACROS = """implies ⟹, iff ⟺, ne ≠, checkmark ✓, lt <, gt >, | ‖, land ∧, lor ∨, neg ¬, triangle △, degree °,
-gets ←, gcd gcd, det det, dim dim, ker ker, deg deg, arg arg, bmod mod, { \ue100, } \ue101, boxed %s, pmod (mod %s),
-tag (%s), binom (%s choose %s), texttt %s, mathbf %s, mathit %s, mathsf %s, mathtt %s, mbox %s, operatorname %s,
-boldsymbol %s, bm %s"""
+_FUNCTIONS = """sin cos tan cot sec csc sinh cosh tanh coth arcsin arccos arctan log ln lg exp lim limsup liminf max min
+sup inf gcd lcm det dim ker deg arg hom Pr Re Im argmax argmin sgn tr rank tg ctg arctg arcctg arccot cosec"""
+_SYMBOLS = """implies ⟹, impliedby ⟸, iff ⟺, ne ≠, checkmark ✓, lt <, gt >, | ‖, land ∧, lor ∨, neg ¬, triangle △,
+degree °, gets ←, leadsto ⇝, colon :, coloneqq :=, eqqcolon =:, mid \ue108, bot ⊥, models ⊨, vDash ⊨, nsim ≁, ncong ≇,
+ddagger ‡, ddag ‡, cdotp ·, hdots …, imath ı, jmath ȷ, Box □, qed □, Diamond ◇, bigstar ★, copyright ©, pounds £,
+euro €, yen ¥, S §, P ¶, R ℝ, N ℕ, Z ℤ, Q ℚ, C ℂ, bmod mod, mod mod, choose choose, lparen (, rparen ),
+lbrack [, rbrack ], { \ue100, } \ue101, lbrace \ue100, rbrace \ue101"""
+_PLAIN = """boxed fbox mbox texttt textsf textnormal textup mathbf mathit mathsf mathtt mathop mathrel mathbin mathord
+boldsymbol bm pmb smash"""
+_PATTERNS = """pmod (mod %s), pod (%s), tag (%s), binom (%s choose %s), dbinom (%s choose %s), tbinom (%s choose %s),
+braket ⟨%s⟩, set \ue100%s\ue101, abs |%s|, norm ‖%s‖, operatorname \ue106%s\ue107, overset %(2)s\ue10a^{%(1)s}\ue10a,
+stackrel %(2)s\ue10a^{%(1)s}\ue10a, underset %(2)s\ue10a_{%(1)s}\ue10a"""
+_ARROWS = """xrightarrow →, xleftarrow ←, xleftrightarrow ↔, xRightarrow ⇒, xLeftarrow ⇐, xrightleftharpoons ⇌,
+xmapsto ↦, xlongequal ="""
 _FRACTIONS = ("frac", "dfrac", "tfrac", "cfrac")
+_BRACES = ("underbrace", "overbrace")
 _ACCENTS = {
     "vec": "\u20d7",
+    "overrightarrow": "\u20d7",
     "hat": "\u0302",
+    "widehat": "\u0302",
     "bar": "\u0304",
     "overline": "\u0305",
     "dot": "\u0307",
     "ddot": "\u0308",
     "tilde": "\u0303",
+    "widetilde": "\u0303",
+    "mathring": "\u030a",
+    "cancel": "\u0336",
+    "bcancel": "\u0336",
+    "xcancel": "\u0336",
 }
+_BRACKETS = {
+    "matrix": "[]",
+    "pmatrix": "()",
+    "bmatrix": "[]",
+    "vmatrix": "||",
+    "Vmatrix": "‖‖",
+    "smallmatrix": "[]",
+    "array": "[]",
+    "cases": "\ue100\ue101",
+    "dcases": "\ue100\ue101",
+}
+# Formulas of mhchem, in order.
+_CHEMISTRY = (
+    (re.compile("<=>+"), "⇌"),
+    (re.compile("<->"), "↔"),
+    (re.compile("->"), "→"),
+    (re.compile(r"(?<=[^\W\d_]|[)\]])(\d+)"), r"_{\1}"),
+    (re.compile(r"(?<=[\w)\]}])\^?\{?(\d*[+-])\}?(?![\w{])"), r"^{\1}"),
+)
 
 
 def is_mathematics(source: str) -> bool:
@@ -102,18 +151,28 @@ def _rows(latex: str) -> list[str] | None:
 def _parsing_and_writing() -> tuple[Any, Any]:
     """What pylatexenc parses, and what writes that."""
     from pylatexenc import latex2text, latexwalker
-    from pylatexenc.latex2text import EnvironmentTextSpec, MacroTextSpec
+    from pylatexenc.latex2text import EnvironmentTextSpec, MacroTextSpec, SpecialsTextSpec
     from pylatexenc.macrospec import std_macro
 
-    texts: dict[str, Any] = dict(pair.split(maxsplit=1) for pair in _MACROS.split(","))
-    macros = [std_macro(name, False, text.count("%s")) for name, text in texts.items()]
+    texts: dict[str, Any] = {name: f"\ue106{name}\ue107" for name in _FUNCTIONS.split()}
+    texts |= dict.fromkeys(_PLAIN.split(), "%s") | _table(_SYMBOLS) | _table(_PATTERNS)
+    macros = [std_macro(name, False, text.count("%")) for name, text in texts.items()]
+    arrows = _table(_ARROWS)
+    macros += [std_macro(name, True, 1) for name in arrows]
     macros += [std_macro(name, False, 2) for name in _FRACTIONS]
-    texts |= dict.fromkeys(_FRACTIONS, _fraction) | dict.fromkeys(_ACCENTS, _accented) | {"sqrt": _root}
+    macros += [std_macro(name, False, 1) for name in (*_ACCENTS, *_BRACES, "ce", "substack")]
+    texts |= {name: f"{arrow}\ue10a_{{%s}}^{{%s}}\ue10a" for name, arrow in arrows.items()}
+    texts |= dict.fromkeys(_FRACTIONS, _fraction) | dict.fromkeys(_ACCENTS, _accented)
+    texts |= dict.fromkeys(_BRACES, _grouped) | {"sqrt": _root, "ce": _chemistry, "substack": _stacked}
     parsing = latexwalker.get_default_latex_context_db().filter_context(exclude_categories=["nonascii-specials"])
     parsing.add_context_category("ours", macros, prepend=True)
     writing = latex2text.get_default_latex_context_db()
-    rows = [EnvironmentTextSpec(name, "%(body)s") for name in ("aligned", "gathered", "split")]
-    writing.add_context_category("ours", [MacroTextSpec(*item) for item in texts.items()], rows, prepend=True)
+    environments = [EnvironmentTextSpec(name, "%(body)s") for name in ("aligned", "gathered", "split")]
+    environments += [EnvironmentTextSpec(name, _matrix) for name in _BRACKETS]
+    cell_end = [SpecialsTextSpec("&", _CELL_END)]
+    writing.add_context_category(
+        "ours", [MacroTextSpec(*item) for item in texts.items()], environments, cell_end, prepend=True
+    )
     writing.set_unknown_macro_spec(MacroTextSpec("", _refuse))
     writing.set_unknown_environment_spec(EnvironmentTextSpec("", _refuse))
     spaces = {"between-macro-and-chars": False, "between-latex-constructs": True}
@@ -121,6 +180,10 @@ def _parsing_and_writing() -> tuple[Any, Any]:
         writing, keep_braced_groups=True, keep_braced_groups_minlen=0, strict_latex_spaces=spaces
     )
     return parsing, writer
+
+
+def _table(rows: str) -> dict[str, str]:
+    return dict(row.split(maxsplit=1) for row in rows.split(","))
 
 
 def _refuse(node: Any, **_: Any) -> str:
@@ -149,12 +212,36 @@ def _root(node: Any, l2tobj: Any) -> str:
     return f"{degree.translate(_SCRIPTS['^'])}√({radicand})"
 
 
+def _grouped(node: Any, l2tobj: Any) -> str:
+    return _factor(_built_up(l2tobj.node_arg_to_text(node, 0)), _NUMERATOR)
+
+
+def _stacked(node: Any, l2tobj: Any) -> str:
+    return ", ".join(line.strip() for line in l2tobj.node_arg_to_text(node, 0).split("\n"))
+
+
+def _chemistry(node: Any, l2tobj: Any) -> str:
+    text: str = l2tobj.node_arg_to_text(node, 0)
+    for written, shown in _CHEMISTRY:
+        text = written.sub(shown, text)
+    return text
+
+
+def _matrix(node: Any, l2tobj: Any) -> str:
+    rows = l2tobj.nodelist_to_text(node.nodelist).strip().split("\n")
+    cells = [[cell.strip(" ,") for cell in row.split(_CELL_END)] for row in rows]
+    brackets = _BRACKETS[node.environmentname]
+    return brackets[0] + "; ".join(map(", ".join, cells)) + brackets[1]
+
+
 def _built_up(text: str) -> str:
     """A text with its fractions, and then its superscripts and subscripts, from the innermost ones.
 
-    A fraction or a root is in parentheses where it stands beside another factor.
+    A fraction or a root is in parentheses where it stands beside another factor, or is the argument of a function.
     """
+    text = re.sub("\ue107 +(?=\ue104)", "\ue107", text)
     text = _LONE_FRACTION.sub(r"\1", _MIXED_NUMBER.sub(r" \1", text)).translate(_PARENTHESES)
+    text = re.sub("[\ue106\ue107]", "", _FUNCTION_SPACE.sub(" ", text))
     before = ""
     while before != text:
         before, text = text, _SCRIPT.sub(_script, text)
@@ -172,5 +259,6 @@ def _script(found: Match) -> str:
 
 def _with_spaces(text: str) -> str:
     """A row with its scripts, and with spaces around its relations."""
-    text = re.sub("[{}]", "", _built_up(text))
-    return " ".join(_RELATION.sub(r" \1 ", text).split()).translate(_FROM_LITERAL)
+    text = re.sub("[{}]", "", _built_up(text)).replace(_CELL_END, " ")
+    text = _BRACKET_SPACE.sub("", _RELATION.sub(r" \1 ", text)).replace("\ue10a", "")
+    return " ".join(text.split()).translate(_FROM_LITERAL)
