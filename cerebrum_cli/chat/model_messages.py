@@ -106,6 +106,8 @@ def reply_metadata(
     reply: Reply, loaded: Model, params: JsonDict, unfinished: str | None = "cancelled"
 ) -> ReplyMetadata:
     """How a reply was generated; `unfinished` is the reason to finish of one that has not come to an end."""
+    if loaded.served_name:
+        params = {**params, "served_model": loaded.served_name}
     metadata = ReplyMetadata(
         finish_reason=unfinished,
         model=loaded.model.reference,

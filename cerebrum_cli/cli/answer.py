@@ -247,11 +247,12 @@ class AnswerPrinter:
     def _print_rest(self, reply: Reply, final_answer: str | None, votes: JsonObject | None = None) -> None:
         """Print what is not streamed: the JSON object, final answer or code block, and statistics."""
         streams, loaded, options = self.streams, self.loaded, self.options
+        model = loaded.served_name or loaded.model.name
         code = self._code(reply)
         if options.json:
             finish = reply.finish
             value = {
-                "model": loaded.model.name,
+                "model": model,
                 "file": None if loaded.is_remote else str(loaded.model.path),
                 "format": loaded.format_name,
                 **reply.as_object(final_answer),
@@ -268,5 +269,5 @@ class AnswerPrinter:
         if options.stats:
             settings = self.request.settings
             sampling = sampling_text(settings.samplers, settings.origins)
-            line = stats_line(reply.finish, loaded.model.name, loaded.format_name, loaded.engine.repacks, sampling)
+            line = stats_line(reply.finish, model, loaded.format_name, loaded.engine.repacks, sampling)
             streams.draw(f"{streams.on_stderr.wrapped(line)}\n")

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.decision import Decision
     from cerebrum_cli.decide.decide_options import DecideOptions
     from cerebrum_cli.replies.interface import Model
-    from cerebrum_cli.replies.source import ModelSource
 
 
 def decide_text(app: App, question: str, options: DecideOptions) -> None:
@@ -36,7 +35,8 @@ def decide_text(app: App, question: str, options: DecideOptions) -> None:
     with open_source(source) as model:
         display = ReplyDisplay(app.streams, options.yes, is_hidden=options.verbose)
         display.wait(deciding(model, asked, options.votes, found), model.model.name, model.cancel)
-    print_decision(app, found[0].result, source, options)
+        name = model.served_name or model.model.label
+    print_decision(app, found[0].result, name, options)
 
 
 def read_conversation(app: App, question: str, options: DecideOptions) -> Conversation:
@@ -63,12 +63,12 @@ def deciding(model: Model, question: ChoiceQuestion, votes: int | None, found: l
             yield event
 
 
-def print_decision(app: App, result: Decision | CerebrumError, source: ModelSource, options: DecideOptions) -> None:
+def print_decision(app: App, result: Decision | CerebrumError, model: str, options: DecideOptions) -> None:
     if isinstance(result, CerebrumError):
         raise result
     streams = app.streams
     if options.json:
-        streams.answer(decision_object(result, source.model.label))
+        streams.answer(decision_object(result, model))
     elif options.quiet:
         streams.answer(f"{result.answer}\n")
     else:

@@ -286,6 +286,12 @@ class Model:
         return self.source.servers is not None and not self.source.vocabulary_only
 
     @property
+    def served_name(self) -> str | None:
+        """The model that answers, as its servers name it once they are connected; None for one on this machine."""
+        records = self.engine.builds if self.engine.is_loaded else ()
+        return records[0]["model"] if records else None
+
+    @property
     def context_size(self) -> int | None:
         """Tokens in the context of the loaded model; None before it is loaded."""
         return self.engine.context_size if self.engine.is_loaded else None
@@ -296,7 +302,10 @@ class Model:
             if isinstance(event, LoadEvent):
                 self.chosen_format.preload()  # while native code loads
             yield event
-        _ = self.prompts.format
+        is_named = self.prompts.format.is_servers  # by the server
+        served = self.served_name
+        if served and not is_named and self.model.path.name not in served:
+            self.note(NoticeEvent(f"the server answers with {served}"))
 
     def cancel(self) -> None:
         self.engine.cancel()

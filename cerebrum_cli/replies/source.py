@@ -371,9 +371,7 @@ class ModelSource:
         from cerebrum_cli.servers.remote_engine import RemoteEngine
 
         options = replace(self, context=ContextOptions(), vocabulary_only=True, is_chat=False).options()
-        model = self.model
-        open_vocabulary = partial(self.installation.open_file, options)
-        return RemoteEngine(open_vocabulary, servers, model.is_served, "" if model.is_served else model.path.name)
+        return RemoteEngine(partial(self.installation.open_file, options), servers, self.model.is_served)
 
 
 def require_cache_types(header: Header, settings: Settings) -> None:

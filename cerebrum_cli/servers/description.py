@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.vocabulary import Vocabulary
 from cerebrum_cli.servers.chat_completions import ChatServer
 from cerebrum_cli.servers.client import Client
-from cerebrum_cli.servers.endpoint import EXACT, Endpoint, ServerInfo
+from cerebrum_cli.servers.endpoint import EXACT, Endpoint
 from cerebrum_cli.servers.faults import RequestError
 from cerebrum_cli.servers.kind import ServerKind, origin
 from cerebrum_cli.servers.llama_server import LlamaServer
@@ -46,14 +45,12 @@ TOKENIZE = {
 class ExpectedModel:
     """The model that servers must serve: one with this vocabulary, or with any if prompts are `messages`.
 
-    It is also one that an `earlier` record names, of these replies or of the first server. The vocabulary is from a
-    `file`, whose model may be another one.
+    It is also one that an `earlier` record names, of these replies or of the first server.
     """
 
     vocabulary: Vocabulary
     earlier: Sequence[Mapping[str, str]] = ()
     messages: bool = False
-    file: str = ""
 
     @cached_property
     def probe(self) -> TokenIds:
@@ -76,12 +73,6 @@ class ExpectedModel:
         elif origin(server.recorded) not in before:
             problem = f"{name} serves {origin(server.recorded)} instead of {' or '.join(before)}"
             raise EndpointError(problem, DIFFERENT_MODEL)
-
-    def is_named(self, server: ServerInfo) -> bool:
-        """Whether the names of a server's model and of the local file allow that they are the same model."""
-        local, served = (_letters(name) for name in (self.file, server.weights))
-        is_known = local and served and not local.startswith("sha256")
-        return not is_known or local in served or served in local
 
     async def _check_vocabulary(self, client: Client, server: ServerKind) -> None:
         name = client.endpoint.name
@@ -112,12 +103,6 @@ async def describe(client: Client, as_messages: bool) -> ServerKind:
         raise client.fault(error, "check the URL: it must be that of a language model server", f"{path}: ") from error
     except DAMAGE as error:
         raise EndpointError(f"{name}: unexpected response to {path}", "check the URL, or update the server") from error
-
-
-def _letters(name: str) -> str:
-    """The letters and digits of a model's name, without its quantization."""
-    stem = re.sub(r"(?i)\.gguf\b.*|\s\(.*", "", name.rpartition("/")[2])
-    return re.sub(r"[^a-z0-9]", "", re.sub(r"(?i)[-_.](?:i?q\d\w*|b?f(?:16|32)|mxfp4\w*)$", "", stem).lower())
 
 
 def _choose_model(listed: Any, endpoint: Endpoint, as_messages: bool) -> JsonObject:

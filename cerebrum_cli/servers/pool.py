@@ -54,7 +54,6 @@ NO_EXACT_PROMPTS = NoticeEvent(
 class Pool:
     def __init__(self, servers: Servers, expected: ExpectedModel, emit: Emit) -> None:
         self._emit = emit  # of the latest caller
-        self._expected = expected
         self._noted = set[NoticeEvent]()
         self._servers = []
         for number, endpoint in enumerate(servers.endpoints, 1):
@@ -344,12 +343,6 @@ class Pool:
         """Note whether servers build prompts themselves, and differ from each other."""
         if any(info.takes_messages for info in self.known):
             self._note(NO_EXACT_PROMPTS)
-        for info in self.known:
-            if not self._expected.is_named(info):
-                problem = f"the answers are from {info.weights}, which the server has, not from {self._expected.file}"
-                self._note(
-                    NoticeEvent(problem, "name the server's model with -m, so that sessions and results name it")
-                )
         variants = {f"{origin(info.recorded)} {info.build}" for info in self.known}
         if len(variants) > 1:
             problem = f"the servers differ, so answers may depend on the server ({'; '.join(sorted(variants))})"

@@ -143,9 +143,8 @@ class RemoteCompletions(Completions):
 class RemoteEngine(Engine):
     """Servers of one model, to which it starts to connect immediately; they take token ids, or messages."""
 
-    def __init__(self, open_vocabulary: OpenBackend, servers: Servers, as_messages: bool, file: str = "") -> None:
+    def __init__(self, open_vocabulary: OpenBackend, servers: Servers, as_messages: bool) -> None:
         self._open_vocabulary, self._servers, self._as_messages = open_vocabulary, servers, as_messages
-        self._file = file  # of the vocabulary
         self._loop = asyncio.new_event_loop()
         self._serving: asyncio.Task[None] | None = None
         self._pool: Pool | None = None  # once it is connected
@@ -221,7 +220,7 @@ class RemoteEngine(Engine):
             raise EngineError("loading interrupted")
         self._serving = asyncio.current_task()
         raise_open_files()
-        expected = ExpectedModel(self.vocabulary, self._servers.earlier, self._as_messages, self._file)
+        expected = ExpectedModel(self.vocabulary, self._servers.earlier, self._as_messages)
         pool = Pool(self._servers, expected, self._loading.put)
         try:
             await pool.connect()

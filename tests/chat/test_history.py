@@ -44,7 +44,7 @@ def finished(text: str, reasoning: str | None, tokens: tuple[int, ...], finish: 
 FOUR = finished("Four.", "2 and 2", (7, 8))
 SIX = finished("Six.", None, (9,))
 MODEL = InstalledModel("mine", (NANO,), entry=RegistryEntry("mine", NANO, 1, "00", 1, "local"))
-LOADED: Any = SimpleNamespace(model=MODEL, format_name="chatml", format_setting="chatml")
+LOADED: Any = SimpleNamespace(model=MODEL, format_name="chatml", format_setting="chatml", served_name=None)
 SETTINGS = Settings(temperature=0.5, max_tokens=10, stop=("\n\n",))
 PARAMS = json.loads(r"""{
     "temperature": 0.5, "top_k": 40, "top_p": 0.95, "min_p": 0.05,

@@ -45,9 +45,9 @@ def arguments(server: LlamaServer, chatml_model: Path) -> list[str]:
 
 
 def test_endpoint_interrupted_ask_saves_what_arrived(
-    new_user: CommandLine, server: LlamaServer, arguments: list[str]
+    new_user: CommandLine, server: LlamaServer, arguments: list[str], chatml_model: Path
 ) -> None:
-    server.models = ("chatml-Q8_0.gguf",)  # the local model in another quantization
+    server.models = (chatml_model.name,)
     stuck = server.arm(hang_after=AT)
     process = start_scripted(SCRIPT, new_user.home, "ask", *arguments, "Tell me")
     assert process.stdout
@@ -61,6 +61,7 @@ def test_endpoint_interrupted_ask_saves_what_arrived(
     server.wait_for(lambda: server.completions()[0].is_left)
     [question, reply] = new_user.messages("tell-me")
     assert (question["content"], reply["finish_reason"]) == ("Tell me", "cancelled")
+    assert reply["params"]["served_model"] == "chatml.gguf (1000 bytes)"
     assert reply["content"].strip() == printed.strip()
 
 
