@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
-from urllib.parse import urlsplit
 
 from cerebrum_cli.core.environment import environment, named_proxy, set_environment_default
 from cerebrum_cli.core.errors import DAMAGE, CerebrumError, ConfigError, ModelNotFound, PullError
@@ -31,7 +31,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _WAIT = r"(?:^|r=0;t=)(\d+)"  # seconds, in `Retry-After: 55` or `RateLimit: "api";r=0;t=55`
-PROXIES = ("http", "https", "socks5", "socks5h")
 _LATER = "try again later"
 _LOG_IN = "run hf auth login, or set HF_TOKEN"
 CHECK_NETWORK = (
@@ -148,8 +147,15 @@ def translated(subject: str, kind: RepositoryKind = "model") -> Iterator[None]:
     """Translate the errors of requests about `subject`, which begins with the ID of a repository."""
     constants()
     import httpx2
+    from huggingface_hub import get_session
     from huggingface_hub.errors import HfHubHTTPError
 
+    try:
+        get_session()
+    except (ImportError, ValueError, httpx2.InvalidURL) as error:
+        raise HubError(f"cannot use the proxy: {error}", "write it like http://HOST:PORT") from error
+    if (path := Path(constants().HF_TOKEN_PATH)).is_fifo():  # reading it might never end
+        raise HubError(f"{path} is a pipe, not a file with a token", _LOG_IN)
     try:
         yield
     except HfHubHTTPError as error:
@@ -157,24 +163,14 @@ def translated(subject: str, kind: RepositoryKind = "model") -> Iterator[None]:
     except UnicodeEncodeError as error:
         raise HubError(f"invalid characters in the token from {token_location()}", _LOG_IN) from error
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, *DAMAGE) as error:
-        raise _proxy_error() or not_a_hub() from error
+        raise not_a_hub() from error
     except httpx2.TransportError as error:
         raise _connection_error(error) from error
     except httpx2.RequestError as error:  # redirects without an end, bytes that cannot be decoded
         raise not_a_hub() from error
-    except (ImportError, OSError) as error:  # offline; no library for a proxy; an unreadable token or certificate
+    except (ImportError, OSError) as error:  # offline; an unreadable token or certificate
         problem = f"cannot use the network: {error}"
-        raise HubError(problem, "check HF_HUB_OFFLINE, the proxy, the token and SSL_CERT_FILE") from error
-
-
-def _proxy_error() -> HubError | None:
-    """The error for a proxy of a kind that is not supported, if one is named."""
-    url = urlsplit(endpoint())
-    scheme, _, address = named_proxy(url.scheme, url.hostname or "").rpartition("://")
-    if scheme in ("", *PROXIES):
-        return None
-    hint = f"write it like http://HOST:PORT; also possible: {', '.join(PROXIES[1:])}"
-    return HubError(f"unsupported proxy {scheme}://{address.rpartition('@')[2]}", hint)
+        raise HubError(problem, "check HF_HUB_OFFLINE, the token and SSL_CERT_FILE") from error
 
 
 def not_a_hub() -> HubError:

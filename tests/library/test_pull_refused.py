@@ -1,5 +1,6 @@
 """What cannot be pulled is refused with a line that says why and one that says what to do, and nothing else."""
 
+import os
 import re
 import struct
 import sys
@@ -170,7 +171,7 @@ def test_pull_of_a_model_that_does_not_fit_needs_yes(hub_user: HubUser, chatml_m
     [
         ({"HF_TOKEN": "t\u00f6k"}, "invalid characters in the token from HF_TOKEN"),
         ({"ALL_PROXY": "socks5://127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}, "the 'socksio' package"),
-        ({"ALL_PROXY": "socks://me:secret@127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}, "proxy socks://127.0.0.1:1"),
+        ({"ALL_PROXY": "socks://me:secret@127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}, "socks://me:[secure]@"),
         ({"HF_ENDPOINT": "nonsense"}, "check the network, and HF_ENDPOINT"),
         ({"HF_ENDPOINT": "file://user:secret@host"}, "unexpected response from file://host: not a Hugging Face Hub"),
     ],
@@ -182,6 +183,13 @@ def test_pull_reports_invalid_variables(
     code, said, do = refused(hub_user, CATALOGUED, **more)
     assert code == 1
     assert error in f"{said}\n{do}"
+
+
+def test_pull_does_not_wait_for_a_pipe_in_place_of_the_token(hub_user: HubUser) -> None:
+    token = Path(hub_user.environment({})["HF_TOKEN_PATH"])
+    token.parent.mkdir(exist_ok=True)
+    os.mkfifo(token)
+    assert_error(hub_user.run("pull", CATALOGUED), 1, f"{token} is a pipe, not a file with a token")
 
 
 @pytest.mark.slow
