@@ -62,7 +62,7 @@ def assembled_command(command: Command) -> Any:
     try:
         return declared_command(command)
     except BaseException as error:  # code of others may raise anything
-        if command.module.startswith("cerebrum_cli.") or isinstance(error, KeyboardInterrupt):
+        if command.module.startswith("cerebrum_cli."):
             raise
         problem = f"the command {command.name} cannot be used: {describe_error(error)}"
         raise UnusableCommand(problem, "update or uninstall its package") from error

@@ -28,9 +28,7 @@ def every_command() -> tuple[Commands, Warnings]:
     for package, references in sorted(packages().items()):
         try:
             added = [command for reference in references for command in commands_of(reference)]
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # code of others, which may raise anything
+        except BaseException as error:  # code of others may raise anything; Ctrl-C ends the process during an import
             problem = f"the commands of {package} are left out: {describe_error(error)}"
             warnings.append((problem, "update or uninstall it"))
             continue

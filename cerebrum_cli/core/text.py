@@ -140,7 +140,7 @@ def one_line(text: str) -> str:
 def describe_error(error: BaseException) -> str:
     """An error of foreign code in a line, whatever its class makes of that."""
     try:
-        return one_line(f"{type(error).__name__}: {error}")
+        return one_line(f"{type(error).__name__}: {error}").removesuffix(":")
     except Exception:
         return type(error).__name__
 

@@ -105,6 +105,7 @@ MALFORMED = ("1", "None", "((1, 2),)", "(Command(1, 'a', 'b', 'c'),)", "(Command
         ("import absent_module", "ModuleNotFoundError: No module named 'absent_module'"),
         *((f"COMMANDS = {value}", "TypeError: broken:COMMANDS is not a tuple of commands") for value in MALFORMED),
         ("class Odd(BaseException): __str__ = None\nraise Odd", "Odd"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
         (None, "ModuleNotFoundError: No module named 'broken'"),
     ],
 )

@@ -70,7 +70,7 @@ HARMLESS = {
     "return 10 ** 5000": "ValueError: Exceeds the limit (4300 digits) for integer string conversion;"
     " use sys.set_int_max_str_digits() to increase the limit",
     "raise type('Odd', (Exception,), {'__str__': None})()": "Odd",
-    "raise GeneratorExit": "GeneratorExit:",
+    "raise GeneratorExit": "GeneratorExit",
     "subprocess.run(['echo', 'noise']); os.write(1, b'noise'); return 'a'": "a",
 }
 DEADLY = {
