@@ -39,7 +39,7 @@ ECHO_COLUMNS = 3  # columns left free for the ^C that a terminal echoes, which m
 DRAWS_PER_S = 10
 BAR_COLUMNS, SPEED_COLUMNS = 60, 44  # of a terminal that has room for a bar, and for the speed
 
-Segment = tuple[str, str]  # a text and its color, which may be empty
+Segment = tuple[str, str]  # a text and its style, which may be empty
 Segments = Iterable[Segment]
 
 
@@ -89,7 +89,7 @@ class LiveLine:
         from rich.text import Text
 
         width = columns(self._streams.err) - ECHO_COLUMNS
-        segments = [(strip_controls(text), color) for text, color in self._render(width)]
+        segments = [(strip_controls(text), style) for text, style in self._render(width)]
         line = Text.assemble(*segments, no_wrap=True)
         line.truncate(width, overflow="crop")
         line.rstrip()
@@ -216,7 +216,7 @@ class StatusLine:
             case StageEvent(stage):
                 return stage
             case PromptEvent(_, evaluated, total) if evaluated < total and not (self._tally and tokens):
-                return f"prompt: {evaluated} of {total} tokens"
+                return f"reading {evaluated:,} of {total:,} tokens"
             case TallyEvent():
                 self._tally = event
         if self._tally:
@@ -232,11 +232,11 @@ class StatusLine:
         text = self._text
         if isinstance(text, TallyEvent):
             text = vote_text(text, self._tokens.total(), width)
-        yield text, ""
+        yield text, "dim"
         if self._has_hint and (hint := self._hint()):
             hint = HINT_GAP + hint
             if len(text) + len(hint) <= width:
-                yield hint, ""
+                yield hint, "dim"
 
 
 def vote_text(vote: TallyEvent, tokens: int, width: int) -> str:

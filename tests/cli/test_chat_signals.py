@@ -203,7 +203,7 @@ def test_starter_chat_ctrl_c_stops_decode_and_prefill(
     person.type("/continue\r", shows="> /continue")
     person.type("\x03", shows="interrupted")
     person.type("/file my l\t", shows="> /file my long notes.txt")
-    person.type("\rWhere does the cat sleep?\r", shows="prompt: ")
+    person.type("\rWhere does the cat sleep?\r", shows="reading ")
     person.type("\x03", shows="interrupted: before the reply began; /retry asks again")
     person.type("/undo\r", shows="Undone: ")
     person.type("/set max_tokens 8\r")

@@ -169,14 +169,14 @@ def test_status_line_shows_a_long_wait_and_is_erased(monkeypatch: pytest.MonkeyP
             [
                 (LoadEvent(0.25), "loading a model 25%"),
                 (LoadEvent(0.75), "loading a model 75%"),
-                (PromptEvent(ONE, 128, 1024), "prompt: 128 of 1024 tokens"),
+                (PromptEvent(ONE, 128, 1024), "reading 128 of 1,024 tokens"),
                 (TokenEvent(ONE, "hi"), ""),
             ],
         ),
         (
             StatusLine(streams, "model", vote=(3, 5)),
             [
-                (PromptEvent(ONE, 128, 1024), "prompt: 128 of 1024 tokens"),
+                (PromptEvent(ONE, 128, 1024), "reading 128 of 1,024 tokens"),
                 (PromptEvent(ONE, 1024, 1024), "no answer yet (0 of 3-5 samples, 0 tokens)"),
                 (TokenEvent(TWO, "so", tokens=range(5)), "no answer yet (0 of 3-5 samples, 5 tokens)"),
                 (whole_reply, "no answer yet (0 of 3-5 samples, 5 tokens)"),
