@@ -233,7 +233,7 @@ class AnswerPrinter:
         notice = reply.notice()
         if notice and reply.finish.reason == "length" and self.saved_as and not self.options.votes:
             notice = notice._replace(hint=notice.hint + self._continuation)
-        self.streams.note(notice)
+        self.display.note_end(reply, notice)
 
     def _hint_to_read(self, reply: Reply, hint: str) -> str:
         """A hint, and how to read a reply that lacks what was asked for; it is printed if it was not, and not saved."""

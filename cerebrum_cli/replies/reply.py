@@ -242,6 +242,11 @@ class Reply:
             return tuple(self._tokens)
         return None
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing but reasoning follows the last results of functions."""
+        return not (self._after_rounds("answer").strip() or self.finish.calls)
+
     def notice(self, grammar: Grammar | None = None) -> NoticeEvent | None:
         """A notice that the answer is truncated or blank, or None.
 
@@ -249,8 +254,7 @@ class Reply:
         """
         finish = self.finish
         tokens = f"{finish.completion_tokens} tokens"
-        is_blank = not (self._after_rounds("answer").strip() or finish.calls)
-        is_reasoning = is_blank and bool(self._after_rounds("thinking"))
+        is_reasoning = self.is_blank and bool(self._after_rounds("thinking"))
         if grammar and grammar.is_schema and finish.by_stop_string:
             return NoticeEvent("a stop string ended the answer", "omit --stop")
         if grammar and is_reasoning and finish.reason in UNFINISHED_REASONING:
@@ -269,7 +273,7 @@ class Reply:
             case "repetition":
                 hint = "--set loop_check=off lets it repeat; or try a higher --temperature, or --set repeat_penalty=1.1"
                 return NoticeEvent(f"the reply repeats itself and was stopped after {tokens}", hint)
-            case "stop" if is_blank:
+            case "stop" if self.is_blank:
                 return self._blank_notice()
         return None
 

@@ -7,7 +7,7 @@ import termios
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,6 +32,7 @@ from cerebrum_cli.terminal.streams import DIM, PIPE_WIDTH, Streams
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
+    from cerebrum_cli.replies.reply import Reply
     from cerebrum_cli.terminal.keyboard import Keyboard
     from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
@@ -280,6 +281,11 @@ class ReplyDisplay:
     def wait(self, events: Events, model_name: str, cancel: Callable[[], None]) -> None:
         """Consume events, with their progress in a line; Ctrl-C stops the work by `cancel`."""
         render(events, cancel, (self._line(model_name),), self.signals)
+
+    def note_end(self, reply: Reply, notice: NoticeEvent | None) -> None:
+        """Print a notice of how a reply ended; with --quiet only if the reply is blank."""
+        streams = replace(self.streams, is_quiet=False) if reply.is_blank else self.streams
+        streams.note(notice)
 
     def emit(self, event: Event) -> None:
         """Print a call while a reply runs it, unless a question has shown it."""

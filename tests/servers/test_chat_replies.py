@@ -311,8 +311,9 @@ def test_replies_without_text_are_counted(ask: Run) -> None:
         done = ask(whole("stop", content=" "), "batch", "questions.txt", "-o", "out.jsonl")
         assert (done.code, f"40 of 40 done{before}, 40 empty" in done.err) == (0, True), done.err
     assert json.loads(Path("out.jsonl.meta.json").read_text())["empty"] == 40
-    done = ask(whole("stop", content=""), "ask", "1 + 2?")
-    assert (done.code, done.out, "the model's answer is blank" in done.err) == (0, "", True)
+    for quiet in (), ("-q",):
+        done = ask(whole("stop", content=""), "ask", *quiet, "1 + 2?")
+        assert (done.code, done.out, "the model's answer is blank" in done.err) == (0, "", True)
 
 
 # Functions.

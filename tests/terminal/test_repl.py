@@ -277,6 +277,10 @@ def test_chat_continues_a_reply_that_was_truncated_while_reasoning(talk: Talk) -
     ]
 
 
+def test_chat_says_that_a_reply_is_blank_even_if_quiet(talk: Talk) -> None:
+    assert talk("Who?\n", "-q", rows={"Who?": " \n"})[1][0] == "note: the model's answer is blank"
+
+
 def test_chat_counts_the_tokens_of_reasoning_and_prints_only_answers_into_a_pipe(talk: Talk) -> None:
     out, err = talk("Who?\n", rows={"Who?": "<think>Hm, who?</think>Me."})
     assert out == ["Me."]

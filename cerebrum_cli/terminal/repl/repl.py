@@ -141,7 +141,7 @@ class Repl:
                 self._end_turn()
         finally:
             if reply.is_finished:
-                self.streams.note(reply_notice(reply, self.chat))
+                self.display.note_end(reply, reply_notice(reply, self.chat))
                 self._end_turn()
 
     def switch_session(self, name: str | None) -> None:
