@@ -24,6 +24,7 @@ from prompt_toolkit.key_binding import ConditionalKeyBindings, KeyBindings, KeyP
 from prompt_toolkit.key_binding.key_bindings import KeyBindingsBase
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout.processors import TabsProcessor
+from prompt_toolkit.lexers import SimpleLexer
 from prompt_toolkit.utils import get_cwidth
 
 from cerebrum_cli.core.errors import CerebrumError, Interrupted
@@ -71,6 +72,7 @@ class InteractivePrompt(PlainPrompt):
         self._session: PromptSession[str | OpenInEditor] = PromptSession(
             input=keyboard,
             history=past,
+            lexer=SimpleLexer("bold"),
             completer=SlashCompleter(repl),
             complete_while_typing=False,
             key_bindings=_key_bindings(self),

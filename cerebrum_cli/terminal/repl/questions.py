@@ -56,16 +56,17 @@ def echo(streams: Streams, question: str) -> None:
     """Write a question as it looks once it was typed."""
     prompt = PROMPT
     for line in question.split("\n"):
-        show_prompt(streams, prompt, f"{line}\n")
+        show_prompt(streams, prompt + line, "\n")
         prompt = CONTINUATION
 
 
-def show_prompt(streams: Streams, prompt: str, typed: str = "") -> None:
-    """Write the prompt and what was typed behind it where the answers are shown, but never into a pipe of answers."""
+def show_prompt(streams: Streams, prompt: str, end: str = "") -> None:
+    """Write a prompt, and what was typed behind it, where the answers are shown, but never into a pipe of answers."""
+    text = strip_controls(prompt)
     if streams.out_is_terminal:
-        streams.answer(streams.styled(prompt, BOLD) + strip_controls(typed), is_styled=True)
+        streams.answer(streams.styled(text, BOLD) + end, is_styled=True)
     else:
-        streams.draw(streams.on_stderr.styled(prompt, BOLD) + strip_controls(typed), is_styled=True)
+        streams.draw(streams.on_stderr.styled(text, BOLD) + end, is_styled=True)
 
 
 def shorten_question(question: str) -> str:
