@@ -98,7 +98,7 @@ def test_model_has_two_turns_in_a_chat(owner: HubUser, made: Made, open_terminal
     owner.pull("-y", f"{made.name}:Q4_K_M")
     words = ("chat", made.name, "-n", "4", "--session", "two")
     person = open_terminal(COMMAND, *words, size=(160, 40), **owner.environment({}))
-    person.wait_for("| format ")
+    person.wait_for("| context ")
     for question in ("One?", "Two?"):
         person.type(f"{question}\r/stats\r", shows="| finish reason ")
     person.leave()

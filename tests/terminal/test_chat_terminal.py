@@ -36,7 +36,7 @@ def test_chat_without_a_session_database_needs_no_log(open_small_chat: OpenTermi
     assert open_small_chat(shows="or use --no-log").end() == 1
     person = open_small_chat("--no-log", shows="this chat is not saved: no_log is on")
     turn(person, "How are you?")
-    person.wait_for("session how-are-you | not saved | context ")
+    person.wait_for(" t/s | not saved | session how-are-you")
     person.type("/save mine\r", shows="Session named 'mine'; it is not saved")
     person.leave()
     assert sessions.is_file()
@@ -44,7 +44,7 @@ def test_chat_without_a_session_database_needs_no_log(open_small_chat: OpenTermi
 
 def test_chat_signal_at_the_prompt_saves_the_prompt_cache(open_small_chat: OpenTerminal, tmp_path: Path) -> None:
     person = open_small_chat("--session", "tea")
-    person.type(f"{'word ' * 60}\r", shows="session tea | context ")
+    person.type(f"{'word ' * 60}\r", shows="| session tea")
     person.kill(signal.SIGHUP)
     assert person.end() == 129
     assert not person.screen.cursor_hidden
@@ -104,6 +104,6 @@ def test_prompt_history_is_private_and_searched_with_ctrl_r(open_small_chat: Ope
     person = open_small_chat()
     person.type("\x1b[A", shows="> before")
     person.type("\x03\x12mon", shows="What is a monad?")  # Ctrl-C, Ctrl-R
-    person.type("\r\r", shows="what-is-a-monad | ")
+    person.type("\r\r", shows="| session what-is-a-monad")
     person.leave()
     assert history.stat().st_mode & 0o777 == 0o600

@@ -23,24 +23,27 @@ SCRIPT = {"rows": {"Nothing?": "\n", "tea?": "Tea."}, "seeds": ["Yes."]}
 
 @pytest.mark.slow
 def test_chat_has_styles_labels_and_blank_lines(open_chat: OpenTerminal, tmp_path: Path) -> None:
-    model = write_chatml(tmp_path / "mint.gguf", general={"size_label": "0.5B", "file_type": 15})
+    model = write_chatml(tmp_path / "peppermint-tea.gguf", general={"size_label": "0.5B", "file_type": 15})
     person = open_chat("", "-m", str(model), **SCRIPT)
-    person.wait_for(" | model mint | format ")
-    assert person.screen.lines[0] == "mint · 0.5B · Q4_K_M; /help lists commands and keys"
+    person.wait_for("peppermint-tea | context ")
+    assert person.screen.lines[0] == "peppermint-tea · 0.5B · Q4_K_M; /help lists commands and keys"
     person.type("/stats\r", shows="context 50/100000 (0%)")
-    person.type("/model\r", shows="mint · 0.5B · Q4_K_M, prompt format: embedded")
+    person.type("/model\r", shows="peppermint-tea · 0.5B · Q4_K_M, prompt format: embedded")
     person.type("/info\r", shows="did you mean /stats?")
     person.type("/tmp is full\r", shows="Yes.")
-    person.wait_for("session tmp-is-full | context 1")
+    person.wait_for(" t/s | session tmp-is-full")
     lines = person.screen.lines
-    assert re.search(r"\(0%\) \| model mint \| \d+ t/s \| format", lines[-1])
+    assert re.match(r"peppermint-tea \| context 1\d+/100000 \(0%\) \| \d+ t/s \| session", lines[-1])
     question = lines.index("> /tmp is full")
     assert lines[question + 3 : question + 7] == ["", "Yes.", "", ">"]
     person.type("Nothing?\r/copy\r", shows="error: nothing to copy: the reply is empty")
     cells = {row[0].data: row[0] for row in person.screen.styled_cells if row}
     assert cells[">"].bold and not cells["Y"].bold
-    assert cells["e"].fg == "red"
+    assert all(cell.bold for cell in person.screen.styled_cells[question]) and cells["e"].fg == "red"
     assert "\x1b[2mnote: sent as a question: /tmp is not a command" in person.output
+    person.resize(40, 24)
+    person.wait_for("peppermint-t… | context ")
+    assert "session" not in person.screen.lines[-1]
     person.leave()
 
 

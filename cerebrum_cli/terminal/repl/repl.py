@@ -13,7 +13,7 @@ from cerebrum_cli.core.conversation import Picture
 from cerebrum_cli.core.errors import CerebrumError, FormatError, Interrupted, OutputError, PromptTooLong
 from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.saved_prompts import SavedPrompt
-from cerebrum_cli.core.text import format_names, strip_controls
+from cerebrum_cli.core.text import format_names, strip_controls, truncate
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.terminal.interrupts import Signals
@@ -24,8 +24,8 @@ from cerebrum_cli.terminal.sinks import ReplyDisplay, show_answer
 from cerebrum_cli.terminal.streams import Streams
 
 LIST_SESSIONS = "list sessions with /sessions"
-NEARLY_FULL = 0.75
 SEPARATOR = " | "
+MIN_MODEL = 12  # columns of its name in the toolbar
 
 
 @dataclass(slots=True)
@@ -89,36 +89,38 @@ class Repl:
         return None
 
     def toolbar(self) -> str:
-        return strip_controls(SEPARATOR.join(filter(None, self._segments())))
+        """The first of its segments, as many as one row has room for."""
+        from rich.cells import cell_len
 
-    def _segments(self) -> Iterator[str]:
-        """Parts of the toolbar, the most important first: a narrow terminal cuts off the rest."""
+        columns = self.streams.columns
+        segments = [strip_controls(segment) for segment in self._segments(columns) if segment]
+        while cell_len(SEPARATOR.join(segments)) > columns:
+            segments.pop()
+        return SEPARATOR.join(segments)
+
+    def _segments(self, columns: int) -> Iterator[str]:
+        """Segments of the toolbar, the most important first; the first three fit 80 columns."""
         chat = self.chat
+        yield truncate(chat.loaded.model.label, max(MIN_MODEL, columns // 3))
+        yield self._context_text()
+        if chat.generated and (speed := chat.generated.finish.timings.tokens_per_second):
+            yield f"{speed:.0f} t/s"
         pending = [name for name, _ in self.pending_files]
         if self.pending_prompt:
             pending.append(self.pending_prompt.name)
         if pending:
             yield f"with {format_names(pending)}"
-        if chat.tree.session:
-            yield f"session {chat.tree.session.name}"
         if not chat.tree.is_saved:
             yield "not saved"
-        yield self._context_text()
-        yield f"model {chat.loaded.model.label}"
-        if chat.generated and (speed := chat.generated.finish.timings.tokens_per_second):
-            yield f"{speed:.0f} t/s"
-        yield f"format {chat.loaded.format_name}"
+        if chat.tree.session:
+            yield f"session {chat.tree.session.name}"
 
     def _context_text(self) -> str:
         engine = self.chat.loaded.engine
         if not engine.is_loaded:
             return "not loaded" if engine.has_failed else "loading"
         usage = self.chat.context_usage
-        if usage is None:
-            return ""
-        tokens, size = usage
-        warning = " nearly full" if size > tokens > NEARLY_FULL * size else ""
-        return context_text(tokens, size) + warning
+        return context_text(*usage) if usage else ""
 
     def render(self, events: Events) -> None:
         """Render a reply; Ctrl-C stops it and keeps its text. Raises Interrupted if there is none."""
