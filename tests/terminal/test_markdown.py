@@ -122,6 +122,11 @@ def test_every_letter_and_digit_is_on_the_screen(columns: int) -> None:
         "\\begin{tabular}{l}\n  a & b\n\\end{tabular}",
         "a | b, and || too; f(**a)/g(**b), $12 x 5 = $<<12*5=60>>60",
         "\\(x \\[ $x \\begin{a}",
+        # code without a fence, with its comments
+        "# config\nname: x\nservices:\n  # the web\n  web:\n    # image\n    image: x\n# end",
+        "# run each day\n0 5 * * * /usr/bin/backup\n# and hourly\n\n# more\n@hourly foo",
+        "#!/bin/sh\n# Install\nnpm install | tee log\n\n# Next step\n\nmake\n\n# Output: 5",
+        "# Load\n\nimport os\n# A run\n# of comments\n\nfor a in b:\n    # Print\n    print(a)\n\n# Done",
     ],
 )
 def test_text_that_is_no_markup_is_shown_as_written(text: str) -> None:
@@ -136,6 +141,8 @@ def test_text_that_is_no_markup_is_shown_as_written(text: str) -> None:
         ("Use `a*b*c` and ``a`b``.", "Use a*b*c and a`b."),
         ("**重要**な**点**です", "重要な点です"),
         ("### A *title*", "A title"),
+        ("# Code\n\nx = 1\n\n# Use\n\nRun *it*.\n# End", "# Code\n\nx = 1\n\nUse\n\nRun it.\nEnd"),
+        ("# Rain\n\nsoft drops\n\n# Food\n\n- salt: 2", "Rain\n\nsoft drops\n\nFood\n\n- salt: 2"),
         ("- **a**: 1\n  1. *b*", "- a: 1\n  1. b"),
         ('(*a*), *"b," c.* and **.env**', '(a), "b," c. and .env'),
         ("| a | b |\n|---|---|\n| **x** | y<br>z |", "a   b\n─────\nx   y\n    z"),

@@ -15,6 +15,20 @@ FENCE = re.compile(rf"(?P<prefix>[\s>]*(?:{LIST_MARKER})?)(?P<marks>`{{3,}}|~{{3
 SEPARATOR = re.compile(r"\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*")
 ENDS = {r"\[": r"\]", "$$": "$$"}  # of display mathematics, by its beginnings
 CODE_SPAN = re.compile(r"(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)")
+COMMENT = re.compile(r" {0,3}#\s+[^\s|].*")  # or a heading
+# A line of code that has no fence: Python, YAML, a crontab, a shell and the like.
+CODE_LINE = re.compile(
+    r"""(?ax)\s*(?:
+    [@}\])] | \#[^\s#] | \$\ [a-z] | \[[\w.:\ -]+\]\s*\Z
+    | ["']?[a-z_][\w.-]*["']?:(?:\s|\Z)
+    | [\w.\[\]"'$-]+\s*(?:[-+*/|:]?=|<-) | [\w.]+\(
+    | (?:import|from|def|class|return|export|FROM|RUN|COPY|CMD|ENV|WORKDIR)\s
+    | (?:if|elif|else|for|while|with|try|except|async)\b.*(?::|;\s*(?:then|do))\s*\Z
+    | (?:[\d*][\d*,/-]*\s+){3}[\w*,/-]+\s+[\w*,/-]+\s+\S
+    | [a-z][\w.-]*\s[ -~]*(?:\s--?[a-z]|["'/$=;{]|[|&>]\s)
+    )"""
+)
+BESIDE_CODE = re.compile(r"(?a)-\s[a-z_][\w.-]*:.*|[a-z][\w./-]*(?:\s[ -~]*)?(?<![.!?,])")  # a command, or prose
 MAX_DISPLAY_LINES = 40
 MAX_INDENT = 3  # of the end of a code block; marks further to the right are those of a docstring
 CODE_LINES, ABOVE, BELOW = 8, 32, 8  # of a piece of code, and those that are highlighted with it
@@ -26,6 +40,7 @@ Lines = tuple[str, ...]
 
 class TextLine(NamedTuple):
     text: str
+    is_comment: bool = False  # of code without a fence
 
 
 class MarkdownTable(NamedTuple):
@@ -71,7 +86,8 @@ Blocks = list[Block]
 class Reader:
     """Reads lines, and holds back those of a block that is not complete: code, a table or mathematics.
 
-    A copy can read further lines without a change of the original.
+    A heading is held, too, up to the next line: below it may be code, of which it is a comment. A copy can read further
+    lines without a change of the original.
     """
 
     def __init__(self) -> None:
@@ -79,20 +95,32 @@ class Reader:
         self._fence: Fence | None = None
         self._fences = 0
         self._above: Lines = ()  # the code that is held
+        self._last = ""
+        self._is_in_code = False  # without a fence
 
     def read(self, line: str) -> Blocks:
         """Read a complete line; return what is complete now."""
+        blocks = self._read_block(line)
+        self._last = line
+        if not is_comment(line):
+            self._is_in_code = is_code(line, self._is_in_code)
+        return blocks
+
+    def _read_block(self, line: str) -> Blocks:
         if self._fence:
             return self._read_code(self._fence, line)
         if not self._held:
             return self._read_first(line)
         if begins_display(self._held[0]):
             return self._read_display(line)
+        if is_comment(self._held[0]):
+            return self._read_below_comment(line)
         return self._read_table(line)
 
     def finish(self) -> Blocks:
         """What is held, when the text ends."""
-        if len(self._held) < 2 or self._fence or begins_display(self._held[0]):
+        is_table = len(self._held) > 1 and self._held[1].strip() and not begins_display(self._held[0])
+        if self._fence or not is_table:
             return self.unfinished()
         held, self._held = self._held, ()
         return [table(held)]
@@ -102,7 +130,7 @@ class Reader:
         if self._fence:
             return self._take_code(self._fence, is_over=True)
         held, self._held = self._held, ()
-        return [TextLine(line) for line in held]
+        return [TextLine(line, self._is_in_code and is_comment(line)) for line in held]
 
     def skip_code(self) -> None:
         """Hold the lines of a code block for the highlighting of further ones only."""
@@ -117,7 +145,9 @@ class Reader:
             return [self._fence]
         if begins_display(line):
             return self._read_display(line)
-        if "|" in line:
+        if is_comment(line) and self._is_in_code and self._last.strip():
+            return [TextLine(line, is_comment=True)]
+        if is_comment(line) or "|" in line:
             self._held = (line,)
             return []
         return [TextLine(line)]
@@ -155,6 +185,14 @@ class Reader:
             return [*before, *self._read_first(line)] if before else [last]
         return []
 
+    def _read_below_comment(self, line: str) -> Blocks:
+        if not line.strip():
+            self._held += (line,)
+            return []
+        is_beside = self._is_in_code or len(self._held) == 1
+        self._is_in_code = is_code(line, is_beside) or (is_beside and is_comment(line))
+        return self.unfinished() + self._read_first(line)
+
     def _read_table(self, line: str) -> Blocks:
         is_row = "|" in line
         if len(self._held) == 1:
@@ -163,6 +201,19 @@ class Reader:
             self._held += (line,)
             return []
         return self.finish() + self._read_first(line)
+
+
+def is_comment(line: str) -> bool:
+    """Whether a line may be a comment; it may be a heading, too."""
+    return COMMENT.fullmatch(line) is not None
+
+
+def is_code(line: str, is_beside_code: bool) -> bool:
+    """Whether a line without a fence looks like code, or like its continuation `beside` code."""
+    if CODE_LINE.match(line):
+        return True
+    continues = not line.strip() or line[:4].isspace() or BESIDE_CODE.fullmatch(line.strip())
+    return is_beside_code and bool(continues)
 
 
 def begins_display(line: str) -> bool:

@@ -58,6 +58,7 @@ _LINE_BREAK = re.compile(rf"(?P<code>{CODE_SPAN.pattern})|<br ?/?>")
 THEME = "ansi_dark"
 STYLES = Theme({"markdown.code": "cyan"})  # readable on dark and on light backgrounds
 FORMULA_INDENT = "  "
+CODE_INDENT = "    "  # with which a line is no heading
 MAX_WIDTH = 10_000  # columns of a table whose width is measured
 MIN_HANGING = 10  # columns beside a prefix, below which further rows begin at the margin
 
@@ -199,8 +200,8 @@ def parts(console: Console, blocks: Iterable[Block]) -> Iterator[Text | Grid]:
     """Blocks as rows of text, and tables."""
     for block in blocks:
         match block:
-            case TextLine(text):
-                yield from line_texts(console, text)
+            case TextLine(text, is_comment):
+                yield from hanging(console, "", Text(text)) if is_comment else line_texts(console, text)
             case MarkdownTable():
                 yield from table_parts(console, block)
             case Display(text, after):
@@ -226,7 +227,7 @@ def line_texts(console: Console, line: str) -> list[Text]:
     found = _PREFIX.match(line)
     prefix = found[0] if found else ""
     body = line[len(prefix) :]
-    heading = _HEADING.match(body)
+    heading = None if prefix.endswith(CODE_INDENT) else _HEADING.match(body)
     text = inline_text(body[heading.end() :] if heading else body)
     if heading:
         text.stylize("bold")
