@@ -6,6 +6,7 @@ Shells with job control set their own modes when a job stops, and few put the jo
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import termios
@@ -18,6 +19,7 @@ from typing import Any
 from cerebrum_cli.terminal.interrupts import RESTORE_ON_EXIT
 
 PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"  # bracketed paste: a terminal marks where a paste begins and ends
+MAX_TYPED = 65_536  # bytes, more than any terminal holds
 Modes = list[Any]  # of a terminal, as in the `termios` module
 
 
@@ -28,6 +30,7 @@ class Keyboard:
         self._initial_modes: Modes | None = None
         self._modes: Modes | None = None  # those to set again when the process continues
         self._marks_pastes = False
+        self._typed_before = ""
         if sys.stdin is not None and sys.stdin.isatty():
             self._descriptor = sys.stdin.fileno()
             self._initial_modes = termios.tcgetattr(self._descriptor)
@@ -40,6 +43,7 @@ class Keyboard:
         """Turn off echo, so that typed text does not land in the answer; a shell reads it afterwards.
 
         With `types_ahead` line editing is off too, so that the text reaches the prompt unchanged; Ctrl-C still works.
+        What was typed before is read, for `take_typed_before`.
         """
         handlers = {}
         if self._initial_modes and threading.current_thread() is threading.main_thread():
@@ -53,13 +57,27 @@ class Keyboard:
                 if types_ahead:
                     modes[0] &= ~termios.ICRNL
                     modes[3] &= ~termios.ICANON
-                self._set_modes(modes, marks_pastes=types_ahead)
+                if self._set_modes(modes, marks_pastes=types_ahead) and types_ahead:
+                    self._read_typed_before()
             yield
         finally:
             self.restore()
             RESTORE_ON_EXIT.remove(self.restore)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+    def take_typed_before(self) -> str:
+        """What was typed in the initial modes, with Enter as the carriage return that it is in later ones."""
+        typed, self._typed_before = self._typed_before, ""
+        return typed
+
+    def _read_typed_before(self) -> None:
+        """Read it while it can be told from what is typed from now on; the terminal has echoed it."""
+        if select.select([self._descriptor], [], [], 0)[0]:
+            typed = os.read(self._descriptor, MAX_TYPED).decode(errors="replace")
+            self._typed_before = typed.replace("\n", "\r")
+            if not typed.endswith("\n"):
+                os.write(self._descriptor, b"\r\n")
 
     @contextmanager
     def prompting(self) -> Iterator[None]:
@@ -99,14 +117,16 @@ class Keyboard:
         except termios.error:  # the terminal was closed
             return None
 
-    def _set_modes(self, modes: Modes | None, marks_pastes: bool) -> None:
+    def _set_modes(self, modes: Modes | None, marks_pastes: bool) -> bool:
+        """Set modes, as `_apply` does, and whether pastes are marked."""
         if modes is None or not self._apply(modes):
-            return
+            return False
         if marks_pastes or self._marks_pastes:
             self._marks_pastes = marks_pastes
             marks = PASTE_ON if marks_pastes else PASTE_OFF
             with suppress(OSError):  # the terminal was closed
                 os.write(self._descriptor, marks.encode())
+        return True
 
     def _apply(self, modes: Modes) -> bool:
         """Set the terminal's modes now, or when the process continues in the foreground; whether they are set."""

@@ -19,6 +19,7 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import emacs_mode, has_focus, has_selection, is_searching, vi_navigation_mode
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.input.typeahead import store_typeahead
 from prompt_toolkit.input.vt100 import Vt100Input
 from prompt_toolkit.key_binding import ConditionalKeyBindings, KeyBindings, KeyPressEvent, merge_key_bindings
 from prompt_toolkit.key_binding.key_bindings import KeyBindingsBase
@@ -67,10 +68,10 @@ class InteractivePrompt(PlainPrompt):
         self._draft = ""  # initial text of the prompt
         self.pasted_line = ""  # the first of several that were pasted at the start
         self._pasted: set[str] = set()  # questions, which the history returns
-        keyboard = Vt100Input(sys.stdin)
-        keyboard.stdin_reader = KeyReader(keyboard.fileno())
+        self._input = Vt100Input(sys.stdin)
+        self._input.stdin_reader = self._key_reader = KeyReader(self._input.fileno())
         self._session: PromptSession[str | OpenInEditor] = PromptSession(
-            input=keyboard,
+            input=self._input,
             history=past,
             lexer=SimpleLexer("bold"),
             completer=SlashCompleter(repl),
@@ -118,6 +119,8 @@ class InteractivePrompt(PlainPrompt):
 
     def _prompt(self) -> str | OpenInEditor:
         draft, self._draft = self._draft, ""
+        self._key_reader.pending = self.keyboard.take_typed_before()
+        store_typeahead(self._input, self._input.read_keys())
         self._session.app.erase_when_done = False
         try:
             with self.signals.acting(self._exit_on_signal), self.keyboard.prompting():
