@@ -230,6 +230,20 @@ def test_table_in_a_narrow_window_has_a_line_for_each_value() -> None:
         "name: beta",
         "description: b",
     ]
+    assert rendered_lines("| a_long_header | b |\n|---|---|\nafter", 12, 24) == ["a_long_heade", "r:", "b:", "after"]
+
+
+def test_rows_of_several_lines_in_a_table_are_told_apart_and_cut_no_word() -> None:
+    table = "| | what it is |\n|---|---|\n| internationalization | texts in files that anyone can edit |\n| b | c |"
+    assert rendered_lines(table, 40, 24) == [
+        "                       what it is",
+        "─" * 40,
+        "internationalization   texts in files",
+        "                       that anyone can",
+        "                       edit",
+        "",
+        "b                      c",
+    ]
 
 
 @pytest.mark.usefixtures("redraw_always")

@@ -74,7 +74,9 @@ def test_bars_of_mathematics_do_not_divide_the_cells_of_a_table() -> None:
     assert [[cell.strip() for cell in row if cell] for row in rows] == [
         ["|x| ≥ 0", "a<br>b"],
         ["c"],
+        [],
         ["$5", "6$"],
+        [],
         ["P(A | B)", "{x | x > 0}"],
     ]
 

@@ -60,6 +60,7 @@ STYLES = Theme({"markdown.code": "cyan"})  # readable on dark and on light backg
 FORMULA_INDENT = "  "
 CODE_INDENT = "    "  # with which a line is no heading
 MAX_WIDTH = 10_000  # columns of a table whose width is measured
+COLUMN_GAP = 3  # spaces between the columns of a table
 MIN_HANGING = 10  # columns beside a prefix, below which further rows begin at the margin
 
 Row = list[Segment]
@@ -248,21 +249,47 @@ def hanging(console: Console, prefix: str, text: Text) -> list[Text]:
 
 
 def table_parts(console: Console, table: MarkdownTable) -> Iterator[Text | Grid]:
-    """A table; in a window that is too narrow for its words, each row as lines of `column: value`."""
-    grid = Grid(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    header, *rows = [[cell_text(cell) for cell in row] for row in table.rows]
-    for title, alignment in zip(header, table.alignments, strict=True):
-        grid.add_column(title, justify=alignment, overflow="fold")
+    """A table, with blank lines between rows of several lines.
+
+    In a window that is too narrow for its words, each row is shown as lines of `column: value`.
+    """
+    header, *rows = cells = [[cell_text(cell) for cell in row] for row in table.rows]
+    widths = column_widths(console, cells)
+    if widths is None:
+        yield from records(console, header, rows)
+        return
+    cell_rows = [len(cell.wrap(console, width)) for row in rows for cell, width in zip(row, widths, strict=True)]
+    grid = Grid(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, leading=int(max(cell_rows, default=1) > 1))
+    for title, alignment, width in zip(header, table.alignments, widths, strict=True):
+        grid.add_column(title, justify=alignment, overflow="fold", width=width)
     for row in rows:
         grid.add_row(*row)
+    yield grid
+
+
+def column_widths(console: Console, rows: list[list[Text]]) -> list[int] | None:
+    """Widths in which no word is cut, and those of long texts are about equal; None if the window is too narrow."""
     unbounded = console.options.update(width=MAX_WIDTH)
-    if Measurement.get(console, unbounded, grid).minimum <= console.width:
-        yield grid
-        return
-    for row in rows:
+    columns = [[Measurement.get(console, unbounded, cell) for cell in column] for column in zip(*rows, strict=True)]
+    widths = [max(cell.minimum for cell in column) for column in columns]
+    longest = [max(cell.maximum for cell in column) for column in columns]
+    spare = console.width - sum(widths) - COLUMN_GAP * (len(widths) - 1)
+    if spare < 0:
+        return None
+    for _ in range(spare):
+        wrapped = [column for column, width in enumerate(widths) if width < longest[column]]
+        if not wrapped:
+            break
+        widths[min(wrapped, key=widths.__getitem__)] += 1
+    return widths
+
+
+def records(console: Console, header: list[Text], rows: list[list[Text]]) -> Iterator[Text]:
+    for number, row in enumerate(rows or [[Text()] * len(header)]):
+        if number:
+            yield Text()
         for title, cell in zip(header, row, strict=True):
-            yield from hanging(console, "", Text.assemble(title, ": ", cell))
-        yield Text()
+            yield from hanging(console, "", Text.assemble(title, ": " if title else "", cell))
 
 
 def cell_text(cell: str) -> Text:
