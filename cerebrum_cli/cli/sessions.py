@@ -8,22 +8,17 @@ Examples:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.cli.command import BaseCommand, argument, sessions
 from cerebrum_cli.cli.options import json_option, require_agreement, yes_option
 from cerebrum_cli.core.declaration import INTEGER, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.core.text import format_count, strip_controls
-from cerebrum_cli.terminal.tables import LISTED, print_latest, print_rows
+from cerebrum_cli.core.text import format_count
+from cerebrum_cli.terminal.tables import LISTED, print_latest, print_matches, print_rows
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.terminal.streams import Streams
-
-SPACES = str.maketrans("\t\n", "  ")
 
 
 @option_group
@@ -73,7 +68,7 @@ class ShowSession(BaseCommand):
 class SearchSessions(BaseCommand):
     """Search all messages.
 
-    Words are found in any case; the latest message is first.
+    Words are found in any case. The latest message is last on a terminal, first in a pipe or with --json.
     """
 
     text: str = argument("TEXT", "Words that must all occur in one message")
@@ -115,12 +110,6 @@ class RmSessions(BaseCommand):
         states, typed = app.prompt_cache_directory, app.history_path
         for session, count in history.delete(list(chosen.values()), states, typed):
             app.streams.note(f"{session.name} deleted ({format_count(count, 'message')})")
-
-
-def print_matches(streams: Streams, matches: Iterable[JsonObject]) -> None:
-    for match in matches:
-        line = "{session}  {created:.10}  {role}: {excerpt}".format_map(match)
-        streams.answer(f"{strip_controls(line).translate(SPACES)}\n")
 
 
 GROUP = {"list": ListSessions, "show": ShowSession, "search": SearchSessions, "rm": RmSessions}

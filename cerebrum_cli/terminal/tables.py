@@ -145,7 +145,7 @@ def print_rows(
     streams: Streams,
     rows: list[JsonDict],
     json: bool,
-    as_table: Callable[[Streams, Iterable[Row]], object],
+    as_table: Callable[[Streams, Sequence[Row]], object],
     empty: str,
 ) -> None:
     """Print rows as one JSON list or as a table; without any, print the message `empty`, if there is one."""
@@ -186,6 +186,13 @@ print_sessions = partial(
     shorten="first message",
     drop=("model", "messages", "updated"),
 )
+
+
+def print_matches(streams: Streams, matches: Sequence[Row]) -> None:
+    """Print messages that were found, the latest of which comes first, and stands last on a terminal."""
+    for match in matches[::-1] if streams.out_is_terminal else matches:
+        line = "{session}  {created:.10}  {role}: {excerpt}".format_map(match)
+        streams.answer(f"{_cell(line).translate(_ONE_LINE)}\n")
 
 
 def print_latest(

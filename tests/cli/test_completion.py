@@ -112,7 +112,7 @@ def completed(text: str) -> list[str]:
     ("text", "lines"),
     [
         ("/sess", ["/sessions"]),
-        ("/s", ["/system", "/set", "/sessions", "/save", "/stats"]),
+        ("/s", ["/system", "/set", "/sessions", "/search", "/save", "/stats"]),
         ("/model cere", ["/model cerebrum-7b:Q4_K_M", "/model cerebrum-8x7b"]),
         ("/load tea", ["/load tea with milk", "/load tea"]),
         ("/load tea ", ["/load tea with milk"]),

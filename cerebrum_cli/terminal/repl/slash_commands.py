@@ -35,6 +35,7 @@ from cerebrum_cli.terminal.repl.slash_sessions import (
     list_sessions,
     load_session,
     rename_session,
+    search_sessions,
     session_names,
     show_history,
 )
@@ -159,6 +160,13 @@ COMMAND_GROUPS = {
     "Sessions": (
         SlashCommand("history", show_history, "", "show the whole conversation, in a pager if it is long"),
         SlashCommand("sessions", list_sessions, "", "list saved sessions"),
+        SlashCommand(
+            "search",
+            search_sessions,
+            "WORDS",
+            "list the messages of all sessions that contain all of the words",
+            required=("words", "for example /search rayleigh"),
+        ),
         SlashCommand(
             "load",
             load_session,

@@ -11,7 +11,7 @@ from cerebrum_cli.terminal.interrupts import ignore_ctrl_c
 from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.slash_lines import parse_path
 from cerebrum_cli.terminal.session_text import session_text
-from cerebrum_cli.terminal.tables import print_latest
+from cerebrum_cli.terminal.tables import print_latest, print_matches, print_rows
 
 EXPORTS: Mapping[str, Callable[[ArchivedSession], str]] = {  # by the suffix of the file
     ".md": lambda archived: archived.markdown,
@@ -27,6 +27,10 @@ def show_history(repl: Repl, _: str) -> None:
 
 def list_sessions(repl: Repl, _: str) -> None:
     print_latest(repl.streams, repl.chat.tree.history.rows, lister="cerebrum sessions list --all")
+
+
+def search_sessions(repl: Repl, argument: str) -> None:
+    print_rows(repl.streams, repl.chat.tree.history.search(argument), False, print_matches, "No matches")
 
 
 def load_session(repl: Repl, argument: str) -> None:
