@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from cerebrum_cli.chat.history import History
 from cerebrum_cli.chat.message_tree import MessageTree
 from cerebrum_cli.chat.model_messages import (
     calls_of,
@@ -184,10 +185,8 @@ class Chat:
 
     @property
     def archived(self) -> ArchivedSession:
-        """The session to be shown or exported. Raises UsageError if it is empty."""
-        if self.tree.session is None:
-            raise UsageError("the conversation is empty", "ask something first")
-        return self.tree.history.archived(self.tree.session)
+        """The session to be shown or exported. Raises SessionError if there is none yet."""
+        return self.tree.history.archived(self.tree.require_session())
 
     # Another session, model or settings.
 
@@ -205,6 +204,22 @@ class Chat:
             notice = self.loaded.save_prompt_cache(self.conversation)
         self.tree.open(session)
         return notice
+
+    def delete_session(self, session: Session) -> int:
+        """Erase a session, and return its number of messages; if it is the open one, the next question creates another.
+
+        Raises SessionError if it is open in another process.
+        """
+        is_open = self.tree.session is not None and self.tree.session.id == session.id
+        opened = self.tree.history
+        history = opened if is_open else History(opened.store, opened.locks)  # which holds a lock of its own
+        history.lock(session)
+        directories = self.installation.prompt_cache_directory, self.installation.history_path
+        [(_, count)] = history.delete([session], *directories)
+        if is_open:
+            self.tree.open(None)
+            self._generated = None
+        return count
 
     def set_system_prompt(self, system_prompt: str | None) -> None:
         """Change the system prompt from now on; None means the format's own."""

@@ -37,6 +37,11 @@ class MessageTree:
         messages = self.messages
         return messages[-1] if messages and messages[-1].message.role == "assistant" else None
 
+    def require_session(self) -> Session:
+        if self.session:
+            return self.session
+        raise SessionError("the conversation is empty", "ask something first")
+
     def require_question(self) -> StoredMessage:
         for stored in reversed(self.messages):
             if stored.message.role == "user":
@@ -134,6 +139,7 @@ class MessageTree:
         else:
             self.history.release()
         self.session, self.name = session, name
+        self._undone = []
 
     def remove_empty(self) -> None:
         """Remove the session if it has no messages, since its first question was not answered."""

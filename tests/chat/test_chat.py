@@ -368,6 +368,27 @@ def test_switch_session_saves_and_drops_what_was_evaluated(
     assert chat.close() is None
 
 
+def test_delete_keeps_the_lock_of_the_open_session_and_of_those_in_other_processes(chat: Chat, store: Store) -> None:
+    sessions = []
+    for _ in range(3):
+        chat.switch_session(None)
+        list(chat.send("One?"))
+        sessions.append(chat.tree.require_session())
+    elsewhere = History(store, chat.tree.history.locks)
+    elsewhere.lock(sessions[0])
+    with pytest.raises(SessionError, match="open in another process"):
+        chat.delete_session(sessions[0])
+    assert chat.delete_session(sessions[1]) == 2
+    with pytest.raises(SessionError, match="open in another process"):
+        elsewhere.lock(sessions[2])
+    elsewhere.release()
+    chat.tree.undo()
+    assert chat.delete_session(sessions[2]) == 2
+    with pytest.raises(SessionError, match="nothing to redo"):
+        chat.tree.redo()
+    assert store.names() == [sessions[0].name]
+
+
 def test_rename_works_before_and_after_the_session_exists(chat: Chat, store: Store) -> None:
     chat.tree.rename("mine")
     list(chat.send("One?"))

@@ -331,6 +331,25 @@ def test_history_is_shown_in_a_pager_without_control_sequences(open_chat: OpenTe
     person.leave()
 
 
+@pytest.mark.slow
+def test_delete_asks_and_begins_a_new_conversation_in_place_of_the_open_one(
+    open_chat: OpenTerminal, user: CommandLine
+) -> None:
+    person = open_chat("", "--session", "tea", **SCRIPT)
+    person.type("One?\r", shows="Yes.")
+    person.type("/delete\r", shows="Delete session tea? [y/N]")
+    person.type("\r", shows="tea not deleted")
+    person.type("/clear\r", shows="New conversation")
+    person.type("Two?\r", shows="Yes.")
+    person.type("/delete tea\r", shows="[y/N]")
+    person.type("y\r", shows="tea deleted (2 messages)")
+    person.type("/delete\r", shows="[y/N]")
+    person.type("y\r", shows="two deleted (2 messages); new conversation")
+    person.type("Three?\r", shows="Yes.")
+    person.leave()
+    assert [row["name"] for row in user.run("sessions", "list", "--json").object] == ["three"]
+
+
 REASONING = "<think>Let me see.</think>Yes."
 
 

@@ -48,7 +48,7 @@ class ScriptInput:
     def edit(self, _: str, /) -> str:
         raise UsageError("cannot edit while questions are piped in", "ask again instead")
 
-    def confirm(self, _: str, /) -> bool:
+    def confirm(self, _: str, __: bool = True, /) -> bool:
         return False
 
 
@@ -146,9 +146,9 @@ class PlainPrompt:
             except (OSError, UnicodeDecodeError) as error:
                 raise UsageError(f"the edited text cannot be read: {error}", "set $EDITOR to another editor") from error
 
-    def confirm(self, question: str) -> bool:
+    def confirm(self, question: str, default: bool = True) -> bool:
         with self.keyboard.released():
-            return self.streams.confirm(question)
+            return self.streams.confirm(question, default)
 
     def _has_input(self, timeout: float) -> bool:
         return self.streams.in_is_terminal and bool(select.select([sys.stdin], [], [], timeout)[0])

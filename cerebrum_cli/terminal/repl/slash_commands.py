@@ -31,6 +31,7 @@ from cerebrum_cli.terminal.repl.slash_replies import (
 )
 from cerebrum_cli.terminal.repl.slash_sessions import (
     EXPORTS,
+    delete_session,
     export_session,
     list_sessions,
     load_session,
@@ -181,6 +182,13 @@ COMMAND_GROUPS = {
             "NAME",
             "rename this session (sessions are always saved)",
             required=("a name", "for example /save holidays"),
+        ),
+        SlashCommand(
+            "delete",
+            delete_session,
+            "[NAME]",
+            "delete a session, or this one, after a question",
+            session_names,
         ),
         SlashCommand(
             "export",

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from cerebrum_cli.chat.archive import ArchivedSession
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import atomic_write, translate_os_errors
+from cerebrum_cli.core.text import format_count
 from cerebrum_cli.terminal.interrupts import ignore_ctrl_c
-from cerebrum_cli.terminal.repl.repl import Repl
+from cerebrum_cli.terminal.repl.repl import LIST_SESSIONS, Repl
 from cerebrum_cli.terminal.repl.slash_lines import parse_path
 from cerebrum_cli.terminal.session_text import session_text
 from cerebrum_cli.terminal.tables import print_latest, print_matches, print_rows
@@ -49,6 +50,18 @@ def rename_session(repl: Repl, argument: str) -> str:
     if repl.chat.tree.is_saved:
         return f"Session saved as {argument!r}; every turn is saved automatically"
     return f"Session named {argument!r}; it is not saved"
+
+
+def delete_session(repl: Repl, argument: str) -> str:
+    """Delete a session after a question, without a name the open one."""
+    tree = repl.chat.tree
+    session = tree.history.get(argument, LIST_SESSIONS) if argument else tree.require_session()
+    if not repl.input.confirm(f"Delete session {session.name}?", False):
+        advice = "" if repl.streams.in_is_terminal else "; use cerebrum sessions rm -y"
+        return f"{session.name} not deleted{advice}"
+    is_open = tree.session
+    deleted = f"{session.name} deleted ({format_count(repl.chat.delete_session(session), 'message')})"
+    return f"{deleted}; new conversation" if is_open and tree.session is None else deleted
 
 
 def export_session(repl: Repl, argument: str) -> str:
