@@ -109,7 +109,7 @@ def test_every_letter_and_digit_is_on_the_screen(columns: int) -> None:
         "f(*args, **kwargs) and g(*a, **k), rm *.o *.a, **/*.py",
         ".*foo.*, print('*' * 3, '*'), ('_', '_'), # -*- coding: utf-8 -*-, /usr/lib/*_test_*.so",
         "SELECT *, count(*) FROM t; int *p, *q;",
-        "C:\\_new\\*.txt \\d+\\.\\d* \\*no\\* &lt; &amp; <b>x</b> [a](http://b_c.d/*e*)",
+        "C:\\_new\\*.txt \\d+\\.\\d* \\*no\\* &lt; &amp; <b>x</b> f[a](b) f[a]() [1]: http://b_c.d/*e*",
         "10~~20~~30, ~5 minutes ~ 10 ~, 4 * 5 * 6, * not *, ** not **",
         "An old silent pond\n  A frog jumps in\nSplash! Silence again",
         "3. three\n7. seven\n9) nine\n2024. Was a good year",
@@ -267,6 +267,28 @@ def test_addresses_longer_than_a_row_are_links() -> None:
     links = re.findall(r"\x1b\]8;[^;]*;([^\x1b]*)\x1b", file.getvalue())
     assert set(links) == {address, ""}  # each end of a link has no address
     assert "".join("".join(file.screen.lines).split()) == f"See{address},orhttps://example.com."
+
+
+LINKS = "**[a *b*](http://x.y/(z)_)**, [m](mailto:a@b.c), [http://x](http://x), [http://x](http://y), ![i](#j)"
+
+
+@pytest.mark.parametrize(
+    ("terminal", "shown"),
+    [
+        ("xterm-256color", "a b, m, http://x, http://x (http://y), i (#j)"),
+        ("tmux-256color", "a b (http://x.y/(z)_), m (a@b.c), http://x, http://x (http://y), i (#j)"),
+    ],
+)
+def test_link_shows_its_text_and_without_hyperlinks_its_address(
+    monkeypatch: pytest.MonkeyPatch, terminal: str, shown: str
+) -> None:
+    monkeypatch.setenv("TERM", terminal)
+    for name in ("TERM_PROGRAM", "XTERM_VERSION"):
+        monkeypatch.delenv(name, raising=False)
+    file = streamed(LINKS, 200)
+    assert file.screen.lines == [shown]
+    links = set(re.findall(r"\x1b\]8;[^;]*;([^\x1b]+)\x1b", file.getvalue()))
+    assert ("http://x.y/(z)_" in links) == ("x.y" not in shown)
 
 
 @pytest.mark.parametrize("columns", [1, 5, 7])

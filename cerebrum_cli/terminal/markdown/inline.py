@@ -1,7 +1,7 @@
-"""Inline Markdown of one line: what becomes styling, and mathematics; every other character stays.
+"""Inline Markdown of one line: what becomes styling, links and mathematics; every other character stays.
 
 Markup begins and ends at the edges of words only, so that `5*6*7`, `*args` and `__init__` are text. Backslashes,
-entities, links and HTML are text, too.
+entities, HTML and what looks like a link in code are text, too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from markdown_it.rules_inline.emphasis import tokenize as read_emphasis
 from markdown_it.rules_inline.strikethrough import tokenize as read_strikethrough
 from rich.text import Text
 
+from cerebrum_cli.core.environment import environment
 from cerebrum_cli.terminal.markdown.mathematics import IDEOGRAPHIC, INLINE_MATH, formula, is_mathematics
 
 Rule = Callable[[StateInline, bool], bool]
@@ -27,6 +28,12 @@ _FIRST = re.compile(r"[^\s,;:.!?)\]}/\\*~=]|\\(?=[(\[])|(?<=\*\*)\.(?=\w)")  # o
 _LAST = re.compile(r"[^\s(\[{/\\=<]")
 _IDENTIFIER = re.compile(r"_(?![^\W\d_]{3,}_(?!\w))\w+_(?!\w)|__\w+__(?!\w)")
 _FACTOR = re.compile(r"[\d)=]\s*\*(?=[\d(]|\w\b)")  # a product, with a space on one side
+_LINK = re.compile(
+    r"!?\[(?P<label>(?:[^\[\]\\`]|\\.|`[^`]*`|\[[^\[\]]*\])*)\]"
+    r"\((?P<address>(?:https?://|mailto:|\.{0,2}/|#)(?:[^\s()<>]|\([^\s()]*\))+)\)"
+)
+# Terminals that drop the address of a link: values of TERM begin with these.
+_WITHOUT_LINKS = ("linux", "screen", "tmux", "rxvt", "vt", "dumb")
 STYLES = {"strong": "bold", "em": "italic", "s": "strike"}
 CODE_STYLE = "markdown.code"
 
@@ -45,9 +52,34 @@ def inline_text(line: str) -> Text:
             text.append(token.content, " ".join([CODE_STYLE, *styles]))
         elif name == "math":
             text.append(formula(token.content), " ".join(styles))
+        elif name == "link":
+            link = link_text(token.content, token.info)
+            link.stylize(" ".join(styles))
+            text.append_text(link)
         else:
             text.append(token.content, " ".join(styles))
     return text
+
+
+def link_text(label: str, address: str) -> Text:
+    """The text of a link, with its address behind it, unless the terminal has hyperlinks.
+
+    A text that is an address, too, never stands for another one.
+    """
+    text = inline_text(label)
+    shown = address.removeprefix("mailto:")
+    is_hidden = text and "://" not in text.plain and ":" in address and has_hyperlinks()
+    if is_hidden or text.plain == shown:
+        text.stylize(f"underline link {address}")
+        return text
+    return text.append(f" ({shown})")
+
+
+def has_hyperlinks() -> bool:
+    """Whether the terminal shows hyperlinks, as far as the environment says: no terminal can be asked."""
+    if environment("XTERM_VERSION") or environment("TERM_PROGRAM") == "Apple_Terminal":
+        return False
+    return not (environment("TERM") or "dumb").startswith(_WITHOUT_LINKS)
 
 
 def _at_word_edges(rule: Rule) -> Rule:
@@ -103,7 +135,19 @@ def _read_math(state: StateInline, silent: bool) -> bool:
     return True
 
 
+def _read_link(state: StateInline, silent: bool) -> bool:
+    found = _LINK.match(state.src, state.pos)
+    if found is None:
+        return False
+    if not silent:
+        token = state.push("link", "", 0)
+        token.content, token.info = found["label"], found["address"]
+    state.pos = found.end()
+    return True
+
+
 PARSER = MarkdownIt("zero").enable(["backticks", "emphasis", "strikethrough"])
 PARSER.inline.ruler.at("emphasis", _at_word_edges(read_emphasis))
 PARSER.inline.ruler.at("strikethrough", _at_word_edges(read_strikethrough))
 PARSER.inline.ruler.push("math", _read_math)
+PARSER.inline.ruler.push("hyperlink", _read_link)
