@@ -168,9 +168,12 @@ class Streams:
 
     def _ask(self, question: str) -> str:
         self.draw(question)
-        reply = sys.stdin.readline()
-        if not reply.endswith("\n"):
-            self.draw("\n")
+        reply = ""
+        try:
+            reply = sys.stdin.readline()
+        finally:
+            if not reply.endswith("\n"):
+                self.draw("\n")
         return reply
 
     def edit(self, path: Path) -> None:
