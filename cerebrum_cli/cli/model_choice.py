@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.installed import InstalledModel
     from cerebrum_cli.library.pull import Puller
 
+CHOICES = "first a tested one, then those that cerebrum was made for, then others that fit this machine"
+
 
 def pull_missing(app: App, settings: Settings, error: ModelNotFound, *, yes: bool, offline: bool) -> InstalledModel:
     """Download the model that settings name and that is not installed, if the user agrees or `yes` is given.
@@ -39,7 +41,7 @@ def pull_missing(app: App, settings: Settings, error: ModelNotFound, *, yes: boo
             from cerebrum_cli.cli.model_objects import suggestions
 
             rows = suggestions(app.library, settings.ctx)
-            chosen = choose_model(app, f"{error.message}; these fit this machine, the tested one first", rows)
+            chosen = choose_model(app, f"{error.message}; choose one", rows)
             if chosen is None:
                 raise error
             text = chosen
@@ -55,14 +57,15 @@ def note_precedence(app: App) -> None:
         app.streams.note(NoticeEvent(f"{settings.origin('model')} sets {settings.model}, which takes precedence"))
 
 
-def choose_model(app: App, heading: str, rows: list[JsonDict]) -> str | None:
+def choose_model(app: App, request: str, rows: list[JsonDict]) -> str | None:
     """List suggested models, and ask for one; None if there is no terminal to ask on, or the user quits."""
     from cerebrum_cli.cli.model_tables import print_choices
 
     if not rows:
         return None
-    app.streams.draw(f"{heading}:\n\n")
-    print_choices(app.streams.on_stderr, [{**row, "number": number} for number, row in enumerate(rows, 1)])
+    err = app.streams.on_stderr
+    app.streams.draw(f"{err.wrapped(f'{request}: {CHOICES}')}\n\n")
+    print_choices(err, [{**row, "number": number} for number, row in enumerate(rows, 1)])
     if not app.streams.can_ask:
         return None
     app.streams.draw("\n")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.installed import InstalledModel
     from cerebrum_cli.library.library import Library
 
-SUGGESTIONS = 5  # models to choose a first one from
+SUGGESTIONS = 5  # models that fit, beside those that the program was made for, to choose a first one from
 # Keys of tables of models, and what they show of a quantization.
 BEST_FIT = {"recommended": "quantization", "size": "size", "memory": "needed", "fit": "fit", "speed": "speed"}
 
@@ -187,6 +187,7 @@ def catalogue_rows(library: Library, context: int | None) -> list[JsonDict]:
             "license": spec.license,
             "good_for": spec.good_for,
             "tested": spec.tested,
+            "made_for": spec.made_for,
             "repo_id": spec.repo_id or spec.weights,
             **best_fit(asdict(available.chosen) if available else {}),
             "quantizations": [asdict(candidate) for candidate in available.candidates] if available else [],
@@ -202,11 +203,13 @@ def best_fit(chosen: JsonObject) -> JsonDict:
 
 
 def suggestions(library: Library, context: int | None) -> list[JsonDict]:
-    """Models that fit this machine: the largest that was run with its real weights, then the best of the others."""
-    fitting = [row for row in catalogue_rows(library, context) if row["fit"] == "fits"]
+    """The largest tested model that fits this machine, those that the program was made for, and others that fit."""
+    rows = catalogue_rows(library, context)
+    fitting = [row for row in rows if row["fit"] == "fits"]
     tested = sorted((row for row in fitting if row["tested"]), key=lambda row: row["size"])[-1:]
-    others = [row for row in fitting if not row["tested"]]
-    return [*tested, *others[: SUGGESTIONS - len(tested)]]
+    made_for = [row for row in rows if row["made_for"]]
+    others = [row for row in fitting if not (row["tested"] or row["made_for"])]
+    return [*tested, *made_for, *others[: SUGGESTIONS - len(tested)]]
 
 
 def metadata_json(value: Scalar | Array) -> Any:

@@ -113,6 +113,7 @@ print_choices = partial(
         "quant": "recommended",
         "size": "size",
         "memory": "memory",
+        "fit": "fit",
         "speed": speed_text,
         "good for": "good_for",
         "license": "license",

@@ -55,8 +55,8 @@ class SearchCommand(BaseCommand):
 
 @option_group
 class PullCommand(PullOptions):
-    """Without MODEL, offers a few models that fit this machine. Without :QUANT, downloads the recommended quantization.
-    Run an interrupted download again to resume it.
+    """Without MODEL, offers the models that cerebrum was made for, and a few others that fit this machine. Without
+    :QUANT, downloads the recommended quantization. Run an interrupted download again to resume it.
 
     A local file is used in place, and so are models of Ollama (`cerebrum list --found`). Safetensors are converted to
     GGUF.
@@ -106,7 +106,7 @@ def suggested_model(app: App, ctx: int | None) -> str:
 
     app.machine.record_bandwidth()
     rows = suggestions(app.library, ctx)
-    chosen = choose_model(app, "models that fit this machine, the tested one first", rows)
+    chosen = choose_model(app, "choose a model", rows)
     if chosen is None:
         if rows and app.streams.can_ask:
             app.streams.draw("nothing pulled\n")

@@ -64,8 +64,8 @@ class ModelSpec:
     tag other than main. `recipe` is the merge recipe of a model that is not downloaded itself. `weights` is the
     repository with its own weights in safetensors.
     `settings` are recommended settings; `thinking` and `no_thinking` override them while `think` is on or off.
-    `good_for` is one word. It is `tested` if it was run with its real weights. `refuse` has broken repositories, and
-    what is wrong with each.
+    `good_for` is one word. It is `tested` if it was run with its real weights, and `made_for` if the program was
+    made for it. `refuse` has broken repositories, and what is wrong with each.
     """
 
     name: str
@@ -84,6 +84,7 @@ class ModelSpec:
     license: str | None = None
     good_for: str | None = None
     tested: bool = False
+    made_for: bool = False
     notes: str = ""
     package: PackageSource | None = None
     recipe: Path | None = None

@@ -22,6 +22,7 @@ def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> i
 
 
 TESTED = "qwen2.5-coder-1.5b"
+MADE_FOR = ["cerebrum-12b", "cerebrum-7b", "cerebrum-8x7b", "collective-cognition-7b", "mistral-c2f-7b"]
 BEST = {8: "granite-4.1-3b", 16: "gemma4-e4b", 32: "gemma4-26b-a4b", 64: "gemma4-26b-a4b"}
 
 
@@ -64,7 +65,8 @@ def test_list_available_ends_with_the_best_on_a_terminal(new_user: CommandLine) 
 def test_pull_without_a_name_lists_what_fits_in_a_pipe(new_user: CommandLine, memory: int) -> None:
     done = new_user.run("pull")
     lines = done.err.splitlines()
-    assert lines[0] == "models that fit this machine, the tested one first:"
+    assert lines[0].startswith("choose a model: first a tested one, then those that cerebrum was made for, ")
     assert lines[2].split()[0] == "name" and lines[3].split()[:2] == ["1", TESTED]
-    assert lines[4].split()[:2] == ["2", BEST[memory // GIB]] and len(lines[3:-2]) == 5
+    assert sorted(line.split()[1] for line in lines[4:9]) == MADE_FOR
+    assert lines[9].split()[:2] == ["7", BEST[memory // GIB]] and len(lines[3:-2]) == 10
     assert_error(done, 2, "no model given", f"name one, such as cerebrum pull {TESTED}, or see cerebrum list")
