@@ -29,18 +29,18 @@ def test_chat_has_styles_labels_and_blank_lines(open_chat: OpenTerminal, tmp_pat
     assert person.screen.lines[0] == "peppermint-tea · 0.5B · Q4_K_M; /help lists commands and keys"
     person.type("/stats\r", shows="context 50/100000 (0%)")
     person.type("/model\r", shows="peppermint-tea · 0.5B · Q4_K_M, prompt format: embedded")
-    person.type("/info\r", shows="did you mean /stats?")
-    person.type("/tmp is full\r", shows="Yes.")
+    person.type("/info\r", shows="error: /info is /stats here")
+    person.type("tmp is full\r", shows="Yes.")
     person.wait_for(" t/s | session tmp-is-full")
     lines = person.screen.lines
     assert re.match(r"peppermint-tea \| context 1\d+/100000 \(0%\) \| \d+ t/s \| session", lines[-1])
-    question = lines.index("> /tmp is full")
-    assert lines[question + 3 : question + 7] == ["", "Yes.", "", ">"]
+    question = lines.index("> tmp is full")
+    assert lines[question + 1 : question + 5] == ["", "Yes.", "", ">"]
     person.type("Nothing?\r/copy\r", shows="error: nothing to copy: the reply is empty")
     cells = {row[0].data: row[0] for row in person.screen.styled_cells if row}
     assert cells[">"].bold and not cells["Y"].bold
     assert all(cell.bold for cell in person.screen.styled_cells[question]) and cells["e"].fg == "red"
-    assert "\x1b[2mnote: sent as a question: /tmp is not a command" in person.output
+    assert "\x1b[2mnote: the model's answer is blank" in person.output
     person.resize(40, 24)
     person.wait_for("peppermint-t… | context ")
     assert "session" not in person.screen.lines[-1]

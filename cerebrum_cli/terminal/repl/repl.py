@@ -222,8 +222,7 @@ class Repl:
 
     def _run_line(self, line: InputLine) -> None:
         command = None if line.is_literal else parse_slash(line.text, self.commands)
-        if command is None or isinstance(command, NoticeEvent):
-            self.streams.note(command)
+        if command is None:
             if line.text.strip() in BARE_EXITS and self.input.confirm("Exit the chat?"):
                 self.is_done = True
             else:

@@ -7,16 +7,15 @@ from itertools import chain
 
 from cerebrum_cli.attachments.prompt_sources import read_files
 from cerebrum_cli.core.declaration import NONE
-from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import format_names
 from cerebrum_cli.terminal.repl.repl import LIST_SESSIONS, Repl
 from cerebrum_cli.terminal.repl.slash_lines import (
     KEYS,
     SlashCommand,
-    commands_like,
     find_slash,
     help_text,
     split_paths,
+    unknown_command,
 )
 from cerebrum_cli.terminal.repl.slash_replies import (
     continue_reply,
@@ -59,8 +58,7 @@ def show_help(repl: Repl, argument: str) -> None:
     if name := argument.removeprefix("/"):
         slash = find_slash(name, SLASH_COMMANDS)
         if slash is None:
-            hint = f"{commands_like(name, SLASH_COMMANDS)}list commands with /help"
-            raise UsageError(f"unknown command /{name}", hint)
+            raise unknown_command(name, SLASH_COMMANDS)
         rows = [(slash.usage, slash.help)]
     else:
         rows = [(group, ", ".join(slash.usage for slash in commands)) for group, commands in COMMAND_GROUPS.items()]
@@ -98,7 +96,14 @@ def attach_file(repl: Repl, argument: str) -> str | None:
 
 COMMAND_GROUPS = {
     "Chat": (
-        SlashCommand("help", show_help, "[COMMAND]", "show commands and keys, or explain a command", command_names),
+        SlashCommand(
+            "help",
+            show_help,
+            "[COMMAND]",
+            "show commands and keys, or explain a command",
+            command_names,
+            aliases=("?",),
+        ),
         SlashCommand("exit", exit_chat, "", "exit; so do /quit, /bye, /q and Ctrl-D", aliases=("quit", "bye", "q")),
         SlashCommand("clear", start_new, "", "start a new conversation; this one stays saved"),
         SlashCommand(

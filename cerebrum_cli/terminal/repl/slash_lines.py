@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from cerebrum_cli.core.declaration import is_address
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import as_path, exists
 from cerebrum_cli.core.text import Texts, did_you_mean
 
@@ -65,19 +64,22 @@ LIKE_A_PATH = re.compile(  # where there is no such file
     re.IGNORECASE,
 )
 
-SEND_TEXT = "to send the text itself, put a space before the slash"
+LIKE_A_COMMAND = re.compile(r"""/|['"][/~]|~/""")  # and the path of a file that was dropped, which may be quoted
+SEND_TEXT = "start with a space to send the text"
 BARE_EXITS = ("exit", "quit", ":q")  # what users of other programs type to leave
-OTHER_NAMES = {  # of commands in other programs, and the one that does the same here
-    "?": "help",
-    "h": "help",
-    "info": "stats",
-    "new": "clear",
-    "read": "file",
-    "regen": "retry",
-    "regenerate": "retry",
-    "rename": "save",
-    "reset": "clear",
-    "show": "set",
+HERE = {  # what the commands of other programs are here
+    "glob": "/file",
+    "h": "/help",
+    "info": "/stats",
+    "multiline": 'Ctrl-J or """',
+    "new": "/clear",
+    "read": "/file",
+    "regen": "/retry",
+    "regenerate": "/retry",
+    "rename": "/save",
+    "reset": "/clear",
+    "shortcuts": "/help",
+    "show": "/model, /set, /system or /prompt",
 }
 
 
@@ -100,7 +102,12 @@ def first_path(text: str) -> str:
     if is_address(text):
         return text.split()[0]
     path = LIKE_A_PATH.match(text)
-    found = path[0] if path else ""
+    return existing_path(text) or (path[0] if path else "")
+
+
+def existing_path(text: str) -> str:
+    """The longest beginning of a text that is the path of a file; empty without one."""
+    found = ""
     for separator in islice(SEPARATOR.finditer(text), MAX_WORDS):
         beginning = text[: separator.start()]
         if exists(parse_path(beginning)):
@@ -121,28 +128,33 @@ def parse_path(argument: str) -> Path:
     return as_path(argument)
 
 
-def parse_slash(line: str, commands: Sequence[SlashCommand]) -> tuple[SlashCommand, str] | NoticeEvent | None:
-    """The slash command of a line, and its argument; None for a question, or a notice if it looks like a command.
+def parse_slash(line: str, commands: Sequence[SlashCommand]) -> tuple[SlashCommand, str] | None:
+    """The slash command of a line, and its argument; None for a question.
 
-    Raises UsageError if a known command is misused, and for a single word that is like one.
+    Raises UsageError for an unknown or misused command, and for a path where a command could be, or alone.
     """
-    if not line.startswith("/"):
+    if not LIKE_A_COMMAND.match(line):
         return None
     name, _, argument = re.sub(r"\s", " ", line[1:], count=1).partition(" ")
     argument = argument.strip()
-    slash = find_slash(name, commands)
+    slash = find_slash(name, commands) if line.startswith("/") else None
     if slash is None:
-        near = commands_like(name, commands)
-        hint = f"{near}list commands with /help"
-        if not argument and (near or not name):
-            raise UsageError(f"unknown command /{name}", f"{hint}; {SEND_TEXT}")
-        return NoticeEvent(f"sent as a question: /{name} is not a command", hint)
+        require_no_path(line)
+        if line.startswith("/"):
+            raise unknown_command(name, commands)
+        return None
     if argument and not slash.argument:
         raise UsageError(f"/{name} has no argument", SEND_TEXT)
     if slash.required and not argument:
         what, hint = slash.required
         raise UsageError(f"/{slash.name} needs {what}", hint)
     return slash, argument
+
+
+def require_no_path(line: str) -> None:
+    path = existing_path(line.rstrip())
+    if path.strip("/") and (line.startswith("/") or path == line.rstrip()):
+        raise UsageError(f"{path} is a path, not a command", f"attach it with /file {path}, or {SEND_TEXT}")
 
 
 def find_slash(name: str, commands: Iterable[SlashCommand]) -> SlashCommand | None:
@@ -152,10 +164,13 @@ def find_slash(name: str, commands: Iterable[SlashCommand]) -> SlashCommand | No
     return None
 
 
-def commands_like(name: str, commands: Iterable[SlashCommand]) -> str:
-    """Beginning of a hint with the commands most like a name; empty without any."""
+def unknown_command(name: str, commands: Iterable[SlashCommand]) -> UsageError:
+    """An error with the commands most like a name, or with what a command of another program is here."""
+    if here := HERE.get(name.lower()):
+        return UsageError(f"/{name} is {here} here")
     known = [f"/{slash.name}" for slash in commands]
-    return did_you_mean(f"/{OTHER_NAMES.get(name, name)}", known, cutoff=0.7)
+    near = did_you_mean(f"/{name.lower()}", known, cutoff=0.7)
+    return UsageError(f"unknown command /{name}", f"{near}list commands with /help, or {SEND_TEXT}")
 
 
 def help_text(rows: Sequence[HelpRow], width: int) -> str:

@@ -109,7 +109,7 @@ def setting_hint(argument: str) -> str:
     key = setting_key(name)
     if key in (*SETTABLE, *OTHER_SETTINGS):
         return " ".join(["use", OTHER_SETTINGS.get(key, f"/set {key}"), *value])
-    return f"{did_you_mean(key, SETTABLE, cutoff=0.5)}press Tab after /set to list all"
+    return f"{did_you_mean(key, SETTABLE)}press Tab after /set to list all"
 
 
 def list_settings(repl: Repl) -> str:
