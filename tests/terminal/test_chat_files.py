@@ -60,17 +60,17 @@ def test_an_empty_path_is_refused() -> None:
 @pytest.mark.usefixtures("files")
 def test_files_are_attached_shown_and_detached(open_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_chat(**SCRIPT)
-    person.type('/file cats.txt, "my dogs.txt"\r', shows="with cats.txt, my dogs.txt |")
+    person.type('/file cats.txt, "my dogs.txt"\r', shows="| with cats.txt, my dogs.txt")
     person.type("/file none\r", shows="detached cats.txt, my dogs.txt")
     person.type("/file cats.txt dogs.txt\r", shows="dogs.txt: No such file")
     assert "with cats.txt" not in person.screen.lines[-1]
     for command in ("/clear", "/load first"):
         if command != "/clear":
             person.type("/save first\rOne?\r", shows="Yes.")
-        person.type("/file notes\r", shows="with notes |")
+        person.type("/file notes\r", shows="| with notes")
         person.type(f"{command}\r", shows="detached notes")
     person.resize(40, 24)
-    person.type("/file cats.txt my dogs.txt\r", shows="with cats.txt, my dogs.txt |")
+    person.type("/file cats.txt my dogs.txt\r", shows="cats.txt, my dogs.txt will be prepended")
     person.type("/file notes Who sleeps?\r", shows="Yes.")
     person.type("Sure?\r", shows="Yes.")
     person.leave()
@@ -83,7 +83,7 @@ def test_files_are_attached_shown_and_detached(open_chat: OpenTerminal, user: Co
 @pytest.mark.usefixtures("files")
 def test_chat_begins_with_files_and_with_piped_text(open_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_chat("", "-f", "cats.txt", "--session", "files", **SCRIPT)
-    person.wait_for("with cats.txt |")
+    person.wait_for("| with cats.txt")
     person.type("Who sleeps?\r", shows="Yes.")
     person.leave()
     assert user.contents("files")[0] == "cats.txt:\n```txt\nThis is cats.txt.\n```\n\nWho sleeps?"
@@ -158,7 +158,7 @@ HINTS = {
     "/set verbose": "use /stats",
     "/set top_k=5": "use /set top_k 5",
     "/set think": "think  default",
-    "/use tea": "with tea |",
+    "/use tea": "| with tea",
     "/use none": "using no saved prompt",
 }
 
