@@ -29,8 +29,12 @@ NO_MEMORY = ("failed to map segment", "Cannot allocate memory", "cannot allocate
 OTHER_PROGRAMS = (  # their commands and options, the option that does the same here, and a hint
     ("ls", None, "did you mean cerebrum list?"),
     ("install", None, "did you mean cerebrum pull?"),
-    ("run", None, "did you mean cerebrum chat MODEL?"),
+    ("run", None, "did you mean cerebrum chat MODEL, or cerebrum ask -m MODEL QUESTION?"),
+    ("ps", None, "a model is in memory only while a command runs"),
+    ("stop", None, "a model is in memory only while a command runs"),
+    ("create", None, "did you mean cerebrum pull FILE, or cerebrum prompts edit NAME?"),
     ("serve", None, "start llama-server -m FILE, and use it with cerebrum chat --endpoint URL"),
+    ("--verbose", "--stats", "did you mean --stats?"),
     ("-v", "--stats", "did you mean --stats?"),
     ("--prompt", "--saved-prompt", "write the prompt without an option; did you mean --saved-prompt?"),
 )

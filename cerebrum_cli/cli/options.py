@@ -334,6 +334,8 @@ def only_question(words: list[str]) -> str | None:
         hint = f"quote the question: {quote(' '.join(words))}"
         if all(exists(Path(word)) for word in words[:-1]):  # what a shell made of a pattern
             hint = QUOTE_PATTERN
+        elif len(words) == 2 and " " in words[1]:  # it was quoted
+            hint = f"use -m for the model: -m {quote(words[0])} {quote(words[1])}"
         raise UsageError("more than one question given", hint)
     return words[0] if words else None
 
