@@ -153,10 +153,10 @@ def test_llama_cpp_evaluates_what_the_context_grew_for(user: CommandLine, monkey
 
 
 HINTS = {
-    "/set parameter temperature 0.7": "use /set temperature 0.7",
+    "/set parameter temperature 0.6": "temperature  0.6",
     "/set nothink": "use /think off",
     "/set verbose": "use /stats",
-    "/set top_k=5": "use /set top_k 5",
+    "/set top_k=5": "top_k  5",
     "/set think": "think  default",
     "/use tea": "| with tea",
     "/use none": "using no saved prompt",

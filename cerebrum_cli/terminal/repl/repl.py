@@ -23,7 +23,7 @@ from cerebrum_cli.terminal.repl.slash_lines import BARE_EXITS, SlashCommand, par
 from cerebrum_cli.terminal.sinks import ReplyDisplay, show_answer
 from cerebrum_cli.terminal.streams import Streams
 
-LIST_SESSIONS = "list sessions with /sessions"
+LIST_SESSIONS = "list sessions with /sessions; /model MODEL switches the model"
 SEPARATOR = " | "
 MIN_MODEL = 12  # columns of its name in the toolbar
 

@@ -19,15 +19,15 @@ from cerebrum_cli.terminal.tables import print_prompts, settings_lines
 
 DEFAULT = "default"  # argument of /system and /set that undoes a change
 
-OTHER_SETTINGS = {  # settings with their own command, and those of ollama
-    "model": "/model",
-    "system": "/system",
-    "nothink": "/think off",
-    "num_ctx": "/set ctx",
-    "num_predict": "/set max_tokens",
-    "verbose": "/stats",
+OLLAMA_KEYS = {"num_ctx": "ctx", "num_predict": "max_tokens"}  # names of settings in ollama
+OLLAMA_HINTS = {  # arguments of its /set, and what does the same here
+    "format json": "use cerebrum ask --schema for JSON",
+    "nothink": "use /think off",
+    "verbose": "use /stats",
 }
-SETTABLE = tuple(key for key in OPTIONS if key not in (*OTHER_SETTINGS, "no_log", "vi"))  # which apply to the next chat
+SETTABLE = tuple(
+    key for key in OPTIONS if key not in ("model", "system", "no_log", "vi")
+)  # which apply to the next chat
 SETTABLE_ON_SERVERS = tuple(key for key in SETTABLE if key not in (*LOCAL_KEYS, "lora"))  # "none" is its only value
 SETTING_VALUES = {"format": FORMAT_NAMES} | {key: option.words for key, option in OPTIONS.items() if option.words}
 SHOWN = {"show": "on", "hide": "off"}  # arguments of /think for reasoning as it is generated
@@ -66,13 +66,21 @@ def installed_models(repl: Repl, _: str) -> Iterable[str]:
 
 
 def change_setting(repl: Repl, argument: str) -> str:
-    name, _, value = argument.partition(" ")
-    key = setting_key(name)
-    value = value.strip()
-    if not key:
-        return list_settings(repl)
+    """Show or change a setting, which may be written as in ollama: `parameter num_ctx 4096`, `system TEXT`."""
+    name, *rest = re.split(r"[=:\s]\s*", f"{argument} ".removeprefix("parameter ").strip(), maxsplit=1)
+    key, value = setting_key(name), "".join(rest)
+    match key:
+        case "":
+            return list_settings(repl)
+        case "model":
+            return change_model(repl, value)
+        case "system":
+            return set_system_prompt(repl, value)
+    if hint := OLLAMA_HINTS.get(f"{key} {value}".rstrip()):
+        raise UsageError(f"unknown setting {argument!r}", hint)
     if key not in SETTABLE:
-        raise UsageError(f"unknown setting {key!r}", setting_hint(argument))
+        hint = f"{did_you_mean(key, SETTABLE)}press Tab after /set to list all"
+        raise UsageError(f"unknown setting {key!r}", hint)
     if not value:
         return show_setting(repl, key)
     return apply_setting(repl, key, value, key)
@@ -92,7 +100,8 @@ def show_setting(repl: Repl, key: str, with_origin: bool = True) -> str:
 
 
 def setting_key(text: str) -> str:
-    return text.removeprefix("--").replace("-", "_")
+    key = text.removeprefix("--").replace("-", "_")
+    return OLLAMA_KEYS.get(key, key)
 
 
 def setting_values(repl: Repl, typed: str) -> Iterable[str]:
@@ -101,15 +110,6 @@ def setting_values(repl: Repl, typed: str) -> Iterable[str]:
     if space:
         return (f"{key} {value}" for value in SETTING_VALUES.get(setting_key(key), ()))
     return SETTABLE_ON_SERVERS if repl.chat.loaded.is_remote else SETTABLE
-
-
-def setting_hint(argument: str) -> str:
-    """How to change a setting that is unknown, or written as in another program."""
-    name, *value = re.split(r"[\s=:]+", argument.removeprefix("parameter "), maxsplit=1)
-    key = setting_key(name)
-    if key in (*SETTABLE, *OTHER_SETTINGS):
-        return " ".join(["use", OTHER_SETTINGS.get(key, f"/set {key}"), *value])
-    return f"{did_you_mean(key, SETTABLE)}press Tab after /set to list all"
 
 
 def list_settings(repl: Repl) -> str:
