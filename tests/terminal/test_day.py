@@ -150,7 +150,7 @@ def afternoon(person: Person) -> None:
 def evening(person: Person) -> None:
     """The conversation is there the next time, with its last exchange and its history."""
     compare(person, "evening")
-    person.type("/retry 0.5\r", shows="The cat does")
+    person.type("/retry 0.5\r", shows=" t/s")  # in the toolbar of the next prompt
     person.type(UP * 2, shows="> /load owls")
     person.type(f"{CTRL_C}/copy\r", shows="copied the reply")
     person.type("/stats\r", shows="temperature 0.5")
