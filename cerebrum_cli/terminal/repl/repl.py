@@ -23,7 +23,7 @@ from cerebrum_cli.terminal.repl.slash_lines import BARE_EXITS, SlashCommand, par
 from cerebrum_cli.terminal.sinks import ReplyDisplay, show_answer
 from cerebrum_cli.terminal.streams import Streams
 
-LIST_SESSIONS = "list sessions with /sessions; /model MODEL switches the model"
+LIST_SESSIONS = "list sessions with /sessions"
 SEPARATOR = " | "
 MIN_MODEL = 12  # columns of its name in the toolbar
 
@@ -148,7 +148,7 @@ class Repl:
 
     def switch_session(self, name: str | None) -> None:
         """Switch to a session, or to a new one; what would go before the next question is dropped."""
-        session = self.chat.tree.history.get(name, LIST_SESSIONS) if name else None
+        session = self.chat.tree.history.get(name, f"{LIST_SESSIONS}; /model switches the model") if name else None
         self.streams.note(self.chat.switch_session(session))
         self.pending_prompt = None
         self.detach_files()
