@@ -51,14 +51,20 @@ class ShowSession(BaseCommand):
 
     name: str = argument("NAME", "A session's name, as in `cerebrum sessions list`", sessions)
     json: bool = switch("Print a JSON object with OpenAI's messages", "Output")
+    html: bool = switch("Print an HTML page", "Output")
 
     def run(self, app: App) -> None:
-        from cerebrum_cli.terminal.session_text import session_text
+        from cerebrum_cli.terminal.session_text import session_page, session_text
 
+        if self.json and self.html:
+            raise UsageError.conflict("--json", "--html")
         history = app.read_history()
         archived = history.archived(history.get(self.name))
         if self.json:
             app.streams.answer(archived.object)
+            return
+        if self.html:
+            app.streams.answer(session_page(archived))
             return
         text = session_text(app.streams, archived, app.readable_settings({}).markdown)
         app.streams.answer(text, is_styled=True)

@@ -1,7 +1,8 @@
-"""A saved session as it is read on a terminal or in a pipe."""
+"""A saved session as it is read on a terminal, in a pipe, or in a browser."""
 
 from __future__ import annotations
 
+from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,32 @@ from cerebrum_cli.terminal.tables import output_width
 
 if TYPE_CHECKING:
     from cerebrum_cli.chat.archive import ArchivedSession
+
+PAGE = """\
+<!DOCTYPE html>
+<html>
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }}
+body {{ max-width: 48rem; margin: 2rem auto; padding: 0 1rem; }}
+article :is(h1, h2, h3) {{ font-size: 1.1rem; }}
+.lines {{ white-space: pre-wrap; }}
+p.lines {{ padding-left: 1rem; border-left: 3px solid; }}
+pre, code {{ font-family: ui-monospace, monospace; background: rgb(127 127 127 / 0.15); }}
+pre {{ padding: 0.75rem; overflow-x: auto; }}
+pre code {{ background: none; }}
+table {{ display: block; overflow-x: auto; border-collapse: collapse; }}
+th, td {{ padding: 0.25rem 0.5rem; border: 1px solid rgb(127 127 127 / 0.5); }}
+</style>
+</head>
+<body>
+{body}</body>
+</html>
+"""
 
 
 def session_text(streams: Streams, archived: ArchivedSession, markdown: bool) -> str:
@@ -36,3 +63,18 @@ def session_text(streams: Streams, archived: ArchivedSession, markdown: bool) ->
         else:
             text.write(shown)
     return text.getvalue()
+
+
+def session_page(archived: ArchivedSession) -> str:
+    """A session as a page of HTML that needs no other file, in the colors of a light or a dark browser."""
+    from cerebrum_cli.terminal.markdown.html import to_html
+
+    parts = []
+    for role, text in archived.markdown_parts:
+        if role == "assistant":
+            parts.append(f"<article>\n{to_html(text)}</article>\n")
+        elif role:
+            parts.append(f'<p class="lines">{escape(text)}</p>\n')
+        else:
+            parts.append(to_html(text))
+    return PAGE.format(title=escape(archived.session.name), body="".join(parts))

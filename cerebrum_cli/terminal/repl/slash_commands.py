@@ -7,7 +7,7 @@ from itertools import chain
 
 from cerebrum_cli.attachments.prompt_sources import read_files
 from cerebrum_cli.core.declaration import NONE
-from cerebrum_cli.core.text import format_names
+from cerebrum_cli.core.text import enumeration, format_names
 from cerebrum_cli.terminal.repl.repl import LIST_SESSIONS, Repl
 from cerebrum_cli.terminal.repl.slash_lines import (
     KEYS,
@@ -199,7 +199,7 @@ COMMAND_GROUPS = {
             "export",
             export_session,
             "FILE",
-            f"write the session to a file: {' or '.join(EXPORTS)} (OpenAI messages)",
+            f"write the session to a new file: {enumeration([*EXPORTS], 'or')} (OpenAI messages)",
             is_path=True,
             required=("a file", "for example /export talk.md"),
         ),

@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterable, Mapping
 from cerebrum_cli.chat.archive import ArchivedSession
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import atomic_write, translate_os_errors
-from cerebrum_cli.core.text import format_count
+from cerebrum_cli.core.text import enumeration, format_count
 from cerebrum_cli.terminal.interrupts import ignore_ctrl_c
 from cerebrum_cli.terminal.repl.repl import LIST_SESSIONS, Repl
 from cerebrum_cli.terminal.repl.slash_lines import parse_path
-from cerebrum_cli.terminal.session_text import session_text
+from cerebrum_cli.terminal.session_text import session_page, session_text
 from cerebrum_cli.terminal.tables import print_latest, print_matches, print_rows
 
 EXPORTS: Mapping[str, Callable[[ArchivedSession], str]] = {  # by the suffix of the file
     ".md": lambda archived: archived.markdown,
+    ".html": session_page,
     ".json": lambda archived: archived.json,
 }
 
@@ -68,7 +69,7 @@ def export_session(repl: Repl, argument: str) -> str:
     """Write the session to a new file, in the format of its suffix."""
     archived, path = repl.chat.archived, parse_path(argument)
     if path.suffix not in EXPORTS:
-        raise UsageError(f"{path}: unsupported file type", f"use {' or '.join(EXPORTS)}")
+        raise UsageError(f"{path}: unsupported file type", f"use {enumeration([*EXPORTS], 'or')}")
     if path.exists():
         raise UsageError(f"{path} already exists", "choose another file")
     text = EXPORTS[path.suffix](archived)
