@@ -142,7 +142,7 @@ class Repl:
                 self.streams.note(NoticeEvent("reply interrupted", "/retry asks again"))
                 self._end_turn()
         finally:
-            if reply.is_finished:
+            if reply.is_finished and (reply.has_text or reply.finish.reason != "cancelled"):
                 self.display.note_end(reply, reply_notice(reply, self.chat))
                 self._end_turn()
 

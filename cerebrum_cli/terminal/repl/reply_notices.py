@@ -19,7 +19,7 @@ def reply_notice(reply: Reply, chat: Chat) -> NoticeEvent | None:
     reason = reply.finish.reason
     hint = "/continue resumes it" if reply.finish.has_all_tokens else "/retry asks again"
     if reason == "cancelled":
-        return NoticeEvent("reply interrupted", hint) if reply.has_text else None  # an error says so
+        return NoticeEvent("reply interrupted", hint)
     if reason == "length":
         stage = " of reasoning" if reply.reasoning and not reply.text else ""
         problem = f"reply truncated at {reply.finish.completion_tokens} tokens{stage}"
