@@ -79,7 +79,7 @@ class ChatServer(ServerKind):
 
     async def read(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
         """Yield parts with a number of tokens: without usage, a part is taken for one."""
-        finish, usage, other = "", JsonDict(), JsonDict()
+        finish, usage, other, likeliest = "", JsonDict(), JsonDict(), dict[int | str, float]()
         calls: list[JsonObject] = []
         parts = 0
         async for event in events:
@@ -89,13 +89,14 @@ class ChatServer(ServerKind):
                 continue
             choice = event["choices"][0]
             finish = str(choice.get("finish_reason") or finish)
+            likeliest = likeliest or _likeliest(choice)
             message = choice.get("delta") or choice.get("message") or {}
             calls += message.get("tool_calls") or ()
             reasoning = _text(message.get("reasoning_content") or message.get("reasoning"))  # the latter of Ollama
             text = _text(message.get("content") or message.get("refusal"))
             if reasoning or text or message.get("tool_calls") or choice.get("logprobs"):
                 parts += 1
-                yield ReplyChunk(total=parts, text=text, reasoning=reasoning, likeliest=_likeliest(choice))
+                yield ReplyChunk(total=parts, text=text, reasoning=reasoning)
         if not finish:
             empty = "the server sent an empty reply: its context may be too small for the prompt"
             raise UnreadableReplyError(stated_problem(other) or ("the reply is incomplete" if parts else empty))
@@ -103,6 +104,7 @@ class ChatServer(ServerKind):
             total=stated_count(usage.get("completion_tokens")) or parts,
             end=ENDS.get(finish.lower(), "limit"),
             calls=read_calls(calls),
+            likeliest=likeliest,
             prompt_tokens=stated_count(usage.get("prompt_tokens")),
             withheld="" if finish.lower() in ENDS else foreign_line(finish),
         )
@@ -115,10 +117,11 @@ def _text(content: Any) -> str:
     raise EndpointError(problem, "use another server for this model")  # as Mistral's API for models that reason
 
 
-def _likeliest(choice: JsonObject) -> Mapping[int | str, float]:
-    """Log probabilities of the likeliest first tokens, by their texts."""
+def _likeliest(choice: JsonObject) -> dict[int | str, float]:
+    """Log probabilities of the likeliest first tokens, by their texts; of equal texts, the likelier one counts."""
     first: JsonObject = next(iter((choice.get("logprobs") or {}).get("content") or ()), {})
-    return {str(entry["token"]): log_probability(entry["logprob"]) for entry in first.get("top_logprobs") or ()}
+    entries = reversed(first.get("top_logprobs") or ())
+    return {str(entry["token"]): log_probability(entry["logprob"]) for entry in entries}
 
 
 def chat_turns(conversation: Conversation) -> list[Turn]:

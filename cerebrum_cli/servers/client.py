@@ -7,6 +7,7 @@ import json
 import os
 import ssl
 import time
+from codecs import BOM_UTF8
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,7 @@ class Client:
                 field, _, data = line.partition(b":")  # a ping has no field
                 if data.strip() == b"[DONE]":
                     return
-                if field == b"data":
+                if field.removeprefix(BOM_UTF8) == b"data":
                     yield require_success(parse_json(data))
 
     async def _heard(self, response: httpx2.Response) -> AsyncIterator[bytes]:

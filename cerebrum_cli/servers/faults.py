@@ -9,7 +9,7 @@ from cerebrum_cli.core.errors import CerebrumError, EndpointError, GrammarError,
 from cerebrum_cli.engine.requests import Request
 
 RETRY_LATER = (408, 429, 503)
-NO_CREDIT = "insufficient_quota"  # the type of an error with status 429 that no waiting ends
+NO_CREDIT = "insufficient_quota"  # the type or code of an error with status 429 that no waiting ends
 NO_CREDIT_STATUS = 402
 BUSY_S = 1.0  # of a busy server that does not state for how long
 MAX_BUSY_S = 60.0  # one that is busy for longer is lost
@@ -65,7 +65,7 @@ def failure(status: int, body: Any, retry_after: str = "") -> ExchangeError:
     """Error for an HTTP status, the JSON or the text of a body, and the header for a busy server."""
     reason = stated_problem(body) or f"status {status}"
     error = body.get("error") if isinstance(body, dict) else None
-    if isinstance(error, dict) and error.get("type") == NO_CREDIT:
+    if isinstance(error, dict) and NO_CREDIT in (error.get("type"), error.get("code")):
         status = NO_CREDIT_STATUS
     delay = max(BUSY_S, float(retry_after) if retry_after.isdecimal() else 0.0)
     if status in RETRY_LATER and delay <= MAX_BUSY_S:

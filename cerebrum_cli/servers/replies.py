@@ -123,7 +123,7 @@ class MessageSample(RemoteSample):
 
     def read(self, chunk: ReplyChunk) -> SampleEvents:
         self.has_all_tokens = False
-        if chunk.likeliest:
+        if chunk.likeliest and not chunk.withheld:
             yield OpeningEvent(self.id, chunk.likeliest)
         pieces = self.text.feed_text(chunk.reasoning, "thinking") if chunk.reasoning else []
         pieces += self.text.feed_text(chunk.text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from operator import index
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import GrammarError, NoAnswer
@@ -60,7 +61,7 @@ class TokenSample(RemoteSample):
                 self._cached = chunk.cached
                 yield PromptEvent(self.id, *chunk.progress)
             return
-        if chunk.likeliest:
+        if chunk.likeliest and not self.tokens:
             yield OpeningEvent(self.id, chunk.likeliest)
         had_end_token = self._has_end_token
         yield from self._read_tokens(chunk)
@@ -80,7 +81,7 @@ class TokenSample(RemoteSample):
 
     def _add_tokens(self, tokens: Sequence[int]) -> SampleEvents:
         """Add tokens up to one that ends the turn, or after which a control intervenes."""
-        for token in tokens:
+        for token in map(index, tokens):
             if self._is_over or self._intervention or self._starts_answer(token):
                 return
             if self.vocabulary.is_eog(token) and not self.request.ask.ignore_eos:

@@ -1,5 +1,6 @@
 """Decisions on servers, by the likeliest first tokens of their replies."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import exp, inf, log, nan
@@ -99,6 +100,24 @@ def test_impossible_log_probabilities_are_a_damaged_reply(
             return
         with pytest.raises(EndpointError, match="damaged reply"):
             decided(model)
+
+
+@pytest.mark.parametrize("finish", ["stop", "content_filter"])
+def test_only_the_first_token_of_a_reply_decides(finish: str) -> None:
+    events = b""
+    for listed in ([("yes", -0.2), ("no", -2.0), ("yes", -9.0)], [("no", -0.1), ("yes", -9.0)]):
+        likeliest = [{"token": text, "logprob": logprob} for text, logprob in listed]
+        logprobs = {"content": [{"top_logprobs": likeliest}]}
+        choice = {"index": 0, "delta": {"content": "x"}, "finish_reason": finish, "logprobs": logprobs}
+        events += b"data: %s\n\n" % json.dumps({"choices": [choice]}).encode()
+    with asking(OllamaServer, {}) as (model, server):
+        server.arm(body=events, times=None)
+        decision = decided(model).result
+    if finish == "stop":
+        assert isinstance(decision, Decision)
+        assert decision.probability == pytest.approx(exp(-0.2) / (exp(-0.2) + exp(-2.0)), abs=1e-4)
+    else:
+        assert isinstance(decision, EndpointError) and "content_filter" in decision.message
 
 
 def test_a_server_that_ends_is_replaced_by_another() -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -107,6 +108,7 @@ STREAMS: dict[str, bytes] = {
     "CRLF": SPOKEN.replace(b"\n", b"\r\n"),
     "pings of llama-server": b":\n\n" + SPOKEN.replace(b"\n\n", b"\n\n: ping\n\n"),
     "names and ids": SPOKEN.replace(b"data: ", b"event: message\nid: 7\nretry: 5\ndata:"),
+    "a byte order mark": BOM_UTF8 + SPOKEN,
     "no line end at the end": SPOKEN.rstrip(),
     "no [DONE]": SPOKEN.replace(b"data: [DONE]\n\n", b""),
     "a delta of null": events({"choices": [{"index": 0, "delta": None}]}) + SPOKEN,

@@ -236,6 +236,7 @@ def vllm_choice(**values: Any) -> dict[str, Any]:
 NO_SUCH_TOKENS = {"edit": lambda _, reply: {**reply, "tokens": [10**6], "tokens_predicted": 1, "content": "x"}}
 DAMAGE: list[tuple[type[ModelServer], dict[str, Any], str]] = [
     (LlamaServer, NO_SUCH_TOKENS, "damaged reply"),
+    (LlamaServer, {"edit": lambda _, reply: {**reply, "tokens": "x"}}, "damaged reply"),
     (VllmServer, vllm_choice(finish_reason=None), "the reply is incomplete"),
     (VllmServer, vllm_choice(token_ids=["x"]), "damaged reply"),
     (VllmServer, vllm_choice(finish_reason="abort"), "the reply ended with abort"),
@@ -296,7 +297,7 @@ EVERY = {"status": 422, "times": None}
 ANOTHER_VOCABULARY = {"path": "/tokenize", "body": b'{"tokens":[1,2,3]}', "times": None}
 DIFFERS = "first serves tiny.gguf, whose vocabulary differs from that of the local model"
 FIRST = "first is unavailable: scripted"
-NO_CREDIT = b'{"error": {"message": "no quota", "type": "insufficient_quota", "code": "insufficient_quota"}}'
+NO_CREDIT = b'{"error": {"message": "no quota", "type": null, "code": "insufficient_quota"}}'
 FAILED = "EndpointError: this request failed 3 times, last on server 1: scripted"
 ONLY: dict[str, tuple[list[str], Sequence[Request], dict[str, Any]]] = {
     "a short outage": ([FIRST, ALL], ROWS, {"status": 500, "times": 2}),

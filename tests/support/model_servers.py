@@ -5,7 +5,7 @@ What is not imitated: slots, other routes, a log.
 
 import json
 from abc import ABC, abstractmethod
-from codecs import getincrementaldecoder
+from codecs import BOM_UTF8, getincrementaldecoder
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -315,7 +315,7 @@ class _Exchange(LoopbackHandler):
     ) -> None:
         kind = (
             "text/event-stream"
-            if data.lstrip().startswith((b"data:", b"event:", b":"))
+            if data.removeprefix(BOM_UTF8).lstrip().startswith((b"data:", b"event:", b":"))
             else "application/json; charset=utf-8"
         )
         length = {"Content-Type": kind, "Content-Length": str(len(data))}
