@@ -115,7 +115,7 @@ def test_every_letter_and_digit_is_on_the_screen(columns: int) -> None:
         "3. three\n7. seven\n9) nine\n2024. Was a good year",
         "Name:  Ann\nAge:   5",
         "  12\n+ 30\n----\n  42\n\n- 5\n* 6\n+ 7\n---\n***",
-        "- [x] done\n- [ ] open\n> quoted\nTitle\n===",
+        "- [x] done\n- [ ] open\nTitle\n===\n>>> 1 + 1\n>no quote",
         "It costs $5 and $10; echo $HOME $PATH, US$ 3 and 4 US$.",
         "${x}+${y} $(a)/$(b) $$ and $$ \\$5=\\$6 $5=£4, $6=£5",
         "\\(group\\) and \\[link\\](u), \\[1\\] note",
@@ -141,6 +141,7 @@ def test_text_that_is_no_markup_is_shown_as_written(text: str) -> None:
         ("Use `a*b*c` and ``a`b``.", "Use a*b*c and a`b."),
         ("**重要**な**点**です", "重要な点です"),
         ("### A *title*", "A title"),
+        ("> quoted\n>\n> > - a", "│ quoted\n│\n│ │ - a"),
         ("# Code\n\nx = 1\n\n# Use\n\nRun *it*.\n# End", "# Code\n\nx = 1\n\nUse\n\nRun it.\nEnd"),
         ("# Rain\n\nsoft drops\n\n# Food\n\n- salt: 2", "Rain\n\nsoft drops\n\nFood\n\n- salt: 2"),
         ("- **a**: 1\n  1. *b*", "- a: 1\n  1. b"),
@@ -299,9 +300,14 @@ def test_markdown_list_shows_long_numbers_in_few_columns(columns: int) -> None:
 @pytest.mark.usefixtures("redraw_always")
 def test_markdown_is_left_aligned_and_readable_on_light_backgrounds() -> None:
     file = streamed("# Title\n\n`code`\n\n> quote", 200, 24)
-    assert file.screen.lines == ["Title", "", "code", "", "> quote"]
+    assert file.screen.lines == ["Title", "", "code", "", "│ quote"]
     assert "\x1b[40m" not in file.getvalue()
     assert "quote\n" in re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", file.getvalue())  # rows have no trailing spaces
+
+
+def test_headings_differ_by_level() -> None:
+    headings = render_whole("# A\n\n## A\n\n### A\n\n#### A", 80, 24).styled_cells[::2]
+    assert len(set(headings)) == 4
 
 
 @pytest.mark.usefixtures("redraw_always")
@@ -355,15 +361,17 @@ def test_code_blocks_are_numbered_and_labeled_at_any_depth() -> None:
     assert rendered_lines(NESTED, 20, 24) == [
         "1. Install it:",
         "",
-        "   [1] bash",
+        "   ┌─ [1] bash",
         "pip install cerebrum",
+        "   └─",
         "",
-        "> [2] python",
+        "│ ┌─ [2] python",
         "import cerebrum",
+        "│ └─",
         "",
         "    indented = True",
         "",
-        "[3]",
+        "┌─ [3]",
         "a-language-with-a-lo",
         "ng-name of its own",
     ]
@@ -436,9 +444,9 @@ def test_code_block_is_streamed_without_its_fence() -> None:
         stream.feed(character)
         assert not any("`" in line for line in file.screen.lines), text[: at + 1]
         if text[: at + 1].endswith("x ="):
-            assert file.screen.lines == ["so", "[1] python", "x ="]
+            assert file.screen.lines == ["so", "┌─ [1] python", "x ="]
     stream.close()
-    assert file.screen.lines == ["so", "[1] python", "x = 1", "- a", "  [2]", "y"]
+    assert file.screen.lines == ["so", "┌─ [1] python", "x = 1", "└─", "- a", "  ┌─ [2]", "y", "  └─"]
 
 
 @pytest.mark.slow

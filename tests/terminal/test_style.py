@@ -100,7 +100,7 @@ def test_pipes_have_styles_only_with_force_color(
     script = {"reply": REPLY, "pause": 0.002}
     done = run_here(script, tmp_path, "ask", "-m", chatml_model, "-n", "100", "Go")
     failed = run_here(script, tmp_path, "ask", "-m", chatml_model, "-n", "many", "Go")
-    assert "\x1b[1mTitle" in done.out if has_styles else done.out == f"{REPLY}\n"
+    assert "\x1b[1;4mTitle" in done.out if has_styles else done.out == f"{REPLY}\n"
     assert not re.search(r"\x1b\[[^m]*[^m\d;]", done.out), "nothing is erased"
     assert strip_controls(done.out).count("Title") == strip_controls(done.out).count("2. two") == 1
     assert bool(COLOR.search(done.out)) == bool(COLOR.search(failed.err)) == has_colors

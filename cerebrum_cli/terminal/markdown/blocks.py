@@ -79,7 +79,13 @@ class Code(NamedTuple):
     below: Lines
 
 
-Block = TextLine | MarkdownTable | Display | Fence | Code
+class CodeEnd(NamedTuple):
+    """The end of a code block, below what preceded its beginning in the line."""
+
+    prefix: str
+
+
+Block = TextLine | MarkdownTable | Display | Fence | Code | CodeEnd
 Blocks = list[Block]
 
 
@@ -160,7 +166,7 @@ class Reader:
             rest = self._take_code(fence, is_over=True)
             self._fence = None
             self._above = ()
-            return rest
+            return [*rest, CodeEnd(fence.prefix)]
         self._held += (re.sub(rf"\A[\s>]{{0,{len(fence.prefix)}}}", "", line),)
         return self._take_code(fence)
 

@@ -30,6 +30,7 @@ from cerebrum_cli.terminal.markdown.blocks import (
     LIST_MARKER,
     Block,
     Code,
+    CodeEnd,
     Display,
     Fence,
     MarkdownTable,
@@ -49,14 +50,18 @@ MAX_DRAWING_SHARE = 0.015  # of elapsed time: decoding waits for drawing and for
 # A last line of only these characters may become any kind of block: it is not drawn until more of it arrives. Both
 # parts match spaces: without possessive quantifiers, matching would be quadratic in their number.
 _AMBIGUOUS_LINE = re.compile(r"[\s>]*+(?:[-=`~*_#|+: ]*+|[0-9]++[.)]?\s*+)")
-_PREFIX = re.compile(rf"[\s>]*(?:{LIST_MARKER}(?:\[[ xX]\]\s+)?)?")  # of a quote, an item, or a task
-_HEADING = re.compile(r"#{1,6}\s+")
+# Of a quote, an item or a task; not of a Python prompt.
+_PREFIX = re.compile(rf"(?:\s*>(?=\s|\Z))*\s*(?:{LIST_MARKER}(?:\[[ xX]\]\s+)?)?")
+_HEADING = re.compile(r"(#{1,6})\s+")
 _ADDRESS = re.compile(r"https?://[^\s<>\"`|]*[^\s<>\"`|.,;:!?)\]}*_'’”]")
 _LINE_BREAK = re.compile(rf"(?P<code>{CODE_SPAN.pattern})|<br ?/?>")
 
 # The terminal's own colors without a background, whose spaces would be copied, and wrap in a narrower window.
 THEME = "ansi_dark"
 STYLES = Theme({"markdown.code": "cyan"})  # readable on dark and on light backgrounds
+HEADING_STYLES = {1: "bold underline", 2: "bold", 3: "bold italic"}  # by level; those below are in italics
+QUOTE_MARK = "│"  # not that of the prompt
+CODE_BEGIN, CODE_END = "┌─", "└─"
 FORMULA_INDENT = "  "
 CODE_INDENT = "    "  # with which a line is no heading
 MAX_WIDTH = 10_000  # columns of a table whose width is measured
@@ -209,7 +214,10 @@ def parts(console: Console, blocks: Iterable[Block]) -> Iterator[Text | Grid]:
                 shown = formula(text, separator="\n")
                 yield from hanging(console, "" if shown == text else FORMULA_INDENT, Text(shown + after))
             case Fence(prefix, _, info, number):
-                yield from hanging(console, prefix, Text(f"[{number}] {info.strip()}".rstrip(), style="dim"))
+                label = f"{CODE_BEGIN} [{number}] {info.strip()}".rstrip()
+                yield from hanging(console, prefix, Text(label, style="dim"))
+            case CodeEnd(prefix):
+                yield from hanging(console, below(prefix), Text(CODE_END, style="dim"))
             case Code():
                 yield from code_texts(console, block)
 
@@ -231,12 +239,13 @@ def line_texts(console: Console, line: str) -> list[Text]:
     heading = None if prefix.endswith(CODE_INDENT) else _HEADING.match(body)
     text = inline_text(body[heading.end() :] if heading else body)
     if heading:
-        text.stylize("bold")
+        text.stylize(HEADING_STYLES.get(len(heading[1]), "italic"))
     return hanging(console, prefix, text)
 
 
 def hanging(console: Console, prefix: str, text: Text) -> list[Text]:
     """A text in rows behind a prefix, below which the further ones begin. An address longer than a row is a link."""
+    prefix = prefix.replace(">", QUOTE_MARK)
     indent = cell_len(prefix)
     for address in _ADDRESS.finditer(text.plain):
         # Other terminals ignore the codes of a link that they do not know.
@@ -245,7 +254,12 @@ def hanging(console: Console, prefix: str, text: Text) -> list[Text]:
     if console.width - indent < MIN_HANGING:
         return list(Text.assemble(prefix, text).wrap(console, console.width, overflow="fold"))
     first, *others = text.wrap(console, console.width - indent, overflow="fold") or [Text()]
-    return [Text.assemble((prefix, "bold"), first), *(Text.assemble(" " * indent, row) for row in others)]
+    return [Text.assemble((prefix, "bold"), first), *(Text.assemble(below(prefix), row) for row in others)]
+
+
+def below(prefix: str) -> str:
+    """What precedes the further rows of a line: its quotes, without the marker of an item."""
+    return re.sub(rf"[^>{QUOTE_MARK}]", " ", prefix)
 
 
 def table_parts(console: Console, table: MarkdownTable) -> Iterator[Text | Grid]:
