@@ -17,7 +17,7 @@ from cerebrum_cli.core.declaration import option_group
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import exists
-from cerebrum_cli.core.settings import DIALOGUE_KEYS, REPLY_KEYS, Layer
+from cerebrum_cli.core.settings import CHAT_KEYS, DIALOGUE_KEYS, REPLY_KEYS, Layer
 
 if TYPE_CHECKING:
     from cerebrum_cli.attachments.prompt_sources import PromptSources
@@ -38,7 +38,7 @@ class AskCommand(AskOptions):
       cerebrum ask "What is 15% of 80?" --votes 8 --final
     """
 
-    settings = settings_options(key for key in (*REPLY_KEYS, *DIALOGUE_KEYS) if key != "vi")
+    settings = settings_options(key for key in (*REPLY_KEYS, *DIALOGUE_KEYS) if key not in CHAT_KEYS)
     prompt: list[str] = argument(
         "[PROMPT]", "The question, after files; `-` is standard input", is_list=True, is_required=False
     )

@@ -155,6 +155,7 @@ class Settings(SamplingParams):
     no_log: bool = switch("Save no session, history or prompt cache [default: off]", "Output")
     markdown: bool = option("Format Markdown and mathematics on a terminal [default: on]", kind=SWITCH, default=True)
     vi: bool = switch("Edit with vi keys [default: off]")
+    bell: bool = switch("Ring the bell after replies of over 10 s [default: off]")
     loop_check: bool = option("End replies that repeat themselves [default: on]", kind=SWITCH, default=True)
     speculative: bool | None = option("Speculative decoding (prompt lookup) [default: on]", kind=SWITCH, local=True)
     cache_gb: float = option(
@@ -231,7 +232,15 @@ OPTIONS = options_of(Settings)
 SAMPLING_KEYS = tuple(options_of(SamplingParams))
 GENERATION_KEYS = (*SAMPLING_KEYS, "think", "loop_check")
 KEYS = tuple(OPTIONS)
-DIALOGUE_KEYS = ("speculative", "cache_gb", "show_thinking", "no_log", "markdown", "vi")  # of no effect on many rows
+CHAT_KEYS = ("vi", "bell")  # of no effect on a single answer
+DIALOGUE_KEYS = (
+    "speculative",
+    "cache_gb",
+    "show_thinking",
+    "no_log",
+    "markdown",
+    *CHAT_KEYS,
+)  # of no effect on many rows
 LOAD_KEYS = tuple(key for key in KEYS if key not in (*GENERATION_KEYS, *DIALOGUE_KEYS))
 REPLY_KEYS = (*LOAD_KEYS, *GENERATION_KEYS)  # of commands that generate replies
 MODES = {True: "thinking", False: "no_thinking"}  # tables of a layer that apply while `think` is on or off

@@ -14,6 +14,7 @@ from scripted_command import app_for
 
 from cerebrum_cli.core.text import strip_controls
 from cerebrum_cli.main import run
+from cerebrum_cli.terminal.repl import repl
 from cerebrum_cli.terminal.repl.key_codes import KeyReader
 from cerebrum_cli.terminal.repl.questions import shorten_question, split_questions
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
@@ -295,6 +296,15 @@ def test_chat_shows_a_tag_that_nothing_closes_as_the_answer(talk: Talk) -> None:
     out, err = talk("Who?\n", rows={"Who?": "<think> is a tag."}, shows_out=True)
     assert "<think> is a tag." in [strip_controls(line) for line in out]
     assert not [line for line in err if "reason" in line]
+
+
+@pytest.mark.parametrize(("setting", "seconds", "rings"), [("on", -1.0, 1), ("on", 10.0, 0), ("off", -1.0, 0)])
+def test_bell_rings_after_a_long_reply_if_it_is_set(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch, setting: str, seconds: float, rings: int
+) -> None:
+    monkeypatch.setattr(repl, "BELL_AFTER_S", seconds)
+    out, _ = talk(f"/set bell {setting}\nWho?\n", shows_out=True)
+    assert "".join(out).count("\a") == rings
 
 
 def test_chat_shows_that_a_reply_fills_the_context(talk: Talk) -> None:

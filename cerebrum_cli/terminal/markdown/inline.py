@@ -147,7 +147,7 @@ def _read_link(state: StateInline, silent: bool) -> bool:
 
 
 def inline_parser() -> MarkdownIt:
-    """A parser of this markup but for links, which a page of HTML has, too."""
+    """A parser of all this markup except links."""
     parser = MarkdownIt("zero").enable(["backticks", "emphasis", "strikethrough"])
     parser.inline.ruler.at("emphasis", _at_word_edges(read_emphasis))
     parser.inline.ruler.at("strikethrough", _at_word_edges(read_strikethrough))

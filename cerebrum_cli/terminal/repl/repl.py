@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from cerebrum_cli.terminal.streams import Streams
 
 LIST_SESSIONS = "list sessions with /sessions"
 SEPARATOR = " | "
+BELL, BELL_AFTER_S = "\a", 10.0
 MIN_MODEL = 12  # columns of its name in the toolbar
 
 
@@ -126,6 +128,7 @@ class Repl:
         """Render a reply; Ctrl-C stops it and keeps its text. Raises Interrupted if there is none."""
         reply = Reply(events)
         settings = self.chat.settings
+        start = time.monotonic()
         try:
             self.display.show_reply(
                 reply.events(),
@@ -144,6 +147,8 @@ class Repl:
         finally:
             if reply.is_finished and (reply.has_text or reply.finish.reason != "cancelled"):
                 self.display.note_end(reply, reply_notice(reply, self.chat))
+                if settings.bell and self.streams.out_is_terminal and time.monotonic() - start > BELL_AFTER_S:
+                    self.streams.answer(BELL, is_styled=True)
                 self._end_turn()
 
     def switch_session(self, name: str | None) -> None:
