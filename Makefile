@@ -16,7 +16,7 @@
 #   make catalogue   sizes and pinned revisions of models.toml, from the Hugging Face Hub
 #   make dist     dist/cerebrum_cli-*: the source archive, and the wheel, which needs that of `make wheels`
 #   make test-dist  what `make dist` and `make wheels` made, installed by pip, uv and pipx
-#   make picture MODEL=FILE [NAME=NAME]   docs/chat.svg, vote.svg and accuracy.png, from a real chat, a vote, an evaluation
+#   make picture MODEL=FILE [NAME=NAME]   docs/*.svg and accuracy.png, from real chats, a vote, an evaluation
 #   make peers    llama.cpp's own programs and `llm`, for the benchmarks; the programs for `make fuzz` too
 #   make bench [DATA=DIR] [SHAPE=FILE] [MODEL=FILE]   the benchmarks of speed, into benchmarks/RESULTS.md; DIR holds the
 #                 questions of MT-bench and GSM8K, the first FILE is a model of Mistral-7B's shape, the second an

@@ -1,4 +1,5 @@
-"""Draw docs/chat.svg, vote.svg and accuracy.png: a chat and a vote of a model, and an evaluation of nano.
+"""Draw docs/chat.svg, chat-file.svg, chat-later.svg, vote.svg and accuracy.png: chats and a vote of a model, and an
+evaluation of nano.
 
 Usage: python docs/picture.py FILE NAME, a model such as Qwen2.5-Coder-1.5B-Instruct in Q4_K_M, and its name in the
 pictures. The evaluation is the one in evaluate.md.
@@ -29,7 +30,6 @@ COLUMNS = 91  # no line of the dialogs breaks within a word
 TIMEOUT_S = 200.0
 QUIET_S = 1.0  # the screen is complete after so long without a change
 PROMPT = "$ "  # of the shell
-CHAT_ROWS, VOTE_ROWS = 31, 32
 
 # Lines to type, and the text that appears on the screen when each is done.
 NEXT_PROMPT, NEXT_QUESTION = f"\n{PROMPT.rstrip()}", "\n>"
@@ -43,19 +43,34 @@ CHAT = (
         NEXT_QUESTION,
     ),
 )
+NOTES = """Tomatoes: sow in March, plant out after 15 May.
+Beans: sow outside from 10 May.
+Garlic: plant in October, harvest in July.
+"""
+CHAT_FILE = (
+    ("cerebrum chat --temperature 0 --session garden", NEXT_QUESTION),
+    ("/file garden.txt When do I plant out the tomatoes? One sentence.", NEXT_QUESTION),
+    ("And the beans? One sentence.", NEXT_QUESTION),
+)
+CHAT_LATER = (
+    ("cerebrum chat -c", NEXT_QUESTION),
+    ("/search integers", NEXT_QUESTION),
+    ("/export garden.md", NEXT_QUESTION),
+)
 # Greedily, the 1.5B answers 6.50.
 QUESTION = "A parking garage charges $4 for the first hour and $2.50 for each further one. What do 5 hours cost?"
 VOTE = (
     (f"cerebrum ask '{QUESTION}' --final", NEXT_PROMPT),
     (f"cerebrum ask '{QUESTION}' --votes 8 --seed 2", NEXT_PROMPT),
 )
+PICTURES = {"chat": (31, CHAT), "chat-file": (18, CHAT_FILE), "chat-later": (18, CHAT_LATER), "vote": (32, VOTE)}
 
 
 class Terminal:
     """A program in a terminal emulator."""
 
     def __init__(self, argv: list[str], env: dict[str, str], rows: int) -> None:
-        self._pty: Any = pexpect.spawn(argv[0], argv[1:], env=env, dimensions=(rows, COLUMNS))
+        self._pty: Any = pexpect.spawn(argv[0], argv[1:], env=env, cwd=env["HOME"], dimensions=(rows, COLUMNS))
         self.screen = pyte.Screen(COLUMNS, rows)
         self.screen.write_process_input = self._pty.send
         self._stream = pyte.ByteStream(self.screen)
@@ -110,8 +125,9 @@ def main() -> None:
         run([CEREBRUM, "eval", "sums", "-m", "nano", "--samples", "16", "-o", "votes.jsonl", "-q"])
         run([CEREBRUM, "runs", "show", "votes.jsonl", "--plot", DOCS / "accuracy.png"])
         run([CEREBRUM, "pull", "--quiet", Path(file).absolute(), "--name", name, "--default"])
-        draw("chat", env, CHAT_ROWS, CHAT)
-        draw("vote", env, VOTE_ROWS, VOTE)
+        Path(home, "garden.txt").write_text(NOTES, encoding="utf-8")
+        for picture, (rows, dialog) in PICTURES.items():
+            draw(picture, env, rows, dialog)
 
 
 def draw(name: str, env: dict[str, str], rows: int, dialog: tuple[tuple[str, str], ...]) -> None:

@@ -3,8 +3,8 @@
 SCRIPT is JSON. `reply` answers every prompt, one byte for each token, with `pause` seconds before each; after `stuck`
 tokens the model hangs. `load` and `reload` are the seconds that the first and later loads take. For batches, `rows`
 maps the ends of prompts to replies, `seeds` lists replies to all other prompts by seed, `context` is the context size,
-`grows` what it can grow to, `cells` the number of tokens that fit in memory, and `holds` whether the first step of the
-first model is slow.
+`grows` what it can grow to, and `cells` the number of tokens that fit in memory. With `holds`, the first step lasts
+until Ctrl-C.
 """
 
 import json
