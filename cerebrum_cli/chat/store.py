@@ -31,7 +31,7 @@ from cerebrum_cli.chat.session import (
 from cerebrum_cli.core.conversation import Message
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.files import translate_os_errors
-from cerebrum_cli.core.text import one_line, well_formed
+from cerebrum_cli.core.text import one_line, truncate, well_formed
 
 BUSY_TIMEOUT_S = 10.0  # for another process's transaction
 NO_ACCESS = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL)
@@ -229,7 +229,8 @@ class Store:
                 session = sessions.get(row["session"])
                 if session and all(word in content for word in words):
                     start = max(0, content.find(words[0]) - BEFORE_MATCH)
-                    hits.append(SearchHit(session, message_from_row(row), row["text"][start : start + EXCERPT_LENGTH]))
+                    excerpt = ("…" if start else "") + truncate(row["text"][start:], EXCERPT_LENGTH)
+                    hits.append(SearchHit(session, message_from_row(row), excerpt))
                 if len(hits) == limit:
                     break
         return hits
