@@ -11,7 +11,7 @@ from scripted_command import run_here
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.engine import memory_plan
-from cerebrum_cli.terminal.repl.slash_lines import split_paths
+from cerebrum_cli.terminal.repl.typed_paths import named_files, split_paths
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 SCRIPT = {"rows": {"Count": "One two three."}, "seeds": ["Yes."]}
@@ -51,6 +51,23 @@ def test_paths_are_told_from_the_question_behind_them(text: str, paths: list[str
     assert split_paths(text) == (expected, question)
 
 
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize(
+    ("question", "names", "sent"),
+    [
+        ("What is @cats.txt?", ["cats.txt"], "What is cats.txt?"),
+        ("@notes\n(@my dogs.txt, @docs): why?", ["notes", "my dogs.txt", "docs"], "notes\n(my dogs.txt, docs): why?"),
+        ("@'my dogs.txt' or @my\\ dogs.txt", ["my dogs.txt"] * 2, "my dogs.txt or my dogs.txt"),
+        ("@a,b.c,@./cats.txt...", ["a,b.c", "cats.txt"], "a,b.c,cats.txt..."),
+        *((text, [], text) for text in ("me@notes", "@ann", "@cat.txt", "`@notes`", "@", "@ notes", '@""', "@.", "@/")),
+    ],
+)
+def test_words_that_name_files_are_told_from_other_words_with_an_at_sign(
+    question: str, names: list[str], sent: str
+) -> None:
+    assert named_files(question) == ([Path(name) for name in names], sent)
+
+
 def test_an_empty_path_is_refused() -> None:
     with pytest.raises(UsageError, match="the path is empty"):
         split_paths('"" Why?')
@@ -72,11 +89,15 @@ def test_files_are_attached_shown_and_detached(open_chat: OpenTerminal, user: Co
     person.resize(40, 24)
     person.type("/file cats.txt my dogs.txt\r", shows="cats.txt, my dogs.txt will be prepended")
     person.type("/file notes Who sleeps?\r", shows="Yes.")
-    person.type("Sure?\r", shows="Yes.")
+    person.type("Sure, @ann? See @notes, @my\t", shows="@my dogs.txt")
+    person.type(".\r", shows="attached notes, my dogs.txt")
+    person.wait_for("Yes.")
     person.leave()
     asked, sure = user.contents("first")[2::2]
     assert [f"This is {name}." in asked for name in NAMES] == [True, True, False, True]
-    assert (asked.splitlines()[-1], sure) == ("Who sleeps?", "Sure?")
+    assert [f"This is {name}." in sure for name in NAMES] == [False, True, False, True]
+    ends = (asked.splitlines()[-1], sure.splitlines()[-1])
+    assert ends == ("Who sleeps?", "Sure, @ann? See notes, my dogs.txt.")
 
 
 @pytest.mark.slow

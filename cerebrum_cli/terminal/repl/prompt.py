@@ -45,6 +45,7 @@ from cerebrum_cli.terminal.repl.questions import (
 from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
 from cerebrum_cli.terminal.repl.slash_lines import find_slash
+from cerebrum_cli.terminal.repl.typed_paths import NAMED_FILE
 from cerebrum_cli.terminal.streams import discard_closed
 
 REFRESH_S = 0.5  # for the toolbar, which shows when the model is loaded
@@ -217,6 +218,9 @@ class SlashCompleter(Completer):
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
         text = document.text_before_cursor
         if not text.startswith("/"):
+            *before, typed = NAMED_FILE.split(text)
+            if before:
+                yield from PathCompleter(expanduser=True).get_completions(Document(typed), complete_event)
             return
         name, space, argument = text[1:].partition(" ")
         if not space:

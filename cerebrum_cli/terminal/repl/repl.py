@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from cerebrum_cli.attachments.prompt_sources import compose_prompt, pictures_of
+from cerebrum_cli.attachments.prompt_sources import compose_prompt, pictures_of, read_files
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.core.conversation import Picture
 from cerebrum_cli.core.errors import CerebrumError, FormatError, Interrupted, OutputError, PromptTooLong
@@ -21,6 +22,7 @@ from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.repl.questions import InputLine, InputSource, echo, shorten_question
 from cerebrum_cli.terminal.repl.reply_notices import FORMAT_HINT, reply_notice, too_long_hint
 from cerebrum_cli.terminal.repl.slash_lines import BARE_EXITS, SlashCommand, parse_slash
+from cerebrum_cli.terminal.repl.typed_paths import named_files
 from cerebrum_cli.terminal.sinks import ReplyDisplay, show_answer
 from cerebrum_cli.terminal.streams import Streams
 
@@ -209,29 +211,41 @@ class Repl:
         """Consume events, with their progress in a line; Ctrl-C stops the work."""
         self.display.wait(events, self.chat.loaded.model.name, self.chat.cancel)
 
-    def ask(self, text: str) -> None:
-        """Ask a question, below the files and in the saved prompt that wait for it."""
-        files, saved = self.pending_files, self.pending_prompt
+    def ask(self, text: str, paths: Sequence[Path] = ()) -> None:
+        """Ask a question, below the files and in the saved prompt that wait for it; `paths` are files that it names."""
+        try:
+            named = read_files(paths, self.streams.note, self.offline)
+            if named:
+                self.streams.note(f"attached {format_names([name for name, _ in named])}")
+            self._send(text, named)
+        except CerebrumError as error:
+            if not (self._has_replied or self.streams.in_is_terminal):
+                self.exit_code = error.exit_code
+            raise
+
+    def _send(self, text: str, named: Sequence[tuple[str, str | Picture]]) -> None:
+        """Send a question; what waited for it waits again if the prompt is too long."""
+        pending, saved = self.pending_files, self.pending_prompt
         self.pending_files, self.pending_prompt = [], None
+        files = [*pending, *named]
         with self.signals.acting(self.signals.postpone):
             try:
                 question = compose_prompt(text, files, None, saved)
                 self.render(self.chat.send(question, pictures=pictures_of(files)))
-            except CerebrumError as error:
-                if not (self._has_replied or self.streams.in_is_terminal):
-                    self.exit_code = error.exit_code
-                if not isinstance(error, PromptTooLong):
-                    raise
-                self.pending_files, self.pending_prompt = files, saved
-                raise CerebrumError(error.message, too_long_hint(error, self.chat, bool(files))) from error
+            except PromptTooLong as error:
+                self.pending_files, self.pending_prompt = pending, saved
+                raise PromptTooLong(error.message, too_long_hint(error, self.chat, bool(pending))) from error
 
     def _run_line(self, line: InputLine) -> None:
         command = None if line.is_literal else parse_slash(line.text, self.commands)
         if command is None:
             if line.text.strip() in BARE_EXITS and self.input.confirm("Exit the chat?"):
                 self.is_done = True
-            else:
+            elif line.is_literal:
                 self.ask(line.text)
+            else:
+                paths, text = named_files(line.text)
+                self.ask(text, paths)
             return
         slash, argument = command
         try:

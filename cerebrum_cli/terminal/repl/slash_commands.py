@@ -14,7 +14,6 @@ from cerebrum_cli.terminal.repl.slash_lines import (
     SlashCommand,
     find_slash,
     help_text,
-    split_paths,
     unknown_command,
 )
 from cerebrum_cli.terminal.repl.slash_replies import (
@@ -51,6 +50,7 @@ from cerebrum_cli.terminal.repl.slash_settings import (
     think_values,
     use_prompt,
 )
+from cerebrum_cli.terminal.repl.typed_paths import split_paths
 from cerebrum_cli.terminal.tables import output_width
 
 

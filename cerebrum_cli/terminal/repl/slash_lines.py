@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from itertools import islice
-from pathlib import Path
 from textwrap import wrap
 from typing import Any, NamedTuple
 
-from cerebrum_cli.core.declaration import is_address
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.files import as_path, exists
 from cerebrum_cli.core.text import Texts, did_you_mean
+from cerebrum_cli.terminal.repl.typed_paths import existing_path
 
 
 class SlashCommand(NamedTuple):
@@ -45,7 +40,8 @@ KEYS: tuple[HelpRow, ...] = (
     ("Enter", "send"),
     ("Alt-Enter, Ctrl-J", "new line; Shift-Enter too, if your terminal sends it"),
     ('"""', "start or end multi-line input"),
-    ("Tab", "complete a command, or its argument"),
+    ("@PATH", "attach a file or directory, anywhere in a question"),
+    ("Tab", "complete a command, its argument, or a path behind @"),
     ("Up, Down, Ctrl-R", "previous questions; search them"),
     ("Ctrl-X Ctrl-E", "edit in $VISUAL or $EDITOR, and send"),
     ("Ctrl-L", "clear the screen"),
@@ -54,15 +50,6 @@ KEYS: tuple[HelpRow, ...] = (
     ("Ctrl-Z", "suspend (resume with fg)"),
 )
 
-
-MAX_WORDS = 16  # of a path with spaces that are not escaped
-SEPARATOR = re.compile(r"[\s,]+|\Z")  # of paths
-LIKE_A_PATH = re.compile(  # where there is no such file
-    r"""(["'])[^"']*\.[a-z]\w*\1"""  # a name with a suffix, in quotes
-    r"""|(?:~|(?:\\.|[^\s,"'])*[/*])(?:\\.|[^\s,])*"""  # a directory or a pattern
-    r"""|(?:\\.|[^\s,"'])+\.[a-z]\w*(?=[\s,]|\Z)""",  # a name with a suffix
-    re.IGNORECASE,
-)
 
 LIKE_A_COMMAND = re.compile(r"""/|['"][/~]|~/""")  # and the path of a file that was dropped, which may be quoted
 SEND_TEXT = "start with a space to send the text"
@@ -81,51 +68,6 @@ HERE = {  # what the commands of other programs are here
     "shortcuts": "/help",
     "show": "/model, /set, /system or /prompt",
 }
-
-
-def split_paths(text: str) -> tuple[list[Path | str], str]:
-    """The paths and web addresses at the beginning of a text, separated by spaces or commas, and the question behind.
-
-    A text that begins with none is one path. Raises UsageError for an empty path.
-    """
-    paths = []
-    while text and (path := first_path(text)):
-        paths.append(path if is_address(path) else parse_path(path))
-        text = text[len(path) :].lstrip(", \t\n")
-    if not paths:
-        return [parse_path(text)], ""
-    return paths, text
-
-
-def first_path(text: str) -> str:
-    """The longest beginning of a text that is the path of a file, or else its first word if that looks like a path."""
-    if is_address(text):
-        return text.split()[0]
-    path = LIKE_A_PATH.match(text)
-    return existing_path(text) or (path[0] if path else "")
-
-
-def existing_path(text: str) -> str:
-    """The longest beginning of a text that is the path of a file; empty without one."""
-    found = ""
-    for separator in islice(SEPARATOR.finditer(text), MAX_WORDS):
-        beginning = text[: separator.start()]
-        if exists(parse_path(beginning)):
-            found = beginning
-    return found
-
-
-def parse_path(argument: str) -> Path:
-    """Path in an argument, which may be quoted or have escaped spaces, as terminals paste dropped files.
-
-    Raises UsageError for an empty path, which Path takes for the working directory.
-    """
-    if not exists(as_path(argument)):
-        with suppress(ValueError):
-            [argument] = shlex.split(argument)
-    if not argument:
-        raise UsageError("the path is empty", "name a file; `.` is the working directory")
-    return as_path(argument)
 
 
 def parse_slash(line: str, commands: Sequence[SlashCommand]) -> tuple[SlashCommand, str] | None:

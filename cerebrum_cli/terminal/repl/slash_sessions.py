@@ -10,7 +10,7 @@ from cerebrum_cli.core.files import atomic_write, translate_os_errors
 from cerebrum_cli.core.text import enumeration, format_count
 from cerebrum_cli.terminal.interrupts import ignore_ctrl_c
 from cerebrum_cli.terminal.repl.repl import LIST_SESSIONS, Repl
-from cerebrum_cli.terminal.repl.slash_lines import parse_path
+from cerebrum_cli.terminal.repl.typed_paths import parse_path
 from cerebrum_cli.terminal.session_text import session_page, session_text
 from cerebrum_cli.terminal.tables import print_latest, print_matches, print_rows
 
