@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.doctor.checks import CheckResult, Status
     from cerebrum_cli.terminal.streams import Streams
 
-COLORS: dict[Status, str] = {"ok": "32", "warning": "33", "failure": "1;31"}
+COLORS: dict[Status, str] = {"ok": "green", "warning": "purple", "failure": "red"}
 STATUS_WIDTH = len("warning") + 2
 NAME_WIDTH = len("self_test") + 2
 

@@ -219,7 +219,7 @@ def interruptible(hint: str) -> Iterator[None]:
 def bar(done: int, total: int, width: int) -> Segments:
     filled = min(width, int(width * done / total)) if total else width
     yield "━" * filled, "magenta" if done < total else "green"
-    yield "━" * (width - filled), "bright_black"
+    yield "━" * (width - filled), "gray"
 
 
 def seconds_left(seconds: float, done: int, running: int, remaining: int) -> float:

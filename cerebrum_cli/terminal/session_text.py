@@ -46,11 +46,12 @@ def session_text(streams: Streams, archived: ArchivedSession, markdown: bool) ->
         return strip_controls(archived.markdown) if streams.out_is_terminal else archived.markdown
     from rich.console import Console
 
-    from cerebrum_cli.terminal.markdown.renderer import STYLES, MarkdownStream
+    from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
+    from cerebrum_cli.terminal.styles import console_theme
 
     text = StringIO()
     console = Console(
-        file=text, theme=STYLES, width=output_width(streams), force_terminal=False, color_system="standard"
+        file=text, theme=console_theme(), width=output_width(streams), force_terminal=False, color_system="256"
     )
     for role, part in archived.markdown_parts:
         if text.tell():

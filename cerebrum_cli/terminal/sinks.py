@@ -28,7 +28,8 @@ from cerebrum_cli.core.text import one_line, strip_complete, strip_controls, tru
 from cerebrum_cli.core.tools import Tool, ToolCall, ToolFinder, Tools
 from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_end
 from cerebrum_cli.terminal.status_line import StatusLine
-from cerebrum_cli.terminal.streams import DIM, PIPE_WIDTH, Streams
+from cerebrum_cli.terminal.streams import PIPE_WIDTH, Streams
+from cerebrum_cli.terminal.styles import console_theme
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
@@ -109,16 +110,16 @@ class AnswerSink:
         if self._stream is None:
             from rich.console import Console
 
-            from cerebrum_cli.terminal.markdown.renderer import STYLES, MarkdownStream
+            from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
             is_terminal = self._streams.out_is_terminal
             width = None if is_terminal else PIPE_WIDTH
             console = Console(
                 file=self._streams.out,
-                theme=STYLES,
+                theme=console_theme(),
                 width=width,
                 force_terminal=is_terminal,
-                color_system="standard",
+                color_system="256",
             )
             self._stream = MarkdownStream(console)
             self._stream.skip(self._shown)
@@ -130,7 +131,7 @@ class AnswerSink:
 class ReasoningSink:
     """The reasoning of a reply, which Ctrl-C can end if it `can_end`.
 
-    Afterwards a line sums it up, if it `summarizes`. `shows` prints the reasoning as it comes, dimmed.
+    Afterwards a line sums it up, if it `summarizes`. `shows` prints the reasoning as it comes, in gray.
     """
 
     model: Model
@@ -185,7 +186,7 @@ class ReasoningSink:
         if self._started is None:
             self._started = time.monotonic()
         if self.shows:
-            self.streams.draw(self.streams.on_stderr.styled(strip_controls(text), DIM), is_styled=True)
+            self.streams.draw(self.streams.on_stderr.styled(strip_controls(text), "gray"), is_styled=True)
 
     def close(self) -> None:
         if self._started is None:
@@ -302,7 +303,7 @@ class ReplyDisplay:
     def _print(self, text: str) -> None:
         err = self.streams.on_stderr
         line = strip_controls(truncate(one_line(text), MAX_SHOWN))
-        self.streams.draw(f"{err.styled(err.wrapped(line), DIM)}\n", is_styled=True)
+        self.streams.draw(f"{err.styled(err.wrapped(line), 'gray')}\n", is_styled=True)
 
     def _line(self, model_name: str, **shown: Any) -> StatusLine:
         """The first of the sinks: it erases itself before others write."""

@@ -24,14 +24,13 @@ from cerebrum_cli.core.files import require_not_output
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import strip_controls, with_short_names
+from cerebrum_cli.terminal.styles import SGR_CODES
 
 DEFAULT_PAGER = "less"
 DEFAULT_EDITORS = ("nano", "vi")
 STDIN_NOTICE_S = 2.0  # a pipe still open after this may never close
 PIPE_WIDTH = 10_000  # columns of text in a pipe, where nothing is wrapped
 MIN_NOTE_WIDTH = 12  # columns
-BOLD, DIM = "1", "2"  # SGR codes; all others are colors
-RED = "31"
 DUMB_TERMINALS = ("dumb", "unknown")  # values of TERM for terminals without control sequences
 
 
@@ -113,9 +112,10 @@ class Streams:
             self.out.flush()
 
     def styled(self, text: str, style: str) -> str:
-        """A text of our own in a style, if the output may have it: NO_COLOR leaves bold and dim text."""
-        is_shown = style in (BOLD, DIM) or environment("NO_COLOR") is None
-        return f"\x1b[{style}m{text}\x1b[0m" if style and is_shown and self.can_style else text
+        """A text of our own in a style, if the output may have it: with NO_COLOR, gray text is faint."""
+        if environment("NO_COLOR") is not None:
+            style = {"bold": "bold", "gray": "faint"}.get(style, "")
+        return f"\x1b[{SGR_CODES[style]}m{text}\x1b[0m" if style and self.can_style else text
 
     @contextmanager
     def writing_answer(self) -> Iterator[None]:
@@ -220,12 +220,12 @@ class Streams:
         if isinstance(message, str):
             self._write_line("", message)
             return
-        self._write_line("note: ", message.message, DIM)
+        self._write_line("note: ", message.message, "gray")
         if message.hint:
-            self._write_line("      ", message.hint, DIM)
+            self._write_line("      ", message.hint, "gray")
 
     def error(self, error: CerebrumError) -> None:
-        self._write_line("error: ", error.message, head_style=RED)
+        self._write_line("error: ", error.message, head_style="red")
         if error.hint:
             self._write_line(" hint: ", error.hint)
         if isinstance(error, EngineError):

@@ -11,7 +11,7 @@ from typing import Any
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import setting_text
 from cerebrum_cli.core.text import format_count, format_size, strip_controls
-from cerebrum_cli.terminal.streams import BOLD, PIPE_WIDTH, Streams
+from cerebrum_cli.terminal.streams import PIPE_WIDTH, Streams
 
 MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself
 MIN_SHORTENED = 15  # columns of the terminal
@@ -91,7 +91,7 @@ def print_table(
         [_fit_cell(cell, width, heading in numbers) for cell in columns[heading]] for heading, width in widths.items()
     ]
     lines = ["  ".join(line).rstrip() for line in zip(*padded, strict=True)]
-    lines[0] = streams.styled(lines[0], BOLD)
+    lines[0] = streams.styled(lines[0], "bold")
     streams.answer("".join(f"{line}\n" for line in lines), is_styled=True)
     return [heading for heading in headings if heading not in widths]
 

@@ -363,4 +363,4 @@ def test_doctor_wraps_and_colors_at_a_terminal(tmp_path: Path) -> None:
     screen = Screen(60, 24)
     screen.feed(pty.before)
     shown = "\n".join(screen.lines)
-    assert "\nwarning  models" in shown and b"\x1b[33mwarning" in pty.before
+    assert "\nwarning  models" in shown and b"\x1b[38;5;98mwarning" in pty.before

@@ -31,6 +31,7 @@ def wait() -> str:
 '''
 WEATHER = '{"name": "weather", "arguments": {"city": "Oslo", "days": 2}}'
 SCRIPT = {"rows": {"coat?": f"I look.\n{WEATHER}", "long?": 'Wait.\n{"name": "wait", "arguments": {}}', "": "No coat."}}
+GRAY = "\x1b[38;5;243m"
 SHOWN = "weather(city='Oslo', days=2)"
 
 
@@ -54,7 +55,7 @@ def printed(call: ToolCall, is_terminal: bool = False, is_quiet: bool = False) -
 def test_call_and_result_have_a_line_each() -> None:
     call = ToolCall("weather", {"city": "Oslo", "days": 2}, "\nDry.\nTomorrow: rain.")
     assert printed(call) == f"{SHOWN}\n-> Dry. Tomorrow: rain.\n"
-    assert printed(call, is_terminal=True) == f"\x1b[2m{SHOWN}\x1b[0m\n\x1b[2m-> Dry. Tomorrow: rain.\x1b[0m\n"
+    assert printed(call, is_terminal=True) == f"{GRAY}{SHOWN}\x1b[0m\n{GRAY}-> Dry. Tomorrow: rain.\x1b[0m\n"
     assert printed(call, is_quiet=True) == ""
 
 

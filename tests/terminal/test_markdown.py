@@ -12,20 +12,22 @@ from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings, strategies as st
+from rich.color import Color
 from rich.console import Console
 from screen import ScreenFile, render_whole, rendered_lines
 
 from cerebrum_cli.terminal.markdown import renderer as markdown
 from cerebrum_cli.terminal.markdown.blocks import code_blocks
-from cerebrum_cli.terminal.markdown.renderer import STYLES, MarkdownStream
+from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 from cerebrum_cli.terminal.sinks import find_code
+from cerebrum_cli.terminal.styles import COLORS, console_theme
 
 SIZES = [(80, 24), (20, 6), (33, 4), (20, 2), (120, 60)]
 
 
 def open_stream(columns: int = 80, rows: int = 24) -> tuple[ScreenFile, MarkdownStream]:
     file = ScreenFile(columns, rows)
-    console = Console(file=file, width=columns, height=rows, theme=STYLES, color_system="standard")
+    console = Console(file=file, width=columns, height=rows, theme=console_theme(), color_system="256")
     return file, MarkdownStream(console)
 
 
@@ -337,6 +339,20 @@ def test_markdown_stream_limits_the_share_of_time_spent_drawing(
         now[0] += 0.005
         stream.feed("word ")
     assert 0 < spent[0] < now[0] * share
+
+
+def luminance(color: tuple[int, int, int]) -> float:
+    """Relative luminance of sRGB, as WCAG 2 defines it."""
+    channels = [value / 255 for value in color]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+    return sum(share * value for share, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("number", COLORS.values())
+def test_colors_have_a_contrast_of_at_least_4_5_on_black_and_on_white(number: int) -> None:
+    assert 16 <= number <= 255, "a theme may change the others"
+    brightness = luminance(Color.from_ansi(number).get_truecolor())
+    assert min(1.05 / (brightness + 0.05), (brightness + 0.05) / 0.05) >= 4.5
 
 
 # Code blocks: numbered, labeled, copied, and shown while they stream.

@@ -62,7 +62,7 @@ def test_chat_shows_reasoning_as_it_is_generated(
     person = chat(open_terminal, thinker, "--show-thinking", size=size, **plain)
     person.type(f"{QUESTION}\r", shows="The answer is 85.")
     assert "I need 38 plus 47. 38 plus 40 makes 78. 78 plus 7 makes 85. reasoned for" in flat(person)
-    assert ("\x1b[2m" in person.output) == (not plain)
+    assert ("\x1b[38;5;243m" in person.output) == (not plain)
     assert "/think shows it" not in flat(person)
     person.type("/think hide\r", shows="show_thinking  off")
     person.type(f"{QUESTION}\r", shows="The answer is 85.")

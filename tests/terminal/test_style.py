@@ -17,7 +17,7 @@ from tiny_models import write_chatml
 from cerebrum_cli.core.text import strip_controls
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-COLOR = re.compile(r"\x1b\[(?:\d+;)*[39]\dm")
+COLOR = re.compile(r"\x1b\[(?:\d+;)*(?:[39]\d|38;5;\d+)m")
 SCRIPT = {"rows": {"Nothing?": "\n", "tea?": "Tea."}, "seeds": ["Yes."]}
 
 
@@ -39,8 +39,8 @@ def test_chat_has_styles_labels_and_blank_lines(open_chat: OpenTerminal, tmp_pat
     person.type("Nothing?\r/copy\r", shows="error: nothing to copy: the reply is empty")
     cells = {row[0].data: row[0] for row in person.screen.styled_cells if row}
     assert cells[">"].bold and not cells["Y"].bold
-    assert all(cell.bold for cell in person.screen.styled_cells[question]) and cells["e"].fg == "red"
-    assert "\x1b[2mnote: the model's answer is blank" in person.output
+    assert all(cell.bold for cell in person.screen.styled_cells[question]) and cells["e"].fg == "af5f5f"
+    assert "\x1b[38;5;243mnote: the model's answer is blank" in person.output
     person.resize(40, 24)
     person.wait_for("peppermint-t… | context ")
     assert "session" not in person.screen.lines[-1]

@@ -246,7 +246,7 @@ def test_confirm_asks_only_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not replace(shown(), in_is_terminal=False).confirm("Pull it?")
 
 
-RED_ERROR = "\x1b[31merror: \x1b[0m"
+RED_ERROR = "\x1b[38;5;131merror: \x1b[0m"
 
 
 def test_errors_print_message_hint_and_log_without_controls() -> None:

@@ -22,7 +22,6 @@ from rich.style import Style
 from rich.syntax import Syntax
 from rich.table import Table as Grid
 from rich.text import Text
-from rich.theme import Theme
 
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.terminal.markdown.blocks import (
@@ -39,6 +38,7 @@ from cerebrum_cli.terminal.markdown.blocks import (
 )
 from cerebrum_cli.terminal.markdown.inline import CODE_STYLE, inline_text
 from cerebrum_cli.terminal.markdown.mathematics import formula
+from cerebrum_cli.terminal.styles import code_theme
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -56,9 +56,7 @@ _HEADING = re.compile(r"(#{1,6})\s+")
 _ADDRESS = re.compile(r"https?://[^\s<>\"`|]*[^\s<>\"`|.,;:!?)\]}*_'’”]")
 _LINE_BREAK = re.compile(rf"(?P<code>{CODE_SPAN.pattern})|<br ?/?>")
 
-# The terminal's own colors without a background, whose spaces would be copied, and wrap in a narrower window.
-THEME = "ansi_dark"
-STYLES = Theme({"markdown.code": "cyan"})  # readable on dark and on light backgrounds
+CODE_THEME = code_theme()
 HEADING_STYLES = {1: "bold underline", 2: "bold", 3: "bold italic"}  # by level; those below are in italics
 QUOTE_MARK = "│"  # not that of the prompt
 CODE_BEGIN, CODE_END = "┌─", "└─"
@@ -313,7 +311,7 @@ def cell_text(cell: str) -> Text:
 
 def code_texts(console: Console, code: Code) -> Iterator[Text]:
     source = close_comment("\n".join((*code.above, *code.lines, *code.below)))
-    syntax = Syntax("", code.fence.language, theme=THEME)
+    syntax = Syntax("", code.fence.language, theme=CODE_THEME)
     highlighted = syntax.highlight(source)
     if syntax.lexer is None:
         highlighted.stylize(CODE_STYLE)

@@ -26,6 +26,7 @@ from prompt_toolkit.key_binding.key_bindings import KeyBindingsBase
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout.processors import TabsProcessor
 from prompt_toolkit.lexers import SimpleLexer
+from prompt_toolkit.styles import Style
 from prompt_toolkit.utils import get_cwidth
 
 from cerebrum_cli.core.errors import CerebrumError, Interrupted
@@ -47,6 +48,7 @@ from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
 from cerebrum_cli.terminal.repl.slash_lines import find_slash
 from cerebrum_cli.terminal.repl.typed_paths import NAMED_FILE
 from cerebrum_cli.terminal.streams import discard_closed
+from cerebrum_cli.terminal.styles import MENU
 
 REFRESH_S = 0.5  # for the toolbar, which shows when the model is loaded
 
@@ -83,6 +85,7 @@ class InteractivePrompt(PlainPrompt):
             enable_suspend=True,
             refresh_interval=REFRESH_S,
             bottom_toolbar=repl.toolbar,
+            style=Style.from_dict(MENU),
             prompt_continuation=lambda _, __, wraps: "" if wraps else [("bold", CONTINUATION)],
             input_processors=[TabsProcessor(char1=" ", char2=" ")],
         )

@@ -15,7 +15,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import strip_controls
 from cerebrum_cli.terminal.interrupts import Signals, ignore_ctrl_c, raise_at_prompt
 from cerebrum_cli.terminal.keyboard import Keyboard
-from cerebrum_cli.terminal.streams import BOLD, Streams
+from cerebrum_cli.terminal.streams import Streams
 
 FENCE = '"""'
 MAX_TERMINAL_LINE = 4095  # bytes that a Linux terminal passes on of a line; it drops the rest
@@ -64,9 +64,9 @@ def show_prompt(streams: Streams, prompt: str, end: str = "") -> None:
     """Write a prompt, and what was typed behind it, where the answers are shown, but never into a pipe of answers."""
     text = strip_controls(prompt)
     if streams.out_is_terminal:
-        streams.answer(streams.styled(text, BOLD) + end, is_styled=True)
+        streams.answer(streams.styled(text, "bold") + end, is_styled=True)
     else:
-        streams.draw(streams.on_stderr.styled(text, BOLD) + end, is_styled=True)
+        streams.draw(streams.on_stderr.styled(text, "bold") + end, is_styled=True)
 
 
 def shorten_question(question: str) -> str:

@@ -1,0 +1,53 @@
+"""Styles of text: colors that no theme of a terminal changes, with a contrast of at least 4.5 on black and on white."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.syntax import SyntaxTheme
+    from rich.theme import Theme
+
+COLORS = {"green": 29, "blue": 63, "purple": 98, "red": 131, "magenta": 163, "gray": 243}  # of the 256 colors of xterm
+
+CODE_COLORS = {  # of the tokens of Pygments
+    "gray": "Comment",
+    "blue": "Keyword Literal.Number Name.Tag",
+    "purple": "Comment.Preproc Keyword.Type Name.Attribute Name.Builtin Name.Exception Name.Namespace",
+    "green": "Name.Class Name.Function Generic.Inserted",
+    "magenta": "Operator.Word Name.Decorator Generic.Subheading",
+    "red": "Literal.String Name.Constant Name.Variable Generic.Deleted Generic.Error Error",
+}
+
+SGR_CODES = {"bold": "1", "faint": "2"} | {color: f"38;5;{number}" for color, number in COLORS.items()}
+MENU = {"completion-menu.completion.current": "noreverse fg:#ffffff bg:#000000"}  # of prompt_toolkit, which has 3.5
+
+
+def console_theme() -> Theme:
+    """Styles of a rich console, in place of rich's colors, which are those of the terminal's theme."""
+    from rich.theme import Theme
+
+    names = {name: name for name in COLORS} | {
+        "dim": "gray",
+        "markdown.code": "green",
+        "bar.back": "gray",
+        "bar.complete": "magenta",
+        "bar.finished": "green",
+        "progress.download": "green",
+        "progress.data.speed": "red",
+        "progress.remaining": "blue",
+        "progress.elapsed": "blue",
+    }
+    return Theme({style: f"color({COLORS[color]})" for style, color in names.items()})
+
+
+def code_theme() -> SyntaxTheme:
+    """Colors of code, without a background, whose spaces would be copied, and wrap in a narrower window."""
+    from rich.style import Style
+    from rich.syntax import ANSISyntaxTheme
+
+    styles = {}
+    for color, tokens in CODE_COLORS.items():
+        for token in tokens.split():
+            styles[tuple(token.split("."))] = Style(color=f"color({COLORS[color]})")
+    return ANSISyntaxTheme(styles)
