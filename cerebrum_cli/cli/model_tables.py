@@ -119,7 +119,7 @@ print_choices = partial(
         "license": "license",
     },
     shorten="license",
-    drop=("quant",),
+    drop=("quant", "memory", "license", "good for", "speed"),
 )
 print_repositories = partial(
     print_columns,
