@@ -319,8 +319,7 @@ class Reply:
     @property
     def has_long_prompt(self) -> bool:
         """Whether it evaluated so much of the prompt that the prompt is worth caching on disk."""
-        finish = self.finish
-        return finish.reason != "cancelled" and finish.prompt_tokens - finish.cached_tokens > LONG_PROMPT
+        return self.finish.timings.prefill_tokens > LONG_PROMPT
 
     def has_slow_prefill(self, tokens: int) -> bool:
         """Whether it evaluated the first tokens of its prompt, and this many take long to evaluate."""

@@ -189,8 +189,8 @@ def test_chat_ends_with_an_error_if_its_answers_cannot_be_written(user: CommandL
 
 
 @pytest.mark.slow
-def test_interrupted_ask_prints_the_partial_answer(user: CommandLine) -> None:
-    process = user.start("ask", "--stats", *ENDLESS, endless_reply_grammar(user.home), "hi")
+def test_interrupted_ask_prints_the_partial_answer_and_saves_what_it_evaluated(user: CommandLine) -> None:
+    process = user.start("ask", "--stats", *ENDLESS, endless_reply_grammar(user.home), "word " * 300)
     assert process.stdout and process.stderr
     begin = process.stdout.read(1)
     process.send_signal(signal.SIGTERM)
@@ -198,6 +198,7 @@ def test_interrupted_ask_prints_the_partial_answer(user: CommandLine) -> None:
     assert process.returncode == 143
     assert (begin + text).endswith(b"\n")
     assert "finish reason cancelled" in err.decode()
+    assert list((user.home / ".cache" / "cerebrum" / "states").glob("*.state"))
 
 
 @pytest.mark.slow
