@@ -1,11 +1,13 @@
-"""Terminal modes of standard input while a reply is written: typed text is not echoed, and no stop leaves it that way.
+"""The terminal of standard input: its modes while a reply is written, and its reports, which are no input.
 
-Shells with job control set their own modes when a job stops, and few put the job's back when it continues.
+Typed text is not echoed then, and no stop leaves the terminal that way: shells with job control set their own modes
+when a job stops, and few put the job's back when it continues.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import sys
@@ -19,6 +21,12 @@ from typing import Any
 from cerebrum_cli.terminal.interrupts import RESTORE_ON_EXIT
 
 PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"  # bracketed paste: a terminal marks where a paste begins and ends
+REPORT = re.compile(
+    r"\x1b(?:\[(?:[IO]|<[\d;]*[mM]|M...|\d+;\d+;\d+M"  # the focus, and the mouse
+    r"|[?>=][\d;]*\$?[a-z]|[\d;]+[nt])"  # modes, versions and sizes
+    r"|(?:\]\d+;|P[>|\d$+]|_G)[^\x07\x1b]*(?:\x07|\x1b\\))",  # colors and other texts
+    re.DOTALL,
+)
 MAX_TYPED = 65_536  # bytes, more than any terminal holds
 Modes = list[Any]  # of a terminal, as in the `termios` module
 
@@ -138,3 +146,8 @@ class Keyboard:
         except (termios.error, OSError):  # the terminal was closed
             return False
         return True
+
+
+def without_reports(text: str) -> str:
+    """Input without what a terminal reports in modes that other programs left on, or answers to their queries."""
+    return REPORT.sub("", text)

@@ -384,7 +384,7 @@ def test_plain_prompt_takes_a_paste_as_one_question_and_refuses_long_lines(
     person.type("x" * 3000)
     time.sleep(0.2)
     person.type("y" * 2000 + "\nthe rest\n", shows="nothing was sent")
-    person.type("Short?\n\x04", shows="reply truncated")
+    person.type("\x1b[IShort?\n\x04", shows="reply truncated")
     assert person.end() == 0
     assert user.contents("tea")[::2] == ["def f():\n    return 1\nWhat is it?", "Short?"]
 

@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import strip_controls
 from cerebrum_cli.terminal.interrupts import Signals, ignore_ctrl_c, raise_at_prompt
-from cerebrum_cli.terminal.keyboard import Keyboard
+from cerebrum_cli.terminal.keyboard import Keyboard, without_reports
 from cerebrum_cli.terminal.streams import Streams
 
 FENCE = '"""'
@@ -167,7 +167,7 @@ class PlainPrompt:
                 pass
             problem = f"the terminal truncates lines at {MAX_TERMINAL_LINE} bytes; nothing was sent"
             raise UsageError(problem, "split the line, or use /file PATH")
-        return line.decode(errors="replace").rstrip("\r\n")
+        return without_reports(line.decode(errors="replace")).rstrip("\r\n")
 
 
 # Where the questions of a chat come from. `read` raises EOFError at the end, KeyboardInterrupt on Ctrl-C.

@@ -110,7 +110,7 @@ def unknown_command(name: str, commands: Iterable[SlashCommand]) -> UsageError:
     """An error with the commands most like a name, or with what a command of another program is here."""
     if here := HERE.get(name.lower()):
         return UsageError(f"/{name} is {here} here")
-    known = [f"/{slash.name}" for slash in commands]
+    known = [f"/{each}" for slash in commands for each in (slash.name, *slash.aliases)]
     near = did_you_mean(f"/{name.lower()}", known, cutoff=0.7)
     return UsageError(f"unknown command /{name}", f"{near}list commands with /help, or {SEND_TEXT}")
 
