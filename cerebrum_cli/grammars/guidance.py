@@ -6,12 +6,13 @@ import json
 import re
 from functools import lru_cache
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher, LLTokenizer
 
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.grammar import Grammar, unusable
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.grammars.gbnf import gbnf_to_lark
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ UNENFORCED_FORMATS = {
     *("idn-email", "idn-hostname", "iri", "iri-reference", "json-pointer", "regex", "relative-json-pointer"),
     *("uri-reference", "uri-template"),
 }
-DATA = {"const", "enum", "default", "examples"}  # keywords whose values are no schemas
 TIMES = ("time", "date-time")
 NANOSECONDS = r"^[^.]*(\.[0-9]{1,9}[^0-9].*)?$"  # small models write fractions of a second without end
 HINT = "fix or remove it, and state the rule in the prompt"
@@ -86,7 +86,7 @@ def _translate(grammar: Grammar) -> str:
 
 def _translate_schema(text: str) -> str:
     if any(f'"{name}"' in text for name in TIMES):
-        text = json.dumps(_with_nanoseconds(json.loads(text)))
+        text = json.dumps(json.loads(text, object_hook=_with_nanoseconds))
     try:
         grammar: str = LLMatcher.grammar_from_json_schema(text, overrides=STYLE)
     except ValueError as error:
@@ -99,16 +99,11 @@ def _translate_schema(text: str) -> str:
     return grammar
 
 
-def _with_nanoseconds(part: Any) -> Any:
-    """A schema whose times have at most nine digits of a fraction of a second."""
-    if isinstance(part, list):
-        return [_with_nanoseconds(inner) for inner in part]
-    if not isinstance(part, dict):
-        return part
-    changed = {key: value if key in DATA else _with_nanoseconds(value) for key, value in part.items()}
-    if part.get("format") in TIMES:
-        changed["allOf"] = [*changed.get("allOf", ()), {"pattern": NANOSECONDS}]
-    return changed
+def _with_nanoseconds(schema: JsonDict) -> JsonDict:
+    """A schema of a time, with at most nine digits of a fraction of a second."""
+    if schema.get("format") in TIMES:
+        schema["allOf"] = [*schema.get("allOf", ()), {"pattern": NANOSECONDS}]
+    return schema
 
 
 def _is_harmless(warning: str) -> bool:

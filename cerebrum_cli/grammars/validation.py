@@ -20,11 +20,12 @@ from referencing.exceptions import Unresolvable
 from cerebrum_cli.core.grammar import Grammar, schema_grammar, unusable
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import Match
-from cerebrum_cli.grammars.guidance import DATA, byte_matcher, is_allowed
+from cerebrum_cli.grammars.guidance import byte_matcher, is_allowed
 
 MAX_PROBLEM = 200  # characters
 MAX_DIGITS = 400  # of an integer that is written with a point or an exponent
 ENFORCED_FORMATS = ("date-time", "duration", "hostname", "time", "uri")  # jsonschema needs more packages to check these
+DATA = {"const", "enum", "default", "examples"}  # whose values are no schemas
 SCHEMAS_BY_NAME = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
 # Where Python's regular expressions differ from those of JSON Schema, which are ECMAScript's.
 SPACES = r"\t-\r \xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
