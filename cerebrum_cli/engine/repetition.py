@@ -44,12 +44,9 @@ def copied_length(period: int) -> int:
     return max(period * copies, MIN_TOKENS)
 
 
-def ended_list(answer: str, piece: str) -> int | None:
-    """The place of a comma in the next piece of an answer in JSON that lets a list only repeat itself, if any."""
-    for at, character in enumerate(piece):
-        if character == "," and goes_round(answer + piece[:at]):
-            return at
-    return None
+def repeats_list(answer: str, piece: str) -> bool:
+    """Whether a comma in the next piece of an answer in JSON lets a list only repeat itself."""
+    return any(character == "," and goes_round(answer + piece[:at]) for at, character in enumerate(piece))
 
 
 def goes_round(answer: str) -> bool:

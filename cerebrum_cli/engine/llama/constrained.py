@@ -18,7 +18,7 @@ from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.vocabulary import continuation
 from cerebrum_cli.engine.llama.logits import ChainSampler
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
-from cerebrum_cli.engine.repetition import ended_list
+from cerebrum_cli.engine.repetition import repeats_list
 from cerebrum_cli.engine.step import Constraint
 from cerebrum_cli.grammars.guidance import compile_grammar
 
@@ -72,19 +72,6 @@ class Matcher:
         is_allowed = numpy.unpackbits(bits, count=len(row_logits), bitorder="little").view(bool)
         return numpy.where(is_allowed, row_logits, numpy.float32(-inf))
 
-    def replace(self, token: int, text: bytes) -> TokenIds:
-        """Accept the tokens of a text instead of the last token; none, and no change, if the grammar rejects them."""
-        data = list(self._vocabulary.piece(token))
-        self._matcher.rollback(len(data))
-        count = self._matcher.try_consume_tokens(list(text))
-        if count < len(text):
-            self._matcher.rollback(count)
-            self._matcher.consume_tokens(data)
-            return ()
-        tokens = continuation(self._vocabulary, (Text(text.decode()),))
-        self._unread[-1:] = tokens
-        return tokens
-
     def accept_forced(self) -> TokenIds:
         """Continue with the text that must follow, up to its last token, which may end differently."""
         matcher = self._matcher.deep_copy()  # it fails if the text has no end
@@ -127,7 +114,7 @@ class GrammarSampler:
         self._free = free
         self._closes_lists = constraint.closes_lists
         self._answer = ""  # whose characters are bytes
-        self._queued: deque[int] = deque()  # completes the markup that has begun, or closes a list
+        self._queued: deque[int] = deque()  # completes the markup that has begun
 
     def sample(self, row: int) -> int:
         """Sample the next token that the grammar allows, if it applies; GrammarError if there is none."""
@@ -136,8 +123,6 @@ class GrammarSampler:
         if self._queued:
             token = self._queued.popleft()
             self.accept(token)
-            if self._applies and not self._queued:
-                self._force()
             return token
         row_logits = self._chain.logits(row)
         token = self._chain.draw(row_logits)
@@ -177,28 +162,32 @@ class GrammarSampler:
             self._answer += self._vocabulary.piece(token).decode("latin-1")
 
     def _constrained(self, row_logits: Any, token: int) -> int:
-        """The token, or another one if the grammar does not allow it; GrammarError if it allows none."""
-        if not self._matcher.accept(token):
+        """The token, or another one if the grammar does not allow it; GrammarError if it allows none.
+
+        So that a list does not repeat its last entries without end, no comma follows where only its end is new.
+        """
+        if self._repeats_list(token) or not self._matcher.accept(token):
             allowed = self._matcher.allowed(row_logits)
             if allowed.max() > -inf:  # False for NaN, too
                 token = self._chain.draw(allowed)
+            token = self._without_commas(token, allowed)
             if not self._matcher.accept(token):
                 raise GrammarError("the grammar rejects every possible next token", COMPLETABLE)
-        if self._closes_lists and not self._vocabulary.is_eog(token):
-            token = self._close_list(token)
         self.accept(token)
-        if not self._queued:
-            self._force()
+        self._read((token,))
+        self._force()
         return token
 
-    def _close_list(self, token: int) -> int:
-        """The token, or the first of those that close a list which it would let repeat its last entries again."""
-        piece = self._vocabulary.piece(token)
-        end = ended_list(self._answer, piece.decode("latin-1"))
-        closing = () if end is None else self._matcher.replace(token, piece[:end] + b"]")
-        self._read(closing or (token,))
-        if not closing:
-            return token
-        self._text.has_closed_list = True
-        self._queued += closing[1:]
-        return closing[0]
+    def _without_commas(self, token: int, allowed: Any) -> int:
+        """The token, or the next one drawn that lets no list repeat itself; the token, too, if there is none."""
+        drawn = token
+        while self._repeats_list(drawn):
+            allowed[drawn] = -inf
+            if allowed.max() == -inf:
+                return token
+            drawn = self._chain.draw(allowed)
+            self._text.has_closed_list = True
+        return drawn
+
+    def _repeats_list(self, token: int) -> bool:
+        return self._closes_lists and repeats_list(self._answer, self._vocabulary.piece(token).decode("latin-1"))
