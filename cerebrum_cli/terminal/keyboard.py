@@ -27,6 +27,7 @@ REPORT = re.compile(
     r"|(?:\]\d+;|P[>|\d$+]|_G)[^\x07\x1b]*(?:\x07|\x1b\\))",  # colors and other texts
     re.DOTALL,
 )
+EDITED = {ord("\n"): "\r", 0: "\x04"}  # what Enter and Ctrl-D become where a terminal edits lines, and what they send
 MAX_TYPED = 65_536  # bytes, more than any terminal holds
 Modes = list[Any]  # of a terminal, as in the `termios` module
 
@@ -75,17 +76,18 @@ class Keyboard:
                 signal.signal(number, handler)
 
     def take_typed_before(self) -> str:
-        """What was typed in the initial modes, with Enter as the carriage return that it is in later ones."""
+        """What was typed in the initial modes, with the characters that its keys send in later ones."""
         typed, self._typed_before = self._typed_before, ""
         return typed
 
     def _read_typed_before(self) -> None:
         """Read it while it can be told from what is typed from now on; the terminal has echoed it."""
-        if select.select([self._descriptor], [], [], 0)[0]:
-            typed = os.read(self._descriptor, MAX_TYPED).decode(errors="replace")
-            self._typed_before = typed.replace("\n", "\r")
-            if not typed.endswith("\n"):
-                os.write(self._descriptor, b"\r\n")
+        with suppress(OSError):  # the terminal was closed
+            if select.select([self._descriptor], [], [], 0)[0]:
+                typed = os.read(self._descriptor, MAX_TYPED).decode(errors="replace")
+                self._typed_before = typed.translate(EDITED)
+                if not typed.endswith("\n"):
+                    os.write(self._descriptor, b"\r\n")
 
     @contextmanager
     def prompting(self) -> Iterator[None]:

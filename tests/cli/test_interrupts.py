@@ -129,6 +129,7 @@ def test_chat_sends_what_was_typed_before_it_and_continues_after_ctrl_z_without_
     shell.wait_for("> typed ahead")  # at the next prompt, and not within the reply
     assert shell.output.count("typed ahead") == 1
     shell.type("\x15/exit\r", shows=SHELL.strip())
+    shell.type("./chat\r\x04", shows=SHELL.strip())
     shell.type("echo unusual: $(stty -a | grep -c -e ' -icanon' -e ' -echo ' -e ' -isig')\n", shows="unusual: 0")
 
 
