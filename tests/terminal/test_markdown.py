@@ -125,7 +125,7 @@ def test_every_letter_and_digit_is_on_the_screen(columns: int) -> None:
         "a | b, and || too; f(**a)/g(**b), $12 x 5 = $<<12*5=60>>60",
         "\\(x \\[ $x \\begin{a}",
         # code without a fence, with its comments
-        "# config\nname: x\nservices:\n  # the web\n  web:\n    # image\n    image: x\n# end",
+        "# config\nname: x\nservices:\n  # the web\n  web:\n    # image\n    image: x\n# next\n---\na: b\n# end",
         "# run each day\n0 5 * * * /usr/bin/backup\n# and hourly\n\n# more\n@hourly foo",
         "#!/bin/sh\n# Install\nnpm install | tee log\n\n# Next step\n\nmake\n\n# Output: 5",
         "# Load\n\nimport os\n# A run\n# of comments\n\nfor a in b:\n    # Print\n    print(a)\n\n# Done",
@@ -142,7 +142,7 @@ def test_text_that_is_no_markup_is_shown_as_written(text: str) -> None:
         ("**Note:** __two words__ and ~~old~~ **`x`**", "Note: two words and old x"),
         ("Use `a*b*c` and ``a`b``.", "Use a*b*c and a`b."),
         ("**重要**な**点**です", "重要な点です"),
-        ("### A *title*", "A title"),
+        ("### A *title* ###", "A title"),
         ("> quoted\n>\n> > - a", "│ quoted\n│\n│ │ - a"),
         ("# Code\n\nx = 1\n\n# Use\n\nRun *it*.\n# End", "# Code\n\nx = 1\n\nUse\n\nRun it.\nEnd"),
         ("# Rain\n\nsoft drops\n\n# Food\n\n- salt: 2", "Rain\n\nsoft drops\n\nFood\n\n- salt: 2"),
@@ -272,14 +272,14 @@ def test_addresses_longer_than_a_row_are_links() -> None:
     assert "".join("".join(file.screen.lines).split()) == f"See{address},orhttps://example.com."
 
 
-LINKS = "**[a *b*](http://x.y/(z)_)**, [m](mailto:a@b.c), [http://x](http://x), [http://x](http://y), ![i](#j)"
+LINKS = '**[a *b*](http://x.y/(z)_)**, [m](mailto:a@b.c "c"), [http://x](http://x), [http://x](http://y), ![i](#j)'
 
 
 @pytest.mark.parametrize(
     ("terminal", "shown"),
     [
         ("xterm-256color", "a b, m, http://x, http://x (http://y), i (#j)"),
-        ("tmux-256color", "a b (http://x.y/(z)_), m (a@b.c), http://x, http://x (http://y), i (#j)"),
+        ("tmux-256color", 'a b (http://x.y/(z)_), m (a@b.c "c"), http://x, http://x (http://y), i (#j)'),
     ],
 )
 def test_link_shows_its_text_and_without_hyperlinks_its_address(

@@ -125,8 +125,7 @@ class Reader:
 
     def finish(self) -> Blocks:
         """What is held, when the text ends."""
-        is_table = len(self._held) > 1 and self._held[1].strip() and not begins_display(self._held[0])
-        if self._fence or not is_table:
+        if self._fence or len(self._held) < 2 or begins_display(self._held[0]) or is_comment(self._held[0]):
             return self.unfinished()
         held, self._held = self._held, ()
         return [table(held)]
@@ -192,7 +191,7 @@ class Reader:
         return []
 
     def _read_below_comment(self, line: str) -> Blocks:
-        if not line.strip():
+        if not line.strip("- \t"):  # nothing, or the beginning of a YAML document
             self._held += (line,)
             return []
         is_beside = self._is_in_code or len(self._held) == 1

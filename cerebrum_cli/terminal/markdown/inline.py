@@ -16,6 +16,7 @@ from markdown_it.rules_inline.strikethrough import tokenize as read_strikethroug
 from rich.text import Text
 
 from cerebrum_cli.core.environment import environment
+from cerebrum_cli.core.text import Match
 from cerebrum_cli.terminal.markdown.mathematics import IDEOGRAPHIC, INLINE_MATH, formula, is_mathematics
 
 Rule = Callable[[StateInline, bool], bool]
@@ -30,7 +31,7 @@ _IDENTIFIER = re.compile(r"_(?![^\W\d_]{3,}_(?!\w))\w+_(?!\w)|__\w+__(?!\w)")
 _FACTOR = re.compile(r"[\d)=]\s*\*(?=[\d(]|\w\b)")  # a product, with a space on one side
 _LINK = re.compile(
     r"!?\[(?P<label>(?:[^\[\]\\`]|\\.|`[^`]*`|\[[^\[\]]*\])*)\]"
-    r"\((?P<address>(?:https?://|mailto:|\.{0,2}/|#)(?:[^\s()<>]|\([^\s()]*\))+)\)"
+    r"\((?P<address>(?:https?://|mailto:|\.{0,2}/|#)(?:[^\s()<>]|\([^\s()]*\))+)(?P<title>\s+\"[^\"]*\")?\)"
 )
 # Terminals that drop the address of a link: values of TERM begin with these.
 _WITHOUT_LINKS = ("linux", "screen", "tmux", "rxvt", "vt", "dumb")
@@ -53,7 +54,7 @@ def inline_text(line: str) -> Text:
         elif name == "math":
             text.append(formula(token.content), " ".join(styles))
         elif name == "link":
-            link = link_text(token.content, token.info)
+            link = link_text(token.meta["link"])
             link.stylize(" ".join(styles))
             text.append_text(link)
         else:
@@ -61,14 +62,14 @@ def inline_text(line: str) -> Text:
     return text
 
 
-def link_text(label: str, address: str) -> Text:
+def link_text(link: Match) -> Text:
     """The text of a link, with its address behind it, unless the terminal has hyperlinks.
 
     A text that is an address, too, never stands for another one.
     """
-    text = inline_text(label)
-    shown = address.removeprefix("mailto:")
-    is_hidden = text and "://" not in text.plain and ":" in address and has_hyperlinks()
+    text, address = inline_text(link["label"]), link["address"]
+    shown = address.removeprefix("mailto:") + (link["title"] or "")
+    is_hidden = text.plain and "://" not in text.plain and ":" in address and has_hyperlinks()
     if is_hidden or text.plain == shown:
         text.stylize(f"underline link {address}")
         return text
@@ -141,7 +142,7 @@ def _read_link(state: StateInline, silent: bool) -> bool:
         return False
     if not silent:
         token = state.push("link", "", 0)
-        token.content, token.info = found["label"], found["address"]
+        token.meta["link"] = found
     state.pos = found.end()
     return True
 

@@ -235,9 +235,11 @@ def line_texts(console: Console, line: str) -> list[Text]:
     prefix = found[0] if found else ""
     body = line[len(prefix) :]
     heading = None if prefix.endswith(CODE_INDENT) else _HEADING.match(body)
-    text = inline_text(body[heading.end() :] if heading else body)
-    if heading:
-        text.stylize(HEADING_STYLES.get(len(heading[1]), "italic"))
+    if not heading:
+        return hanging(console, prefix, inline_text(body))
+    marks = heading[1]
+    text = inline_text(body[heading.end() :].rstrip().removesuffix(f" {marks}"))
+    text.stylize(HEADING_STYLES.get(len(marks), "italic"))
     return hanging(console, prefix, text)
 
 
