@@ -111,7 +111,7 @@ def test_every_letter_and_digit_is_on_the_screen(columns: int) -> None:
         "f(*args, **kwargs) and g(*a, **k), rm *.o *.a, **/*.py",
         ".*foo.*, print('*' * 3, '*'), ('_', '_'), # -*- coding: utf-8 -*-, /usr/lib/*_test_*.so",
         "SELECT *, count(*) FROM t; int *p, *q;",
-        "C:\\_new\\*.txt \\d+\\.\\d* \\*no\\* &lt; &amp; <b>x</b> f[a](b) f[a]() [1]: http://b_c.d/*e*",
+        "C:\\_new\\*.txt \\d+\\.\\d* \\*no\\* &lt; &amp; <b>x</b> f[a](b.c) [a]() [a](b) [1]: http://b_c.d/*e*",
         "10~~20~~30, ~5 minutes ~ 10 ~, 4 * 5 * 6, * not *, ** not **",
         "An old silent pond\n  A frog jumps in\nSplash! Silence again",
         "3. three\n7. seven\n9) nine\n2024. Was a good year",
@@ -162,7 +162,7 @@ def test_markup_becomes_styling(text: str, shown: str) -> None:
         (r"So \(2 \times 3 = 6\) holds.", "So 2 × 3 = 6 holds."),
         (r"$x^2 + y_{n+1}$, $42$ and $5", "x² + yₙ₊₁, $42$ and $5"),
         (r"\[\frac{-b \pm \sqrt{b^2-4ac}}{2a}\]", "  (-b ± √(b²-4ac))/(2a)"),
-        ("$$\n\\boxed{42}\n$$.", "  42."),
+        ("- So\n  $$\n  \\boxed{42}\n  $$.", "- So\n    42."),
         (r"\(\frac{1}{2}\cdot\sqrt[3]{16}, e^{i\pi}, x^{ab}, A_{QQ}\)", "1/2 · ³√16, e^(iπ), xᵃᵇ, A_(QQ)"),
         (r"\(\alpha \in \mathbb{R}^n, 90^\circ, f'(x) = \sin x\)", "α ∈ ℝⁿ, 90°, f'(x) = sin x"),
         (r"\(\text{cost} = \$5, \{1, 2\}, \left.x\right|, 10\%\)", "cost = $5, {1, 2}, x|, 10%"),
@@ -272,14 +272,15 @@ def test_addresses_longer_than_a_row_are_links() -> None:
     assert "".join("".join(file.screen.lines).split()) == f"See{address},orhttps://example.com."
 
 
-LINKS = '**[a *b*](http://x.y/(z)_)**, [m](mailto:a@b.c "c"), [http://x](http://x), [http://x](http://y), ![i](#j)'
+LINKS = '**[a *b*](http://x.y/(z)_)**, [m](mailto:a@b.c "c"), '
+LINKS += "[http://x](http://x), [http://x](http://y), ![i](#j), [l](m/n)"
 
 
 @pytest.mark.parametrize(
     ("terminal", "shown"),
     [
-        ("xterm-256color", "a b, m, http://x, http://x (http://y), i (#j)"),
-        ("tmux-256color", 'a b (http://x.y/(z)_), m (a@b.c "c"), http://x, http://x (http://y), i (#j)'),
+        ("xterm-256color", "a b, m, http://x, http://x (http://y), i (#j), l (m/n)"),
+        ("tmux-256color", 'a b (http://x.y/(z)_), m (a@b.c "c"), http://x, http://x (http://y), i (#j), l (m/n)'),
     ],
 )
 def test_link_shows_its_text_and_without_hyperlinks_its_address(
@@ -377,13 +378,13 @@ def test_code_blocks_are_numbered_and_labeled_at_any_depth() -> None:
     assert rendered_lines(NESTED, 20, 24) == [
         "1. Install it:",
         "",
-        "   ┌─ [1] bash",
+        "┌─ [1] bash",
         "pip install cerebrum",
-        "   └─",
+        "└─",
         "",
         "│ ┌─ [2] python",
         "import cerebrum",
-        "│ └─",
+        "└─",
         "",
         "    indented = True",
         "",
@@ -462,7 +463,7 @@ def test_code_block_is_streamed_without_its_fence() -> None:
         if text[: at + 1].endswith("x ="):
             assert file.screen.lines == ["so", "┌─ [1] python", "x ="]
     stream.close()
-    assert file.screen.lines == ["so", "┌─ [1] python", "x = 1", "└─", "- a", "  ┌─ [2]", "y", "  └─"]
+    assert file.screen.lines == ["so", "┌─ [1] python", "x = 1", "└─", "- a", "┌─ [2]", "y", "└─"]
 
 
 @pytest.mark.slow

@@ -51,8 +51,9 @@ class MarkdownTable(NamedTuple):
 
 
 class Display(NamedTuple):
-    """Mathematics on lines of its own, with its delimiters, and the punctuation behind it."""
+    """Mathematics on lines of its own, with its indentation, its delimiters, and the punctuation behind it."""
 
+    indent: str
     text: str
     after: str
 
@@ -80,9 +81,7 @@ class Code(NamedTuple):
 
 
 class CodeEnd(NamedTuple):
-    """The end of a code block, below what preceded its beginning in the line."""
-
-    prefix: str
+    """The end of a code block."""
 
 
 Block = TextLine | MarkdownTable | Display | Fence | Code | CodeEnd
@@ -165,7 +164,7 @@ class Reader:
             rest = self._take_code(fence, is_over=True)
             self._fence = None
             self._above = ()
-            return [*rest, CodeEnd(fence.prefix)]
+            return [*rest, CodeEnd()]
         self._held += (re.sub(rf"\A[\s>]{{0,{len(fence.prefix)}}}", "", line),)
         return self._take_code(fence)
 
@@ -183,8 +182,9 @@ class Reader:
         text = "\n".join(self._held).strip()
         content, found, after = text[2:].partition(ENDS[text[:2]])
         if found and is_mathematics(text[: len(content) + 4]) and not after.strip(" .,;:"):
-            self._held = ()
-            return [Display(text[: len(content) + 4], after.strip())]
+            first, self._held = self._held[0].expandtabs(), ()
+            indent = " " * (len(first) - len(first.lstrip()))
+            return [Display(indent, text[: len(content) + 4], after.strip())]
         if found or not line.strip() or FENCE.fullmatch(line) or len(self._held) == MAX_DISPLAY_LINES:
             *before, last = self.unfinished()
             return [*before, *self._read_first(line)] if before else [last]

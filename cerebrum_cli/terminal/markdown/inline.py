@@ -29,9 +29,10 @@ _FIRST = re.compile(r"[^\s,;:.!?)\]}/\\*~=]|\\(?=[(\[])|(?<=\*\*)\.(?=\w)")  # o
 _LAST = re.compile(r"[^\s(\[{/\\=<]")
 _IDENTIFIER = re.compile(r"_(?![^\W\d_]{3,}_(?!\w))\w+_(?!\w)|__\w+__(?!\w)")
 _FACTOR = re.compile(r"[\d)=]\s*\*(?=[\d(]|\w\b)")  # a product, with a space on one side
-_LINK = re.compile(
-    r"!?\[(?P<label>(?:[^\[\]\\`]|\\.|`[^`]*`|\[[^\[\]]*\])*)\]"
-    r"\((?P<address>(?:https?://|mailto:|\.{0,2}/|#)(?:[^\s()<>]|\([^\s()]*\))+)(?P<title>\s+\"[^\"]*\")?\)"
+_LINK = re.compile(  # not handlers[name](self.event)
+    r"(?<![a-zA-Z0-9_])!?\[(?P<label>(?:[^\[\]\\`]|\\.|`[^`]*`|\[[^\[\]]*\])*)\]"
+    r"\((?P<address>(?:https?://|mailto:|#)(?:[^\s()<>]|\([^\s()]*\))+|[\w-]*[./][\w./#-]*\w|(?P=label))"
+    r"(?P<title>\s+\"[^\"]*\")?\)"
 )
 # Terminals that drop the address of a link: values of TERM begin with these.
 _WITHOUT_LINKS = ("linux", "screen", "tmux", "rxvt", "vt", "dumb")

@@ -208,14 +208,14 @@ def parts(console: Console, blocks: Iterable[Block]) -> Iterator[Text | Grid]:
                 yield from hanging(console, "", Text(text)) if is_comment else line_texts(console, text)
             case MarkdownTable():
                 yield from table_parts(console, block)
-            case Display(text, after):
+            case Display(indent, text, after):
                 shown = formula(text, separator="\n")
-                yield from hanging(console, "" if shown == text else FORMULA_INDENT, Text(shown + after))
+                yield from hanging(console, indent + ("" if shown == text else FORMULA_INDENT), Text(shown + after))
             case Fence(prefix, _, info, number):
                 label = f"{CODE_BEGIN} [{number}] {info.strip()}".rstrip()
-                yield from hanging(console, prefix, Text(label, style="dim"))
-            case CodeEnd(prefix):
-                yield from hanging(console, below(prefix), Text(CODE_END, style="dim"))
+                yield from hanging(console, prefix if prefix.strip() else "", Text(label, style="dim"))
+            case CodeEnd():
+                yield Text(CODE_END, style="dim")
             case Code():
                 yield from code_texts(console, block)
 
