@@ -83,7 +83,7 @@ def loaded_model(model: str, settings: Settings, context: ContextOptions = ONE_S
 def run_batch(job: BatchJob) -> BatchResult:
     """Run a batch as `cerebrum batch` does, writing to a file; to be called in a subprocess."""
     settings = benchmark_settings(job.settings)
-    options = BatchOptions(settings, ())
+    options = BatchOptions(settings)
     rows = [(digest_of(str(question).encode()), question.number) for question in job.questions]
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "answers.jsonl"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
@@ -16,7 +16,7 @@ from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.row_fields import RowId
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import MODES, Layer, Settings, SourcedLayer
-from cerebrum_cli.core.text import Texts, truncate
+from cerebrum_cli.core.text import truncate
 from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.majority_vote import MajorityVote, Outcome, Row
@@ -74,12 +74,10 @@ def answer_rows(model: Model, rows: Iterable[tuple[int, InputRow]], asker: Asker
 class BatchOptions:
     """Options of all rows of a batch, each a prompt or a vote; the settings of a row take precedence.
 
-    `modes` are the settings of rows that turn thinking on or off. `models` are names of the model in use, its label
-    first.
+    `modes` are the settings of rows that turn thinking on or off.
     """
 
     settings: Settings
-    models: Texts
     grammar: Grammar | None = None
     votes: Votes | None = None
     modes: Mapping[str, Settings] = field(default_factory=dict)
@@ -127,23 +125,20 @@ class BatchOptions:
 
 
 def rows_to_ask(model: Model, rows: Iterable[tuple[int, InputRow]], options: BatchOptions) -> Iterator[Row]:
-    names = (*options.models, *model.engine.served_models)
     notices = RowNotices()
     for position, row in rows:
         model.note(notices.of(row))
-        model.note(notices.of_model(row, names))
         yield row_to_ask(position, row, options, model.source)
     model.note(notices.of_keys)
 
 
 @dataclass(slots=True)
 class RowNotices:
-    """Notices of the first repeated id, the first name of another model, and all ignored keys so far."""
+    """Notices of the first repeated id, and of all ignored keys so far."""
 
     _numbers: dict[RowId, int] = field(default_factory=dict)  # of the first rows with these ids
     _unused: set[str] = field(default_factory=set)
     _is_repeated: bool = False
-    _names_other: bool = False
 
     def of(self, row: InputRow) -> NoticeEvent | None:
         self._unused.update(row.unused)
@@ -155,13 +150,6 @@ class RowNotices:
         self._is_repeated = True
         problem = f"rows {first} and {row.number} have the id {row.id!r}"
         return NoticeEvent(truncate(problem, MAX_NOTICE), "answers keep the order of the rows")
-
-    def of_model(self, row: InputRow, models: Sequence[str]) -> NoticeEvent | None:
-        if self._names_other or row.model is None or str(row.model).casefold() in map(str.casefold, models):
-            return None
-        self._names_other = True
-        problem = f"row {row.number} names the model {row.model!r}"
-        return NoticeEvent(truncate(problem, MAX_NOTICE), f"{models[0]} answers all rows")
 
     @property
     def of_keys(self) -> NoticeEvent | None:

@@ -54,9 +54,9 @@ class InputRow:
     `number` counts lines (txt, jsonl) or records (csv, tsv) from 1; `id` is the same unless it `has_own_id`. `prompt`
     is the last question of the conversation; None if unknown. `conversation` is None for a row with an error; its
     `system_prompt` is None if the row has none. `settings` holds the row's validated sampling settings. `input` is the
-    row as it was read, unless the output does not carry it. `model` is the one that an OpenAI request names, and
-    `unused` are its keys without effect. `grammar` is that of its answer, instead of the batch's. `known` are further
-    keys of its output object: what is known of the right answer.
+    row as it was read, unless the output does not carry it, and `unused` are its keys without effect. `grammar` is that
+    of its answer, instead of the batch's. `known` are further keys of its output object: what is known of the right
+    answer.
     """
 
     number: int
@@ -66,7 +66,6 @@ class InputRow:
     settings: JsonObject
     error: RowError | None
     input: Any = None
-    model: Any = None
     unused: Texts = ()
     grammar: Grammar | None = None
     known: JsonObject = field(default_factory=dict)

@@ -50,7 +50,6 @@ _KNOWN = {
     "body",
     "method",
     "url",
-    "model",
     "system",
     "n",
     "user",
@@ -78,10 +77,8 @@ def read_json_row(number: int, line: str, template: Template | None, has_setting
         meanings = rest if has_settings or template else request
         conversation = _conversation(meanings, rendered)
         prompt = conversation.question
-        is_openai = template is None and (request is not item or "messages" in item)
         unused = () if template else tuple(filter(rest.get, rest.keys() - _KNOWN))
-        model = rest.get("model") if is_openai else None
-        values = _settings(rest), None, input, model, unused, _grammar(rest)
+        values = _settings(rest), None, input, unused, _grammar(rest)
         return InputRow(number, id, prompt, conversation, *values, has_own_id=is_own)
     except InvalidRow as invalid:
         return replace(invalid_row(number, invalid.id or id, prompt, invalid, input), has_own_id=is_own)

@@ -104,7 +104,6 @@ class BatchRun:
             modes[mode] = replace(source.settings, **{key: getattr(settings, key) for key in SAMPLING_KEYS})
         asked = BatchOptions(
             source.settings,
-            source.model.names,
             grammar=options.read_grammar(source),
             votes=votes,
             modes=modes,

@@ -185,11 +185,6 @@ class Engine(ABC):
         """Kinds and builds of servers, to be recorded with the output; none for a local model."""
         return ()
 
-    @property
-    def served_models(self) -> Sequence[str]:
-        """The ids by which servers know the model; none here."""
-        return ()
-
     @abstractmethod
     def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> Completions:
         """Submit requests, whose prompts must be shorter than the context; close the result when done.

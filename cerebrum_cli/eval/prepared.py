@@ -70,7 +70,7 @@ def prepare(app: App, name: str, options: EvalOptions) -> PreparedEvaluation:
     votes = None
     if samples > 1 or options.check:
         votes = Votes(samples, samples, checks=options.check is not None, takes_all=True)
-    asker = BatchOptions(settings, source.model.names, options.read_grammar(source), votes, tools=tools)
+    asker = BatchOptions(settings, options.read_grammar(source), votes, tools=tools)
     fingerprint: JsonDict = {
         **loaded.fingerprint,
         **provenance(source),

@@ -246,10 +246,6 @@ class InstalledModel:
         return {self.reference, str(ModelReference(name, self.cached.quantization))}
 
     @property
-    def names(self) -> tuple[str, ...]:
-        return (self.label, *sorted(self.references), *([self.spec.name] if self.spec else []))
-
-    @property
     def known_format(self) -> str | None:
         if self.spec and self.spec.format:
             return self.spec.format

@@ -19,7 +19,6 @@ from cerebrum_cli.servers.client import Client
 from cerebrum_cli.servers.description import ExpectedModel, describe
 from cerebrum_cli.servers.endpoint import Endpoint, ServerInfo, Servers
 from cerebrum_cli.servers.faults import BusyServerError, LostServerError
-from cerebrum_cli.servers.kind import file_name
 from cerebrum_cli.servers.pool import Pool
 from cerebrum_cli.servers.replies import MessageSample, RemoteSample
 from cerebrum_cli.servers.server import Job
@@ -172,11 +171,6 @@ class RemoteEngine(Engine):
     def builds(self) -> list[dict[str, str]]:
         records = [info.recorded for info in self.pool.known]
         return [record for at, record in enumerate(records) if record not in records[:at]]
-
-    @property
-    def served_models(self) -> list[str]:
-        ids = [info.model for info in self.pool.known]
-        return [*ids, *map(file_name, ids)]
 
     def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> RemoteCompletions:
         return RemoteCompletions(self, requests, scope or self.cancel_scope)

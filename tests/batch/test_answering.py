@@ -47,7 +47,7 @@ def test_errors_of_a_cancelled_batch_are_written(model: Model) -> None:
     lines: list[str] = []
     result = open_stream(lines.append, RowKind(row_flags, str), [(b"", row.number) for row in rows])
     written = []
-    for event in answer_rows(model, enumerate(rows), BatchOptions(Settings(), ("m",)), result):
+    for event in answer_rows(model, enumerate(rows), BatchOptions(Settings()), result):
         if isinstance(event, RowEvent):
             written.append(len(lines))
             if event.done == 20:

@@ -105,7 +105,7 @@ def test_openai_batch_request_is_a_row(around: dict[str, Any]) -> None:
     row = json_row({**around, "body": body})
     settings = {"max_tokens": 5, "temperature": 1.0, "stop": ("x",)}
     conversation = Conversation((), "Be brief.").user("Why?")
-    assert row == input_row(1, "a", "Why?", conversation, settings=settings, model="gpt-4")
+    assert row == input_row(1, "a", "Why?", conversation, settings=settings, unused=("model",))
     assert json_row({**around, "body": {"prompt": "Why?"}}).conversation == Conversation().user("Why?")
 
 

@@ -62,16 +62,6 @@ def test_endpoint_batch_writes_the_local_result(served: Served, options: tuple[s
     assert "127.0.0.1" not in record and "/srv" not in record
 
 
-def test_endpoint_batch_names_the_rows_that_name_another_model(served: Served) -> None:
-    rows = [{"model": name, "messages": [{"role": "user", "content": "hi"}]} for name in ("Served.gguf", "other")]
-    source = served.home / "rows.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    served.servers[0].models = ("served.GGUF",)
-    done = served.run("batch", source, "-o", "-")
-    assert [json.loads(line)["error"] for line in done.out.splitlines()] == [None, None]
-    assert "note: row 2 names the model 'other'\n" in done.err and done.err.count(" names the model ") == 1
-
-
 # Several servers that come and go.
 
 
