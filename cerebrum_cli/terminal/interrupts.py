@@ -41,7 +41,7 @@ class Signals:
     - `interruptible`, a command without partial output: an exception is raised where the code is. Cleanup ignores the
       second signal, and the third exits the process.
     - `acting(raise_interrupted)`, a slash command: an exception, too.
-    - `acting(postpone)`, while a question is saved: the reply is cancelled as soon as it starts.
+    - `acting(postpone)`, while a question is saved: the reply does not start afterwards.
     - `acting(raise_at_prompt)`: Ctrl-C clears the prompt of a chat; twice at an empty prompt it exits.
     - `acting(ignore_ctrl_c)`: an editor has the terminal, and gets Ctrl-C.
     - `acting(exit_on_second(ignore))`, saving at the end of a chat: it finishes, unless Ctrl-C is pressed twice.
@@ -111,6 +111,8 @@ class Signals:
             if not (signum == signal.SIGINT and end_reasoning()):
                 stop_or_exit(signum)
 
+        with self.acting(self.raise_interrupted):
+            pass  # for a signal that was postponed: nothing has begun that could be cancelled
         try:
             with self.acting(act):
                 yield

@@ -128,9 +128,8 @@ def test_chat_second_ctrl_c_restores_the_terminal_and_exits(open_chat: OpenTermi
 def test_chat_ctrl_c_while_saving_a_question_keeps_it(
     open_chat: OpenTerminal, new_user: CommandLine, tmp_path: Path
 ) -> None:
-    person = open_chat()
-    person.type("One?\r", shows="Yes.")
-    person.type("Two?", shows="> Two?")
+    person = open_chat(load=1.5)
+    person.type("One?", shows="> One?")
     path = tmp_path / "data" / "cerebrum" / "sessions" / "sessions.db"
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("BEGIN IMMEDIATE")  # the chat waits
@@ -139,8 +138,9 @@ def test_chat_ctrl_c_while_saving_a_question_keeps_it(
             time.sleep(0.3)
             person.kill(signal.SIGINT)
     person.wait_for("interrupted: before the reply began; /retry asks again")
+    person.type("/retry\r", shows="Yes.")  # the model was loaded meanwhile
     person.leave()
-    assert new_user.contents("one") == ["One?", "Yes.", "Two?"]
+    assert new_user.contents("one") == ["One?", "Yes."]
 
 
 def test_chat_signals_end_a_slash_command(open_chat: OpenTerminal, tmp_path: Path) -> None:
