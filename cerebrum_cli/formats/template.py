@@ -108,14 +108,9 @@ class EmbeddedFormat(PromptFormat):
 
         Raises FormatError, with the name of the template, if it fails, or leaves out a message.
         """
-        if not conversation.uses_functions:
-            return self._begun(conversation)
-        with_functions = self._with_functions(conversation)
-        prompt = self._begun(with_functions)
-        if conversation.system_prompt is None and with_functions.system_prompt:
-            default = find_default_system(self.source, self.values(with_functions, conversation.thinks))
-            return _with_default(prompt, default, with_functions.system_prompt)
-        return prompt
+        if conversation.uses_functions:
+            conversation = self._with_functions(conversation)
+        return self._begun(conversation)
 
     def _begun(self, conversation: Conversation) -> PromptParts:
         """Render the prompt; a reply that begins with reasoning may begin in its markup."""
@@ -145,10 +140,13 @@ class EmbeddedFormat(PromptFormat):
     def _with_functions(self, conversation: Conversation) -> Conversation:
         """The conversation with functions and calls in the form that this template takes."""
         tools = self.tool_format
+        has_no_system = bool(conversation.tools) and conversation.system_prompt is None
+        default = find_default_system(self.source, self.values(conversation, conversation.thinks))
         if not (tools.has_place and (tools.takes_text or tools.writes_calls)):
-            return with_plain_tools(conversation)
-        if conversation.tools and conversation.system_prompt is None:
-            conversation = replace(conversation, system_prompt=HELPFUL + WHEN_TO_CALL)
+            return with_plain_tools(conversation, default or None)
+        if has_no_system and default is not None and not self.special_tokens(default):  # which would become plain text
+            system = f"{default}\n\n{WHEN_TO_CALL}" if default else HELPFUL + WHEN_TO_CALL
+            conversation = replace(conversation, system_prompt=system)
         if tools.writes_several:
             return conversation
         messages = (replace(message, rounds=tuple(_split(message.rounds))) for message in conversation.messages)
@@ -320,15 +318,6 @@ def _with_reasoning_apart(chat: EmbeddedFormat, turn: Turn) -> Turn:
             answer = answer.lstrip("\n")
             return turn._replace(content=answer, value=replace(reply, content=answer, reasoning=reasoning))
     return turn
-
-
-def _with_default(prompt: PromptParts, default: str, added: str) -> PromptParts:
-    """A prompt in which the system prompt that was `added` follows the template's own, which is trusted, if any."""
-    for at, part in enumerate(prompt):
-        if default and isinstance(part, Text) and not part.trusted and part.value.startswith(added):
-            follows = Text("\n\n" + part.value.removeprefix(HELPFUL))
-            return join_parts((*prompt[:at], Text(default, trusted=True), follows, *prompt[at + 1 :]))
-    return prompt
 
 
 def _with_reasoning(prompt: PromptParts, text: str, markup: ReasoningMarkup) -> PromptParts:

@@ -189,20 +189,18 @@ def _shows(source: str, content_format: ContentFormat, conversation: Conversatio
     return not is_list and all(turn["content"] in prompt for turn in turns)
 
 
-def find_default_system(source: str, values: Variables) -> str:
-    """The system prompt that a template writes for a conversation without one; empty if it writes none."""
+def find_default_system(source: str, values: Variables) -> str | None:
+    """The system prompt that a template writes for a conversation without one, if any; None if that is unclear."""
     content_format = find_content_format(source)
     with_system, without = (
-        try_render(source, content_format.messages(conversation.openai_messages), **values)
+        try_render(source, content_format.messages(conversation.openai_messages), **values) or ""
         for conversation in (Conversation(system_prompt=SYSTEM).user(QUESTION), Conversation().user(QUESTION))
     )
-    before, shown, after = (with_system or "").partition(SYSTEM)
-    if not (shown and without and without.startswith(before)):
+    before, shown, after = with_system.partition(SYSTEM)
+    own = without.removeprefix(before)
+    if not shown or not without.startswith(before) or after.endswith(own):
         return ""
-    rest, closing = without[len(before) :], "".join(after.split())  # Kimi K2 has white space of its own there
-    letters = [at for at, letter in enumerate(rest) if not letter.isspace()]
-    end = letters[-len(closing)] if 0 < len(closing) < len(letters) else 0
-    return rest[:end].rstrip() if "".join(rest[end:].split()) == closing else ""
+    return own.removesuffix(after).rstrip() if own.endswith(after) else None
 
 
 @cache
