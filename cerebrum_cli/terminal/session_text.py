@@ -25,11 +25,14 @@ PAGE = """\
 :root {{ color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }}
 body {{ max-width: 48rem; margin: 2rem auto; padding: 0 1rem; }}
 article :is(h1, h2, h3) {{ font-size: 1.1rem; }}
-.lines {{ white-space: pre-wrap; }}
-p.lines {{ padding-left: 1rem; border-left: 3px solid; }}
+p {{ margin: 0; white-space: pre-wrap; }}
+p:empty {{ height: 0.75rem; }}
+blockquote {{ margin: 0; padding-left: 1rem; border-left: 3px solid; }}
+.item {{ display: flex; }}
+.item > * {{ white-space: pre-wrap; }}
+.item > :first-child {{ flex: none; }}
 pre, code {{ font-family: ui-monospace, monospace; background: rgb(127 127 127 / 0.15); }}
 pre {{ padding: 0.75rem; overflow-x: auto; }}
-pre code {{ background: none; }}
 table {{ display: block; overflow-x: auto; border-collapse: collapse; }}
 th, td {{ padding: 0.25rem 0.5rem; border: 1px solid rgb(127 127 127 / 0.5); }}
 </style>
@@ -75,7 +78,7 @@ def session_page(archived: ArchivedSession) -> str:
         if role == "assistant":
             parts.append(f"<article>\n{to_html(text)}</article>\n")
         elif role:
-            parts.append(f'<p class="lines">{escape(text)}</p>\n')
+            parts.append(f"<blockquote><p>{escape(text)}</p></blockquote>\n")
         else:
             parts.append(to_html(text))
     return PAGE.format(title=escape(archived.session.name), body="".join(parts))

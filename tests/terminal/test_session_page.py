@@ -23,17 +23,22 @@ def page(store: Store, reply: str) -> str:
 @pytest.mark.parametrize(
     ("reply", "html"),
     [
-        ("**Yes**, `a < b`.\n    __init__ &lt;", "<strong>Yes</strong>, <code>a &lt; b</code>"),
-        ("**Yes**, `a < b`.\n    __init__ &lt;", '<span class="lines">.\n    __init__ &amp;lt;</span></p>'),
-        ("<script>x</script>", "<p>&lt;script&gt;x&lt;/script&gt;</p>"),
-        ("[a](https://b.c/?d&e)", '<p><a href="https://b.c/?d&amp;e">a</a></p>'),
+        (
+            "**Yes**, `a < b`.\n__init__ &lt;",
+            "<p><strong>Yes</strong>, <code>a &lt; b</code>.</p>\n<p>__init__ &amp;lt;</p>",
+        ),
+        ("<script>x</script>\n\n2", "<p>&lt;script&gt;x&lt;/script&gt;</p>\n<p></p>\n<p>2</p>"),
+        ("[**a**](https://b.c/?d&e)", '<p><a href="https://b.c/?d&amp;e"><strong>a</strong></a></p>'),
+        ("[javascript:b](javascript:b)", "<p>[javascript:b](javascript:b)</p>"),
         ("[a](javascript:b)", "<p>[a](javascript:b)</p>"),
-        ("![a](http://b.c/d.png)", '<p>!<a href="http://b.c/d.png">a</a></p>'),
-        ("```py\n</code>\n  $x^2$\n", '<pre><code class="language-py">&lt;/code&gt;\n  $x^2$</code></pre>'),
-        ("It is $x^2$.", '<p>It is <span class="lines" title="$x^2$">x²</span>.</p>'),
-        ("$$\nx_1\n+ 1\n$$.", '<span class="lines" title="$$\nx_1\n+ 1\n$$">x₁ + 1</span>.</p>'),
-        ("| a |\n|--:|\n| b |", '<td style="text-align:right">b</td>'),
-        ("# One\n\n- two", "<h1>One</h1>\n<ul>\n<li>two</li>\n</ul>"),
+        ("![a](http://b.c/d.png)", '<p><a href="http://b.c/d.png">a</a></p>'),
+        ("```py\n</pre>\n  $x^2$\n```", '<pre title="py">\n&lt;/pre&gt;\n  $x^2$\n</pre>'),
+        ("- ```\n  a", '<div class="item"><div>- </div><div></div></div>\n<pre title="">\na\n</pre>'),
+        ("a = 1\n# *a*\n    b = 1", '<p># *a*</p>\n<div class="item"><div>    </div><div>b = 1</div></div>'),
+        ('$x^2 + "$, $y^2 > 0$.', '<p>$x^2 + &quot;$, <span title="$y^2 &gt; 0$">y² &gt; 0</span>.</p>'),
+        ("$$\nx_1\n+ 1\n$$.", '<p><span title="$$\nx_1\n+ 1\n$$">x₁ + 1</span>.</p>'),
+        ("| a |\n|--:|\n| `b` | <br>c |", '<td style="text-align: right"><code>b</code> | <br>c</td>'),
+        ("## One\n> two", '<h2>One</h2>\n<div class="item"><div>&gt; </div><div>two</div></div>'),
     ],
 )
 def test_page_shows_markdown_and_escapes_everything_else(store: Store, reply: str, html: str) -> None:

@@ -1,63 +1,100 @@
-"""Markdown as HTML: with the inline markup that a terminal shows, and links; HTML and images in it are text."""
+"""Markdown as HTML, line by line as on a terminal: what is no markup there is text, and so is all HTML in it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
 from html import escape
 
-from markdown_it import MarkdownIt
-from markdown_it.renderer import RendererHTML
-from markdown_it.rules_block import StateBlock
-from markdown_it.token import Token
-from markdown_it.utils import EnvType, OptionsDict
-
-from cerebrum_cli.terminal.markdown.blocks import Display, Reader
-from cerebrum_cli.terminal.markdown.inline import inline_parser
+from cerebrum_cli.core.text import Match
+from cerebrum_cli.terminal.markdown.blocks import (
+    Block,
+    Blocks,
+    Code,
+    CodeEnd,
+    Display,
+    Fence,
+    MarkdownTable,
+    Reader,
+    TextLine,
+)
+from cerebrum_cli.terminal.markdown.inline import PARSER
 from cerebrum_cli.terminal.markdown.mathematics import formula
+from cerebrum_cli.terminal.markdown.renderer import cell_lines, split_line
 
 
 def to_html(text: str) -> str:
-    rendered: str = _parser().render(text)
-    return rendered
-
-
-@cache
-def _parser() -> MarkdownIt:
-    parser = inline_parser().enable(["blockquote", "code", "fence", "heading", "hr", "link", "list", "table"])
-    parser.options["maxNesting"] = 100  # levels of lists and quotes, below which text is left out
-    parser.block.ruler.before("table", "display", _read_display, {"alt": ["paragraph", "blockquote", "list"]})
-    parser.add_render_rule("math", _math)
-    parser.add_render_rule("text", _text)
-    return parser
-
-
-def _read_display(state: StateBlock, first: int, end: int, silent: bool) -> bool:
-    """Read mathematics on lines of its own, whose `+` and `-` are no items of a list."""
     reader = Reader()
-    for line in range(first, end):
-        match reader.read(state.getLines(line, line + 1, state.blkIndent, False)):
-            case []:
-                continue
-            case [Display(source, after)]:
-                if not silent:
-                    state.push("paragraph_open", "p", 1)
-                    state.push("math", "", 0).content = source
-                    state.push("text", "", 0).content = after
-                    state.push("paragraph_close", "p", -1)
-                    state.line = line + 1
-                return True
-            case _:
-                return False
-    return False
+    blocks: Blocks = [block for line in text.replace("\r", "").split("\n") for block in reader.read(line)]
+    blocks += reader.finish()
+    if blocks and isinstance(blocks[-1], (Fence, Code)):
+        blocks.append(CodeEnd())
+    return "".join(f"{block_html(block)}\n" for block in blocks)
 
 
-def _math(_: RendererHTML, tokens: Sequence[Token], index: int, __: OptionsDict, ___: EnvType) -> str:
-    source = tokens[index].content
-    text = formula(source, separator="\n")
-    return f'<span class="lines" title="{escape(source)}">{escape(text)}</span>'
+def block_html(block: Block) -> str:
+    match block:
+        case TextLine(text, is_comment):
+            return f"<p>{escape(text)}</p>" if is_comment else line_html(text)
+        case MarkdownTable():
+            return table_html(block)
+        case Display(indent, text, after):
+            shown = formula_html(text, formula(text, separator="\n"))
+            return f"<p>{indent}{shown}{escape(after)}</p>"
+        case Fence(prefix, _, info):
+            before = f"{line_html(prefix)}\n" if prefix.strip() else ""
+            return f'{before}<pre title="{escape(info.strip())}">'
+        case Code(_, lines):
+            return escape("\n".join(lines))
+        case CodeEnd():
+            return "</pre>"
 
 
-def _text(_: RendererHTML, tokens: Sequence[Token], index: int, __: OptionsDict, ___: EnvType) -> str:
-    text = escape(tokens[index].content)
-    return f'<span class="lines">{text}</span>' if "\n" in text else text
+def line_html(line: str) -> str:
+    prefix, level, body = split_line(line)
+    text = inline_html(body)
+    if level:
+        text = f"<h{level}>{text}</h{level}>"
+    if prefix:
+        return f'<div class="item"><div>{escape(prefix)}</div><div>{text}</div></div>'
+    return text if level else f"<p>{text}</p>"
+
+
+def inline_html(text: str) -> str:
+    parts = []
+    for token in PARSER.parseInline(text)[0].children or ():
+        content = escape(token.content)
+        if token.nesting:
+            parts.append(f"<{'/' if token.nesting < 0 else ''}{token.tag}>")
+        elif token.type == "code_inline":
+            parts.append(f"<code>{content}</code>")
+        elif token.type == "math":
+            parts.append(formula_html(token.content, formula(token.content)))
+        elif token.type == "link":
+            parts.append(link_html(token.meta["link"]))
+        else:
+            parts.append(content)
+    return "".join(parts)
+
+
+def link_html(link: Match) -> str:
+    """A link, or its text as it is if its address is a program or a file."""
+    address = link["address"]
+    if not PARSER.validateLink(address):
+        return escape(link[0])
+    text = inline_html(link["label"]) or escape(address)
+    return f'<a href="{escape(address)}">{text}</a>{escape(link["title"] or "")}'
+
+
+def formula_html(source: str, text: str) -> str:
+    return f'<span title="{escape(source)}">{escape(text)}</span>'
+
+
+def table_html(table: MarkdownTable) -> str:
+    rows = []
+    for number, row in enumerate(table.rows):
+        tag = "td" if number else "th"
+        cells = []
+        for alignment, cell in zip(table.alignments, row, strict=True):
+            text = "<br>".join(map(inline_html, cell_lines(cell)))
+            cells.append(f'<{tag} style="text-align: {alignment}">{text}</{tag}>')
+        rows.append(f"<tr>{''.join(cells)}</tr>\n")
+    return f"<table>\n{''.join(rows)}</table>"

@@ -148,14 +148,8 @@ def _read_link(state: StateInline, silent: bool) -> bool:
     return True
 
 
-def inline_parser() -> MarkdownIt:
-    """A parser of all this markup except links."""
-    parser = MarkdownIt("zero").enable(["backticks", "emphasis", "strikethrough"])
-    parser.inline.ruler.at("emphasis", _at_word_edges(read_emphasis))
-    parser.inline.ruler.at("strikethrough", _at_word_edges(read_strikethrough))
-    parser.inline.ruler.push("math", _read_math)
-    return parser
-
-
-PARSER = inline_parser()
+PARSER = MarkdownIt("zero").enable(["backticks", "emphasis", "strikethrough"])
+PARSER.inline.ruler.at("emphasis", _at_word_edges(read_emphasis))
+PARSER.inline.ruler.at("strikethrough", _at_word_edges(read_strikethrough))
+PARSER.inline.ruler.push("math", _read_math)
 PARSER.inline.ruler.push("hyperlink", _read_link)

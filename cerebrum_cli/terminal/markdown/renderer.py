@@ -230,17 +230,24 @@ def _without_padding(row: Row) -> Row:
 
 
 def line_texts(console: Console, line: str) -> list[Text]:
+    prefix, level, body = split_line(line)
+    text = inline_text(body)
+    if level:
+        text.stylize(HEADING_STYLES.get(level, "italic"))
+    return hanging(console, prefix, text)
+
+
+def split_line(line: str) -> tuple[str, int, str]:
+    """What precedes the text of a line, the level of a heading, or 0, and the text."""
     line = line.expandtabs()
     found = _PREFIX.match(line)
     prefix = found[0] if found else ""
     body = line[len(prefix) :]
     heading = None if prefix.endswith(CODE_INDENT) else _HEADING.match(body)
-    if not heading:
-        return hanging(console, prefix, inline_text(body))
+    if heading is None:
+        return prefix, 0, body
     marks = heading[1]
-    text = inline_text(body[heading.end() :].rstrip().removesuffix(f" {marks}"))
-    text.stylize(HEADING_STYLES.get(len(marks), "italic"))
-    return hanging(console, prefix, text)
+    return prefix, len(marks), body[heading.end() :].rstrip().removesuffix(f" {marks}")
 
 
 def hanging(console: Console, prefix: str, text: Text) -> list[Text]:
@@ -307,8 +314,11 @@ def records(console: Console, header: list[Text], rows: list[list[Text]]) -> Ite
 
 
 def cell_text(cell: str) -> Text:
-    lines = _LINE_BREAK.sub(lambda found: found["code"] or "\n", cell).split("\n")
-    return Text("\n").join(map(inline_text, lines))
+    return Text("\n").join(map(inline_text, cell_lines(cell)))
+
+
+def cell_lines(cell: str) -> list[str]:
+    return _LINE_BREAK.sub(lambda found: found["code"] or "\n", cell).split("\n")
 
 
 def code_texts(console: Console, code: Code) -> Iterator[Text]:
