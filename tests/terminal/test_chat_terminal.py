@@ -51,16 +51,6 @@ def test_chat_signal_at_the_prompt_saves_the_prompt_cache(open_small_chat: OpenT
     assert list((tmp_path / ".cache" / "cerebrum" / "states").glob("*.state"))
 
 
-def test_chat_works_in_narrow_and_resized_windows(open_small_chat: OpenTerminal) -> None:
-    person = open_small_chat(size=(60, 24))
-    person.type("Who are you, and what can you tell me of yourself in many words?")
-    person.resize(20, 12)
-    person.type("\r", shows="resumes it")
-    person.resize(200, 12)
-    person.type("/help\r", shows="Ctrl-D")
-    person.leave()
-
-
 @pytest.mark.parametrize("variable", ["TERM", "ACCESSIBLE"])
 def test_chat_on_a_dumb_terminal_or_for_a_screen_reader_has_a_plain_prompt(
     open_small_chat: OpenTerminal, variable: str

@@ -54,7 +54,8 @@ TURNS = [
     *("Tell a fable.", FABLE),
     *("What is the moral?", "Sleep well."),
     *("a = 1\nb = 2\nWhat is b?", "Yes."),
-    *("One line,\nand another.", "Yes."),
+    *("One line,\n\nand another.", "Yes."),
+    *("A line,\na second\nand a third.", "Yes."),
     *("Compare it with an owl.", TABLE),
     *("Tell a fable.", FABLE),
     *("What is a cow?", "No."),
@@ -106,7 +107,8 @@ def morning(person: Person) -> None:
     person.type("Tell a fable.\r", shows="word4 ")
     person.type("What is the moral?\r", shows="Sleep well.")
     person.type(pasted("a = 1\rb = 2\r") + "What is b?\r", shows="Yes.")
-    person.type('"""\rOne line,\rand another.\r"""\r', shows="Yes.")
+    person.type('"""\rOne line,\r\rand another.\r"""\r', shows="Yes.")
+    person.type("A line,\x0aa second\x1b\rand a third.\r", shows="Yes.")  # Ctrl-J, Alt-Enter
     person.type("Tell a story.\r", shows="word4 ")
 
 
@@ -114,10 +116,12 @@ def afternoon(person: Person) -> None:
     """The killed chat is resumed, in a narrow window for a time; files, settings and the editor."""
     person.wait_for("the last reply was cut off")
     person.type("/undo\r", shows="Undone: Tell a story.")
-    person.resize(40, 24)
+    person.type("Compare it with an owl.", shows="> Compare it")
+    for columns, rows in ((20, 12), (200, 12), (40, 24)):
+        person.resize(columns, rows)
     person.type(CTRL_L)
-    person.wait_until(lambda: person.screen.visible_lines[:1] == [">"], "an empty window")
-    person.type("Compare it with an owl.\r", shows="Neither likes water.")
+    person.wait_until(lambda: person.screen.visible_lines[:1] == ["> Compare it with an owl."], "an empty window")
+    person.type("\r", shows="Neither likes water.")
     compare(person, "afternoon")
     person.type("Tell a fable.\r", shows="word4 ")
     person.resize(80, 24)
@@ -142,6 +146,7 @@ def afternoon(person: Person) -> None:
     person.type("/export day.md\r", shows="wrote day.md")
     person.type("/export day.md\r", shows="already exists")
     person.type("/clear\r", shows="New conversation")
+    person.type("/search moral\r", shows="user: What is the moral?")
     person.type("/load owls\r", shows="session owls")
     person.type(CTRL_C, shows="Press Ctrl-C again")
     person.type(CTRL_C)

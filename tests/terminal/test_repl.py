@@ -145,22 +145,6 @@ def test_chat_saves_the_prompt_cache_unless_no_cache(user: CommandLine) -> None:
 # A user at a terminal.
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_prompt_takes_multi_line_questions(open_chat: OpenTerminal, user: CommandLine) -> None:
-    person = open_chat("Yes.")
-    person.type("one\x0atwo\x1b\rthree\r")  # Ctrl-J, then Alt-Enter
-    person.wait_for("Yes.")
-    person.type('"""\rfour\r\rfive\r"""\r')
-    person.type("\x1b[200~six\nseven\n" + "line\n" * 40 + "\x1b[201~")
-    person.type("\r/help\r", shows="Ctrl-X Ctrl-E")
-    person.leave()
-    [first, second, third] = user.contents("one-two-three")[::2]
-    assert (first, second) == ("one\ntwo\nthree", "four\n\nfive")
-    assert third.splitlines()[:3] == ["six", "seven", "line"]
-    assert third.count("line") == 40
-
-
 SCRIPT = {"rows": {"Who?": "Me."}, "seeds": ["Yes."]}
 PASTES = (
     "/* one */\n/* two */",
