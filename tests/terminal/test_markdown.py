@@ -149,7 +149,7 @@ def test_text_that_is_no_markup_is_shown_as_written(text: str) -> None:
         ("- **a**: 1\n  1. *b*", "- a: 1\n  1. b"),
         ('(*a*), *"b," c.* and **.env**', '(a), "b," c. and .env'),
         ("| a | b |\n|---|---|\n| **x** | y<br>z |", "a   b\n─────\nx   y\n    z"),
-        ("| a |\n|---|\n| `x|y` |\n| p \\| q |", "a\n──────\nx|y\np \\| q"),
+        ("| a |\n|---|\n| `x\\|y` |\n| p \\| q |", "a\n─────\nx|y\np | q"),
     ],
 )
 def test_markup_becomes_styling(text: str, shown: str) -> None:
@@ -208,8 +208,12 @@ def test_markup_becomes_styling(text: str, shown: str) -> None:
         ),
         ("It costs $$\nand no more", "It costs $$\nand no more"),
         (
-            r"$2 \times 5 = 10$, $ x^2 $, $-5$, $f(x)$, $n_1$2, \(n\)th, \(ABC\)",
-            "2 × 5 = 10, $ x^2 $, $-5$, $f(x)$, $n_1$2, nth, ABC",
+            r"$2 \times 5 = 10$, $ x^2 $, $-5$, $USD$, $n_1$2, \(n\)th, \(ABC\)",
+            "2 × 5 = 10, $ x^2 $, $-5$, $USD$, $n_1$2, nth, ABC",
+        ),
+        (
+            "$x$ and $y$: $2x + y = 3$, $P(A|B)$, $[0, 1)$, **$AB$**, the $n$th; $5 x 3$, $x or y$, $A$1",
+            "x and y: 2x + y = 3, P(A|B), [0, 1), AB, the nth; $5 x 3$, $x or y$, $A$1",
         ),
         ("$12 x 5 = $<<12*5=60>>60, $ 5 and $ 6", "$12 x 5 = $<<12*5=60>>60, $ 5 and $ 6"),
         (r"sed 's/\([a-z]*\).*/\1/', \[a-z\], \\(x\\), $$$$", r"sed 's/\([a-z]*\).*/\1/', \[a-z\], \\(x\\), $$$$"),

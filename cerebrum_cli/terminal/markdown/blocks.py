@@ -227,10 +227,10 @@ def begins_display(line: str) -> bool:
 
 def cells(line: str) -> list[str]:
     """The cells of a row; a pipe in code, or after a backslash, is text."""
-    line = CODE_SPAN.sub(lambda code: code[0].replace("|", "\0"), line.strip())
+    line = CODE_SPAN.sub(lambda code: re.sub(r"\\?\|", "\0", code[0]), line.strip())
     line = INLINE_MATH.sub(lambda found: found[0].replace("|", "\0") if is_mathematics(found[0]) else found[0], line)
     line = re.sub(r"\A\||(?<!\\)\|\Z", "", line)
-    return [cell.strip().replace("\0", "|") for cell in re.split(r"(?<!\\)\|", line)]
+    return [cell.strip().replace("\\|", "|").replace("\0", "|") for cell in re.split(r"(?<!\\)\|", line)]
 
 
 def table(lines: Lines) -> MarkdownTable:

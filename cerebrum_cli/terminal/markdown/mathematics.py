@@ -1,6 +1,6 @@
 r"""Mathematics in LaTeX as Unicode text: between \( \), \[ \], $$ and, by Pandoc's rule, $.
 
-A single $ needs a \, ^ or _ before the next; what cannot be shown stays as it was written.
+Between single $ there is a \, ^ or _, or only variables, numbers and signs. What is not understood stays as written.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ INLINE_MATH = re.compile(
     # neither beside an end of a regular expression, as in ^a*$|^b*$, nor before the variable of a path
     r"|(?<![\\$)}\]+?])(?<![\w.)\]]\*)\$(?!\s|[,;]|\|\^)(?=[^$]*[\\^_])"
     r"(?:[^$`\\]|\\.){1,500}(?<![\s/:=(,])\$(?![\d$])"
+    # a price begins with a number, and two words are no product
+    rf"|{_BEFORE}\$(?=[(\[|]|-?[^\W\d_]|[\d.]+(?![kMB]\b)[^\W\d_])(?![^$]* [^\W\d_]{{2}} )"
+    rf"(?:(?<![^\W\d_])(?:[^\W\d_]|[a-z]{{2}}|[A-Z]{{2}})(?![^\W\d_])|[\d\s+*/=<>≤≥!()\[\]|,.:'…-])"
+    rf"{{1,99}}(?<!\s)\${_AFTER}"
 )
 # Quotes, comments, variables of a shell, groups of regular expressions; and options and sentences without a macro.
 _NO_MATHEMATICS = re.compile(
@@ -45,7 +49,7 @@ _LONE_ROOT = re.compile(r"√\(([\d.,]+|\w)\)(?![\w(√^_!])")
 _SCRIPT = re.compile(r"([\^_])(?:\{([^{}^_]*)\}|(\d|(?<=\^)[^\s{}^_]|[^\s{}^_](?![^\W\d_])))")
 _SCRIPTS = {
     "^": str.maketrans(
-        "0123456789+-=(),'′∘Tabcdefghijklmnoprstuvwxyz", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾,'′°ᵀᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
+        "0123456789+-=(),'′∘⊤Tabcdefghijklmnoprstuvwxyz", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾,'′°ᵀᵀᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
     ),
     "_": str.maketrans("0123456789+-=(),aehijklmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎,ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ"),
 }
