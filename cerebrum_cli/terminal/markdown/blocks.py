@@ -19,16 +19,20 @@ COMMENT = re.compile(r" {0,3}#\s+[^\s|].*")  # or a heading
 # A line of code that has no fence: Python, YAML, a crontab, a shell and the like.
 CODE_LINE = re.compile(
     r"""(?ax)\s*(?:
-    [@}\])] | \#[^\s#] | \$\ [a-z] | \[[\w.:\ -]+\]\s*\Z
+    [@}\])] | \#[^\s#] | \$\ [a-z] | \[[\w.:-]+\]\s*\Z
     | ["']?[a-z_][\w.-]*["']?:(?:\s|\Z)
     | [\w.\[\]"'$-]+\s*(?:[-+*/|:]?=|<-) | [\w.]+\(
-    | (?:import|from|def|class|return|export|FROM|RUN|COPY|CMD|ENV|WORKDIR)\s
+    | from\s\S+\simport\s | (?:import|def|class|return|export|FROM|RUN|COPY|CMD|ENV|WORKDIR)\s
     | (?:if|elif|else|for|while|with|try|except|async)\b.*(?::|;\s*(?:then|do))\s*\Z
     | (?:[\d*][\d*,/-]*\s+){3}[\w*,/-]+\s+[\w*,/-]+\s+\S
-    | [a-z][\w.-]*\s[ -~]*(?:\s--?[a-z]|["'/$=;{]|[|&>]\s)
+    | (?:Get|Set|New|Add|Remove|Import|Install|Start|Stop)-[A-Z]
+    | [a-z][\w.-]*\s(?:[ -~]*\s)?(?:--?[a-z]|["'/$~.]|[|&>]+\s)
     )"""
 )
-BESIDE_CODE = re.compile(r"(?a)-\s[a-z_][\w.-]*:.*|[a-z][\w./-]*(?:\s[ -~]*)?(?<![.!?,])")  # a command, or prose
+# A key of a list, or a command; not what is prose in English.
+BESIDE_CODE = re.compile(
+    r"(?a)-\s[a-z_][\w.-]*:.*|(?!.*\b(?:a|an|and|are|in|is|it|of|the|to)\b)[a-z][\w./-]*(?:\s[ -~]*)?(?<![.!?,])"
+)
 MAX_DISPLAY_LINES = 40
 MAX_INDENT = 3  # of the end of a code block; marks further to the right are those of a docstring
 CODE_LINES, ABOVE, BELOW = 8, 32, 8  # of a piece of code, and those that are highlighted with it
@@ -100,14 +104,14 @@ class Reader:
         self._fence: Fence | None = None
         self._fences = 0
         self._above: Lines = ()  # the code that is held
-        self._last = ""
         self._is_in_code = False  # without a fence
 
     def read(self, line: str) -> Blocks:
         """Read a complete line; return what is complete now."""
         blocks = self._read_block(line)
-        self._last = line
-        if not is_comment(line):
+        if self._fence:
+            self._is_in_code = False
+        elif not is_comment(line):
             self._is_in_code = is_code(line, self._is_in_code)
         return blocks
 
@@ -149,7 +153,7 @@ class Reader:
             return [self._fence]
         if begins_display(line):
             return self._read_display(line)
-        if is_comment(line) and self._is_in_code and self._last.strip():
+        if is_comment(line) and self._is_in_code:
             return [TextLine(line, is_comment=True)]
         if is_comment(line) or "|" in line:
             self._held = (line,)
@@ -194,8 +198,8 @@ class Reader:
         if not line.strip("- \t"):  # nothing, or the beginning of a YAML document
             self._held += (line,)
             return []
-        is_beside = self._is_in_code or len(self._held) == 1
-        self._is_in_code = is_code(line, is_beside) or (is_beside and is_comment(line))
+        is_adjacent = len(self._held) == 1
+        self._is_in_code = is_code(line, is_adjacent) or (is_adjacent and is_comment(line))
         return self.unfinished() + self._read_first(line)
 
     def _read_table(self, line: str) -> Blocks:
