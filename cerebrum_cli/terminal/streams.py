@@ -112,9 +112,9 @@ class Streams:
             self.out.flush()
 
     def styled(self, text: str, style: str) -> str:
-        """A text of our own in a style, if the output may have it: with NO_COLOR, gray text is faint."""
+        """A text of our own in a style, if the output may have it; with NO_COLOR, gray is faint, questions are bold."""
         if environment("NO_COLOR") is not None:
-            style = {"bold": "bold", "gray": "faint"}.get(style, "")
+            style = {"bold": "bold", "gray": "faint", "question": "bold"}.get(style, "")
         return f"\x1b[{SGR_CODES[style]}m{text}\x1b[0m" if style and self.can_style else text
 
     @contextmanager

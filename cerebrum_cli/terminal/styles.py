@@ -20,7 +20,11 @@ CODE_COLORS = {  # of the tokens of Pygments
 }
 
 SGR_CODES = {"bold": "1", "faint": "2"} | {color: f"38;5;{number}" for color, number in COLORS.items()}
-MENU = {"completion-menu.completion.current": "noreverse fg:#ffffff bg:#000000"}  # of prompt_toolkit, which has 3.5
+SGR_CODES["question"] = f"1;{SGR_CODES['blue']}"
+PROMPT_STYLES = {  # of prompt_toolkit
+    "question": "bold fg:#5f5fff",  # the same
+    "completion-menu.completion.current": "noreverse fg:#ffffff bg:#000000",  # whose default has a contrast of 3.5
+}
 
 
 def console_theme() -> Theme:

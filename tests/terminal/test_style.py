@@ -39,7 +39,8 @@ def test_chat_has_styles_labels_and_blank_lines(open_chat: OpenTerminal, tmp_pat
     person.type("Nothing?\r/copy\r", shows="error: nothing to copy: the reply is empty")
     cells = {row[0].data: row[0] for row in person.screen.styled_cells if row}
     assert cells[">"].bold and not cells["Y"].bold
-    assert all(cell.bold for cell in person.screen.styled_cells[question]) and cells["e"].fg == "af5f5f"
+    assert {(cell.bold, cell.fg) for cell in person.screen.styled_cells[question]} == {(True, "5f5fff")}
+    assert cells["e"].fg == "af5f5f"
     assert "\x1b[38;5;243mnote: the model's answer is blank" in person.output
     person.resize(40, 24)
     person.wait_for("peppermint-t… | context ")

@@ -48,7 +48,7 @@ from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
 from cerebrum_cli.terminal.repl.slash_lines import find_slash
 from cerebrum_cli.terminal.repl.typed_paths import NAMED_FILE
 from cerebrum_cli.terminal.streams import discard_closed
-from cerebrum_cli.terminal.styles import MENU
+from cerebrum_cli.terminal.styles import PROMPT_STYLES
 
 REFRESH_S = 0.5  # for the toolbar, which shows when the model is loaded
 
@@ -76,7 +76,7 @@ class InteractivePrompt(PlainPrompt):
         self._session: PromptSession[str | OpenInEditor] = PromptSession(
             input=self._input,
             history=past,
-            lexer=SimpleLexer("bold"),
+            lexer=SimpleLexer("class:question"),
             completer=SlashCompleter(repl),
             complete_while_typing=False,
             key_bindings=_key_bindings(self),
@@ -85,8 +85,8 @@ class InteractivePrompt(PlainPrompt):
             enable_suspend=True,
             refresh_interval=REFRESH_S,
             bottom_toolbar=repl.toolbar,
-            style=Style.from_dict(MENU),
-            prompt_continuation=lambda _, __, wraps: "" if wraps else [("bold", CONTINUATION)],
+            style=Style.from_dict(PROMPT_STYLES),
+            prompt_continuation=lambda _, __, wraps: "" if wraps else [("class:question", CONTINUATION)],
             input_processors=[TabsProcessor(char1=" ", char2=" ")],
         )
         self._session.default_buffer.on_text_changed += self._forget_paste
@@ -128,7 +128,7 @@ class InteractivePrompt(PlainPrompt):
         self._session.app.erase_when_done = False
         try:
             with self.signals.acting(self._exit_on_signal), self.keyboard.prompting():
-                return self._session.prompt([("bold", PROMPT)], default=draft, pre_run=self._on_start)
+                return self._session.prompt([("class:question", PROMPT)], default=draft, pre_run=self._on_start)
         except KeyboardInterrupt:
             if self._session.default_buffer.text:
                 self._session.default_buffer.append_to_history()

@@ -64,9 +64,9 @@ def show_prompt(streams: Streams, prompt: str, end: str = "") -> None:
     """Write a prompt, and what was typed behind it, where the answers are shown, but never into a pipe of answers."""
     text = strip_controls(prompt)
     if streams.out_is_terminal:
-        streams.answer(streams.styled(text, "bold") + end, is_styled=True)
+        streams.answer(streams.styled(text, "question") + end, is_styled=True)
     else:
-        streams.draw(streams.on_stderr.styled(text, "bold") + end, is_styled=True)
+        streams.draw(streams.on_stderr.styled(text, "question") + end, is_styled=True)
 
 
 def shorten_question(question: str) -> str:
