@@ -28,7 +28,7 @@ from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import common_prefix
-from cerebrum_cli.decide.choice_questions import ChoiceQuestion
+from cerebrum_cli.decide.choice_questions import ChoiceQuestion, Layout
 from cerebrum_cli.decide.given_choices import Choice, GivenChoices, Order, choices_of
 from cerebrum_cli.decide.readings import Owners, average, log_shares, sequences_of, token_spellings
 from cerebrum_cli.engine.loglikelihood import LogprobScores, ScoreRequest
@@ -104,7 +104,7 @@ def evaluate(model: Model, rows: Sequence[Labelled], styles: Sequence[str]) -> t
         row = rows[variant.row]
         question = "\n\n".join(filter(None, (row.text, row.question)))
         listing = ChoiceQuestion(Conversation().user(question), row.choices, variant.style == "letters")
-        conversation = listing.listed(variant.order, None)
+        conversation = listing.listed(Layout(variant.order, is_first=False), None)
         prompt = tuple(model.prepare_reply(Ask(conversation, model.source.settings)).prompt_tokens)
         key = listing.answers(variant.order), prompt[-1]
         if key not in known:

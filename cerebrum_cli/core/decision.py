@@ -15,8 +15,9 @@ PROBABILITY_OF = "probability of "  # how the key of a choice's probability begi
 class Decision:
     """The probabilities of all choices, in the order in which they were given; they add up to 1.
 
-    `named` is the share of replies that begin with a choice at all, and `method` says how it was found. The names of a
-    score are whole numbers.
+    `named` is the share of replies that begin with a choice at all, and `method` says how it was found. `first_word` is
+    the choice that is likeliest after the question as it was written, and empty with votes. The names of a score are
+    whole numbers.
     """
 
     names: Texts
@@ -24,6 +25,7 @@ class Decision:
     named: float
     method: str
     is_score: bool = False
+    first_word: str = ""
 
     @property
     def answer(self) -> str:

@@ -1,8 +1,9 @@
 """Decide by how likely a reply is to begin with each choice, so that nothing is generated.
 
-A prompt has the text, the question and a list of the choices. Models prefer some places of a list: the choices are
-listed in several orders, and the logarithms of their probabilities are averaged. These prompts share all but their
-lists, which is evaluated once. Only yes or no is asked in one order, in the words that people use.
+A prompt has the text, and the question with a list of the choices. Models prefer some places of a list: the choices
+are listed in several orders, and the logarithms of their probabilities are averaged. These prompts share all but their
+lists, which is evaluated once. Only yes or no is asked in one order, in the words that people use, and on both sides
+of the text: which side is better differs by model and question, and their average is about as good as the better one.
 """
 
 from __future__ import annotations
@@ -130,11 +131,11 @@ def prompts_of(model: Model, number: int, question: ChoiceQuestion, find: FindBe
     if model.prompts.format.has_switch or model.prompts.format.is_servers:
         settings = replace(settings, think="off")
     prompts = []
-    for order in question.orders:
-        request = model.prepare_reply(Ask(question.listed(order, settings.system), settings))
+    for layout in question.layouts:
+        request = model.prepare_reply(Ask(question.listed(layout, settings.system), settings))
         if request.rules and request.rules.opened:
             raise UsageError(REASONS, f"take {VOTES}")
-        answers, tokens = question.answers(order), request.prompt_tokens
+        answers, tokens = question.answers(layout.order), request.prompt_tokens
         beginnings = find(answers, tokens[-1] if tokens else None)
         if unnamed := beginnings.unnamed(answers):
             if choices.may_have_letters and not question.by_letter:
@@ -202,7 +203,7 @@ def combined(
 ) -> Iterator[Event | Decided]:
     """Decide each question whose prompts are all read; `keys` are those of the questions by number."""
     left = Counter(prompt.number for prompt in prompts)
-    readings: dict[int, list[Reading]] = defaultdict(list)
+    readings: dict[int, dict[int, Reading]] = defaultdict(dict)
     for event in events:
         if not isinstance(event, Read):
             yield event
@@ -212,14 +213,17 @@ def combined(
             if left.pop(number, 0):  # its other prompts do not matter any more
                 yield Decided(keys[number], event.reading)
             continue
-        readings[number].append(event.reading)
+        readings[number][event.prompt] = event.reading
         if len(readings[number]) == left[number]:
-            yield Decided(keys[number], decision_of(question, readings.pop(number)))
+            in_order = [reading for _, reading in sorted(readings.pop(number).items())]
+            yield Decided(keys[number], decision_of(question, in_order))
 
 
 def decision_of(question: ChoiceQuestion, readings: Sequence[Reading]) -> Decision:
-    """The decision by the readings of all orders."""
+    """The decision by the readings of all prompts."""
     choices = question.choices
     probabilities = tuple(average([reading.shares for reading in readings]))
     named = fsum(reading.named for reading in readings) / len(readings)
-    return Decision(choices.names, probabilities, named, question.method, choices.is_score)
+    as_written = readings[0].shares
+    first_word = choices.names[as_written.index(max(as_written))]
+    return Decision(choices.names, probabilities, named, question.method, choices.is_score, first_word)

@@ -47,7 +47,7 @@ def row_of(model: Model, asked: AskedQuestion, samples: int) -> Row:
         model.source.check(grammar)
     except UsageError as problem:
         return Row(asked, problem)
-    conversation = asked.question.listed(asked.question.orders[0], settings.system)
+    conversation = asked.question.listed(asked.question.layouts[0], settings.system)
     return Row(asked, Ask(conversation, settings, grammar), MajorityVote(Votes(samples, samples)))
 
 

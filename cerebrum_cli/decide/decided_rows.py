@@ -16,7 +16,7 @@ from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.row_fields import RowError, field_text
 from cerebrum_cli.core.text import Texts, format_names, truncate
 from cerebrum_cli.decide.by_likelihood import require_distinct
-from cerebrum_cli.decide.choice_questions import AskedQuestion, ChoiceQuestion, Decided
+from cerebrum_cli.decide.choice_questions import AskedQuestion, ChoiceQuestion, Decided, PlacedQuestion
 from cerebrum_cli.decide.deciding import decide
 from cerebrum_cli.decide.given_choices import SHOWN, YES_OR_NO, Choice, GivenChoices, choices_of
 from cerebrum_cli.results.rows import RowFlag
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 LINE, INPUT = "line", "input"  # of a row: its number, for errors, and what was read
 CHOICES = "choices"  # key of a row that has its own
+FIRST_WORD = "first_word"  # key of a labelled row: the answer to the question as it was written
 REFERENCE = "reference"  # key of a labelled row: the right answer
 
 
@@ -37,16 +38,15 @@ REFERENCE = "reference"  # key of a labelled row: the right answer
 class DecisionAsker:
     """Asks which choice answers the question of a row: it follows the row's prompt, or has `fields` of the row.
 
-    `opening` is a question with which the prompts of all rows begin.
-
-    Without `choices`, a row has its own, or is answered by yes or no. `label` names the column with the right answer.
+    A `placed` question is that with which the prompts of all rows begin or end. Without `choices`, a row has its own,
+    or is answered by yes or no. `label` names the column with the right answer.
     `writes_all` probabilities, `copies_input`, to a result that may be a table.
     """
 
     question: str
     fields: Texts
     choices: GivenChoices | None
-    opening: str = ""
+    placed: PlacedQuestion | None = None
     by_letter: bool = False
     votes: int | None = None
     label: str | None = None
@@ -75,7 +75,7 @@ class DecisionAsker:
         if self.trust:
             keys += self.trust.keys
         if self.label is not None:
-            keys.append(REFERENCE)
+            keys += (FIRST_WORD, REFERENCE)
         return tuple(keys)
 
     def answer(
@@ -107,7 +107,7 @@ class DecisionAsker:
                 self.trust.require(choices.names)
             if self.label is not None:
                 self.reference_of(row)
-            return ChoiceQuestion(conversation, choices, self.by_letter, self.opening)
+            return ChoiceQuestion(conversation, choices, self.by_letter, self.placed)
         except UsageError as problem:
             return problem
 
@@ -140,6 +140,8 @@ class DecisionAsker:
         if self.label is not None:
             with suppress(UsageError):
                 object[REFERENCE] = self.reference_of(row)
+        if isinstance(result, Decision) and self.label is not None:
+            object[FIRST_WORD] = result.first_word or None
         if isinstance(result, CerebrumError):
             return object | {LINE: row.number, "error": asdict(row.error or RowError.of(result))}
         if self.trust is None:

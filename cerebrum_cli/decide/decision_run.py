@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.results.rows import Results, RowKind
 
 STANDARD = Path("-")  # standard input or output
-METHOD = 5  # of the prompts and the averages; raise it when a decision may change
+METHOD = 6  # of the prompts and the averages; raise it when a decision may change
 NOT_CALIBRATED = ("template", COLUMNS, INCLUDE_INPUT, "input format", "seed")  # what a calibration may differ in
 
 

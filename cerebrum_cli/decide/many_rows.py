@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from cerebrum_cli.core.errors import DAMAGE, SOME_FAILED, UsageError
 from cerebrum_cli.core.files import readable
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.row_fields import parse_template
+from cerebrum_cli.decide.choice_questions import placed_question
 from cerebrum_cli.decide.decided_rows import DecisionAsker, has_own_choices, row_flags
 from cerebrum_cli.decide.decision_run import STANDARD, DecisionRun
 from cerebrum_cli.decide.given_choices import YES_OR_NO
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.decide.decide_options import DecideOptions
     from cerebrum_cli.results.rows import Results
-
-QUESTION_FIRST = re.compile(r"(?P<question>[^{}]*[.?!])\s.*\{.*\}", re.DOTALL)
 
 
 def decide_file(app: App, question: str, source: Path, options: DecideOptions) -> None:
@@ -66,7 +64,7 @@ def decide_file(app: App, question: str, source: Path, options: DecideOptions) -
             "" if template else question,
             template.fields if template else (),
             choices,
-            opening_question(question),
+            placed_question(question),
             options.letters,
             votes=options.votes,
             label=options.label,
@@ -86,12 +84,6 @@ def decide_file(app: App, question: str, source: Path, options: DecideOptions) -
             results = measure(app, run, source, options)
     if results.counts.failed:
         raise typer.Exit(SOME_FAILED)
-
-
-def opening_question(template: str) -> str:
-    """The sentences with which a template begins, if fields follow to its end."""
-    found = QUESTION_FIRST.fullmatch(template)
-    return found["question"] if found else ""
 
 
 def require_related_options(options: DecideOptions) -> None:

@@ -9,7 +9,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import Events
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.decide.choice_questions import AskedQuestion, ChoiceQuestion, Decided
+from cerebrum_cli.decide.choice_questions import AskedQuestion, ChoiceQuestion, Decided, PlacedQuestion
 from cerebrum_cli.decide.deciding import decide as decide_questions
 from cerebrum_cli.decide.given_choices import YES_OR_NO
 
@@ -28,7 +28,7 @@ def decide_text(app: App, question: str, options: DecideOptions) -> None:
     choices = options.find_choices() or YES_OR_NO
     source = options.decision_source(app)
     conversation = read_conversation(app, question, options)
-    asked = ChoiceQuestion(conversation, choices, options.letters)
+    asked = ChoiceQuestion(conversation, choices, options.letters, PlacedQuestion(question))
     found: list[Decided] = []
     if options.votes:
         source = source.for_rows(options.votes)

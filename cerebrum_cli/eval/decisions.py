@@ -47,6 +47,7 @@ class DecisionFigures:
 
     - `log_loss`: mean of -log of the probability of the label
     - `confusions`: the number of rows by label and answer
+    - `first_words_right`: the number of rows that the model's first word decides rightly, asked as the user wrote it
     - `errors`: the share of wrong answers among the surest 1, 2, ... n rows
     - `promised`: the share of rows for which each error can be promised if these rows calibrate; none if rows have
       choices of their own
@@ -55,6 +56,7 @@ class DecisionFigures:
     n: int
     log_loss: float
     confusions: Mapping[tuple[str, str], int]
+    first_words_right: int
     errors: Sequence[float]
     promised: Mapping[float, float | None]
 
@@ -73,13 +75,20 @@ class DecisionFigures:
         return max(numbers, default=0) / self.n
 
     @property
+    def right(self) -> int:
+        return sum(count for (label, answer), count in self.confusions.items() if label == answer)
+
+    @property
     def accuracy(self) -> Estimate:
-        share = sum(count for (label, answer), count in self.confusions.items() if label == answer) / self.n
+        share = self.right / self.n
         return Estimate(share, wilson(share, self.n))
 
     @property
-    def one_sided(self) -> Iterator[str]:
-        """Yield a sentence on each choice that is given far more rarely than it is right."""
+    def warnings(self) -> Iterator[str]:
+        """Yield a line on better first words, and on each choice that is given far more rarely than it is right."""
+        if self.first_words_right > self.right:
+            share = f"{self.first_words_right} of {self.n}"
+            yield f"the model's first word to the question as written is right more often: {share}"
         labels, answers = Counter[str](), Counter[str]()
         for (label, answer), count in self.confusions.items():
             labels[label] += count
@@ -142,6 +151,7 @@ def decision_figures(finished: Sequence[RunRow]) -> DecisionFigures | None:
         n=len(rows),
         log_loss=fsum(losses) / len(losses),
         confusions=Counter((row.label, row.answer) for row in rows),
+        first_words_right=sum(row.first_word == row.reference for row in finished if row.probabilities),
         errors=errors_by_sureness(rows),
         promised=calibrate(labelled_decisions(rows, names), names, {}).promises if have_same else {},
     )

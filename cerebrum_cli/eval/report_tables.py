@@ -68,7 +68,7 @@ def print_decisions(streams: Streams, figures: DecisionFigures, run: Run, failed
     if failed:
         title += f", {format_count(failed, 'row')} failed"
     print_headline(streams, run, f"{headline(figures.accuracy, figures.n)}; log loss {figures.log_loss:.3f}", title)
-    for line in figures.one_sided:
+    for line in figures.warnings:
         print_title(streams, line)
     figures.print(streams)
     streams.answer(f"\n{field_lines(facts_of(run))}")

@@ -43,6 +43,7 @@ class RunRow:
     entry_point: str = ""
     completion_tokens: int = 0
     answer: str | None = None
+    first_word: str = ""
     error: RowError | None = None
 
 

@@ -63,7 +63,7 @@ def test_json_has_the_probability_of_each_choice(user: CommandLine) -> None:
     assert sum(probabilities.values()) == pytest.approx(1)
     assert found["answer"] == max(probabilities, key=probabilities.__getitem__)
     assert found["probability"] == probabilities[found["answer"]]
-    assert (found["method"], found["model"]) == ("averaged orders", "nano")
+    assert (found["method"], found["model"]) == ("averaged prompts", "nano")
 
 
 def test_a_score_has_a_mean(user: CommandLine) -> None:
@@ -219,9 +219,9 @@ def test_fields_with_names_of_settings_are_data(user: CommandLine, name: str) ->
         (user.home / name).write_text(",".join(row) + "\n" + ",".join(map(str, row.values())) + "\n")
     else:
         (user.home / name).write_text(json.dumps(row))
-    plain = decide(user, "Is a refund requested? Money back! 5", "--json").object
-    done = decide(user, "Is a refund requested? {text} {n}", name, "-o", "-")
-    assert (done.code, done.object["prompt"]) == (0, "Is a refund requested? Money back! 5")
+    plain = decide(user, "Is a refund requested?", "--json", stdin="Money back! 5").object
+    done = decide(user, "Is a refund requested?\n\n{text} {n}", name, "-o", "-")
+    assert (done.code, done.object["prompt"]) == (0, "Is a refund requested?\n\nMoney back! 5")
     assert done.object["probability"] == pytest.approx(plain["probability"], abs=1e-3)
 
 
@@ -253,9 +253,11 @@ def test_a_row_that_only_one_order_refuses_has_one_error(user: CommandLine) -> N
 def test_rows_get_the_system_prompt(user: CommandLine) -> None:
     words = "How urgent is it?", "--score", "1..12"
     (user.home / "in.jsonl").write_text('{"prompt": "Fire!"}\n{"prompt": "Fire!", "system": "Be calm."}\n')
-    done = decide(user, *words, "in.jsonl", "-o", "-", "-s", "Answer 3.")
+    done = decide(user, *words, "in.jsonl", "-o", "-", "-s", "Be strict and brief.")
     means = [json.loads(line)["mean"] for line in done.out.splitlines()]
-    texts = [decide(user, *words, "--json", "-s", system, stdin="Fire!") for system in ("Answer 3.", "Be calm.")]
+    texts = [
+        decide(user, *words, "--json", "-s", system, stdin="Fire!") for system in ("Be strict and brief.", "Be calm.")
+    ]
     assert means == pytest.approx([text.object["mean"] for text in texts], abs=1e-3)
     assert means[0] != means[1]
 
@@ -361,6 +363,7 @@ def test_labelled_rows_of_a_table_have_the_same_report(user: CommandLine) -> Non
     plain = decide(user, REFUND, "labelled.csv", "-o", "plain.csv", "--probabilities")
     assert plain.code == 0
     rows, plain_rows = rows_of(user.home / "out.csv"), rows_of(user.home / "plain.csv")
+    assert {row.pop("first_word") for row in rows} <= {"yes", "no"}
     assert [row.pop("reference") for row in rows] == [row["refund"] for row in rows] and rows == plain_rows
 
 
@@ -456,8 +459,8 @@ def test_a_model_decides() -> None:
     with open_model("nano") as model:
         decision = model.decide("Which team?", {"billing": "invoices", "other": ""})
         assert decision.names == ("billing", "other") and decision.answer in decision.names
-        assert model.decide("Is it?", letters=True).method == "letters, averaged orders"
-        assert model.decide("How urgent?", score=(1, 5)).method == "one order"
+        assert model.decide("Is it?", letters=True).method == "letters, averaged prompts"
+        assert model.decide("How urgent?", score=(1, 5)).method == "one prompt"
         assert 1 <= (model.decide("How urgent?", score=(1, 5)).mean or 0) <= 5
         for choices in (["yes"], "yes,no", [1, 2], ["a", " A"], ["a", " "]):
             with pytest.raises(UsageError):

@@ -145,7 +145,7 @@ def test_choices_that_begin_alike_get_letters_on_servers() -> None:
     with asking(LlamaServer, {"A": -0.1, "B": -3.0, "C": -4.0}) as (model, _):
         for by_letter in (True, False):
             decision = decided(model, choices, by_letter).result
-            assert isinstance(decision, Decision) and decision.method == "letters, averaged orders"
+            assert isinstance(decision, Decision) and decision.method == "letters, averaged prompts"
             assert decision.probabilities == pytest.approx([1 / 3] * 3)
         many = ",".join(f"card {number}" for number in range(27))
         error = decided(model, parse_choices(many)).result

@@ -1,5 +1,6 @@
 """Choices from the command line and from files, the orders in which they are listed, and how a reply names one."""
 
+from dataclasses import replace
 from math import exp, log
 from pathlib import Path
 
@@ -8,9 +9,8 @@ from hypothesis import given, settings, strategies as st
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.decide.choice_questions import ChoiceQuestion, question_text
+from cerebrum_cli.decide.choice_questions import ChoiceQuestion, placed_question, question_text
 from cerebrum_cli.decide.given_choices import MANY, MOST, Choice, GivenChoices, choices_of, parse_choices, parse_score
-from cerebrum_cli.decide.many_rows import opening_question
 from cerebrum_cli.decide.readings import average, log_shares
 
 
@@ -95,30 +95,30 @@ def test_each_choice_is_as_often_at_each_place(count: int) -> None:
 
 
 def test_a_question_lists_its_choices() -> None:
-    assert question_text("Which?", numbered(2), (1, 0)) == "Which?\n\nAnswer with one of these: choice 1; choice 0."
-
-
-def test_yes_or_no_follows_the_question() -> None:
-    choices = parse_choices("No,yes")
-    [order] = ChoiceQuestion(Conversation().user("Is it?"), choices).orders
-    assert question_text("Fire! Is it?", choices, order) == "Fire! Is it? Answer with one word, yes or No."
-    text = question_text("Is it? Fire!", choices, order, opening="Is it?")
-    assert text == "Is it? Answer with one word, yes or No. Fire!"
-    assert len(ChoiceQuestion(Conversation().user("Is it?"), choices, by_letter=True).orders) == 2
+    assert question_text("Which?", numbered(2), (1, 0)) == "Which? Answer with one of these: choice 1; choice 0."
+    assert question_text("Is it?", parse_choices("No,yes"), (1, 0)) == "Is it? Answer with one word, yes or No."
 
 
 @pytest.mark.parametrize(
-    ("template", "opening"),
+    ("written", "prompts"),
     [
-        ("Is it {a}? {text}", ""),
-        ("Is it? {text}", "Is it?"),
-        ("Read. Is it?\n\nText: {text}", "Read. Is it?"),
-        ("{text} Is it?", ""),
-        ("Is it? {text} Sure?", ""),
+        ("Is it? {text}", ["Is it? {A} {text}", "{text} Is it? {A}"]),
+        ("{text}\nIs it?", ["{text}\nIs it? {A}", "Is it? {A}\n{text}"]),
+        ("Read. Is it?\n\nText: {text}", ["Read. Is it? {A}\n\nText: {text}", "Text: {text}\n\nRead. Is it? {A}"]),
+        ("Is it? {text} Sure?", ["Is it? {text} Sure? {A}", "Sure? {A} Is it? {text}"]),
+        ("Is it {a}? {text}", ["Is it {a}? {text} {A}"]),
+        ("{text} Is it {{}}?", ["{text} Is it {{}}? {A}"]),
     ],
 )
-def test_a_template_may_begin_with_the_question(template: str, opening: str) -> None:
-    assert opening_question(template) == opening
+def test_yes_or_no_is_asked_on_both_sides_of_the_text(written: str, prompts: list[str]) -> None:
+    choices, placed = parse_choices("No,yes"), placed_question(written)
+    question = ChoiceQuestion(Conversation().user(written), choices, placed=placed)
+    asked = "Answer with one word, yes or No."
+    listed = [question.listed(layout, None).question for layout in question.layouts]
+    assert listed == [prompt.replace("{A}", asked) for prompt in prompts]
+    by_letter = replace(question, by_letter=True)
+    assert len(by_letter.layouts) == 2
+    assert by_letter.listed(by_letter.layouts[-1], None).question.count("\n\n") > 1  # a list is a paragraph
 
 
 def test_a_description_follows_its_name() -> None:

@@ -10,8 +10,9 @@ from cerebrum_cli.eval.run_rows import RunRow, read_row
 KNOWN = {"id": 1, "prompt": "?", "answer": "yes", "error": None, "key": "1.1.0123456789abcdef0123"}
 
 
-def row(label: str, yes: float) -> RunRow:
-    return read_row({**KNOWN, "reference": label, "probability of yes": yes, "probability of no": 1 - yes})
+def row(label: str, yes: float, first_word: str = "") -> RunRow:
+    given = {"reference": label, "probability of yes": yes, "probability of no": 1 - yes, "first_word": first_word}
+    return read_row({**KNOWN, **given})
 
 
 def figures(*rows: RunRow) -> DecisionFigures:
@@ -36,8 +37,14 @@ def test_rows_that_are_equally_sure_are_decided_together() -> None:
 
 def test_choice_that_is_hardly_ever_given_makes_a_result_one_sided() -> None:
     rows = [row("yes", 0.1)] * 9 + [row("no", 0.1)] * 10
-    assert [*figures(*rows, row("yes", 0.9)).one_sided] == ["one-sided: yes for 1 of 20 rows; it is right for 10"]
-    assert [*figures(*rows, *[row("yes", 0.9)] * 4).one_sided] == []
+    assert [*figures(*rows, row("yes", 0.9)).warnings] == ["one-sided: yes for 1 of 20 rows; it is right for 10"]
+    assert [*figures(*rows, *[row("yes", 0.9)] * 4).warnings] == []
+
+
+def test_first_word_that_is_right_more_often_is_a_warning() -> None:
+    warning = "the model's first word to the question as written is right more often: 2 of 2"
+    assert [*figures(row("no", 0.6, "no"), row("yes", 0.6, "yes")).warnings] == [warning]
+    assert [*figures(row("no", 0.6, "yes"), row("yes", 0.6, "yes")).warnings] == []
 
 
 def test_rows_without_probabilities_have_no_figures() -> None:
