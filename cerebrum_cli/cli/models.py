@@ -229,12 +229,11 @@ class RmCommand(BaseCommand):
         if not (self.models or self.prompt_cache):
             raise UsageError("no model given", "name one or more, or use --prompt-cache")
         removals = [app.library.removal(name) for name in self.models]
-        _ = app.readable_settings({})
+        default = app.default_model()
         for reference, removal in {removal.model.reference: removal for removal in removals}.items():
             require_agreement(app, removal.question, reference, self.yes)
-            was_default = app.library.is_default(removal.model)
             report = removal.carry_out()
-            if was_default and not app.library.has_default:
+            if default in removal.model.references:
                 app.write_setting("model", None)
                 report += "; no default model is set now"
             app.streams.note(report)

@@ -237,13 +237,6 @@ class Library:
             return self.resolve(None).reference == model.reference
         return False
 
-    @property
-    def has_default(self) -> bool:
-        """Whether there is a default model, which is installed."""
-        with suppress(ModelNotFound):
-            return bool(self.resolve(None))
-        return False
-
     def _unknown(self, text: str) -> ModelNotFound:
         names = {NANO_NAME}
         names.update(model.name for model in self.models())
