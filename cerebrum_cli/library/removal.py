@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 
 from cerebrum_cli.core import files
 from cerebrum_cli.core.frozen import frozen
@@ -33,10 +32,10 @@ class Removal:
         registry, model = self.registry, self.model
         report = f"removed {model.reference} from the list; its file is kept"
         if self._owns_files:
-            weights = self._weights
+            source = model.is_converted and model.converted_from["source"]
             report = f"deleted {model.reference}, freed {format_size(self._delete())}"
-            if weights:
-                report += f"; the safetensors it was converted from stay in {weights}"
+            if source:
+                report += f"; not deleted: the safetensors of {source}"
             files.remove(registry.directory / USED / model.usage_key)
         if model.entry:
             registry.remove(model.entry.name)
@@ -59,15 +58,6 @@ class Removal:
         if model.missing or len(names) > 1:
             return False
         return model.source == "hub" or self._is_own_file
-
-    @property
-    def _weights(self) -> Path | None:
-        """The directory of the safetensors that the model was converted from, if it is still there."""
-        if not self.model.is_converted:
-            return None
-        source, commit = self.model.converted_from["source"], self.model.converted_from.get("commit")
-        folder = self.cache.snapshot(source, commit) if commit else Path(source)
-        return folder if files.is_directory(folder) else None
 
     def _delete(self) -> int:
         """Delete the model's files, in all commits that have them, and return the number of freed bytes."""
