@@ -213,8 +213,8 @@ def test_markup_becomes_styling(text: str, shown: str) -> None:
             "2 × 5 = 10, $ x^2 $, $-5$, $USD$, $n_1$2, nth, ABC",
         ),
         (
-            "$x$ and $y$: $2x + y = 3$, $P(A|B)$, $[0, 1)$, **$AB$**, the $n$th; $5 x 3$, $x or y$, $A$1",
-            "x and y: 2x + y = 3, P(A|B), [0, 1), AB, the nth; $5 x 3$, $x or y$, $A$1",
+            "$x$ and $y$: $2x + y = 3$, $P(A|B)$, $0! = 1$, $[0, 1)$, **$AB$**, the $n$th; $x or y$, $A$1",
+            "x and y: 2x + y = 3, P(A|B), 0! = 1, [0, 1), AB, the nth; $x or y$, $A$1",
         ),
         ("$12 x 5 = $<<12*5=60>>60, $ 5 and $ 6", "$12 x 5 = $<<12*5=60>>60, $ 5 and $ 6"),
         (r"sed 's/\([a-z]*\).*/\1/', \[a-z\], \\(x\\), $$$$", r"sed 's/\([a-z]*\).*/\1/', \[a-z\], \\(x\\), $$$$"),
@@ -242,7 +242,9 @@ def test_table_in_a_narrow_window_has_a_line_for_each_value() -> None:
 
 
 def test_rows_of_several_lines_in_a_table_are_told_apart_and_cut_no_word() -> None:
-    table = "| | what it is |\n|---|---|\n| internationalization | texts in files that anyone can edit |\n| b | c |"
+    table = (
+        "| | what it is |\n|---|---|\n| internationalization | texts in files that anyone can edit |\n| b | c |\n|d|e|"
+    )
     assert rendered_lines(table, 40, 24) == [
         "                       what it is",
         "─" * 40,
@@ -251,7 +253,10 @@ def test_rows_of_several_lines_in_a_table_are_told_apart_and_cut_no_word() -> No
         "                       edit",
         "",
         "b                      c",
+        "d                      e",
     ]
+    table = "| 语言 | 优点 |\n|---|---|\n| Python | 简单易学，拥有丰富的库 |"
+    assert rendered_lines(table, 24, 24)[2:] == ["Python   简单易学，拥有", "         丰富的库"]
 
 
 @pytest.mark.usefixtures("redraw_always")

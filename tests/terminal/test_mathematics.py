@@ -76,7 +76,6 @@ def test_bars_of_mathematics_do_not_divide_the_cells_of_a_table() -> None:
         ["c"],
         [],
         ["$5", "6$"],
-        [],
         ["P(A | B)", "{x | x > 0}"],
     ]
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len, chop_cells
 from rich.control import Control
-from rich.measure import Measurement
 from rich.segment import ControlType, Segment, Segments
 from rich.style import Style
 from rich.syntax import Syntax
@@ -37,7 +36,7 @@ from cerebrum_cli.terminal.markdown.blocks import (
     TextLine,
 )
 from cerebrum_cli.terminal.markdown.inline import CODE_STYLE, inline_text
-from cerebrum_cli.terminal.markdown.mathematics import formula
+from cerebrum_cli.terminal.markdown.mathematics import IDEOGRAPHIC, formula
 from cerebrum_cli.terminal.styles import code_theme
 
 if TYPE_CHECKING:
@@ -54,6 +53,7 @@ _AMBIGUOUS_LINE = re.compile(r"[\s>]*+(?:[-=`~*_#|+: ]*+|[0-9]++[.)]?\s*+)")
 _PREFIX = re.compile(rf"(?:\s*>(?=\s|\Z))*\s*(?:{LIST_MARKER}(?:\[[ xX]\]\s+)?)?")
 _HEADING = re.compile(r"(#{1,6})\s+")
 _ADDRESS = re.compile(r"https?://[^\s<>\"`|]*[^\s<>\"`|.,;:!?)\]}*_'’”]")
+_WORD_END = re.compile(rf"\s+|(?<=[{IDEOGRAPHIC}])|(?=[{IDEOGRAPHIC}])")
 _LINE_BREAK = re.compile(rf"(?P<code>{CODE_SPAN.pattern})|<br ?/?>")
 
 CODE_THEME = code_theme()
@@ -62,7 +62,6 @@ QUOTE_MARK = "│"  # not that of the prompt
 CODE_BEGIN, CODE_END = "┌─", "└─"
 FORMULA_INDENT = "  "
 CODE_INDENT = "    "  # with which a line is no heading
-MAX_WIDTH = 10_000  # columns of a table whose width is measured
 COLUMN_GAP = 3  # spaces between the columns of a table
 MIN_HANGING = 10  # columns beside a prefix, below which further rows begin at the margin
 
@@ -270,7 +269,7 @@ def below(prefix: str) -> str:
 
 
 def table_parts(console: Console, table: MarkdownTable) -> Iterator[Text | Grid]:
-    """A table, with blank lines between rows of several lines.
+    """A table, with blank lines around rows of several lines.
 
     In a window that is too narrow for its words, each row is shown as lines of `column: value`.
     """
@@ -279,21 +278,20 @@ def table_parts(console: Console, table: MarkdownTable) -> Iterator[Text | Grid]
     if widths is None:
         yield from records(console, header, rows)
         return
-    cell_rows = [len(cell.wrap(console, width)) for row in rows for cell, width in zip(row, widths, strict=True)]
-    grid = Grid(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, leading=int(max(cell_rows, default=1) > 1))
+    grid = Grid(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for title, alignment, width in zip(header, table.alignments, widths, strict=True):
         grid.add_column(title, justify=alignment, overflow="fold", width=width)
-    for row in rows:
-        grid.add_row(*row)
+    wraps = [any(len(cell.wrap(console, width)) > 1 for cell, width in zip(row, widths, strict=True)) for row in rows]
+    for number, row in enumerate(rows):
+        grid.add_row(*row, end_section=any(wraps[number : number + 2]))
     yield grid
 
 
 def column_widths(console: Console, rows: list[list[Text]]) -> list[int] | None:
     """Widths in which no word is cut, and those of long texts are about equal; None if the window is too narrow."""
-    unbounded = console.options.update(width=MAX_WIDTH)
-    columns = [[Measurement.get(console, unbounded, cell) for cell in column] for column in zip(*rows, strict=True)]
-    widths = [max(cell.minimum for cell in column) for column in columns]
-    longest = [max(cell.maximum for cell in column) for column in columns]
+    columns = ["\n".join(cell.plain for cell in column) for column in zip(*rows, strict=True)]
+    widths = [max(map(cell_len, _WORD_END.split(column))) for column in columns]
+    longest = [max(map(cell_len, column.split("\n"))) for column in columns]
     spare = console.width - sum(widths) - COLUMN_GAP * (len(widths) - 1)
     if spare < 0:
         return None
