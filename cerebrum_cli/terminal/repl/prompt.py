@@ -223,7 +223,7 @@ class SlashCompleter(Completer):
         if not text.startswith("/"):
             *before, typed = NAMED_FILE.split(text)
             if before:
-                yield from PathCompleter(expanduser=True).get_completions(Document(typed), complete_event)
+                yield from path_completions(typed, complete_event)
             return
         name, space, argument = text[1:].partition(" ")
         if not space:
@@ -233,12 +233,19 @@ class SlashCompleter(Completer):
             return
         command = find_slash(name, SLASH_COMMANDS)
         if command and command.is_path:
-            yield from PathCompleter(expanduser=True).get_completions(Document(argument), complete_event)
+            yield from path_completions(argument, complete_event)
         if command and command.values:
             with suppress(CerebrumError):  # an unreadable database is reported when a command needs it
                 for value in command.values(self._repl, argument):
                     if value.startswith(argument):
                         yield Completion(value, start_position=-len(argument))
+
+
+def path_completions(typed: str, complete_event: CompleteEvent) -> Iterator[Completion]:
+    """Completions of a path, with a slash behind a directory."""
+    for completion in PathCompleter(expanduser=True).get_completions(Document(typed), complete_event):
+        slash = "/" if completion.display_text.endswith("/") else ""
+        yield Completion(completion.text + slash, display=completion.display)
 
 
 class PromptHistory(FileHistory):
