@@ -85,7 +85,7 @@ class Keyboard:
         with suppress(OSError):  # the terminal was closed
             if select.select([self._descriptor], [], [], 0)[0]:
                 typed = os.read(self._descriptor, MAX_TYPED).decode(errors="replace")
-                self._typed_before = typed.translate(EDITED)
+                self._typed_before += typed.translate(EDITED)
                 if not typed.endswith("\n"):
                     os.write(self._descriptor, b"\r\n")
 
@@ -99,13 +99,17 @@ class Keyboard:
 
     @contextmanager
     def released(self) -> Iterator[None]:
-        """Give another program the terminal in its initial modes; restore the current ones on exit."""
-        modes, marks_pastes = self._current_modes(), self._marks_pastes
+        """Give another program the terminal in its initial modes; restore the current ones on exit.
+
+        What is typed meanwhile in a chat is read, for `take_typed_before`.
+        """
+        modes, types_ahead = self._current_modes(), self._marks_pastes
         try:
             self.restore()
             yield
         finally:
-            self._set_modes(modes, marks_pastes)
+            if self._set_modes(modes, marks_pastes=types_ahead) and types_ahead:
+                self._read_typed_before()
 
     def _on_stop(self, signum: int, _: FrameType | None) -> None:
         """Stop, or end, as the signal does by default, but with the terminal's initial modes."""

@@ -310,16 +310,19 @@ def test_sessions_lists_the_latest_20_at_the_end_of_a_terminal(talk: Talk) -> No
     assert [row.split()[0] for row in out[-20:]] == [f"who-{number}" for number in range(1, 21)]
 
 
+PAGER = """PAGER=sh -c "sed 's/^/| /'; read line < /dev/tty\""""
+
+
 @pytest.mark.slow
 def test_history_is_shown_in_a_pager_without_control_sequences(open_chat: OpenTerminal) -> None:
-    person = open_chat("**two**\n\x1b]0;title\x07", shell=("env", "PAGER=sed 's/^/| /'"))
+    person = open_chat("**two**\n\x1b]0;title\x07", shell=("env", PAGER))
     person.type("One?\r", shows="two")
     person.type("/history\r", shows="one")
     assert not [line for line in person.screen.lines if line.startswith("|")]
     person.resize(80, 8)
     person.type("/history\r", shows="| Assistant")
     person.wait_for("| two")
-    person.wait_for(">")
+    person.type("\r/set bell\r", shows="bell  off")
     assert "title" not in person.output
     person.leave()
 
