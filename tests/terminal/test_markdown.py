@@ -168,6 +168,7 @@ def test_markup_becomes_styling(text: str, shown: str) -> None:
         (r"\(\alpha \in \mathbb{R}^n, 90^\circ, f'(x) = \sin x\)", "α ∈ ℝⁿ, 90°, f'(x) = sin x"),
         (r"\(\text{cost} = \$5, \{1, 2\}, \left.x\right|, 10\%\)", "cost = $5, {1, 2}, x|, 10%"),
         ("$$\\begin{align}\nx &= 1 \\\\\ny &= 2\n\\end{align}$$", "  x = 1\n  y = 2"),
+        ("\\begin{align*}\nx &= 1 \\\\\ny &= 2\n\\end{align*}", "  x = 1\n  y = 2"),
         (r"\(\unknown{a}{b} + x^{2\) and `\(x\)`", r"\(\unknown{a}{b} + x^{2\) and \(x\)"),
         (r"\(\unknown{a}{b} + \pi\)", r"\(\unknown{a}{b} + \pi\)"),
         (r"\(\begin{picture}a\end{picture}\), \(\ddot{x}\)", "\\(\\begin{picture}a\\end{picture}\\), \u1e8d"),

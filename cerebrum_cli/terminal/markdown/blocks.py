@@ -13,7 +13,9 @@ from cerebrum_cli.terminal.markdown.mathematics import INLINE_MATH, is_mathemati
 LIST_MARKER = r"(?:[-*+]|\d{1,9}[.)])\s+"
 FENCE = re.compile(rf"(?P<prefix>[\s>]*(?:{LIST_MARKER})?)(?P<marks>`{{3,}}|~{{3,}})(?P<info>[^`]*)")
 SEPARATOR = re.compile(r"\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*")
-ENDS = {r"\[": r"\]", "$$": "$$"}  # of display mathematics, by its beginnings
+# How display mathematics begins and ends.
+DELIMITERS = {r"\[": r"\]", "$$": "$$"}
+DELIMITERS |= {rf"\begin{{{name}}}": rf"\end{{{name}}}" for name in ("align", "align*", "equation", "equation*")}
 CODE_SPAN = re.compile(r"(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)")
 COMMENT = re.compile(r" {0,3}#\s+[^\s|].*")  # or a heading
 # A line of code that has no fence: Python, YAML, a crontab, a shell and the like.
@@ -120,7 +122,7 @@ class Reader:
             return self._read_code(self._fence, line)
         if not self._held:
             return self._read_first(line)
-        if begins_display(self._held[0]):
+        if display_begin(self._held[0]):
             return self._read_display(line)
         if is_comment(self._held[0]):
             return self._read_below_comment(line)
@@ -128,7 +130,7 @@ class Reader:
 
     def finish(self) -> Blocks:
         """What is held, when the text ends."""
-        if self._fence or len(self._held) < 2 or begins_display(self._held[0]) or is_comment(self._held[0]):
+        if self._fence or len(self._held) < 2 or display_begin(self._held[0]) or is_comment(self._held[0]):
             return self.unfinished()
         held, self._held = self._held, ()
         return [table(held)]
@@ -151,7 +153,7 @@ class Reader:
             self._fences += 1
             self._fence = Fence(found["prefix"], found["marks"], found["info"], self._fences)
             return [self._fence]
-        if begins_display(line):
+        if display_begin(line):
             return self._read_display(line)
         if is_comment(line) and self._is_in_code:
             return [TextLine(line, is_comment=True)]
@@ -184,11 +186,14 @@ class Reader:
     def _read_display(self, line: str) -> Blocks:
         self._held += (line,)
         text = "\n".join(self._held).strip()
-        content, found, after = text[2:].partition(ENDS[text[:2]])
-        if found and is_mathematics(text[: len(content) + 4]) and not after.strip(" .,;:"):
+        begin = display_begin(text)
+        end = DELIMITERS[begin]
+        content, found, after = text.removeprefix(begin).partition(end)
+        source = f"{begin}{content}{end}"
+        if found and is_mathematics(source) and not after.strip(" .,;:"):
             first, self._held = self._held[0].expandtabs(), ()
             indent = " " * (len(first) - len(first.lstrip()))
-            return [Display(indent, text[: len(content) + 4], after.strip())]
+            return [Display(indent, source, after.strip())]
         if found or not line.strip() or FENCE.fullmatch(line) or len(self._held) == MAX_DISPLAY_LINES:
             *before, last = self.unfinished()
             return [*before, *self._read_first(line)] if before else [last]
@@ -225,8 +230,9 @@ def is_code(line: str, is_beside_code: bool) -> bool:
     return is_beside_code and bool(continues)
 
 
-def begins_display(line: str) -> bool:
-    return line.lstrip()[:2] in ENDS
+def display_begin(line: str) -> str:
+    """How the line begins display mathematics; empty if it does not."""
+    return next((begin for begin in DELIMITERS if line.lstrip().startswith(begin)), "")
 
 
 def cells(line: str) -> list[str]:

@@ -1,4 +1,4 @@
-r"""Mathematics in LaTeX as Unicode text: between \( \), \[ \], $$ and, by Pandoc's rule, $.
+r"""Mathematics in LaTeX as Unicode text: in align and equation, between \( \), \[ \], $$ and, by Pandoc's rule, $.
 
 Between single $ there is a \, ^ or _, or only variables, numbers and signs. What is not understood stays as written.
 """
@@ -132,6 +132,8 @@ def formula(source: str, separator: str = "; ") -> str:
 
 
 def _content(source: str) -> str:
+    if source.startswith(r"\begin"):
+        return source
     width = 1 if re.match(r"\$(?!\$)", source) else 2
     return source[width:-width]
 
