@@ -228,9 +228,9 @@ class RmCommand(BaseCommand):
     def run(self, app: App) -> None:
         if not (self.models or self.prompt_cache):
             raise UsageError("no model given", "name one or more, or use --prompt-cache")
-        removals = [app.library.removal(name) for name in self.models]
+        removals = {removal.model.reference: removal for removal in map(app.library.removal, self.models)}
         default = app.default_model()
-        for reference, removal in {removal.model.reference: removal for removal in removals}.items():
+        for reference, removal in removals.items():
             require_agreement(app, removal.question, reference, self.yes)
             report = removal.carry_out()
             if default in removal.model.references:

@@ -200,23 +200,23 @@ class ReasoningBudget:
         return is_overdue or re.search(_SENTENCE_END, text.tail) is not None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class RepeatedCall:
     """Ends a round at a call that was made before: small models go on to repeat it without end."""
 
-    def __init__(self, conversation: Conversation, prompt_format: PromptFormat, vocabulary: Vocabulary) -> None:
-        self._tools = conversation.tools
-        self._rounds = conversation.prefill.rounds if conversation.prefill else ()
-        self._format = prompt_format
-        self._vocabulary = vocabulary
+    conversation: Conversation
+    format: PromptFormat
+    vocabulary: Vocabulary
 
     def intervene(self, text: ReplyText, tokens: array[int]) -> FinishReason | None:
-        if text.open_markup or CALL_ENDS.isdisjoint(self._vocabulary.piece(tokens[-1], special=True)):
+        if text.open_markup or CALL_ENDS.isdisjoint(self.vocabulary.piece(tokens[-1], special=True)):
             return None
-        answer = detokenize(self._vocabulary, tokens)
+        answer = detokenize(self.vocabulary, tokens)
         for markup in text.rules.markups:
             answer = answer.rpartition(markup.close)[2]
-        calls = self._format.tool_format.read(answer, self._tools).calls
-        return "stop" if len(new_calls(calls, self._rounds)) < len(calls) else None
+        calls = self.format.tool_format.read(answer, self.conversation.tools).calls
+        begun = self.conversation.prefill
+        return "stop" if len(new_calls(calls, begun.rounds if begun else ())) < len(calls) else None
 
 
 def new_calls(calls: ToolCalls, rounds: Iterable[Round]) -> ToolCalls:
