@@ -64,9 +64,9 @@ def test_wheel_requires_a_prebuilt_llama_cpp_where_there_is_one(system: str, mac
 
 
 def test_links_of_a_published_page_lead_to_its_tag() -> None:
-    page = "![Picture](docs/vote.svg) [Install](docs/how-to/install.md#use-a-gpu) [Ours](https://a.org) [Below](#use)"
+    page = "![Picture](docs/vote.svg) [Install](docs/install.md#use-a-gpu) [Ours](https://a.org) [Below](#use)"
     assert DIST["absolute_links"](page, "owner/name", "v1.2") == (
         "![Picture](https://github.com/owner/name/raw/v1.2/docs/vote.svg) "
-        "[Install](https://github.com/owner/name/blob/v1.2/docs/how-to/install.md#use-a-gpu) "
+        "[Install](https://github.com/owner/name/blob/v1.2/docs/install.md#use-a-gpu) "
         "[Ours](https://a.org) [Below](#use)"
     )
