@@ -60,9 +60,9 @@ def delete_session(repl: Repl, argument: str) -> str:
     if not repl.input.confirm(f"Delete session {session.name}?", False):
         advice = "" if repl.streams.in_is_terminal else "; use cerebrum sessions rm -y"
         return f"{session.name} not deleted{advice}"
-    is_open = tree.session
+    opened = tree.session
     deleted = f"{session.name} deleted ({format_count(repl.chat.delete_session(session), 'message')})"
-    return f"{deleted}; new conversation" if is_open and tree.session is None else deleted
+    return deleted if tree.session is opened else f"{deleted}; new conversation"
 
 
 def export_session(repl: Repl, argument: str) -> str:
