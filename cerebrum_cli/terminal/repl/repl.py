@@ -238,16 +238,17 @@ class Repl:
 
     def _run_line(self, line: InputLine) -> None:
         command = None if line.is_literal else parse_slash(line.text, self.commands)
-        if command is None:
-            if line.text.strip() in BARE_EXITS and self.input.confirm("Exit the chat?"):
-                self.is_done = True
-            elif line.is_literal:
-                self.ask(line.text)
-            else:
-                paths, text = named_files(line.text)
-                self.ask(text, paths)
-            return
-        slash, argument = command
+        if command:
+            self._run_command(*command)
+        elif line.text.strip() in BARE_EXITS and self.input.confirm("Exit the chat?"):
+            self.is_done = True
+        elif line.is_literal:
+            self.ask(line.text)
+        else:
+            paths, text = named_files(line.text)
+            self.ask(text, paths)
+
+    def _run_command(self, slash: SlashCommand, argument: str) -> None:
         try:
             if message := slash.run(self, argument):
                 self.streams.draw(f"{message}\n")
