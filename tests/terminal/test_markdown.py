@@ -141,6 +141,10 @@ def test_text_that_is_no_markup_is_shown_as_written(text: str) -> None:
         ("I said *really*, _truly_ and ***both***.", "I said really, truly and both."),
         ("**Note:** __two words__ and ~~old~~ **`x`**", "Note: two words and old x"),
         ("Use `a*b*c` and ``a`b``.", "Use a*b*c and a`b."),
+        (
+            "H<sub>2</sub>O, x<sup>2</sup>y, <kbd>F1</kbd>, <sub>q</sub>, <b>x</b>",
+            "H₂O, x²y, F1, <sub>q</sub>, <b>x</b>",
+        ),
         ("**重要**な**点**です", "重要な点です"),
         ("### A *title* ###", "A title"),
         ("> quoted\n>\n> > - a", "│ quoted\n│\n│ │ - a"),

@@ -1,7 +1,7 @@
 """Inline Markdown of one line: what becomes styling, links and mathematics; every other character stays.
 
 Markup begins and ends at the edges of words only, so that `5*6*7`, `*args` and `__init__` are text. Backslashes,
-entities, HTML and what looks like a link in code are text, too.
+entities, what looks like a link in code and HTML are text, too, but for keys, superscripts and subscripts.
 """
 
 from __future__ import annotations
@@ -13,11 +13,19 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline
 from markdown_it.rules_inline.emphasis import tokenize as read_emphasis
 from markdown_it.rules_inline.strikethrough import tokenize as read_strikethrough
+from markdown_it.token import Token
 from rich.text import Text
 
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.text import Match
-from cerebrum_cli.terminal.markdown.mathematics import IDEOGRAPHIC, INLINE_MATH, formula, is_mathematics
+from cerebrum_cli.terminal.markdown.mathematics import (
+    IDEOGRAPHIC,
+    INLINE_MATH,
+    SUBSCRIPTS,
+    SUPERSCRIPTS,
+    formula,
+    is_mathematics,
+)
 
 Rule = Callable[[StateInline, bool], bool]
 
@@ -36,6 +44,8 @@ _LINK = re.compile(  # not handlers[name](self.event)
 )
 # Terminals that drop the address of a link: values of TERM begin with these.
 _WITHOUT_LINKS = ("linux", "screen", "tmux", "rxvt", "vt", "dumb")
+_TAG = re.compile(r"<(kbd|sub|sup)>([^<>]{1,40})</\1>")
+SCRIPTS = {"sub": SUBSCRIPTS, "sup": SUPERSCRIPTS}
 STYLES = {"strong": "bold", "em": "italic", "s": "strike"}
 CODE_STYLE = "markdown.code"
 
@@ -50,17 +60,27 @@ def inline_text(line: str) -> Text:
             styles.append(STYLES[name])
         elif token.nesting < 0:
             styles.pop()
-        elif name == "code_inline":
-            text.append(token.content, " ".join([CODE_STYLE, *styles]))
-        elif name == "math":
-            text.append(formula(token.content), " ".join(styles))
-        elif name == "link":
-            link = link_text(token.meta["link"])
-            link.stylize(" ".join(styles))
-            text.append_text(link)
         else:
-            text.append(token.content, " ".join(styles))
+            part = token_text(token)
+            for style in styles:
+                part.stylize(style)
+            text.append_text(part)
     return text
+
+
+def token_text(token: Token) -> Text:
+    match token.type:
+        case "code_inline":
+            return Text(token.content, CODE_STYLE)
+        case "math":
+            return Text(formula(token.content))
+        case "tag" if token.tag == "kbd":
+            return Text(token.content, "bold")
+        case "tag":
+            return Text(token.content.translate(SCRIPTS[token.tag]))
+        case "link":
+            return link_text(token.meta["link"])
+    return Text(token.content)
 
 
 def link_text(link: Match) -> Text:
@@ -137,6 +157,19 @@ def _read_math(state: StateInline, silent: bool) -> bool:
     return True
 
 
+def _read_tag(state: StateInline, silent: bool) -> bool:
+    found = _TAG.match(state.src, state.pos)
+    if found is None:
+        return False
+    name, content = found.groups()
+    if name in SCRIPTS and not all(ord(character) in SCRIPTS[name] for character in content):
+        return False
+    if not silent:
+        state.push("tag", name, 0).content = content
+    state.pos = found.end()
+    return True
+
+
 def _read_link(state: StateInline, silent: bool) -> bool:
     found = _LINK.match(state.src, state.pos)
     if found is None:
@@ -152,4 +185,5 @@ PARSER = MarkdownIt("zero").enable(["backticks", "emphasis", "strikethrough"])
 PARSER.inline.ruler.at("emphasis", _at_word_edges(read_emphasis))
 PARSER.inline.ruler.at("strikethrough", _at_word_edges(read_strikethrough))
 PARSER.inline.ruler.push("math", _read_math)
+PARSER.inline.ruler.push("tag", _read_tag)
 PARSER.inline.ruler.push("hyperlink", _read_link)

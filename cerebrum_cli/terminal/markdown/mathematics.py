@@ -47,12 +47,10 @@ _FUNCTION_SPACE = re.compile("(?<=[\\w)\\]}∞'!∑∏∫\ue107])\ue106|\ue107(?
 _LONE_ROOT = re.compile(r"√\(([\d.,]+|\w)\)(?![\w(√^_!])")
 # Not that of a name such as unit_price.
 _SCRIPT = re.compile(r"([\^_])(?:\{([^{}^_]*)\}|(\d|(?<=\^)[^\s{}^_]|[^\s{}^_](?![^\W\d_])))")
-_SCRIPTS = {
-    "^": str.maketrans(
-        "0123456789+-=(),'′∘⊤Tabcdefghijklmnoprstuvwxyz", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾,'′°ᵀᵀᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
-    ),
-    "_": str.maketrans("0123456789+-=(),aehijklmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎,ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ"),
-}
+SUPERSCRIPTS = str.maketrans(
+    "0123456789+-=(),'′∘⊤Tabcdefghijklmnoprstuvwxyz", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾,'′°ᵀᵀᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
+)
+SUBSCRIPTS = str.maketrans("0123456789+-=(),aehijklmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎,ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ")
 # With what stands above or below it.
 _RELATION = re.compile(
     r"\s*((?::=|=:|[=×÷±∓←-⇔⇝⟵-⟿∈-∍∖∘∝∥-∪∴∵∼-≋≐-⊓⊕-⊙⊢⊣⊨⋈⩽⩾·\ue108]+)"
@@ -215,7 +213,7 @@ def _factor(text: str, atom: Pattern) -> str:
 
 def _root(node: Any, l2tobj: Any) -> str:
     degree, radicand = (_built_up(l2tobj.node_arg_to_text(node, place)) for place in (0, 1))
-    return f"{degree.translate(_SCRIPTS['^'])}√({radicand})"
+    return f"{degree.translate(SUPERSCRIPTS)}√({radicand})"
 
 
 def _grouped(node: Any, l2tobj: Any) -> str:
@@ -257,7 +255,7 @@ def _built_up(text: str) -> str:
 def _script(found: Match) -> str:
     """A superscript or subscript; the mark and the text, if Unicode lacks one of the characters."""
     mark, text = found[1], found[2] or found[3] or ""
-    table = _SCRIPTS[mark]
+    table = SUPERSCRIPTS if mark == "^" else SUBSCRIPTS
     if all(ord(character) in table for character in text):
         return text.translate(table)
     return (mark + (text if len(text) == 1 else f"({text})")).translate(_TO_LITERAL)
