@@ -6,6 +6,8 @@ With WRITE_TRANSCRIPTS=1 in the environment, screens that differ are rewritten.
 import os
 import re
 import signal
+from contextlib import suppress
+from difflib import ndiff
 from pathlib import Path
 
 import pytest
@@ -172,7 +174,10 @@ def compare(person: Person, name: str) -> None:
         person.wait_until_still()
         path.write_text(window(person), encoding="utf-8")
     expected = path.read_text(encoding="utf-8")
-    person.wait_until(lambda: window(person) == expected, f"{path.name}:\n{expected}")
+    with suppress(AssertionError):
+        person.wait_until(lambda: window(person) == expected, path.name)
+    shown = window(person)
+    assert shown == expected, "\n".join(ndiff(expected.splitlines(), shown.splitlines()))
 
 
 def window(person: Person) -> str:
