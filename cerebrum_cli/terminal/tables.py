@@ -191,8 +191,8 @@ print_sessions = partial(
 def print_matches(streams: Streams, matches: Sequence[Row]) -> None:
     """Print messages that were found, the latest of which comes first, and stands last on a terminal."""
     for match in matches[::-1] if streams.out_is_terminal else matches:
-        line = "{session}  {created:.10}  {role}: {excerpt}".format_map(match)
-        streams.answer(f"{_cell(line).translate(_ONE_LINE)}\n")
+        line = _cell("{session}  {created:.10}  {role}: {excerpt}".format_map(match)).translate(_ONE_LINE)
+        streams.answer(f"{streams.wrapped(line, indent=2)}\n")
 
 
 def print_latest(

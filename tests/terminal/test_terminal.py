@@ -33,7 +33,7 @@ from cerebrum_cli.terminal.progress import FileProgress
 from cerebrum_cli.terminal.sinks import AnswerSink, render, stats_line
 from cerebrum_cli.terminal.status_line import StatusLine
 from cerebrum_cli.terminal.streams import Streams
-from cerebrum_cli.terminal.tables import print_sessions
+from cerebrum_cli.terminal.tables import print_matches, print_sessions
 
 ONE, TWO = SequenceId(0), SequenceId(0, 1)
 FINISH = FinishEvent(ONE, "stop", 12, 0, 5, 42, 2048, Timings(0.5, 1.0, 1.25, 2.0, 12, 4))
@@ -343,6 +343,16 @@ def test_table_cells_take_one_line_and_may_be_wide(monkeypatch: pytest.MonkeyPat
     assert first.split()[:2] == ["two", "lines"] and first.endswith("…")
     assert cell_len(first) <= 44
     assert cell_len(second[: second.index("Why?")]) == head.removeprefix("\x1b[1m").index("first message")
+
+
+def test_matches_wrap_between_words() -> None:
+    streams = shown()
+    excerpt = "…to bed. Why do cats sleep, and why so long? The cat of a neighbor says that…"
+    print_matches(streams, [{"session": "cats", "created": "2026-11-20T10:20:30", "role": "user", "excerpt": excerpt}])
+    assert lines(streams.out) == [
+        "cats  2026-11-20  user: …to bed. Why do cats sleep, and why so long? The cat",
+        "  of a neighbor says that…",
+    ]
 
 
 def test_models_table_shows_the_repository_or_path(monkeypatch: pytest.MonkeyPatch) -> None:
