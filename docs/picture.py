@@ -53,9 +53,10 @@ CHAT_FILE = (
     ("And the beans? One sentence.", NEXT_QUESTION),
 )
 CHAT_LATER = (
-    ("cerebrum chat -c", NEXT_QUESTION),
-    ("/search integers", NEXT_QUESTION),
-    ("/export garden.md", NEXT_QUESTION),
+    ("cerebrum chat --temperature 0", "context "),
+    ("/search beans", NEXT_QUESTION),
+    ("/load garden", NEXT_QUESTION),
+    ("How many days are between the two? One sentence.", NEXT_QUESTION),
 )
 # Greedily, the 1.5B answers 6.50.
 QUESTION = "A parking garage charges $4 for the first hour and $2.50 for each further one. What do 5 hours cost?"
@@ -63,7 +64,7 @@ VOTE = (
     (f"cerebrum ask '{QUESTION}' --final", NEXT_PROMPT),
     (f"cerebrum ask '{QUESTION}' --votes 8 --seed 2", NEXT_PROMPT),
 )
-PICTURES = {"chat": (31, CHAT), "chat-file": (18, CHAT_FILE), "chat-later": (18, CHAT_LATER), "vote": (32, VOTE)}
+PICTURES = {"chat": (34, CHAT), "chat-file": (15, CHAT_FILE), "chat-later": (22, CHAT_LATER), "vote": (32, VOTE)}
 
 
 class Terminal:
