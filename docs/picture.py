@@ -49,7 +49,7 @@ Garlic: plant in October, harvest in July.
 """
 CHAT_FILE = (
     ("cerebrum chat --temperature 0 --session garden", NEXT_QUESTION),
-    ("/file garden.txt When do I plant out the tomatoes? One sentence.", NEXT_QUESTION),
+    ("When do I plant out the tomatoes in @garden.txt? One sentence.", NEXT_QUESTION),
     ("And the beans? One sentence.", NEXT_QUESTION),
 )
 CHAT_LATER = (
@@ -64,7 +64,7 @@ VOTE = (
     (f"cerebrum ask '{QUESTION}' --final", NEXT_PROMPT),
     (f"cerebrum ask '{QUESTION}' --votes 8 --seed 2", NEXT_PROMPT),
 )
-PICTURES = {"chat": (34, CHAT), "chat-file": (15, CHAT_FILE), "chat-later": (22, CHAT_LATER), "vote": (32, VOTE)}
+PICTURES = {"chat": (34, CHAT), "chat-file": (17, CHAT_FILE), "chat-later": (22, CHAT_LATER), "vote": (32, VOTE)}
 
 
 class Terminal:
