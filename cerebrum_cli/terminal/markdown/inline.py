@@ -38,7 +38,7 @@ _LAST = re.compile(r"[^\s(\[{/\\=<]")
 _IDENTIFIER = re.compile(r"_(?![^\W\d_]{3,}_(?!\w))\w+_(?!\w)|__\w+__(?!\w)")
 _FACTOR = re.compile(r"[\d)=]\s*\*(?=[\d(]|\w\b)")  # a product, with a space on one side
 _LINK = re.compile(  # not handlers[name](self.event)
-    r"(?<![a-zA-Z0-9_])!?\[(?P<label>(?:[^\[\]\\`]|\\.|`[^`]*`|\[[^\[\]]*\])*)\]"
+    r"(?<![a-zA-Z0-9_])!?\[(?P<label>(?:[^\[\]\\`]|`[^`]*`|\[[^\[\]]*\])*)\]"
     r"\((?P<address>(?:https?://|mailto:|#)(?:[^\s()<>]|\([^\s()]*\))+|[\w-]*[./][\w./#-]*\w|(?P=label))"
     r"(?P<title>\s+\"[^\"]*\")?\)"
 )

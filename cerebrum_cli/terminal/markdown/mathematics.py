@@ -19,7 +19,7 @@ _AFTER = rf"(?!\.[a-z]|\*[^\s*.,;:)])(?=\Z|[\s)\]}}\"'”’»—–:,;.!?<|*_~{
 INLINE_MATH = re.compile(
     rf"{_BEFORE}\\\((?:(?!\\[()])[^`]){{1,999}}?\\\){_AFTER}"
     # \[1\] and \[a-z\] are brackets that Markdown must not read
-    rf"|{_BEFORE}\\\[(?=\s|[^\]]*(?:\\[a-zA-Z]|\w[\^_]))(?:(?!\\[\[\]])[^`]){{1,999}}?\\\]{_AFTER}"
+    rf"|{_BEFORE}\\\[(?=\s|[^\]]{{0,999}}(?:\\[a-zA-Z]|\w[\^_]))(?:(?!\\[\[\]])[^`]){{1,999}}?\\\]{_AFTER}"
     r"|(?<!\\)\$\$[^$`]{1,999}(?<!\\)\$\$"
     # neither beside an end of a regular expression, as in ^a*$|^b*$, nor before the variable of a path
     r"|(?<![\\$)}\]+?])(?<![\w.)\]]\*)\$(?!\s|[,;]|\|\^)(?=[^$]*[\\^_])"
