@@ -12,10 +12,9 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from struct import Struct
 
-from cerebrum_cli.core.files import atomic_write, exists, is_file, open_own, read_small
+from cerebrum_cli.core.files import atomic_write, exists, open_own, read_small
 from cerebrum_cli.library.cache import CachePath
 from cerebrum_cli.library.hub import HubFile
 
@@ -106,24 +105,18 @@ def recorded_pieces(place: CachePath, size: int) -> list[FilePiece]:
     """The pieces of a file in its record; none if it is damaged, has another format, or has no file."""
     pieces = _empty_pieces(size)
     try:
+        for path in (place.partial, place.record):
+            open_own(path).close()
         record = read_small(place.record)
     except OSError:
         return []
     header = _header(size)
     counts = record[len(header) :]
-    if (
-        not (_is_own_file(place.partial) and _is_own_file(place.record))
-        or not record.startswith(header)
-        or len(counts) != len(pieces) * _COUNT.size
-    ):
+    if not record.startswith(header) or len(counts) != len(pieces) * _COUNT.size:
         return []
     for piece, (count,) in zip(pieces, _COUNT.iter_unpack(counts), strict=True):
         piece.position = min(piece.start + count, piece.stop)
     return pieces
-
-
-def _is_own_file(path: Path) -> bool:
-    return is_file(path) and not path.is_symlink()
 
 
 def bytes_present(place: CachePath, size: int) -> int:
