@@ -53,7 +53,7 @@ def pull_missing(app: App, settings: Settings, error: ModelNotFound, *, yes: boo
 def note_precedence(app: App) -> None:
     """Write a note if a variable sets another model than the default model."""
     settings = app.readable_settings(environment_layer("model"))
-    if settings.model and settings.model not in app.library.resolve(None).references | {app.default_model()}:
+    if settings.model != app.default_model():
         app.streams.note(NoticeEvent(f"{settings.origin('model')} sets {settings.model}, which takes precedence"))
 
 
