@@ -168,6 +168,10 @@ def test_markup_becomes_styling(text: str, shown: str) -> None:
         (r"$x^2 + y_{n+1}$, $42$ and $5", "x² + yₙ₊₁, $42$ and $5"),
         (r"\[\frac{-b \pm \sqrt{b^2-4ac}}{2a}\]", "  (-b ± √(b²-4ac))/(2a)"),
         ("- So\n  $$\n  \\boxed{42}\n  $$.", "- So\n    42."),
+        (
+            "It is: $$\nx^2\n$$\nSo \\[\nx = 2\n\\]\n|a|b|\n|---|---|\n|c|d|",
+            "It is:\n  x²\nSo\n  x = 2\na   b\n─────\nc   d",
+        ),
         (r"\(\frac{1}{2}\cdot\sqrt[3]{16}, e^{i\pi}, x^{ab}, A_{QQ}\)", "1/2 · ³√16, e^(iπ), xᵃᵇ, A_(QQ)"),
         (r"\(\alpha \in \mathbb{R}^n, 90^\circ, f'(x) = \sin x\)", "α ∈ ℝⁿ, 90°, f'(x) = sin x"),
         (r"\(\text{cost} = \$5, \{1, 2\}, \left.x\right|, 10\%\)", "cost = $5, {1, 2}, x|, 10%"),

@@ -16,6 +16,10 @@ SEPARATOR = re.compile(r"\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*")
 # How display mathematics begins and ends.
 DELIMITERS = {r"\[": r"\]", "$$": "$$"}
 DELIMITERS |= {rf"\begin{{{name}}}": rf"\end{{{name}}}" for name in ("align", "align*", "equation", "equation*")}
+# At the beginning of a line, or at the end of a text.
+DISPLAY_BEGIN = re.compile(
+    rf"(?P<before>\s*|.*\S\s+(?=(?:\$\$|\\\[)\s*\Z))(?P<begin>{'|'.join(map(re.escape, DELIMITERS))})"
+)
 CODE_SPAN = re.compile(r"(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)")
 COMMENT = re.compile(r" {0,3}#\s+[^\s|].*")  # or a heading
 # A line of code that has no fence: Python, YAML, a crontab, a shell and the like.
@@ -122,7 +126,7 @@ class Reader:
             return self._read_code(self._fence, line)
         if not self._held:
             return self._read_first(line)
-        if display_begin(self._held[0]):
+        if DISPLAY_BEGIN.match(self._held[0]):
             return self._read_display(line)
         if is_comment(self._held[0]):
             return self._read_below_comment(line)
@@ -130,7 +134,7 @@ class Reader:
 
     def finish(self) -> Blocks:
         """What is held, when the text ends."""
-        if self._fence or len(self._held) < 2 or display_begin(self._held[0]) or is_comment(self._held[0]):
+        if self._fence or len(self._held) < 2 or DISPLAY_BEGIN.match(self._held[0]) or is_comment(self._held[0]):
             return self.unfinished()
         held, self._held = self._held, ()
         return [table(held)]
@@ -153,7 +157,7 @@ class Reader:
             self._fences += 1
             self._fence = Fence(found["prefix"], found["marks"], found["info"], self._fences)
             return [self._fence]
-        if display_begin(line):
+        if DISPLAY_BEGIN.match(line):
             return self._read_display(line)
         if is_comment(line) and self._is_in_code:
             return [TextLine(line, is_comment=True)]
@@ -185,15 +189,18 @@ class Reader:
 
     def _read_display(self, line: str) -> Blocks:
         self._held += (line,)
-        text = "\n".join(self._held).strip()
-        begin = display_begin(text)
+        first, *others = self._held
+        opening = DISPLAY_BEGIN.match(first)
+        assert opening
+        before, begin = opening.groups()
         end = DELIMITERS[begin]
-        content, found, after = text.removeprefix(begin).partition(end)
+        content, found, after = "\n".join((first[opening.end() :], *others)).partition(end)
         source = f"{begin}{content}{end}"
         if found and is_mathematics(source) and not after.strip(" .,;:"):
-            first, self._held = self._held[0].expandtabs(), ()
-            indent = " " * (len(first) - len(first.lstrip()))
-            return [Display(indent, source, after.strip())]
+            self._held = ()
+            before = before.expandtabs()
+            display = Display(" " * (len(before) - len(before.lstrip())), source, after.strip())
+            return [TextLine(before), display] if before.strip() else [display]
         if found or not line.strip() or FENCE.fullmatch(line) or len(self._held) == MAX_DISPLAY_LINES:
             *before, last = self.unfinished()
             return [*before, *self._read_first(line)] if before else [last]
@@ -228,11 +235,6 @@ def is_code(line: str, is_beside_code: bool) -> bool:
         return True
     continues = not line.strip() or line[:4].isspace() or BESIDE_CODE.fullmatch(line.strip())
     return is_beside_code and bool(continues)
-
-
-def display_begin(line: str) -> str:
-    """How the line begins display mathematics; empty if it does not."""
-    return next((begin for begin in DELIMITERS if line.lstrip().startswith(begin)), "")
 
 
 def cells(line: str) -> list[str]:
