@@ -25,7 +25,7 @@ from vocabularies import open_vocabulary
 pytestmark = pytest.mark.slow
 
 DOCUMENTS = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md")))
-MERGE, EVALUATE, MADE_FOR = "docs/how-to/merge.md", "docs/how-to/evaluate.md", "docs/made-for.md"
+ABOUT_MODELS, EVALUATE = "docs/models.md", "docs/how-to/evaluate.md"
 LEFT_OUT = {
     "builds or installs programs": r"^((make|source|pip|pipx|uv|git clone) |CMAKE_ARGS=|.*scripts/setup\.sh)",
     "asks on a terminal, or changes the shell": r"cerebrum pull( author/model)? +#|--show-completion|chat --tool",
@@ -42,7 +42,7 @@ SUCCESS = (0, 4, 5, 6)  # a prompt may not fit in the context of a tiny model, a
 ASKS = re.compile(r"cerebrum (sessions )?rm ")  # for confirmation
 EVALUATES = re.compile(r"cerebrum (lm-)?eval ")
 SHELL = re.compile(r"[|&;<>]|(?<!\\)\$")
-IN_ORDER = ("README.md", "docs/getting-started.md", MADE_FOR)  # from the first line to the last, in an empty home
+IN_ORDER = ("README.md", "docs/getting-started.md", ABOUT_MODELS)  # from the first line to the last, in an empty home
 MODELS = {  # files by the repositories that the catalog and the pages name
     "unsloth/Qwen3.5-4B-GGUF": ("Qwen3.5-4B-Q4_K_M.gguf",),
     "bartowski/Cerebrum-1.0-7b-GGUF": ("Cerebrum-1.0-7b-Q4_K_M.gguf", "Cerebrum-1.0-7b-Q8_0.gguf"),
@@ -76,9 +76,9 @@ INSTALLED = {  # models by what in a page needs them
     "starter": "./SmolLM2-135M-Instruct.Q4_1.gguf",
 }
 LOCAL = ("model.gguf", "actor.gguf", "instruct.gguf", "Cerebrum-1.0-7b-Q4_K_M.gguf", "SmolLM2-135M-Instruct.Q4_1.gguf")
-CONFIGURATION = {"docs/how-to/use-a-server.md": "config.toml", "docs/how-to/choose-a-model.md": "models.toml"}
+CONFIGURATION = {"docs/how-to/use-a-server.md": "config.toml", ABOUT_MODELS: "models.toml"}
 PRINTED_FORMATS = ("cerebrum", "collective-cognition", "mistral")  # of which the page has prompts, in this order
-UNPRINTED = {MERGE: ["cerebrum merge weights.yaml -o weights.gguf"]}  # the page says "save one of those below"
+UNPRINTED = {ABOUT_MODELS: ["cerebrum merge weights.yaml -o weights.gguf"]}  # the second recipe of the page
 EDITOR = "#!/bin/sh\nprintf 'Describe this change:\\n' > \"$1\"\n"
 PROGRAMS = {"jq": "#!/bin/sh\ncat\n", "git": "#!/bin/sh\necho change\n", "editor": EDITOR}
 
@@ -94,9 +94,9 @@ def commands(page: str) -> list[str]:
     """Lines of the shell blocks of a page that can be run here; except in order, those that write a file come first."""
     text = "".join(blocks(page, "sh")).replace("\\\n", "")
     lines = [line for line in text.splitlines() if line and not SKIPPED.search(line)]
-    if page in IN_ORDER:
-        return lines
-    return sorted(lines, key=lambda line: not line.startswith("printf")) + UNPRINTED.get(page, [])
+    if page not in IN_ORDER:
+        lines.sort(key=lambda line: not line.startswith("printf"))
+    return lines + UNPRINTED.get(page, [])
 
 
 def checkpoint_of(layers: int, folder: Path) -> Path:
@@ -120,10 +120,10 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def adapters(thinker: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def adapters(seven: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     directory = tmp_path_factory.mktemp("adapters")
     names = ("style.gguf", "terse.gguf")
-    return [write_adapter(directory / name, factors_for(thinker, seed=seed)) for seed, name in enumerate(names)]
+    return [write_adapter(directory / name, factors_for(seven, seed=seed)) for seed, name in enumerate(names)]
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def hub(page: str, thinker: Path, seven: Path, checkpoints: dict[str, Path]) -> 
     sums = [{"question": f"{n} + 1?", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in range(3)]
     with HubServer() as hub:
         for repo_id, names in MODELS.items():
-            files = dict.fromkeys(names, seven if page in (MERGE, MADE_FOR, "README.md") else thinker)
+            files = dict.fromkeys(names, seven if page in (ABOUT_MODELS, "README.md") else thinker)
             if repo_id in checkpoints:
                 files |= {path.name: path for path in checkpoints[repo_id].iterdir()}
             hub.repository(repo_id, files)
@@ -175,7 +175,7 @@ def checkout(tmp_path: Path, thinker: Path, checkpoints: dict[str, Path], adapte
     shutil.copytree(checkpoints["owner/repo"], checkout / "folder")
     for adapter in adapters:
         shutil.copy(adapter, checkout)
-    stack, weights = blocks(MERGE, "yaml")
+    stack, weights = blocks(ABOUT_MODELS, "yaml")
     texts = {
         "questions.txt": "What is 1 + 1?\n",
         "slow.py": "print(1 + 1)\n",
@@ -220,7 +220,7 @@ def test_examples_run_as_printed(
         (command.config / name).write_text(at(servers, "".join(blocks(page, "toml"))))
         shutil.copy(checkout / "style.gguf", command.config)
     lines, failures = commands(page), []
-    needed = [model for named, model in INSTALLED.items() if named in "".join(lines) and name != "models.toml"]
+    needed = [model for named, model in INSTALLED.items() if named in "".join(lines)]
     setup = [f"cerebrum pull {model}" for model in needed if page not in IN_ORDER]
     for line in (*setup, *lines):
         if "language=" in line:  # of a prompt that the page shows
@@ -273,7 +273,7 @@ def test_prompts_are_as_printed(command: CommandLine, mistral_model: Path) -> No
     turns = (("user", "What is 15% of 80?"), ("assistant", "15% of 80 is 12."), ("user", "And of 90?"))
     conversation = [{"role": role, "content": content} for role, content in turns]
     cases = [(name, asked) for name in PRINTED_FORMATS for asked in (single, conversation)]
-    for (name, asked), block in zip(cases, blocks(MADE_FOR, "text"), strict=True):
+    for (name, asked), block in zip(cases, blocks(ABOUT_MODELS, "text"), strict=True):
         (command.home / "asked.json").write_text(json.dumps(asked))
         done = command.run("ask", "--dry-run", "--format", name, "-m", mistral_model, "--messages", "asked.json")
         assert done.out.strip() == block.strip()
