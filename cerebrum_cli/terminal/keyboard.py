@@ -66,6 +66,7 @@ class Keyboard:
                 if types_ahead:
                     modes[0] &= ~termios.ICRNL
                     modes[3] &= ~termios.ICANON
+                    modes[3] |= termios.NOFLSH  # Ctrl-C drops neither typed text nor output
                 if self._set_modes(modes, marks_pastes=types_ahead) and types_ahead:
                     self._read_typed_before()
             yield
