@@ -180,7 +180,7 @@ def checkout(tmp_path: Path, thinker: Path, checkpoints: dict[str, Path], adapte
         "questions.txt": "What is 1 + 1?\n",
         "slow.py": "print(1 + 1)\n",
         "exam.jsonl": blocks(EVALUATE, "json")[0],
-        "mytools.py": blocks("docs/how-to/call-functions.md", "python")[0],
+        "mytools.py": blocks("docs/functions.md", "python")[0],
         "recipe.yaml": stack,
         "card.yaml": stack.replace("cerebrum-7b", "/home/author/Cerebrum-1.0-7b"),
         "weights.yaml": weights,

@@ -42,7 +42,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    """Packages, among them the one that docs/how-to/extend.md shows."""
+    """Packages, among them the one that docs/functions.md shows."""
     folder = tmp_path / "site"
     folder.mkdir()
     site = Site(folder, monkeypatch)
@@ -68,7 +68,7 @@ def completions(cerebrum: CommandLine, line: str) -> list[str]:
 
 
 def test_command_from_outside_is_what_the_page_shows() -> None:
-    page = (ROOT / "docs" / "how-to" / "extend.md").read_text()
+    page = (ROOT / "docs" / "functions.md").read_text()
     for file in ("pyproject.toml", "cerebrum_hello/__init__.py", "cerebrum_hello/hello.py"):
         assert f"\n{(HELLO / file).read_text()}```\n" in page
     assert f'cerebrum hello "{QUESTION}" -m nano\nHello! {ANSWER}\n' in page

@@ -46,5 +46,5 @@ def test_documented_calls_are_read(case: dict[str, Any], chatml: LlamaBackend) -
 def test_every_family_has_a_documented_call_and_is_in_the_manual() -> None:
     names = [family.name for family in FAMILIES]
     assert {case["family"] for case in DOCUMENTED} == {*names, ""}
-    page = (ROOT / "docs" / "how-to" / "call-functions.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "functions.md").read_text(encoding="utf-8")
     assert [name for name in names if f"| {name} |" not in page] == []
