@@ -1,13 +1,35 @@
-"""The engine: replies, samples, reuse of evaluated tokens, seeds, memory and timings."""
+"""The engine: replies, samples, reuse, seeds, timings; what is added, cancelled or closed meanwhile; follow-ups."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import replace
 
 import pytest
-from asking import ask, collect_replies, generate, running_engine
-from scripted_backend import MARK, ScriptedBackend, replies, tokens
+from asking import ask, collect_replies, generate, running_engine, when_held
+from command_line import start_python
+from scripted_backend import END, FIRST_SHARED_STEP, MARK, ScriptedBackend, endless, replies, tokens
+from waiting import assert_returns
 
-from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.events import PromptEvent
-from cerebrum_cli.core.sampling import SEEDS
+from cerebrum_cli.core.ask import Ask
+from cerebrum_cli.core.conversation import Text
+from cerebrum_cli.core.errors import EngineError, GrammarError
+from cerebrum_cli.core.events import (
+    Event,
+    FinishEvent,
+    LoadEvent,
+    NoticeEvent,
+    PromptEvent,
+    RefusedEvent,
+    SequenceId,
+    TokenEvent,
+)
+from cerebrum_cli.core.sampling import SEEDS, SamplingParams
+from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import Request
+from cerebrum_cli.engine.step import StopFlag
 
 GREETING = replies({"hello ": "world", "hello world, ": "who are you?"})
 
@@ -67,12 +89,7 @@ def test_engine_draws_seeds_in_a_range_and_wraps_them() -> None:
     ("asked", "limit", "cells", "reserved"),
     [
         # slots for all again after a long reply
-        (
-            [(8000, 1), (600, 1), (10, 8), (600, 2), (10, 8)],
-            900,
-            16_000,
-            [(8900, 1), (910, 8), (1500, 5), (910, 8)],
-        ),
+        ([(8000, 1), (600, 1), (10, 8), (600, 2), (10, 8)], 900, 16_000, [(8900, 1), (910, 8), (1500, 5), (910, 8)]),
         # no idle slots for long replies
         ([(8000, 1), (8100, 3), (8200, 6)], 10, 1_000_000, [(8010, 1), (8110, 3), (8210, 6)]),
     ],
@@ -106,3 +123,252 @@ def test_engine_measures_prefill_and_decode() -> None:
     assert 0 < first.timings.prefill_s <= first.timings.ttft_s
     assert first.timings.decode_s > 0 and first.timings.tokens_per_second > 0
     assert first.timings.load_s == second.timings.load_s >= 0
+
+
+def request(prompt: str) -> Request:
+    return Request(tokens(prompt), SamplingParams(seed=0))
+
+
+def repeat(held: tuple[int, ...], seed: int) -> int:
+    """Repeat a letter three times; a prompt with "G" is refused then."""
+    if held[0] == ord("G") and len(held) == 5:
+        raise GrammarError("the grammar rejects every possible next token")
+    return ord("a") if len(held) < 5 else END
+
+
+@pytest.fixture
+def engine() -> Iterator[LocalEngine]:
+    with running_engine(ScriptedBackend(repeat, slots=4)) as engine:
+        yield engine
+
+
+def test_samples_added_after_cancel_are_cancelled(engine: LocalEngine) -> None:
+    with closing(engine.complete([request("x#")])) as completions:
+        events = [next(completions)]
+        engine.cancel()
+        completions.add_samples(0, 3)
+        said = collect_replies([*events, *completions])
+    later = [SequenceId(0, sample) for sample in range(1, 4)]
+    assert [(said[id].reason, said[id].text) for id in later] == [("cancelled", "")] * 3
+
+
+def test_refused_sequence_ends_alone(engine: LocalEngine) -> None:
+    with closing(engine.complete([request("G#"), request("x#")])) as completions:
+        events = list(completions)
+    [refused] = [event for event in events if isinstance(event, RefusedEvent)]
+    assert (refused.sequence, type(refused.error)) == (SequenceId(0), GrammarError)
+    said = collect_replies(event for event in events if event is not refused)
+    assert (said[SequenceId(1)].text, said[SequenceId(1)].reason) == ("aaa", "stop")
+    with pytest.raises(GrammarError, match="rejects"):
+        list(generate(engine, [request("G#"), request("x#")]))
+
+
+# Cancelling and closing.
+
+LONG = replies({"count: ": "0123456789" * 5, "x" * 50: "y", "?": "one STOP"})
+ENDLESS = endless({"count: ": "0123456789", "name: ": "abcdefghij"})
+COUNT, NAME = Request(tokens("count: ")), Request(tokens("name: "))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "holds", "text"), [("count: ", {4: 0}, "0123"), ("?", {6: 0}, "one ST"), ("x" * 50, {2: 3}, "")]
+)
+def test_cancel_from_another_thread_keeps_the_partial_reply(prompt: str, holds: dict[int, int], text: str) -> None:
+    scripted = ScriptedBackend(LONG, holds=holds)
+    with running_engine(scripted) as engine:
+        thread = when_held(scripted, engine.cancel)
+        [reply] = ask(engine, prompt, stop=("STOP",))  # text that resembles it is held back until then
+        thread.join()
+        [again] = ask(engine, prompt, stop=("STOP",))
+    assert (reply.text, reply.reason, again.reason) == (text, "cancelled", "stop")
+
+
+@pytest.mark.slow
+def test_cancel_works_in_a_signal_handler() -> None:
+    is_handled = threading.Event()
+
+    def model(held: tuple[int, ...], seed: int) -> int:
+        if held.count(ord("0")) and not is_handled.is_set():
+            time.sleep(0.1)  # until the caller waits for a token
+            signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)  # which does not end the caller's wait
+            assert is_handled.wait(10)
+        return LONG(held, seed)
+
+    def cancel(*_: object) -> None:
+        here.cancel()
+        is_handled.set()
+
+    previous = signal.signal(signal.SIGUSR1, cancel)
+    try:
+        with running_engine(ScriptedBackend(model)) as here:
+            [reply] = ask(here, "count: ")
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+    assert (reply.text, reply.reason) in [("0", "cancelled"), ("01", "cancelled")]
+
+
+def test_step_error_reaches_every_stream_and_the_engine_recovers() -> None:
+    error = EngineError("out of luck")
+    scripted = ScriptedBackend(ENDLESS, slots=3, context_size=100_000, fails={FIRST_SHARED_STEP: error})
+    with running_engine(scripted) as engine:
+        one, two = generate(engine, [COUNT]), generate(engine, [NAME, COUNT])
+        next(one), next(two)
+        for events in (one, two):
+            with pytest.raises(EngineError, match="out of luck"):
+                list(events)
+        [reply] = ask(engine, "count: ", max_tokens=5)
+    assert (reply.text, reply.cached) == ("01234", 0)
+
+
+def test_load_events_are_kept_for_late_callers_and_delivered_once() -> None:
+    told: tuple[Event, ...] = (NoticeEvent("no GPU", "get one"), LoadEvent(0.5), LoadEvent(1.0))
+    engine = LocalEngine(ScriptedBackend(LONG, load_events=told).open)
+    assert next(generate(engine, [COUNT])) == PromptEvent(SequenceId(0), 0, 7)
+    assert list(engine.load()) == [*told]
+    assert list(engine.load()) == []
+    assert_returns(lambda: list(engine.load()))
+    engine.close()
+
+
+def failing(tell: Callable[[Event], None], stop: StopFlag) -> ScriptedBackend:
+    tell(LoadEvent(0.1))
+    raise EngineError("the file is damaged")
+
+
+def test_load_error_is_raised_by_every_call() -> None:
+    engine = LocalEngine(failing)
+    events = engine.load()
+    assert next(events) == LoadEvent(0.1)
+    for _ in range(3):
+        with pytest.raises(EngineError, match="damaged"):
+            next(engine.load())
+        with pytest.raises(EngineError, match="damaged"):
+            next(generate(engine, [COUNT]))
+    with pytest.raises(EngineError, match="not loaded"):
+        _ = engine.backend
+    engine.cancel()
+    assert_returns(engine.close)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [LocalEngine.cancel, LocalEngine.close])
+def test_loading_can_be_interrupted(end: Callable[[LocalEngine], None]) -> None:
+    def slow(tell: Callable[[Event], None], stop: StopFlag) -> ScriptedBackend:
+        tell(LoadEvent(0.0))
+        while not stop:
+            tell(LoadEvent(0.5))
+        raise EngineError("loading interrupted")
+
+    engine = LocalEngine(slow)
+    events = engine.load()
+    assert next(events) == LoadEvent(0.0)
+    assert_returns(lambda: end(engine))
+    with pytest.raises(EngineError, match="interrupted"):
+        list(events)
+    assert_returns(engine.close)
+
+
+def test_closed_engine_ends_its_streams_and_raises() -> None:
+    scripted = ScriptedBackend(LONG, holds={4: 0})
+    engine = LocalEngine(scripted.open)
+    completions = engine.complete([COUNT])
+    events = [next(completions)]
+    assert scripted.is_held.wait(20)
+    assert_returns(engine.close)
+    assert scripted.closed
+    for call in (lambda: completions.add_samples(0, 1), lambda: engine.complete([COUNT])):
+        with pytest.raises(EngineError, match="closed"):
+            call()
+    with pytest.raises(EngineError, match="not loaded"):
+        engine.vocabulary.tokenize([Text("a")])
+    [reply] = collect_replies([*events, *completions]).values()
+    assert (reply.text, reply.reason) == ("0123", "cancelled")
+    engine.cancel()
+    for close in (completions.close, engine.close):
+        assert_returns(close)
+
+
+@pytest.mark.slow
+def test_process_failing_with_an_open_stream_exits() -> None:
+    script = (
+        "from asking import generate\n"
+        "from cerebrum_cli.engine.local_engine import LocalEngine\n"
+        "from scripted_backend import *\n"
+        "from cerebrum_cli.engine.requests import Request\n"
+        "engine = LocalEngine(ScriptedBackend(replies({'?': 'a' * 90})).open)\n"
+        "events = generate(engine, [Request(tokens('?'))])\n"
+        "next(events)\n"
+        "raise RuntimeError('a bug')\n"
+    )
+    process = start_python(script)
+    _, error = process.communicate(timeout=20)
+    assert (process.returncode, error.splitlines()[-1]) == (1, "RuntimeError: a bug")
+
+
+FOLLOWED = {"a: ": "first", "a: first> ": "program", "b: ": "second", "b: second> ": "other"}
+ASKED = Request(tokens("> "), SamplingParams(max_tokens=20))
+
+
+def texts(events: Iterable[Event]) -> dict[tuple[int, ...], str]:
+    """Texts by request, sample and turn, in the order in which they began."""
+    said: dict[tuple[int, ...], str] = {}
+    for event in events:
+        if isinstance(event, TokenEvent):
+            said[event.sequence] = said.get(event.sequence, "") + event.text
+    return said
+
+
+def requests_of(*prompts: str, n: int = 1, max_tokens: int | None = None) -> list[Request]:
+    params = SamplingParams(max_tokens=max_tokens)
+    return [Request(tokens(prompt), params, Ask(n=n), follow_up=ASKED) for prompt in prompts]
+
+
+def generated(engine: LocalEngine, asked: list[Request]) -> tuple[list[Event], dict[tuple[int, ...], FinishEvent]]:
+    events = list(generate(engine, asked))
+    return events, {event.sequence: event for event in events if isinstance(event, FinishEvent)}
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_follow_up_reuses_the_slot_of_its_sample_although_others_wait(slots: int) -> None:
+    backend = ScriptedBackend(replies(FOLLOWED), slots=slots)
+    with running_engine(backend) as engine:
+        events, finished = generated(engine, requests_of("a: ", "b: "))
+    said = texts(events)
+    assert said == {(0, 0, 0): "first", (0, 0, 1): "program", (1, 0, 0): "second", (1, 0, 1): "other"}
+    assert slots > 1 or list(said) == [(0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 0, 1)]
+    follow_up = finished[0, 0, 1]
+    assert (follow_up.prompt_tokens, follow_up.cached_tokens) == (len("a: first> "), len("a: first"))
+    assert [event.is_followed for event in finished.values()].count(True) == 2
+
+
+def test_follow_up_of_each_sample_has_its_seed() -> None:
+    with running_engine(ScriptedBackend(replies(FOLLOWED), slots=3)) as engine:
+        [request] = requests_of("a: ", n=3)
+        _, finished = generated(engine, [replace(request, params=SamplingParams(seed=5))])
+    assert {id: event.seed for id, event in finished.items()} == {
+        (0, sample, turn): 5 + sample for sample in range(3) for turn in range(2)
+    }
+
+
+def test_follow_up_is_asked_only_after_a_whole_reply_and_with_room_for_it() -> None:
+    with running_engine(ScriptedBackend(replies(FOLLOWED))) as engine:
+        events, _ = generated(engine, requests_of("a: ", max_tokens=3))
+        assert texts(events) == {(0, 0, 0): "fir"}
+    with running_engine(ScriptedBackend(replies(FOLLOWED), context_size=len("a: first> "))) as engine:
+        events, finished = generated(engine, requests_of("a: "))
+        assert texts(events) == {(0, 0, 0): "first"} and not finished[0, 0, 0].is_followed
+
+
+@pytest.mark.parametrize("aborts", [False, True])
+def test_follow_up_ends_with_its_request(aborts: bool) -> None:
+    backend = ScriptedBackend(replies(FOLLOWED), slots=1)
+    with running_engine(backend) as engine:
+        with closing(engine.complete(requests_of("a: "))) as events:
+            for event in events:
+                if isinstance(event, FinishEvent) and event.is_followed:
+                    break
+            if aborts:
+                events.abort(0)
+                [end] = [event for event in events if isinstance(event, FinishEvent)]
+                assert (end.sequence.turn, end.reason) in ((1, "cancelled"), (1, "stop"))
+        assert ask(engine, "b: ")[0].text == "second"  # the slot is free

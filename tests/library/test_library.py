@@ -1,24 +1,27 @@
-"""Which model a name means: what is registered, what lies at a path, what the catalogue knows, and what is near."""
+"""Which model a name means, and which models are here: the registry, kept in one file."""
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gguf_files import write_model
 from hub_user import RecordedProgress
 
 from cerebrum_cli.cli.model_objects import row
-from cerebrum_cli.core.errors import ModelNotFound, UsageError
+from cerebrum_cli.core.errors import ConfigError, ModelFileError, ModelNotFound, UsageError
 from cerebrum_cli.engine.capacity import Capacity
 from cerebrum_cli.library.cache import Cache, CachePath
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
 from cerebrum_cli.library.pull import DownloadOptions, Puller
-from cerebrum_cli.library.registry import Registry, RegistryEntry
+from cerebrum_cli.library.registry import Registry, RegistryEntry, hash_file
 from cerebrum_cli.weights.building import BUILDER
 
 COMMIT, DIGEST = "c" * 40, "d" * 64
@@ -255,3 +258,78 @@ def test_library_never_chooses_a_file_that_is_no_language_model(library: Library
     [model] = library.models()
     words = "a draft head for speculative decoding, not a whole model (architecture eagle3)"
     assert row(library, model, library.capacity())["error"] == f"{path}: {words}; use the model that it was made for"
+
+
+def entry_of(name: str, path: str = "/models/file.gguf") -> RegistryEntry:
+    return RegistryEntry(name, Path(path), size=7, sha256="ab" * 32, mtime_ns=1_700_000_000_123_456_789, source="local")
+
+
+def test_registry_concurrent_adds_lose_nothing(tmp_path: Path) -> None:
+    names = {f"model-{number}" for number in range(60)}
+    with ThreadPoolExecutor(4) as pool:  # each call opens and locks a file of its own, as another process would
+        list(pool.map(lambda name: Registry(tmp_path).add(entry_of(name)), names))
+    assert {entry.name for entry in Registry(tmp_path).entries()} == names
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["registry.json", "registry.lock"]
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_registry_works_where_the_file_system_has_no_locks(tmp_path: Path) -> None:
+    Registry(tmp_path).add(entry_of("a"))
+    assert Registry(tmp_path).entries() == (entry_of("a"),)
+
+
+OTHER_VERSION = '{"version": 2, "models": [], "digests": []}'
+NO_PATH = '{"version": 1, "models": [{"name": "a"}], "digests": []}'
+ENTRY = {"name": "a", "path": "/a", "size": 1, "sha256": "", "mtime_ns": 1, "source": "local"}
+EMPTY: dict[str, Any] = {"version": 1, "models": [], "digests": []}
+WRONG_ENTRIES: list[dict[str, Any]] = [{"name": 5}, {"source": "other"}, {"mtime_ns": 1e400}, {"path": "\ud800"}]
+WRONG_TYPES = [json.dumps(EMPTY | {"models": [ENTRY | wrong]}) for wrong in WRONG_ENTRIES]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "\udcff", '{"version": 1}', OTHER_VERSION, NO_PATH, *WRONG_TYPES])
+def test_registry_reports_and_keeps_a_damaged_file(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "registry.json"
+    path.write_bytes(os.fsencode(content))
+    for attempt in (Registry(tmp_path).entries, lambda: Registry(tmp_path).add(entry_of("a"))):
+        with pytest.raises(ConfigError) as caught:
+            attempt()
+        assert caught.value.message.startswith(f"{path}: damaged")
+        assert "move it elsewhere" in caught.value.hint
+    assert path.read_bytes() == os.fsencode(content)
+
+
+def test_registry_reports_an_unwritable_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConfigError, match="Not a directory"):
+        Registry(tmp_path / "file" / "models").add(entry_of("a"))
+    (tmp_path / "registry.json").mkdir()
+    with pytest.raises(ConfigError, match="Is a directory"):
+        Registry(tmp_path).entries()
+
+
+@pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "written"])
+def test_hash_of_a_file_that_changes_meanwhile_is_an_error(tmp_path: Path, replaced: bool) -> None:
+    path, other = tmp_path / "file", tmp_path / "other"
+    for each in (path, other):
+        each.write_bytes(os.urandom(1000))
+
+    def change(done: int, total: int) -> None:
+        if replaced:
+            other.replace(path)
+        else:
+            path.write_bytes(b"half")
+
+    with pytest.raises(ModelFileError, match="changed while it was read"):
+        hash_file(path, change)
+
+
+@pytest.mark.parametrize("seconds", [15_000_000_000, 300_000_000_000, -2_000_000_000, -90_000_000_000])
+def test_files_of_any_year_are_registered(tmp_path: Path, seconds: int) -> None:
+    """In nanoseconds, some of these are beyond 64 bits; a file system may store the nearest time that it can."""
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"x")
+    os.utime(file, (seconds, seconds))
+    registry = Registry(tmp_path / "registry")
+    registry.add(RegistryEntry.of_file(file, "ab" * 32, "a"))
+    [entry] = registry.entries()
+    assert entry.is_current and hash_file(file).mtime_ns == entry.mtime_ns

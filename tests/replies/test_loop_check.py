@@ -12,18 +12,14 @@ import pytest
 from asking import ask, collect_replies, generate, running_engine
 from command_line import SOUND_MODELS, CommandLine
 from hypothesis import given, strategies as st
-from installations import model_on
 from llama_engines import open_engine
 from repetitive_documents import DOCUMENTS
-from scripted_backend import END, ScriptedBackend, endless, tokens
+from scripted_backend import ScriptedBackend, endless, tokens
 from scripted_command import batch_here, run_here
-from templates import chosen_format
 from tiny_models import write_bigrams
 
 from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.repetition import MAX_PERIOD, MIN_TOKENS, STEP, copied_length, repeats, repeats_list
 from cerebrum_cli.engine.requests import Request
 from scripts.nano.measure import MODEL_FILE
@@ -182,22 +178,6 @@ def test_answer_under_a_grammar_repeats_itself_only_without_the_check(
     batch = ("batch", tmp_path / "questions.txt", "-o", tmp_path / "out.jsonl", "-m", chatml_model, *off)
     assert run_here({"reply": LONG_LIST}, tmp_path, *batch, *command[4:]).code == 0
     assert json.loads((tmp_path / "out.jsonl").read_text())["text"] == LONG_LIST
-
-
-def test_library_reply_under_a_grammar_repeats_itself_without_the_check() -> None:
-    reply = tokens(LONG_LIST)
-    begun: list[int] = []
-
-    def model(held: tuple[int, ...], seed: int) -> int:
-        begun.append(len(held))
-        said = len(held) - begun[0]
-        return reply[said] if said < len(reply) else END
-
-    for rule in ({"schema": {"type": "array"}}, {"grammar": Grammar("regex", "[^x]*")}):
-        begun.clear()
-        engine = LocalEngine(ScriptedBackend(model, context_size=20_000).open)
-        with model_on(engine, chosen_format("chatml")) as opened:
-            assert opened.reply("Zeros?", loop_check=False, **rule).wait().text == LONG_LIST
 
 
 @pytest.fixture(scope="module")

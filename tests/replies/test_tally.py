@@ -27,12 +27,7 @@ def tally(*counted: str | None, votes: Votes | None = None) -> Tally:
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [
-        ("(x-1)^2+(y+2)^2=9", "x^2+y^2=9"),
-        ("2x+3y=6", "3x+2y=6"),
-        ("xy=12", "12"),
-        ("2Mg + O2 = 2MgO", "2"),
-    ],
+    [("(x-1)^2+(y+2)^2=9", "x^2+y^2=9"), ("2x+3y=6", "3x+2y=6"), ("xy=12", "12"), ("2Mg + O2 = 2MgO", "2")],
 )
 def test_vote_keeps_different_equations_apart(first: str, second: str) -> None:
     assert [count.count for count in tally(first, second, first, votes=Votes(3, 3)).counts] == [2, 1]
@@ -191,7 +186,7 @@ def test_vote_takes_the_output_of_a_program_as_the_reply_writes_it() -> None:
     ):
         found = found.add(answer, program=Program("", output))
     assert [(count.answer, count.replies, count.programs) for count in found.counts] == [
-        *(("2", 1, 1), ("$18.00", 1, 1), ("1/6", 1, 1), ("x", 0, 1), ("5", 1, 0), ("9", 1, 0)),
+        *(("2", 1, 1), ("$18.00", 1, 1), ("1/6", 1, 1), ("x", 0, 1), ("5", 1, 0), ("9", 1, 0))
     ]
 
 
@@ -215,7 +210,7 @@ def test_vote_with_checks_stops_early_when_checked_samples_agree() -> None:
     cases = ("aaaaaa", "a.a.a.", "a.a.a.aa", "aaaaaa.b", "aaaaaabb")
     assert [checked_tally(counted, votes).is_decided for counted in cases] == [True, False, True, False, False]
     assert [checked_tally(counted, votes).missing_samples for counted in ("", "a.a.a.", "a.a.aa", "aaaabb")] == [
-        *(3, 3, 0, 3),
+        *(3, 3, 0, 3)
     ]
 
 

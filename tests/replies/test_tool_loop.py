@@ -4,9 +4,10 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from asking import running_engine
@@ -21,7 +22,7 @@ from tool_templates import TOOL_TEMPLATES
 
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import CallEvent, Event, NoticeEvent, RoundEvent
+from cerebrum_cli.core.events import CallEvent, NoticeEvent, RoundEvent
 from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.core.tools import Round, ToolCall
 from cerebrum_cli.formats.choice import SERVER
@@ -80,12 +81,18 @@ def opened(
         yield model_on(engine, chosen_format(name, TOOL_TEMPLATES.get(template))), script
 
 
-def events_of(reply: Reply) -> list[Event]:
-    return [*reply.events()]
-
-
-def notices(events: Sequence[Event]) -> list[str]:
-    return [event.message for event in events if isinstance(event, NoticeEvent)]
+def replied(
+    *replies: str,
+    tools: Sequence[Callable[..., object]] = (weather,),
+    name: str = EMBEDDED,
+    context: int = 10_000,
+    **more: Any,
+) -> tuple[Reply, list[str], list[str]]:
+    """The reply of a model that gives these in order, the notices about it, and the prompts of the model."""
+    with opened(*replies, name=name, context=context) as (model, script):
+        reply = model.reply(QUESTION, tools=tools, **more)
+        notices = [event.message for event in reply.events() if isinstance(event, NoticeEvent)]
+    return reply, notices, script.prompts
 
 
 # The library.
@@ -137,12 +144,11 @@ def test_properties_of_a_reply_are_of_what_there_is_so_far() -> None:
 
 
 def test_calls_in_a_row_of_several_kinds_are_run_in_order() -> None:
-    with opened(tagged(OSLO, ROME), f"Then:\n{OSLO.replace('Oslo', 'Bern')}", "Dry.") as (model, script):
-        reply = model.reply(QUESTION, tools=[weather]).wait()
+    reply, _, prompts = replied(tagged(OSLO, ROME), f"Then:\n{OSLO.replace('Oslo', 'Bern')}", "Dry.")
     assert [call.arguments["city"] for call in reply.calls] == ["Oslo", "Rome", "Bern"]
     first, second = reply.message.rounds
     assert first.tokens is not None and second.tokens is None  # which is repeated in the model's own syntax
-    assert f"Then:<tool_call>\n{OSLO.replace('Oslo', 'Bern')}\n</tool_call>" in script.prompts[2]
+    assert f"Then:<tool_call>\n{OSLO.replace('Oslo', 'Bern')}\n</tool_call>" in prompts[2]
     assert reply.text == "Then:\n\nDry."
 
 
@@ -178,34 +184,29 @@ def test_text_that_is_no_call_streams_on() -> None:
     ],
 )
 def test_error_of_a_call_is_its_result(call: str, result: str) -> None:
-    with opened(tagged(call), "Sorry.") as (model, script):
-        reply = model.reply(QUESTION, tools=[weather, broken]).wait()
+    reply, _, prompts = replied(tagged(call), "Sorry.", tools=[weather, broken])
     [done] = reply.calls
     assert done.result.startswith(result)
-    assert f"tool\n{result}" in script.prompts[1] and reply.text == "Sorry."
+    assert f"tool\n{result}" in prompts[1] and reply.text == "Sorry."
 
 
 def test_same_call_twice_ends_calls() -> None:
-    with opened(tagged(OSLO), tagged(ROME), f"Again.\n{tagged(OSLO)}", "Dry.") as (model, script):
-        reply = model.reply(QUESTION, tools=[weather])
-        events = events_of(reply)
+    reply, notices, prompts = replied(tagged(OSLO), tagged(ROME), f"Again.\n{tagged(OSLO)}", "Dry.")
     assert [call.arguments["city"] for call in reply.calls] == ["Oslo", "Rome"]
-    assert "no more calls: the model repeated a call of weather" in notices(events)
-    assert script.prompts[3].endswith("Dry in Rome for 1.<|im_end|>\n<|im_start|>assistant\n")
-    assert '"description"' in script.prompts[2] and '"description"' not in script.prompts[3]
+    assert "no more calls: the model repeated a call of weather" in notices
+    assert prompts[3].endswith("Dry in Rome for 1.<|im_end|>\n<|im_start|>assistant\n")
+    assert '"description"' in prompts[2] and '"description"' not in prompts[3]
     assert reply.message.content == "Again.\n\nDry."
     assert reply.message.tokens is None  # the prompt of what came last had no "Again."
 
 
 @pytest.mark.parametrize("calls", [f"{OSLO}\n" * 100, tagged(*[OSLO] * 100), tagged(ROME, *[OSLO] * 100)])
 def test_repeated_call_ends_what_the_model_writes(calls: str) -> None:
-    with opened(tagged(OSLO), calls, "Dry.") as (model, script):
-        reply = model.reply(QUESTION, tools=[weather])
-        events = events_of(reply)
-    assert "no more calls: the model repeated a call of weather" in notices(events)
+    reply, notices, prompts = replied(tagged(OSLO), calls, "Dry.")
+    assert "no more calls: the model repeated a call of weather" in notices
     assert (reply.text, reply.finish_reason) == ("Dry.", "stop") and reply.usage.completion_tokens < 250
     assert len(reply.calls) == (2 if "Rome" in calls else 1)
-    assert script.prompts[2].endswith(
+    assert prompts[2].endswith(
         "Dry in Rome for 1.<|im_end|>\n<|im_start|>assistant\n"
         if "Rome" in calls
         else f"user\n{QUESTION}\n\nResult of weather:\nDry in Oslo for 1.<|im_end|>\n<|im_start|>assistant\n"
@@ -213,33 +214,28 @@ def test_repeated_call_ends_what_the_model_writes(calls: str) -> None:
 
 
 def test_same_call_twice_in_a_reply_runs_once() -> None:
-    with opened(f"{OSLO}\n{OSLO}\n", "Dry.") as (model, _):
-        reply = model.reply(QUESTION, tools=[weather]).wait()
+    reply, *_ = replied(f"{OSLO}\n{OSLO}\n", "Dry.")
     assert (len(reply.calls), reply.text) == (1, "Dry.")
 
 
 def test_reply_after_the_last_round_has_no_functions() -> None:
     calls = [tagged(OSLO.replace("Oslo", f"City {number}")) for number in range(5)]
-    with opened(*calls, "Enough.") as (model, script):
-        reply = model.reply(QUESTION, tools=[weather])
-        events = events_of(reply)
+    reply, notices, prompts = replied(*calls, "Enough.")
     assert len(reply.calls) == 5 and reply.text == "Enough."
-    assert notices(events) == ["no more calls after 5 rounds"]
-    *offered, last = ('"description"' in prompt for prompt in script.prompts)
+    assert notices == ["no more calls after 5 rounds"]
+    *offered, last = ('"description"' in prompt for prompt in prompts)
     assert all(offered) and not last
-    assert script.prompts[-1].endswith("for 1.<|im_end|>\n<|im_start|>assistant\n")
+    assert prompts[-1].endswith("for 1.<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_call_without_end_is_not_run() -> None:
     endless = '<tool_call>\n{"name": "weather", "arguments": {"city": "' + "Oslo " * 100
-    with opened(endless) as (model, _):
-        reply = model.reply(QUESTION, tools=[weather], max_tokens=120).wait()
+    reply, *_ = replied(endless, max_tokens=120)
     assert (reply.finish_reason, reply.calls, reply.text) == ("length", (), endless[:119])
 
 
 def test_call_before_the_end_of_a_truncated_reply_is_not_run() -> None:
-    with opened(f"{tagged(OSLO)}\nI wait. " * 9) as (model, _):
-        reply = model.reply(QUESTION, tools=[weather], max_tokens=120).wait()
+    reply, *_ = replied(f"{tagged(OSLO)}\nI wait. " * 9, max_tokens=120)
     assert (reply.finish_reason, reply.calls) == ("length", ())
 
 
@@ -248,14 +244,12 @@ def test_long_result_is_cut_to_its_share_of_the_context() -> None:
         """Read a long text."""
         return "word " * 4000
 
-    with opened(tagged('{"name": "read", "arguments": {}}'), "Long.", context=4100) as (model, _):
-        reply = model.reply(QUESTION, tools=[read]).wait()
+    reply, *_ = replied(tagged('{"name": "read", "arguments": {}}'), "Long.", tools=[read], context=4100)
     [call] = reply.calls
     assert 900 < len(call.result) < 1100
     assert call.result.startswith("word word") and reply.text == "Long."
     two = tagged('{"name": "read", "arguments": {}}', OSLO)
-    with opened(two, "Long.", context=4100) as (model, _):
-        long, short = model.reply(QUESTION, tools=[read, weather]).wait().calls
+    long, short = replied(two, "Long.", tools=[read, weather], context=4100)[0].calls
     assert 400 < len(long.result) < 600 and short.result == "Dry in Oslo for 1."
 
 
@@ -265,8 +259,7 @@ def test_results_of_many_rounds_fit_the_context() -> None:
         return "word " * 4000
 
     calls = [tagged(f'{{"name": "read", "arguments": {{"page": {number}}}}}') for number in range(5)]
-    with opened(*calls, "Long.", context=8000) as (model, _):
-        reply = model.reply(QUESTION, tools=[read]).wait()
+    reply, *_ = replied(*calls, "Long.", tools=[read], context=8000)
     assert (len(reply.calls), reply.text) == (5, "Long.")
     assert len(reply.calls[4].result) < len(reply.calls[0].result)
 
@@ -299,18 +292,14 @@ NO_CALLS = (
 
 @pytest.mark.parametrize("text", NO_CALLS)
 def test_text_that_is_no_call_is_the_answer(text: str) -> None:
-    with opened(text) as (model, _):
-        reply = model.reply(QUESTION, tools=[weather])
-        events = events_of(reply)
-    assert (reply.text, reply.calls, notices(events)) == (text, (), [])
+    reply, notices, _ = replied(text)
+    assert (reply.text, reply.calls, notices) == (text, (), [])
 
 
 def test_call_after_the_last_round_is_shown_with_a_notice() -> None:
-    with opened(tagged(OSLO), tagged(OSLO), OSLO) as (model, _):
-        reply = model.reply(QUESTION, tools=[weather])
-        events = events_of(reply)
+    reply, notices, _ = replied(tagged(OSLO), tagged(OSLO), OSLO)
     assert reply.text == OSLO and len(reply.calls) == 1
-    assert notices(events) == [
+    assert notices == [
         "no more calls: the model repeated a call of weather",
         "the answer has a function call that was not run: weather(city='Oslo')",
     ]
@@ -318,17 +307,14 @@ def test_call_after_the_last_round_is_shown_with_a_notice() -> None:
 
 def test_call_in_a_truncated_reply_is_shown_with_a_notice() -> None:
     call = tagged(OSLO)
-    with opened(f"I look.\n{call}") as (model, _):
-        reply = model.reply(QUESTION, tools=[weather], max_tokens=len(call) + 4)
-        events = events_of(reply)
+    reply, notices, _ = replied(f"I look.\n{call}", max_tokens=len(call) + 4)
     assert reply.finish_reason == "length" and reply.calls == ()
     assert f"I look.\n{call}".startswith(reply.text) and len(reply.text) > len(call)
-    assert notices(events) == ["the answer has a function call that was not run: the reply was cut off"]
+    assert notices == ["the answer has a function call that was not run: the reply was cut off"]
 
 
 def test_text_behind_a_call_is_shown() -> None:
-    with opened(f"First.\n{tagged(OSLO)}\nThen.", f"{ROME}\nBehind.", "None.") as (model, _):
-        reply = model.reply(QUESTION, tools=[weather]).wait()
+    reply, *_ = replied(f"First.\n{tagged(OSLO)}\nThen.", f"{ROME}\nBehind.", "None.")
     assert reply.text == "First.\n\nThen.\n\nBehind.\n\nNone."
     assert [part.content for part in reply.message.rounds] == ["First.\n\nThen.", "Behind."]
 
@@ -356,10 +342,8 @@ def test_nothing_of_a_reply_with_calls_is_lost(text: str) -> None:
     """Numbers stand for everything that a model writes: each is in the text, in a call, or in a notice."""
     cities = re.findall(r'"C\d+"', text)
     assume(len(set(cities)) == len(cities))  # a call that is repeated ends what it writes
-    with opened(text, "Done.") as (model, _):
-        reply = model.reply(QUESTION, tools=[weather])
-        events = events_of(reply)
-    passed_on = f"{reply.text}\n{reply.calls}\n{notices(events)}"
+    reply, notices, _ = replied(text, "Done.")
+    passed_on = f"{reply.text}\n{reply.calls}\n{notices}"
     assert [number for number in re.findall(r"\d{3,}", text) if number not in passed_on] == []
 
 
@@ -378,8 +362,7 @@ def test_schema_applies_to_the_last_reply_only() -> None:
 
 
 def test_schema_with_calls_that_are_refused_applies_to_the_last_reply() -> None:
-    with opened(tagged(OSLO), tagged(OSLO), '{"coat": false}') as (model, _):
-        reply = model.reply(QUESTION, tools=[weather], schema="coat bool").wait()
+    reply, *_ = replied(tagged(OSLO), tagged(OSLO), '{"coat": false}', schema="coat bool")
     assert (reply.text, len(reply.calls)) == ('{"coat": false}', 1)
 
 
@@ -387,12 +370,10 @@ def test_schema_with_calls_that_are_refused_applies_to_the_last_reply() -> None:
 
 
 def test_functions_of_a_model_without_a_place_for_them_are_in_the_system_prompt() -> None:
-    with opened(f"I look.\n{OSLO}", "No coat.", name="chatml") as (model, script):
-        reply = model.reply(QUESTION, tools=[weather], system="Be brief.")
-        events = events_of(reply)
-    assert "the prompt format does not support functions" in notices(events)
-    assert script.prompts[0].startswith("<|im_start|>system\nBe brief.\n\nYou can call these functions:\n{")
-    assert script.prompts[1].endswith(
+    reply, notices, prompts = replied(f"I look.\n{OSLO}", "No coat.", name="chatml", system="Be brief.")
+    assert "the prompt format does not support functions" in notices
+    assert prompts[0].startswith("<|im_start|>system\nBe brief.\n\nYou can call these functions:\n{")
+    assert prompts[1].endswith(
         f"I look.\n{OSLO}<|im_end|>\n<|im_start|>user\nResult of weather:\nDry in Oslo for 1.<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
@@ -400,8 +381,8 @@ def test_functions_of_a_model_without_a_place_for_them_are_in_the_system_prompt(
 
 
 def test_functions_need_a_prompt_format() -> None:
-    with opened("", name=RAW) as (model, _), pytest.raises(UsageError, match="functions need a prompt format"):
-        model.reply(QUESTION, tools=[weather]).wait()
+    with pytest.raises(UsageError, match="functions need a prompt format"):
+        replied("", name=RAW)
 
 
 def test_reasoning_before_calls_is_of_their_round() -> None:
@@ -434,8 +415,7 @@ def test_call_that_reasoning_goes_on_after_is_not_run() -> None:
 
 
 def test_call_in_reasoning_that_nothing_opened_leaves_the_answer_as_it_is() -> None:
-    with opened(f"Shall I?\n{OSLO}\n</think>\nNo coat.") as (model, _):
-        reply = model.reply(QUESTION, tools=[weather]).wait()
+    reply, *_ = replied(f"Shall I?\n{OSLO}\n</think>\nNo coat.")
     assert (reply.reasoning, reply.text, reply.calls) == (f"Shall I?\n{OSLO}", "No coat.", ())
 
 
@@ -476,32 +456,6 @@ def test_reply_continues_from_pending_rounds() -> None:
 
 
 # Servers.
-
-
-def test_calls_that_a_server_streams_in_pieces_are_run() -> None:
-    with serving_kind(OllamaServer, lambda held, seed: END, context_size=5000) as [server]:
-        with connected(server, messages=True) as engine:
-            model = model_on(engine, chosen_format(SERVER))
-            server.arm(
-                body=stream_of(
-                    {"content": "I "},
-                    {"content": "look."},
-                    {"tool_calls": [piece("", "weather", index=0, id="a")]},
-                    {"tool_calls": [piece('{"city": "Os', index=0)]},
-                    {"tool_calls": [piece('lo"}', index=0), piece("[5", "weather", index=1, id="b")]},
-                )
-            )
-            server.arm(body=stream_of({"content": "No "}, {"content": "coat."}, finish="stop"))
-            reply = model.reply(QUESTION, tools=[weather])
-            assert "".join(reply) == "I look.\n\nNo coat."
-        asked, continued = (request.body for request in server.completions())
-    oslo, damaged = reply.calls
-    assert oslo == ToolCall("weather", {"city": "Oslo"}, "Dry in Oslo for 1.")
-    assert damaged.result.startswith("invalid arguments: not a JSON object: [5")
-    assert [tool["function"]["name"] for tool in asked["tools"]] == ["weather"]
-    assert [message["role"] for message in continued["messages"]] == ["user", "assistant", "tool", "tool"]
-    assert continued["messages"][2]["content"] == "Dry in Oslo for 1."
-    assert (reply.message.content, reply.message.rounds[0].content) == ("No coat.", "I look.")
 
 
 def test_long_result_is_cut_on_a_server_that_does_not_state_its_context() -> None:

@@ -99,10 +99,7 @@ FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "500": ({"status": 500}, unavailable("scripted")),
     "500 with status 200": ({"body": b'{"error":"scripted"}'}, unavailable("scripted")),
-    "502, at length": (
-        {"status": 502, "message": "two\nlines" + "x" * 5000},
-        unavailable(f"two lines{'x' * 191}"),
-    ),
+    "502, at length": ({"status": 502, "message": "two\nlines" + "x" * 5000}, unavailable(f"two lines{'x' * 191}")),
     "always 500": ({"status": 500, "times": None}, unavailable("scripted")),
     "408": ({"status": 408}, [ALL]),
     "429": ({"status": 429, "headers": {"Retry-After": "0"}}, [ALL]),
@@ -176,10 +173,7 @@ def test_server_may_be_silent_for_longer_while_no_other_sends_anything(
 
 @pytest.mark.parametrize(
     ("requests", "expected"),
-    [
-        (ROWS, unavailable(f"silent for {SILENCE_S} s")),
-        ((STREAM,), [f"error: first: silent for {SILENCE_S} s"]),
-    ],
+    [(ROWS, unavailable(f"silent for {SILENCE_S} s")), ((STREAM,), [f"error: first: silent for {SILENCE_S} s"])],
 )
 def test_server_that_hangs_alone_has_failed_after_a_longer_silence(
     requests: Sequence[Request], expected: list[str], monkeypatch: pytest.MonkeyPatch

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from asking import collect_replies
 from model_servers import ModelServer
 from remote_engines import (
     connected,
@@ -28,7 +27,7 @@ from thinkers import ENDING, LIMIT, answering_late, budget, reply_around, speake
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EndpointError, GrammarError
-from cerebrum_cli.core.events import FinishEvent, NoticeEvent, RefusedEvent, SequenceId
+from cerebrum_cli.core.events import FinishEvent, RefusedEvent, SequenceId
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.servers import llama_server, vllm
@@ -64,18 +63,6 @@ def test_kinds_generate_the_local_tokens_and_texts(kind: type[ModelServer], stre
     has_ids = not (kind is LlamaServer and model is unicode_model)
     assert all(reply.finish.has_all_tokens for reply in remote.values() if reply.finish) is has_ids
     assert not has_ids or summaries(remote) == summaries(expected)
-
-
-@every_kind
-def test_kinds_generate_samples_with_seeds_that_continue(kind: type[ModelServer]) -> None:
-    request = request_of("Q", n=4, max_n=7, seed=3, temperature=0.7)
-    with serving_kind(kind, unicode_model, 2) as servers, connected(*servers) as engine:
-        with closing(engine.complete([request])) as events:
-            events.add_samples(0, 3)
-            assert len(collect_replies(event for event in events if not isinstance(event, NoticeEvent))) == 7
-        bodies = [asked.body for server in servers for asked in server.completions()]
-    asked = sorted((body["seed"], body.get("n_cmpl", 1)) for body in bodies)
-    assert asked == ([(3, 4), (7, 3)] if kind is LlamaServer else [(seed, 1) for seed in range(3, 10)])
 
 
 def test_vote_larger_than_a_llama_server_takes_several_requests() -> None:
@@ -316,12 +303,7 @@ def test_vllm_is_sent_every_field() -> None:
 
 
 def test_llama_server_is_sent_every_sampler() -> None:
-    params: dict[str, Any] = {
-        **PENALTIES,
-        **TRUNCATIONS,
-        "repeat_penalty": 1.1,
-        "dry_multiplier": 0.8,
-    }
+    params: dict[str, Any] = {**PENALTIES, **TRUNCATIONS, "repeat_penalty": 1.1, "dry_multiplier": 0.8}
     body = body_of(LLAMA, request_of("Q", temperature=1.0, stop=("y",), **params), 2)
     assert {key: body[key] for key in params} == params
     assert (body["n_cmpl"], body["seed"], body["n_predict"], body["stop"]) == (2, 7, 40, [])
