@@ -25,9 +25,9 @@ INLINE_MATH = re.compile(
     r"|(?<![\\$)}\]+?])(?<![\w.)\]]\*)\$(?!\s|[,;]|\|\^)(?=[^$]*[\\^_])"
     r"(?:[^$`\\]|\\.){1,500}(?<![\s/:=(,])\$(?![\d$])"
     # a price begins with a number, and two words are no product
-    rf"|{_BEFORE}\$(?=[(\[|]|-?[^\W\d_]|[\d.]++(?![kMB]\b)(?:[^\W\d_]|[^$]*=))(?![^$]* [^\W\d_]{{2}} )"
-    rf"(?:(?<![^\W\d_])(?:[^\W\d_]|[a-z]{{2}}|[A-Z]{{2}})(?![^\W\d_])|[\d\s+*/=<>≤≥!()\[\]|,.:'…-])"
-    rf"{{1,99}}(?<!\s)\${_AFTER}"
+    rf"|{_BEFORE}\$(?=[(\[|]|-?[^\W\d_]|[\d.]++(?![kMB]\b)(?:[^\W\d_]|[^$]*[=<>]))(?![^$]* [^\W\d_]{{2}} )"
+    rf"(?:[A-Z]{{3,4}}|(?:(?<![^\W\d_])(?:[^\W\d_]|[a-z]{{2}}|[A-Z]{{2}})(?![^\W\d_])|[\d\s+*/=<>≤≥!()\[\]|,.:'…-])"
+    rf"{{1,99}}(?<!\s))\${_AFTER}"
 )
 # Quotes, comments, variables of a shell, groups of regular expressions; and options and sentences without a macro.
 _NO_MATHEMATICS = re.compile(
@@ -57,8 +57,8 @@ _RELATION = re.compile(
     "(?:\ue10a[^\ue10a]*\ue10a)?)\\s*"
 )
 _BRACKET_SPACE = re.compile(r"(?<=[(\[⟨⌈⌊]) +| +(?=[)\]⟩⌉⌋])")
-_NUMERATOR = re.compile(r"[\w.,]+|\([^()]*\)|√\w")
-_DENOMINATOR = re.compile(r"[\d.,]+|d?[^\W\d][²³⁰-⁹₀-₉ⁿ]*|\([^()]*\)|√\w")  # "ab" may be a product
+_NUMERATOR = re.compile(r"[\w.,∂]+|\([^()]*\)|√\w")
+_DENOMINATOR = re.compile(r"[\d.,]+|[d∂Δ]?[^\W\d][²³⁰-⁹₀-₉ⁿ]*|\([^()]*\)|√\w")  # "ab" may be a product
 
 # What pylatexenc does not know, or writes otherwise.
 _UNSEEN = re.compile(
@@ -243,7 +243,7 @@ def _built_up(text: str) -> str:
 
     A fraction or a root is in parentheses where it stands beside another factor, or is the argument of a function.
     """
-    text = re.sub("\ue107 +(?=\ue104)", "\ue107", text)
+    text = re.sub("(?<=[∂Δ]) +|(?<=\ue107) +(?=\ue104)", "", text)
     text = _LONE_FRACTION.sub(r"\1", _MIXED_NUMBER.sub(r" \1", text)).translate(_PARENTHESES)
     text = re.sub("[\ue106\ue107]", "", _FUNCTION_SPACE.sub(" ", text))
     before = ""

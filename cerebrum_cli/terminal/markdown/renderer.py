@@ -36,7 +36,7 @@ from cerebrum_cli.terminal.markdown.blocks import (
     TextLine,
 )
 from cerebrum_cli.terminal.markdown.inline import CODE_STYLE, inline_text
-from cerebrum_cli.terminal.markdown.mathematics import IDEOGRAPHIC, formula
+from cerebrum_cli.terminal.markdown.mathematics import formula
 from cerebrum_cli.terminal.styles import code_theme
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ _AMBIGUOUS_LINE = re.compile(r"[\s>]*+(?:[-=`~*_#|+: ]*+|[0-9]++[.)]?\s*+)")
 _PREFIX = re.compile(rf"(?:\s*>(?=\s|\Z))*\s*(?:{LIST_MARKER}(?:\[[ xX]\]\s+)?)?")
 _HEADING = re.compile(r"(#{1,6})\s+")
 _ADDRESS = re.compile(r"https?://[^\s<>\"`|]*[^\s<>\"`|.,;:!?)\]}*_'’”]")
-_WORD_END = re.compile(rf"\s+|(?<=[{IDEOGRAPHIC}])|(?=[{IDEOGRAPHIC}])")
+_WORD_END = re.compile(r"\s+|(?<=[\u2e80-\u9fff\uff00-\uffef])|(?=[\u2e80-\u9fff\uff00-\uffef])")  # not in Korean
 _LINE_BREAK = re.compile(rf"(?P<code>{CODE_SPAN.pattern})|<br ?/?>")
 
 CODE_THEME = code_theme()
