@@ -212,7 +212,7 @@ class History:
         return [summary.session for summary in self.store.summaries() if summary.session.updated < limit]
 
     def delete(self, sessions: Sequence[Session], states: Path, typed: Path) -> Iterator[tuple[Session, int]]:
-        """Erase sessions and every trace of their text; yield each with the number of messages deleted.
+        """Erase sessions and every trace of their messages; yield each with the number of those deleted.
 
         `states` is the directory of the prompt cache, which holds prompts and replies of any session and is emptied;
         `typed` is the file with the prompt's history. Raises SessionError for a session that is open in another
@@ -238,7 +238,10 @@ def forget_questions(path: Path, questions: Collection[str]) -> None:
     def without(entry: Match) -> str:
         text = entry[1].replace("\n+", "\n")[1:-1]
         typed = text.strip(_AROUND)
-        if typed and any(f"\n{question}".endswith(f"\n{typed}") for question in gone):
+        words = [typed]
+        if typed.startswith("/file "):  # a question may follow the names of files
+            words += [typed[space.end() :] for space in re.finditer(r"\s+", typed)]
+        if any(f"\n{question}".endswith(f"\n{ending}") for question in gone for ending in words if ending):
             return ""
         return entry[0]
 

@@ -182,7 +182,7 @@ def test_sessions_at_a_terminal(user: CommandLine) -> None:
 def test_sessions_rm_forgets_the_questions_typed_at_the_prompt(user: CommandLine) -> None:
     history = FileHistory(str(user.home / "data" / "cerebrum" / "history"))
     typed = ["Who was I?", "Why?", '"""\nTwo\n\nlines\n"""', "+1 to C++", 'Is it "foo"', "2"]
-    typed += ["A\u2028B", "/set top_k 2", "/help", "Who are you?", "Twice?"]
+    typed += ["A\u2028B", "/set top_k 2", "/help", "Who are you?", "/file a.txt, b c.txt Why?", "Twice?"]
     for text in typed:
         history.store_string(text)
     gone = ("Who was I?", "A\u2028B", "Two\n\nlines", "# file.txt\nWhy?", "+1 to C++", 'Is it "foo"', "2", "", "Twice?")

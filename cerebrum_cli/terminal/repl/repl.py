@@ -242,11 +242,8 @@ class Repl:
             self._run_command(*command)
         elif line.text.strip() in BARE_EXITS and self.input.confirm("Exit the chat?"):
             self.is_done = True
-        elif line.is_literal:
-            self.ask(line.text)
         else:
-            paths, text = named_files(line.text)
-            self.ask(text, paths)
+            self.ask(line.text, [] if line.is_literal else named_files(line.text))
 
     def _run_command(self, slash: SlashCommand, argument: str) -> None:
         try:

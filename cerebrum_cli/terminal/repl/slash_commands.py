@@ -50,7 +50,7 @@ from cerebrum_cli.terminal.repl.slash_settings import (
     think_values,
     use_prompt,
 )
-from cerebrum_cli.terminal.repl.typed_paths import split_paths
+from cerebrum_cli.terminal.repl.typed_paths import named_files, split_paths
 from cerebrum_cli.terminal.tables import output_width
 
 
@@ -90,7 +90,7 @@ def attach_file(repl: Repl, argument: str) -> str | None:
     repl.pending_files += files
     if not question:
         return f"{format_names([name for name, _ in files])} will be prepended to your next question"
-    repl.ask(question)
+    repl.ask(question, named_files(question))
     return None
 
 

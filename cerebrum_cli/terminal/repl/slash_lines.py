@@ -40,7 +40,7 @@ KEYS: tuple[HelpRow, ...] = (
     ("Enter", "send"),
     ("Alt-Enter, Ctrl-J", "new line; Shift-Enter too, if your terminal sends it"),
     ('"""', "start or end multi-line input"),
-    ("@PATH", "attach a file or directory, anywhere in a question"),
+    ("@PATH", "attach a file, or a directory with a slash behind it"),
     ("Tab", "complete a command, its argument, or a path behind @"),
     ("Up, Down, Ctrl-R", "previous questions; search them"),
     ("Ctrl-X Ctrl-E", "edit in $VISUAL or $EDITOR, and send"),
@@ -111,7 +111,7 @@ def unknown_command(name: str, commands: Iterable[SlashCommand]) -> UsageError:
     if here := HERE.get(name.lower()):
         return UsageError(f"/{name} is {here} here")
     known = [f"/{each}" for slash in commands for each in (slash.name, *slash.aliases)]
-    near = did_you_mean(f"/{name.lower()}", known, cutoff=0.7)
+    near = did_you_mean(f"/{name.lower()}", [*known, *(f"/{each}" for each in HERE)], cutoff=0.7)
     return UsageError(f"unknown command /{name}", f"{near}list commands with /help, or {SEND_TEXT}")
 
 

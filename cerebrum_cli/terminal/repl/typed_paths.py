@@ -21,24 +21,20 @@ LIKE_A_PATH = re.compile(  # where there is no such file
     re.IGNORECASE,
 )
 NAMED_FILE = re.compile(r"""(?<![^\s(,])@(?!\s|""|'')""")  # begins a word that may be a path
-PUNCTUATION = ".,;:!?)]}…。，、！？）"  # behind a path
+BEHIND = re.compile(r"(?:['’]s|:\d+)?[.,;:!?)\]}…。，、！？）]*\Z")  # a path: a genitive, a line number, punctuation
 
 
-def named_files(question: str) -> tuple[list[Path], str]:
-    """The files that a question names as `@PATH`, and the question with their names alone.
+def named_files(question: str) -> list[Path]:
+    """The files that a question names as `@PATH`; a directory has a slash in its path, as words such as `@media` exist.
 
-    A word that begins with `@` and names no file stays, and so do `@.`, `@/` and the like.
+    A word that names no file is text, and so are `@.`, `@/` and the like.
     """
-    text, *parts = NAMED_FILE.split(question)
     paths = []
-    for part in parts:
+    for part in NAMED_FILE.split(question)[1:]:
         word = existing_path(part)
-        if re.search(r"\w", word):
+        if re.search(r"\w", word) and ("/" in word or not parse_path(word).is_dir()):
             paths.append(parse_path(word))
-            text += f"{paths[-1]}{part[len(word) :]}"
-        else:
-            text += f"@{part}"
-    return paths, text
+    return paths
 
 
 def split_paths(text: str) -> tuple[list[Path | str], str]:
@@ -64,11 +60,11 @@ def first_path(text: str) -> str:
 
 
 def existing_path(text: str) -> str:
-    """The longest beginning of a text that is the path of a file, without punctuation behind it; empty without one."""
+    """The longest beginning of a text that is the path of a file, without what is behind it; empty without one."""
     found = ""
     for separator in islice(SEPARATOR.finditer(text), MAX_WORDS):
         word = text[: separator.start()]
-        for beginning in (word.rstrip(PUNCTUATION), word):
+        for beginning in (BEHIND.sub("", word, count=1), word):
             if beginning and exists(parse_path(beginning)):
                 found = beginning
     return found
