@@ -25,7 +25,7 @@ from vocabularies import open_vocabulary
 pytestmark = pytest.mark.slow
 
 DOCUMENTS = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md")))
-ABOUT_MODELS, EVALUATE = "docs/models.md", "docs/how-to/evaluate.md"
+ABOUT_MODELS, EVALUATE = "docs/models.md", "docs/evaluate.md"
 LEFT_OUT = {
     "builds or installs programs": r"^((make|source|pip|pipx|uv|git clone) |CMAKE_ARGS=|.*scripts/setup\.sh)",
     "asks on a terminal, or changes the shell": r"cerebrum pull( author/model)? +#|--show-completion|chat --tool",
@@ -277,16 +277,16 @@ def test_prompts_are_as_printed(command: CommandLine, mistral_model: Path) -> No
         (command.home / "asked.json").write_text(json.dumps(asked))
         done = command.run("ask", "--dry-run", "--format", name, "-m", mistral_model, "--messages", "asked.json")
         assert done.out.strip() == block.strip()
-    [block] = blocks("docs/reference/evaluation.md", "text")
+    [block] = blocks(EVALUATE, "text")
     row = {"question": block.partition("\n")[0], "choices": re.findall(r"^\w\) (.+)", block, re.M), "answer": "B"}
     (command.home / "exam.jsonl").write_text(json.dumps(row))
     assert block.strip() in command.run("eval", "exam.jsonl", "-m", "nano", "--dry-run").out
 
 
-def documented(heading: str) -> set[str]:
-    """Keys in the first table, the example or the text below a heading or sentence of the reference on JSON."""
-    reference = (ROOT / "docs/reference/json.md").read_text(encoding="utf-8")
-    section = reference.partition(f"{heading}\n\n")[2].partition("\n#")[0]
+def documented(page: str, heading: str) -> set[str]:
+    """Keys in the first table, the example or the text below a heading of a page."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    section = text.partition(f"# {heading}\n\n")[2].partition("\n#")[0]
     if section.startswith("```json\n"):
         return set(json.loads(section.split("```")[1].removeprefix("json\n")))
     table = re.search(r"(^\|.*\n?)+", section, re.M)
@@ -308,16 +308,17 @@ def test_reference_lists_the_keys_of_json_output(command: CommandLine) -> None:
     run_of = ("eval", "sums", "-m", "nano", "--limit", "2", "-o")
     report, _ = run(*run_of, "a.jsonl"), run(*run_of, "b.jsonl", "--temperature", "1")
     of_eval = json.loads((command.home / "a.jsonl").read_text().splitlines()[0])
-    shown: dict[str, dict[str, Any]] = {
-        "ask --json": reply,
-        "Votes": vote["votes"],
-        "ask --dry-run --json": run(*question, "--dry-run"),
-        "Batch rows": json.loads(row),
-        "eval --json, runs show --json": report,
-        "and with:": {key: of_eval[key] for key in of_eval.keys() - json.loads(row).keys()},
-        "runs compare --json": run("runs", "compare", "a.jsonl", "b.jsonl"),
+    reference, votes = "docs/reference/json.md", "docs/votes.md"
+    shown: dict[tuple[str, str], dict[str, Any]] = {
+        (reference, "ask --json"): reply,
+        (votes, "In JSON"): vote["votes"],
+        (reference, "ask --dry-run --json"): run(*question, "--dry-run"),
+        (reference, "Batch rows"): json.loads(row),
+        (EVALUATE, "In JSON"): report,
+        (EVALUATE, "Rows of a run"): {key: of_eval[key] for key in of_eval.keys() - json.loads(row).keys()},
+        (EVALUATE, "Keys of a comparison"): run("runs", "compare", "a.jsonl", "b.jsonl"),
     }
     optional = {"calls", "choices", "entry_point", "key", "reasoning_closed_at", "server", "served_model", "stub"}
     optional |= {"votes", "checked", "program", "program_output", "program_tokens", "program_unsupported"}
-    differences = {heading: (documented(heading) ^ keys.keys()) - optional for heading, keys in shown.items()}
-    assert differences == {heading: set() for heading in shown}
+    differences = {place: (documented(*place) ^ keys.keys()) - optional for place, keys in shown.items()}
+    assert differences == {place: set() for place in shown}

@@ -26,8 +26,9 @@ from cerebrum_cli.replies.concurrent_rows import run_rows
 from cerebrum_cli.replies.interface import Question
 from cerebrum_cli.replies.majority_vote import Outcome, Row
 
-PAGE = (ROOT / "docs/how-to/use-from-python.md").read_text(encoding="utf-8")
-OPENING, *EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+PAGES = ("docs/how-to/use-from-python.md", "docs/votes.md", "docs/decide.md")
+TEXT = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+OPENING, *EXAMPLES = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
 LONG = 50_000  # tokens
 SUM, ANSWER = "What is 12 plus 30?", "12 plus 30 makes 42. The answer is 42."
 
