@@ -76,7 +76,7 @@ INSTALLED = {  # models by what in a page needs them
     "starter": "./SmolLM2-135M-Instruct.Q4_1.gguf",
 }
 LOCAL = ("model.gguf", "actor.gguf", "instruct.gguf", "Cerebrum-1.0-7b-Q4_K_M.gguf", "SmolLM2-135M-Instruct.Q4_1.gguf")
-CONFIGURATION = {"docs/how-to/use-a-server.md": "config.toml", ABOUT_MODELS: "models.toml"}
+CONFIGURATION = {"docs/servers.md": "config.toml", ABOUT_MODELS: "models.toml"}
 PRINTED_FORMATS = ("cerebrum", "collective-cognition", "mistral")  # of which the page has prompts, in this order
 UNPRINTED = {ABOUT_MODELS: ["cerebrum merge weights.yaml -o weights.gguf"]}  # the second recipe of the page
 EDITOR = "#!/bin/sh\nprintf 'Describe this change:\\n' > \"$1\"\n"
