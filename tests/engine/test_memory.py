@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from cases import rows
 from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.engine import memory
@@ -274,26 +275,13 @@ def test_sizes_of_windowed_shared_predicting_and_latent_layers(
     assert [layer.window for layer in sizes.layers] == [*windows]
 
 
-@pytest.mark.parametrize(
-    ("architecture", "window", "pattern", "windows"),
-    [
-        ("gemma3", 1024, 0, (1024,) * 5 + (0, 1024)),
-        ("gemma3", 0, 0, (0,) * 7),  # the text models of MedGemma have none
-        ("gemma2", 0, 0, (4096, 0, 4096, 0, 4096, 0, 4096)),
-        ("gpt-oss", 128, 0, (128, 0, 128, 0, 128, 0, 128)),
-        ("cohere2moe", 512, 0, (0, 512, 512, 512, 0, 512, 512)),  # the first of four has none
-        ("olmo2", 512, 3, (512, 512, 0, 512, 512, 0, 512)),
-        ("gemma4", 64, (True, False, True), (64, 0, 64)),
-        ("exaone4", 4096, 0, ()),  # only the 32B has windows
-        ("llama", 4096, 0, ()),  # Mistral 7B 0.1 states one, which llama.cpp ignores
-    ],
-)
+@pytest.mark.parametrize(("architecture", "window", "pattern", "windows"), rows("attention_windows"))
 def test_sizes_know_the_windows_of_architectures(
-    architecture: str, window: int, pattern: int | tuple[bool, ...], windows: tuple[int, ...]
+    architecture: str, window: int, pattern: int | list[bool], windows: list[int]
 ) -> None:
-    stated = pattern if isinstance(pattern, int) else Array("bool", len(pattern), pattern)
+    stated = pattern if isinstance(pattern, int) else Array("bool", len(pattern), tuple(pattern))
     values = {"attention.sliding_window": window, "attention.sliding_window_pattern": stated}
-    assert layer_windows(hyperparameters(architecture, 7, values)) == windows
+    assert layer_windows(hyperparameters(architecture, 7, values)) == tuple(windows)
 
 
 def test_sizes_of_a_model_in_parts_are_those_of_the_whole(parts: dict[str, Path], chatml_model: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from cases import rows
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
@@ -46,50 +47,8 @@ class Shape:
                 yield f"blk.{index}.ffn_up_exps.weight", experts
 
 
-def shape(layers: int, width: int, heads: int, kv_heads: int, head: int, **values: int) -> dict[str, int]:
-    """Hyperparameters by key; in the names of `values`, `__` stands for a dot."""
-    return {
-        "block_count": layers,
-        "embedding_length": width,
-        "attention.head_count": heads,
-        "attention.head_count_kv": kv_heads,
-        "attention.key_length": head,
-        "attention.value_length": head,
-        **{name.replace("__", "."): value for name, value in values.items()},
-    }
-
-
-SHAPES = {  # sizes are those of published Q4_K_M files; gpt-oss is in MXFP4
-    "Mistral 7B": Shape(
-        "llama", shape(32, 4096, 32, 8, 128, feed_forward_length=14336), vocabulary=32_000, mib=(74, 103, 125, 0)
-    ),
-    "Qwen3 30B-A3B": Shape(
-        "qwen3moe",
-        shape(48, 2048, 32, 4, 128, expert_used_count=8, expert_feed_forward_length=768),
-        vocabulary=151_936,
-        mib=(167, 243, 12, 348),
-    ),
-    "Gemma 3 12B": Shape(
-        "gemma3",
-        shape(48, 3840, 16, 8, 256, feed_forward_length=15360, attention__sliding_window=1024),
-        vocabulary=262_208,
-        mib=(788, 0, 129, 0),
-    ),
-    "gpt-oss-20b": Shape(
-        "gpt-oss",
-        shape(24, 2880, 64, 8, 64, expert_used_count=4, expert_feed_forward_length=2880, attention__sliding_window=128),
-        vocabulary=201_088,
-        mib=(587, 587, 28, 404),
-    ),
-    "Qwen3.5 9B": Shape(
-        "qwen35",
-        shape(32, 4096, 16, 4, 256, feed_forward_length=12288)
-        | {"ssm.conv_kernel": 4, "ssm.inner_size": 4096, "ssm.state_size": 128, "ssm.group_count": 16},
-        vocabulary=248_320,
-        mib=(546, 796, 128, 0),
-        full_attention_every=4,
-    ),
-}
+# Sizes are those of published Q4_K_M files; gpt-oss is in MXFP4.
+SHAPES = {name: Shape(**given) for name, given in rows("model_shapes").items()}
 
 MEMORY = {f"{size} GB": size * GIB - GIB for size in (8, 12, 16, 32)}  # 1 GiB is in use
 CHAT, ASK = ContextOptions(slots=16, kv_unified=True), ContextOptions()

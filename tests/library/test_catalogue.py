@@ -1,22 +1,26 @@
-"""The packaged models.toml says what is known of each model, finds files and is planned; rows of the user's own."""
+"""The packaged models.toml, rows of the user's own, and which quantization is recommended for a machine."""
 
 from pathlib import Path
 
 import pytest
 import tomlkit
+from cases import rows
 from hub_user import RecordedProgress
 
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.capacity import SYSTEM_RESERVE, Capacity
-from cerebrum_cli.engine.memory import HEADROOM
+from cerebrum_cli.engine.machine import Speed
+from cerebrum_cli.engine.memory import HEADROOM, Device
 from cerebrum_cli.engine.requests import DEFAULT_CONTEXT
 from cerebrum_cli.formats.prompt_format import PLAIN_FORMATS
+from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.library import planning
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.catalogue import Catalogue, ModelSpec, Repository
 from cerebrum_cli.library.catalogue_file import load_catalogue
+from cerebrum_cli.library.fit import MemoryFit, QuantizationFit, assess_quantizations, fit_memory
 from cerebrum_cli.library.hub import HubFile, Listing
 from cerebrum_cli.library.library import CATALOGUE, Library
 from cerebrum_cli.library.pull import DownloadOptions, Puller
@@ -48,27 +52,11 @@ def test_catalogue_row_is_complete_and_names_its_sources(name: str) -> None:
     assert found and source in f"{before}\n" and all(line.startswith("# ") for line in before.splitlines())
 
 
-NAMES = {
-    "cerebrum-7b": ("cerebrum", "CEREBRUM-7B", "Cerebrum-1.0-7b", "cerebrum-1.0-7B-q4_ks.GGUF"),
-    "cerebrum-8x7b": ("Cerebrum-1.0-8x7b",),
-    "collective-cognition-7b": ("CollectiveCognition-v1-Mistral-7B", "collective-cognition"),
-    "cerebrum-12b": ("Cerebrum-1.0-12.25B", "Cerebrum-1.0-12.25B-Q4_K_M.gguf"),
-    "mistral-c2f-7b": ("Mistral-C2F",),
-    "starter": ("SmolLM2-135M-Instruct", "STARTER", "smollm2-135m-instruct.q4_1.gguf"),
-}
-OTHERS = (
-    *("cerebrum-7", "cerebrum-7b:Q4_K_M", "", "CollectiveCognition-v1.1-Mistral-7B", "SmolLM2-135M-Instruct.Q8_0.gguf"),
-    *("collectivecognition-v1.1-mistral-7b.Q4_K_M.gguf", "Cerebrum-1.0-7b-Q4_K_M.gguf.part", "Cerebrum-1.0-7b-.gguf"),
-    *("Cerebrum-1.0-7b-Q4_K_M-00001-of-00002", "Cerebrum-1.0-7b-Q4_K_M-1-of-2.gguf", "Cerebrum-1.0-7b.imatrix"),
-    *("Cerebrum-1_0-7b-Q4_K_M.gguf", "old-Cerebrum-1.0-7b-Q4_K_M.gguf", "Cerebrum-1.0-12b-Q4_K_M.gguf"),
-)
-
-
-def test_spec_has_names_and_files_in_any_case() -> None:
-    for name, spellings in (*NAMES.items(), (None, OTHERS)):
-        for each in spellings:
-            found = [spec.name for spec in PACKAGED.values() if spec.has_name(each) or spec.matches(each)]
-            assert found == ([name] if name else []), each
+@pytest.mark.parametrize(("name", "spellings"), rows("model_spellings"))
+def test_spec_has_names_and_files_in_any_case(name: str | None, spellings: list[str]) -> None:
+    for each in spellings:
+        found = [spec.name for spec in PACKAGED.values() if spec.has_name(each) or spec.matches(each)]
+        assert found == ([name] if name else []), each
 
 
 @pytest.mark.parametrize(("spec", "source"), SOURCES, ids=[source.repo_id for _, source in SOURCES])
@@ -91,24 +79,11 @@ def test_catalogue_rows_recommend_sampling_for_each_mode() -> None:
     assert sampled("qwen3.5-4b") == sampled("qwen3.5-4b", think="on") == ("on", 1.0, 20, 0.95, 0.0, 1.5)
     assert sampled("qwen3.5-4b", think="off") == ("off", 0.7, 20, 0.8, 0.0, 1.5)
     assert sampled("qwen3.5-2b") == ("off", 1.0, 20, 1.0, 0.0, 2.0)
-    assert sampled("qwen3.8-27b") == ("on", 1.0, 20, 0.95, 0.0, 0.0)
-    assert sampled("gemma4-12b") == (None, 1.0, 64, 0.95, 0.0, 0.0)
-    assert sampled("gpt-oss-20b") == (None, 1.0, 0, 1.0, 0.0, 0.0)
-    assert sampled("llama-3.2-3b") == (None, 0.6, 0, 0.9, 0.0, 0.0)
     sampling = {"temperature", "top_k", "top_p", "min_p"}
     settings = [{*spec.settings, *spec.thinking} for spec in PACKAGED.values() if sampled(spec.name)[1] != 0]
     assert all(sampling <= keys for keys in settings)  # what a card leaves out is not our default
     modes = [spec for spec in PACKAGED.values() if spec.thinking or spec.no_thinking]
     assert all("think" in spec.settings for spec in modes)  # without it, neither table would apply
-    greedy = {name for name in PACKAGED if sampled(name)[1] == 0}
-    first = {"cerebrum-7b", "cerebrum-8x7b", "cerebrum-12b", "collective-cognition-7b", "mistral-c2f-7b", "starter"}
-    assert greedy == first | {
-        "granite-4.1-3b",
-        "ministral-3-8b",
-        "qwen2.5-coder-1.5b",
-        "qwen2.5-coder-0.5b",
-        "gemma-3-270m",
-    }
 
 
 @pytest.mark.parametrize(
@@ -210,3 +185,120 @@ def test_catalogue_row_resolves_and_is_planned(
         needs = f"needs {format_size(plan.chosen.needed)} of memory at 8192 tokens of context"
         said = f"{spec.name}:{plan.chosen.quantization} {needs}; {format_size(available)} is available"
         assert plan.available.warning == said
+
+
+GIB, GB = 2**30, 10**9
+KV = uniform_sizes(32, 32, 65_536)  # of Mistral-7B: 131,072 bytes per token
+UNQUANTIZED = ("F16", "BF16", "F32", "FP16", "FP32")
+
+
+def gpu(free: float) -> Device:
+    return Device("GPU", "a graphics card", int(free), int(free))
+
+
+def machine(memory: float, *devices: float) -> Capacity:
+    return Capacity(int(memory), tuple(map(gpu, devices)) or None)
+
+
+def metal(memory: float, free: float) -> Capacity:
+    """A machine whose GPU uses the memory of the host."""
+    return Capacity(int(memory), (Device("MTL0", "Apple M2", int(free), int(free), is_unified=True),))
+
+
+def chosen(candidates: tuple[QuantizationFit, ...]) -> str:
+    (only,) = (each for each in candidates if each.recommended)
+    return only.quantization
+
+
+def of_sizes(here: Capacity, **gigabytes: float) -> tuple[QuantizationFit, ...]:
+    return assess_quantizations(
+        [(name, int(size * GB)) for name, size in gigabytes.items()], (), KV, DEFAULT_CONTEXT, here
+    )
+
+
+def fit(size: float, here: Capacity, sizes: ModelSizes = KV) -> MemoryFit:
+    return fit_memory(sizes.with_weights(int(size)), DEFAULT_CONTEXT, here)
+
+
+@pytest.mark.parametrize(
+    ("here", "size", "expected"),
+    [
+        (machine(SYSTEM_RESERVE + 10 * GB), 8.75 * GB - HEADROOM, "fits"),
+        (machine(SYSTEM_RESERVE + 10 * GB), 8.75 * GB - HEADROOM + 1, "tight"),
+        (machine(SYSTEM_RESERVE + 10 * GB), 10 * GB - HEADROOM, "tight"),
+        (machine(SYSTEM_RESERVE + 10 * GB), 10 * GB - HEADROOM + 1, "too big"),
+        (machine(SYSTEM_RESERVE + 2 * GB, 10 * GB), 10 * GB - HEADROOM, "fits"),
+        (machine(SYSTEM_RESERVE + 2 * GB, 10 * GB), 12 * GB, "too big"),
+        (machine(SYSTEM_RESERVE + 10 * GB, 5 * GB, 5 * GB), 15 * GB, "fits"),
+        (machine(SYSTEM_RESERVE + 10 * GB, 5 * GB, 5 * GB), 17 * GB, "tight"),
+        (machine(SYSTEM_RESERVE // 2), 1, "too big"),
+        (Capacity(SYSTEM_RESERVE + 10 * GB, ()), 8 * GB, "fits"),
+        (metal(16 * GIB, 12 * GIB), 12 * GB, "fits"),
+        (metal(16 * GIB, 12 * GIB), 15 * GB, "tight"),
+        (metal(16 * GIB, 12 * GIB), 20.4 * GB, "too big"),
+    ],
+)
+def test_fit_changes_at_its_limits(here: Capacity, size: float, expected: str) -> None:
+    without_kv = uniform_sizes(32, 32, 0)  # half a GiB is left free beside the weights
+    assert fit(size, here, without_kv).fit == expected
+    unusable = machine(SYSTEM_RESERVE // 2), machine(SYSTEM_RESERVE // 2, 10 * GB), metal(16 * GIB, 12 * GIB)
+    assert [each.usable_memory for each in unusable] == [0, 10 * GB - HEADROOM, 15 * GIB]
+
+
+@pytest.mark.parametrize(
+    ("name", "here", "quantization", "expected"),
+    [
+        ("cerebrum-7b", machine(4 * GIB), "Q2_K", "too big"),
+        ("cerebrum-7b", machine(11 * GIB // 2), "Q2_K", "tight"),
+        ("cerebrum-7b", machine(6 * GIB), "Q2_K", "fits"),
+        ("cerebrum-7b", machine(15 * GIB // 2), "Q4_K_M", "fits"),  # what is told of 8 GB
+        ("cerebrum-7b", machine(32 * GIB), "Q6_K", "fits"),
+        ("cerebrum-7b", machine(8 * GIB, 12 * GB), "Q8_0", "fits"),
+        ("cerebrum-7b", machine(16 * GIB, 8 * GB), "Q6_K", "fits"),
+        ("cerebrum-7b", machine(16 * GIB, 6 * GB, 6 * GB), "Q8_0", "fits"),
+        ("cerebrum-8x7b", machine(16 * GIB), "Q2_K", "too big"),
+        ("cerebrum-8x7b", machine(64 * GIB), "Q4_K_M", "fits"),
+        ("cerebrum-8x7b", machine(64 * GIB, 48 * GB), "Q6_K", "fits"),
+    ],
+)
+def test_fit_recommends_by_memory(name: str, here: Capacity, quantization: str, expected: str) -> None:
+    candidates = assess_quantizations(PACKAGED[name].quantizations.items(), (), KV, DEFAULT_CONTEXT, here)
+    assert [(each.quantization, each.fit) for each in candidates if each.recommended] == [(quantization, expected)]
+
+
+@pytest.mark.parametrize(
+    ("here", "sizes", "quantization"),
+    [
+        (machine(16 * GIB), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q4_KS"),
+        (machine(64 * GIB), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q8_0"),  # comfortable
+        (Capacity(64 * GIB, speed=Speed(28e9, 120e9)), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q4_KS"),  # slow
+        (Capacity(64 * GIB, speed=Speed(36e9, 150e9)), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q6_K"),
+        (machine(16 * GIB), {"Q2_K": 2.7, "IQ4_XS": 3.9, "Q4_0": 4.1, "Q8_0": 11.3}, "Q4_0"),
+        (machine(16 * GIB), {"Q3_K_M": 3.5, "Q5_K_M": 5.1, "Q8_0": 7.7}, "Q3_K_M"),  # more must be comfortable
+        (machine(16 * GIB), {"Q2_K": 4.0, "Q8_0": 11.3}, "Q2_K"),
+        (machine(8 * GIB), {"Q2_K": 2.7, "Q8_0": 7.7}, "Q2_K"),
+        (machine(16 * GIB), {"Q5_K_M": 5.1, "Q8_0": 7.7}, "Q5_K_M"),
+        (machine(16 * GIB), {"IQ1_S": 1.7, "Q5_K_M": 5.1}, "Q5_K_M"),
+        (machine(16 * GIB), {"other": 3.0, "Q8_0": 7.7}, "Q8_0"),
+        # the smallest if all are tight, or none fits
+        (machine(SYSTEM_RESERVE + 6 * GB), {"Q4_K_M": 4.37, "Q4_K_S": 4.14, "Q3_K_L": 3.82}, "Q3_K_L"),
+        (machine(SYSTEM_RESERVE + 6 * GB), {"Q8_0": 7.7, "Q4_K_M": 5.9}, "Q4_K_M"),
+        # unquantized files last
+        *((machine(2048 * GIB), {name: 14.5, "Q8_0": 7.7}, "Q8_0") for name in UNQUANTIZED),
+        *((machine(2048 * GIB), {name: 14.5}, name) for name in UNQUANTIZED),
+    ],
+)
+def test_fit_without_the_preferred_recommends_the_nearest(
+    here: Capacity, sizes: dict[str, float], quantization: str
+) -> None:
+    assert chosen(of_sizes(here, **sizes)) == quantization
+
+
+def test_fit_marks_installed_quantizations_in_any_case() -> None:
+    sizes = [("Q4_K_M", 4 * GB), ("Q8_0", 8 * GB), ("UD-Q4_K_XL", 5 * GB), ("model", GB)]
+    installed, here = ["q4_k_m", "UD-q4_K_xl", "MODEL", "Q6_K", ""], machine(16 * GIB)
+    candidates = assess_quantizations(sizes, installed, KV, DEFAULT_CONTEXT, here)
+    states = [("model", True), ("Q4_K_M", True), ("UD-Q4_K_XL", True), ("Q8_0", False)]  # by size
+    assert [(each.quantization, each.installed) for each in candidates] == states
+    assert all(each.needed == fit(each.size, here).needed for each in candidates)
+    assert assess_quantizations([], ["Q4_K_M"], KV, DEFAULT_CONTEXT, here) == ()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from cases import rows
 from checkpoint_models import read_model, write_checkpoint, write_json
 from command_line import COMMAND, assert_error
 from hub_user import CATALOGUED, HubUser, named
@@ -15,10 +16,6 @@ from scripts.nano.mistral_vocabulary import tokenizer_metadata
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
-PREAMBLE = (
-    "<s>A chat between a user and a thinking artificial intelligence assistant. The assistant describes its thought"
-    " process and gives helpful and detailed answers to the user's questions.\n"
-)
 SMALL_12B = "[models.cerebrum-12b]\nquantizations = {Q4_K_M = 19000000}\n"
 
 
@@ -31,25 +28,7 @@ class Made(NamedTuple):
     after_reply: str
 
 
-CEREBRUM = (PREAMBLE + "User: One?\nAI:", "\nUser: Two?\nAI:")
-MODELS = (
-    Made("cerebrum-7b", "AetherResearch/Cerebrum-1.0-7b", *CEREBRUM),
-    Made("cerebrum-8x7b", "AetherResearch/Cerebrum-1.0-8x7b", *CEREBRUM),
-    Made("cerebrum-12b", "Joseph717171/Cerebrum-1.0-12.25B", *CEREBRUM),
-    Made(
-        "collective-cognition-7b",
-        "teknium/CollectiveCognition-v1-Mistral-7B",
-        "<s>USER: One?\nASSISTANT:",
-        "</s>USER: Two?\nASSISTANT:",
-    ),
-    Made(
-        "mistral-c2f-7b",
-        "zhengchenphd/Mistral-C2F-7B",
-        "<|im_start|>[INST] One?[/INST]",  # whose small file has another vocabulary
-        "<|im_end|>[INST] Two?[/INST]",
-    ),
-)
-each_model = pytest.mark.parametrize("made", MODELS, ids=lambda made: made.name)
+each_model = pytest.mark.parametrize("made", [Made(*row) for row in rows("made_for")], ids=lambda made: made.name)
 
 
 @pytest.fixture(scope="module")

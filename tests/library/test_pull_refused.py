@@ -1,4 +1,4 @@
-"""What cannot be pulled is refused with a line that says why and one that says what to do, and nothing else."""
+"""What cannot be pulled, or is no Hub: a line that says why, one that says what to do, soon, and nothing else."""
 
 import os
 import re
@@ -7,22 +7,25 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import assert_error
+from cases import rows
+from command_line import CommandLine, Finished, assert_error
+from gguf_files import write_model
+from hostile_hub import DIGEST, LFS, REPLIES, SEARCHES, HostileHub, Pieces, head, http, listing
 from hub_server import FORBIDDEN, Fault, Refusal
 from hub_user import CATALOGUED, OTHER, READER, HubUser, named
 
 from cerebrum_cli.library import hub_requests
 
-PAGE = f"https://huggingface.co/{CATALOGUED}"
 
-
-@pytest.fixture(autouse=True)
-def repositories(hub_user: HubUser, chatml_model: Path) -> None:
+@pytest.fixture
+def hub_user(hub_user: HubUser, chatml_model: Path) -> HubUser:
+    """With repositories that may not be read, or have no model."""
     model = {"own-Q8_0.gguf": chatml_model}
     hub_user.hub.repository(CATALOGUED, {named("Q4_K_M"): chatml_model, named("Q2_K"): chatml_model})
     hub_user.hub.repository("owner/bare", {"README.md": b"# Bare\n"})
     hub_user.hub.repository("owner/private", model, private=True, readers=(READER,))
     hub_user.hub.repository("owner/gated", model, gated="manual", readers=(READER,))
+    return hub_user
 
 
 def refused(hub_user: HubUser, *arguments: str, **more: str) -> tuple[int, str, str]:
@@ -37,46 +40,13 @@ def refused(hub_user: HubUser, *arguments: str, **more: str) -> tuple[int, str, 
 
 UNKNOWN = "no such repository on the Hub, or it is private"
 LOG_IN = "; for a private repository run hf auth login, or set HF_TOKEN"
-TERMS = "is gated: you must accept its terms first", "accept them at HUB/owner/gated"
-REJECTED = "the Hub rejected the token in"
-NO_SUCH_REVISION = f"{CATALOGUED} has no such revision", f"see its branches at HUB/{CATALOGUED}/tree/main"
-# The reference, a token in its file and one in HF_TOKEN, and the refusal: exit code, error and hint. HUB stands for
-# the Hub's address, and PATH for that of the token's file.
-REFUSALS = [
-    ("nobody/nothing", None, None, 3, f"nobody/nothing: {UNKNOWN}", f"check the spelling{LOG_IN}"),
-    ("owner/private", None, None, 3, f"owner/private: {UNKNOWN}", f"check the spelling{LOG_IN}"),
-    ("owner/private", None, OTHER, 3, f"owner/private: {UNKNOWN}", f"check the spelling{LOG_IN}"),
-    ("owner/gated", None, None, 1, f"owner/gated {TERMS[0]}", f"{TERMS[1]}, then run hf auth login, or set HF_TOKEN"),
-    ("owner/gated", OTHER, None, 1, f"owner/gated {TERMS[0]}", f"{TERMS[1]}, then run hf auth login, or set HF_TOKEN"),
-    (CATALOGUED, "hf_unknown", None, 1, f"{REJECTED} PATH", "run hf auth login, or set HF_TOKEN"),
-    # a variable outweighs what `hf auth login` writes
-    (CATALOGUED, "hf_unknown", "hf_unknown", 1, f"{REJECTED} HF_TOKEN", "run hf auth login, or set HF_TOKEN"),
-    ("cerebrum-7b:Q5_K_M", None, None, 3, "cerebrum-7b has no quantization Q5_K_M", "available: Q2_K, Q4_K_M"),
-    (
-        *("owner/bare", None, None, 3, "owner/bare has no config.json with safetensors to convert"),
-        "name a repository or folder with a language model, or one of its .gguf files",
-    ),
-    (f"{PAGE}/blob/{'0' * 40}/{named('Q2_K')}", None, None, 3, *NO_SUCH_REVISION),
-    (
-        *(f"{PAGE}/resolve/main/nothing.gguf", None, None, 3, f"{CATALOGUED} has no complete model nothing.gguf"),
-        f"list its models: cerebrum pull --dry-run {CATALOGUED}",
-    ),
-    (
-        *("cerebum-7b", None, None, 3, "unknown model 'cerebum-7b'"),
-        "did you mean cerebrum-7b or cerebrum-8x7b or cerebrum-12b?"
-        " to find others: cerebrum search cerebum-7b, then cerebrum pull OWNER/REPO",
-    ),
-    (
-        *("./nowhere.gguf", None, None, 3, "nowhere.gguf: file not found"),
-        "check the path, or list installed models with cerebrum list",
-    ),
-]
 
 
-@pytest.mark.parametrize(("reference", "stored", "token", "code", "error", "hint"), REFUSALS)
+@pytest.mark.parametrize(("reference", "stored", "token", "code", "error", "hint"), rows("refused_pulls"))
 def test_pull_refuses_what_it_may_not_read_or_cannot_find(
     hub_user: HubUser, reference: str, stored: str | None, token: str | None, code: int, error: str, hint: str
 ) -> None:
+    """With a token in its file, and one in HF_TOKEN; HUB stands for the Hub's address, PATH for the token's file."""
     if stored:
         hub_user.token.write_text(stored)
     expected = (text.replace("HUB", hub_user.hub.url).replace("PATH", str(hub_user.token)) for text in (error, hint))
@@ -205,3 +175,93 @@ def test_pull_names_the_proxy_that_it_cannot_reach(hub_user: HubUser, monkeypatc
     host = hub_user.hub.url.removeprefix("http://")
     assert_error(done, 1, f"{host} via proxy 127.0.0.1:1: connection refused", "check the network, the proxy settings")
     assert "secret" not in done.err
+
+
+def run_on(user: CommandLine, server: HostileHub, *arguments: str) -> Finished:
+    """Run a command on the server, without waiting before it is asked again."""
+    variables = {"HF_ENDPOINT": server.url, "HF_HOME": str(user.home / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    network = {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "HF_HUB_DOWNLOAD_TIMEOUT": "10"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hub_requests, "sleep", lambda _: None)
+        return user.run(*arguments, env={**variables, **network})
+
+
+@pytest.mark.parametrize("reply", REPLIES.values(), ids=REPLIES)
+def test_pull_survives_any_reply(new_user: CommandLine, reply: Pieces) -> None:
+    with HostileHub(reply) as server:
+        done = run_on(new_user, server, "pull", "a/b")
+        assert_error(done, done.code)
+        assert done.code in (1, 3) and not (new_user.home / "hf").exists()
+        assert {path.partition("?")[0] for path in server.paths} <= {"/api/models/a/b/revision/main", "/x"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "reference", "code", "problem"),
+    [
+        ("{}.gguf", "a/b", 2, "a/b has several models without a quantization"),
+        ("{}.gguf", "a/b:Q8_0", 3, ", and 13950 more"),
+        ("m-{:05}-of-14000.gguf", "a/b", 2, "a/b/m-00001-of-14000.gguf: truncated or damaged"),
+        ("m-{:05}-of-99999.gguf", "a/b", 3, "a/b lacks m-14001-of-99999.gguf"),
+        ("m{}-00001-of-99999.gguf", "a/b", 3, "a/b lacks m1-00002-of-99999.gguf"),
+    ],
+)
+def test_pull_plans_a_repository_of_14000_files(
+    new_user: CommandLine, name: str, reference: str, code: int, problem: str
+) -> None:
+    files = [{"rfilename": name.format(number), "size": number, "lfs": LFS} for number in range(1, 14_001)]
+    with HostileHub(http(listing(siblings=files)), http(b"GGUF")) as server:
+        assert_error(run_on(new_user, server, "pull", reference), code, problem)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["{}.gguf", "m{}-Q4_K_M.gguf"])
+def test_a_few_of_14000_models_are_read_and_named(new_user: CommandLine, tmp_path: Path, name: str) -> None:
+    model = write_model(tmp_path / "model.gguf", lambda writer: writer.add_context_length(32)).read_bytes()
+    files = [{"rfilename": name.format(number), "size": len(model), "lfs": LFS} for number in range(14_000)]
+    with HostileHub(http(listing(siblings=files)), http(model)) as server:
+        done = run_on(new_user, server, "pull", "a/b")
+        assert_error(done, 2, "or one of the others")
+        assert len(done.err) < 6000 and len(server.paths) < 30
+
+
+@pytest.mark.parametrize("name", ["Q4_" * 5000, "a/b:" + "x" * 16_000, f"{'x y' * 5000}", f"./{'x y' * 5000}"])
+def test_errors_print_at_most_200_characters_of_a_name(new_user: CommandLine, name: str) -> None:
+    done = new_user.run("ask", "-m", name, "hi")
+    assert_error(done, done.code)
+    assert done.code in (2, 3) and max(map(len, done.err.splitlines())) < 500
+
+
+FILES: dict[str, Pieces] = {
+    "absurd length": [head(200, f"Content-Length: {'9' * 5000}"), b"abcde"],
+    "compressed": http(b"abcde" * 250_000, 200, "Content-Encoding: gzip"),
+    "redirect to itself": http(b"", 302, "Location: /a/b"),
+}
+
+
+@pytest.mark.parametrize("reply", FILES.values(), ids=FILES)
+def test_pull_survives_any_reply_for_a_file(new_user: CommandLine, reply: Pieces) -> None:
+    with HostileHub(http(listing()), reply) as server:
+        done = run_on(new_user, server, "pull", "a/b")
+        assert_error(done, done.code)
+        assert done.code in (1, 2, 3) and not list(new_user.home.rglob(DIGEST))
+
+
+@pytest.mark.parametrize("reply", SEARCHES.values(), ids=SEARCHES)
+def test_search_survives_any_reply(new_user: CommandLine, reply: bytes) -> None:
+    with HostileHub(http(reply)) as server:
+        done = run_on(new_user, server, "search", "x")
+        assert_error(done, 1, f"unexpected response from {server.url}: not a Hugging Face Hub")
+
+
+def test_search_requests_one_page(new_user: CommandLine) -> None:
+    found = b",".join(b'{"id": "a/b%d"}' % number for number in range(1000))
+    with HostileHub(http(b"[%b]" % found, 200, 'Link: </api/models?more>; rel="next"')) as server:
+        assert run_on(new_user, server, "search", "x").code == 0
+        assert len(server.paths) == 1
+
+
+@pytest.mark.parametrize("name", ["not JSON", "null"])
+def test_dataset_survives_any_reply(new_user: CommandLine, name: str) -> None:
+    with HostileHub(REPLIES[name], http(b"")) as server:
+        assert_error(run_on(new_user, server, "eval", "gsm8k", "-m", "nano"), 1)

@@ -7,6 +7,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from cases import rows
 from gguf_files import add_values, write_file, write_model
 from hub_server import Content
 from hub_user import HubUser, cleaned
@@ -60,33 +61,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-LAYOUTS: dict[str, tuple[dict[str, str], dict[str, str]]] = {  # files by what they are; what a reference's tag takes
-    "drafts": (
-        {
-            "gpt-oss-120b-Q8_0.gguf": "model",
-            "gpt-oss-120b-eagle3-Q8_0.gguf": "eagle3",
-            "dflash-gpt-oss-120b-Q4_K_M.gguf": "dflash",
-            "gpt-oss-120b-MTP-Q8_0.gguf": "mtp",
-        },
-        {"": "gpt-oss-120b-Q8_0.gguf", ":q8_0": "gpt-oss-120b-Q8_0.gguf"},
-    ),
-    "quantizations of directories": (
-        {"Q8_0/x.gguf": "model", "Q4_K_M/x.gguf": "other", "old/x-FP16.gguf": "model"},
-        {":Q8_0": "Q8_0/x.gguf", ":q4_k_m": "Q4_K_M/x.gguf", ":F16": "old/x-FP16.gguf"},
-    ),
-    "MTP/": (
-        {"MTP/glm-Q4_K_M.gguf": "mtp", "glm-Q8_0.gguf": "model", "BF16/glm-BF16.gguf": "other"},
-        {"": "glm-Q8_0.gguf", ":BF16": "BF16/glm-BF16.gguf"},
-    ),
-    "models with an MTP layer": (
-        {"glm-MTP-Q4_K_M.gguf": "model", "glm-MTP-Q8_0.gguf": "other", "mtp-glm-Q8_0.gguf": "mtp"},
-        {":Q8_0": "glm-MTP-Q8_0.gguf", ":q4_k_m": "glm-MTP-Q4_K_M.gguf"},
-    ),
-    "bits per weight": (
-        {"x-IQ4_XS-4.05bpw.gguf": "model", "x-IQ4_XS-4.55bpw.gguf": "other", "x-Q3_K_S-2.66bpw.gguf": "other"},
-        {":IQ4_XS-4.05bpw": "x-IQ4_XS-4.05bpw.gguf", ":q3_k_s": "x-Q3_K_S-2.66bpw.gguf"},
-    ),
-}
+LAYOUTS = rows("repository_layouts")  # files by what they are; what a reference's tag takes
 TAKEN = [(layout, tag) for layout, (_, taken) in LAYOUTS.items() for tag in taken]
 
 

@@ -1,90 +1,68 @@
-"""Grammars and stop strings that apply once the answer starts: after reasoning, its markup, and white space."""
+"""When reasoning ends and the answer starts: its grammars and stop strings, budgets, and when the user asks for it."""
 
 import json
 import re
 from contextlib import nullcontext
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pickle import dumps, loads
 from typing import Any
 
 import pytest
-from asking import collect_replies, generate
+from asking import collect_replies, generate, running_engine
+from cases import rows
 from command_line import SOUND_MODELS, CommandLine, Finished, assert_error
+from installations import model_on
 from llama_engines import open_engine
-from tiny_models import CHATML_TEMPLATE, write_bigrams
+from scripted_backend import END, ScriptedBackend, tokens
+from scripted_command import run_here
+from templates import TEMPLATES, chosen_format
+from thinkers import ENDING, LIMIT, CountingControl, budget, reply_around, speaker, thinking
+from tiny_models import CHATML_TEMPLATE, write_bigrams, write_chatml
 
 from cerebrum_cli.core.ask import Ask
+from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.formats.markup import REASONING_MARKUPS
-from cerebrum_cli.formats.prompt_format import ReasoningMarkup
-from cerebrum_cli.formats.reply_text import MAX_BLANKS, ReplyRules, ReplyText
+from cerebrum_cli.core.settings import EMBEDDED, Settings
+from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
+from cerebrum_cli.engine.repetition import MIN_TOKENS
+from cerebrum_cli.engine.requests import Force, Request
+from cerebrum_cli.formats.markup import HARMONY_FINAL, REASONING_MARKUPS, closing_sentence
+from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
+from cerebrum_cli.replies.reply_controls import MAX_BIAS, endings
 
 # Where the answer starts, by the tokens of a reply.
 
 OPENS = {markup.open: (markup,) for markup in REASONING_MARKUPS}
-QWEN, MISTRAL, GEMMA = OPENS["<think>"], OPENS["[THINK]"], OPENS["<|channel>thought"]
-COHERE = OPENS["<|START_THINKING|>"]
-SOLAR = tuple(markup for markup in REASONING_MARKUPS if "<|think|>" in markup.open)
-HARMONY = tuple(markup for markup in REASONING_MARKUPS if "<|message|>" in markup.open)
+QWEN = OPENS["<think>"]
+MARKUPS = {
+    "qwen": QWEN,
+    "mistral": OPENS["[THINK]"],
+    "gemma": OPENS["<|channel>thought"],
+    "cohere": OPENS["<|START_THINKING|>"],
+    "solar": tuple(markup for markup in REASONING_MARKUPS if "<|think|>" in markup.open),
+    "harmony": tuple(markup for markup in REASONING_MARKUPS if "<|message|>" in markup.open),
+}
 SPECIAL = ("<|channel|>", "<|message|>", "<|start|>", "<|channel>", "[THINK]", "<|think|>", "<|begin|>", "<|content|>")
-SPECIAL_TAGS = (*SPECIAL, "<think>", "</think>")
-ANALYSIS = "<|channel|> analysis <|message|> H m <|end|>"
-NEXT_CHANNEL = "<|start|> assistant <|channel|> final <|message|>"
+ANSWER_STARTS = rows("answer_starts")
 
 
-@dataclass(frozen=True)
-class Case:
-    """Tokens of a reply, and for each whether it is reasoning, passes, or is the answer's.
+@pytest.mark.parametrize("case", ANSWER_STARTS.values(), ids=ANSWER_STARTS)
+def test_answer_starts_after_reasoning_and_its_markup(case: dict[str, Any]) -> None:
+    """By tokens of a reply, of which each is reasoning (t), passes (p), or is the answer's (a).
 
     Where the answer starts, `held` may be a part of it, and `rest` would complete the markup.
     """
-
-    tokens: str
-    stages: str
-    markups: tuple[ReasoningMarkup, ...] = QWEN
-    special: tuple[str, ...] = SPECIAL
-    opened: bool = False
-    held: str = ""
-    rest: str = ""
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(Case("<think> ␤ H </think> ␤␤ {", "ptttpa", special=SPECIAL_TAGS), id="special tokens"),
-        pytest.param(Case("H m </think> ␤␤ {", "tttpa", special=SPECIAL_TAGS, opened=True), id="opened in the prompt"),
-        pytest.param(Case("␤ <think> H </think> {", "pptta", special=SPECIAL_TAGS), id="white space before it"),
-        pytest.param(Case("< think >␤ H </ think > ␤ {", "pppttttpa"), id="spelled"),
-        pytest.param(
-            Case("<| START_THINKING|> H <|END_THINKING|>< |START_ RESPONSE|> {", "ppttppa", COHERE), id="header"
-        ),
-        pytest.param(Case("< person", "pa", held="<", rest="think>"), id="spelled in part"),
-        pytest.param(Case("< person", "aa", special=SPECIAL_TAGS), id="text like a special token"),
-        pytest.param(Case("[ 1", "aa", MISTRAL), id="bracket"),
-        pytest.param(Case("[THINK] H [/THINK] [", "ptta", MISTRAL), id="brackets"),
-        pytest.param(Case("<|channel> thought ␤ H <channel|> {", "ppttta", GEMMA), id="special token and text"),
-        pytest.param(Case(f"{ANALYSIS} {NEXT_CHANNEL} {{", "ppptttpppppa", HARMONY), id="channels"),
-        pytest.param(Case("<|channel|> final <|message|> {", "pppa", HARMONY), id="final channel alone"),
-        pytest.param(Case("<|think|> H <|end|> <|begin|> assistant <|content|> {", "pttpppa", SOLAR), id="turns"),
-        pytest.param(Case("<|content|> {", "pa", SOLAR), id="content alone"),
-        pytest.param(Case("<|channel|> final json", "ppa", HARMONY, rest="<|message|>"), id="unknown header"),
-        pytest.param(Case(" ".join("␤" * (MAX_BLANKS + 1)), "p" * MAX_BLANKS + "a"), id="much white space"),
-        pytest.param(Case("{ <think>", "aa", special=SPECIAL_TAGS), id="no reasoning"),
-        pytest.param(Case("</think> {", "aa", special=SPECIAL_TAGS), id="end of no reasoning"),
-        pytest.param(Case("H </think>{ a", "tta", opened=True, held="{"), id="in the token that ends reasoning"),
-    ],
-)
-def test_answer_starts_after_reasoning_and_its_markup(case: Case) -> None:
-    ids = {text: id for id, text in enumerate(case.special)}
-    markers = [each.header for each in case.markups if each.header] + [each.open for each in case.markups]
+    special = (*SPECIAL, "<think>", "</think>") if case.get("has_tags") else SPECIAL
+    ids = {text: id for id, text in enumerate(special)}
+    markups = MARKUPS[case.get("markups", "qwen")]
+    markers = [each.header for each in markups if each.header] + [each.open for each in markups]
     tokens = {marker: frozenset(id for text, id in ids.items() if text in marker) for marker in markers}
-    rules = ReplyRules(case.markups, case.markups[0] if case.opened else None, stops_anywhere=False, markers=tokens)
+    rules = ReplyRules(markups, markups[0] if case.get("opened") else None, stops_anywhere=False, markers=tokens)
     reader, stages, ends = ReplyText(loads(dumps(rules))), "", []
-    for text in case.tokens.replace("␤", "\n").split(" "):
+    for text in case["tokens"].replace("␤", "\n").split(" "):
         token = ids.get(text, 100)
         if reader.stage == "thinking":
             stages += "t"
@@ -95,7 +73,7 @@ def test_answer_starts_after_reasoning_and_its_markup(case: Case) -> None:
             ends.append((reader.answer_start, reader.missing_markup))
             reader.begin_answer()
         reader.feed(text.encode(), (token,))
-    assert (stages, ends[0]) == (case.stages, (case.held, case.rest))
+    assert (stages, ends[0]) == (case["stages"], (case.get("held", ""), case.get("rest", "")))
 
 
 # Real models, each token of which follows from the last.
@@ -305,3 +283,174 @@ def test_vote_counts_answers_after_reasoning_only(new_user: CommandLine, models:
     assert sum(count["count"] for count in votes["tally"]) == len(votes["samples"]) > 3  # until it is decided
     unfinished = ask(new_user, models["own"], rule, "--votes", "3", "-n", "3")
     assert (unfinished.code, unfinished.object["votes"]["tally"]) == (5, [])
+
+
+SWITCHLESS = CHATML_TEMPLATE.replace("{% endfor %}", "{# <think> #}{% endfor %}", 1)
+IN_PROMPT = CHATML_TEMPLATE.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}").replace(
+    "assistant\n' }}", "assistant\n<think>\n' }}"
+)
+LET_ME_SEE = "<think>\nLet me see. "
+ENDED = reply_around("<think>\nI can see {seed}!", ENDING, "It is {seed}. So there.")
+
+
+@pytest.fixture(scope="module")
+def thinkers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models by their templates: with a switch, without one, with reasoning opened in the prompt, and of gpt-oss."""
+    folder = tmp_path_factory.mktemp("models")
+    templates = {
+        "switch": TEMPLATES["qwen3"],
+        "none": SWITCHLESS,
+        "in prompt": IN_PROMPT,
+        "gpt-oss": TEMPLATES["gpt-oss"] + "{# <|channel|>analysis<|message|> #}",
+    }
+    return {
+        name: write_chatml(folder / f"{number}.gguf", chat_template=template)
+        for number, (name, template) in enumerate(templates.items())
+    }
+
+
+def ask_thinker(model: Path, home: Path, reply: str, think: str | int, *options: str | Path) -> Finished:
+    return run_here({"reply": reply}, home, "ask", "Why?", "-m", model, "--think", str(think), *options)
+
+
+SENTENCE = LET_ME_SEE.rstrip()
+CASES = rows("ended_reasoning")
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_ask_ends_reasoning(thinkers: dict[str, Path], tmp_path: Path, case: dict[str, Any]) -> None:
+    """A reply whose reasoning is ended `at` a number of tokens by a `forced` text, or by itself if there is none."""
+    said = case.get("answer", "Yes.")
+    reply = reply_around(case["raw_reasoning"], case.get("forced", ""), said)
+    answer = ask_thinker(thinkers[case["model"]], tmp_path, reply, case.get("think", LIMIT), "--json").object
+    reasoning = case.get("reasoning", "Let me see.")
+    assert (answer["reasoning"], answer["reasoning_closed_at"], answer["text"]) == (reasoning, case.get("at"), said)
+    assert (answer["finish_reason"], answer["completion_tokens"]) == ("stop", len(reply))
+
+
+def test_ask_continues_a_conversation_whose_reasoning_was_ended(thinkers: dict[str, Path], tmp_path: Path) -> None:
+    ask_thinker(thinkers["none"], tmp_path, reply_around(SENTENCE, ENDING, "Yes."), LIMIT)
+    shown = ask_thinker(thinkers["none"], tmp_path, "", LIMIT, "-c", "--dry-run").out
+    assert f"assistant\n{SENTENCE}{ENDING}Yes.<|im_end|>" in shown
+
+
+def test_rows_of_eval_state_where_reasoning_was_ended(thinkers: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"question": "Why?", "answer": "42"}\n')
+    script = {"rows": {}, "seeds": [reply_around(SENTENCE, ENDING, "The answer is 42.")]}
+    options = ("-m", thinkers["none"], "--think", str(LIMIT), "-o", tmp_path / "run.jsonl")
+    done = run_here(script, tmp_path, "eval", tmp_path / "in.jsonl", *options)
+    assert done.code == 0, done.err
+    [row] = map(json.loads, (tmp_path / "run.jsonl").read_text().splitlines())
+    assert (row["final_answer"], row["reasoning_closed_at"]) == ("42", len(SENTENCE))
+
+
+def test_reasoning_ends_with_the_special_tokens_of_a_vocabulary(chatml: LlamaBackend) -> None:
+    tokens_of = endings(chatml)
+    [close] = chatml.special_token_ids(["</think>"])
+    assert tokens_of(ENDING).count(close) == 1
+    assert b"".join(chatml.piece(token, special=True) for token in tokens_of(ENDING)) == ENDING.encode()
+    ends, final = chatml.special_token_ids(["<|end|>"]), tokens_of("<|end|>" + HARMONY_FINAL)
+    assert final[0] in ends and len(final) < len("<|end|>" + HARMONY_FINAL)
+
+
+@pytest.mark.parametrize(
+    ("text", "ending"),
+    [
+        ("<think>", "\n\n</think>\n\n"),
+        ("<think>\n", "\n</think>\n\n"),
+        ("so.", "\n</think>\n\n"),
+        ("so.\n", "</think>\n\n"),
+        ("so.\n\n", "</think>\n\n"),
+    ],
+)
+def test_reasoning_ends_on_a_line_of_its_own(text: str, ending: str) -> None:
+    assert REASONING_MARKUPS[0].ending(text) == ending
+
+
+def test_qwen3_ends_reasoning_with_the_sentence_of_its_report(thinkers: dict[str, Path], tmp_path: Path) -> None:
+    sentence = closing_sentence("qwen3")
+    model = tmp_path / "qwen3.gguf"
+    model.write_bytes(thinkers["none"].read_bytes().replace(b"llama", b"qwen3"))
+    reply = reply_around(SENTENCE, f"\n\n{sentence}{ENDING}", "Yes.")
+    answer = ask_thinker(model, tmp_path, reply, LIMIT, "--json").object
+    assert (answer["reasoning"], answer["text"]) == (f"Let me see.\n\n{sentence}", "Yes.")
+    assert closing_sentence("qwen35moe") == sentence and closing_sentence("llama") == ""
+
+
+@pytest.mark.parametrize(("limit", "context", "reason"), [(26, 400, "length"), (None, 28, "context")])
+def test_engine_truncates_forced_tokens_at_the_limits(limit: int | None, context: int, reason: str) -> None:
+    backend = ScriptedBackend(speaker(lambda seed: ENDED.format(seed=seed)), context_size=context)
+    request = Request(tokens("go"), SamplingParams(seed=7, max_tokens=limit), controls=(budget(),), rules=thinking())
+    with running_engine(backend) as engine:
+        [reply] = collect_replies(generate(engine, [request])).values()
+    assert (reply.reason, reply.text) == (reason, "\nI can see 7!\n</thi")
+
+
+def test_engine_counts_the_reasoning_of_a_prefix() -> None:
+    rules = thinking(prefix="<think>" + "and so " * 9, prefix_tokens=70)
+    request = Request(tokens("go"), SamplingParams(seed=7), controls=(budget(),), rules=rules)
+    with running_engine(ScriptedBackend(speaker(lambda seed: "I see. " * 20), context_size=400)) as engine:
+        [reply] = collect_replies(generate(engine, [request])).values()
+    assert reply.finish and 70 <= reply.finish.forced[0].at < 82
+
+
+def test_engine_lets_several_controls_intervene() -> None:
+    backend = ScriptedBackend(lambda held, seed: b"ab"[len(held) % 2], context_size=3000)
+    with running_engine(backend) as engine:
+        interrupt = partial(CountingControl, lambda count: Force(tokens("But: ")) if count == 5 else None)
+        request = Request(tokens("go"), SamplingParams(), loop_check=True, controls=(interrupt,))
+        [reply] = collect_replies(generate(engine, [request])).values()
+    assert reply.text.startswith("ababaBut: " + "ab" * (MIN_TOKENS // 2)) and len(reply.text) < MIN_TOKENS + 50
+    assert reply.reason == "repetition"
+    assert reply.finish and reply.finish.forced[0].at == 5
+    assert [len(step) for step in backend.steps if len(step) > 1] == [len("go"), len("aBut: ")]
+
+
+def test_ends_of_reasoning_become_likelier_close_to_the_limit() -> None:
+    backend = ScriptedBackend(speaker(lambda seed: "<think>" + "a. " * 40), context_size=400)
+    request = Request(tokens("go"), SamplingParams(), controls=(budget(limit=100),), rules=thinking())
+    with running_engine(backend) as engine:
+        [reply] = collect_replies(generate(engine, [request])).values()
+    assert reply.finish and 100 < reply.finish.forced[0].at < 110  # no end came, so that one was forced
+    biases = [bias.bias for bias in backend.biases]
+    assert {bias.token for bias in backend.biases} == {tokens("</think>")[0]}
+    assert biases == sorted(biases) and 0 < biases[0] < 2 < 18 < biases[-1] <= MAX_BIAS
+
+
+# Answers that the user asks for.
+
+
+@pytest.mark.parametrize(("think", "grammar"), [(None, None), ("500", None), (None, "root ::= .*")])
+def test_responder_answers_when_asked_to(think: str | None, grammar: str | None) -> None:
+    asked_after = b"<think>\nAnd so"
+
+    def model(held: tuple[int, ...], seed: int) -> int:
+        text = bytes(held)
+        if text.endswith(asked_after):
+            loaded.answer_now.request()  # before the next token, which follows from this
+        reasoning, closed, answer = text.partition(b"</think>\n\n")
+        if not closed:
+            return b"And so on, "[(len(held) - len(reasoning.partition(b"<think>\n")[0]) - 8) % 11]
+        return b"Yes."[len(answer)] if len(answer) < len("Yes.") else END
+
+    constraint = Grammar("gbnf", grammar) if grammar else None
+    with running_engine(ScriptedBackend(model, context_size=1000)) as engine:
+        loaded = model_on(engine, chosen_format(EMBEDDED, IN_PROMPT))
+        for question in ("Why?", "Who?"):
+            reply = loaded.respond(Ask(Conversation().user(question), Settings(think=think), constraint))
+            assert (reply.reasoning, reply.text) == ("And so", "Yes.")
+            assert reply.reasoning_closed_at == len("And so ")
+
+
+def test_responder_asked_too_late_leaves_the_answer() -> None:
+    def model(held: tuple[int, ...], seed: int) -> int:
+        generated = bytes(held).rpartition(b"assistant\n")[2]
+        if generated == b"<think>Hm.</think>Ye":
+            loaded.answer_now.request()
+        reply = b"<think>Hm.</think>Yes. <think> is text."
+        return reply[len(generated)] if len(generated) < len(reply) else END
+
+    with running_engine(ScriptedBackend(model, context_size=1000)) as engine:
+        loaded = model_on(engine, chosen_format(EMBEDDED, SWITCHLESS))
+        reply = loaded.respond(Ask(Conversation().user("Why?"), Settings())).wait()
+    assert (reply.reasoning, reply.text) == ("Hm.", "Yes. <think> is text.")

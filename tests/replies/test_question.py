@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cases import rows
 from hypothesis import given, strategies as st
 
 from cerebrum_cli.attachments.prompt_sources import PromptSources, fence_file, parse_messages
@@ -147,58 +148,12 @@ def test_calls_of_messages_may_have_half_a_character() -> None:
     assert read.messages[1].rounds[0].calls == (ToolCall("\ufffd", {"a": "\ufffd"}, "x"),)
 
 
-@pytest.mark.parametrize(
-    ("message", "problem"),
-    [
-        *(
-            ({**USER, "content": [part]}, f"message 1 has the part {part!r}")
-            for part in (
-                5,
-                {},
-                {"type": "text"},
-                {"type": ["text"], "text": "Why?"},
-                {"type": "refusal", "refusal": "No."},
-            )
-        ),
-        ({**USER, "content": 5}, "message 1 has no text content"),
-        ({"role": "user", "parts": [{"text": "Why?"}]}, "message 1 has no text content"),
-        ({"role": "assistant"}, "message 1 has the role assistant, expected user"),
-        (CALLS, "message 1 has the role assistant, expected user"),
-        (RESULTS[0], "message 1 is the result of no call"),
-        ({**USER, "content": None}, "message 1 has no text content"),
-        ({**USER, "content": " "}, "m.json has an empty question"),
-    ],
-)
-def test_message_without_unambiguous_text_is_refused(message: dict[str, Any], problem: str) -> None:
+@pytest.mark.parametrize(("messages", "problem"), rows("refused_messages"))
+def test_messages_that_are_ambiguous_are_refused(messages: list[Any], problem: str) -> None:
     with pytest.raises(UsageError) as caught:
-        parse_messages(json.dumps([message]), "m.json")
+        parse_messages(json.dumps(messages), "m.json")
     assert problem in caught.value.message
     assert caught.value.hint
-
-
-def test_system_message_behind_a_question_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"^m\.json: message 2 has the role system$"):
-        parse_messages(json.dumps([USER, SYSTEM]), "m.json")
-
-
-@pytest.mark.parametrize(
-    ("messages", "problem"),
-    [
-        ([CALLS, *RESULTS, {"role": "tool", "content": "5"}], "message 5 is the result of no call"),
-        ([CALLS, {"role": "tool", "tool_call_id": "c", "content": "5"}], "message 3 is the result of no call"),
-        ([CALLS, RESULTS[0], ASSISTANT], "message 4 follows calls without results: a"),
-        ([CALLS], "its end follows calls without results: a, b"),
-        ([{**ASSISTANT, "tool_calls": 5}], "message 2 has an invalid call: 5"),
-        ([{**CALLS, "tool_calls": [{"function": {"name": "f", "arguments": 5}}]}], "message 2 has an invalid call"),
-        *(
-            ([{**CALLS, "tool_calls": [{"function": {"name": "f", "arguments": text}}]}], "message 2 has a call whose")
-            for text in ('{"city": "Os', "Oslo", '["Oslo"]')
-        ),
-    ],
-)
-def test_calls_and_results_that_do_not_match_are_refused(messages: list[Any], problem: str) -> None:
-    with pytest.raises(UsageError, match=rf"^m\.json: {problem}"):
-        parse_messages(json.dumps([USER, *messages]), "m.json")
 
 
 def test_calls_without_ids_have_results_in_their_order() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from asking import running_engine
+from cases import rows
 from chat_replies import piece, stream_of
 from hypothesis import assume, given, settings, strategies as st
 from installations import model_on
@@ -266,31 +267,8 @@ def test_results_of_many_rounds_fit_the_context() -> None:
 
 # Text that is no call.
 
-FORECAST = '{"name": "forecast", "arguments": {"city": "Oslo"}}'
-NO_CALLS = (
-    FORECAST,
-    f"[{FORECAST}, 5]",
-    f"A call of another program is:\n```json\n{FORECAST}\n```",
-    f"Write {OSLO}",
-    '{"name": "Ann", "age": 5}',
-    '{"name": "weather"}',
-    '{"weather": {"sky": "grey"}}',
-    '{"name": "weather", "arguments": ["Oslo"]}',
-    '{"name": "weather", "arguments": {"city": Oslo}}',
-    '{"name": "weather", "arguments": {"city": "Oslo"',
-    "[weather(map)](https://example.org)",
-    'weather(city="Oslo")',
-    "```python\n[weather(city='Oslo')]\n```",
-    "Write:\n```js\nfunction f() {\n  return {a: [1, {b: 2}]}\n}\n```\nDone.",
-    "`<tool_call>` begins a call.",
-    "<tool_call> begins a call, and </tool_call> ends it.",
-    "```\n<tool_call>\n...\n</tool_call>\n```",
-    tagged('{"name": "weather", "arguments": {"city": "Oslo"}'),
-    "<tool_call>",
-)
 
-
-@pytest.mark.parametrize("text", NO_CALLS)
+@pytest.mark.parametrize("text", rows("text_without_calls"))
 def test_text_that_is_no_call_is_the_answer(text: str) -> None:
     reply, notices, _ = replied(text)
     assert (reply.text, reply.calls, notices) == (text, (), [])

@@ -4,6 +4,7 @@ import itertools
 import re
 
 import pytest
+from cases import rows
 from hypothesis import example, given, strategies as st
 from templates import BARE, NO_SYSTEM, ONE_TURN, TEMPLATES, TWO_TURNS, UPPER, embedded
 from vocabularies import marks_in
@@ -119,26 +120,7 @@ def test_message_that_is_lost_in_a_special_token_is_refused(source: str, text: s
         embedded(chatml, source).render(Conversation().user(text))
 
 
-INVISIBLE = (
-    *("\x1b[2J\x1b[1;1H", "\x1b[?1049h", "\x1b]0;title\x07", "\x1b]0;title\x1b\\", "\x1b]52;c;aGk=\x07"),
-    *("\x1bPq#0~\x1b\\", "\x1b_G\x1b\\", "\x9b31m", "\x9d0;title\x9c", "\x1bc", "\x1b(0", "\x1b#8"),
-)
-SEQUENCES = {
-    **{f"a{sequence}b": "ab" for sequence in INVISIBLE},
-    "a\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\b": "alinkb",
-    "a\x1b[31mred\x1b[0m": "ared",
-    "a\x85\x8d\x9fb\x9c": "a",
-    "a\x1b": "a",
-    "a\x1b\nb": "a\nb",
-    "a\x1b[31": "a[31",
-    "a\x1b]0;never ends": "a]0;never ends",
-    "one\rtwo\r\nthree": "onetwo\nthree",
-    "a\x08\x08b\x07\x7f\x00c": "abc",
-    "tab\tline\nend": "tab\tline\nend",
-    "pay \u202egpj.exe\u202c \u2066now\u2069 \u202a\u202b\u202d\u2067\u2068": "pay gpj.exe now ",
-    "שלום \u200f\u200e\u061c مرحبا": "שלום \u200f\u200e\u061c مرحبا",
-    "é 日本語 😀 \N{NO-BREAK SPACE}": "é 日本語 😀 \N{NO-BREAK SPACE}",
-}
+SEQUENCES = dict(rows("control_sequences"))
 
 
 @pytest.mark.parametrize(("text", "clean"), SEQUENCES.items())

@@ -411,7 +411,7 @@ def test_check_counts_programs_that_monty_does_not_support(tmp_path: Path, chatm
     ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]
 )
 def test_check_ends_with_its_command(tmp_path: Path, chatml_model: Path, signum: signal.Signals, code: int) -> None:
-    """A program that would check for five seconds ends at once, and is not counted as one that failed."""
+    """A program that would run for five seconds ends at once, and is not counted as one that failed."""
     script = {"rows": {f"{answer(4)}{BETWEEN}": program("while True: pass")}, "seeds": [answer(4)]}
     options = ("--votes", "2", "--check", "python", "--json", "-m", str(chatml_model))
     with start_scripted(script, tmp_path, "ask", "q", *options) as process:

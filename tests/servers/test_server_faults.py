@@ -291,46 +291,24 @@ EVERY = {"status": 422, "times": None}
 ANOTHER_VOCABULARY = {"path": "/tokenize", "body": b'{"tokens":[1,2,3]}', "times": None}
 DIFFERS = "first serves tiny.gguf, whose vocabulary differs from that of the local model"
 FIRST = "first is unavailable: scripted"
-NO_CREDIT = b'{"error": {"message": "no quota", "type": null, "code": "insufficient_quota"}}'
+QUOTA = b'{"error": {"message": "no quota", "type": null, "code": "insufficient_quota"}}'
+NO_CREDIT = {"status": 429, "body": QUOTA, "times": None, "let_through": 6}
+REFUSED, PAGE = "EndpointError: server 1: scripted", "the reply is not JSON: page"
 FAILED = "EndpointError: this request failed 3 times, last on server 1: scripted"
 ONLY: dict[str, tuple[list[str], Sequence[Request], dict[str, Any]]] = {
     "a short outage": ([FIRST, ALL], ROWS, {"status": 500, "times": 2}),
     "a request at which it fails": ([FIRST, FAILED], ROWS[:1], {"status": 500, "times": 3}),
     "a stream at which it fails": (["error: first: scripted"], [STREAM], {"status": 500}),
-    "400 for one row": (["EndpointError: server 1: scripted", "11 replies"], ROWS, {"status": 400, "let_through": 6}),
-    "422 for all rows": (
-        ["EndpointError: server 1: scripted", "error: first: it refuses every request: scripted"],
-        ROWS,
-        EVERY,
-    ),
-    "422 for the only stream": (["EndpointError: server 1: scripted"], [STREAM], EVERY),
+    "400 for one row": ([REFUSED, "11 replies"], ROWS, {"status": 400, "let_through": 6}),
+    "422 for all rows": ([REFUSED, "error: first: it refuses every request: scripted"], ROWS, EVERY),
+    "422 for the only stream": ([REFUSED], [STREAM], EVERY),
     "401": (["error: first requires an API key"], ROWS, {"status": 401}),
-    "429 for ever": (
-        ["error: first: it refuses every request: no quota"],
-        ROWS,
-        {"status": 429, "body": NO_CREDIT, "times": None, "let_through": 6},
-    ),
-    "never JSON": (
-        ["first is unavailable: the reply is not JSON: page", "error: first: the reply is not JSON: page"],
-        ROWS,
-        {"body": b"page", "times": None},
-    ),
-    "an event that is not JSON, later": (
-        ["first is unavailable: the reply is not JSON: page", ALL],
-        ROWS,
-        {"body": b"page", "times": 4, "let_through": 2},
-    ),
-    "403 for a row, later": (
-        ["EndpointError: server 1: scripted", "11 replies"],
-        ROWS,
-        {"status": 403, "let_through": 6},
-    ),
+    "429 for ever": (["error: first: it refuses every request: no quota"], ROWS, NO_CREDIT),
+    "never JSON": ([f"first is unavailable: {PAGE}", f"error: first: {PAGE}"], ROWS, {"body": b"page", "times": None}),
+    "not JSON, later": ([f"first is unavailable: {PAGE}", ALL], ROWS, {"body": b"page", "times": 4, "let_through": 2}),
+    "403 for a row, later": ([REFUSED, "11 replies"], ROWS, {"status": 403, "let_through": 6}),
     "busy": ([ALL], ROWS, {"status": 429, "times": 20}),
-    "busy for a stream": (
-        ["EndpointError: this request failed 3 times, last on server 1: scripted"],
-        [STREAM],
-        {"status": 429, "times": 3},
-    ),
+    "busy for a stream": ([FAILED], [STREAM], {"status": 429, "times": 3}),
 }
 
 

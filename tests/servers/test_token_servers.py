@@ -82,10 +82,7 @@ def test_kinds_show_the_special_tokens_that_local_replies_show(kind: type[ModelS
     requests = [
         request_of("Q", stream=stream, is_visible=visible.__contains__) for visible in (frozenset({MARK}), frozenset())
     ]
-    with serving_kind(kind, model) as servers, connected(*servers) as engine:
-        remote = replies_of(engine, *requests)
-    assert [reply.text for reply in remote.values()] == ["<mark>a<mark>b", "ab"]
-    assert [reply.ids for reply in remote.values()] == [[MARK, 97, MARK, 98]] * 2
+    assert_as_local(kind, model, *requests)
 
 
 def test_vllm_is_left_at_an_end_token_that_it_does_not_know() -> None:

@@ -1,6 +1,15 @@
-"""How many cases a property test tries."""
+"""Cases of tests: tables in files, and how many a property test tries."""
+
+import json
+from pathlib import Path
+from typing import Any
 
 from hypothesis import settings
+
+
+def rows(name: str) -> Any:
+    """A table of `data`, which has one case a line."""
+    return json.loads((Path(__file__).parents[1] / "data" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def cases(count: int) -> settings:
