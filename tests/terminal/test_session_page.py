@@ -37,6 +37,7 @@ def page(store: Store, reply: str) -> str:
         ("a = 1\n# *a*\n    b = 1", '<p># *a*</p>\n<div class="item"><div>    </div><div>b = 1</div></div>'),
         ('$x^2 + "$, $y^2 > 0$.', '<p>$x^2 + &quot;$, <span title="$y^2 &gt; 0$">y² &gt; 0</span>.</p>'),
         ("$$\nx_1\n+ 1\n$$.", '<p><span title="$$\nx_1\n+ 1\n$$">x₁ + 1</span>.</p>'),
+        ("H<sub>2</sub>O <b>x</b>", "<p>H<sub>2</sub>O &lt;b&gt;x&lt;/b&gt;</p>"),
         ("| a |\n|--:|\n| `b` | <br>c |", '<td style="text-align: right"><code>b</code> | <br>c</td>'),
         ("## One\n> two", '<h2>One</h2>\n<div class="item"><div>&gt; </div><div>two</div></div>'),
     ],

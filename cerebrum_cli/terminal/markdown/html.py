@@ -66,6 +66,8 @@ def inline_html(text: str) -> str:
             parts.append(f"<{'/' if token.nesting < 0 else ''}{token.tag}>")
         elif token.type == "code_inline":
             parts.append(f"<code>{content}</code>")
+        elif token.type == "tag":
+            parts.append(f"<{token.tag}>{content}</{token.tag}>")
         elif token.type == "math":
             parts.append(formula_html(token.content, formula(token.content)))
         elif token.type == "link":
