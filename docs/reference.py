@@ -1,4 +1,4 @@
-"""Write pages of docs/reference from the code: commands, and slash commands and keys."""
+"""Write pages of docs/reference from the code: commands, slash commands and keys, and settings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from textwrap import fill
 from typing import Any
 
 from cerebrum_cli.cli import COMMANDS
+from cerebrum_cli.cli.command import setting_rows
 from cerebrum_cli.cli.command_line import assembled
 from cerebrum_cli.core.declaration import HEADINGS
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
@@ -42,6 +43,7 @@ def pages() -> dict[str, str]:
     return {
         "cli.md": commands,
         "chat.md": chat_page(),
+        "settings.md": settings_page(),
         "cerebrum.1": man_page(commands),
     }
 
@@ -165,6 +167,15 @@ def chat_page() -> str:
     commands = [(slash.usage, slash.help) for slash in SLASH_COMMANDS]
     lines = ["# Chat commands and keys", "", NOTE, "", *block(columns(commands)), *block(columns(KEYS))]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def settings_page() -> str:
+    """Every key of `config.toml`, `--set` and `/set`."""
+    group: Any = assembled(COMMANDS, COMMANDS)
+    lines = ["# Keys of settings", "", NOTE, "", "| Key | Default | Value | Meaning |", "|---|---|---|---|"]
+    for key, *others in setting_rows(group.commands["chat"].settable):  # which takes all
+        lines.append(f"| {' | '.join([f'`{key}`', *others])} |")
+    return "\n".join(lines) + "\n"
 
 
 def columns(rows: Iterable[tuple[str, str]]) -> str:

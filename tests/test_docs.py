@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 
 
-@pytest.mark.parametrize("name", ["cli.md", "chat.md", "cerebrum.1"])
+@pytest.mark.parametrize("name", ["cli.md", "chat.md", "settings.md", "cerebrum.1"])
 def test_reference_pages_are_current(name: str) -> None:
     pages = runpy.run_path(str(ROOT / "docs" / "reference.py"))["pages"]()
     assert (ROOT / "docs" / "reference" / name).read_text(encoding="utf-8") == pages[name], "run: make docs"
@@ -37,7 +37,7 @@ def test_examples_of_configuration_can_be_read(page: Path, tmp_path: Path) -> No
     read_config(tmp_path / "config.toml")
 
 
-@pytest.mark.parametrize("page", ["how-to/save-prompts.md", "reference/settings.md"])
+@pytest.mark.parametrize("page", ["how-to/save-prompts.md", "settings.md"])
 def test_examples_of_saved_prompts_can_be_read(page: str, tmp_path: Path) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     for example in re.findall(r"^```text\n(\+\+\+\n.*?)^```", text, re.M | re.S):

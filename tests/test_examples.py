@@ -164,7 +164,7 @@ def servers(thinker: Path) -> Iterator[dict[str, str]]:
 def checkout(tmp_path: Path, thinker: Path, checkpoints: dict[str, Path], adapters: list[Path]) -> Path:
     """A directory with the files that the examples name, some of which pages print."""
     checkout = tmp_path / "checkout"
-    patterns = ("README.md", "Makefile", "docs/explanation/*.md", "cerebrum_cli/*/__init__.py")
+    patterns = ("README.md", "Makefile", "docs/reference/*.md", "cerebrum_cli/*/__init__.py")
     for file in (file for pattern in patterns for file in ROOT.glob(pattern)):
         copy = checkout / file.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -268,13 +268,19 @@ class Positional(TyperArgument):
         return value if self.nargs == 1 else list(value or ()) or None
 
 
-def print_settings(streams: Streams, settable: Options) -> None:
-    from cerebrum_cli.terminal.tables import print_table
-
+def setting_rows(settable: Options) -> list[tuple[str, str, str, str]]:
+    """Key, default, range and meaning of each setting."""
     rows = []
     for name, declared in settable.items():
         meaning, _, default = declared.help.removesuffix("]").partition(" [default: ")
         rows.append((name, default or "none", declared.expected, meaning))
+    return rows
+
+
+def print_settings(streams: Streams, settable: Options) -> None:
+    from cerebrum_cli.terminal.tables import print_table
+
+    rows = setting_rows(settable)
     if not streams.out_is_terminal or streams.columns >= SETTINGS_WIDTH:
         print_table(streams, ("key", "default", "range", "meaning"), rows)
         return
