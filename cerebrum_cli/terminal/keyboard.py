@@ -1,7 +1,7 @@
 """The terminal of standard input: its modes while a reply is written, and its reports, which are no input.
 
-Typed text is not echoed then, and no stop leaves the terminal that way: shells with job control set their own modes
-when a job stops, and few put the job's back when it continues.
+Typed text is not echoed while a reply is written, and no stop leaves the terminal that way: shells with job control
+set their own modes when a job stops, and few put the job's back when it continues.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REPORT = re.compile(
     r"|(?:\]\d+;|P[>|\d$+]|_G)[^\x07\x1b]*(?:\x07|\x1b\\))",  # colors and other texts
     re.DOTALL,
 )
-EDITED = {ord("\n"): "\r", 0: "\x04"}  # what Enter and Ctrl-D become where a terminal edits lines, and what they send
+EDITED = {ord("\n"): "\r", 0: "\x04"}  # Enter and Ctrl-D as a terminal that edits lines passes them on: the keys
 MAX_TYPED = 65_536  # bytes, more than any terminal holds
 Modes = list[Any]  # of a terminal, as in the `termios` module
 
@@ -82,7 +82,7 @@ class Keyboard:
         return typed
 
     def _read_typed_before(self) -> None:
-        """Read it while it can be told from what is typed from now on; the terminal has echoed it."""
+        """Read what was typed before the modes changed; the terminal has echoed it."""
         with suppress(OSError):  # the terminal was closed
             if select.select([self._descriptor], [], [], 0)[0]:
                 typed = os.read(self._descriptor, MAX_TYPED).decode(errors="replace")

@@ -292,22 +292,26 @@ def test_addresses_longer_than_a_row_are_links() -> None:
 
 
 LINKS = '**[a *b*](http://x.y/(z)_)**, [m](mailto:a@b.c "c"), '
-LINKS += "[http://x](http://x), [http://x](http://y), ![i](#j), [l](m/n)"
+LINKS += "[http://x](http://x), [x.org](http://y), ![i](#j), [l](m/n)"
+WITH_ADDRESSES = 'a b (http://x.y/(z)_), m (a@b.c "c"), http://x, x.org (http://y), i (#j), l (m/n)'
 
 
 @pytest.mark.parametrize(
-    ("terminal", "shown"),
+    ("variables", "shown"),
     [
-        ("xterm-256color", "a b, m, http://x, http://x (http://y), i (#j), l (m/n)"),
-        ("tmux-256color", 'a b (http://x.y/(z)_), m (a@b.c "c"), http://x, http://x (http://y), i (#j), l (m/n)'),
+        ({"TERM_PROGRAM": "vscode"}, "a b, m, http://x, x.org (http://y), i (#j), l (m/n)"),
+        ({"TERM_PROGRAM": "vscode", "TMUX": "/tmp/tmux"}, WITH_ADDRESSES),
+        ({}, WITH_ADDRESSES),
     ],
+    ids=["known terminal", "within tmux", "unknown terminal"],
 )
 def test_link_shows_its_text_and_without_hyperlinks_its_address(
-    monkeypatch: pytest.MonkeyPatch, terminal: str, shown: str
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], shown: str
 ) -> None:
-    monkeypatch.setenv("TERM", terminal)
-    for name in ("TERM_PROGRAM", "XTERM_VERSION"):
+    for name in ("TERM_PROGRAM", "TMUX", "STY", "VTE_VERSION", "WT_SESSION", "KITTY_WINDOW_ID"):
         monkeypatch.delenv(name, raising=False)
+    for name, value in {"TERM": "xterm-256color", **variables}.items():
+        monkeypatch.setenv(name, value)
     file = streamed(LINKS, 200)
     assert file.screen.lines == [shown]
     links = set(re.findall(r"\x1b\]8;[^;]*;([^\x1b]+)\x1b", file.getvalue()))

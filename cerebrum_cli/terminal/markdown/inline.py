@@ -42,8 +42,10 @@ _LINK = re.compile(  # not handlers[name](self.event)
     r"\((?P<address>(?:https?://|mailto:|#)(?:[^\s()<>]|\([^\s()]*\))+|[\w-]*[./][\w./#-]*\w|(?P=label))"
     r"(?P<title>\s+\"[^\"]*\")?\)"
 )
-# Terminals that drop the address of a link: values of TERM begin with these.
-_WITHOUT_LINKS = ("linux", "screen", "tmux", "rxvt", "vt", "dumb")
+_HOST = re.compile(r"://|\w\.\w\w")  # in a text that may stand for another address than it seems
+# Terminals with hyperlinks: those that set a variable, and values of TERM_PROGRAM and TERM.
+_LINK_VARIABLES = ("VTE_VERSION", "WT_SESSION", "KITTY_WINDOW_ID")
+_LINK_TERMINALS = ("iTerm.app", "vscode", "WezTerm", "ghostty", "alacritty", "foot", "xterm-kitty", "xterm-ghostty")
 _TAG = re.compile(r"<(kbd|sub|sup)>([^<>]{1,40})</\1>")
 SCRIPTS = {"sub": SUBSCRIPTS, "sup": SUPERSCRIPTS}
 STYLES = {"strong": "bold", "em": "italic", "s": "strike"}
@@ -90,7 +92,7 @@ def link_text(link: Match) -> Text:
     """
     text, address = inline_text(link["label"]), link["address"]
     shown = address.removeprefix("mailto:") + (link["title"] or "")
-    is_hidden = text.plain and "://" not in text.plain and ":" in address and has_hyperlinks()
+    is_hidden = text.plain and not _HOST.search(text.plain) and ":" in address and has_hyperlinks()
     if is_hidden or text.plain == shown:
         text.stylize(f"underline link {address}")
         return text
@@ -98,10 +100,11 @@ def link_text(link: Match) -> Text:
 
 
 def has_hyperlinks() -> bool:
-    """Whether the terminal shows hyperlinks, as far as the environment says: no terminal can be asked."""
-    if environment("XTERM_VERSION") or environment("TERM_PROGRAM") == "Apple_Terminal":
+    """Whether the environment names a terminal that shows hyperlinks; no terminal can be asked."""
+    if environment("TMUX") or environment("STY"):  # which may drop them
         return False
-    return not (environment("TERM") or "dumb").startswith(_WITHOUT_LINKS)
+    names = environment("TERM_PROGRAM"), environment("TERM")
+    return any(map(environment, _LINK_VARIABLES)) or any(name in _LINK_TERMINALS for name in names)
 
 
 def _at_word_edges(rule: Rule) -> Rule:

@@ -234,7 +234,8 @@ class Repl:
                 self.render(self.chat.send(question, pictures=pictures_of(files)))
             except PromptTooLong as error:
                 self.pending_files, self.pending_prompt = pending, saved
-                raise PromptTooLong(error.message, too_long_hint(error, self.chat, bool(pending))) from error
+                hint = too_long_hint(error, self.chat, files_wait=bool(pending), names_files=bool(named))
+                raise PromptTooLong(error.message, hint) from error
 
     def _run_line(self, line: InputLine) -> None:
         command = None if line.is_literal else parse_slash(line.text, self.commands)

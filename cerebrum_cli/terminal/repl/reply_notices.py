@@ -39,6 +39,9 @@ def reply_notice(reply: Reply, chat: Chat) -> NoticeEvent | None:
     return notice
 
 
-def too_long_hint(error: PromptTooLong, chat: Chat, has_files: bool) -> str:
+def too_long_hint(error: PromptTooLong, chat: Chat, files_wait: bool, names_files: bool) -> str:
+    """What to do about a question that is too long: whether files wait for it, or it names some."""
     hint = error.hint if chat.loaded.is_remote else "shorten it, or use /set ctx N"
-    return f"{hint}; {'/file none removes the files' if has_files else '/undo removes a turn, /clear starts over'}"
+    if files_wait:
+        return f"{hint}; /file none removes the files"
+    return f"{hint}; {'attach fewer files' if names_files else '/undo removes a turn, /clear starts over'}"

@@ -192,7 +192,7 @@ COMMAND_GROUPS = {
             "delete",
             delete_session,
             "[NAME]",
-            "delete a session, or this one, after a question",
+            "delete this session, or another, after asking you",
             session_names,
         ),
         SlashCommand(

@@ -52,7 +52,7 @@ KEYS: tuple[HelpRow, ...] = (
 
 
 LIKE_A_COMMAND = re.compile(r"""/|['"][/~]|~/""")  # and the path of a file that was dropped, which may be quoted
-SEND_TEXT = "start with a space to send the text"
+SEND_TEXT = "begin with a space to send it as text"
 BARE_EXITS = ("exit", "quit", ":q")  # what users of other programs type to leave
 HERE = {  # what the commands of other programs are here
     "glob": "/file",
@@ -110,8 +110,8 @@ def unknown_command(name: str, commands: Iterable[SlashCommand]) -> UsageError:
     """An error with the commands most like a name, or with what a command of another program is here."""
     if here := HERE.get(name.lower()):
         return UsageError(f"/{name} is {here} here")
-    known = [f"/{each}" for slash in commands for each in (slash.name, *slash.aliases)]
-    near = did_you_mean(f"/{name.lower()}", [*known, *(f"/{each}" for each in HERE)], cutoff=0.7)
+    known = [spelled for slash in commands for spelled in (slash.name, *slash.aliases)]
+    near = did_you_mean(f"/{name.lower()}", [f"/{spelled}" for spelled in (*known, *HERE)], cutoff=0.7)
     return UsageError(f"unknown command /{name}", f"{near}list commands with /help, or {SEND_TEXT}")
 
 

@@ -24,7 +24,7 @@ EXPORTS: Mapping[str, Callable[[ArchivedSession], str]] = {  # by the suffix of 
 def show_history(repl: Repl, _: str) -> None:
     text = session_text(repl.streams, repl.chat.archived, repl.chat.settings.markdown)
     with repl.display.keyboard.released(), repl.signals.acting(ignore_ctrl_c):
-        repl.streams.page(text)
+        repl.streams.page(f"{text}\n")
 
 
 def list_sessions(repl: Repl, _: str) -> None:
@@ -68,11 +68,12 @@ def delete_session(repl: Repl, argument: str) -> str:
 def export_session(repl: Repl, argument: str) -> str:
     """Write the session to a new file, in the format of its suffix."""
     archived, path = repl.chat.archived, parse_path(argument)
-    if path.suffix not in EXPORTS:
+    suffix = path.suffix.lower()
+    if suffix not in EXPORTS:
         raise UsageError(f"{path}: unsupported file type", f"use {enumeration([*EXPORTS], 'or')}")
     if path.exists():
         raise UsageError(f"{path} already exists", "choose another file")
-    text = EXPORTS[path.suffix](archived)
+    text = EXPORTS[suffix](archived)
     with translate_os_errors(UsageError, path, ", or choose another file"):
         atomic_write(path, text.encode())  # a partial file would make the next attempt fail
     return f"wrote {path}"
