@@ -164,11 +164,8 @@ def servers(thinker: Path) -> Iterator[dict[str, str]]:
 def checkout(tmp_path: Path, thinker: Path, checkpoints: dict[str, Path], adapters: list[Path]) -> Path:
     """A directory with the files that the examples name, some of which pages print."""
     checkout = tmp_path / "checkout"
-    patterns = ("README.md", "Makefile", "docs/reference/*.md", "cerebrum_cli/*/__init__.py")
-    for file in (file for pattern in patterns for file in ROOT.glob(pattern)):
-        copy = checkout / file.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, copy)
+    (checkout / "src").mkdir(parents=True)
+    shutil.copy(ROOT / "README.md", checkout)
     (checkout / "benchmarks").symlink_to(ROOT / "benchmarks")
     for name in LOCAL:
         shutil.copy(thinker, checkout / name)
@@ -178,7 +175,7 @@ def checkout(tmp_path: Path, thinker: Path, checkpoints: dict[str, Path], adapte
     stack, weights = blocks(ABOUT_MODELS, "yaml")
     texts = {
         "questions.txt": "What is 1 + 1?\n",
-        "slow.py": "print(1 + 1)\n",
+        "src/main.py": "print(1 + 1)\n",
         "exam.jsonl": blocks(EVALUATE, "json")[0],
         "mytools.py": blocks("docs/functions.md", "python")[0],
         "recipe.yaml": stack,
@@ -308,12 +305,12 @@ def test_reference_lists_the_keys_of_json_output(command: CommandLine) -> None:
     run_of = ("eval", "sums", "-m", "nano", "--limit", "2", "-o")
     report, _ = run(*run_of, "a.jsonl"), run(*run_of, "b.jsonl", "--temperature", "1")
     of_eval = json.loads((command.home / "a.jsonl").read_text().splitlines()[0])
-    reference, votes = "docs/reference/json.md", "docs/votes.md"
+    ask, batch, votes = "docs/ask.md", "docs/batch.md", "docs/votes.md"
     shown: dict[tuple[str, str], dict[str, Any]] = {
-        (reference, "ask --json"): reply,
+        (ask, "ask --json"): reply,
         (votes, "In JSON"): vote["votes"],
-        (reference, "ask --dry-run --json"): run(*question, "--dry-run"),
-        (reference, "Batch rows"): json.loads(row),
+        (ask, "ask --dry-run --json"): run(*question, "--dry-run"),
+        (batch, "Output"): json.loads(row),
         (EVALUATE, "In JSON"): report,
         (EVALUATE, "Rows of a run"): {key: of_eval[key] for key in of_eval.keys() - json.loads(row).keys()},
         (EVALUATE, "Keys of a comparison"): run("runs", "compare", "a.jsonl", "b.jsonl"),

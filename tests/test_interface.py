@@ -26,7 +26,7 @@ from cerebrum_cli.replies.concurrent_rows import run_rows
 from cerebrum_cli.replies.interface import Question
 from cerebrum_cli.replies.majority_vote import Outcome, Row
 
-PAGES = ("docs/how-to/use-from-python.md", "docs/votes.md", "docs/decide.md")
+PAGES = ("docs/ask.md", "docs/batch.md", "docs/votes.md", "docs/decide.md")
 TEXT = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 OPENING, *EXAMPLES = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
 LONG = 50_000  # tokens

@@ -47,4 +47,4 @@ def test_every_family_has_a_documented_call_and_is_in_the_manual() -> None:
     names = [family.name for family in FAMILIES]
     assert {case["family"] for case in DOCUMENTED} == {*names, ""}
     page = (ROOT / "docs" / "functions.md").read_text(encoding="utf-8")
-    assert [name for name in names if f"| {name} |" not in page] == []
+    assert "; ".join(names) in " ".join(page.split())
