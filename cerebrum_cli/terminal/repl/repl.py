@@ -147,9 +147,11 @@ class Repl:
                 self.streams.note(NoticeEvent("reply interrupted", "/retry asks again"))
                 self._end_turn()
         finally:
-            if reply.is_finished and (reply.has_text or reply.finish.reason != "cancelled"):
+            is_whole = reply.is_finished and reply.finish.reason != "cancelled"
+            if is_whole or (reply.is_finished and reply.has_text):
                 self.display.note_end(reply, reply_notice(reply, self.chat))
-                if settings.bell and self.streams.out_is_terminal and time.monotonic() - start > BELL_AFTER_S:
+                rings = settings.bell and is_whole and self.streams.out_is_terminal
+                if rings and time.monotonic() - start > BELL_AFTER_S:
                     self.streams.answer(BELL, is_styled=True)
                 self._end_turn()
 
