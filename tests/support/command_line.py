@@ -23,7 +23,11 @@ ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).with_name("cerebrum"))
 PYTHON = shlex.quote(sys.executable)  # a word of a shell: the path may have spaces
 USER_PREFIXES = ("CEREBRUM_", "XDG_", "HF_")
-TERMINAL_VARIABLES = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES", "ACCESSIBLE")
+HYPERLINK_VARIABLES = ("TERM_PROGRAM", "TMUX", "STY", "VTE_VERSION", "WT_SESSION", "KITTY_WINDOW_ID")
+TERMINAL_VARIABLES = (
+    *("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES", "ACCESSIBLE"),
+    *HYPERLINK_VARIABLES,
+)
 SOUND_MODELS = [ROOT / "cerebrum_cli" / "data" / "nano.gguf"]  # no home loads them in a child process first
 
 
