@@ -305,29 +305,23 @@ PROGRAMS = {answer(5): program("print("), answer(4): program("print(2 + 2)"), an
 
 
 def check(
-    home: Path,
-    model: Path,
-    *arguments: str,
-    replies: list[str] = CHECKED,
-    programs: dict[str, str] = PROGRAMS,
-    command: str = "ask",
+    runner: VoteRunner, *arguments: str, replies: list[str] = CHECKED, programs: dict[str, str] = PROGRAMS, **more: Any
 ) -> Finished:
-    rows = {f"{reply}{BETWEEN}": text for reply, text in programs.items()}
-    script: dict[str, Any] = {"rows": rows, "seeds": replies}
-    return run_here(script, home, command, "-m", model, "--seed", "0", "--check", "python", *arguments)
+    runner.script["rows"] = {f"{reply}{BETWEEN}": text for reply, text in programs.items()}
+    return runner.run("--check", "python", *arguments, replies=replies, **more)
 
 
-def test_program_that_prints_true_agrees_with_yes(tmp_path: Path, chatml_model: Path) -> None:
+def test_program_that_prints_true_agrees_with_yes(runner: VoteRunner) -> None:
     replies = ["Yes, it is.", "No, it is 7."]
     programs = dict.fromkeys(replies, program("print(7 % 2 > 0)"))
     arguments = "Is 7 odd?", "--votes", "2", "--json"
-    done = check(tmp_path, chatml_model, *arguments, replies=replies, programs=programs)
+    done = check(runner, *arguments, replies=replies, programs=programs)
     assert [sample["checked"] for sample in done.object["votes"]["samples"]] == [True, False]
     assert done.object["final_answer"] == "yes"
 
 
-def test_check_prefers_an_answer_that_programs_come_to(tmp_path: Path, chatml_model: Path) -> None:
-    done = check(tmp_path, chatml_model, "q", "--votes", "4", "--json", "-q")
+def test_check_prefers_an_answer_that_programs_come_to(runner: VoteRunner) -> None:
+    done = check(runner, "q", "--votes", "4", "--json", "-q")
     votes = done.object["votes"]
     assert (done.code, votes["winner"], votes["checked"], votes["agreement"]) == (0, "4", True, 0.5)
     assert [(each["answer"], each["count"], each["replies"], each["programs"]) for each in votes["tally"]] == [
@@ -342,41 +336,41 @@ def test_check_prefers_an_answer_that_programs_come_to(tmp_path: Path, chatml_mo
     assert done.object["completion_tokens"] == len(answer(4))
 
 
-def test_check_without_an_agreeing_program_is_a_plain_majority(tmp_path: Path, chatml_model: Path) -> None:
+def test_check_without_an_agreeing_program_is_a_plain_majority(runner: VoteRunner) -> None:
     programs = dict.fromkeys(PROGRAMS, program("print("))
-    done = check(tmp_path, chatml_model, "q", "--votes", "4", "--final", programs=programs)
+    done = check(runner, "q", "--votes", "4", "--final", programs=programs)
     assert (done.code, done.out) == (0, "5\n")
     assert "no reply and program agree on an answer, so the winner is not checked" in done.err
 
 
-def test_check_shows_the_program_that_wins_alone(tmp_path: Path, chatml_model: Path) -> None:
+def test_check_shows_the_program_that_wins_alone(runner: VoteRunner) -> None:
     programs = dict.fromkeys(PROGRAMS, program("print(2 + 2)"))
     replies = [answer(5), answer(7), answer(7), answer(5)]
-    done = check(tmp_path, chatml_model, "q", "--votes", "4", replies=replies, programs=programs)
+    done = check(runner, "q", "--votes", "4", replies=replies, programs=programs)
     assert (done.code, done.out.split("\n")) == (
         *(0, [answer(5), "", *program("print(2 + 2)").split("\n"), "", "4", ""]),
     )
     assert "the winner is not checked" in done.err
-    done = check(tmp_path, chatml_model, "q", "--votes", "4", "--json", "-q", replies=replies, programs=programs)
+    done = check(runner, "q", "--votes", "4", "--json", "-q", replies=replies, programs=programs)
     assert (done.object["text"], done.object["final_answer"]) == (answer(5), "4")
 
 
-def test_check_prints_the_last_line_of_a_program(tmp_path: Path, chatml_model: Path) -> None:
+def test_check_prints_the_last_line_of_a_program(runner: VoteRunner) -> None:
     programs = {answer(7): program("print('so:'); print(7.0)")}
-    done = check(tmp_path, chatml_model, "q", "--votes", "2", "--final", replies=[answer(7)] * 2, programs=programs)
+    done = check(runner, "q", "--votes", "2", "--final", replies=[answer(7)] * 2, programs=programs)
     assert (done.code, done.out) == (0, "7\n")
 
 
-def test_check_of_a_truncated_sample_is_not_asked_for(tmp_path: Path, chatml_model: Path) -> None:
-    done = check(tmp_path, chatml_model, "q", "--votes", "2", "-n", "8", "--json", "-q", replies=[answer(4)])
+def test_check_of_a_truncated_sample_is_not_asked_for(runner: VoteRunner) -> None:
+    done = check(runner, "q", "--votes", "2", "-n", "8", "--json", "-q", replies=[answer(4)])
     assert [(sample["finish_reason"], sample["program"]) for sample in done.object["votes"]["samples"]] == [
         ("length", None)
     ] * 2
 
 
-def test_check_of_a_batch_writes_the_programs(tmp_path: Path, chatml_model: Path) -> None:
-    (tmp_path / "in.txt").write_text("one\ntwo\n")
-    done = check(tmp_path, chatml_model, str(tmp_path / "in.txt"), "-o", "-", "--votes", "4", "-q", command="batch")
+def test_check_of_a_batch_writes_the_programs(runner: VoteRunner) -> None:
+    (runner.home / "in.txt").write_text("one\ntwo\n")
+    done = check(runner, str(runner.home / "in.txt"), "-o", "-", "--votes", "4", "-q", command="batch")
     rows = [json.loads(line) for line in done.out.splitlines()]
     assert [row["final_answer"] for row in rows] == ["4", "4"]
     spent = sum(map(len, CHECKED)) + sum(len(PROGRAMS[reply]) for reply in CHECKED)
@@ -387,21 +381,19 @@ def test_check_of_a_batch_writes_the_programs(tmp_path: Path, chatml_model: Path
     ("arguments", "part"),
     [(("q",), "--check needs --votes"), (("q", "--votes", "2", "--check", "perl"), "invalid --check: 'perl'")],
 )
-def test_check_refuses_what_it_cannot_do(
-    tmp_path: Path, chatml_model: Path, arguments: tuple[str, ...], part: str
-) -> None:
-    assert_error(check(tmp_path, chatml_model, *arguments), 2, part)
+def test_check_refuses_what_it_cannot_do(runner: VoteRunner, arguments: tuple[str, ...], part: str) -> None:
+    assert_error(check(runner, *arguments), 2, part)
 
 
-def test_check_counts_programs_that_monty_does_not_support(tmp_path: Path, chatml_model: Path) -> None:
+def test_check_counts_programs_that_monty_does_not_support(runner: VoteRunner) -> None:
     codes = {answer(4): "print(2 + 2)", answer(5): "import fractions\nprint(5)", answer(7): "1 / 0"}
     programs = {reply: program(code) for reply, code in codes.items()}
-    done = check(tmp_path, chatml_model, "q", "--votes", "4", "--json", programs=programs)
+    done = check(runner, "q", "--votes", "4", "--json", programs=programs)
     votes = done.object["votes"]
     assert (done.code, votes["winner"], votes["checked"]) == (0, "4", True)
     assert [sample.get("program_unsupported") for sample in votes["samples"]] == [True, None, True, None]
     assert [sample["program_output"] for sample in votes["samples"]] == [None, "4", None, None]
-    done = check(tmp_path, chatml_model, "q", "--votes", "4", "--stats", programs=programs)
+    done = check(runner, "q", "--votes", "4", "--stats", programs=programs)
     result = "4: 1 reply and 1 program of 4 samples; runner-up 5: 2 replies and 0 programs"
     assert f"{result}; 2 programs not supported by Monty\n" in done.err
 
