@@ -20,7 +20,7 @@ from cerebrum_cli.library import planning
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.catalogue import Catalogue, ModelSpec, Repository
 from cerebrum_cli.library.catalogue_file import load_catalogue
-from cerebrum_cli.library.fit import MemoryFit, QuantizationFit, assess_quantizations, fit_memory
+from cerebrum_cli.library.fit import MemoryFit, assess_quantizations, fit_memory
 from cerebrum_cli.library.hub import HubFile, Listing
 from cerebrum_cli.library.library import CATALOGUE, Library
 from cerebrum_cli.library.pull import DownloadOptions, Puller
@@ -189,7 +189,6 @@ def test_catalogue_row_resolves_and_is_planned(
 
 GIB, GB = 2**30, 10**9
 KV = uniform_sizes(32, 32, 65_536)  # of Mistral-7B: 131,072 bytes per token
-UNQUANTIZED = ("F16", "BF16", "F32", "FP16", "FP32")
 
 
 def gpu(free: float) -> Device:
@@ -203,17 +202,6 @@ def machine(memory: float, *devices: float) -> Capacity:
 def metal(memory: float, free: float) -> Capacity:
     """A machine whose GPU uses the memory of the host."""
     return Capacity(int(memory), (Device("MTL0", "Apple M2", int(free), int(free), is_unified=True),))
-
-
-def chosen(candidates: tuple[QuantizationFit, ...]) -> str:
-    (only,) = (each for each in candidates if each.recommended)
-    return only.quantization
-
-
-def of_sizes(here: Capacity, **gigabytes: float) -> tuple[QuantizationFit, ...]:
-    return assess_quantizations(
-        [(name, int(size * GB)) for name, size in gigabytes.items()], (), KV, DEFAULT_CONTEXT, here
-    )
 
 
 def fit(size: float, here: Capacity, sizes: ModelSizes = KV) -> MemoryFit:
@@ -245,53 +233,24 @@ def test_fit_changes_at_its_limits(here: Capacity, size: float, expected: str) -
     assert [each.usable_memory for each in unusable] == [0, 10 * GB - HEADROOM, 15 * GIB]
 
 
-@pytest.mark.parametrize(
-    ("name", "here", "quantization", "expected"),
-    [
-        ("cerebrum-7b", machine(4 * GIB), "Q2_K", "too big"),
-        ("cerebrum-7b", machine(11 * GIB // 2), "Q2_K", "tight"),
-        ("cerebrum-7b", machine(6 * GIB), "Q2_K", "fits"),
-        ("cerebrum-7b", machine(15 * GIB // 2), "Q4_K_M", "fits"),  # what is told of 8 GB
-        ("cerebrum-7b", machine(32 * GIB), "Q6_K", "fits"),
-        ("cerebrum-7b", machine(8 * GIB, 12 * GB), "Q8_0", "fits"),
-        ("cerebrum-7b", machine(16 * GIB, 8 * GB), "Q6_K", "fits"),
-        ("cerebrum-7b", machine(16 * GIB, 6 * GB, 6 * GB), "Q8_0", "fits"),
-        ("cerebrum-8x7b", machine(16 * GIB), "Q2_K", "too big"),
-        ("cerebrum-8x7b", machine(64 * GIB), "Q4_K_M", "fits"),
-        ("cerebrum-8x7b", machine(64 * GIB, 48 * GB), "Q6_K", "fits"),
-    ],
-)
-def test_fit_recommends_by_memory(name: str, here: Capacity, quantization: str, expected: str) -> None:
+@pytest.mark.parametrize(("name", "host", "gpus", "quantization", "expected"), rows("fit_by_memory"))
+def test_fit_recommends_by_memory(name: str, host: float, gpus: list[float], quantization: str, expected: str) -> None:
+    """GiB of memory of the host, and GB of GPUs."""
+    here = machine(host * GIB, *(free * GB for free in gpus))
     candidates = assess_quantizations(PACKAGED[name].quantizations.items(), (), KV, DEFAULT_CONTEXT, here)
     assert [(each.quantization, each.fit) for each in candidates if each.recommended] == [(quantization, expected)]
 
 
-@pytest.mark.parametrize(
-    ("here", "sizes", "quantization"),
-    [
-        (machine(16 * GIB), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q4_KS"),
-        (machine(64 * GIB), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q8_0"),  # comfortable
-        (Capacity(64 * GIB, speed=Speed(28e9, 120e9)), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q4_KS"),  # slow
-        (Capacity(64 * GIB, speed=Speed(36e9, 150e9)), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q6_K"),
-        (machine(16 * GIB), {"Q2_K": 2.7, "IQ4_XS": 3.9, "Q4_0": 4.1, "Q8_0": 11.3}, "Q4_0"),
-        (machine(16 * GIB), {"Q3_K_M": 3.5, "Q5_K_M": 5.1, "Q8_0": 7.7}, "Q3_K_M"),  # more must be comfortable
-        (machine(16 * GIB), {"Q2_K": 4.0, "Q8_0": 11.3}, "Q2_K"),
-        (machine(8 * GIB), {"Q2_K": 2.7, "Q8_0": 7.7}, "Q2_K"),
-        (machine(16 * GIB), {"Q5_K_M": 5.1, "Q8_0": 7.7}, "Q5_K_M"),
-        (machine(16 * GIB), {"IQ1_S": 1.7, "Q5_K_M": 5.1}, "Q5_K_M"),
-        (machine(16 * GIB), {"other": 3.0, "Q8_0": 7.7}, "Q8_0"),
-        # the smallest if all are tight, or none fits
-        (machine(SYSTEM_RESERVE + 6 * GB), {"Q4_K_M": 4.37, "Q4_K_S": 4.14, "Q3_K_L": 3.82}, "Q3_K_L"),
-        (machine(SYSTEM_RESERVE + 6 * GB), {"Q8_0": 7.7, "Q4_K_M": 5.9}, "Q4_K_M"),
-        # unquantized files last
-        *((machine(2048 * GIB), {name: 14.5, "Q8_0": 7.7}, "Q8_0") for name in UNQUANTIZED),
-        *((machine(2048 * GIB), {name: 14.5}, name) for name in UNQUANTIZED),
-    ],
-)
+@pytest.mark.parametrize(("host", "speed", "gigabytes", "quantization"), rows("nearest_quantizations"))
 def test_fit_without_the_preferred_recommends_the_nearest(
-    here: Capacity, sizes: dict[str, float], quantization: str
+    host: float, speed: list[float] | None, gigabytes: dict[str, float], quantization: str
 ) -> None:
-    assert chosen(of_sizes(here, **sizes)) == quantization
+    """With a speed in GB/s, that of larger files may be too low; of tight files the smallest, and unquantized last."""
+    measured = Speed(generation=speed[0] * GB, prompts=speed[1] * GB) if speed else None
+    here = Capacity(int(host * GIB), speed=measured)
+    sizes = [(name, int(size * GB)) for name, size in gigabytes.items()]
+    candidates = assess_quantizations(sizes, (), KV, DEFAULT_CONTEXT, here)
+    assert [each.quantization for each in candidates if each.recommended] == [quantization]
 
 
 def test_fit_marks_installed_quantizations_in_any_case() -> None:

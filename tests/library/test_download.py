@@ -295,18 +295,14 @@ def test_pull_resumes_a_failed_one(hub_user: HubUser, large: Path) -> None:
     assert sent(hub_user) == left
 
 
-@pytest.mark.parametrize("kept", [0, 30, 90, 1_000])
-def test_pull_starts_over_with_a_damaged_record(hub_user: HubUser, large: Path, kept: int) -> None:
+@pytest.mark.parametrize("kept", [0, 30, 90, 1_000, None])
+def test_pull_starts_over_with_a_damaged_record_or_no_file(hub_user: HubUser, large: Path, kept: int | None) -> None:
     interrupted(hub_user)
-    record = place(hub_user).record
-    record.write_bytes(record.read_bytes()[:kept] + b"\xff" * 3)
-    assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
-    assert sent(hub_user) == large.stat().st_size
-
-
-def test_pull_starts_over_without_the_partial_file(hub_user: HubUser, large: Path) -> None:
-    interrupted(hub_user)
-    place(hub_user).partial.unlink()
+    here = place(hub_user)
+    if kept is None:
+        here.partial.unlink()
+    else:
+        here.record.write_bytes(here.record.read_bytes()[:kept] + b"\xff" * 3)
     assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
     assert sent(hub_user) == large.stat().st_size
 
