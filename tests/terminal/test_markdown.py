@@ -128,6 +128,7 @@ def test_every_letter_and_digit_is_on_the_screen(columns: int) -> None:
         "# config\nname: x\nservices:\n  # the web\n  web:\n    # image\n    image: x\n# next\n---\na: b\n# end",
         "# run each day\n0 5 * * * /usr/bin/backup\n# and hourly\n\n# more\n@hourly foo",
         "#!/bin/sh\n# Install\nnpm install | tee log\n\n# Next step\n\nmake\n\n# Output: 5",
+        "# Logs\n*.log\n\n# Env\n.env\n\n# loop\nfor i in 1:10\n\n# rows\nSELECT * FROM t\n\n# local\n127.0.0.1 me",
         "# Load\n\nimport os\n# A run\n# of comments\n\nfor a in b:\n    # Print\n    print(a)\n\n# Done",
     ],
 )
@@ -148,7 +149,9 @@ def test_text_that_is_no_markup_is_shown_as_written(text: str) -> None:
         ("**重要**な**点**です", "重要な点です"),
         ("### A *title* ###", "A title"),
         ("> quoted\n>\n> > - a", "│ quoted\n│\n│ │ - a"),
-        ("# Code\n\nx = 1\n\n# Use\n\nRun *it*.\n# End", "# Code\n\nx = 1\n\n# Use\n\nRun it.\nEnd"),
+        ("# Code\n\nx = 1\n\n# Use\n\nRun *it*.\n# End", "# Code\n\nx = 1\n\nUse\n\nRun it.\nEnd"),
+        ("a: 1\n\n# B\nb: 2\n\n# C\nNone.\n# D\nclass is over.", "a: 1\n\n# B\nb: 2\n\nC\nNone.\nD\nclass is over."),
+        ("# E\nfor each of these:\n\n# F\nreturn it soon.", "E\nfor each of these:\n\nF\nreturn it soon."),
         ("1. a\n    ```\n    x = 1\n    ```\n\n# B", "1. a\n┌─ [1]\nx = 1\n└─\n\nB"),
         ("# Rain\nthe soft drops\n\n# Food\n\n- salt: 2", "Rain\nthe soft drops\n\nFood\n\n- salt: 2"),
         ("- **a**: 1\n  1. *b*", "- a: 1\n  1. b"),

@@ -24,18 +24,19 @@ CODE_SPAN = re.compile(r"(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)")
 COMMENT = re.compile(r" {0,3}#\s+[^\s|].*")  # or a heading
 # A line of code that has no fence: Python, YAML, a crontab, a shell and the like.
 CODE_LINE = re.compile(
-    r"""(?ax)\s*(?:
-    [@}\])] | \#[^\s#] | \$\ [a-z] | \[[\w.:-]+\]\s*\Z
+    r"""(?ax)(?!.*[\w)][.!?]\s*\Z)\s*(?:  # no sentence
+    [@}\])] | \#[^\s#] | \$\ [a-z] | \[[\w.:-]+\]\s*\Z | \*?\.\w | (?:\d+\.){3}\d+\s
     | ["']?[a-z_][\w.-]*["']?:(?:\s|\Z)
     | [\w.\[\]"'$-]+\s*(?:[-+*/|:]?=|<-) | [\w.]+\(
     | from\s\S+\simport\s | (?:import|def|class|return|export|FROM|RUN|COPY|CMD|ENV|WORKDIR)\s
-    | (?:if|elif|else|for|while|with|try|except|async)\b.*(?::|;\s*(?:then|do))\s*\Z
+    | (?:SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|DROP)\s | for\s\w+\sin\s\S*[\d:(.]
+    | (?:if|elif|else|for|while|with|try|except|async)\b(?!.*\b(?:each|of|the|we|you)\b).*(?::|;\s*(?:then|do))\s*\Z
     | (?:[\d*][\d*,/-]*\s+){3}[\w*,/-]+\s+[\w*,/-]+\s+\S
     | (?:Get|Set|New|Add|Remove|Import|Install|Start|Stop)-[A-Z]
     | [a-z][\w.-]*\s(?:[ -~]*\s)?(?:--?[a-z]|["'/$~.]|[|&>]+\s)
     )"""
 )
-# A key of a list, or a command; not what is prose in English.
+# A key of a list, or a command; not a sentence.
 BESIDE_CODE = re.compile(
     r"(?a)-\s[a-z_][\w.-]*:.*|(?!.*\b(?:a|an|and|are|in|is|it|of|the|to)\b)[a-z][\w./-]*(?:\s[ -~]*)?(?<![.!?,])"
 )
@@ -101,8 +102,8 @@ Blocks = list[Block]
 class Reader:
     """Reads lines, and holds back those of a block that is not complete: code, a table or mathematics.
 
-    A heading is held, too, up to the next line: below it may be code, of which it is a comment. A copy can read further
-    lines without a change of the original.
+    A heading is held, too, up to the next line with text: below it may be code, of which it is a comment. Directly
+    below code it is a comment at once. A copy can read further lines without a change of the original.
     """
 
     def __init__(self) -> None:
@@ -111,6 +112,7 @@ class Reader:
         self._fences = 0
         self._above: Lines = ()  # the code that is held
         self._is_in_code = False  # without a fence
+        self._is_below_blank = False
 
     def read(self, line: str) -> Blocks:
         """Read a complete line; return what is complete now."""
@@ -119,6 +121,7 @@ class Reader:
             self._is_in_code = False
         elif not is_comment(line):
             self._is_in_code = is_code(line, self._is_in_code)
+        self._is_below_blank = not line.strip()
         return blocks
 
     def _read_block(self, line: str) -> Blocks:
@@ -159,7 +162,7 @@ class Reader:
             return [self._fence]
         if DISPLAY_BEGIN.match(line):
             return self._read_display(line)
-        if is_comment(line) and self._is_in_code:
+        if is_comment(line) and self._is_in_code and not self._is_below_blank:
             return [TextLine(line, is_comment=True)]
         if is_comment(line) or "|" in line:
             self._held = (line,)
@@ -211,7 +214,7 @@ class Reader:
             self._held += (line,)
             return []
         is_adjacent = len(self._held) == 1
-        self._is_in_code = is_code(line, is_adjacent) or (is_adjacent and is_comment(line))
+        self._is_in_code = is_code(line, is_adjacent or self._is_in_code) or (is_adjacent and is_comment(line))
         return self.unfinished() + self._read_first(line)
 
     def _read_table(self, line: str) -> Blocks:
