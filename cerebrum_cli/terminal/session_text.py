@@ -70,11 +70,15 @@ def session_text(streams: Streams, archived: ArchivedSession, markdown: bool) ->
 
 
 def session_page(archived: ArchivedSession) -> str:
-    """A session as a page of HTML that needs no other file, in the colors of a light or a dark browser."""
+    """A session as a page of HTML that needs no other file, in the colors of a light or a dark browser.
+
+    Control characters are not valid in HTML, and programs that show the file as text would run them.
+    """
     from cerebrum_cli.terminal.markdown.html import to_html
 
     parts = []
-    for role, text in archived.markdown_parts:
+    for role, part in archived.markdown_parts:
+        text = strip_controls(part)
         if role == "assistant":
             parts.append(f"<article>\n{to_html(text)}</article>\n")
         elif role:

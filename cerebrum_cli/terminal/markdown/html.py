@@ -1,4 +1,4 @@
-"""Markdown as HTML, line by line as on a terminal: what is no markup there is text, and so is all HTML in it."""
+"""Markdown as HTML, line by line: HTML in it, and markup that the terminal does not render, stay text."""
 
 from __future__ import annotations
 
