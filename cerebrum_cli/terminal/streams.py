@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import signal
 import stat
@@ -155,7 +156,8 @@ class Streams:
     def choose(self, question: str, count: int) -> int | None:
         """Ask for a number from 1 to `count`; Enter means 1. None if the user quits, or without input."""
         while self.can_ask:
-            reply = self._ask(f"{question} [1 to {count}, q to quit; Enter: 1] ")
+            text = self.on_stderr.wrapped(f"{question} [1 to {count}, q to quit; Enter: 1]")
+            reply = self._ask(f"{text} ")
             word = reply.strip().lower()
             if reply == "\n":
                 return 1
@@ -163,7 +165,7 @@ class Streams:
                 return int(word)
             if word == "q" or not reply:
                 break
-            self.draw(f"{word!r} is neither a number from 1 to {count} nor q\n")
+            self._write_line("", f"{word!r} is neither a number from 1 to {count} nor q")
         return None
 
     def _ask(self, question: str) -> str:
@@ -199,13 +201,13 @@ class Streams:
             raise UsageError(f"the editor {command} failed: {reason}", "set $EDITOR to another editor") from error
 
     def page(self, text: str) -> None:
-        """Print a text of our own; in $PAGER if it is longer than the terminal's window."""
+        """Print a text of our own; in $PAGER if it has more rows than the terminal's window."""
         import shlex
         import subprocess
 
         if self.in_is_terminal and self.out_is_terminal and not is_plain_terminal():
             with suppress(OSError, ValueError):  # without a pager
-                if text.count("\n") >= os.get_terminal_size(self.out.fileno()).lines:
+                if row_count(text, self.columns) >= os.get_terminal_size(self.out.fileno()).lines:
                     command = shlex.split(environment("PAGER") or "") or [DEFAULT_PAGER]
                     if Path(command[0]).name == DEFAULT_PAGER:
                         command.append("-R")  # shows styles
@@ -284,6 +286,14 @@ def columns(stream: TextIO) -> int:
         return os.get_terminal_size(stream.fileno()).columns or 80
     except OSError:
         return 80
+
+
+def row_count(text: str, columns: int) -> int:
+    """Rows of a terminal that shows a text of our own."""
+    from rich.cells import cell_len
+
+    lines = strip_controls(text).removesuffix("\n").expandtabs().split("\n")
+    return sum(max(1, math.ceil(cell_len(line) / columns)) for line in lines)
 
 
 def is_plain_terminal() -> bool:

@@ -324,6 +324,10 @@ def test_history_is_shown_in_a_pager_without_control_sequences(open_chat: OpenTe
     person.wait_for("| two")
     person.type("\r/set bell\r", shows="bell  off")
     assert "title" not in person.output
+    person.resize(20, 20)
+    person.type("word " * 25 + "\r", shows="asks again")  # in seven rows
+    person.type("/history\r", shows="| Assistant")
+    person.type("\r/save tea\r", shows="is saved")
     person.leave()
 
 

@@ -209,6 +209,10 @@ class Repl:
     def show_question(self, question: str) -> None:
         echo(self.streams, shorten_question(question))
 
+    def show_result(self, text: str) -> None:
+        for line in text.split("\n"):
+            self.streams.draw(f"{self.streams.on_stderr.wrapped(line)}\n")
+
     def wait_for(self, events: Events) -> None:
         """Consume events, with their progress in a line; Ctrl-C stops the work."""
         self.display.wait(events, self.chat.loaded.model.name, self.chat.cancel)
@@ -250,8 +254,8 @@ class Repl:
 
     def _run_command(self, slash: SlashCommand, argument: str) -> None:
         try:
-            if message := slash.run(self, argument):
-                self.streams.draw(f"{message}\n")
+            if result := slash.run(self, argument):
+                self.show_result(result)
         except Interrupted as error:
             if error.hint or not self._continues_after(error):
                 raise

@@ -109,7 +109,7 @@ def show_stats(repl: Repl, _: str) -> str | None:
         sampling = sampling_text(samplers_in_effect(chat.tree.require_reply().metadata.params or {}))
         model, format_name = chat.loaded.served_name or chat.loaded.model.name, chat.loaded.format_name
         line = stats_line(generated.finish, model, format_name, chat.loaded.engine.repacks, sampling)
-        repl.streams.draw(f"{repl.streams.on_stderr.wrapped(line)}\n")
+        repl.show_result(line)
     return context_text(*usage) if usage else None
 
 

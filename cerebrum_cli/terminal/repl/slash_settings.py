@@ -161,7 +161,7 @@ def use_prompt(repl: Repl, argument: str) -> str | None:
     previous = repl.chat.loaded.model.reference
     repl.wait_for(repl.chat.use(saved))
     if repl.chat.loaded.model.reference != previous:
-        repl.streams.draw(f"model changed to {loaded_text(repl)}\n")
+        repl.show_result(f"model changed to {loaded_text(repl)}")
     repl.pending_prompt = saved if saved.prompt else None
     if argument == NONE:
         return "using no saved prompt"
