@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import cases
 import pytest
 from batch_files import InputRow, input_row, open_rows, output_object, rows_in
 from hypothesis import given, strategies as st
@@ -213,17 +214,7 @@ def test_keys_without_effect_are_noted_once() -> None:
     assert not json_row(plain, template="{note}").unused
 
 
-@pytest.mark.parametrize(
-    ("shape", "text", "message"),
-    [
-        ("jsonl", '{"id": "a"}\n\n{"custom_id": "a"}\n{"id": "a"}\n{"id": 1.0}', "rows 1 and 3 have the id 'a'"),
-        ("jsonl", '{"id": 1}\n{"id": NaN}\n{"id": 2.0}', "rows 2 and 3 have the id 2"),  # of the second: its number
-        ("csv", "id,prompt\na,x\nb,y\nb,z", "rows 2 and 3 have the id 'b'"),
-        ("jsonl", '{"id": "1"}\n{"id": 1}\n{}\n{}\n{x', None),
-        ("csv", "id,prompt\na,x\n,y\n,z", None),
-        ("txt", "a\na", None),
-    ],
-)
+@pytest.mark.parametrize(("shape", "text", "message"), cases.rows("duplicate_ids"))
 def test_first_duplicate_id_is_noted(shape: Shape, text: str, message: str | None) -> None:
     assert [found for found, _ in notices_of(text, shape)] == ([message] if message else [])
 
@@ -262,22 +253,7 @@ def test_row_without_an_id_gets_its_number() -> None:
     assert [row.id for row in rows_in("id,prompt\n,a\n,b\n", "csv")] == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("header", "record", "options"),
-    [
-        ("id;prompt", "a;Why, then?", {}),
-        ("\ufeffid\tprompt", "a\tWhy, then?", {}),
-        ("id|prompt", "a|Why, then?", {}),
-        ('"id";"prompt"', '"a";"Why, then?"', {}),
-        ('"id";"a;b;c";"prompt"', 'a;"";"Why, then?"', {}),
-        ("id;x,y;prompt", 'a;"";Why, then?', {}),
-        ('id,prompt,"a;b;c"', 'a,"Why, then?",', {}),
-        ("id^prompt", "a^Why, then?", {"delimiter": "^"}),
-        ("id\tprompt", "a\tWhy, then?", {"delimiter": "\t"}),
-        ("id;question, if any", "a;Why, then?", {"template": "{question, if any}"}),
-        ("question, if any", '"Why, then?"', {"template": "{question, if any}"}),
-    ],
-)
+@pytest.mark.parametrize(("header", "record", "options"), cases.rows("delimiters"))
 def test_csv_delimiter_is_found_in_the_header(header: str, record: str, options: dict[str, str]) -> None:
     if header == options.get("template", "")[1:-1]:
         header = f'"{header}"'  # a comma in quotes separates nothing

@@ -1,11 +1,12 @@
-"""Calibration: the map of probabilities, thresholds that keep a promise, and the stored form."""
+"""Calibration: the map of probabilities, thresholds that keep a promise, and the stored form; shifted rows."""
 
 import json
 from collections.abc import Sequence
-from math import log, nan
+from math import nan
 from random import Random
 from typing import Any
 
+import cases
 import numpy
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -24,6 +25,7 @@ from cerebrum_cli.trust.calibration import (
 )
 from cerebrum_cli.trust.calibration_file import describe_mismatch
 from cerebrum_cli.trust.score_map import ScoreMap
+from cerebrum_cli.trust.shift import Shift, find_shift
 from cerebrum_cli.trust.threshold import ScoredRow
 
 YES_NO = ("yes", "no")
@@ -62,12 +64,12 @@ def unreached(calibration: Calibration, error: float, confidence: float = 0.9) -
 @pytest.mark.slow
 @pytest.mark.parametrize(("error", "confidence"), [(0.05, 0.9), (0.01, 0.95), (0.1, 0.99), (0.5, 0.8)])
 def test_threshold_passes_as_the_bound_of_clopper_and_pearson(error: float, confidence: float) -> None:
-    for rows in (1, 7, 45, 46, 230, 500):
-        most = int(binom.ppf(1 - confidence, rows, error))
-        for wrong in range(max(0, most - 2), min(rows, most + 3)):
-            bound = beta.ppf(confidence, wrong + 1, rows - wrong)
-            found = answers((1.0, rows - wrong, wrong)).threshold(error, confidence)
-            assert isinstance(found, Threshold) == (bound <= error), (rows, wrong)
+    for size in (1, 7, 45, 46, 230, 500):
+        most = int(binom.ppf(1 - confidence, size, error))
+        for wrong in range(max(0, most - 2), min(size, most + 3)):
+            bound = beta.ppf(confidence, wrong + 1, size - wrong)
+            found = answers((1.0, size - wrong, wrong)).threshold(error, confidence)
+            assert isinstance(found, Threshold) == (bound <= error), (size, wrong)
 
 
 def test_threshold_decides_rows_of_equal_probability_together() -> None:
@@ -107,20 +109,6 @@ def test_unreachable_if_answers_are_too_often_wrong() -> None:
 def test_unreachable_without_any_error_that_could_be_promised() -> None:
     found = unreached(answers((1.0, 0, 100)), 0.05)
     assert str(found).startswith("with 150 labelled rows, no error can be promised")
-
-
-@pytest.mark.slow
-def test_rows_to_label_reach_the_threshold_in_most_cases() -> None:
-    random = numpy.random.default_rng(1)
-    few = answers((1.0, 38, 0), (0.5, 10, 12))
-    needed = few.labelled + (unreached(few, 0.05).more_rows or 0)
-    shares = [(1.0, 0.99), (0.5, 0.5)]
-    found = []
-    for _ in range(20):
-        rows = [shares[int(random.random() < 0.4)] for _ in range(needed * 2 // 3)]
-        labelled = [ScoredRow(share, bool(random.random() < right)) for share, right in rows]
-        found.append(isinstance(calibration_with(labelled).threshold(0.05), Threshold))
-    assert sum(found) >= 14
 
 
 def test_promises_are_none_where_an_error_cannot_be_promised() -> None:
@@ -175,33 +163,6 @@ def test_map_is_none_where_probabilities_are_right() -> None:
     assert decisions(rows).probabilities((0.3, 0.7)) == pytest.approx((0.3, 0.7))
 
 
-@pytest.mark.slow
-def test_map_of_thirty_rows_does_no_harm() -> None:
-    """The mean log loss of new rows, whose probabilities were right already, and were twice as sure as they may be."""
-    random = numpy.random.default_rng(3)
-    right: list[float] = []
-    sure: list[float] = []
-    for _ in range(30):
-        for sharpness, changes in ((1.0, right), (3.0, sure)):
-            logits = random.normal(size=390) * 2
-            labels = (random.random(390) > 1 / (1 + numpy.exp(-logits))).astype(int)
-            shown = 1 / (1 + numpy.exp(-sharpness * logits))
-            pairs = list(zip(shown.tolist(), labels.tolist(), strict=True))
-            calibration = decisions(pairs[:90])  # a third of them fits the map
-            losses = [(loss(yes, label), loss(mapped(calibration, yes), label)) for yes, label in pairs[90:]]
-            changes.append(float(numpy.mean([after - before for before, after in losses])))
-    assert numpy.mean(right) < 0.002
-    assert numpy.mean(sure) < -0.1
-
-
-def loss(yes: float, label: int) -> float:
-    return -log(max(1e-6, 1 - yes if label else yes))
-
-
-def mapped(calibration: Calibration, yes: float) -> float:
-    return calibration.probabilities((yes, 1 - yes))[0]
-
-
 @pytest.mark.parametrize("label", [0, 1])
 @pytest.mark.parametrize("yes", [0.0, 0.5, 0.9, 1.0])
 def test_calibration_of_rows_that_are_all_alike(yes: float, label: int) -> None:
@@ -253,27 +214,7 @@ def change(value: Any, path: Sequence[str | int], new: object) -> None:
     value[last] = new
 
 
-@pytest.mark.parametrize(
-    ("path", "new"),
-    [
-        (["version"], 2),
-        (["made_with"], None),
-        (["choices"], [1, 2]),
-        (["choices"], ["yes"]),
-        (["map", "weight"], 0),
-        (["map", "weight"], "1"),
-        (["map", "biases"], [0.0]),
-        (["map", "biases"], [0.0, nan]),
-        (["labelled"], 1),
-        (["labelled"], "all"),
-        (["rows"], []),
-        (["rows"], "rows"),
-        (["rows", 0], [0.5]),
-        (["rows", 0], [1.5, True]),
-        (["rows", 0], [nan, True]),
-        (["rows", 0], [0.5, 1]),
-    ],
-)
+@pytest.mark.parametrize(("path", "new"), cases.rows("damaged_calibrations"))
 def test_damaged_calibration_is_one_error(path: list[str | int], new: object) -> None:
     value = json.loads(to_json(decisions(biased_rows(30)).object))
     change(value, path, new)
@@ -336,3 +277,36 @@ def test_promised_error_is_kept_in_most_draws(shape: str) -> None:
         assert decided < 0.01
     else:
         assert decided > 0.5
+
+
+LABELLED = [0.9] * 80 + [0.6] * 20
+
+
+def test_shift_of_the_mean_probability() -> None:
+    found = find_shift(LABELLED, [0.9] * 500 + [0.6] * 500)
+    assert isinstance(found, Shift)
+    assert (found.labelled_mean, found.new_mean) == pytest.approx((0.84, 0.75))
+    assert find_shift(LABELLED, [0.9] * 800 + [0.6] * 200) is None
+
+
+@pytest.mark.parametrize("few", [[], [0.2], [0.2] * 29])
+def test_too_few_rows_do_not_differ(few: list[float]) -> None:
+    assert find_shift(LABELLED, few) is None
+    assert find_shift(few, LABELLED) is None
+
+
+def test_rows_that_are_all_alike_do_not_differ() -> None:
+    assert find_shift([0.9] * 500, [0.900001] * 50) is None
+    assert find_shift([0.9] * 500, [0.8] * 50) is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("labelled", [5, 40])
+def test_rows_alike_rarely_seem_to_differ(labelled: int) -> None:
+    """At most 1% of draws; the probabilities of both kinds of rows are skewed."""
+    random = numpy.random.default_rng(1)
+    draws, alarms = 200, 0
+    for _ in range(draws):
+        both = [random.beta(8, 1, count).tolist() for count in (labelled, 3 * labelled)]
+        alarms += find_shift(*both) is not None
+    assert alarms <= binom.ppf(0.999, draws, 0.01)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import rows
 from checkpoint_models import read_model, write_checkpoint, write_weights
 
 from cerebrum_cli.core.errors import ModelFileError
@@ -27,32 +28,7 @@ def converted(name: str, changes: dict[str, Any], folder: Path, omitted: str = "
     return read_checkpoint(write_checkpoint(folder, model, config=config), "tiny")
 
 
-@pytest.mark.parametrize(
-    ("name", "changes", "shown"),
-    [
-        ("llama2", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ("llama2", {"rope_parameters": {**YARN, "rope_type": "dynamic"}}, "rope_type 'dynamic'"),
-        ("llama2", {"rope_parameters": {**ROPE, "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
-        ("qwen2", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
-        ("qwen3", {"rope_parameters": {**YARN, "truncate": False}}, "truncate False"),
-        ("qwen3", {"rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.0}}, "mscale 0.7"),
-        ("qwen3", {"rope_parameters": {**YARN, "rope_type": "llama3"}}, "rope_type 'llama3'"),
-        ("qwen2", {"use_sliding_window": True}, "use_sliding_window True"),
-        ("qwen3-moe", {"norm_topk_prob": False}, "norm_topk_prob False"),
-        ("qwen3-moe", {"norm_topk_prob": None}, "norm_topk_prob None"),
-        ("qwen3-moe", {"mlp_only_layers": [1]}, r"mlp_only_layers \[1\]"),
-        ("mixtral", {"num_experts_per_tok": None}, "num_experts_per_tok None"),
-        ("gemma3", {"query_pre_attn_scalar": 16}, "query_pre_attn_scalar 16"),
-        ("gemma3", {"hidden_activation": "silu"}, "hidden_activation 'silu'"),
-        ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0"),
-        ("gemma3", {"hidden_act": "silu"}, "hidden_act 'silu'"),
-        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
-        ("gemma3", {"sliding_window": None}, "sliding_window None"),
-        ("gemma3", {"rope_parameters": {"sliding_attention": YARN, "full_attention": ROPE}}, "rope_parameters {"),
-        ("gemma3", {"layer_types": ["full_attention"] * 7}, "layer_types .'full_attention'"),
-        ("llama2", {"rms_norm_eps": None}, "rms_norm_eps None"),
-    ],
-)
+@pytest.mark.parametrize(("name", "changes", "shown"), rows("unsupported_configurations"))
 def test_configuration_that_llama_cpp_cannot_follow_is_refused(
     name: str, changes: dict[str, Any], shown: str, tmp_path: Path
 ) -> None:
@@ -80,17 +56,7 @@ def test_configuration_that_does_not_fit_the_weights_is_refused(
     assert len(caught.value.message) < 300
 
 
-@pytest.mark.parametrize(
-    ("name", "omitted", "key", "value"),
-    [
-        ("llama2", "max_position_embeddings", "context_length", 2048),
-        ("llama2", "rms_norm_eps", "attention.layer_norm_rms_epsilon", 1e-6),
-        ("mixtral", "num_experts_per_tok", "expert_used_count", 2),
-        ("mixtral", "rope_parameters", "rope.freq_base", 1e6),
-        ("gemma3", "sliding_window", "attention.sliding_window", 4096),
-        ("gemma3", "rope_parameters", "rope.freq_base_swa", 1e4),
-    ],
-)
+@pytest.mark.parametrize(("name", "omitted", "key", "value"), rows("configuration_defaults"))
 def test_keys_that_are_omitted_have_the_defaults_of_transformers(
     name: str, omitted: str, key: str, value: float, tmp_path: Path
 ) -> None:

@@ -218,3 +218,23 @@ def test_merge_refuses_a_mixtral_with_one_tensor_per_expert(home: Home) -> None:
     write_weights(home.path / "old.gguf", {"blk.0.ffn_gate.0.weight": np.ones((32, 32))})
     done = home.run("merge", "twice.yaml", *OUT, "--source", "tiny=old.gguf")
     assert_error(done, 2, "made before April 2024 with one tensor per expert")
+
+
+DRY_RUN = """\
+layers  model        source layers
+0-3     Tiny-Q4_K_M  0-3
+4-7     Tiny-Q4_K_M  0-3
+
+parameters  4,601,600
+tensors     75 (Q4_K 41, F32 17, Q6_K 17)
+size        3 MB (2935552 bytes), 100% copied unchanged
+KV cache    2,048 bytes per token
+memory      548 MB to run with a context of 2048 tokens
+disk        3 MB needed, 12.35 GB free
+"""
+
+
+def test_merge_dry_run_shows_its_layers_and_resources(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=12_345_678_901))
+    done = home.merge("--dry-run", *OUT)
+    assert (done.code, done.err, done.out) == (0, "", DRY_RUN)

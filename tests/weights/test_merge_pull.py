@@ -1,18 +1,17 @@
-"""Pulling catalog models that are merged: the source models that are chosen and downloaded, and the 12B."""
+"""Pulling catalog models that are merged: the source models that are chosen and downloaded, the 12B, and weights."""
 
 import hashlib
-import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
+from checkpoint_models import read_model, write_checkpoint
+from command_line import assert_error
 from hub_user import CATALOGUED, HubUser, named
 from merges import FOUR_LAYERS, LAYERS_12B, TWICE, TWO_TIMES, Home, assert_layers_copied, stack
 from tiny_models import write_quantized
 
-from benchmarks.mistral_shape import metadata, model_tensors
 from cerebrum_cli.core.files import DISK_MARGIN
 
 pytestmark = pytest.mark.slow
@@ -101,54 +100,6 @@ def test_merge_pull_checks_the_disk_before_it_downloads(
     assert "tiny:Q4_K_M is not downloaded" in problem(need)
 
 
-DRY_RUN = """\
-layers  model  source layers
-0-7     seven  0-7
-8-15    seven  4-11
-16-23   seven  8-15
-24-31   seven  12-19
-32-39   seven  16-23
-40-47   seven  20-27
-48-55   seven  24-31
-
-parameters  12,476,420,096
-tensors     507 (Q4_K 345, F32 113, Q6_K 49)
-size        7.44 GB (7442684928 bytes), 100% copied unchanged
-KV cache    229,376 bytes per token
-memory      9.92 GB to run with a context of 8192 tokens
-disk        7.44 GB needed, 12.35 GB free
-"""
-
-
-def test_merge_12b_dry_run_shows_its_layers_and_resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=12_345_678_901))
-    (tmp_path / "unused.gguf").touch()
-    home = Home(tmp_path, tmp_path / "unused.gguf")
-    write_sparse_7b(tmp_path / "seven.gguf")  # a copy would not be sparse
-    monkeypatch.chdir(tmp_path)
-    done = home.run("merge", "Cerebrum-1.0-12.25b", "--source", "cerebrum-7b=seven.gguf", "--dry-run")
-    assert (done.code, done.err, done.out) == (0, "", DRY_RUN)
-
-
-def write_sparse_7b(path: Path) -> None:
-    """Write a file with the exact shape of the 7B and sparse weights that use no disk space."""
-    from gguf import GGUFValueType, GGUFWriter
-
-    writer = GGUFWriter(path, "llama")
-    for key, value in metadata().items():
-        kind = GGUFValueType.UINT32 if isinstance(value, int) else GGUFValueType.get_type(value)
-        writer.add_key_value(key, value, kind)
-    tensors = list(model_tensors())
-    for each in tensors:
-        floats = np.dtype(np.float32)
-        writer.add_tensor_info(each.name, each.dimensions, floats, each.size, raw_dtype=each.encoding.type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    os.truncate(path, -(-path.stat().st_size // 32) * 32 + sum(tensor.size for tensor in tensors))
-
-
 SMALL_12B = "[models.cerebrum-12b]\nquantizations = {Q4_K_M = 19000000}\n"
 TWELVE = "Cerebrum-1.0-12.25B-Q4_K_M.gguf"
 
@@ -188,3 +139,66 @@ def test_merge_12b_pull_downloads_the_7b_and_merges_it(seven_user: HubUser) -> N
     assert (path.parent.exists(), path.exists()) == (True, False)
     assert [row["reference"] for row in seven_user.listed()] == ["cerebrum-7b:Q4_K_M"]
     assert not seven_user.hub.log.requests()
+
+
+WEIGHTS = "owner/Tiny"
+ORDER = [0, 1, 1, 2]
+CATALOG = f"""
+[models.tiny]
+repo_id = "owner/Tiny-GGUF"
+file = "Tiny-{{quant}}.gguf"
+weights = "{WEIGHTS}"
+format = "chatml"
+
+[models.own]
+title = "Own-1.0"
+recipe = "own.yaml"
+file = "Own-{{quant}}.gguf"
+quantizations = {{Q4_K_M = 100_000}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "weights", read_model("mistral"))
+
+
+@pytest.fixture
+def merger(hub_user: HubUser, folder: Path) -> HubUser:
+    (hub_user.command.config / "models.toml").write_text(CATALOG)
+    (hub_user.command.config / "own.yaml").write_text(stack(("tiny", 0, 2), ("tiny", 1, 3)))
+    hub_user.hub.repository(WEIGHTS, {path.name: path for path in folder.iterdir()})
+    return hub_user
+
+
+def test_merge_copies_the_weights_in_a_folder_and_in_a_repository(merger: HubUser, folder: Path) -> None:
+    merger.pull(folder, "--type", "BF16", "--name", "plain")
+    whole = Path(merger.run("show", "plain", "--json").object["path"])
+    for number, arguments in enumerate([("--source", f"tiny={folder}"), ("--from-weights", "-y")]):
+        out = merger.command.home / f"{number}.gguf"
+        done = merger.run("merge", merger.command.config / "own.yaml", "-o", out, *arguments)
+        assert done.code == 0, done.err
+        assert_layers_copied([out], [whole], ORDER)
+    assert [row["merged_from"] for row in merger.listed()[1:]] == [["weights"], [WEIGHTS]]
+
+
+def test_merge_of_weights_names_the_types_that_it_uses(merger: HubUser, folder: Path) -> None:
+    recipe, out = merger.command.config / "own.yaml", merger.command.home / "out.gguf"
+    done = merger.run("merge", recipe, "-o", out, "--source", f"tiny={folder}", "--type", "Q4_K_M", "--dry-run")
+    assert "note: 30 tensors cannot be quantized as Q4_K_M prescribes" in done.err
+    assert not out.exists()
+
+
+def test_merge_pull_from_weights_quantizes_once(merger: HubUser) -> None:
+    merger.pull("own", "--type", "Q4_K_M", "--from-weights")
+    [row] = merger.listed()
+    assert (row["reference"], row["merged_from"], row["format"]) == ("own:Q4_K_M", [WEIGHTS], "chatml")
+    assert row["quantization"] == "Q4_K_M"
+    assert merger.ask("-m", "own")
+
+
+def test_merge_from_weights_reports_models_without_them(merger: HubUser) -> None:
+    (merger.command.config / "own.yaml").write_text(stack(("starter", 0, 1)))
+    assert_error(merger.run("pull", "own:Q4_K_M", "--from-weights"), 1, "no safetensors of starter are known")
+    options = ("own", "-o", "x.gguf", "--from-weights", "--dry-run")
+    assert_error(merger.run("merge", *options), 2, "--dry-run and --from-weights")

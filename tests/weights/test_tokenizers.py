@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cases import rows
 from hypothesis import HealthCheck, given, settings, strategies as st
 from vocabularies import open_vocabulary
 
@@ -22,7 +23,6 @@ IDS = json.loads((FOLDER / "ids.json").read_text("utf-8"))
 PRE_TOKENIZERS = json.loads((FOLDER / "pre_tokenizers.json").read_text("utf-8"))
 SIZE = 700
 LLAMA, GEMMA, MISTRAL, BYTES = "sentencepiece-llama", "sentencepiece-gemma", "merges-mistral", "byte-level"
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
 SPACES = {
     "type": "Sequence",
@@ -31,21 +31,6 @@ SPACES = {
         {"type": "Replace", "pattern": {"Regex": r"\A▁"}, "content": "▁▁"},
     ],
 }
-START, END = "<|endoftext|>", "<|im_end|>"
-
-
-def template(*single: str, **special: list[str]) -> dict[str, Any]:
-    """A post-processor that puts tokens around a text, which is `$`; a name may stand for several."""
-    pieces = [{"Sequence": {"id": "A"}} if text == "$" else {"SpecialToken": {"id": text}} for text in single]
-    tokens = {text: {"id": text, "tokens": special.get(text, [text])} for text in single}
-    return {"type": "TemplateProcessing", "single": pieces, "special_tokens": tokens}
-
-
-def sequence(*processors: Mapping[str, Any]) -> dict[str, Any]:
-    return {"type": "Sequence", "processors": processors}
-
-
-CLS = {"type": "RobertaProcessing", "cls": [START, 600], "sep": [END, 602]}
 
 
 def copied(name: str, target: Path, changes: Mapping[str, Any] = {}) -> Path:
@@ -141,59 +126,7 @@ def test_tokens_that_no_text_needs_may_have_no_row(text: str, tmp_path: Path) ->
     assert "padding_token_id" not in found
 
 
-METASPACE_ONLY = {"tokenizer/normalizer": None, "tokenizer/pre_tokenizer": METASPACE}
-IM_END = {"content": "<|im_end|>"}
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "config", "expected"),
-    [
-        (BYTES, {}, {}, {"bos_token_id": 600, "eos_token_id": 602, "add_bos_token": True, "add_eos_token": False}),
-        # transformers 5 follows the post-processor, whatever these settings are
-        (BYTES, {"tokenizer_config/add_bos_token": False}, {}, {"add_bos_token": True}),
-        (MISTRAL, {"tokenizer_config/add_eos_token": True}, {}, {"add_bos_token": True, "add_eos_token": False}),
-        (BYTES, {"tokenizer_config/bos_token": None}, {}, {"bos_token_id": 600, "add_bos_token": True}),
-        (BYTES, {"tokenizer/post_processor": None}, {}, {"add_bos_token": False, "add_eos_token": False}),
-        (BYTES, {"tokenizer/post_processor": template("$", END)}, {}, {"add_bos_token": False, "add_eos_token": True}),
-        (
-            BYTES,
-            {"tokenizer/post_processor": sequence(BYTE_LEVEL, template(START, "$", END))},
-            {},
-            {"add_bos_token": True, "add_eos_token": True},
-        ),
-        (BYTES, {"tokenizer_config/eos_token": None}, {"eos_token_id": [601, 600]}, {"eos_token_id": 601}),
-        (BYTES, {"tokenizer_config/eos_token": IM_END}, {"eos_token_id": 5}, {"eos_token_id": 602, "eot_token_id": 5}),
-        (BYTES, {"generation_config/eos_token_id": [602, 600, 7, 8]}, {}, {"eot_token_id": 7, "eom_token_id": 8}),
-        (
-            BYTES,
-            {"generation_config/eos_token_id": 602},
-            {"eos_token_id": 5},
-            {"eos_token_id": 602, "eot_token_id": None},
-        ),
-        (BYTES, {}, {"pad_token_id": 9, "unk_token_id": -1}, {"padding_token_id": 9, "unknown_token_id": None}),
-        (BYTES, {}, {"pad_token_id": SIZE}, {"padding_token_id": None}),
-        (BYTES, {}, {}, {"chat_template": "{{ messages }}", "model": "gpt2", "add_space_prefix": None}),
-        (LLAMA, {}, {}, {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0, "add_space_prefix": True}),
-        (LLAMA, {"tokenizer_config/add_prefix_space": False}, {}, {"add_space_prefix": False}),
-        (LLAMA, {"tokenizer_config/add_bos_token": None}, {}, {"add_bos_token": True, "chat_template": None}),
-        (LLAMA, {"tokenizer_config/add_bos_token": False}, {}, {"add_bos_token": False}),
-        (
-            GEMMA,
-            {},
-            {"eos_token_id": 1},
-            {"bos_token_id": 2, "add_space_prefix": False, "pre": "default", "model": "llama"},
-        ),
-        (MISTRAL, METASPACE_ONLY, {}, {"add_space_prefix": True}),
-        (
-            MISTRAL,
-            {**METASPACE_ONLY, "tokenizer/pre_tokenizer/prepend_scheme": "never"},
-            {},
-            {"add_space_prefix": False},
-        ),
-        (MISTRAL, {}, {}, {"add_bos_token": True, "add_space_prefix": True, "merges": None}),
-        ("merges-gemma", {}, {"eos_token_id": 1}, {"add_bos_token": False, "eos_token_id": 1}),
-    ],
-)
+@pytest.mark.parametrize(("name", "changes", "config", "expected"), rows("special_tokens"))
 def test_special_tokens(
     name: str, changes: Mapping[str, Any], config: Mapping[str, Any], expected: Mapping[str, Any], tmp_path: Path
 ) -> None:
@@ -232,61 +165,7 @@ def test_merges_that_make_all_tokens_are_the_same_with_and_without_whole_pieces(
     assert contents(folder)["pre"] == "qwen2"
 
 
-def split(pattern: str, behavior: str = "Isolated") -> dict[str, Any]:
-    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": False}
-
-
-LONG = {"tokenizer/model/ignore_merges": True, f"tokenizer/model/vocab/{'q' * 1001}": 650}
-UNREACHABLE = {"tokenizer/model/ignore_merges": True, "tokenizer/model/vocab/qqq": 650}
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "problem"),
-    [
-        (BYTES, {"tokenizer/pre_tokenizer/pretokenizers/0": split(r"\w+")}, r"not support the pre-tokenizer '\\\\w\+'"),
-        (BYTES, {"tokenizer/pre_tokenizer/pretokenizers/0": split("a", "Removed")}, "the pre-tokenizer .*Removed"),
-        (BYTES, {"tokenizer/pre_tokenizer": BYTE_LEVEL}, r"the pre-tokenizer '\(none\)'"),
-        (BYTES, {"tokenizer/pre_tokenizer": {**BYTE_LEVEL, "add_prefix_space": True}}, "add_prefix_space"),
-        (BYTES, {"tokenizer/normalizer": {"type": "Lowercase"}}, "the normalizer .*Lowercase"),
-        (BYTES, {"tokenizer/model/type": "Unigram"}, "of the type 'Unigram'"),
-        (BYTES, {"tokenizer/model/dropout": 0.1}, "dropout '0.1'"),
-        (BYTES, LONG, "a token of more than 1,000 characters: 'qqq"),
-        (BYTES, UNREACHABLE, "this ignore_merges with the pre-tokenizer qwen2: no merges make 'qqq'"),
-        (BYTES, {"generation_config/eos_token_id": [5, 6, 7]}, r"more than two additional .*5, 6, 7"),
-        (MISTRAL, {"tokenizer/normalizer": {"type": "NFKC"}}, "normalizer or pre-tokenizer .*NFKC"),
-        (MISTRAL, {"tokenizer/normalizer": None}, "the pre-tokenizer 'null'"),
-        (MISTRAL, {"tokenizer/model/vocab/▁t▁t": 650}, "no merge makes from its two parts: .*"),
-        (MISTRAL, {"tokenizer/pre_tokenizer": {**METASPACE, "split": True}}, "normalizer or pre-tokenizer .*Metaspace"),
-        (BYTES, {"tokenizer/model/merges/+": ["x", "qq"]}, "damaged: .*makes no token"),
-        (BYTES, {"tokenizer/model/merges": []}, "has no merges"),
-        (BYTES, {"tokenizer/model/merges": None}, "has no merges"),
-        (MISTRAL, {"tokenizer/model/merges": []}, "has no merges"),
-        (BYTES, {"generation_config/eos_token_id": 5.0}, "eos_token_id 5.0 is not a token id"),
-        (BYTES, {"generation_config/eos_token_id": [5, True]}, "eos_token_id True is not a token id"),
-        (BYTES, {"generation_config/eos_token_id": "<|im_end|>"}, "eos_token_id .* is not a token id"),
-        (BYTES, {"tokenizer/model/merges/+": "a b c"}, "damaged: 'too many values"),
-        (BYTES, {"tokenizer/model/vocab/qq": 5}, "damaged: 'two tokens have the same id'"),
-        (BYTES, {"tokenizer/model/vocab/qq": "5"}, "damaged"),
-        (BYTES, {"tokenizer/model/vocab/qq": SIZE}, "token 700, 'qq', has no row in the embedding of 700"),
-        (BYTES, {"added_tokens/<x>": -1}, "token -1, '<x>', has no row"),
-        (BYTES, {"added_tokens/[PAD651]": 650}, r"token 651, '\[PAD651\]', is also token 650"),
-        (BYTES, {"added_tokens/<think>": 650}, "token 603, '<think>', is also token 650"),
-        (BYTES, {"tokenizer_config/chat_template": 5}, "damaged: 'chat_template is 5'"),
-        (LLAMA, {"added_tokens/<x>": 20}, "without byte tokens, such as '<0x"),
-        (BYTES, {"tokenizer/post_processor": CLS}, "the post-processor .*RobertaProcessing"),
-        (BYTES, {"tokenizer/post_processor": template(START, START, "$")}, "another token than bos_token: .*endoftext"),
-        (BYTES, {"tokenizer/post_processor": template("x", "$", x=[START, END])}, "another token than bos_token"),
-        (
-            BYTES,
-            {"tokenizer/post_processor": sequence(template(START, "$"), template("$", END))},
-            "the post-processor .*Sequence",
-        ),
-        (BYTES, {"tokenizer/post_processor": template(END, "$")}, "another token than bos_token: .*im_end"),
-        (BYTES, {"tokenizer/post_processor": template("$", START)}, "another token than eos_token"),
-        (BYTES, {"tokenizer_config/eos_token": None}, "has no EOS token"),
-        (BYTES, {"tokenizer_config/chat_template": [{"name": "tools", "template": "a"}]}, "without a default: .*tools"),
-    ],
-)
+@pytest.mark.parametrize(("name", "changes", "problem"), rows("refused_tokenizers"))
 def test_unsupported_and_damaged_tokenizers_are_refused(
     name: str, changes: Mapping[str, Any], problem: str, tmp_path: Path
 ) -> None:
