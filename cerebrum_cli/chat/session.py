@@ -56,6 +56,11 @@ class StoredMessage:
     metadata: ReplyMetadata
     created: float
 
+    def continues(self, earlier: StoredMessage) -> bool:
+        """Whether this reply begins with an earlier one to the same question."""
+        answers_the_same = self.message.role == "assistant" and self.parent == earlier.parent
+        return answers_the_same and self.message.content.startswith(earlier.message.content)
+
     @property
     def is_edited(self) -> bool:
         """Whether a user has written this reply."""

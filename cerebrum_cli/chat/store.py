@@ -217,20 +217,26 @@ class Store:
             ) from error
 
     def search(self, text: str, limit: int = 50) -> list[SearchHit]:
-        """Find the messages that contain all words of a text, in any case, the latest first."""
+        """Find the messages that contain all words of a text, in any case, the latest first.
+
+        A reply that was continued is found once, as its latest version.
+        """
         words = well_formed(text).casefold().split()
         if not words:
             return []
         sessions = {session.id: session for session in self._sessions()}
-        hits = []
+        hits: list[SearchHit] = []
         with translated(self.path), closing(self._opened().execute(_LATEST_MESSAGES)) as rows:
             for row in rows:
                 content = row["text"].casefold()
                 session = sessions.get(row["session"])
                 if session and all(word in content for word in words):
+                    found = message_from_row(row)
+                    if any(hit.message.continues(found) for hit in hits):
+                        continue
                     start = max(0, content.find(words[0]) - BEFORE_MATCH)
                     excerpt = ("…" if start else "") + truncate(row["text"][start:], EXCERPT_LENGTH)
-                    hits.append(SearchHit(session, message_from_row(row), excerpt))
+                    hits.append(SearchHit(session, found, excerpt))
                 if len(hits) == limit:
                     break
         return hits

@@ -202,7 +202,10 @@ def test_search_lists_the_latest_first_and_excerpts_them(sessions: Store) -> Non
 def test_search_finds_messages_on_other_branches(sessions: Store) -> None:
     session = add_texts(sessions, sessions.create("a", "chat"), "one", "two", "three", "an elephant")
     add_texts(sessions, sessions.move(session, sessions.messages(session)[1].id), "four")
-    assert search_results(sessions, "elephant") == [("a", "an elephant")]
+    add_texts(sessions, sessions.move(session, sessions.messages(session)[2].id), "an elephant sleeps", "elephant?")
+    add_texts(sessions, sessions.move(session, sessions.messages(session)[2].id), "no elephant")
+    found = ["no elephant", "elephant?", "an elephant sleeps"]  # without the version that was continued
+    assert search_results(sessions, "elephant") == [("a", text) for text in found]
 
 
 # Transactions and other processes.
