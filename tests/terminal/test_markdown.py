@@ -378,6 +378,7 @@ def test_colors_have_a_contrast_of_at_least_4_5_on_black_and_on_white(number: in
     assert 16 <= number <= 255, "a theme may change the others"
     brightness = luminance(Color.from_ansi(number).get_truecolor())
     assert min(1.05 / (brightness + 0.05), (brightness + 0.05) / 0.05) >= 4.5
+    assert (brightness + 0.05) / (luminance((0x1E, 0x1E, 0x1E)) + 0.05) >= 3.55
 
 
 # Code blocks: numbered, labeled, copied, and shown while they stream.
