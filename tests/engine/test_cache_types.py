@@ -59,10 +59,9 @@ def test_cache_types_that_a_model_cannot_have_are_refused(
     def fill(writer: gguf.GGUFWriter) -> None:
         writer.add_key_length(128)
         writer.add_value_length(128)
-        if model == "deepseek2":
-            writer.add_key_length_mla(192)
+        writer.add_key_length_mla(192)
 
-    path = {"narrow": chatml_model, "wide": wide}.get(model) or write_model(tmp_path / "model.gguf", fill, model)
+    path = chatml_model if model == "narrow" else write_model(tmp_path / "model.gguf", fill, model)
     with pytest.raises(UsageError, match=problem):
         options_with(path, **settings)
     allowed = options_with(wide, cache_type="q8_0:f16", flash_attn="off")

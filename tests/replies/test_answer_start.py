@@ -124,30 +124,9 @@ def ask(user: CommandLine, model: Path, rule: Any, *options: str) -> Finished:
     return user.run(*command, *constrained(user.home, rule), *options)
 
 
-@pytest.mark.parametrize(
-    ("model", "options", "reasoning", "closed_at"),
-    [
-        ("own", (), "Hm.", None),
-        ("opened", (), "Hm.", None),
-        ("switched", (), "Hm.", None),
-        ("spelled", (), "m", None),
-        ("own", ("--set", "speculative=on"), "Hm.", None),
-        ("ended", (), "H", 2),
-        ("ended", ("--set", "speculative=on"), "H", 2),
-        ("own", ("--think", "2"), "Hm.", 4),
-        ("opened", ("--think", "1"), "Hm.", 3),
-        ("own", ("--think", "off"), None, 1),
-        ("opened", ("--think", "off"), None, None),
-        ("switched", ("--think", "off"), None, None),
-    ],
-)
+@pytest.mark.parametrize(("model", "options", "reasoning", "closed_at"), rows("answers_after_reasoning"))
 def test_answer_after_reasoning_matches_its_schema(
-    new_user: CommandLine,
-    models: dict[str, Path],
-    model: str,
-    options: tuple[str, ...],
-    reasoning: str | None,
-    closed_at: int | None,
+    new_user: CommandLine, models: dict[str, Path], model: str, options: list[str], reasoning: Any, closed_at: Any
 ) -> None:
     answer = ask(new_user, models[model], OBJECT, *options).object
     assert (answer["reasoning"], answer["reasoning_closed_at"]) == (reasoning, closed_at)

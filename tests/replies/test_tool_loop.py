@@ -171,19 +171,7 @@ def test_text_that_is_no_call_streams_on() -> None:
 # Bad calls.
 
 
-@pytest.mark.parametrize(
-    ("call", "result"),
-    [
-        ('{"name": "forecast", "arguments": {}}', "there is no function forecast; known: weather, broken"),
-        ('{"name": "weather", "arguments": {}}', "invalid arguments: city: Missing required argument"),
-        (
-            '{"name": "weather", "arguments": {"city": "Oslo", "days": "two"}}',
-            "invalid arguments: days: Input should be a valid integer",
-        ),
-        ('{"name": "weather", "arguments": {"city": "Oslo", "days": "2"}}', "Dry in Oslo for 2."),
-        ('{"name": "broken", "arguments": {"text": "tea"}}', "LookupError: no tea"),
-    ],
-)
+@pytest.mark.parametrize(("call", "result"), rows("results_of_bad_calls"))
 def test_error_of_a_call_is_its_result(call: str, result: str) -> None:
     reply, _, prompts = replied(tagged(call), "Sorry.", tools=[weather, broken])
     [done] = reply.calls
