@@ -28,6 +28,8 @@ INLINE_MATH = re.compile(
     rf"|{_BEFORE}\$(?=[(\[|]|-?[^\W\d_]|[\d.]++(?![kMB]\b)(?:[^\W\d_]|[^$]*[=<>]))(?![^$]* [^\W\d_]{{2}} )"
     rf"(?:[A-Z]{{3,4}}|(?:(?<![^\W\d_])(?:[^\W\d_]|[a-z]{{2}}|[A-Z]{{2}})(?![^\W\d_])|[\d\s+*/=<>≤≥!()\[\]|,.:'…-])"
     rf"{{1,99}}(?<!\s))\${_AFTER}"
+    # a number in groups; "$5$" and "$-5$" may be prices
+    rf"|{_BEFORE}\$\d{{1,3}}(?:\{{,\}}\d{{3}})+\${_AFTER}"
 )
 # Quotes, comments, variables of a shell, groups of regular expressions; and options and sentences without a macro.
 _NO_MATHEMATICS = re.compile(
