@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.installed import InstalledModel
     from cerebrum_cli.library.pull import Puller
 
-CHOICES = "first a tested one, then those that cerebrum was made for, then others that fit this machine"
+CHOICES = "tested ones first, then those that cerebrum was made for, then others that fit this machine"
 
 
 def pull_missing(app: App, settings: Settings, error: ModelNotFound, *, yes: bool, offline: bool) -> InstalledModel:

@@ -65,7 +65,7 @@ def test_list_available_ends_with_the_best_on_a_terminal(new_user: CommandLine) 
 def test_pull_without_a_name_lists_what_fits_in_a_pipe(new_user: CommandLine, memory: int) -> None:
     done = new_user.run("pull")
     lines = done.err.splitlines()
-    assert lines[0].startswith("choose a model: first a tested one, then those that cerebrum was made for, ")
+    assert lines[0].startswith("choose a model: tested ones first, then those that cerebrum was made for, ")
     assert lines[2].split()[0] == "name" and lines[3].split()[:2] == ["1", TESTED]
     assert sorted(line.split()[1] for line in lines[4:9]) == MADE_FOR
     assert lines[9].split()[:2] == ["7", BEST[memory // GIB]] and len(lines[3:-2]) == 10

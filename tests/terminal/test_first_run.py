@@ -37,7 +37,7 @@ tested = false
 def test_ask_without_a_model_lists_some_and_can_be_declined(open_terminal: OpenTerminal) -> None:
     window = open_terminal(COMMAND, "ask", "hi")
     window.wait_for_output("Pull which one? [1 to 10, q to quit; Enter: 1] ")
-    assert window.screen.lines[0].startswith("no model is installed; choose one: first a tested one, then those that ")
+    assert window.screen.lines[0].startswith("no model is installed; choose one: tested ones first, then those that ")
     window.resize(40, 24)
     window.type("11\r", shows="'11' is neither a number from 1 to 10")
     window.wait_for_output("nor q\r\nPull which one? [1 to 10, q to quit;\r\nEnter: 1] ")
