@@ -5,27 +5,24 @@ import math
 import os
 import threading
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import cases
 import pytest
-from batch_files import InputRow, input_row, open_rows, output_object, rows_in
+from batch_files import InputRow, open_rows, output_object, rows_in
 from hypothesis import given, strategies as st
 
 from cerebrum_cli.batch.answering import RowNotices
 from cerebrum_cli.batch.readers import HEAD_ROWS, SHAPES, InputOptions, Shape
-from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.conversation import Message
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
 from cerebrum_cli.core.row_fields import RowError
 from cerebrum_cli.results.results import open_stream
 
-WHY = Conversation().user("Why?")
 USER = {"role": "user", "content": "Why?"}
-SYSTEM = {"role": "system", "content": "Be brief."}
-ASSISTANT = {"role": "assistant", "content": "So."}
 
 
 def json_row(value: Any, **options: Any) -> InputRow:
@@ -38,24 +35,33 @@ def problem(row: InputRow) -> tuple[str, str]:
     return row.error.type, row.error.message
 
 
-def prompts(rows: tuple[InputRow, ...]) -> list[tuple[int, str | None]]:
-    return [(row.number, row.prompt) for row in rows]
+def described(row: InputRow) -> dict[str, Any]:
+    """What is read of a row, without what is empty: it has an error, or asks its prompt after the history."""
+    found = {"number": row.number, "id": row.id, "prompt": row.prompt, "unused": sorted(row.unused), "input": row.input}
+    found |= {"settings": row.settings, "error": row.error and [row.error.type, row.error.message]}
+    if row.error:
+        assert row.conversation is None
+    else:
+        *history, question = row.conversation.messages
+        assert question == Message("user", row.prompt)
+        found |= {"system": row.conversation.system_prompt, "history": [[each.role, each.content] for each in history]}
+    assert row.grammar is None and not row.known
+    kept = {key: value for key, value in found.items() if key == "prompt" or value not in (None, [], {})}
+    return dict(json.loads(json.dumps(kept)))
 
 
-def test_txt_has_a_prompt_per_line_without_blanks_and_comments() -> None:
-    rows = rows_in("Why?\n\n  \t\n# not this\n  # nor this\n How? \nC#\n")
-    assert prompts(rows) == [(1, "Why?"), (6, " How? "), (7, "C#")]
-    assert rows[0] == input_row(1, 1, "Why?", Conversation().user("Why?"))
+@pytest.mark.parametrize(("case", "shape", "text", "options", "expected"), cases.rows("input_rows"))
+def test_rows_of_an_input(case: str, shape: Shape, text: str, options: dict[str, Any], expected: list[Any]) -> None:
+    assert [described(row) for row in rows_in(text, shape, **options)] == expected, case
 
 
-def test_txt_ignores_byte_order_mark_and_carriage_returns() -> None:
-    assert prompts(rows_in(b"\xef\xbb\xbfa\r\n\r\nb\r\nc")) == [(1, "a"), (3, "b"), (4, "c")]
-
-
-def test_only_a_line_feed_ends_a_line() -> None:
-    line = "a\u2028b\x85c\x0bd\x0ce\x1cf\rg"
-    assert prompts(rows_in(line + "\n")) == [(1, line)]
-    assert json_row('{"prompt": "a\u2028b"}').prompt == "a\u2028b"
+@pytest.mark.parametrize(("shape", "text", "delimiter", "message", "hint"), cases.rows("refused_inputs"))
+def test_columns_that_do_not_fit_are_an_error(
+    shape: Shape, text: str, delimiter: str | None, message: str, hint: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        rows_in(text, shape, delimiter=delimiter)
+    assert caught.value.message == message and caught.value.hint and hint in caught.value.hint
 
 
 def test_line_that_is_not_utf_8_is_an_error_row() -> None:
@@ -63,64 +69,10 @@ def test_line_that_is_not_utf_8_is_an_error_row() -> None:
         first, second = rows_in(b"caf\xe9\n" + good, shape)
         assert (first.id, first.prompt, problem(first)) == (1, None, ("invalid_utf8", "byte 4 is not UTF-8"))
         assert second.prompt == "ok"
-    assert prompts(rows_in(b"# caf\xe9\nok")) == [(2, "ok")]
-
-
-@pytest.mark.parametrize(
-    ("value", "id", "conversation"),
-    [
-        ({"prompt": "Why?"}, 1, Conversation().user("Why?")),
-        ({"prompt": "Why?", "id": "a", "model": "m", "note": [1]}, "a", Conversation().user("Why?")),
-        ({"prompt": "Why?", "id": 0}, 0, Conversation().user("Why?")),
-        ({"prompt": "Why?", "id": None, "custom_id": ""}, 1, Conversation().user("Why?")),
-        ({"prompt": "Why?", "id": "b", "custom_id": "a"}, "a", Conversation().user("Why?")),
-        ({"prompt": "Why?", "system": "Be brief."}, 1, Conversation((), "Be brief.").user("Why?")),
-        ({"prompt": "Why?", "system": "", "messages": None}, 1, Conversation((), "").user("Why?")),
-        ({"messages": [USER]}, 1, Conversation().user("Why?")),
-        ({"messages": [USER], "system": "Be brief."}, 1, Conversation((), "Be brief.").user("Why?")),
-        ({"messages": [USER, ASSISTANT, USER]}, 1, Conversation().user("Why?").assistant("So.").user("Why?")),
-        ({"prompt": "Why?", "stream": "science", "n": 1, "tools": []}, 1, Conversation().user("Why?")),
-        ({"prompt": "Why?", "response_format": {"type": "text"}}, 1, Conversation().user("Why?")),
-        ({"prompt": "\ud83d cut", "id": "\udc00"}, "\ufffd", Conversation().user("\ufffd cut")),
-        ({"prompt": "Why?", "id": 5.0, "x": math.nan, "y": math.inf, "z": [{"n": -math.inf}]}, 5, WHY),
-        ({"prompt": "Why?", "id": math.nan, "custom_id": -0.0, "system": math.nan, "seed": math.nan}, 0, WHY),
-        ({"prompt": "Why?", "id": math.nan, "messages": math.nan, "model": math.nan, "n": 1.0}, 1, WHY),
-    ],
-)
-def test_json_object_is_a_row(value: Any, id: str | int, conversation: Conversation) -> None:
-    row = replace(json_row(value), unused=())
-    assert row == input_row(1, id, conversation.messages[-1].content, conversation)
-
-
-@pytest.mark.parametrize(
-    "around",
-    [
-        {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions"},
-        {"custom_id": "a", "method": "POST", "url": "/v1/completions"},
-        {"custom_id": "a"},
-        {"id": "a", "url": None},
-    ],
-)
-def test_openai_batch_request_is_a_row(around: dict[str, Any]) -> None:
-    body = {"model": "gpt-4", "messages": [SYSTEM, USER], "max_completion_tokens": 5, "temperature": 1, "stop": "x"}
-    row = json_row({**around, "body": body})
-    settings = {"max_tokens": 5, "temperature": 1.0, "stop": ("x",)}
-    conversation = Conversation((), "Be brief.").user("Why?")
-    assert row == input_row(1, "a", "Why?", conversation, settings=settings, unused=("model",))
-    assert json_row({**around, "body": {"prompt": "Why?"}}).conversation == Conversation().user("Why?")
-
-
-def test_json_row_has_the_samplers_of_openai() -> None:
-    body = {"presence_penalty": -0.5, "frequency_penalty": 0.5}
-    assert json_row({"custom_id": "a", "body": {"prompt": "Why?", **body}}).settings == body
-
-
-def test_json_row_has_settings_beside_the_prompt() -> None:
-    given = {"temperature": 1, "top_k": 5, "top_p": 0.5, "min_p": 0, "repeat_penalty": 1.1, "seed": 3}
-    row = json_row({"prompt": "Why?", **given, "max_tokens": 9, "stop": ["a", "\ud800"]})
-    assert row.settings == {**given, "max_tokens": 9, "stop": ("a", "\ufffd")}
-    assert json_row({"prompt": "a", **dict.fromkeys([*given, "max_tokens", "stop"])}).settings == {}
-    assert json_row({"prompt": "a", "max_completion_tokens": 8, "max_tokens": 9}).settings == {"max_tokens": 8}
+    [after_comment] = rows_in(b"# caf\xe9\nok")
+    assert (after_comment.number, after_comment.prompt) == (2, "ok")
+    [named] = rows_in(b'{"prompt": "caf\xe9", "id": "c"}', "jsonl")
+    assert named.error and named.id == "c"
 
 
 def test_json_row_has_whole_numbers_as_pandas_writes_them() -> None:
@@ -133,23 +85,6 @@ def test_json_row_has_whole_numbers_as_pandas_writes_them() -> None:
     values = f'{{"a": 5.0, "b": NaN, "c": -Infinity, "d": 1e999, "e": {long}}}'
     rendered = json_row(values, template="{a} {b} {c} {d} {e}")
     assert rendered.prompt == f"5.0 null -Infinity 1e999 {long}"
-
-
-@pytest.mark.parametrize(
-    ("line", "id"),
-    [
-        (b'{"prompt": 5, "id": "a"}', "a"),
-        (b'{"id": 7.0}', 7),
-        (b'{"custom_id": "b", "body": {"messages": []}}', "b"),
-        (b'{"prompt": "caf\xe9", "id": "c"}', "c"),
-        (b'{"prompt": "a", "id": true}', "true"),
-        (b'{"prompt": "a", "id": 1.5}', "1.5"),
-        (b'{"prompt": "a", "custom_id": ["x"], "id": 1}', '["x"]'),
-    ],
-)
-def test_row_that_fails_keeps_its_id(line: bytes, id: str | int) -> None:
-    [row] = rows_in(line, "jsonl")
-    assert row.error and (row.id, row.conversation) == (id, None)
 
 
 CITY = {"type": "object", "properties": {"city": {"enum": ["Köln"]}}}
@@ -229,165 +164,15 @@ def test_deeply_nested_json_is_an_error_row(depth: int) -> None:
     rows_in(f'{{"a": {nested}}}', "jsonl", template="{a}")
 
 
-def test_error_row_has_the_known_id_and_prompt_and_a_short_message() -> None:
-    row = json_row({"custom_id": "a", "prompt": "Why?", "seed": "x"})
-    assert (row.number, row.id, row.prompt) == (1, "a", "Why?")
+def test_error_row_has_a_short_message() -> None:
     message = problem(json_row({"prompt": ["x" * 1_000_000]}))[1]
     assert len(message) == 400
     assert message.endswith("x…")
 
 
-def test_csv_prompts_are_in_a_column() -> None:
-    table = 'id,question,n\r\na,"Why, then?",1\r\n\r\n,"a ""b""\nc",2\r\n7, x ,\r\n'
-    rows = rows_in("\ufeff" + table, "csv", template="{question}")
-    assert rows == (
-        input_row(1, "a", "Why, then?", Conversation().user("Why, then?")),
-        input_row(2, 2, 'a "b"\nc', Conversation().user('a "b"\nc')),
-        input_row(3, "7", " x ", Conversation().user(" x ")),
-    )
-
-
-def test_row_without_an_id_gets_its_number() -> None:
-    rows = rows_in('x\n{"custom_id": "b"}\n\n{"prompt": "b", "id": ""}\n', "jsonl")
-    assert [row.id for row in rows] == [1, "b", 4]
-    assert [row.id for row in rows_in("id,prompt\n,a\n,b\n", "csv")] == [1, 2]
-
-
-@pytest.mark.parametrize(("header", "record", "options"), cases.rows("delimiters"))
-def test_csv_delimiter_is_found_in_the_header(header: str, record: str, options: dict[str, str]) -> None:
-    if header == options.get("template", "")[1:-1]:
-        header = f'"{header}"'  # a comma in quotes separates nothing
-    [row] = rows_in(f"{header}\r\n{record}\r\n", "csv", **options)
-    assert (row.id, row.prompt) == ("a" if "id" in header else 1, "Why, then?")
-
-
-@pytest.mark.parametrize(
-    ("shape", "text", "delimiter", "message"),
-    [
-        ("csv", "id;text;prompt", ",", "the input has no column `prompt`"),
-        ("csv", "id;text", None, "the input has no column `prompt`"),
-        ("csv", "prompt;prompt", None, "the input has more than one column `prompt`"),
-        ("jsonl", "{}", ";", "--delimiter does not apply to jsonl"),
-    ],
-)
-def test_delimiter_that_does_not_fit_is_an_error(shape: Shape, text: str, delimiter: str, message: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        rows_in(f"{text}\na;b;c", shape, delimiter=delimiter)
-    assert caught.value.message == message and caught.value.hint
-    if text == "id;text":
-        assert "id, text" in caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("shape", "header", "names"),
-    [
-        ("csv", "note,prompt,note", "`note`"),
-        ("tsv", "note\tprompt\t note \tb\tb", "`note`, `b`"),
-        ("csv", "prompt,größe,größe,größe", "`größe`"),
-    ],
-)
-def test_columns_of_one_name_are_an_error(shape: Shape, header: str, names: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        rows_in(f"{header}\n", shape)
-    assert caught.value.message == f"the input has more than one column {names}" and caught.value.hint
-    [row] = rows_in("Note,prompt,note\na,b,c\n", "csv")
-    assert row.prompt == "b"
-
-
-@pytest.mark.parametrize(
-    ("text", "fields"),
-    [
-        ("prompt,note,,\na,b,,\n", [{"prompt": "a", "note": "b"}]),
-        ("prompt;;\na;;\nb; ;\nc\n", [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"}]),
-        ("prompt,,note,\na,,b,\n", [{"prompt": "a", "note": "b"}]),
-        (",prompt,,\n0,a,,\n", [{"": "0", "prompt": "a"}]),  # an index, as pandas writes it
-    ],
-)
-def test_columns_without_names_and_values_are_left_out(text: str, fields: list[dict[str, str]]) -> None:
-    rows = rows_in(text, "csv", include_input=True)
-    assert [row.input for row in rows] == fields and [row.error for row in rows] == [None] * len(fields)
-
-
-def test_value_without_a_name_is_an_error_of_its_row() -> None:
-    good, bad = rows_in(",,prompt,,\n,,a,,\n,x,b,c,\n", "csv")
-    assert good.prompt == "a" and problem(bad) == ("invalid_record", "column 2 has a value, but no name")
-    [long, short] = rows_in("prompt,note,\na,b,,c\na\n", "csv")
-    assert problem(long) == ("invalid_record", "it has 4 fields, but the header has 3")
-    assert problem(short) == ("invalid_record", "it has 1 field, but the header has 3")
-
-
-@pytest.mark.parametrize(
-    ("line", "key"),
-    [
-        ('{"prompt": "a", "prompt": "b"}', "prompt"),
-        ('{"prompt": "a", "note": 1, "n\\u006fte": 1}', "note"),
-        ('{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "content"),
-    ],
-)
-def test_key_that_occurs_twice_is_an_error_of_its_row(line: str, key: str) -> None:
-    bad, good = rows_in(f'{line}\n{{"prompt": "a", "x": [{{"y": 1}}, {{"y": 2}}]}}', "jsonl")
-    assert problem(bad) == ("invalid_json", f"the key `{key}` occurs more than once") and good.prompt == "a"
-
-
-def test_tsv_column_defaults_to_prompt() -> None:
-    assert prompts(rows_in("custom_id\t prompt \nx\ta,b\ny\t'c\n", "tsv")) == [(1, "a,b"), (2, "'c")]
-    assert [row.id for row in rows_in("custom_id\tprompt\tid\nx\ta\ty\n\ta\tz\n", "tsv")] == ["x", "z"]
-
-
-def test_record_of_another_length_is_an_error_row() -> None:
-    short, long, empty, good = rows_in('id,prompt\na\nb,c,d\ne," "\nf,g', "csv")
-    assert (short.id, problem(short)) == ("a", ("invalid_record", "it has 1 field, but the header has 2"))
-    assert (long.id, problem(long)) == ("b", ("invalid_record", "it has 3 fields, but the header has 2"))
-    assert (empty.id, problem(empty)) == ("e", ("no_prompt", "the prompt is empty"))
-    assert good.prompt == "g"
-
-
 def test_csv_field_may_be_large() -> None:
     (row,) = rows_in("prompt\n" + "x" * 300_000, "csv")
     assert row.prompt == "x" * 300_000
-
-
-@pytest.mark.parametrize(
-    ("template", "prompt"),
-    [
-        ("Sum up: {text}", "Sum up: a {b}"),
-        ("{text}{text}{ m }", "a {b}a {b}3"),
-        ("{{text}} {{{text}}} }}", "{text} {a {b}} }"),
-        ("{list} {none} {yes}", '["é", {"a": null}] null true'),
-        ("{a.b!r:>9}", "odd"),
-        ("\n{text}\n", "\na {b}\n"),
-    ],
-)
-def test_template_renders_fields(template: str, prompt: str) -> None:
-    fields = {"text": "a {b}", "m": 3, "list": ["é", {"a": None}], "none": None, "yes": True, "a.b!r:>9": "odd"}
-    row = json_row({**fields, "id": "x", "seed": 1, "prompt": 5, "messages": 6}, template=template + "{id}")
-    assert (row.id, row.prompt, row.settings) == ("x", f"{prompt}x", {"seed": 1})
-    assert row.conversation == Conversation().user(f"{prompt}x")
-
-
-def test_template_has_the_fields_of_a_request() -> None:
-    request = {"custom_id": "a", "body": {"text": "b", "system": "Be brief."}}
-    assert json_row(request, template="{custom_id}: {text}").conversation == Conversation((), "Be brief.").user("a: b")
-    assert json_row({"title": "t", "body": {"x": 1}}, template="{title} {body} {x}").prompt == 't {"x": 1} 1'
-
-
-def test_template_field_is_not_a_setting() -> None:
-    fields = {"n": 300, "stop": 5, "system": ["x"], "seed": 1}
-    row = json_row(fields, template="{n} words, {stop} stops, {system}")
-    assert row == input_row(
-        1, 1, '300 words, 5 stops, ["x"]', Conversation().user(row.prompt or ""), settings={"seed": 1}
-    )
-    assert problem(json_row(fields, template="{stop}{system}"))[1].startswith("invalid `n`: 300")
-
-
-def test_template_reads_only_fields() -> None:
-    lines = '{"text": "a", "id": 4}\n{"text.__class__": "b"}'
-    row, _ = rows_in(lines, "jsonl", template="{text.__class__}")
-    assert problem(row) == ("unknown_field", "no field `text.__class__`; the fields are: text, id")
-    assert row.id == 4
-    row, _ = rows_in('{}\n{"text": "a"}', "jsonl", template="{text}")
-    assert problem(row)[1] == "no field `text`; the fields are: none"
-    assert problem(json_row({"text": " "}, template="{text}")) == ("no_prompt", "the prompt is empty")
 
 
 @pytest.mark.parametrize(

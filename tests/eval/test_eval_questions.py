@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cases import rows
 
 from cerebrum_cli.batch.input_row import InputRow, prompt_row
 from cerebrum_cli.core.errors import UsageError
@@ -48,18 +49,12 @@ def test_questions_have_the_fields_of_their_rows() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("answer", "reference"),
-    [
-        ("16 - 3 = <<16-3=13>>13\n13 * 2 = 26\n#### 26", "26"),
-        ("so\n####  1,234 \n", "1,234"),
-        ("#### 5\nand #### -72", "-72"),
-        ("#### Heading\n72", "#### Heading\n72"),
-    ],
-)
-def test_questions_read_the_final_answer_of_gsm8k(answer: str, reference: str) -> None:
-    [row] = read({"question": "?", "answer": answer})
-    assert row.known == {"reference": reference}
+@pytest.mark.parametrize(("answer", "choices", "reference"), rows("question_references"))
+def test_reference_is_a_final_answer_of_gsm8k_or_the_letter_of_a_choice(
+    answer: Any, choices: list[str] | None, reference: str
+) -> None:
+    [row] = read({"question": "?", "answer": answer, "choices": choices})
+    assert row.known["reference"] == reference
 
 
 def test_choices_are_listed_below_the_question() -> None:
@@ -69,35 +64,14 @@ def test_choices_are_listed_below_the_question() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "choices", "letter"),
-    [("C", COLORS, "C"), (" blue ", COLORS, "C"), (2, ["1", "2", "4"], "B"), ("B", ["C", "B"], "B")],
-)
-def test_choices_are_answered_by_letter_or_text(answer: Any, choices: list[str], letter: str) -> None:
-    [row] = read({"question": "Which?", "choices": choices, "answer": answer})
-    assert row.known["reference"] == letter
-
-
-@pytest.mark.parametrize(
     ("row", "expected"),
     [
         (b"{", "not JSON: Expecting property name enclosed in double quotes (character 2)"),
         (b'{"question": "\xff"}', "byte 15 is not UTF-8"),
         (b"[" * 100_000, "not JSON: maximum recursion depth exceeded"),
         (b'{"a": ' + b"1" * 5000 + b"}", "no `question`; the fields are: a"),
-        ({"prompt": "?", "answer": "2"}, "no `question`; the fields are: prompt, answer"),
-        ({"question": "?"}, "no `answer`; the fields are: question"),
-        ({"question": " \n", "answer": "2"}, "`question` is blank"),
-        ({"question": "?", "answer": "so\n####"}, "`answer` has nothing after its ####"),
-        ({"question": "?", "answer": True}, "invalid `answer`: True; it must be text or a number"),
         (b'{"question": "?", "answer": NaN}', "no `answer`; the fields are: question, answer"),
-        ({"question": ["?"], "answer": "2"}, "invalid `question`: ['?']; it must be text or a number"),
-        ({**GOOD, "id": 1.5}, "invalid `id`: 1.5; it must be text or an integer"),
-        ({**GOOD, "choices": "AB"}, "`choices` must be a list of texts"),
-        ({**GOOD, "choices": ["2"]}, "`choices` must have 2 to 26 items, not 1"),
-        ({**GOOD, "choices": COLORS, "answer": "E"}, "invalid `answer`: 'E' is none of the 4 choices"),
-        ({**GOOD, "choices": COLORS, "answer": 0}, "invalid `answer`: '0' is none of the 4 choices; give its letter"),
-        ({**GOOD, "choices": ["B", "A"], "answer": "A"}, "ambiguous `answer`: 'A' may mean choice A or B"),
-        ({**GOOD, "choices": ["x", "x"], "answer": "x"}, "ambiguous `answer`: 'x' may mean choice A or B"),
+        *rows("unscorable_questions"),
     ],
 )
 def test_rows_that_cannot_be_scored_have_a_reason(row: Any, expected: str) -> None:
@@ -168,15 +142,6 @@ def test_task_reports_a_row_without_a_field_it_converts() -> None:
     assert question.prompt.endswith("```python\ndef f():\n```")  # also for a template with {question}
 
 
-@pytest.mark.parametrize(
-    ("solution", "answer"),
-    [
-        (r"So $\boxed{5}$, no: $\boxed{\frac{1}{2}}.$", r"\frac{1}{2}"),
-        (r"It is $x = \boxed{\{1, 2\}}$ and {so} on.", r"\{1, 2\}"),
-        (r"It is $\boxed 5$.", "5"),
-        ("It is 5.", ""),
-        (r"It is $\boxed{5", ""),
-    ],
-)
+@pytest.mark.parametrize(("solution", "answer"), rows("boxed_answers"))
 def test_reference_answer_of_math_is_its_last_box(solution: str, answer: str) -> None:
     assert last_boxed(solution) == answer

@@ -4,7 +4,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import pytest
 
 from cerebrum_cli.batch.readers import BatchInput, InputOptions
-from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.row_fields import RowError, parse_template
 from cerebrum_cli.results.results import open_results
 from cerebrum_cli.results.rows import Results, RowKind
@@ -38,12 +37,6 @@ def open_rows(
 def rows_in(data: bytes | str, shape: str = "txt", template: str | None = None, **options: Any) -> tuple[InputRow, ...]:
     with open_rows(data, shape, template, **options) as rows:
         return tuple(rows)
-
-
-def input_row(number: int, id: str | int, prompt: str, conversation: Conversation, **others: Any) -> InputRow:
-    """A row as it is read."""
-    [example] = rows_in("a")
-    return replace(example, number=number, id=id, prompt=prompt, conversation=conversation, **others)
 
 
 KEYS = (
