@@ -45,7 +45,7 @@ def test_list_available_shows_size_memory_license_and_use_in_a_pipe(new_user: Co
     columns = ["name", "installed", "best fit", "size", "memory", "fit", "speed", "good for", "license", "title"]
     assert re.split(" {2,}", head) == columns
     assert next(line.split() for line in lines if line.startswith("nemotron"))[-3:] == [
-        *("speed", "nvidia-nemotron-open-model-license", "Nemotron-3-Nano-30B-A3B"),
+        *("speed", "nvidia-nemotron-open-model-license", "Nemotron-3-Nano-30B-A3B")
     ]
     assert done.err.startswith(
         "note: memory for a context of 8192 tokens, speed after a prompt of 200 tokens; this machine has "

@@ -39,10 +39,7 @@ def test_read_only_disk_is_read_and_errors_name_the_file(new_user: CommandLine) 
     (new_user.home / "q.jsonl").write_text(QUESTION)
     (new_user.config / "prompts").mkdir()
     (new_user.config / "prompts" / "saved.md").touch()
-    for command in (
-        ("ask", "-m", "nano", "--session", "mine", "What is 1 plus 2?"),
-        ("eval", "q.jsonl", "-m", "nano"),
-    ):
+    for command in (("ask", "-m", "nano", "--session", "mine", "What is 1 plus 2?"), ("eval", "q.jsonl", "-m", "nano")):
         assert new_user.run(*command).code == 0
     listed, shown, asked, *refused = run_on_read_only_disk(
         new_user,

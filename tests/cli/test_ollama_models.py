@@ -29,12 +29,7 @@ def test_list_found_shows_the_models_of_ollama(new_user: CommandLine, ollama: Pu
     ollama("someone/other/latest")
     ollama("unsloth/Small-GGUF/Q4_K_M", host="hf.co")
     assert found(new_user) == dict.fromkeys(
-        (
-            "ollama:hf.co/unsloth/Small-GGUF:Q4_K_M",
-            "ollama:small:8b",
-            "ollama:small",
-            "ollama:someone/other",
-        )
+        ("ollama:hf.co/unsloth/Small-GGUF:Q4_K_M", "ollama:small:8b", "ollama:small", "ollama:someone/other")
     )
     ollama("library/elsewhere/latest", store=tmp_path / "moved")
     assert [*found(new_user, OLLAMA_MODELS=str(tmp_path / "moved"))] == ["ollama:elsewhere"]

@@ -127,27 +127,6 @@ def test_row_whose_results_do_not_fit_is_refused_alone(rows: Rows) -> None:
     assert (refused[-1]["text"], refused[-1]["error"]) == ("No call.", None)
 
 
-@pytest.mark.parametrize(
-    ("command", "arguments", "problem"),
-    [
-        ("batch", ("--votes", "3"), "error: --tool and --votes cannot be used together"),
-        ("batch", ("--ray", "local"), "error: --tool and --ray cannot be used together"),
-        ("eval", ("--check", "python"), "error: --tool and --check cannot be used together"),
-        ("eval", ("--samples", "2"), "error: --tool and --samples cannot be used together"),
-    ],
-)
-def test_functions_exclude_other_options(rows: Rows, command: str, arguments: tuple[str, ...], problem: str) -> None:
-    path = rows.write("in.jsonl", [{"question": "Oslo?", "answer": "4"}])
-    assert_error(rows.run(command, path, "-o", rows.home / "out.jsonl", *arguments), 2, problem)
-
-
-def test_functions_of_a_file_need_yes(rows: Rows) -> None:
-    path = rows.write("in.jsonl", [{"prompt": "Oslo?"}])
-    arguments = ("batch", path, "-o", "-", "-m", rows.model, "--tool", rows.functions)
-    done = run_here(rows.script, rows.home, *arguments)
-    assert_error(done, 2, "this command cannot ask before calls of weather")
-
-
 def test_evaluation_with_functions_is_compared_with_one_without(rows: Rows) -> None:
     rows.script["rows"] |= {"Oslo?": call("Oslo"), "Dry in Oslo.": "Answer: 4"}
     exam = rows.write("exam.jsonl", [{"question": "Oslo?", "answer": "4"}, {"question": "None?", "answer": "5"}])

@@ -122,17 +122,7 @@ def test_startup_ask_imports_only_the_bindings(tmp_path: Path, mistral_model: Pa
     (user.config / "prompts" / "short.md").write_text('+++\nmax_tokens = 1\nformat = "cerebrum"\n+++\n')
     modules = imported_modules(user, ("ask", "-m", mistral_model, "-p", "short", "hi"))
     assert {"llama_cpp.llama_cpp", "tomllib"} <= modules
-    heavy = {
-        "numpy",
-        "jinja2",
-        "rich",
-        "huggingface_hub",
-        "prompt_toolkit",
-        "httpx2",
-        "asyncio",
-        "llguidance",
-        "mcp",
-    }
+    heavy = {"numpy", "jinja2", "rich", "huggingface_hub", "prompt_toolkit", "httpx2", "asyncio", "llguidance", "mcp"}
     assert modules.isdisjoint(heavy | CONSTRAINTS | {f"cerebrum_cli.{name}" for name in UNUSED_BY_ASK})
 
 

@@ -261,11 +261,7 @@ def test_reply_text_ignores_stop_strings_before_the_answer(
 
 @pytest.mark.parametrize(
     "pieces",
-    [
-        [b"<response>e</response>"],
-        [b"<response>", b"e", b"</response>"],
-        [b"<respon", b"se> \ne</", b"response>"],
-    ],
+    [[b"<response>e</response>"], [b"<response>", b"e", b"</response>"], [b"<respon", b"se> \ne</", b"response>"]],
 )
 def test_reply_text_stops_in_an_answer_before_its_footer(pieces: list[bytes]) -> None:
     rules = replace(RULES, stops_anywhere=False)

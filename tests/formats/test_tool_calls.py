@@ -10,16 +10,7 @@ import pytest
 from command_line import ROOT
 from hypothesis import given, strategies as st
 from templates import TEMPLATES, embedded
-from tool_templates import (
-    NO_CALLS,
-    NO_PLACE,
-    NO_RESULTS,
-    TOOL_TEMPLATES,
-    TOOLS,
-    collection,
-    read_back,
-    written,
-)
+from tool_templates import NO_CALLS, NO_PLACE, NO_RESULTS, TOOL_TEMPLATES, TOOLS, collection, read_back, written
 
 from cerebrum_cli.core.tools import ToolCall, ToolCalls
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend

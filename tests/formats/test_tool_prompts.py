@@ -6,13 +6,7 @@ from zlib import crc32
 
 import pytest
 from templates import embedded, untrusted
-from tool_templates import (
-    ALL_TEMPLATES,
-    ASKED,
-    collection,
-    pending,
-    shown,
-)
+from tool_templates import ALL_TEMPLATES, ASKED, collection, pending, shown
 
 from cerebrum_cli.core.conversation import Message, PromptParts, Text, Tokens
 from cerebrum_cli.core.tools import Round, ToolCall

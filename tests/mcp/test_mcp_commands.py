@@ -13,8 +13,7 @@ import psutil
 import pytest
 from command_line import CommandLine, Finished, assert_error
 from person import OpenTerminal
-from scripted_command import SCRIPTED, app_for, batch_backend, run_here, start_scripted
-from server_kinds import LlamaServer
+from scripted_command import SCRIPTED, app_for, run_here, start_scripted
 from waiting import TIMEOUT_S, wait_for_end, wait_until
 
 from cerebrum_cli.main import run
@@ -90,27 +89,6 @@ def test_functions_of_servers_need_a_terminal_or_agreement(asker: Asker) -> None
     assert_error(asker.batch("--mcp", COMMAND), 2, "this command cannot ask before calls of echo")
 
 
-@pytest.mark.parametrize(
-    ("command", "arguments", "problem"),
-    [
-        ("ask", ("--votes", "3"), "--mcp and --votes cannot be used together"),
-        ("batch", ("--ray", "local"), "--mcp and --ray cannot be used together"),
-        ("eval", ("--samples", "2"), "--mcp and --samples cannot be used together"),
-    ],
-)
-def test_servers_exclude_other_options(asker: Asker, command: str, arguments: tuple[str, ...], problem: str) -> None:
-    words: tuple[str | Path, ...] = ("a?",)
-    if command != "ask":
-        words = asker.write({"question": "a?", "answer": "4"}), "-o", asker.home / "out.jsonl"
-    assert_error(asker.run(command, *words, "--mcp", COMMAND, "-y", *arguments), 2, problem)
-
-
-def test_two_functions_of_one_name_are_refused(asker: Asker) -> None:
-    asker.configure()
-    done = asker.run("ask", "--tool", "stand", "--mcp", COMMAND, "-y", "a?")
-    assert_error(done, 2, "two tools are named echo", "rename or omit one of them")
-
-
 def test_servers_need_the_sdk(asker: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("mcp_server", "mcp_connection", "server_process"):
         monkeypatch.delitem(sys.modules, f"cerebrum_cli.mcp.{name}", raising=False)
@@ -159,14 +137,6 @@ def test_batch_gives_each_row_its_own_results(asker: Asker) -> None:
     assert [answer["calls"][0]["result"] for answer in answers] == [f"heard {word}" for word in "abcd"]
 
 
-def test_batch_on_a_server_calls_functions(asker: Asker) -> None:
-    with LlamaServer(batch_backend(asker.script, 1).model, context_size=5000) as server:
-        done = asker.batch("--mcp", COMMAND, "-y", "--endpoint", server.url)
-    assert done.code == 0, done.err
-    answers = map(json.loads, (asker.home / "out.jsonl").read_text().splitlines())
-    assert [answer["text"] for answer in answers] == [f"It is {word}." for word in "abcd"]
-
-
 def test_batch_resumes_with_the_same_functions_only(asker: Asker) -> None:
     asker.configure()
     assert asker.batch("--tool", "stand", "-y").code == 0
@@ -177,16 +147,6 @@ def test_batch_resumes_with_the_same_functions_only(asker: Asker) -> None:
         asker.configure(args=[mcp_stand_in.__file__, *arguments])
         assert_error(asker.batch("--tool", "stand", "-y"), 1, "was made with other settings: set of functions")
     assert_error(asker.batch("--tool", "stand.echo", "-y"), 1, "was made with other settings: set of functions")
-
-
-def test_evaluation_calls_functions_of_a_server(asker: Asker) -> None:
-    asker.rows["heard a"] = "Answer: 4"
-    exam = asker.write({"question": "a?", "answer": "4"})
-    done = asker.run("eval", exam, "-o", asker.home / "run.jsonl", "--mcp", COMMAND, "-y")
-    assert done.code == 0, done.err
-    [sample] = map(json.loads, (asker.home / "run.jsonl").read_text().splitlines())
-    assert (sample["final_answer"], sample["calls"][0]["result"]) == ("4", "heard a")
-    assert "set of functions echo, " in " ".join(done.out.split())
 
 
 def test_terminal_asks_before_a_call(asker: Asker, open_terminal: OpenTerminal) -> None:

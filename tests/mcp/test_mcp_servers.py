@@ -290,11 +290,6 @@ def test_server_starts_once_for_a_command(servers: Servers) -> None:
     assert [run(echo, "a"), run(counted)] == ["a", "2"]
 
 
-def test_server_gets_words_variables_and_no_terminal(servers: Servers) -> None:
-    environment = json.loads(run(servers.find(env={"TOKEN": "a b"})["echo"]))
-    assert environment["TOKEN"] == "a b" and environment["PATH"] == os.environ["PATH"]
-
-
 @pytest.mark.parametrize(
     ("table", "problem"),
     [

@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import mcp_sdk_server
 import pytest
 from loopback import Loopback
-from scripted_command import app_for, run_here
+from scripted_command import app_for
 from waiting import wait_until
 
 from cerebrum_cli.cli.app import App
@@ -152,20 +151,3 @@ def test_url_that_is_no_server_is_an_error(app: App, status: int, problem: str) 
     server.stop()
     with pytest.raises(UsageError, match="cannot be reached: "):
         functions(app, url)
-
-
-@pytest.mark.parametrize("over_http", [False, True])
-def test_ask_and_batch_use_an_sdk_server(
-    tmp_path: Path, chatml_model: Path, http_server: HttpServer, over_http: bool
-) -> None:
-    call = {"name": "weather", "arguments": {"city": "Oslo"}}
-    script: dict[str, Any] = {"rows": {"Cold?": json.dumps(call), "": "Wear a coat."}}
-    source = http_server.url if over_http else COMMAND
-    done = run_here(script, tmp_path, "ask", "-m", chatml_model, "--mcp", source, "-y", "--json", "Cold?")
-    assert (done.code, done.object["text"]) == (0, "Wear a coat."), done.err
-    assert json.loads(done.object["calls"][0]["result"]) == {"city": "Oslo", "degrees": 4.5}
-    (tmp_path / "in.txt").write_text("Cold?\nCold?\n")
-    done = run_here(
-        script, tmp_path, "batch", tmp_path / "in.txt", "-o", "-", "-m", chatml_model, "--mcp", source, "-y"
-    )
-    assert (done.code, done.out.count("degrees")) == (0, 2), done.err
