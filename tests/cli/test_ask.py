@@ -55,15 +55,6 @@ def test_json_has_the_documented_keys_and_the_same_text(user: CommandLine) -> No
     assert plain.out == answer["text"] + "\n" * (not answer["text"].endswith("\n"))
 
 
-@pytest.mark.parametrize("votes", [(), ("--votes", "3")])
-@pytest.mark.parametrize("reply", ["positive", "Jane Austen"])
-def test_final_prints_a_reply_of_one_short_line_as_it_stands(
-    user: CommandLine, reply: str, votes: tuple[str, ...]
-) -> None:
-    done = user.run("ask", "--final", *votes, "--grammar", fixed_reply_grammar(reply, user.home), "Classify: hi")
-    assert (done.code, done.out, done.err) == (0, f"{reply}\n", "")
-
-
 def test_verbose_writes_the_llama_cpp_log_to_stderr_only(user: CommandLine) -> None:
     done = user.run("ask", "--set", "verbose=on", "--grammar", fixed_reply_grammar("yes", user.home), "hi")
     assert (done.code, done.out) == (0, "yes\n")

@@ -267,20 +267,6 @@ def test_table_has_a_column_for_each_field_of_a_schema(runner: BatchRunner) -> N
     assert runner.run(*command).code == 6 and len(runner.backends) == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "words", "parts"),
-    [
-        ("in.jsonl", '[{"prompt": "a"}]', (), ("is a JSON array", "jq")),
-        ("in.csv", "prompt\n", (), ("the input has a header, but no rows",)),
-        ("in.jsonl", '{"text": "a"}\n{"id": 1}', ("--template", "{q}"), ("no field `q` in any row", "text")),
-    ],
-)
-def test_input_that_has_no_usable_row_is_one_error(
-    runner: BatchRunner, name: str, content: str, words: tuple[str, ...], parts: tuple[str, ...]
-) -> None:
-    assert_error(runner.run(runner.write(name, content), "-o", "-", *words), 2, *parts)
-
-
 def test_table_has_the_columns_of_the_input_and_the_answers(runner: BatchRunner) -> None:
     table = 'id,text,n\na,"Why,\n""now""?",1\nb,Who?,2\nc,x\n'
     source, output = runner.write("in.csv", table), runner.home / "out.csv"
@@ -375,16 +361,3 @@ def test_rows_have_schemas_of_their_own(mistral_user: CommandLine) -> None:
     assert rows[0]["final_answer"] is None
     assert (done.code, failed["id"], failed["text"]) == (6, "o", None)
     assert "objekt" in failed["error"]["message"]
-
-
-def test_batch_names_file_and_place_of_a_grammar_error(mistral_user: CommandLine) -> None:
-    (mistral_user.home / "bad.gbnf").write_text('root ::= "a"\nother ::= (\n')
-    (mistral_user.home / "bad.json").write_text('{"type": "object",\n "properties": }')
-    for option, problem in (
-        (("--grammar", "bad.gbnf"), "bad.gbnf: cannot parse the grammar: line 2: "),
-        (("--grammar", "bad.gbnf", "--votes", "3"), "bad.gbnf: cannot parse the grammar: line 2: "),
-        (("--schema", "bad.json"), "bad.json: cannot use the schema: Expecting value: line 2 column 16"),
-    ):
-        done = mistral_user.run("batch", "-", "-o", "-", *option, stdin="hi\nho\n")
-        assert (done.code, done.out) == (2, "")
-        assert done.err.splitlines()[-2].startswith(f"error: {problem}")

@@ -24,12 +24,6 @@ def template(tmp_path: Path) -> Path:
     return path
 
 
-def test_template_of_a_models_row_is_relative_to_its_file(template: Path, chatml_model: Path, tmp_path: Path) -> None:
-    row = f'repo_id = "a/b"\nfile = "{chatml_model.name}"\nsettings.format = "own.jinja"\n'
-    (template.parent / "models.toml").write_text(f"[models.mine]\n{row}")
-    assert run_here(REPLY, tmp_path, "ask", "Why?", "-m", chatml_model, "--dry-run").out == OPENING
-
-
 def test_chat_changes_its_template(template: Path, chatml_model: Path, store: Store, tmp_path: Path) -> None:
     prompt = f"<|im_start|>system\nS<|im_end|>\n{OPENING}"
     script = {prompt: "Hm.\n</think>\n\nYes."}
@@ -46,30 +40,6 @@ def test_chat_changes_its_template(template: Path, chatml_model: Path, store: St
     with pytest.raises(FormatError):
         list(chat.change_settings({"format": str(template), "ctx": 100}))
     chat.close()
-
-
-def test_template_without_messages_is_one_error_of_the_whole_run(
-    template: Path, chatml_model: Path, tmp_path: Path
-) -> None:
-    template.write_text("{{ bos_token }}")
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
-    for command in (("ask", "Why?"), ("batch", rows, "-o", tmp_path / "out.jsonl"), ("ask", "Why?", "--dry-run")):
-        run = run_here(REPLY, tmp_path, *command, "-m", chatml_model, "--chat-template", template)
-        error, hint = run.err.splitlines()
-        assert (run.code, run.out) == (1, "")
-        assert error == f"error: the chat template {template} leaves out a question"
-        assert hint.startswith(" hint: choose another --format (chatml, gemma, llama3, mistral)")
-
-
-def test_system_prompt_without_a_place_is_put_before_the_question(chatml_model: Path, tmp_path: Path) -> None:
-    asked = ("ask", "Why?", "-s", "Be kind.", "-m", chatml_model, "--format", "gemma")
-    run = run_here({"reply": "So."}, tmp_path, *asked)
-    assert (run.code, run.out) == (0, "So.\n")
-    assert run.err.startswith("note: the chat template has no system prompt\n")
-    shown = run_here(REPLY, tmp_path, *asked, "--dry-run")
-    assert "<start_of_turn>user\nBe kind.\n\nWhy?<end_of_turn>\n<start_of_turn>model\n" in shown.out
-    assert shown.err.startswith("note: the chat template has no system prompt\n")
 
 
 @pytest.mark.slow

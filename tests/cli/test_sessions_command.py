@@ -82,20 +82,6 @@ def test_ask_session_creates_and_continues_a_named_session(user: CommandLine) ->
     assert (first["session"], second["session"]) == ("my talk", "my talk")
     assert user.contents("my talk") == ["Why?", first["text"], "And?", second["text"]]
     assert [row["name"] for row in listed(user)] == ["my talk", "other"]
-    for options, problem in (
-        (("-c", "--session", "a"), "-c and --session cannot"),
-        (("--session", "a", "--raw"), "--session and --raw cannot"),
-        (("--session", "a", "--no-log"), "no_log is on, so there is no session to continue"),
-        (("--session", "a\nb"), "session name"),
-        (("--session", ""), "session name"),
-    ):
-        assert problem in user.run("ask", *options, "Why?").err
-
-
-def test_a_name_that_is_not_whole_is_completed_in_a_hint(user: CommandLine) -> None:
-    ask(user, "Who?", "Nobody.", "--session", "names of fish")
-    for name in ("nam", "nams of fish"):
-        assert_error(user.run("sessions", "show", name), 2, f"no session named '{name}'", "did you mean names of fish?")
 
 
 def test_sessions_rm_erases_all_traces(user: CommandLine) -> None:
