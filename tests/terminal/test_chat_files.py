@@ -95,8 +95,10 @@ def test_files_are_attached_shown_and_detached(open_chat: OpenTerminal, user: Co
     person.type("\x15Sure, @ann? See @notes, @my\t", shows="@my dogs.txt")
     person.type(".\r", shows="attached notes, my dogs.txt")
     person.wait_for("Yes.")
+    person.type("Explain \x1b[200~@notes\n@cats.txt\x1b[201~.\r", shows="Yes.")
     person.leave()
-    asked, sure = user.contents("first")[2::2]
+    asked, sure, pasted = user.contents("first")[2::2]
+    assert pasted == "Explain @notes\n@cats.txt."
     assert [f"This is {name}." in asked for name in NAMES] == [True, True, False, True]
     assert [f"This is {name}." in sure for name in NAMES] == [False, True, False, True]
     ends = (asked.splitlines()[-1], sure.splitlines()[-1])

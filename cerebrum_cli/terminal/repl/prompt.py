@@ -70,6 +70,7 @@ class InteractivePrompt(PlainPrompt):
             repl.streams.note(NoticeEvent(problem, "remove that file, or make it writable"))
         self._draft = ""  # initial text of the prompt
         self.pasted_line = ""  # the first of several that were pasted at the start
+        self.pasted_parts: list[str] = []  # of several lines
         self._pasted: set[str] = set()  # questions, which the history returns
         self._input = Vt100Input(sys.stdin)
         self._input.stdin_reader = self._key_reader = KeyReader(self._input.fileno())
@@ -109,7 +110,8 @@ class InteractivePrompt(PlainPrompt):
         line = self.parse(text) or read_block(text, iter(()))
         if self.pasted_line and line.is_literal:
             self._pasted.add(text)
-        self.pasted_line = ""
+        line = line._replace(pasted=tuple(self.pasted_parts))
+        self.pasted_line, self.pasted_parts = "", []
         return line
 
     def parse(self, text: str) -> InputLine | None:
@@ -119,7 +121,7 @@ class InteractivePrompt(PlainPrompt):
 
     def _forget_paste(self, buffer: Buffer) -> None:
         if not buffer.text:
-            self.pasted_line = ""
+            self.pasted_line, self.pasted_parts = "", []
 
     def _prompt(self) -> str | OpenInEditor:
         draft, self._draft = self._draft, ""
@@ -193,6 +195,8 @@ def _key_bindings(prompt: InteractivePrompt) -> KeyBindingsBase:
         pasted = re.sub("\r\n?", "\n", event.data)
         if not event.current_buffer.cursor_position:
             prompt.pasted_line = pasted[: pasted.rstrip().find("\n") + 1]
+        if "\n" in pasted:
+            prompt.pasted_parts.append(pasted)
         event.current_buffer.insert_text(pasted)
 
     @keys.add("c-x", "c-e", filter=emacs_mode & ~has_selection)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.text import strip_controls
+from cerebrum_cli.core.text import Texts, strip_controls
 from cerebrum_cli.terminal.interrupts import Signals, ignore_ctrl_c, raise_at_prompt
 from cerebrum_cli.terminal.keyboard import Keyboard, without_reports
 from cerebrum_cli.terminal.streams import Streams
@@ -25,10 +25,21 @@ MAX_LINE, EDGE_LINES = 200, 4  # characters of a line, lines at each end of a qu
 
 
 class InputLine(NamedTuple):
-    """A question or a slash command as it was read; a literal one is a question, whatever it begins with."""
+    """A question or a slash command as it was read; a literal one is a question, whatever it begins with.
+
+    `pasted` are the parts that were pasted as several lines.
+    """
 
     text: str
     is_literal: bool = False
+    pasted: Texts = ()
+
+    @property
+    def typed(self) -> str:
+        typed = self.text
+        for part in self.pasted:
+            typed = typed.replace(part, "\n")
+        return "" if self.is_literal else typed
 
 
 class ScriptInput:

@@ -250,7 +250,7 @@ class Repl:
         elif line.text.strip() in BARE_EXITS and self.input.confirm("Exit the chat?"):
             self.is_done = True
         else:
-            self.ask(line.text, [] if line.is_literal else named_files(line.text))
+            self.ask(line.text, named_files(line.typed))
 
     def _run_command(self, slash: SlashCommand, argument: str) -> None:
         try:
