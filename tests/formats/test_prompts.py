@@ -5,11 +5,10 @@ In a prompt, `«…»` is text that is not trusted, and `{1 2}` are tokens. In t
 """
 
 import datetime
-import json
 from typing import Any
 
 import pytest
-from command_line import ROOT
+from cases import rows
 from templates import TEMPLATES, embedded
 from tool_templates import ALL_TEMPLATES, TOOLS, shown
 
@@ -19,7 +18,7 @@ from cerebrum_cli.core.tools import Round, ToolCall
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.formats.prompt_format import OTHER_FORMAT
 
-CASES = json.loads((ROOT / "tests" / "data" / "prompts.json").read_text(encoding="utf-8"))
+CASES = rows("prompts")
 
 
 def message(role: Any, content: str, fields: dict[str, Any] | None = None) -> Message:

@@ -1,12 +1,11 @@
 """The reader of a reply: its channels, stop strings and characters, however the stream is cut into pieces."""
 
-import json
 import re
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
+from cases import rows
 from hypothesis import example, given, strategies as st
 from thinkers import answering_late
 
@@ -55,9 +54,7 @@ cuts = st.lists(st.integers(0, 1000), max_size=30)
 
 # Reasoning and answer.
 
-CASES = json.loads((Path(__file__).parents[1] / "data" / "reasoning.json").read_text(encoding="utf-8"))
-
-
+CASES = rows("reasoning")
 MARKUPS = {markup.open: markup for markup in REASONING_MARKUPS}
 
 

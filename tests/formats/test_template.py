@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import jinja2
 import pytest
+from cases import rows
 from hypothesis import given, strategies as st
 from templates import (
     BARE,
@@ -26,7 +27,7 @@ from templates import (
 )
 from vocabularies import marked_up, text_of
 
-from cerebrum_cli.core.conversation import Conversation, Text
+from cerebrum_cli.core.conversation import Conversation, Text, Tokens
 from cerebrum_cli.core.errors import FormatError, Interrupted
 from cerebrum_cli.core.vocabulary import detokenize
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
@@ -111,9 +112,6 @@ def test_chatml_has_no_system_prompt_of_its_own(chatml: LlamaBackend) -> None:
     assert text_of(named.render(replace(ONE_TURN, system_prompt="S."))) == chatml_prompt("Why is the sky blue?", "S.")
 
 
-# Templates that take messages in another way, or leave some out.
-
-
 # Replies as tokens in the prompt.
 
 
@@ -187,25 +185,7 @@ def test_earlier_reasoning_is_dropped_as_transformers_does(
 # The sandbox: what templates may use, what they may not, and their errors.
 
 
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("{% if tools is not none %}tools{% endif %}{% if documents is none %}none{% endif %}", "none"),
-        ("{{ {'b': 'é<', 'a': 1} | tojson }}", '{"b": "é<", "a": 1}'),
-        ("{{ {'b': 'é', 'a': 1} | tojson(ensure_ascii=True, sort_keys=true) }}", '{"a": 1, "b": "\\u00e9"}'),
-        ("{{ [1, 2] | tojson(separators=(',', ':')) }}{{ [1] | tojson(indent=1) }}", "[1,2][\n 1\n]"),
-        ("{% for i in range(9) %}{% if i == 1 %}{% continue %}{% endif %}{{ i }}{% endfor %}", "02345678"),
-        ("{% for i in range(9) %}{% if i > 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "012"),
-        ("{% set ns = namespace(n=0) %}{% for i in range(5) %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}", "10"),
-        ("a{% generation %}{% set b = 'b' %}{{ b }}{% endgeneration %}{{ b }}c", "abc"),
-        ("{% for i in [1, 2] %}{% generation %}{{ loop.index }}{% endgeneration %}{% endfor %}", "12"),
-        ("{{ nowhere }}{{ messages[0].nowhere }}{% if nowhere is defined %}x{% endif %}", ""),
-        ("{{ strftime_now('%Y') | length }}", "4"),
-        ("a\n\n", "a\n"),
-        ("{{ messages[0].content | upper }}", "HI"),
-        *((hidden, "") for hidden in ("{{ ''.__class__ }}", "{{ messages.__class__ }}", "{{ 'a'|attr('__class__') }}")),
-    ],
-)
+@pytest.mark.parametrize(("source", "expected"), rows("sandbox"))
 def test_sandbox_has_what_templates_expect(source: str, expected: str) -> None:
     values = {**variables(source), "messages": [{"role": "user", "content": "hi"}]}
     assert run_template(source, values) == expected
@@ -246,3 +226,71 @@ def test_template_mentions_markup_by_what_nothing_else_means(source: str, opens:
     assert [
         markup.open for markup in REASONING_MARKUPS if mentions_markup(TEMPLATES.get(source, source), markup)
     ] == opens
+
+
+# Reasoning that is turned on or off.
+
+
+SWITCHES = {
+    "qwen3": "enable_thinking",
+    "smollm3": "enable_thinking",
+    "granite": "thinking",
+    "deepseek-v3.1": "thinking",
+}
+UNRELATED = "{% set thinking = messages[-1].content %}{{ thinking }}|<think>"
+
+
+@pytest.mark.parametrize("template", SWITCHES)
+@pytest.mark.parametrize("thinks", [True, False])
+def test_template_switch_is_set(template: str, thinks: bool, chatml: LlamaBackend) -> None:
+    expected = embedded(chatml, template, **{SWITCHES[template]: thinks}).render(ONE_TURN)
+    prompt_format = embedded(chatml, template)
+    assert prompt_format.has_switch
+    assert prompt_format.render(replace(ONE_TURN, thinks=thinks)) == expected
+    assert prompt_format.render(replace(ONE_TURN, thinks=not thinks)) != expected
+    fixed = embedded(chatml, template, **{SWITCHES[template]: not thinks})  # an argument wins over the switch
+    assert fixed.render(replace(ONE_TURN, thinks=thinks)) == fixed.render(ONE_TURN)
+
+
+@pytest.mark.parametrize("template", ["deepseek-r1", UNRELATED])
+def test_template_without_a_switch_gets_empty_reasoning(template: str, chatml: LlamaBackend) -> None:
+    prompt_format = embedded(chatml, template)
+    assert not prompt_format.has_switch
+    assert prompt_format.render(replace(ONE_TURN, thinks=True)) == prompt_format.render(ONE_TURN)
+    assert text_of(prompt_format.render(replace(ONE_TURN, thinks=False))).endswith("<think>\n\n</think>\n\n")
+
+
+@given(
+    template=st.sampled_from(KEEPS_REPLIES),
+    turns=st.lists(st.sampled_from([None, True, False]), min_size=2, max_size=4),
+)
+def test_switched_prompt_extends_prompt_and_reply(
+    template: str, turns: list[bool | None], chatml: LlamaBackend
+) -> None:
+    prompt_format, conversation, evaluated = embedded(chatml, template), Conversation(), ""
+    for number, thinks in enumerate(turns):
+        conversation = replace(conversation.user(f"Q{number}"), thinks=thinks)
+        prompt = prompt_format.render(conversation)
+        text = "".join(f"[{part.ids[0]}]" if isinstance(part, Tokens) else part.value for part in prompt)
+        assert text.startswith(evaluated)
+        evaluated = f"{text}[{number}]"
+        conversation = conversation.assistant(f"A{number}", (number,))
+
+
+@pytest.mark.parametrize(
+    ("template", "efforts"),
+    [
+        ("gpt-oss", ("low", "medium", "high")),
+        ("qwen3.8", ("low", "medium", "xhigh")),
+        ("solar", ("minimal", "low", "high")),
+        ("qwen3", ()),
+    ],
+)
+def test_template_takes_efforts(template: str, efforts: tuple[str, ...], chatml: LlamaBackend) -> None:
+    prompt_format = embedded(chatml, template)
+    assert prompt_format.efforts == efforts
+    for effort in efforts:
+        expected = embedded(chatml, template, reasoning_effort=effort).render(ONE_TURN)
+        assert prompt_format.render(replace(ONE_TURN, thinks=True, effort=effort)) == expected
+    fixed = embedded(chatml, template, reasoning_effort="low")
+    assert fixed.render(replace(ONE_TURN, effort="medium")) == fixed.render(ONE_TURN)

@@ -7,18 +7,19 @@ from itertools import cycle
 from typing import Any
 
 import pytest
+from cases import rows
 from command_line import ROOT
 from hypothesis import given, strategies as st
 from templates import TEMPLATES, embedded
 from tool_templates import NO_CALLS, NO_PLACE, NO_RESULTS, TOOL_TEMPLATES, TOOLS, collection, read_back, written
 
-from cerebrum_cli.core.tools import ToolCall, ToolCalls
+from cerebrum_cli.core.tools import ToolCall, ToolCalls, ToolSpec
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.formats.prompt_format import PromptFormat
 from cerebrum_cli.formats.template import EmbeddedFormat
 from cerebrum_cli.formats.tool_calls import PLAIN_TOOLS, CallSyntax, ToolFormat
+from cerebrum_cli.formats.tool_families import FAMILIES
 
-DATA = ROOT / "tests" / "data"
 PROGRAM = "def f(x):\n    return x['a'] + \"b\\n\"\n\nprint(f({'a': 1}))\n"
 OSLO = ToolCall("weather", {"city": "Oslo"})
 ROUND_TRIPS = {
@@ -176,7 +177,7 @@ def filtered(text: str, pieces: Sequence[int], *syntaxes: CallSyntax) -> tuple[s
     return passed, calls.held
 
 
-@pytest.mark.parametrize(("text", "held"), json.loads((DATA / "withheld.json").read_text(encoding="utf-8")))
+@pytest.mark.parametrize(("text", "held"), rows("withheld"))
 @pytest.mark.parametrize("pieces", [[1], [3, 1, 2], [999]])
 def test_only_what_may_be_a_call_is_withheld(text: str, held: str, pieces: list[int]) -> None:
     assert filtered(text, pieces, TAG)[1] == held
@@ -268,3 +269,43 @@ def test_collection_of_templates_is_fuzzed() -> None:
     assert len(templates) > 60, "the collection is not here: run `make peers`"
     silent = [name for name, source in templates.items() if not format_of(source).tool_format.writes_calls]
     assert silent == sorted(WRITES_NO_CALLS)
+
+
+# Documented calls of the families whose chat templates do not show how they write calls, and calls without markup.
+
+
+DOCUMENTED = rows("calls")
+TYPES = {"city": "string", "days": "integer", "ratio": "number", "flag": "boolean", "data": "object", "items": "array"}
+SCHEMA = {"type": "object", "properties": {key: {"type": kind} for key, kind in TYPES.items()}}
+TYPED_TOOLS = tuple(ToolSpec(name, "does something", SCHEMA) for name in ("weather", "run_python"))
+
+
+def family_format(name: str, chatml: LlamaBackend) -> ToolFormat:
+    """The format of a template that has the texts of a family, if any, and writes no calls."""
+    if not name:
+        return PLAIN_TOOLS
+    texts = next(family.texts for family in FAMILIES if family.name == name)
+    return embedded(chatml, f"{{# {' '.join(texts)} #}}{NO_CALLS}").tool_format
+
+
+@pytest.mark.parametrize("case", DOCUMENTED, ids=lambda case: f"{case['family']}: {case['what']}")
+def test_documented_calls_are_read(case: dict[str, Any], chatml: LlamaBackend) -> None:
+    tool_format = family_format(case["family"], chatml)
+    found = tool_format.read(case["reply"], TYPED_TOOLS)
+    assert str([[call.name, call.arguments] for call in found.calls]) == str(case["calls"])
+    assert found.are_own == case.get("own", bool(case["calls"] and case["family"]))
+    if tool_format.in_headers:
+        return
+    assert (found.before, found.behind) == (case.get("before", ""), case.get("behind", ""))
+    for size in (1, 3, 1000):
+        calls = tool_format.filter(TYPED_TOOLS)
+        passed = "".join(calls.feed(case["reply"][at : at + size]) for at in range(0, len(case["reply"]), size))
+        assert passed + calls.held == case["reply"]
+        assert passed == case.get("passed", found.before) or not found.calls
+
+
+def test_every_family_has_a_documented_call_and_is_in_the_manual() -> None:
+    names = [family.name for family in FAMILIES]
+    assert {case["family"] for case in DOCUMENTED} == {*names, ""}
+    page = (ROOT / "docs" / "functions.md").read_text(encoding="utf-8")
+    assert "; ".join(names) in " ".join(page.split())

@@ -35,12 +35,6 @@ def tokens_in(parts: PromptParts) -> list[tuple[int, ...]]:
     return [tuple(part.ids) for part in parts if isinstance(part, Tokens)]
 
 
-# What prompts look like.
-
-
-# For all ways.
-
-
 @pytest.mark.parametrize("template", ALL_TEMPLATES)
 def test_results_are_untrusted_and_sampled_rounds_are_kept(template: str, chatml: LlamaBackend) -> None:
     assert_prompts(embedded(chatml, ALL_TEMPLATES[template]))
