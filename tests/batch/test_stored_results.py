@@ -29,6 +29,7 @@ from batch_files import (
     run_some,
     stored_lines,
 )
+from cases import rows
 from disks import full_disk
 
 from cerebrum_cli.batch.readers import InputOptions
@@ -235,21 +236,7 @@ def test_failed_rows_are_retried_only_if_asked(output: Path, is_complete: bool) 
     assert texts_by_row(output)[:2] == [(1, "Who?", "Me."), (2, "Why?", "First. Why?")]
 
 
-@pytest.mark.parametrize(
-    ("changed", "difference"),
-    [
-        ({"temperature": 0.8}, "other settings: temperature (0.7, now 0.8)"),
-        ({"system": "Be brief."}, "other settings: system (none, now Be brief.)"),
-        ({"seed": 0}, "other settings: seed (none, now 0)"),
-        ({"template": "x" * 99 + "b"}, "other settings: template"),  # equal when truncated
-        ({"grammar": "0" * 64}, "other settings: grammar (none, now 00000000…)"),
-        ({"model": "b", "stop": ("x", "y")}, 'other settings: model (a, now b) and stop (["x"], now ["x", "y"])'),
-        (
-            {"model": "b", "temperature": 1, "stop": (), "system": "", "votes": 3},
-            'other settings: model (a, now b), temperature (0.7, now 1), stop (["x"], now []) and 2 more',
-        ),
-    ],
-)
+@pytest.mark.parametrize(("changed", "difference"), rows("changed_settings"))
 def test_error_names_the_differing_settings(output: Path, changed: dict[str, Any], difference: str) -> None:
     template = "x" * 99 + "a"
     run_some(output, 0, template=template)
@@ -401,23 +388,11 @@ def test_output_must_not_overwrite_the_input(output: Path, tmp_path: Path) -> No
 # What is done when the process is killed at each of its calls, after what, and which rows a second run may answer.
 
 LONGER = f"What?\n{TEXT}When?\n"
-KILLED: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], str]] = {
-    "begin": (lambda output: None, lambda output: answer_missing(output, TEXT, "Killed."), TEXT),
-    "resume": (
-        lambda output: answer_missing(output, TEXT, "First.", 2),
-        lambda output: answer_missing(output, TEXT, "Killed."),
-        TEXT,
-    ),
-    "longer input": (
-        lambda output: answer_missing(output, TEXT, "First."),
-        lambda output: answer_missing(output, LONGER, "Killed."),
-        LONGER,
-    ),
-    "longer input of an unfinished batch": (
-        lambda output: answer_missing(output, TEXT, "First.", 2),
-        lambda output: answer_missing(output, LONGER, "Killed."),
-        LONGER,
-    ),
+KILLED = {  # how many rows are answered before, and the input of the process that is killed
+    "begin": (0, TEXT),
+    "resume": (2, TEXT),
+    "longer input": (99, LONGER),
+    "longer input of an unfinished batch": (2, LONGER),
 }
 
 
@@ -427,9 +402,17 @@ KILLED: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], str]
 def test_batch_killed_at_any_call_loses_and_repeats_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, name: str, torn: bool
 ) -> None:
-    prepare, work, lines = KILLED[what]
+    before, lines = KILLED[what]
     rows = read(lines)
     known_rows(lines, name)
+
+    def prepare(output: Path) -> None:
+        if before:
+            answer_missing(output, TEXT, "First.", before)
+
+    def work(output: Path) -> None:
+        answer_missing(output, lines, "Killed.")
+
     for output in kill_at_each_call(tmp_path, monkeypatch, work, prepare, name, torn):
         partial = output_paths(output).partial
         finished = {line for line in stored_lines(partial) if "Killed." in line}

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged or incomplete: one error says what is wrong and what helps, in little memory."""
+"""Checkpoints that are damaged, incomplete or not supported: one error says what is wrong and what helps."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import rows
 from checkpoint_models import Weights, read_model, write_checkpoint, write_json, write_weights
 from conversions import convert_checkpoint
 
@@ -37,8 +38,21 @@ for folder in sys.argv[1:]:
 """
 
 
-def changed_config(folder: Path, name: str, changes: Mapping[str, Any]) -> Path:
-    return write_checkpoint(folder, read_model(name), config={**read_model(name).config, **changes})
+def changed_config(folder: Path, name: str, changes: Mapping[str, Any], omitted: str = "") -> Path:
+    """A model with changes to its configuration, and without one of its keys."""
+    config = {key: value for key, value in {**read_model(name).config, **changes}.items() if key != omitted}
+    return write_checkpoint(folder, read_model(name), config=config)
+
+
+def change_header(folder: Path, key: str, change: Callable[[Any], object]) -> None:
+    """Change what the header of a file says of a tensor."""
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["lm_head.weight"][key] = change(header["lm_head.weight"][key])
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
 
 
 def limited() -> None:
@@ -172,13 +186,7 @@ def test_shapes_and_offsets_that_are_not_whole_numbers_are_refused(
     key: str, change: Callable[[int], object], tmp_path: Path
 ) -> None:
     folder = write_checkpoint(tmp_path, read_model("llama2"))
-    path = folder / "model.safetensors"
-    data = path.read_bytes()
-    start = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:start])
-    header["lm_head.weight"][key] = [change(number) for number in header["lm_head.weight"][key]]
-    changed = json.dumps(header).encode()
-    path.write_bytes(len(changed).to_bytes(8, "little") + changed + data[start:])
+    change_header(folder, key, lambda numbers: [change(number) for number in numbers])
     with pytest.raises(ModelFileError, match="damaged, or not a"):
         read_checkpoint(folder, "tiny")
 
@@ -196,4 +204,60 @@ def test_pipe_is_no_shard(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     os.mkfifo(folder / "model.safetensors")
     with pytest.raises(ModelFileError):
+        read_checkpoint(folder, "tiny")
+
+
+@pytest.mark.parametrize(("name", "changes", "problem"), rows("unsupported_configurations"))
+def test_configuration_that_llama_cpp_cannot_follow_or_that_fits_no_weights_is_refused(
+    name: str, changes: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelFileError, match=problem) as caught:
+        read_checkpoint(changed_config(tmp_path, name, changes), "tiny")
+    assert len(caught.value.message) < 300
+
+
+@pytest.mark.parametrize(("name", "omitted", "key", "value"), rows("configuration_defaults"))
+def test_keys_that_are_omitted_have_the_defaults_of_transformers(
+    name: str, omitted: str, key: str, value: float, tmp_path: Path
+) -> None:
+    found = read_checkpoint(changed_config(tmp_path, name, {}, omitted), "tiny")
+    assert found.metadata[f"{found.architecture}.{key}"].content == value
+
+
+@pytest.mark.parametrize(("name", "changes"), rows("harmless_configurations"))
+def test_keys_that_change_nothing_are_accepted(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    read_checkpoint(changed_config(tmp_path, name, changes), "tiny")
+
+
+def test_biases_that_llama_cpp_does_not_know_are_refused(tmp_path: Path) -> None:
+    model = read_model("qwen3")
+    folder = write_checkpoint(tmp_path, model)
+    bias = "model.layers.0.self_attn.o_proj.bias"
+    write_weights(folder, {**dict(model.weights()), bias: np.ones(model.config["hidden_size"], np.float32)})
+    with pytest.raises(ModelFileError, match=f"cannot convert the tensor '{bias}'"):
+        read_checkpoint(folder, "tiny")
+
+
+def test_output_matrix_that_is_stored_is_kept(tmp_path: Path) -> None:
+    model = read_model("llama32")
+    folder = write_checkpoint(tmp_path, model)
+    weights = {key: values for key, values in model.weights() if key != "lm_head.weight"}
+    for stored in ({}, {"lm_head.weight": weights["model.embed_tokens.weight"]}):
+        write_weights(folder, weights | stored)
+        assert ("output.weight" in read_checkpoint(folder, "tiny").tensors) == bool(stored)
+
+
+@pytest.mark.parametrize("kind", ["F64", "F8_E4M3"])
+def test_weights_of_other_types_are_refused_by_their_name(kind: str, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, read_model("llama2"))
+    change_header(folder, "dtype", lambda dtype: kind)
+    with pytest.raises(ModelFileError, match=f"cannot convert {kind} weights"):
+        read_checkpoint(folder, "tiny")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_pointer_of_git_lfs_is_named(name: str, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, read_model("llama2"))
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ModelFileError, match=f"{name}: a Git LFS pointer, not the file"):
         read_checkpoint(folder, "tiny")
