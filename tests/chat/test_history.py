@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cases import rows
 from command_line import CommandLine, Finished
 from scripted_command import app_for, run_here
 
@@ -93,23 +94,7 @@ def test_history_adds_an_interrupted_reply_to_an_unanswered_question(history: Hi
     assert [history.acquire(each) for each in (session, empty)] == [session, empty]
 
 
-@pytest.mark.parametrize(
-    ("question", "name"),
-    [
-        ("What is 2+2?", "what-is-2+2"),
-        ("Tell me, in one word or more: why?", "tell-me-in-one-word"),
-        ("  ÄRGER im Café \n\n", "ärger-im-café"),
-        ("日本の首都はどこですか？", "日本の首都はどこですか"),
-        ("日" * 100, "日" * 40),
-        ("__init__", "init"),
-        ("😀", "session"),
-        ("", "session"),
-        ("/tmp/long.txt:\n```txt\nover and over\n```\n\nWho runs here?", "who-runs-here"),
-        ("a.md:\n````md\n```\nx\n```\n````\n\nb.py:\n```py\ny\n```\n\nWhy y?", "why-y"),
-        ("notes.txt:\n```txt\nCats sleep.\n```", "notes-txt-txt-cats-sleep"),
-        ("C++ or C + 1?", "c++-or-c-1"),
-    ],
-)
+@pytest.mark.parametrize(("question", "name"), rows("session_names"))
 def test_suggest_name_uses_the_first_words(question: str, name: str) -> None:
     assert suggest_name(Conversation(system_prompt="You are brief.").user(question).assistant("Yes.")) == name
     assert suggest_name(Conversation()) == "session"

@@ -109,13 +109,8 @@ def interrupt(events: Generator[Event, None, None]) -> None:
 
 Comparison = tuple[object, ...]
 """A way to a reply, the reply that is expected, and the one it gave."""
-STEPS_OF_SEVERAL_ROWS = (
-    "speculative decoding",
-    "speculative decoding in a chat",
-    "vote",
-    "batch",
-    "batch with flash attention",
-)
+BATCHES = ("batch", "batch with flash attention")
+STEPS_OF_SEVERAL_ROWS = ("speculative decoding", "speculative decoding in a chat", "vote", *BATCHES)
 
 
 def require_equal_replies(owner: Owner) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from command_line import COMMAND, CommandLine, Finished, assert_error, endless_reply_grammar, fixed_reply_grammar
+from command_line import COMMAND, CommandLine, assert_error, endless_reply_grammar, fixed_reply_grammar
 from templates import chatml_prompt
 
 from cerebrum_cli.cli.failures import report
@@ -124,16 +124,9 @@ def test_full_disk_on_stdout_is_an_error(user: CommandLine) -> None:
 @pytest.mark.parametrize("redirection", ["<&-", "2>&-", "2>/dev/full"])
 def test_ask_works_with_a_closed_standard_stream(user: CommandLine, redirection: str) -> None:
     grammar = fixed_reply_grammar("yes", user.home)
-    user.vouch_for_models()
-    process = subprocess.run(
-        ["sh", "-c", f'"$0" ask --stats --grammar "$1" hi {redirection}', COMMAND, grammar],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        env=user.environment(),
-        timeout=60,
-    )
-    assert (process.returncode, process.stdout) == (0, b"yes\n")
-    assert (process.stderr == b"") is redirection.startswith("2>")
+    done = user.run_process("ask", "--stats", "--grammar", grammar, "hi", redirected=redirection)
+    assert (done.code, done.out) == (0, "yes\n")
+    assert (done.err == "") is redirection.startswith("2>")
 
 
 @pytest.mark.slow
@@ -142,17 +135,7 @@ def test_ask_works_with_a_closed_standard_stream(user: CommandLine, redirection:
 )
 def test_closed_stdout_is_an_error_for_commands_that_print(user: CommandLine, command: str) -> None:
     (user.home / "in.txt").write_text("hi\n")
-    user.vouch_for_models()
-    closed = subprocess.run(
-        ["sh", "-c", f'"$0" {command} >&-', COMMAND],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        env=user.environment(),
-        cwd=user.home,
-        timeout=60,
-    )
-    assert_error(Finished(closed.returncode, closed.stdout, closed.stderr), 1, "standard output is closed")
+    assert_error(user.run_process(*command.split(), redirected=">&-"), 1, "standard output is closed")
 
 
 def test_bad_file_descriptor_is_a_bug_unless_stdout_is_closed() -> None:
@@ -165,17 +148,10 @@ def test_bad_file_descriptor_is_a_bug_unless_stdout_is_closed() -> None:
 
 @pytest.mark.slow
 def test_chat_ends_with_an_error_if_its_answers_cannot_be_written(user: CommandLine) -> None:
-    user.vouch_for_models()
-    closed = subprocess.run(
-        ["sh", "-c", '"$0" chat -q -n 2 --temperature 0 >&-', COMMAND],
-        input="one\ntwo\n",
-        capture_output=True,
-        text=True,
-        env=user.environment(),
-        timeout=60,
-    )
-    assert_error(Finished(closed.returncode, closed.stdout, closed.stderr), 1, "standard output is closed")
-    assert closed.stderr.count("error: ") == 1
+    chat = ("chat", "-q", "-n", "2", "--temperature", "0")
+    closed = user.run_process(*chat, redirected=">&-", input=b"one\ntwo\n", stdin=None)
+    assert_error(closed, 1, "standard output is closed")
+    assert closed.err.count("error: ") == 1
     assert user.run("sessions", "search", "two").out == ""
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from cases import rows
 from command_line import COMMAND, CommandLine, fixed_reply_grammar
 from person import OpenTerminal
 from prompt_toolkit.completion import CompleteEvent
@@ -109,25 +110,7 @@ def completed(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("text", "lines"),
-    [
-        ("/sess", ["/sessions"]),
-        ("/s", ["/system", "/set", "/sessions", "/search", "/save", "/stats"]),
-        ("/model cere", ["/model cerebrum-7b:Q4_K_M", "/model cerebrum-8x7b"]),
-        ("/load tea", ["/load tea with milk", "/load tea"]),
-        ("/load tea ", ["/load tea with milk"]),
-        ("/set te", ["/set temperature"]),
-        ("/set flash_attn ", ["/set flash_attn auto", "/set flash_attn on", "/set flash_attn off"]),
-        ("/set --gpu-layers a", ["/set --gpu-layers auto", "/set --gpu-layers all"]),
-        ("/set format emb", ["/set format embedded"]),
-        ("/set top_k ", []),
-        ("/edit ", ["/edit question", "/edit answer"]),
-        ("/use li", ["/use list"]),
-        ("/undo ", []),
-        ("tell me", []),
-        ("what is /s", []),
-        ("/", [f"/{slash.name}" for slash in SLASH_COMMANDS]),
-    ],
+    ("text", "lines"), [*rows("completions"), ("/", [f"/{slash.name}" for slash in SLASH_COMMANDS])]
 )
 def test_completion_of_commands_and_arguments(text: str, lines: list[str]) -> None:
     assert completed(text) == lines

@@ -68,14 +68,12 @@ EDIT_OR_MOVE = "edit the file, or move it elsewhere"
         (f"top-k = {'9' * 5000}", "invalid TOML: Exceeds the limit"),
         (f"top-k = 0x{'f' * 5000}", "invalid TOML: Exceeds the limit"),
         ("#" * 16_000_001, "larger than 16 MB"),
-        ("top-k = ", "invalid TOML: Invalid value (at end of document)"),
-        ("# caf\xe9", "not UTF-8 text (byte 5)"),
     ],
 )
 def test_config_that_cannot_be_read_is_one_line(new_user: CommandLine, text: str, problem: str) -> None:
     path = new_user.config / "config.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="latin-1")
+    path.write_text(text)
     assert_error(new_user.run("ask", "hi"), 2, f"{path}: {problem}", EDIT_OR_MOVE)
 
 

@@ -14,37 +14,13 @@ from cerebrum_cli.cli.command_line import assembled
 
 pytestmark = pytest.mark.slow
 
-HEAVY = (
-    "llama_cpp.llama_cpp",
-    "numpy",
-    "huggingface_hub",
-    "prompt_toolkit",
-    "jinja2",
-    "rich",
-    "psutil",
-    "sqlite3",
-    "yaml",
-    "pathspec",
-    "pydantic",
-)
-TOOL_MODULES = {  # what function calls need, besides a format's description of them
-    "formats.tool_syntax",
-    "programs.functions",
-    "programs.python_function",
-    "replies.tool_loop",
-}
+HEAVY = {"llama_cpp.llama_cpp", "numpy", "huggingface_hub", "prompt_toolkit", "jinja2", "rich", "psutil", "sqlite3"}
+HEAVY |= {"yaml", "pathspec", "pydantic"}
+# What function calls need, besides a format's description of them.
+TOOL_MODULES = {"formats.tool_syntax", "programs.functions", "programs.python_function", "replies.tool_loop"}
 # What `ask` needs neither for a single answer, nor without servers.
-UNUSED_BY_ASK = {
-    "batch.answering",
-    "answers.final",
-    "library.fit",
-    "replies.tally",
-    "results.results",
-    "weights.plan",
-    "cli.prompts",
-    "servers",
-    *TOOL_MODULES,
-}
+UNUSED_BY_ASK = {"batch.answering", "answers.final", "library.fit", "replies.tally", "results.results", "weights.plan"}
+UNUSED_BY_ASK |= {"cli.prompts", "servers"} | TOOL_MODULES
 CONSTRAINTS = {"llguidance", "jsonschema"}  # needed for schemas and grammars
 # Runs command lines, then prints the imported modules to standard error.
 SCRIPT = """

@@ -111,10 +111,14 @@ class CommandLine:
             remembered.parent.mkdir(parents=True, exist_ok=True)
             remembered.write_text(json.dumps([file_key(path) for path in SOUND_MODELS]))
 
-    def run_process(self, *arguments: str | Path, env: Mapping[str, str] | None = None, **options: Any) -> Finished:
+    def run_process(
+        self, *arguments: str | Path, env: Mapping[str, str] | None = None, redirected: str = "", **options: Any
+    ) -> Finished:
+        """Run a command in a process, whose streams a shell may redirect."""
         self.vouch_for_models()
+        shell = ("sh", "-c", f'"$@" {redirected}', "sh") if redirected else ()
         done = subprocess.run(
-            [COMMAND, *map(str, arguments)],
+            [*shell, COMMAND, *map(str, arguments)],
             **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
             env=self.environment(env),
             cwd=self.home,
