@@ -121,5 +121,5 @@ def test_completion_of_file_names_with_spaces(tmp_path: Path, command: str, monk
     (tmp_path / "my notes.txt").write_text("")
     (tmp_path / "my folder").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert completed(f"{command} my") == [f"{command} my folder", f"{command} my notes.txt"]
+    assert completed(f"{command} my") == [f"{command} my folder/", f"{command} my notes.txt"]
     assert completed(f"{command} {tmp_path}/my n") == [f"{command} {tmp_path}/my notes.txt"]
