@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 DOCUMENTS = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md")))
 ABOUT_MODELS, EVALUATE = "docs/models.md", "docs/evaluate.md"
 LEFT_OUT = {
-    "builds or installs programs": r"^((make|source|pip|pipx|uv|git clone) |CMAKE_ARGS=|.*scripts/setup\.sh)",
+    "builds or installs programs": r"^((make|source|pip|pipx|uv) |CMAKE_ARGS=|.*scripts/setup\.sh)",
     "asks on a terminal, or changes the shell": r"cerebrum pull( author/model)? +#|--show-completion|chat --tool",
     "starts a server or a cluster": r"^(llama-server|ggml-rpc-server) |--ray ",
     "takes a minute": r"cerebrum lm-eval\b",
@@ -75,7 +75,7 @@ INSTALLED = {  # models by what in a page needs them
     "cerebrum-8x7b": "cerebrum-8x7b",
     "starter": "./SmolLM2-135M-Instruct.Q4_1.gguf",
 }
-LOCAL = ("model.gguf", "actor.gguf", "instruct.gguf", "Cerebrum-1.0-7b-Q4_K_M.gguf", "SmolLM2-135M-Instruct.Q4_1.gguf")
+LOCAL = ("model.gguf", "actor.gguf", "instruct.gguf", "SmolLM2-135M-Instruct.Q4_1.gguf")
 CONFIGURATION = {"docs/servers.md": "config.toml", ABOUT_MODELS: "models.toml"}
 PRINTED_FORMATS = ("cerebrum", "collective-cognition", "mistral")  # of which the page has prompts, in this order
 UNPRINTED = {ABOUT_MODELS: ["cerebrum merge weights.yaml -o weights.gguf"]}  # the second recipe of the page
