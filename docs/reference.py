@@ -1,4 +1,4 @@
-"""Write pages of docs/reference from the code: commands, slash commands and keys, and settings."""
+"""Write pages of docs/reference from the code, settings, slash commands and keys, and make the manual page."""
 
 from __future__ import annotations
 
@@ -39,13 +39,7 @@ def main() -> None:
 
 def pages() -> dict[str, str]:
     """Generated pages by file name."""
-    commands = cli_page()
-    return {
-        "cli.md": commands,
-        "chat.md": chat_page(),
-        "settings.md": settings_page(),
-        "cerebrum.1": man_page(commands),
-    }
+    return {"chat.md": chat_page(), "settings.md": settings_page()}
 
 
 def cli_page() -> str:
@@ -143,11 +137,11 @@ def block(text: str) -> list[str]:
     return ["```text", text, "```", ""]
 
 
-def man_page(commands: str) -> str:
+def man_page() -> str:
     """The page of commands for `man`, in its markup."""
     program: Any = assembled(COMMANDS, ())
     lines = [".TH CEREBRUM 1", ".SH NAME", rf"cerebrum \- {program.help}", ".SH DESCRIPTION", roff(program.epilog)]
-    _, *sections = commands.split("\n## ")
+    _, *sections = cli_page().split("\n## ")
     for section in sections:
         heading, *parts = re.split(r"\n+```(?:text)?\n*", section)
         title, _, note = heading.partition("\n\n")

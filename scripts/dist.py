@@ -2,13 +2,14 @@
 
 The wheel is built from the archive. It requires `cerebrum-llama` where there are wheels of that, so that nobody needs a
 compiler, and llama-cpp-python elsewhere. If GITHUB_REPOSITORY is set, as in GitHub's workflows, links in its
-description lead to the files of this version there.
+description lead to the files of this version there. The wheel has the manual page, which docs/reference.py makes.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -25,6 +26,10 @@ SOURCE = (  # markers have no `not`
     "(sys_platform != 'linux' or (platform_machine != 'x86_64' and platform_machine != 'aarch64'))"
     " and (sys_platform != 'darwin' or platform_machine != 'arm64')"
 )
+MANUAL = """
+[tool.hatch.build.targets.wheel.shared-data]
+"cerebrum.1" = "share/man/man1/cerebrum.1"
+"""
 LINK = re.compile(r"(!?)(\[[^\]]*\])\((?!https?:|#)([^)]+)\)")
 
 
@@ -63,7 +68,9 @@ def main(name: str) -> None:
             files.extractall(temporary, filter="data")
         [project] = Path(temporary).iterdir()
         file, readme = project / "pyproject.toml", project / "README.md"
-        file.write_text(prebuilt(file.read_text(encoding="utf-8")), encoding="utf-8")
+        file.write_text(prebuilt(file.read_text(encoding="utf-8")) + MANUAL, encoding="utf-8")
+        man_page = runpy.run_path(str(ROOT / "docs" / "reference.py"))["man_page"]()
+        (project / "cerebrum.1").write_text(man_page, encoding="utf-8")
         if repository := os.environ.get("GITHUB_REPOSITORY"):
             tag = f"v{project.name.rpartition('-')[2]}"
             readme.write_text(absolute_links(readme.read_text(encoding="utf-8"), repository, tag), encoding="utf-8")
