@@ -14,7 +14,7 @@ import pytest
 from command_line import COMMAND, CommandLine
 from person import OpenTerminal, Person
 from scripted_command import SCRIPTED, install
-from waiting import wait_until
+from waiting import wait_for_end, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
@@ -37,14 +37,6 @@ def wait_for_editor(tmp_path: Path) -> int:
     started = tmp_path / "editing"
     wait_until(lambda: started.exists() and started.read_text().endswith("\n"))
     return int(started.read_text())
-
-
-def is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def assert_ends(person: Person, code: int, tmp_path: Path) -> None:
@@ -87,7 +79,7 @@ def test_chat_signal_ends_the_editor(open_chat: OpenTerminal, tmp_path: Path) ->
     person.kill(signal.SIGTERM)
     person.kill(signal.SIGTERM)
     assert_ends(person, 143, tmp_path)
-    wait_until(lambda: not is_running(editor))
+    wait_for_end([editor])
 
 
 def test_chat_signal_cancels_loading(open_chat: OpenTerminal, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Settings: layers of partial values, folded into one validated value; config.toml and `--set KEY=VALUE` are two."""
 
 import os
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,30 @@ def test_own_files_that_are_not_regular_are_never_waited_for(new_user: CommandLi
         path.unlink()
     os.mkfifo(new_user.home / "tools.py")
     assert_error(new_user.run("ask", "-m", "nano", "--tool", "tools.py", "hi"), 2, "tools.py: not a regular file")
+
+
+# `cerebrum config`, when many set config.toml at once, and when it is edited; transcripts/config.txt has the rest.
+
+
+def test_settings_that_are_set_at_once_are_all_kept(new_user: CommandLine) -> None:
+    settings = {"temperature": 0.1, "max_tokens": 11, "seed": 12, "top_k": 13, "ctx": 1111, "threads": 1, "top_p": 0.5}
+    processes = [new_user.start("config", "set", key, str(value)) for key, value in settings.items()]
+    for process in processes:
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    assert tomllib.loads((new_user.config / "config.toml").read_text()) == settings
+    assert [path.name for path in new_user.config.iterdir()] == ["config.toml"]
+
+
+def test_the_file_is_edited_and_checked_and_keeps_its_permissions(new_user: CommandLine) -> None:
+    file = new_user.config / "config.toml"
+    file.touch()
+    file.chmod(0o644)
+    (new_user.home / "editor").write_text('#!/bin/sh\nprintf "foo = 3\\r\\nvi = true\\r\\n" > "$1"')
+    (new_user.home / "editor").chmod(0o755)
+    editor = {"EDITOR": str(new_user.home / "editor")}
+    assert_error(new_user.run("config", "edit", env=editor), 2, "config.toml:1: unknown key `foo`")
+    assert file.read_bytes() == b"foo = 3\r\nvi = true\r\n"
+    assert new_user.run("config", "set", "vi", "off").code == 0
+    assert file.read_bytes() == b"foo = 3\r\nvi = false\r\n"
+    assert file.stat().st_mode & 0o777 == 0o644

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import wait_for_end, wait_until
 
 from cerebrum_cli.core.child_process import ChildProcess
 
@@ -38,23 +39,14 @@ child = ChildProcess(["sh", "-c", sys.argv[1], sys.argv[2]])
 
 def started(path: Path) -> list[int]:
     """Numbers of the child and of what it has started, once they run."""
-    while not path.exists() or not path.read_text().endswith("\n"):
-        time.sleep(0.01)
+    wait_until(lambda: path.exists() and path.read_text().endswith("\n"))
     return [int(number) for number in path.read_text().split()]
 
 
 def assert_ended(numbers: list[int]) -> None:
-    """All processes end soon, also on a busy machine."""
-    deadline = time.monotonic() + 10
-    for number in numbers:
-        while is_running(number):
-            assert time.monotonic() < deadline, f"process {number} runs"
-            time.sleep(0.01)
-
-
-def is_running(number: int) -> bool:
-    status = subprocess.run(["ps", "-o", "stat=", "-p", str(number)], capture_output=True, text=True).stdout
-    return bool(status.strip()) and not status.startswith("Z")
+    begin = time.monotonic()
+    wait_for_end(numbers)
+    assert time.monotonic() - begin < 10
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])

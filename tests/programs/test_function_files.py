@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from waiting import TIMEOUT_S, NewChildren, wait_until
+from waiting import TIMEOUT_S, NewChildren, wait_for_end, wait_until
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -325,11 +325,4 @@ def test_process_of_functions_ends_with_a_command_that_is_killed(tmp_path: Path,
     assert len(started) >= 2
     command.kill()
     command.wait()
-    wait_until(lambda: not any(map(is_alive, started)))
-
-
-def is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    wait_for_end(started)

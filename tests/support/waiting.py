@@ -17,9 +17,17 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def wait_for_end(processes: Sequence[psutil.Process]) -> None:
-    """Wait until processes are gone; a zombie that nobody waits for is."""
-    wait_until(lambda: not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in processes))
+def wait_for_end(processes: Sequence[psutil.Process | int]) -> None:
+    """Wait until processes, or those of numbers, are gone; a zombie that nobody waits for is."""
+    wait_until(lambda: not any(map(is_alive, processes)))
+
+
+def is_alive(process: psutil.Process | int) -> bool:
+    try:
+        found = psutil.Process(process) if isinstance(process, int) else process
+        return found.is_running() and found.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def user_seconds(process: psutil.Process) -> float:
