@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cases
 import pytest
 from batch_files import (
     FINGERPRINT,
@@ -29,7 +30,6 @@ from batch_files import (
     run_some,
     stored_lines,
 )
-from cases import rows
 from disks import full_disk
 
 from cerebrum_cli.batch.readers import InputOptions
@@ -236,7 +236,7 @@ def test_failed_rows_are_retried_only_if_asked(output: Path, is_complete: bool) 
     assert texts_by_row(output)[:2] == [(1, "Who?", "Me."), (2, "Why?", "First. Why?")]
 
 
-@pytest.mark.parametrize(("changed", "difference"), rows("changed_settings"))
+@pytest.mark.parametrize(("changed", "difference"), cases.rows("changed_settings"))
 def test_error_names_the_differing_settings(output: Path, changed: dict[str, Any], difference: str) -> None:
     template = "x" * 99 + "a"
     run_some(output, 0, template=template)

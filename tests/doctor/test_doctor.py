@@ -11,11 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pexpect
 import pytest
 from command_line import COMMAND, PYTHON, CommandLine, Finished, start_python
 from hub_server import HubServer
-from screen import Screen
+from person import OpenTerminal
 from scripted_command import app_for
 
 from cerebrum_cli.chat.store import Store
@@ -354,13 +353,7 @@ def test_likely_accelerator_finds_gpu_device_files(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_doctor_wraps_and_colors_at_a_terminal(tmp_path: Path) -> None:
-    environment = CommandLine(tmp_path).environment({"TERM": "xterm-256color", "HF_HOME": "/h"})
-    pty: Any = pexpect.spawn(COMMAND, ["doctor", "--offline"], env=environment, dimensions=(24, 60), timeout=60)
-    pty.expect(pexpect.EOF)
-    pty.close()
-    assert pty.exitstatus == 0
-    screen = Screen(60, 24)
-    screen.feed(pty.before)
-    shown = "\n".join(screen.lines)
-    assert "\nwarning  models" in shown and b"\x1b[38;5;98mwarning" in pty.before
+def test_doctor_wraps_and_colors_at_a_terminal(open_terminal: OpenTerminal) -> None:
+    person = open_terminal(COMMAND, "doctor", "--offline", size=(60, 24), TERM="xterm-256color", HF_HOME="/h")
+    assert person.end() == 0
+    assert "\nwarning  models" in "\n".join(person.screen.lines) and "\x1b[38;5;98mwarning" in person.output

@@ -4,6 +4,7 @@ from itertools import combinations
 from math import log
 
 import pytest
+from cases import rows
 from hypothesis import given, strategies as st
 
 from cerebrum_cli.eval.comparison import Changes, Comparison, compare, conclusion
@@ -129,21 +130,7 @@ def test_compare_of_several_samples_uses_their_averages() -> None:
     assert (without.difference, without.is_significant, without.changes) == (0.25, True, None)
 
 
-@pytest.mark.parametrize(
-    ("counts", "words"),
-    [
-        (
-            (20, 0, 20, 0),
-            "B is 50.0 percentage points more accurate than A (95% interval: 31.8 to 63.4); the difference",
-        ),
-        (
-            (20, 20, 0, 0),
-            "A is 50.0 percentage points more accurate than B (95% interval: 31.8 to 63.4); the difference",
-        ),
-        ((20, 1, 2, 0), "no significant difference: B is 4.3 percentage points ahead (95% interval: -11.6 to 19.6)"),
-        ((20, 2, 2, 0), "no significant difference: the accuracies are equal (95% interval: -16.9 to 16.9)"),
-    ],
-)
+@pytest.mark.parametrize(("counts", "words"), rows("conclusions"))
 def test_conclusion_names_the_better_run(counts: tuple[int, int, int, int], words: str) -> None:
     assert conclusion(compare(*pair(*counts)), "A", "B").startswith(words)
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import cases
 import pytest
-from cases import rows
 
 from cerebrum_cli.batch.input_row import InputRow, prompt_row
 from cerebrum_cli.core.errors import UsageError
@@ -49,7 +49,7 @@ def test_questions_have_the_fields_of_their_rows() -> None:
     ]
 
 
-@pytest.mark.parametrize(("answer", "choices", "reference"), rows("question_references"))
+@pytest.mark.parametrize(("answer", "choices", "reference"), cases.rows("question_references"))
 def test_reference_is_a_final_answer_of_gsm8k_or_the_letter_of_a_choice(
     answer: Any, choices: list[str] | None, reference: str
 ) -> None:
@@ -71,7 +71,7 @@ def test_choices_are_listed_below_the_question() -> None:
         (b"[" * 100_000, "not JSON: maximum recursion depth exceeded"),
         (b'{"a": ' + b"1" * 5000 + b"}", "no `question`; the fields are: a"),
         (b'{"question": "?", "answer": NaN}', "no `answer`; the fields are: question, answer"),
-        *rows("unscorable_questions"),
+        *cases.rows("unscorable_questions"),
     ],
 )
 def test_rows_that_cannot_be_scored_have_a_reason(row: Any, expected: str) -> None:
@@ -142,6 +142,6 @@ def test_task_reports_a_row_without_a_field_it_converts() -> None:
     assert question.prompt.endswith("```python\ndef f():\n```")  # also for a template with {question}
 
 
-@pytest.mark.parametrize(("solution", "answer"), rows("boxed_answers"))
+@pytest.mark.parametrize(("solution", "answer"), cases.rows("boxed_answers"))
 def test_reference_answer_of_math_is_its_last_box(solution: str, answer: str) -> None:
     assert last_boxed(solution) == answer

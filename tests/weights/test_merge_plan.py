@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cases import rows
 from merge_tables import (
     Shape,
     contents,
@@ -107,16 +108,9 @@ TOKENS = (b"0", b"1", b"2", b"3", b"4", b"5")
 @pytest.mark.parametrize(
     ("difference", "metadata"),
     [
-        ("general.architecture: 'qwen2' and 'llama'", {"general.architecture": "qwen2"}),
-        ("llama.feed_forward_length: 256 and 512", {"llama.feed_forward_length": 256}),
-        ("llama.attention.head_count: 16 and 32", {"llama.attention.head_count": 16}),
-        ("llama.rope.freq_base: 1000000.0 and 10000.0", {"llama.rope.freq_base": 1e6}),
-        ("llama.rope.scaling.type: 'yarn' and 'none'", {"llama.rope.scaling.type": "yarn"}),
-        ("llama.expert_count: 8 and 0", {"llama.expert_count": 8}),
-        ("tokenizer.ggml.pre", {"tokenizer.ggml.pre": "llama-bpe"}),
         ("tokenizer.ggml.tokens", {"tokenizer.ggml.tokens": (*TOKENS, b"6")}),
         ("tokenizer.ggml.tokens", {"tokenizer.ggml.tokens": (*TOKENS[:5], b"<|im_end|>")}),
-        ("tokenizer.ggml.merges", {"tokenizer.ggml.merges": None}),
+        *rows("differing_metadata"),
     ],
 )
 def test_merge_reports_the_metadata_key_that_differs(difference: str, metadata: dict[str, Any]) -> None:
@@ -133,21 +127,7 @@ def test_merge_refuses_to_add_layers_of_different_shapes() -> None:
     assert problem == f"b differs in the shape of {name}: [256, 64] and [256, 128]"
 
 
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        {"llama.rope.freq_base": 10000.0},
-        {"llama.expert_count": 0},
-        {"llama.vocab_size": 32000},
-        {"llama.rope.dimension_count": 128},
-        {"llama.feed_forward_length": None},
-        {"tokenizer.ggml.pre": None},
-        {"tokenizer.ggml.add_bos_token": True},
-        {"tokenizer.ggml.token_type": (1, 1, 1, 3)},
-        {"tokenizer.chat_template": None},
-        {"general.file_type": 7},
-    ],
-)
+@pytest.mark.parametrize("metadata", [{"tokenizer.ggml.token_type": (1, 1, 1, 3)}, *rows("harmless_metadata")])
 def test_merge_accepts_models_with_harmless_differences(metadata: dict[str, Any]) -> None:
     for recipe in (stacked(("a", 0, 2), ("b", 2, 4)), mixed("a", "b")):
         plan(recipe, table("a"), table("b", metadata))
@@ -215,17 +195,7 @@ def test_merge_metadata_counts_the_layers_and_has_the_smallest_context() -> None
     assert (made["llama.block_count"], made[length]) == (5, 4096)
 
 
-@pytest.mark.parametrize(
-    ("more", "tokenizer"),
-    [
-        ({}, "a"),
-        ({"tokenizer_source": "b"}, "b"),
-        ({"tokenizer_source": "union"}, "a"),
-        ({"base_model": "b"}, "b"),
-        ({"base_model": "b", "tokenizer_source": "base"}, "b"),
-        ({"base_model": "b", "tokenizer_source": "a"}, "a"),
-    ],
-)
+@pytest.mark.parametrize(("more", "tokenizer"), rows("tokenizer_sources"))
 def test_merge_metadata_takes_tokenizer_and_template_from_one_model(more: dict[str, str], tokenizer: str) -> None:
     first = table("a", {"tokenizer.ggml.eos_token_id": 1, "tokenizer.ggml.add_bos_token": True})
     assert parse_recipe(json.dumps(mixed("a", "b", **more)), "recipe.yaml").tokenizer_model == tokenizer

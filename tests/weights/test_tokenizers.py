@@ -134,15 +134,7 @@ def test_special_tokens(
     assert {key: found.get(key) for key in expected} == expected
 
 
-@pytest.mark.parametrize(
-    ("changes", "text", "expected"),
-    [
-        ({}, "", "{{ messages }}"),
-        ({}, "of the file", "of the file"),
-        ({"tokenizer_config/chat_template": None, "chat_template/chat_template": "json"}, "", "json"),
-        ({"tokenizer_config/chat_template": [{"name": "default", "template": "a"}]}, "", "a"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "text", "expected"), rows("chat_templates"))
 def test_chat_template(changes: Mapping[str, Any], text: str, expected: str, tmp_path: Path) -> None:
     folder = copied(BYTES, tmp_path, changes)
     if text:
