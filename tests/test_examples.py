@@ -92,7 +92,8 @@ PAGES = [page for page in DOCUMENTS if blocks(page, "sh")]
 
 def commands(page: str) -> list[str]:
     """Lines of the shell blocks of a page that can be run here; except in order, those that write a file come first."""
-    text = "".join(blocks(page, "sh")).replace("\\\n", "")
+    with_output = [block.partition("\n")[0].removeprefix("$ ") for block in blocks(page, "console")]
+    text = "\n".join([*with_output, *blocks(page, "sh")]).replace("\\\n", "")
     lines = [line for line in text.splitlines() if line and not SKIPPED.search(line)]
     if page not in IN_ORDER:
         lines.sort(key=lambda line: not line.startswith("printf"))
