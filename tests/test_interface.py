@@ -41,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 
 def runnable(example: str) -> str:
-    return example.replace("qwen3.5-4b", "nano").replace("cerebrum-7b", "nano")
+    return example.replace("qwen2.5-coder-1.5b", "nano").replace("cerebrum-7b", "nano")
 
 
 def test_library_page_begins_with_a_whole_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
