@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from cases import rows
 from command_line import COMMAND, CommandLine, assert_error, endless_reply_grammar, fixed_reply_grammar
 from templates import chatml_prompt
 
@@ -192,18 +193,7 @@ def test_grammar_nested_too_deeply_is_a_usage_error(user: CommandLine) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("line", "code", "error"),
-    [
-        ("ask -f /dev/zero hi", 4, "/dev/zero is larger than 64 MB"),
-        ("ask --messages /dev/zero", 4, "/dev/zero is larger than 64 MB"),
-        ("ask --grammar /dev/zero hi", 2, "/dev/zero is larger than 4 MB"),
-        ("batch long.txt -o -", 2, "long.txt has a line that is larger than 64 MB"),
-        ("ask hi", 4, "standard input is larger than 64 MB"),
-        ("batch /dev/zero -o -", 2, "the input is not UTF-8: it has NUL bytes"),
-        ("batch - -o -", 2, "the input is not UTF-8: it has NUL bytes"),
-    ],
-)
+@pytest.mark.parametrize(("line", "code", "error"), rows("endless_inputs"))
 def test_endless_input_is_an_error(user: CommandLine, line: str, code: int, error: str) -> None:
     if "long.txt" in line:
         (user.home / "long.txt").write_bytes(b"hi\n" + b"a" * 65_000_000)

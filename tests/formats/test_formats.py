@@ -112,20 +112,7 @@ def test_join_parts_merges_adjacent_and_drops_empty_texts() -> None:
 CONTEXT_SIZE = 512
 
 
-@pytest.mark.parametrize(
-    ("requested", "known", "template", "chosen"),
-    [
-        *(("cerebrum", "collective-cognition", "{}", "cerebrum"), ("embedded", "cerebrum", "{}", "embedded")),
-        *(("cerebrum", "a-typo", None, "cerebrum"), (None, "cerebrum", "{}", "cerebrum")),
-        *((None, "embedded", "{}", "embedded"), (None, None, "{}", "embedded"), ("llama3", None, None, "llama3")),
-        *(
-            (None, None, " chatml\n", "chatml"),
-            ("embedded", None, "gemma", "gemma"),
-            (None, "mistral", "{}", "mistral"),
-            (None, None, "ChatML\n", "chatml"),
-        ),
-    ],
-)
+@pytest.mark.parametrize(("requested", "known", "template", "chosen"), rows("chosen_formats"))
 def test_requested_format_precedes_known_precedes_template(
     requested: str | None, known: str | None, template: str | None, chosen: str
 ) -> None:

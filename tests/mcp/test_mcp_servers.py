@@ -16,6 +16,7 @@ import mcp_stand_in
 import psutil
 import pytest
 from anyio.from_thread import BlockingPortal
+from cases import rows
 from scripted_command import app_for
 from waiting import NewChildren, wait_for_end, wait_until
 
@@ -290,23 +291,7 @@ def test_server_starts_once_for_a_command(servers: Servers) -> None:
     assert [run(echo, "a"), run(counted)] == ["a", "2"]
 
 
-@pytest.mark.parametrize(
-    ("table", "problem"),
-    [
-        ('args = ["a"]', "command or url is missing"),
-        ('command = ["a"]', r"invalid command: \['a'\]"),
-        ('command = "a"\nargs = "b"', "invalid args: 'b'"),
-        ('command = "a"\nenv = {A = 1}', "invalid env: {'A': 1}"),
-        ('command = "a"\nenv = {"A=B" = "c"}', "invalid env"),
-        ('command = "a"\ntimeout = 0', "invalid timeout: 0"),
-        ('command = "a"\nurls = "b"', "unknown key `urls`"),
-        ('command = "a"\nurl = "http://b"', "command and url are both given"),
-        ('url = "localhost:8000"', "invalid url: 'localhost:8000'"),
-        ('url = "http://a"\nheaders = {A = 1}', "invalid headers"),
-        ('command = "no such program"', "cannot be started: command not found: no such program"),
-        ('command = "/"', "cannot be started: Permission denied"),
-    ],
-)
+@pytest.mark.parametrize(("table", "problem"), rows("mcp_tables"))
 def test_invalid_table_is_an_error(servers: Servers, table: str, problem: str) -> None:
     (servers.app.config_directory / "config.toml").write_text(f"[mcp.server]\n{table}\n")
     with pytest.raises((ConfigError, UsageError), match=problem) as error:
@@ -321,12 +306,6 @@ def test_only_the_table_that_is_named_must_be_valid(servers: Servers) -> None:
         find("a.b")
     with pytest.raises(UsageError, match="c cannot be started"):
         find("c")
-
-
-def test_tables_must_be_tables(servers: Servers) -> None:
-    (servers.app.config_directory / "config.toml").write_text("mcp = 5\n")
-    with pytest.raises(ConfigError, match="`mcp` must contain only tables"):
-        ToolOptions().tool_finder(servers.app)("server")
 
 
 # Ends.

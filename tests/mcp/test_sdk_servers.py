@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import mcp_sdk_server
 import pytest
 from command_line import PYTHON
-from loopback import Loopback
+from loopback import Loopback, LoopbackHandler
 from scripted_command import app_for, run_here
 from waiting import wait_until
 
@@ -124,15 +123,31 @@ def test_http_server_that_ended_is_reached_again(app: App) -> None:
     server.stop()
 
 
-class Refusal(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        self.send_response(int(self.path[1:]))
-        self.send_header("Content-Type", "text/html")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+PAGE = b"<html><body><article><h1>Tides</h1><p>High at noon.</p></article></body></html>"
 
-    def log_message(self, *_: object) -> None:
-        """Print nothing."""
+
+class Pages(LoopbackHandler):
+    """A page, and for each number an answer with this status."""
+
+    def do_GET(self) -> None:
+        page = PAGE if self.path == "/page" else b""
+        self.write_head(200 if page else 404, [("Content-Type", "text/html"), ("Content-Length", str(len(page)))])
+        self.wfile.write(page)
+
+    def do_POST(self) -> None:
+        self.write_head(int(self.path[1:]), [("Content-Type", "text/html"), ("Content-Length", "0")])
+
+
+@pytest.fixture
+def pages() -> Iterator[Loopback]:
+    server = Loopback(Pages)
+    server.start()
+    yield server
+    server.stop()
+
+
+def address(server: Loopback, path: object) -> str:
+    return f"http://127.0.0.1:{server.server_address[1]}/{path}"
 
 
 @pytest.mark.parametrize(
@@ -143,16 +158,17 @@ class Refusal(BaseHTTPRequestHandler):
         (404, "answered with an error: Not Found"),
     ],
 )
-def test_url_that_is_no_server_is_an_error(app: App, status: int, problem: str) -> None:
-    server = Loopback(Refusal)
-    server.start()
-    url = f"http://127.0.0.1:{server.server_address[1]}/{status}"
+def test_url_that_is_no_server_is_an_error(app: App, pages: Loopback, status: int, problem: str) -> None:
     with pytest.raises(UsageError, match=problem) as error:
-        functions(app, url)
-    assert url in error.value.message and error.value.hint
-    server.stop()
+        functions(app, address(pages, status))
+    assert address(pages, status) in error.value.message and error.value.hint
+
+
+def test_url_without_a_server_is_an_error(app: App) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     with pytest.raises(UsageError, match="cannot be reached: "):
-        functions(app, url)
+        functions(app, f"http://127.0.0.1:{port}")
 
 
 # Servers of the package index, as users have them: time, fetch from a page on this machine, and git, with a state.
@@ -167,27 +183,6 @@ def call(name: str, **arguments: Any) -> str:
 
 def module(name: str) -> str:
     return f"{PYTHON} -m {name}"
-
-
-class Page(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        found = self.path == "/page"
-        self.send_response(200 if found else 404)
-        self.send_header("Content-Type", "text/html")
-        self.end_headers()
-        if found:
-            self.wfile.write(b"<html><body><article><h1>Tides</h1><p>High at noon.</p></article></body></html>")
-
-    def log_message(self, *_: object) -> None:
-        """Print nothing."""
-
-
-@pytest.fixture
-def page() -> Iterator[str]:
-    server = Loopback(Page)
-    server.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/page"
-    server.stop()
 
 
 def calls(model: Path, home: Path, rows: dict[str, str], *words: str) -> list[dict[str, Any]]:
@@ -215,9 +210,11 @@ def test_time_of_each_row(tmp_path: Path, chatml_model: Path) -> None:
     assert unknown.startswith("the call failed: ") and "Mars" in unknown
 
 
-def test_fetch_of_a_page_on_this_machine(tmp_path: Path, chatml_model: Path, page: str) -> None:
+def test_fetch_of_a_page_on_this_machine(tmp_path: Path, chatml_model: Path, pages: Loopback) -> None:
     server = f"{module('mcp_server_fetch')} --allow-private-ips"
-    [fetched] = calls(chatml_model, tmp_path, {"Tides?": call("fetch", url=page, raw=True)}, "--mcp", server)
+    [fetched] = calls(
+        chatml_model, tmp_path, {"Tides?": call("fetch", url=address(pages, "page"), raw=True)}, "--mcp", server
+    )
     assert "High at noon." in fetched["result"]
 
 

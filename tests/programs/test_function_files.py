@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from cases import rows
 from waiting import TIMEOUT_S, NewChildren, wait_for_end, wait_until
 
 from cerebrum_cli.core.errors import UsageError
@@ -192,19 +193,7 @@ def _private(): ...
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("source", "problem"),
-    [
-        ("def f(:\n", "cannot import .*mytools.py: SyntaxError: .*, line 1"),
-        ("import missing_module\n", "cannot import .*: ModuleNotFoundError: No module named 'missing_module'"),
-        ("raise SystemExit(3)", "cannot import .*: SystemExit: 3"),
-        ("input()", "cannot import .*: EOFError: EOF when reading a line"),
-        ("import os; os._exit(4)", "cannot import .*: its process ended: exit code 4"),
-        ("from math import sqrt\ndef _f(): ...", "mytools.py defines no public functions"),
-        ("def many(*names): ...", "many cannot be a tool: it has parameters without a name"),
-        (None, "cannot import .*mytools.py: FileNotFoundError"),
-    ],
-)
+@pytest.mark.parametrize(("source", "problem"), rows("tool_files"))
 def test_files_that_give_no_tools_are_rejected(tmp_path: Path, source: str | None, problem: str) -> None:
     path = tmp_path / "mytools.py"
     if source is not None:
