@@ -29,7 +29,7 @@ ABOUT_MODELS, EVALUATE = "docs/models.md", "docs/evaluate.md"
 LEFT_OUT = {
     "builds or installs programs": r"^((make|source|pip|pipx|uv) |.*scripts/setup\.sh)",
     "asks on a terminal, or changes the shell": r"cerebrum pull( author/model)? +#|--show-completion|chat --tool",
-    "starts a server or a cluster": r"^(llama-server|ggml-rpc-server) |--ray ",
+    "starts a server or a cluster": r"^llama-server |--ray ",
     "takes a minute": r"cerebrum lm-eval\b",
     "needs a GPU": r"cpu_moe=24",
     "needs an MCP server": r"--mcp http",
