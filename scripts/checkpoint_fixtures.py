@@ -3,8 +3,8 @@
 Usage: python scripts/checkpoint_fixtures.py [NAME...]
 
 Needs numpy, torch and transformers 5, but nothing of this project, so that it can run in an environment of its own. The
-weights are not stored: they follow from names and seeds (tests/support/checkpoint_models.py). The seed of a model is
-the first for which its greedy reply is unambiguous, varied, and without special tokens.
+weights are not stored: they follow from names and seeds (tests/support/models/checkpoint_models.py). The seed of a
+model is the first for which its greedy reply is unambiguous, varied, and without special tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import transformers
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support" / "models"))
 from checkpoint_models import FIXTURES, tensor_weights, write_weights
 
 SPECIAL_TOKENS = 9  # of the vocabulary, at its beginning

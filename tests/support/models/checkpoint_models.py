@@ -18,7 +18,7 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
-FIXTURES = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
+FIXTURES = Path(__file__).resolve().parents[2] / "data" / "checkpoints"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 PATTERN = (

@@ -13,7 +13,7 @@ from cerebrum_cli.formats.prompt_format import RAW, PromptFormat
 
 TEMPLATES = {
     path.stem: path.read_text(encoding="utf-8")
-    for path in sorted((Path(__file__).parents[1] / "data" / "templates").glob("*.jinja"))
+    for path in sorted((Path(__file__).parents[2] / "data" / "templates").glob("*.jinja"))
 }
 NO_SYSTEM = ("gemma",)
 KEEPS_REPLIES = ("chatml", "gemma", "llama-2", "llama-3", "mistral", "qwen3.8", "smollm3")  # as they were sampled

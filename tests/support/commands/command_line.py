@@ -19,7 +19,7 @@ from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.engine.llama.first_load import file_key
 from cerebrum_cli.main import run
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COMMAND = str(Path(sys.executable).with_name("cerebrum"))
 PYTHON = shlex.quote(sys.executable)  # a word of a shell: the path may have spaces
 USER_PREFIXES = ("CEREBRUM_", "XDG_", "HF_")
@@ -245,7 +245,8 @@ def endless_reply_grammar(directory: Path) -> Path:
 
 def start_python(code: str, *arguments: object, home: Path | None = None) -> subprocess.Popen[str]:
     """Run Python code in a child process of a user; it can import the helpers of the tests."""
-    folders = [str(ROOT / folder) for folder in ("", "tests/support")]
+    support = Path(__file__).parents[1]
+    folders = map(str, (ROOT, support, *(folder for folder in support.iterdir() if folder.is_dir())))
     paths = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", str(ROOT))])  # or another build of llama.cpp
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
