@@ -70,6 +70,7 @@ class ChatCommand(QuestionOptions, AnswerOptions):
             conversation,
             display,
             question,
+            typed=" ".join(words),
             offline=self.offline,
             saved=saved if saved and saved.prompt else None,
             files=files,

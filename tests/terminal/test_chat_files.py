@@ -114,11 +114,11 @@ def test_chat_begins_with_files_and_with_piped_text(open_chat: OpenTerminal, use
     person.leave()
     assert user.contents("files")[0] == "cats.txt:\n```txt\nThis is cats.txt.\n```\n\nWho sleeps?"
     pipe = ("sh", "-c", 'printf "+a\\n-b\\n" | "$@"', "sh")
-    person = open_chat("", "Review this", "-f", "notes", "--session", "diff", shell=pipe, **SCRIPT)
+    person = open_chat("", "Review @notes, @a", "--session", "diff", shell=pipe, **SCRIPT)
     person.wait_for("Yes.")
     person.type("Sure?\r", shows="Yes.")
     person.leave()
-    assert user.contents("diff")[::2] == ["notes:\n```\nThis is notes.\n```\n\nReview this\n\n+a\n-b", "Sure?"]
+    assert user.contents("diff")[::2] == ["notes:\n```\nThis is notes.\n```\n\nReview @notes, @a\n\n+a\n-b", "Sure?"]
 
 
 @pytest.mark.slow

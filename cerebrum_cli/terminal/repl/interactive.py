@@ -12,6 +12,7 @@ from cerebrum_cli.terminal.interrupts import Signals, ignore
 from cerebrum_cli.terminal.repl.questions import InputSource, PlainPrompt, ScriptInput
 from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
+from cerebrum_cli.terminal.repl.typed_paths import named_files
 from cerebrum_cli.terminal.sinks import ReplyDisplay
 from cerebrum_cli.terminal.streams import is_plain_terminal
 
@@ -21,12 +22,14 @@ def run_chat(
     display: ReplyDisplay,
     question: str | None,
     *,
+    typed: str = "",
     offline: bool = False,
     saved: SavedPrompt | None = None,
     files: Iterable[tuple[str, str | Picture]] = (),
 ) -> int:
     """Ask the first `question`, run a chat until the user exits, and close it; return the exit code.
 
+    `typed` is what may name files in the question: not what was piped in.
     `saved` and `files`, with names and contents, go before the first question. Raises Interrupted if Ctrl-C ends a
     script, or another signal the chat.
     """
@@ -34,7 +37,7 @@ def run_chat(
         display.signals = signals
         try:
             repl = Repl(chat, display, signals, SLASH_COMMANDS, offline, saved, list(files))
-            repl.run(input_source(repl), question)
+            repl.run(input_source(repl), question, named_files(typed))
         finally:
             with signals.acting(signals.exit_on_second(ignore)):
                 display.streams.note(chat.close())

@@ -56,8 +56,8 @@ class Repl:
     def streams(self) -> Streams:
         return self.display.streams
 
-    def run(self, source: InputSource, first: str | None = None) -> None:
-        """Ask the `first` question, and run until the user exits.
+    def run(self, source: InputSource, first: str | None = None, paths: Sequence[Path] = ()) -> None:
+        """Ask the `first` question, with the files that it names, and run until the user exits.
 
         Raises Interrupted if Ctrl-C ends a script, or another signal the chat.
         """
@@ -71,7 +71,7 @@ class Repl:
             if first is not None:
                 self.show_question(first)
                 with self._reporting_errors():
-                    self.ask(first)
+                    self.ask(first, paths)
             while not self.is_done and (line := self._read()) is not None:
                 if line.text.strip():
                     with self._reporting_errors():
