@@ -271,11 +271,16 @@ class CodeBlock(NamedTuple):
     language: str
 
 
-def code_blocks(text: str) -> list[CodeBlock]:
+def read_blocks(text: str) -> Blocks:
+    """The blocks of a complete text."""
     reader = Reader()
-    lines: dict[Fence, list[str]] = {}
     blocks = [block for line in text.replace("\r", "").split("\n") for block in reader.read(line)]
-    for block in blocks + reader.finish():
+    return blocks + reader.finish()
+
+
+def code_blocks(text: str) -> list[CodeBlock]:
+    lines: dict[Fence, list[str]] = {}
+    for block in read_blocks(text):
         if isinstance(block, Fence):
             lines[block] = []
         elif isinstance(block, Code):

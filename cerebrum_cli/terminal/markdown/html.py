@@ -7,14 +7,13 @@ from html import escape
 from cerebrum_cli.core.text import Match
 from cerebrum_cli.terminal.markdown.blocks import (
     Block,
-    Blocks,
     Code,
     CodeEnd,
     Display,
     Fence,
     MarkdownTable,
-    Reader,
     TextLine,
+    read_blocks,
 )
 from cerebrum_cli.terminal.markdown.inline import PARSER
 from cerebrum_cli.terminal.markdown.mathematics import formula
@@ -22,9 +21,7 @@ from cerebrum_cli.terminal.markdown.renderer import cell_lines, split_line
 
 
 def to_html(text: str) -> str:
-    reader = Reader()
-    blocks: Blocks = [block for line in text.replace("\r", "").split("\n") for block in reader.read(line)]
-    blocks += reader.finish()
+    blocks = read_blocks(text)
     if blocks and isinstance(blocks[-1], (Fence, Code)):
         blocks.append(CodeEnd())
     return "".join(f"{block_html(block)}\n" for block in blocks)

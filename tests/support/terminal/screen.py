@@ -8,7 +8,7 @@ import pyte
 from rich.console import Console
 from rich.segment import Segment, Segments
 
-from cerebrum_cli.terminal.markdown.blocks import Reader
+from cerebrum_cli.terminal.markdown.blocks import read_blocks
 from cerebrum_cli.terminal.markdown.renderer import render_rows
 
 
@@ -80,9 +80,7 @@ class ScreenFile(StringIO):
 def render_whole(text: str, columns: int, rows: int) -> Screen:
     file = ScreenFile(columns, rows)
     console = Console(file=file, width=columns, height=rows)
-    reader = Reader()
-    blocks = [block for line in text.replace("\r", "").split("\n") for block in reader.read(line)]
-    for row in render_rows(console, blocks + reader.finish()):
+    for row in render_rows(console, read_blocks(text)):
         console.print(Segments([*row, Segment.line()]), end="")
     return file.screen
 
