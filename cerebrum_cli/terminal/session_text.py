@@ -47,15 +47,11 @@ def session_text(streams: Streams, archived: ArchivedSession, markdown: bool) ->
     """The Markdown of a session; for a terminal without control sequences, and rendered if it is to be `markdown`."""
     if not (markdown and streams.can_style):
         return strip_controls(archived.markdown) if streams.out_is_terminal else archived.markdown
-    from rich.console import Console
-
     from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
-    from cerebrum_cli.terminal.styles import console_theme
+    from cerebrum_cli.terminal.styles import styled_console
 
     text = StringIO()
-    console = Console(
-        file=text, theme=console_theme(), width=output_width(streams), force_terminal=False, color_system="256"
-    )
+    console = styled_console(text, width=output_width(streams), force_terminal=False)
     for role, part in archived.markdown_parts:
         if text.tell():
             text.write("\n")

@@ -29,7 +29,7 @@ from cerebrum_cli.core.tools import Tool, ToolCall, ToolFinder, Tools
 from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_end
 from cerebrum_cli.terminal.status_line import StatusLine
 from cerebrum_cli.terminal.streams import PIPE_WIDTH, Streams
-from cerebrum_cli.terminal.styles import console_theme
+from cerebrum_cli.terminal.styles import styled_console
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
@@ -108,19 +108,11 @@ class AnswerSink:
 
     def _render(self, text: str) -> None:
         if self._stream is None:
-            from rich.console import Console
-
             from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
             is_terminal = self._streams.out_is_terminal
             width = None if is_terminal else PIPE_WIDTH
-            console = Console(
-                file=self._streams.out,
-                theme=console_theme(),
-                width=width,
-                force_terminal=is_terminal,
-                color_system="256",
-            )
+            console = styled_console(self._streams.out, width=width, force_terminal=is_terminal)
             self._stream = MarkdownStream(console)
             self._stream.skip(self._shown)
         with self._streams.writing_answer():

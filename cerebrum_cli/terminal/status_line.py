@@ -24,7 +24,7 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.text import one_line, strip_controls, truncate
 from cerebrum_cli.terminal.streams import Streams, columns, is_plain_terminal
-from cerebrum_cli.terminal.styles import console_theme
+from cerebrum_cli.terminal.styles import styled_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -121,9 +121,7 @@ def file_bars(streams: Streams) -> Progress:
 
 
 def error_console(streams: Streams) -> Console:
-    from rich.console import Console
-
-    return Console(file=ErrorFile(streams), force_terminal=True, color_system="256", theme=console_theme())
+    return styled_console(ErrorFile(streams), force_terminal=True)
 
 
 class ErrorFile(io.StringIO):

@@ -5,9 +5,10 @@ On the dark gray of many themes it is lower, 3.6 on #1e1e1e: no color has 4.5 th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.syntax import SyntaxTheme
     from rich.theme import Theme
 
@@ -28,6 +29,13 @@ PROMPT_STYLES = {  # of prompt_toolkit
     "question": "bold fg:#5f5fff",  # the same
     "completion-menu.completion.current": "noreverse fg:#ffffff bg:#000000",  # whose default has a contrast of 3.5
 }
+
+
+def styled_console(file: IO[str], **options: Any) -> Console:
+    """A rich console with our styles; `options` are further ones of it."""
+    from rich.console import Console
+
+    return Console(file=file, theme=console_theme(), color_system="256", **options)
 
 
 def console_theme() -> Theme:
