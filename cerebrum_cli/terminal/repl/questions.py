@@ -36,10 +36,13 @@ class InputLine(NamedTuple):
 
     @property
     def typed(self) -> str:
+        """The text without what was pasted; nothing of a literal one."""
+        if self.is_literal:
+            return ""
         typed = self.text
         for part in self.pasted:
             typed = typed.replace(part, "\n")
-        return "" if self.is_literal else typed
+        return typed
 
 
 class ScriptInput:
