@@ -1,8 +1,8 @@
-"""Planned memory: against the buffers that llama.cpp logs and totals worked out by hand; the GPUs that it lists."""
+"""Planned memory: against what llama.cpp logs, by hand, and for models and machines that people have; and the GPUs."""
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,8 @@ import pytest
 from cases import rows
 from tiny_models import Shape, write_quantized
 
+from cerebrum_cli.core.errors import EngineError, UsageError
+from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.engine import memory
 from cerebrum_cli.engine.drafter import MAX_DRAFT
 from cerebrum_cli.engine.llama import bindings
@@ -18,25 +20,15 @@ from cerebrum_cli.engine.llama.bindings import accelerators, llama, log
 from cerebrum_cli.engine.llama.context import context_params
 from cerebrum_cli.engine.llama.load import load_model
 from cerebrum_cli.engine.machine import Memory
-from cerebrum_cli.engine.memory import (
-    Device,
-    LayerCounts,
-    LoadPlan,
-    MemoryNeeds,
-    cells,
-    checkpoint_budget,
-    compute_bytes,
-    group_lengths,
-    n_outputs_max,
-)
-from cerebrum_cli.engine.memory_plan import plan_layers
+from cerebrum_cli.engine.memory import Device, FreeMemory, LayerCounts, LoadPlan, MemoryNeeds, checkpoint_budget
+from cerebrum_cli.engine.memory_plan import HOST_EXPERTS_UBATCH, plan_layers, plan_load
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.gguf.contents import Array
 from cerebrum_cli.gguf.header import parts_sizes, read_header, read_tables
 from cerebrum_cli.gguf.sizes import Hyperparameters, LayerSizes, ModelSizes, layer_windows, model_sizes
 
-MIB, GIB = 2**20, 2**30
+GB, GIB, MIB = 10**9, 2**30, 2**20
 GPUS = accelerators()
 
 # A Mistral-7B in a 4-bit quantization, rounded: a layer is 128 MiB of weights and, in 8192 tokens, 32 MiB of KV cache.
@@ -184,10 +176,10 @@ GEMMA = replace(MISTRAL, layers=(*(LayerSizes(128 * MIB, 1024, 1024, window=1024
 def test_windows_hold_what_a_step_reads() -> None:
     window, dense = GEMMA.layers[4:6]
     chat = replace(CHAT, n_ubatch=128)
-    assert (cells(window, chat), cells(dense, chat)) == (1280, 8192), "1,024 and 128 rows, padded to 256"
-    assert cells(window, replace(chat, length=1024)) == 1024
+    assert (memory.cells(window, chat), memory.cells(dense, chat)) == (1280, 8192), "1,024 and 128 rows, padded to 256"
+    assert memory.cells(window, replace(chat, length=1024)) == 1024
     batch = replace(chat, slots=16)
-    assert (cells(window, batch), cells(window, replace(batch, kv_unified=True))) == (1280, 8192)
+    assert (memory.cells(window, batch), memory.cells(window, replace(batch, kv_unified=True))) == (1280, 8192)
     cache = LoadPlan(GEMMA, batch).needs.host - LoadPlan(GEMMA, chat).needs.host + checkpoint_budget(GEMMA, chat)
     assert cache == 15 * (4096 * (4 * 8192 + 20 * 1280) + 4 * 32000)
 
@@ -212,10 +204,10 @@ def test_outputs_are_limited_to_what_steps_need() -> None:
         (200, 512, 248_320, 200),
         (16, 8, 248_320, 16),  # llama.cpp requires one for each slot
     ):
-        assert n_outputs_max(ContextOptions(8192, slots, 1, n_ubatch), vocabulary) == outputs
+        assert memory.n_outputs_max(ContextOptions(8192, slots, 1, n_ubatch), vocabulary) == outputs
     assert MAX_DRAFT < memory.MIN_OUTPUTS, "steps with draft tokens"
     large = replace(MISTRAL, vocabulary_size=248_320)
-    assert compute_bytes(large, CHAT) == COMPUTE, "logits of 64 rows are smaller than a layer's activations"
+    assert memory.compute_bytes(large, CHAT) == COMPUTE, "logits of 64 rows are smaller than a layer's activations"
 
 
 SHORT, LONG = 1280, 32_768
@@ -234,45 +226,28 @@ SHORT, LONG = 1280, 32_768
     ],
 )
 def test_plan_groups_lengths_that_are_faster_apart(lengths: list[int], groups: list[int]) -> None:
-    assert group_lengths(lengths) == groups
+    assert memory.group_lengths(lengths) == groups
 
 
-def sizes_of(
-    kv_heads: tuple[int, ...], windows: tuple[int, ...] = (), tensors: tuple[str, ...] = (), **values: int
-) -> ModelSizes:
-    """Sizes by metadata, and the names of tensors of a byte each; in other names, `__` stands for a dot."""
-    given: dict[str, int | Array] = {name.replace("__", "."): value for name, value in values.items()}
-    given |= {"attention.head_count": 8, "attention.head_count_kv": Array("u32", len(kv_heads), kv_heads)}
-    given |= {"attention.sliding_window_pattern": Array("u32", len(windows), windows)} if windows else {}
-    keys = hyperparameters("gemma4", len(kv_heads), {"attention.sliding_window": max(windows, default=0), **given})
-    return model_sizes(keys, ((name, 1) for name in tensors))
-
-
-def hyperparameters(architecture: str, layers: int, values: Mapping[str, int | Array]) -> Hyperparameters:
-    named = {f"{architecture}.{key}": value for key, value in {"block_count": layers, **values}.items()}
+def keys_of(architecture: str, values: Mapping[str, int | Array]) -> Hyperparameters:
+    named = {f"{architecture}.{key}": value for key, value in values.items()}
     return Hyperparameters(Path("model.gguf"), {"general.architecture": architecture, **named})
 
 
-WINDOWED = {"key_length": 512, "value_length": 512, "key_length_swa": 256, "value_length_swa": 128}
-SHARED = {f"attention__{name}": value for name, value in {**WINDOWED, "shared_kv_layers": 1}.items()}
-PREDICTING = {"nextn_predict_layers": 1, "attention__key_length": 64, "attention__value_length": 64}
-LATENT = {"attention__key_length": 576, "attention__value_length": 512, "attention__key_length_mla": 192}
-
-
-@pytest.mark.parametrize(
-    ("kv_heads", "windows", "values", "lengths"),
-    [
-        ((2, 4, 4, 4), (0, 64, 64, 64), SHARED, [(1024, 1024), (1024, 512), (1024, 512), (0, 0)]),
-        ((2, 2, 2), (0,) * 3, PREDICTING, [(128, 128), (128, 128), (0, 0)]),
-        ((1, 1), (0,) * 2, LATENT, [(576, 0)] * 2),  # latent attention has no values
-    ],
-)
-def test_sizes_of_windowed_shared_predicting_and_latent_layers(
-    kv_heads: tuple[int, ...], windows: tuple[int, ...], values: dict[str, int], lengths: list[tuple[int, int]]
+@pytest.mark.parametrize(("name", "kv_heads", "windows", "values", "lengths"), rows("layer_lengths"))
+def test_sizes_of_layers_that_differ(
+    name: str, kv_heads: list[int], windows: list[int], values: dict[str, int], lengths: list[list[int]]
 ) -> None:
-    sizes = sizes_of(kv_heads, windows if any(windows) else (), (), **values)
-    assert [(layer.key_length, layer.value_length) for layer in sizes.layers] == lengths
-    assert [layer.window for layer in sizes.layers] == [*windows]
+    layers: dict[str, int | Array] = {
+        "block_count": len(kv_heads),
+        "attention.head_count": 8,
+        "attention.head_count_kv": Array("u32", len(kv_heads), tuple(kv_heads)),
+        "attention.sliding_window": max(windows),
+        "attention.sliding_window_pattern": Array("u32", len(windows), tuple(windows)),
+    }
+    sizes = model_sizes(keys_of("gemma4", {**layers, **values}), ())
+    assert [[layer.key_length, layer.value_length] for layer in sizes.layers] == lengths
+    assert [layer.window for layer in sizes.layers] == windows
 
 
 @pytest.mark.parametrize(("architecture", "window", "pattern", "windows"), rows("attention_windows"))
@@ -280,8 +255,8 @@ def test_sizes_know_the_windows_of_architectures(
     architecture: str, window: int, pattern: int | list[bool], windows: list[int]
 ) -> None:
     stated = pattern if isinstance(pattern, int) else Array("bool", len(pattern), tuple(pattern))
-    values = {"attention.sliding_window": window, "attention.sliding_window_pattern": stated}
-    assert layer_windows(hyperparameters(architecture, 7, values)) == tuple(windows)
+    values = {"block_count": 7, "attention.sliding_window": window, "attention.sliding_window_pattern": stated}
+    assert layer_windows(keys_of(architecture, values)) == tuple(windows)
 
 
 def test_sizes_of_a_model_in_parts_are_those_of_the_whole(parts: dict[str, Path], chatml_model: Path) -> None:
@@ -290,44 +265,30 @@ def test_sizes_of_a_model_in_parts_are_those_of_the_whole(parts: dict[str, Path]
     assert parts_sizes([*parts.values()]) == whole
 
 
-CPU, GPU, INTEGRATED, ACCELERATOR = range(4)  # ggml_backend_dev_type
-HOST = 24 * GIB  # available
-
-
 class Listed(NamedTuple):
     """A device as llama.cpp lists it, in MiB."""
 
     name: str
     description: str
-    type: int
+    type: str
     total: int
     free: int
 
 
-PROCESSOR = Listed("CPU", "a processor", CPU, 32_000, 24_000)
-DISCRETE = Listed("Vulkan0", "AMD Radeon AI PRO R9700", GPU, 32_624, 32_000)
-APPLE = (  # llama-bench --list-devices, before and since Metal devices have numbers
-    Listed("Metal", "Apple M4 Max", GPU, 98_304, 98_303),
-    Listed("BLAS", "Accelerate", ACCELERATOR, 0, 0),
-)
-APPLE_NUMBERED = (Listed("MTL0", "Apple M2 Ultra", GPU, 165_150, 158_091),)
-SPARK = (Listed("CUDA0", "NVIDIA GB10", INTEGRATED, 122_570, 118_000),)
-RYZEN = (Listed("Vulkan0", "AMD Radeon 8060S Graphics", INTEGRATED, 65_536, 62_259),)
-UNIFIED_CUDA = (Listed("CUDA0", "NVIDIA GeForce RTX 5090", GPU, 32_106, 55_372),)  # free: memory of the host
-TWO_KINDS = (DISCRETE, Listed("Vulkan1", "AMD Radeon 680M", INTEGRATED, 12_000, 11_000))
+HOST = 24 * GIB  # available
+TYPES = ("CPU", "GPU", "INTEGRATED", "ACCELERATOR")  # in the order of ggml_backend_dev_type
 
 
-def find(monkeypatch: pytest.MonkeyPatch, *listed: Listed) -> tuple[Device, ...]:
-    """Find the GPUs of a list, on a host with HOST bytes available."""
+def find_gpus(monkeypatch: pytest.MonkeyPatch, listed: Sequence[Listed]) -> tuple[Device, ...]:
+    """Find the GPUs of a list, beside a processor."""
 
     def write_memory(handle: int, free: Any, total: Any) -> None:
         free._obj.value, total._obj.value = listed[handle].free * MIB, listed[handle].total * MIB
 
-    listed = (*listed, PROCESSOR)
     functions: dict[str, Any] = {
         "ggml_backend_dev_count": lambda: len(listed),
         "ggml_backend_dev_get": lambda index: index,
-        "ggml_backend_dev_type": lambda handle: listed[handle].type,
+        "ggml_backend_dev_type": lambda handle: TYPES.index(listed[handle].type),
         "ggml_backend_dev_memory": write_memory,
         "ggml_backend_dev_name": lambda handle: listed[handle].name.encode(),
         "ggml_backend_dev_description": lambda handle: listed[handle].description.encode(),
@@ -340,21 +301,14 @@ def find(monkeypatch: pytest.MonkeyPatch, *listed: Listed) -> tuple[Device, ...]
     return free.devices
 
 
-@pytest.mark.parametrize(
-    ("listed", "names", "is_unified"),
-    [
-        *((APPLE, ["Metal"], True), (APPLE_NUMBERED, ["MTL0"], True), (SPARK, ["CUDA0"], True)),
-        *((RYZEN, ["Vulkan0"], True), (UNIFIED_CUDA, ["CUDA0"], True), ((DISCRETE,), ["Vulkan0"], False)),
-        ((), [], False),
-        (TWO_KINDS, ["Vulkan0"], False),  # integrated GPUs only without others
-    ],
-)
+@pytest.mark.parametrize(("listed", "names", "is_unified"), rows("listed_devices"))
 def test_memory_of_the_host_is_counted_once(
-    monkeypatch: pytest.MonkeyPatch, listed: tuple[Listed, ...], names: list[str], is_unified: bool
+    monkeypatch: pytest.MonkeyPatch, listed: list[Any], names: list[str], is_unified: bool
 ) -> None:
-    gpus = find(monkeypatch, *listed)
+    devices = [Listed(*device) for device in listed]
+    gpus = find_gpus(monkeypatch, [*devices, Listed("CPU", "a processor", "CPU", 32_000, 24_000)])
     assert [(gpu.name, gpu.is_unified) for gpu in gpus] == [(name, is_unified) for name in names]
-    for gpu, device in zip(gpus, listed, strict=False):
+    for gpu, device in zip(gpus, devices, strict=False):
         assert (gpu.description, gpu.free, gpu.total) == (device.description, device.free * MIB, device.total * MIB)
     context = ContextOptions(4096, 1, 1, 512)
     for weights, fits_memory in ((GIB, True), (3 * GIB // 2, not is_unified)):  # 18 GB or 26 GB in all, of 24 GB
@@ -375,3 +329,208 @@ def test_experts_of_the_first_layers_are_kept_on_the_host(tmp_path: Path) -> Non
     options = LoadOptions(path, 512, read_header(path).sizes)
     plan = LoadPlan(options.sizes, options.context, host_experts=11)
     llama.llama_model_free(load_model(options, plan, (), lambda _: None, StopFlag()))
+
+
+# Load plans.
+
+
+def published(
+    architecture: str,
+    hyperparameters: Mapping[str, int],
+    vocabulary: int,
+    mib: Sequence[int],
+    full_attention_every: int,
+) -> ModelSizes:
+    """Sizes of a published model, by MiB of its embeddings, its output matrix, each layer, and each layer's experts."""
+    embeddings, output, layer, experts = (size * MIB for size in mib)
+    tensors = {"token_embd.weight": embeddings} | ({"output.weight": output} if output else {})
+    for index in range(hyperparameters["block_count"]):
+        attends = (index + 1) % full_attention_every == 0
+        tensors[f"blk.{index}.{'attn_k' if attends else 'ssm_out'}.weight"] = layer
+        tensors |= {f"blk.{index}.ffn_up_exps.weight": experts} if experts else {}
+    values = {**hyperparameters, "vocab_size": vocabulary}
+    return model_sizes(keys_of(architecture, values), tensors.items())
+
+
+# Sizes are those of published Q4_K_M files; gpt-oss is in MXFP4.
+SIZES = {name: published(**given) for name, given in rows("model_shapes").items()}
+
+VOTES, ASK = ContextOptions(slots=16, kv_unified=True), ContextOptions()
+BATCH = ContextOptions(slots=64, batch_invariant=True)
+USES = {"chat": (VOTES, True), "ask": (ASK, False), "batch": (BATCH, False)}
+
+
+def machines(memory: int) -> dict[str, FreeMemory]:
+    """Machines with so much free memory: without a GPU, with one of 8 or 24 GB, with both, and with unified memory."""
+    small, large = (Device(f"CUDA{index}", "a GPU", free, free) for index, free in enumerate((7 * GIB, 23 * GIB)))
+    shared = Device("MTL0", "Apple M4", memory * 3 // 4, memory * 3 // 4, is_unified=True)
+    return {
+        "CPU": FreeMemory(memory),
+        "8 GB": FreeMemory(memory, (small,)),
+        "24 GB": FreeMemory(memory, (large,)),
+        "two": FreeMemory(memory, (small, large)),
+        "unified": FreeMemory(memory, (shared,)),
+    }
+
+
+def options(model: str, context: ContextOptions = ASK, **others: object) -> LoadOptions:
+    return LoadOptions(Path("model.gguf"), 32_768, SIZES[model], context, **others)  # type: ignore[arg-type]
+
+
+def planned(load_options: LoadOptions, free: FreeMemory) -> tuple[LoadPlan, list[str]]:
+    events: list[Event] = []
+    plan = plan_load(load_options, free, events.append)
+    return plan, [event.message for event in events if isinstance(event, NoticeEvent)]
+
+
+def beside_weights(plan: LoadPlan, free: FreeMemory) -> FreeMemory:
+    """Free memory once the weights are loaded, also those that are mapped."""
+    pairs = zip(free.devices, plan.weights.devices, strict=True)
+    devices = tuple(replace(each, free=each.free - need) for each, need in pairs)
+    return FreeMemory(free.host - plan.weights.on_host(free.devices), devices)
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("gib", [7, 11, 15, 31])  # 1 GiB is in use
+@pytest.mark.parametrize("model", SIZES)
+def test_plan_of_weights_cache_and_buffers_fits_in_free_memory(model: str, gib: int, use: str) -> None:
+    context, repack = USES[use]
+    for machine, free in machines(gib * GIB).items():
+        plan, notices = planned(options(model, context, repack=repack), free)
+        if "does not fit in free memory" in "".join(notices):
+            assert plan.context.length == 256 and not plan.repack
+            assert plan.sizes.weight_bytes + GIB > free.host, machine
+            continue
+        assert plan.repack is (repack and not plan.host_experts)
+        if use != "batch":
+            assert plan.needs.fits(free), machine
+            continue
+        left = beside_weights(plan, free)
+        for length in (320, 1280, plan.context.length):
+            slots = plan.slots_for(length, left)
+            is_least = slots == 1 and length > 1280
+            fitted = plan.with_context(length=length, slots=slots)
+            assert is_least or fitted.needs.fits(free), (machine, length, slots)
+
+
+@pytest.mark.parametrize(
+    ("thinks", "room", "length"),  # `room` is the length that memory suffices for
+    [
+        (False, 65_536, 8192),
+        (False, 4096, 4096),
+        (False, 512, 512),
+        (True, 65_536, 32_768),
+        (True, 20_480, 20_480),  # enough for a model that does not think, so without a notice
+        (True, 7936, 7936),
+    ],
+)
+def test_plan_context_is_the_default_or_what_fits(thinks: bool, room: int, length: int) -> None:
+    chat = replace(options("Mistral 7B"), trained_context=131_072, thinks=thinks)
+    needed = memory.HEADROOM + LoadPlan(chat.sizes, ContextOptions(room, n_ubatch=memory.CPU_UBATCH)).needs.host
+    limited = f"context limited to {length} tokens by free memory (default: 8192)"
+    plan, notices = planned(chat, FreeMemory(needed))
+    assert (plan.context.length, notices) == (length, [limited] if length < 8192 else [])
+    assert planned(chat, FreeMemory(needed - 1))[0].context.length == min(length, room - 256)
+
+
+def test_plan_length_is_what_fits_beside_the_weights() -> None:
+    chat = options("Mistral 7B", VOTES)
+    plan, _ = planned(chat, FreeMemory(64 * GIB))
+    needed = memory.HEADROOM + plan.with_context(length=20_480, slots=1).context_needs.host
+    for free, expected in ((64 * GIB, 32_000), (needed, 20_480), (needed - 1, 20_224)):
+        assert plan.longest_context(32_000, FreeMemory(free)) == expected
+
+
+def test_plan_context_uses_the_memory_of_a_gpu_only_if_allowed() -> None:
+    free = machines(4 * GIB)
+    chat = options("Mistral 7B")
+    assert planned(chat, free["8 GB"])[0].context.length == 8192
+    assert planned(replace(chat, gpu_layers="0"), free["8 GB"])[0].context.length == 256
+    assert planned(chat, free["unified"])[0].context.length == 256
+
+
+@pytest.mark.parametrize("use", ["chat", "ask"])
+def test_plan_refuses_a_context_that_would_evict_the_weights(use: str) -> None:
+    context, repack = USES[use]
+    requested = options("Mistral 7B", replace(context, length=32768), repack=repack)
+    with pytest.raises(EngineError) as caught:
+        planned(requested, FreeMemory(8 * GB))
+    assert caught.value.message == (
+        "a context of 32768 tokens needs 8.8 GB including the model's weights; 8.0 GB is free"
+    )
+    assert caught.value.hint == "use --ctx 26880 or less"
+    accepted = replace(requested, context=replace(context, length=26880))
+    assert planned(accepted, FreeMemory(8 * GB))[0].context.length == 26880
+    assert planned(requested, machines(8 * GB)["24 GB"])[0].context.length == 32768
+
+
+def test_plan_maps_weights_beyond_free_memory() -> None:
+    chat = options("Qwen3 30B-A3B", VOTES, repack=True)
+    plan, notices = planned(chat, FreeMemory(8 * GB))
+    assert notices == [
+        "the model (18.5 GB) does not fit in free memory: weights are read from disk for each token",
+        "context limited to 256 tokens by free memory (default: 8192)",
+    ]
+    assert not plan.repack, "these would have to be in memory"
+    forced = replace(chat, context=replace(VOTES, length=32768))
+    assert planned(forced, FreeMemory(8 * GB))[0].context.length == 32768
+    with pytest.raises(EngineError, match=r"needs 3\.\d GB; 2\.0 GB is free"):
+        planned(forced, FreeMemory(2 * GB))
+
+
+def test_plan_of_a_chat_limits_slots_to_the_states_that_fit() -> None:
+    hybrid, windowed = options("Qwen3.5 9B", VOTES), options("Gemma 3 12B", VOTES)
+    assert planned(options("Mistral 7B", VOTES), FreeMemory(32 * GIB))[0].context.slots == 16
+    plenty, scarce = (planned(hybrid, FreeMemory(free))[0] for free in (32 * GIB, 7100 * MIB))
+    assert (plenty.context.slots, plenty.context.kv_unified) == (10, True), "50 MiB each, 512 MiB in all"
+    assert 1 < scarce.context.slots < 10 and scarce.context.length == 8192
+    one = planned(windowed, FreeMemory(32 * GIB))[0].context
+    assert (one.slots, one.kv_unified) == (1, False)
+    assert planned(replace(windowed, context=BATCH), FreeMemory(32 * GIB))[0].context.slots == 64
+
+
+MIXTURE = options("Qwen3 30B-A3B", VOTES, repack=True)
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpu_moe", "gpu_layers", "experts", "layers"),
+    [
+        ("8 GB", "auto", "auto", 48, 49),  # only without experts do all layers fit
+        *((machine, "auto", "auto", 0, 49) for machine in ("24 GB", "two", "unified")),
+        ("8 GB", "off", "auto", 0, 16),
+        ("8 GB", "48", "auto", 48, 49),
+        ("8 GB", "100", "10", 48, 10),
+        ("8 GB", "auto", "10", 0, 10),
+        ("8 GB", "auto", "all", 48, 49),
+    ],
+)
+def test_plan_keeps_experts_on_the_host_as_needed_or_requested(
+    machine: str, cpu_moe: str, gpu_layers: str, experts: int, layers: int
+) -> None:
+    requested = replace(MIXTURE, cpu_moe=cpu_moe, gpu_layers=gpu_layers)
+    plan, _ = planned(requested, machines(31 * GIB)[machine])
+    assert (plan.host_experts, sum(plan.offloaded)) == (experts, layers)
+    assert plan.repack is not bool(experts), "repacked experts could not be copied to the GPU"
+    assert plan.context.n_ubatch == (HOST_EXPERTS_UBATCH if experts else memory.GPU_UBATCH)
+
+
+def test_plan_without_a_gpu_refuses_experts_on_the_cpu() -> None:
+    for accepted in ("auto", "off"):
+        assert not planned(replace(MIXTURE, cpu_moe=accepted), FreeMemory(32 * GIB))[0].host_experts
+    with pytest.raises(UsageError) as caught:
+        planned(replace(MIXTURE, cpu_moe="4"), FreeMemory(32 * GIB))
+    assert caught.value.message == "cpu_moe=4 needs a GPU"
+
+
+def test_plan_of_a_vocabulary_alone_needs_no_memory() -> None:
+    requested = replace(MIXTURE, cpu_moe="4", vocabulary_only=True)
+    for free in (FreeMemory(GIB), *machines(GIB).values()):
+        plan, notices = planned(requested, free)
+        assert (plan.context.length, notices) == (8192, [])
+        assert beside_weights(plan, free).devices == free.devices
+
+
+def test_plan_of_a_mixture_on_a_cpu_has_large_steps() -> None:
+    for model, n_ubatch in (("Qwen3 30B-A3B", 512), ("gpt-oss-20b", 512), ("Mistral 7B", memory.CPU_UBATCH)):
+        assert planned(options(model), FreeMemory(32 * GIB))[0].context.n_ubatch == n_ubatch
+    assert planned(options("gpt-oss-20b", ContextOptions(n_ubatch=64)), FreeMemory(32 * GIB))[0].context.n_ubatch == 64
