@@ -29,7 +29,7 @@ def test_reference_pages_are_current(name: str) -> None:
 def test_examples_of_configuration_can_be_read(page: Path, tmp_path: Path) -> None:
     examples = re.findall(r"^```toml\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
     models = [example for example in examples if example.startswith("[models")]
-    packages = [example for example in examples if example.startswith("[project]")]
+    packages = [example for example in examples if example.startswith("[project")]
     settings = "\n".join(example for example in examples if example not in (*models, *packages))
     (tmp_path / "models.toml").write_text("\n".join(models), encoding="utf-8")
     (tmp_path / "config.toml").write_text(settings, encoding="utf-8")

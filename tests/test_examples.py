@@ -282,14 +282,13 @@ def test_prompts_are_as_printed(command: CommandLine, mistral_model: Path) -> No
 
 
 def documented(page: str, heading: str) -> set[str]:
-    """Keys in the first table, the example or the text below a heading of a page."""
+    """Keys in the list, the example or the text below a heading of a page."""
     text = (ROOT / page).read_text(encoding="utf-8")
     section = text.partition(f"# {heading}\n\n")[2].partition("\n#")[0]
     if section.startswith("```json\n"):
         return set(json.loads(section.split("```")[1].removeprefix("json\n")))
-    table = re.search(r"(^\|.*\n?)+", section, re.M)
-    rows = re.findall(r"^\| (`.+?) \|", table[0], re.M) if table else [section]
-    return set(re.findall(r"`(\w+)`", "".join(rows)))
+    items = re.findall(r"^- (`.+?`):", section, re.M)
+    return set(re.findall(r"`(\w+)`", "".join(items or section)))
 
 
 def test_reference_lists_the_keys_of_json_output(command: CommandLine) -> None:
