@@ -184,14 +184,13 @@ def cpu_features() -> Sequence[str]:
 
 @cache
 def machine() -> str:
-    """Processor name, number of cores available to this process, GPUs that llama.cpp uses, and operating system."""
+    """Name of the processor, and of the GPUs that llama.cpp uses."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         name = lines[0].partition(":")[2].strip() if lines else name
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return ", ".join([name, f"{count} cores", *in_subprocess(gpus), platform.system()])
+    return ", ".join([name, *in_subprocess(gpus)])
 
 
 def gpus() -> list[str]:
@@ -210,14 +209,14 @@ def record(heading: str, rows: Iterable[Row], dry_run: bool = False) -> None:
         met = "yes" if row.met else "no"
         print(f"{row.label}: {row.ours} against {row.peer}, ratio {row.ratio:.3f}, target {row.target}, met: {met}")
         if not dry_run:
-            cells = (row.label, row.ours, row.peer, f"{row.ratio:.3f}", row.target, str(date.today()), machine())
+            cells = (row.label, row.ours, row.peer, f"{row.ratio:.3f}", row.target, f"{date.today()}, {machine()}")
             RESULTS.write_text(with_row(RESULTS.read_text(), heading, cells))
 
 
 def with_row(page: str, heading: str, cells: Sequence[str]) -> str:
     """A page with a row in the first table below a heading. Raises ValueError without such a table."""
     lines = page.splitlines()
-    start = lines.index("|---|---|---|---|---|---|---|", lines.index(f"## {heading}")) + 1
+    start = lines.index("|---|---|---|---|---|---|", lines.index(f"## {heading}")) + 1
     end = next((at for at in range(start, len(lines)) if not lines[at].startswith("|")), len(lines))
     table = [line for line in lines[start:end] if not line.startswith(f"| {cells[0]} |")]
     lines[start:end] = [*table, f"| {' | '.join(cells)} |"]
