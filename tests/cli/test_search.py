@@ -15,7 +15,7 @@ LONG = f"mradermacher/{'Qwen3.5-Tiny-' * 3}i1-GGUF"
 def repositories(hub_user: HubUser) -> None:
     """Upload repositories that a search for "qwen" finds or not."""
     hub = hub_user.hub
-    files = {"x-Q4_K_M.gguf": 10**9}
+    files = {"x-Q4_K_M.gguf": b""}
     hub.repository(CATALOGUED, files, downloads=2_000_000)
     hub.repository("unsloth/Qwen3.5-122B-GGUF", files, downloads=30_000, license="other")
     hub.repository("meta/Qwen-like-GGUF", files, gated="manual", license="llama3.2", downloads=7)
@@ -40,15 +40,15 @@ def test_search_lists_repositories_by_downloads(hub_user: HubUser) -> None:
 
 def test_search_shows_at_most_ten(hub_user: HubUser) -> None:
     for number in range(20):
-        hub_user.hub.repository(f"owner/many-{number}-GGUF", {"x-Q4_K_M.gguf": 10**9}, downloads=number)
+        hub_user.hub.repository(f"owner/many-{number}-GGUF", {"x-Q4_K_M.gguf": b""}, downloads=number)
     rows = hub_user.run("search", "many-", "--json").object
     assert [row["downloads"] for row in rows] == list(range(19, 9, -1))
 
 
 def test_search_leaves_out_control_sequences_of_the_hub(hub_user: HubUser) -> None:
     hub = hub_user.hub
-    hub.repository("owner/evil-\x1b[2J-GGUF", {"x-Q4_K_M.gguf": 10**9})
-    hub.repository("owner/evil-GGUF", {"x-\x1b]0;title\x07.gguf": 10**9}, license="mit\x1b[31m\n\u202e")
+    hub.repository("owner/evil-\x1b[2J-GGUF", {"x-Q4_K_M.gguf": b""})
+    hub.repository("owner/evil-GGUF", {"x-\x1b]0;title\x07.gguf": b""}, license="mit\x1b[31m\n\u202e")
     done = hub_user.run("search", "evil")
     assert not {"\x1b", "\x07", "\u202e", "\x9b"} & set(done.out + done.err)
     assert [line.split()[0] for line in done.out.splitlines()[1:]] == ["owner/evil-GGUF"]

@@ -2,19 +2,17 @@
 
 import os
 import re
-import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from cases import rows
 from command_line import CommandLine, Finished, assert_error
 from gguf_files import write_model
-from hostile_hub import DIGEST, LFS, REPLIES, SEARCHES, HostileHub, Pieces, head, http, listing
+from hostile_hub import DIGEST, LFS, REPLIES, SEARCHES, head, http, listing
 from hub_server import FORBIDDEN, Fault, Refusal
 from hub_user import CATALOGUED, OTHER, READER, HubUser, named
-
-from cerebrum_cli.library import hub_requests
 
 
 @pytest.fixture
@@ -68,15 +66,21 @@ def test_pull_token_without_access_names_what_is_missing(hub_user: HubUser) -> N
     assert refused(hub_user, CATALOGUED, HF_TOKEN=OTHER) == (1, said, "use a token with access: set HF_TOKEN")
 
 
-@pytest.mark.parametrize(
-    ("endpoint", "error"),
-    [
-        ("http://127.0.0.1:1", "127.0.0.1:1: connection refused"),
-        ("http://no-such-host.invalid", "no-such-host.invalid: cannot resolve the host name"),
-    ],
-)
-def test_pull_gives_up_soon_on_an_unreachable_hub(hub_user: HubUser, endpoint: str, error: str) -> None:
-    done = hub_user.run("pull", CATALOGUED, HF_ENDPOINT=endpoint)
+WITHOUT_EXCEPTIONS = {"NO_PROXY": "", "no_proxy": ""}
+UNREACHABLE = [
+    ({"HF_ENDPOINT": "http://127.0.0.1:1"}, "127.0.0.1:1: connection refused"),
+    ({"HF_ENDPOINT": "http://no-such-host.invalid"}, "no-such-host.invalid: cannot resolve the host name"),
+    (
+        {"HTTP_PROXY": "http://me:secret@127.0.0.1:1", **WITHOUT_EXCEPTIONS},
+        "HUB via proxy 127.0.0.1:1: connection refused",
+    ),
+]
+
+
+@pytest.mark.parametrize(("more", "error"), UNREACHABLE)
+def test_pull_gives_up_soon_on_an_unreachable_hub(hub_user: HubUser, more: dict[str, str], error: str) -> None:
+    error = error.replace("HUB", hub_user.hub.url.removeprefix("http://"))
+    done = hub_user.run("pull", CATALOGUED, **more)
     assert (done.code, done.out) == (1, "")
     assert done.err == (
         f"note: {error}: retrying in 1 s\n"
@@ -91,27 +95,6 @@ def test_pull_refuses_a_broken_repository_without_a_request(hub_user: HubUser) -
     for reference in (repo_id, f"https://huggingface.co/{repo_id}/blob/main/Cerebrum-1.0-8x7b-Q4_K_M.gguf"):
         assert refused(hub_user, reference) == (1, said, "cerebrum pull cerebrum-8x7b")
     assert not hub_user.hub.log.requests()
-
-
-def test_pull_refuses_old_mixtral_files_by_their_header(hub_user: HubUser, tmp_path: Path) -> None:
-    def text(said: bytes) -> bytes:
-        return struct.pack("<Q", len(said)) + said
-
-    key = text(b"general.architecture") + struct.pack("<I", 8) + text(b"llama")
-    size = 3 * 2**20
-    tensor = text(b"blk.0.ffn_gate.0.weight") + struct.pack("<IQIQ", 1, size // 4, 0, 0)
-    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + key + tensor
-    old = tmp_path / "old-Q4_K_M.gguf"
-    old.write_bytes(head + bytes(-len(head) % 32) + bytes(size))
-    hub_user.hub.repository("owner/old", {old.name: old})
-    what = "made before April 2024 with one tensor per expert, which llama.cpp no longer loads"
-    do = "pull a newer conversion of this model; for Cerebrum-1.0-8x7b: cerebrum pull cerebrum-8x7b"
-    assert refused(hub_user, "owner/old") == (2, f"owner/old/{old.name}: {what}", do)
-    [header] = hub_user.hub.log.requests("cdn")
-    assert header.sent == 2**20
-    assert refused(hub_user, str(old)) == (2, f"{old}: {what}", do)
-    done = hub_user.run("ask", "-m", old, "Why?")
-    assert (done.code, done.out, done.err) == (2, "", f"error: {old}: {what}\n hint: {do}\n")
 
 
 MODEL_THAT_IS_TOO_BIG = """
@@ -140,8 +123,8 @@ def test_pull_of_a_model_that_does_not_fit_needs_yes(hub_user: HubUser, chatml_m
     ("more", "error"),
     [
         ({"HF_TOKEN": "t\u00f6k"}, "invalid characters in the token from HF_TOKEN"),
-        ({"ALL_PROXY": "socks5://127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}, "the 'socksio' package"),
-        ({"ALL_PROXY": "socks://me:secret@127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}, "socks://me:[secure]@"),
+        ({"ALL_PROXY": "socks5://127.0.0.1:1", **WITHOUT_EXCEPTIONS}, "the 'socksio' package"),
+        ({"ALL_PROXY": "socks://me:secret@127.0.0.1:1", **WITHOUT_EXCEPTIONS}, "socks://me:[secure]@"),
         ({"HF_ENDPOINT": "nonsense"}, "check the network, and HF_ENDPOINT"),
         ({"HF_ENDPOINT": "file://user:secret@host"}, "unexpected response from file://host: not a Hugging Face Hub"),
     ],
@@ -156,10 +139,8 @@ def test_pull_reports_invalid_variables(
 
 
 def test_pull_does_not_wait_for_a_pipe_in_place_of_the_token(hub_user: HubUser) -> None:
-    token = Path(hub_user.environment({})["HF_TOKEN_PATH"])
-    token.parent.mkdir(exist_ok=True)
-    os.mkfifo(token)
-    assert_error(hub_user.run("pull", CATALOGUED), 1, f"{token} is a pipe, not a file with a token")
+    os.mkfifo(hub_user.token)
+    assert_error(hub_user.run("pull", CATALOGUED), 1, f"{hub_user.token} is a pipe, not a file with a token")
 
 
 @pytest.mark.slow
@@ -168,71 +149,26 @@ def test_pull_reports_variables_huggingface_hub_rejects(hub_user: HubUser) -> No
     assert_error(done, 2, "invalid HF_ environment variable: ")
 
 
-def test_pull_names_the_proxy_that_it_cannot_reach(hub_user: HubUser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_requests, "sleep", lambda _: None)
-    proxy = {"HTTP_PROXY": "http://me:secret@127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}
-    done = hub_user.run("pull", CATALOGUED, **proxy)
-    host = hub_user.hub.url.removeprefix("http://")
-    assert_error(done, 1, f"{host} via proxy 127.0.0.1:1: connection refused", "check the network, the proxy settings")
-    assert "secret" not in done.err
+def run_on(user: HubUser, api: Sequence[bytes], file: Sequence[bytes], *arguments: str) -> Finished:
+    """Run a command on a server that sends one reply to all requests for metadata, and one to those for files."""
+    for part in ("api", "resolve", "other"):
+        user.hub.arm(Fault(part=part, times=None, raw=api if part == "api" else file))
+    return user.run(*arguments)
 
 
-def run_on(user: CommandLine, server: HostileHub, *arguments: str) -> Finished:
-    """Run a command on the server, without waiting before it is asked again."""
-    variables = {"HF_ENDPOINT": server.url, "HF_HOME": str(user.home / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    network = {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "HF_HUB_DOWNLOAD_TIMEOUT": "10"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hub_requests, "sleep", lambda _: None)
-        return user.run(*arguments, env={**variables, **network})
+def paths(user: HubUser) -> list[str]:
+    return [request.path for request in user.hub.log.requests()]
 
 
 @pytest.mark.parametrize("reply", REPLIES.values(), ids=REPLIES)
-def test_pull_survives_any_reply(new_user: CommandLine, reply: Pieces) -> None:
-    with HostileHub(reply) as server:
-        done = run_on(new_user, server, "pull", "a/b")
-        assert_error(done, done.code)
-        assert done.code in (1, 3) and not (new_user.home / "hf").exists()
-        assert {path.partition("?")[0] for path in server.paths} <= {"/api/models/a/b/revision/main", "/x"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "reference", "code", "problem"),
-    [
-        ("{}.gguf", "a/b", 2, "a/b has several models without a quantization"),
-        ("{}.gguf", "a/b:Q8_0", 3, ", and 13950 more"),
-        ("m-{:05}-of-14000.gguf", "a/b", 2, "a/b/m-00001-of-14000.gguf: truncated or damaged"),
-        ("m-{:05}-of-99999.gguf", "a/b", 3, "a/b lacks m-14001-of-99999.gguf"),
-        ("m{}-00001-of-99999.gguf", "a/b", 3, "a/b lacks m1-00002-of-99999.gguf"),
-    ],
-)
-def test_pull_plans_a_repository_of_14000_files(
-    new_user: CommandLine, name: str, reference: str, code: int, problem: str
-) -> None:
-    files = [{"rfilename": name.format(number), "size": number, "lfs": LFS} for number in range(1, 14_001)]
-    with HostileHub(http(listing(siblings=files)), http(b"GGUF")) as server:
-        assert_error(run_on(new_user, server, "pull", reference), code, problem)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["{}.gguf", "m{}-Q4_K_M.gguf"])
-def test_a_few_of_14000_models_are_read_and_named(new_user: CommandLine, tmp_path: Path, name: str) -> None:
-    model = write_model(tmp_path / "model.gguf", lambda writer: writer.add_context_length(32)).read_bytes()
-    files = [{"rfilename": name.format(number), "size": len(model), "lfs": LFS} for number in range(14_000)]
-    with HostileHub(http(listing(siblings=files)), http(model)) as server:
-        done = run_on(new_user, server, "pull", "a/b")
-        assert_error(done, 2, "or one of the others")
-        assert len(done.err) < 6000 and len(server.paths) < 30
-
-
-@pytest.mark.parametrize("name", ["Q4_" * 5000, "a/b:" + "x" * 16_000, f"{'x y' * 5000}", f"./{'x y' * 5000}"])
-def test_errors_print_at_most_200_characters_of_a_name(new_user: CommandLine, name: str) -> None:
-    done = new_user.run("ask", "-m", name, "hi")
+def test_pull_survives_any_reply(hub_user: HubUser, reply: Sequence[bytes]) -> None:
+    done = run_on(hub_user, reply, (), "pull", "a/b")
     assert_error(done, done.code)
-    assert done.code in (2, 3) and max(map(len, done.err.splitlines())) < 500
+    assert done.code in (1, 3) and not hub_user.cache.exists()
+    assert {path.partition("?")[0] for path in paths(hub_user)} == {"/api/models/a/b/revision/main"}
 
 
-FILES: dict[str, Pieces] = {
+FILES: dict[str, Sequence[bytes]] = {
     "absurd length": [head(200, f"Content-Length: {'9' * 5000}"), b"abcde"],
     "compressed": http(b"abcde" * 250_000, 200, "Content-Encoding: gzip"),
     "redirect to itself": http(b"", 302, "Location: /a/b"),
@@ -240,28 +176,57 @@ FILES: dict[str, Pieces] = {
 
 
 @pytest.mark.parametrize("reply", FILES.values(), ids=FILES)
-def test_pull_survives_any_reply_for_a_file(new_user: CommandLine, reply: Pieces) -> None:
-    with HostileHub(http(listing()), reply) as server:
-        done = run_on(new_user, server, "pull", "a/b")
-        assert_error(done, done.code)
-        assert done.code in (1, 2, 3) and not list(new_user.home.rglob(DIGEST))
+def test_pull_survives_any_reply_for_a_file(hub_user: HubUser, reply: Sequence[bytes]) -> None:
+    done = run_on(hub_user, listing(), reply, "pull", "a/b")
+    assert_error(done, done.code)
+    assert done.code in (1, 2, 3) and not list(hub_user.command.home.rglob(DIGEST))
 
 
 @pytest.mark.parametrize("reply", SEARCHES.values(), ids=SEARCHES)
-def test_search_survives_any_reply(new_user: CommandLine, reply: bytes) -> None:
-    with HostileHub(http(reply)) as server:
-        done = run_on(new_user, server, "search", "x")
-        assert_error(done, 1, f"unexpected response from {server.url}: not a Hugging Face Hub")
+def test_search_survives_any_reply(hub_user: HubUser, reply: bytes) -> None:
+    done = run_on(hub_user, http(reply), (), "search", "x")
+    assert_error(done, 1, f"unexpected response from {hub_user.hub.url}: not a Hugging Face Hub")
 
 
-def test_search_requests_one_page(new_user: CommandLine) -> None:
+def test_search_requests_one_page(hub_user: HubUser) -> None:
     found = b",".join(b'{"id": "a/b%d"}' % number for number in range(1000))
-    with HostileHub(http(b"[%b]" % found, 200, 'Link: </api/models?more>; rel="next"')) as server:
-        assert run_on(new_user, server, "search", "x").code == 0
-        assert len(server.paths) == 1
+    page = http(b"[%b]" % found, 200, 'Link: </api/models?more>; rel="next"')
+    assert run_on(hub_user, page, (), "search", "x").code == 0
+    assert len(paths(hub_user)) == 1
 
 
 @pytest.mark.parametrize("name", ["not JSON", "null"])
-def test_dataset_survives_any_reply(new_user: CommandLine, name: str) -> None:
-    with HostileHub(REPLIES[name], http(b"")) as server:
-        assert_error(run_on(new_user, server, "eval", "gsm8k", "-m", "nano"), 1)
+def test_dataset_survives_any_reply(hub_user: HubUser, name: str) -> None:
+    assert_error(run_on(hub_user, REPLIES[name], http(), "eval", "gsm8k", "-m", "nano"), 1)
+
+
+# Names of the files, and what is sent of them: a damaged file, or a model.
+LARGE = [
+    ("{}.gguf", "damaged", "a/b", 2, "a/b has several models without a quantization"),
+    ("{}.gguf", "damaged", "a/b:Q8_0", 3, ", and 13950 more"),
+    ("m-{:05}-of-14000.gguf", "damaged", "a/b", 2, "a/b/m-00001-of-14000.gguf: truncated or damaged"),
+    ("m-{:05}-of-99999.gguf", "damaged", "a/b", 3, "a/b lacks m-14001-of-99999.gguf"),
+    ("m{}-00001-of-99999.gguf", "damaged", "a/b", 3, "a/b lacks m1-00002-of-99999.gguf"),
+    ("{}.gguf", "model", "a/b", 2, "or one of the others"),
+    ("m{}-Q4_K_M.gguf", "model", "a/b", 2, "or one of the others"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kind", "reference", "code", "problem"), LARGE)
+def test_pull_reads_and_names_a_few_of_14000_files(
+    hub_user: HubUser, tmp_path: Path, name: str, kind: str, reference: str, code: int, problem: str
+) -> None:
+    model = write_model(tmp_path / "model.gguf", lambda writer: writer.add_context_length(32)).read_bytes()
+    data = model if kind == "model" else b"GGUF"
+    files = [{"rfilename": name.format(number), "size": len(model), "lfs": LFS} for number in range(1, 14_001)]
+    done = run_on(hub_user, listing(siblings=files), http(data), "pull", reference)
+    assert_error(done, code, problem)
+    assert len(done.err) < 6000 and len(paths(hub_user)) < 30
+
+
+@pytest.mark.parametrize("name", ["Q4_" * 5000, "a/b:" + "x" * 16_000, f"{'x y' * 5000}", f"./{'x y' * 5000}"])
+def test_errors_print_at_most_200_characters_of_a_name(new_user: CommandLine, name: str) -> None:
+    done = new_user.run("ask", "-m", name, "hi")
+    assert_error(done, done.code)
+    assert done.code in (2, 3) and max(map(len, done.err.splitlines())) < 500

@@ -1,12 +1,8 @@
-"""A server that sends the same reply to every request of metadata, as no Hub or a damaged one does."""
+"""Replies that no Hub sends: damaged ones, and those of other servers at its address."""
 
 import json
 from collections.abc import Sequence
 from typing import Any
-
-from loopback import Loopback, LoopbackHandler
-
-Pieces = Sequence[bytes]
 
 DIGEST, COMMIT = "1" * 64, "0" * 40
 LFS = {"sha256": DIGEST, "size": 1_000_000, "pointerSize": 134}
@@ -20,24 +16,24 @@ def head(status: int, *headers: str) -> bytes:
     return "\r\n".join((f"HTTP/1.1 {status} Hostile", "Content-Type: application/json", *headers, "", "")).encode()
 
 
-def listing(**changed: Any) -> bytes:
+def listing(**changed: Any) -> list[bytes]:
     """A repository with one model, some keys of which are changed; `file` changes the model's."""
     file = {"rfilename": "m-Q4_K_M.gguf", "size": 1_000_000, "lfs": LFS, **changed.pop("file", {})}
-    return json.dumps({"id": "a/b", "sha": COMMIT, "siblings": [file], **changed}).encode()
+    return http(json.dumps({"id": "a/b", "sha": COMMIT, "siblings": [file], **changed}).encode())
 
 
-REPLIES: dict[str, Pieces] = {
+REPLIES: dict[str, Sequence[bytes]] = {
     "empty": http(),
     "not JSON": http(b"<html>Sign in</html>"),
     "null": http(b"null"),
     "list": http(b"[1, 2]"),
     "no keys": http(b"{}"),
-    "no commit": http(listing(sha=None)),
-    "commit that is a path": http(listing(sha="../../evil")),
-    "files that are numbers": http(listing(siblings=[1])),
-    "files without names": http(listing(siblings=[{}])),
-    "digest that is missing": http(listing(file={"lfs": {"size": 5}})),
-    "size that is missing": http(listing(file={"size": None})),
+    "no commit": listing(sha=None),
+    "commit that is a path": listing(sha="../../evil"),
+    "files that are numbers": listing(siblings=[1]),
+    "files without names": listing(siblings=[{}]),
+    "digest that is missing": listing(file={"lfs": {"size": 5}}),
+    "size that is missing": listing(file={"size": None}),
     "error that is a list": http(b"[1]", 403),
     "unknown status": http(b"", 999),
     "not HTTP": [b"\x00\xff" * 5000],
@@ -46,40 +42,10 @@ REPLIES: dict[str, Pieces] = {
     "redirect to a file": http(b"", 302, "Location: file:///etc/passwd"),
     "redirect to nowhere": http(b"", 302, "Location: http://[/"),
 }
-SEARCHES: dict[str, bytes] = {
+SEARCHES = {
     "null": b"null",
     "number": b"[1]",
     "id that is a number": b'[{"id": 1}]',
     "tags that are a number": b'[{"id": "a/b", "tags": 1}]',
     "downloads that are text": b'[{"id": "a/b", "downloads": "x"}]',
 }
-
-
-class HostileHub(Loopback):
-    """Sends `api` to requests for metadata, and `file` to those for a file; `paths` are those of requests."""
-
-    def __init__(self, api: Pieces, file: Pieces = ()) -> None:
-        super().__init__(_Handler)
-        self.api, self.file = api, file
-        self.paths: list[str] = []
-
-    def __enter__(self) -> "HostileHub":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class _Handler(LoopbackHandler):
-    server: HostileHub
-
-    def do_GET(self) -> None:
-        self.server.paths.append(self.path)
-        self.close_connection = True
-        for piece in self.server.api if self.path.startswith("/api/") else self.server.file:
-            self.wfile.write(piece)

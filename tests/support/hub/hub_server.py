@@ -7,13 +7,13 @@ here, as its address has on the Hub.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from mmap import ACCESS_READ, mmap
 from pathlib import Path, PurePosixPath
 from threading import Condition
 from types import TracebackType
@@ -24,7 +24,7 @@ from loopback import ArmedFault, CountedFault, Loopback, LoopbackHandler, reset
 
 Part = Literal["api", "resolve", "cdn", "other"]
 Headers = tuple[tuple[str, str], ...]
-Source = bytes | Path | int  # of a file; of one that is only listed, its size
+Source = bytes | Path  # of a file
 
 BLOCK = 256 * 1024
 DATASETS = "datasets/"
@@ -32,7 +32,7 @@ LFS_SUFFIXES = {".gguf", ".safetensors", ".bin", ".parquet"}  # in a new reposit
 API = re.compile(r"/api/(?:models/|(datasets/))([^/]+/[^/]+)(?:/revision/([^/]+))?")
 SEARCH = "/api/models"
 RESOLVE = re.compile(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)")
-RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 SIGNED = "Expires=3600&Signature=signed"
 
 
@@ -48,7 +48,6 @@ class Request:
     method: str
     path: str  # with its query, as on the wire
     headers: Mapping[str, str]  # names in lower case
-    status: int | None = None
     sent: int = 0
     beside: int = 0
     is_under_way: bool = True
@@ -68,23 +67,22 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer ready to be sent: bytes `start` to `stop` of the body."""
+    """An answer ready to be sent, whose body begins at byte `start` of a file."""
 
     status: int
     headers: Headers
-    body: bytes | Path
-    start: int
-    stop: int
+    body: memoryview
+    start: int = 0
 
 
 def json_reply(value: Any, headers: Headers = (), status: int = 200) -> Reply:
-    body = json.dumps(value).encode()
-    return Reply(status, (("Content-Type", "application/json; charset=utf-8"), *headers), body, 0, len(body))
+    kind = ("Content-Type", "application/json; charset=utf-8")
+    return Reply(status, (kind, *headers), memoryview(json.dumps(value).encode()))
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An answer that is no success, in the Hub's shape; in `message`, {} stands for what was asked for."""
+    """An answer that is no success, in the Hub's shape."""
 
     status: int
     message: str
@@ -97,11 +95,10 @@ class Refusal:
     def resetting_after(self, seconds: int) -> Refusal:
         return self.with_header("RateLimit", f'"api";r=0;t={seconds}')
 
-    def reply(self, subject: str = "{}") -> Reply:
-        message = self.message.replace("{}", subject)
+    def reply(self) -> Reply:
         code = () if self.code is None else (("X-Error-Code", self.code),)
-        plain = message.encode("ascii", "replace").decode()  # all that a header can carry
-        return json_reply({"error": message}, (*code, ("X-Error-Message", plain), *self.headers), self.status)
+        headers = (*code, ("X-Error-Message", self.message), *self.headers)
+        return json_reply({"error": self.message}, headers, self.status)
 
 
 # The real Hub says 401 to a stranger who asks for what does not exist. Its client sees through it on https only; so
@@ -110,27 +107,21 @@ STRANGER = Refusal(401, "Invalid username or password.", "RepoNotFound")
 WRONG_TOKEN = Refusal(401, "Invalid credentials in Authorization header")
 FORBIDDEN = Refusal(403, "This token has no access to this resource")
 REPO_NOT_FOUND = Refusal(404, "Repository not found", "RepoNotFound")
-REVISION_NOT_FOUND = Refusal(404, "Invalid rev id: {}", "RevisionNotFound")
+REVISION_NOT_FOUND = Refusal(404, "Invalid rev id", "RevisionNotFound")
 ENTRY_NOT_FOUND = Refusal(404, "Entry not found", "EntryNotFound")
 RATE_LIMITED = Refusal(429, "We had to rate limit you")
 SERVER_ERROR = Refusal(500, "Internal Error - We're working hard to fix this as soon as possible!")
 UNAVAILABLE = Refusal(503, "Service Unavailable")
 UNSATISFIABLE = Refusal(416, "The requested range is not satisfiable")
 NO_SUCH_PAGE = Refusal(404, "Sorry, we can't find the page you are looking for.")
-RESTRICTED = "Access to model {} is restricted"
-LOG_IN = "You must have access to it and be authenticated to access it. Please log in."
-GATED_STRANGER = Refusal(401, f"{RESTRICTED}. {LOG_IN}", "GatedRepo")
-GATED = Refusal(
-    403,
-    f"{RESTRICTED} and you are not in the authorized list. Visit https://huggingface.co/{{}} to ask for access.",
-    "GatedRepo",
-)
+GATED = Refusal(403, "Access to this model is restricted and you are not in the authorized list.", "GatedRepo")
+GATED_STRANGER = replace(GATED, status=401)
 
 
 class Refused(Exception):
-    def __init__(self, refusal: Refusal, subject: str = "{}") -> None:
+    def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.message)
-        self.reply = refusal.reply(subject)
+        self.refusal = refusal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,13 +129,14 @@ class Fault(CountedFault):
     """What goes wrong with requests for a part.
 
     Bytes of `cut_after` and `hang_after` count from the start of the answer's body, `flip_at` from the file's start.
-    `headers` replace those of the reply.
+    `headers` replace those of the reply; `raw` is sent in place of a reply, and need not be HTTP.
     A request that hangs goes on when released. Several misfortunes may strike one request.
     """
 
     part: Part
     path: str = ""  # any part of the request's path and query
     refusal: Refusal | None = None
+    raw: Sequence[bytes] | None = None
     cut_after: int | None = None
     reset: bool = False  # how a cut ends: with TCP's RST instead of FIN; what was on its way may be lost
     hang_after: int | None = None
@@ -155,15 +147,14 @@ class Fault(CountedFault):
     promised_more: int = 0  # bytes that are announced and never sent
     sent_more: int = 0  # bytes after those asked for
 
-    def altered(self, reply: Reply) -> Reply:
-        return replace(reply, headers=tuple({**dict(reply.headers), **dict(self.headers)}.items()))
-
-    def ranges(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Split what is sent of a body where something goes wrong; the last range is empty."""
-        end = stop if self.cut_after is None else min(start + self.cut_after, stop)
-        flip = () if self.flip_at is None else (self.flip_at, self.flip_at + 1)
-        hang = () if self.hang_after is None else (start + self.hang_after,)
-        yield from pairwise([*sorted({start, end, *(mark for mark in (*flip, *hang) if start < mark < end)}), end])
+    def body(self, reply: Reply) -> memoryview:
+        """What is sent of a reply's body."""
+        body = reply.body
+        if self.flip_at is not None and reply.start <= self.flip_at < reply.start + len(body):
+            changed = bytearray(body)
+            changed[self.flip_at - reply.start] ^= 0xFF
+            body = memoryview(changed)
+        return body[: self.cut_after]
 
 
 class Armed(ArmedFault[Fault]):
@@ -191,9 +182,9 @@ class Log:
             self._requests.append(request)
             self._changed.notify_all()
 
-    def note(self, request: Request, status: int | None = None, sent: int = 0) -> None:
+    def count(self, request: Request, sent: int) -> None:
         with self._changed:
-            request.status, request.sent = status or request.status, request.sent + sent
+            request.sent += sent
             self._changed.notify_all()
 
     def clear(self) -> None:
@@ -230,39 +221,37 @@ class _Exchange(LoopbackHandler):
         request = Request(self.server.part(self.path), self.command, self.path, headers)
         hub.log.add(request)
         armed = next((armed for armed in hub.armed if armed.strike(request)), HEALTHY)
-        refusal = armed.fault.refusal
-        reply = refusal.reply() if refusal else hub.reply(request, ignore_range=armed.fault.ignore_range)
-        reply = armed.fault.altered(reply)
-        hub.log.note(request, reply.status)
-        length = reply.stop - reply.start + armed.fault.promised_more + armed.fault.sent_more
-        self.write_head(reply.status, (*reply.headers, ("Content-Length", str(length))))
+        fault = armed.fault
+        if fault.raw is not None:
+            self.close_connection = True
+            self.wfile.write(b"".join(fault.raw))
+            return
+        reply = fault.refusal.reply() if fault.refusal else hub.reply(request, ignore_range=fault.ignore_range)
+        length = len(reply.body) + fault.promised_more + fault.sent_more
+        replaced = {**dict(reply.headers), "Content-Length": str(length), **dict(fault.headers)}
+        self.write_head(reply.status, replaced.items())
         try:
             if self.command != "HEAD":
-                self._write_body(reply, armed, request)
+                self._write_body(fault.body(reply), armed, request)
         finally:
             request.is_under_way = False
 
     do_HEAD = do_GET
 
-    def _write_body(self, reply: Reply, armed: Armed, request: Request) -> None:
-        """Send what the fault lets through, from the disk without a copy in memory."""
+    def _write_body(self, body: memoryview, armed: Armed, request: Request) -> None:
         fault = armed.fault
         block = max(1, fault.bytes_per_second // 20) if fault.bytes_per_second else BLOCK
-        with opened(reply.body) as body:
-            for start, stop in fault.ranges(reply.start, reply.stop):
-                if fault.hang_after is not None and start == reply.start + fault.hang_after:
-                    self.hang(armed.released)
-                for first in range(start, stop, block):
-                    size = min(block, stop - first)
-                    self.server.hub.log.note(request, sent=size)
-                    request.is_under_way = first + size < reply.stop
-                    body.seek(first)
-                    if first == fault.flip_at:
-                        self.connection.sendall(bytes(byte ^ 0xFF for byte in body.read(size)))
-                    else:
-                        self.connection.sendfile(body, first, size)
-                    if fault.bytes_per_second:
-                        time.sleep(size / fault.bytes_per_second)
+        starts = {*range(0, len(body), block)}
+        if fault.hang_after is not None and fault.hang_after < len(body):
+            starts.add(fault.hang_after)
+        for start, stop in pairwise([*sorted(starts), len(body)]):
+            if start == fault.hang_after:
+                self.hang(armed.released)
+            self.server.hub.log.count(request, stop - start)
+            request.is_under_way = stop < len(body)
+            self.connection.sendall(body[start:stop])
+            if fault.bytes_per_second:
+                time.sleep((stop - start) / fault.bytes_per_second)
         self.connection.sendall(bytes(fault.sent_more))
         if fault.cut_after is not None or fault.promised_more:
             self.close_connection = True
@@ -270,42 +259,33 @@ class _Exchange(LoopbackHandler):
                 reset(self.connection)
 
 
-def opened(source: bytes | Path) -> io.BytesIO | io.BufferedReader:
-    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
-
-
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A file's bytes, in memory or on disk, and what git and Git LFS call them."""
+    """A file: its bytes, in memory or on disk, and its SHA-256, or git's hash of one that is not in LFS."""
 
-    source: bytes | Path
-    size: int
-    sha256: str
-    pointer: bytes | None  # what git itself stores of a file in LFS
-    blob_id: str
+    data: memoryview
+    digest: str
+    is_large: bool
 
     @classmethod
     def of(cls, name: str, source: Source) -> Content:
-        """Read a file once for its digests; one of Git LFS by its name."""
-        if isinstance(source, int):
-            return replace(cls.of(name, name.encode()), size=source)
-        size = len(source) if isinstance(source, bytes) else source.stat().st_size
-        with opened(source) as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
-        is_large = PurePosixPath(name).suffix in LFS_SUFFIXES
-        data = pointer if is_large else source if isinstance(source, bytes) else source.read_bytes()
-        blob_id = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-        return cls(source, size, sha256, pointer if is_large else None, blob_id)
-
-    @property
-    def etag(self) -> str:
-        return self.blob_id if self.pointer is None else self.sha256
+        data = opened(source)
+        if PurePosixPath(name).suffix in LFS_SUFFIXES:
+            return cls(data, hashlib.sha256(data).hexdigest(), True)
+        return cls(data, hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest(), False)
 
     @property
     def listed(self) -> dict[str, Any]:
-        lfs = self.pointer and {"sha256": self.sha256, "size": self.size, "pointerSize": len(self.pointer)}
-        return {"size": self.size, "blobId": self.blob_id, **({"lfs": lfs} if lfs else {})}
+        size = len(self.data)
+        lfs = {"lfs": {"sha256": self.digest, "size": size, "pointerSize": 134}} if self.is_large else {}
+        return {"size": size, "blobId": self.digest[:40], **lfs}
+
+
+def opened(source: Source) -> memoryview:
+    if isinstance(source, bytes) or not source.stat().st_size:
+        return memoryview(source if isinstance(source, bytes) else b"")
+    with source.open("rb") as file:
+        return memoryview(mmap(file.fileno(), 0, access=ACCESS_READ))
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,28 +308,27 @@ class Repository:
     branches: dict[str, Commit] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
 
-    def commit(self, files: Mapping[str, Source | None], branch: str = "main") -> str:
-        """Move a branch on with files new, changed or, if None, removed. Return the commit's hash."""
-        parent = self.branches.get(branch) or self.branches.get("main") or Commit("", {})
+    def commit(self, files: Mapping[str, Source | None]) -> str:
+        """Move `main` on with files new, changed or, if None, removed. Return the commit's hash."""
+        before = self.branches["main"].files if self.branches else {}
         changed = {name: Content.of(name, source) for name, source in files.items() if source is not None}
-        kept = {name: file for name, file in parent.files.items() if name not in files}
+        kept = {name: file for name, file in before.items() if name not in files}
         content = dict(sorted({**kept, **changed}.items()))
-        names = [parent.hash, self.repo_id, str(len(self.commits)), *(f"{n} {f.blob_id}" for n, f in content.items())]
+        names = [self.repo_id, str(len(self.commits)), *(f"{name} {file.digest}" for name, file in content.items())]
         commit = Commit(hashlib.sha1("\n".join(names).encode()).hexdigest(), content)
-        self.commits[commit.hash] = self.branches[branch] = commit
+        self.commits[commit.hash] = self.branches["main"] = commit
         return commit.hash
 
     def at(self, revision: str) -> Commit:
         commit = self.branches.get(revision) or self.commits.get(revision)
         if commit is None:
-            raise Refused(REVISION_NOT_FOUND, revision)
+            raise Refused(REVISION_NOT_FOUND)
         return commit
 
     def listed(self, commit: Commit, blobs: bool) -> dict[str, Any]:
         """The page `/api/models/...`, with the sizes and digests of files if `blobs`."""
-        repo_id = self.repo_id.removeprefix(DATASETS)
         return {
-            "id": repo_id,
+            "id": self.repo_id.removeprefix(DATASETS),
             "sha": commit.hash,
             "lastModified": "2026-01-02T03:04:05.000Z",
             "private": self.private,
@@ -426,7 +405,7 @@ class HubServer:
                 return json_reply(repository.listed(commit, blobs=parse_qs(url.query).get("blobs") == ["true"]))
             raise Refused(NO_SUCH_PAGE)
         except Refused as refused:
-            return refused.reply
+            return refused.refusal.reply()
 
     def _search(self, request: Request, query: dict[str, list[str]]) -> Reply:
         """The models with a text in their names and all tags, the most downloaded first, with the requested fields."""
@@ -449,7 +428,7 @@ class HubServer:
         if repository is None or (repository.private and token not in repository.readers):
             raise Refused(STRANGER if token is None else REPO_NOT_FOUND)
         if repository.gated and request.part == "resolve" and token not in repository.readers:
-            raise Refused(GATED_STRANGER if token is None else GATED, repo_id)
+            raise Refused(GATED_STRANGER if token is None else GATED)
         return repository
 
     def _file(self, request: Request, asked_range: str, repo_id: str, revision: str, name: str) -> Reply:
@@ -459,24 +438,21 @@ class HubServer:
         file = commit.files.get(name)
         if file is None:
             raise Refused(replace(ENTRY_NOT_FOUND, headers=headers))
-        if file.pointer is None:
+        if not file.is_large:
             return ranged(asked_range, file, headers)
-        place = f"{self.cdn_url}/{repo_id}/{file.sha256}/{quote(PurePosixPath(name).name)}?{SIGNED}"
-        body = f"Found. Redirecting to {place}".encode()
-        linked = (("X-Linked-Size", str(file.size)), ("X-Linked-Etag", f'"{file.sha256}"'))
-        named = (("ETag", f'"{file.blob_id}"'), ("Content-Type", "text/plain"))
-        return Reply(302, (("Location", place), *headers, *linked, *named), body, 0, len(body))
+        place = f"{self.cdn_url}/{repo_id}/{file.digest}/{quote(PurePosixPath(name).name)}?{SIGNED}"
+        linked = (("X-Linked-Size", str(len(file.data))), ("X-Linked-Etag", f'"{file.digest}"'))
+        return Reply(302, (("Location", place), *headers, *linked), memoryview(b"Found."))
 
     def _blob(self, request: Request, path: str, asked_range: str) -> Reply:
         """Hand out a file of the CDN, which knows it by its digest."""
-        *owner_and_name, digest, name = path.strip("/").split("/")
+        *owner_and_name, digest, _ = path.strip("/").split("/")
         repository = self.repositories.get("/".join(owner_and_name))
         commits = [] if repository is None else [*repository.commits.values()]
-        known = {file.sha256: file for commit in commits for file in commit.files.values()}
+        known = {file.digest: file for commit in commits for file in commit.files.values()}
         if digest not in known or SIGNED not in request.path:
             raise Refused(FORBIDDEN)
-        named = ("Content-Disposition", f'attachment; filename="{name}";')
-        return ranged(asked_range, known[digest], (("Accept-Ranges", "bytes"), named))
+        return ranged(asked_range, known[digest], (("Accept-Ranges", "bytes"),))
 
 
 def part_of_hub(path: str) -> Part:
@@ -486,14 +462,13 @@ def part_of_hub(path: str) -> Part:
 
 def ranged(asked_range: str, file: Content, headers: Headers) -> Reply:
     """A file, or of it what one Range asks for; several ranges count as none."""
-    headers = (("Content-Type", "application/octet-stream"), ("ETag", f'"{file.etag}"'), *headers)
+    headers = (("Content-Type", "application/octet-stream"), ("ETag", f'"{file.digest}"'), *headers)
     match = RANGE.fullmatch(asked_range)
-    if match is None or match[0] == "bytes=-":
-        return Reply(200, headers, file.source, 0, file.size)
-    first, last = match.groups()
-    start = int(first) if first else max(0, file.size - int(last))
-    stop = min(file.size, int(last) + 1) if first and last else file.size
+    if match is None:
+        return Reply(200, headers, file.data)
+    start, size = int(match[1]), len(file.data)
+    stop = min(size, int(match[2]) + 1) if match[2] else size
     if start >= stop:
-        raise Refused(UNSATISFIABLE.with_header("Content-Range", f"bytes */{file.size}"))
-    within = ("Content-Range", f"bytes {start}-{stop - 1}/{file.size}")
-    return Reply(206, (*headers, within), file.source, start, stop)
+        raise Refused(UNSATISFIABLE.with_header("Content-Range", f"bytes */{size}"))
+    within = ("Content-Range", f"bytes {start}-{stop - 1}/{size}")
+    return Reply(206, (*headers, within), file.data[start:stop], start)

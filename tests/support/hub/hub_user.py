@@ -107,7 +107,7 @@ class HubUser:
         return self.hub.repositories[repo_id].branches["main"].hash
 
     def digest(self, file: str, repo_id: str = CATALOGUED) -> str:
-        return self.hub.repositories[repo_id].branches["main"].files[file].sha256
+        return self.hub.repositories[repo_id].branches["main"].files[file].digest
 
     def blobs(self, repo_id: str = CATALOGUED) -> dict[str, int]:
         return {path.name: path.stat().st_size for path in (self.folder(repo_id) / "blobs").glob("*")}
