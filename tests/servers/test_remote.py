@@ -4,10 +4,11 @@ import asyncio
 import resource
 import ssl
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, closing, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,18 @@ from remote_engines import (
     replies_of,
     request_of,
     serving,
+    serving_kind,
     set_patience,
     summaries,
     unicode_model,
 )
 from scripted_backend import endless, random_model
 from server_kinds import LlamaServer
+from thinkers import CountingControl
 from waiting import TIMEOUT_S, wait_until
 
 from cerebrum_cli.core.errors import EndpointError, EngineError
-from cerebrum_cli.core.events import FinishEvent, FinishReason, NoticeEvent, RefusedEvent, SequenceId, TokenEvent
-from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.formats.reply_text import ReplyText
+from cerebrum_cli.core.events import FinishEvent, NoticeEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.servers import client as client_module
 from cerebrum_cli.servers.client import Client
 from cerebrum_cli.servers.endpoint import Endpoint, base_url
@@ -87,33 +88,25 @@ def test_remote_source_is_read_ahead() -> None:
             assert stuck.is_hanging.wait(TIMEOUT_S)
 
 
-class BrokenControl:
-    def intervene(self, text: ReplyText, tokens: Sequence[int]) -> FinishReason | None:
+def test_remote_bug_ends_the_only_row_with_its_error() -> None:
+    def fail(_: int) -> None:
         raise RuntimeError("a bug")
 
-
-def test_remote_bug_ends_the_only_row_with_its_error() -> None:
+    request = request_of("Q", controls=(partial(CountingControl, fail),))
     with serving(STORY) as servers, connected(*servers) as engine, pytest.raises(RuntimeError, match="a bug"):
-        events_of(engine, request_of("Q", controls=(BrokenControl,)))
-
-
-def poisoned(server: LlamaServer, request: Request, status: int = 500) -> None:
-    """Let a server fail at a request, whenever it comes."""
-    whole = server.complete
-
-    def complete(body: Mapping[str, Any]) -> Generator[Any, None, None]:
-        if tuple(body["prompt"]) == request.prompt_tokens:
-            raise Refused(status, "assertion failed")
-        yield from whole(body)
-
-    server.complete = complete  # type: ignore[method-assign]
+        events_of(engine, request)
 
 
 def test_remote_row_that_kills_servers_is_refused_and_stalls_no_other() -> None:
     bad, good = REQUESTS[5], [request for request in REQUESTS if request is not REQUESTS[5]]
-    with serving(unicode_model, 2) as servers, connected(*servers) as engine:
-        for server in servers:
-            poisoned(server, bad)
+
+    class Poisoned(LlamaServer):
+        def complete(self, body: Mapping[str, Any]) -> Generator[Any, None, None]:
+            if tuple(body["prompt"]) == bad.prompt_tokens:
+                raise Refused(500, "assertion failed")
+            yield from super().complete(body)
+
+    with serving_kind(Poisoned, unicode_model, 2) as servers, connected(*servers) as engine:
         events = events_of(engine, *REQUESTS)
         prompts = [[asked.prompt for asked in server.completions()] for server in servers]
     refused = [event for event in events if isinstance(event, RefusedEvent)]
@@ -304,6 +297,7 @@ ASKS: dict[str, Ask] = {
     ("reply", "repeated", "reason"),
     [
         pytest.param(OK + b"\r\n", ENDLESS, TOO_LARGE, id="endless"),
+        pytest.param(STREAM + b"\r\ndata: ", ENDLESS, TOO_LARGE, id="event"),
         pytest.param(OK, b"a: b\r\n" * 2**12, "connection lost", id="headers"),
         pytest.param(b"HTTP/1.1 500 Oh\r\n\r\n", ENDLESS, "status 500", id="error"),
     ],
@@ -313,11 +307,6 @@ def test_client_ends_a_reply_that_is_too_large(
 ) -> None:
     monkeypatch.setattr(client_module, "MAX_BYTES", LIMIT)
     assert lost(Server(reply, repeated), ask) == reason
-
-
-def test_client_ends_an_event_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "MAX_BYTES", LIMIT)
-    assert lost(Server(STREAM + b"\r\ndata: ", ENDLESS), stream_of) == TOO_LARGE
 
 
 @pytest.mark.parametrize(
