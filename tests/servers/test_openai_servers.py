@@ -3,7 +3,6 @@
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Generator, Iterator, Mapping
-from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,11 @@ import pytest
 from command_line import Finished, assert_error
 from model_servers import Refused
 from remote_engines import set_patience
-from scripted_backend import END
-from scripted_command import app_for, batch_backend, run_here
+from scripted_command import batch_backend, run_here
 from server_kinds import LlamaServer, OllamaServer
 
 from cerebrum_cli.core.conversation import conversation_from_messages
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.main import run as run_command
-from cerebrum_cli.terminal.streams import Streams
 
 MODEL = "gemma3:4b"
 REASONING = "<think>\n2 and 2\n</think>\n\n"
@@ -47,7 +43,7 @@ Ask = Callable[..., Finished]
 
 @pytest.fixture
 def server() -> Iterator[OllamaServer]:
-    with OllamaServer(batch_backend(dict(SCRIPT), 1).model, context_size=5000) as server:
+    with OllamaServer(batch_backend(SCRIPT, 1).model, context_size=100_000) as server:
         server.models = (MODEL,)
         yield server
 
@@ -60,7 +56,7 @@ def ask(server: OllamaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     def run(command: str, *arguments: str | Path, piped: bytes | None = None) -> Finished:
         options = ("--endpoint", server.url, "--seed", "0")
-        return run_here(dict(SCRIPT), tmp_path, command, *options, *arguments, piped=piped)
+        return run_here(SCRIPT, tmp_path, command, *options, *arguments, piped=piped)
 
     return run
 
@@ -314,65 +310,40 @@ def test_served_model_needs_servers_of_one_kind_that_answer(server: OllamaServer
     assert_error(ask("ask", "2 + 2?"), 7, "Connection refused", "start the server there")
 
 
-def test_question_goes_to_the_first_server_that_answers(server: OllamaServer, tmp_path: Path) -> None:
-    def ask(*servers: OllamaServer) -> Finished:
-        endpoints = [text for server in servers for text in ("--endpoint", server.url)]
-        return run_here(dict(SCRIPT), tmp_path, "ask", "2 + 3?", "-m", MODEL, "--final", *endpoints)
-
+def test_question_goes_to_the_first_server_that_answers(server: OllamaServer, ask: Ask) -> None:
     with OllamaServer(server.model, context_size=5000) as other:
         other.models = server.models
-        silent = other.arm(path="/v1/models", hang_after=0, times=None)
-        assert ask(other, server).out == "4\n"
+        question = ("ask", "2 + 3?", "-m", MODEL, "--final", "--endpoint", other.url)
+        silent = server.arm(path="/v1/models", hang_after=0, times=None)
+        assert ask(*question).out == "4\n"
         silent.released.set()
-        other.kill()
-        assert (ask(other, server).code, ask(other, server).out) == (0, "4\n")
         server.kill()
-        assert_error(ask(other, server), 7, f"{other.url}: Connection refused", f"{server.url}: Connection refused")
+        assert (ask(*question).code, ask(*question).out) == (0, "4\n")
+        other.kill()
+        assert_error(ask(*question), 7, f"{server.url}: Connection refused", f"{other.url}: Connection refused")
 
+
+# Pictures.
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256))
 JPEG = b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(range(255, -1, -1))
 GIF = b"GIF89a" + bytes(20)
 WEBP = b"RIFF\x1a\0\0\0WEBPVP8 " + bytes(20)
-CAT = {"rows": {}, "seeds": ["A cat."]}
-ENDLESS = 10**8  # bytes of a prompt: base64 is long
-AskEyes = Callable[..., Finished]
+PHOTO, A_PNG, B_GIF = ("data:image/jpeg", JPEG), ("data:image/png", PNG), ("data:image/gif", GIF)
+BLIND = "this model gets tokens, and cannot see pictures"
 
 
 @pytest.fixture
-def picture_server() -> Iterator[OllamaServer]:
-    replies = b"A cat."
-
-    def model(held: tuple[int, ...], seed: int) -> int:
-        said = bytes(held[-8:]).rpartition(b"assistant\n"[-2:])[2]
-        return replies[len(said)] if len(said) < len(replies) else END
-
-    with OllamaServer(model, context_size=ENDLESS) as picture_server:
-        picture_server.models = ("eyes",)
-        yield picture_server
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    set_patience(monkeypatch)
-    monkeypatch.chdir(tmp_path)
+def eyes(ask: Ask) -> Ask:
+    """The command, beside files with pictures."""
     for name, data in {"photo.jpg": JPEG, "a.png": PNG, "b.gif": GIF, "c.webp": WEBP}.items():
         Path(name).write_bytes(data)
-    return tmp_path
+    return ask
 
 
-@pytest.fixture
-def ask_eyes(picture_server: OllamaServer, home: Path) -> AskEyes:
-    def ask_eyes(command: str, *arguments: str | Path) -> Finished:
-        return run_here(CAT, home, command, *arguments, "--endpoint", picture_server.url)
-
-    return ask_eyes
-
-
-def sent(picture_server: OllamaServer, message: int = -1, request: int = -1) -> tuple[list[tuple[str, bytes]], str]:
+def sent(server: OllamaServer, message: int = -1, request: int = -1) -> tuple[list[tuple[str, bytes]], str]:
     """The pictures of a message that the server got, as types and bytes, and its text."""
-    bodies = [asked.body for asked in picture_server.asked if asked.path == picture_server.completion_path]
-    *pictures, text = bodies[request]["messages"][message]["content"]
+    *pictures, text = server.completions()[request].body["messages"][message]["content"]
     assert text["type"] == "text"
     found = []
     for part in pictures:
@@ -382,60 +353,48 @@ def sent(picture_server: OllamaServer, message: int = -1, request: int = -1) -> 
     return found, text["text"]
 
 
-def errors(done: Finished) -> list[str]:
-    return [line for line in done.err.splitlines() if line.startswith(("error: ", " hint: "))]
-
-
-def test_ask_sends_the_bytes_of_pictures_by_their_type(
-    ask_eyes: AskEyes, picture_server: OllamaServer, home: Path
-) -> None:
-    done = ask_eyes("ask", "--session", "cat", "-f", "photo.jpg", "-f", "b.gif", "-f", "c.webp", "What is it?")
-    assert (done.code, done.out) == (0, "A cat.\n"), done.err
-    pictures, text = sent(picture_server)
-    assert pictures == [("data:image/jpeg", JPEG), ("data:image/gif", GIF), ("data:image/webp", WEBP)]
+def test_ask_sends_the_bytes_of_pictures_by_their_type(eyes: Ask, server: OllamaServer) -> None:
+    done = eyes("ask", "--session", "cat", "-f", "photo.jpg", "-f", "b.gif", "-f", "c.webp", "What is it?")
+    assert done.code == 0, done.err
+    pictures, text = sent(server)
+    assert pictures == [PHOTO, B_GIF, ("data:image/webp", WEBP)]
     assert text == "[picture photo.jpg]\n\n[picture b.gif]\n\n[picture c.webp]\n\nWhat is it?"
-    assert ask_eyes("ask", "--session", "cat", "And its colour?").code == 0
-    assert sent(picture_server, message=0) == (pictures, text)
-    assert "[picture c.webp]" in run_here(CAT, home, "sessions", "show", "cat").out
+    assert eyes("ask", "--session", "cat", "And its colour?").code == 0
+    assert sent(server, message=0) == (pictures, text)
+    assert "[picture c.webp]" in run_here(SCRIPT, Path.cwd(), "sessions", "show", "cat").out
 
 
-def test_pattern_adds_pictures_and_a_directory_skips_them(
-    ask_eyes: AskEyes, picture_server: OllamaServer, home: Path
-) -> None:
-    (home / "in").mkdir()
-    (home / "in/a.png").write_bytes(PNG)
-    (home / "in/a.txt").write_text("A text.")
-    assert ask_eyes("ask", "-f", "in/*.png", "What?").code == 0
-    assert sent(picture_server) == ([("data:image/png", PNG)], "[picture in/a.png]\n\nWhat?")
-    done = ask_eyes("ask", "-f", "in", "What?")
-    assert "1 file skipped: in/a.png (binary)" in done.err
-    assert "A text." in picture_server.asked[-1].body["messages"][-1]["content"]
+def test_pattern_adds_pictures_and_a_directory_skips_them(eyes: Ask, server: OllamaServer) -> None:
+    Path("in").mkdir()
+    Path("in/a.png").write_bytes(PNG)
+    Path("in/a.txt").write_text("A text.")
+    assert eyes("ask", "-f", "in/*.png", "What?").code == 0
+    assert sent(server) == ([A_PNG], "[picture in/a.png]\n\nWhat?")
+    assert "1 file skipped: in/a.png (binary)" in eyes("ask", "-f", "in", "What?").err
+    assert "A text." in server.completions()[-1].body["messages"][-1]["content"]
 
 
-def test_chat_sends_pictures_of_its_options_and_of_slash_file(picture_server: OllamaServer, home: Path) -> None:
-    script = b"What?\n/file a.png Which?\n/file b.gif\nHow many?\n/export chat.md\n"
-    app = app_for(CAT, home, Streams(StringIO(), StringIO(), BytesIO(script), False, False, False))
-    assert run_command(["chat", "-f", "photo.jpg", "--endpoint", picture_server.url], app) == 0
-    bodies = [asked.body["messages"] for asked in picture_server.asked if asked.path == picture_server.completion_path]
-    assert sent(picture_server, 0, 0) == ([("data:image/jpeg", JPEG)], "[picture photo.jpg]\n\nWhat?")
-    assert sent(picture_server, 2) == ([("data:image/png", PNG)], "[picture a.png]\n\nWhich?")
-    assert sent(picture_server, 4) == ([("data:image/gif", GIF)], "[picture b.gif]\n\nHow many?")
-    assert bodies[-1][1] == {"role": "assistant", "content": "A cat."}
+def test_chat_sends_pictures_of_its_options_and_of_slash_file(eyes: Ask, server: OllamaServer) -> None:
+    typed = b"What?\n/file a.png Which?\n/file b.gif\nHow many?\n/export chat.md\n"
+    assert eyes("chat", "-f", "photo.jpg", piped=typed).code == 0
+    assert sent(server, 0, 0) == ([PHOTO], "[picture photo.jpg]\n\nWhat?")
+    assert sent(server, 2) == ([A_PNG], "[picture a.png]\n\nWhich?")
+    assert sent(server, 4) == ([B_GIF], "[picture b.gif]\n\nHow many?")
+    assert server.completions()[-1].body["messages"][1]["role"] == "assistant"
     assert "[picture a.png]\n\nWhich?" in Path("chat.md").read_text()
 
 
-def test_messages_have_pictures_as_data(ask_eyes: AskEyes, picture_server: OllamaServer, home: Path) -> None:
+def test_messages_have_pictures_as_data(eyes: Ask, server: OllamaServer) -> None:
     url = "data:image/png;base64," + b64encode(PNG).decode()
-    content = [{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {"url": url}}]
-    messages = [{"role": "user", "content": content}]
+    picture = {"type": "image_url", "image_url": {"url": url}}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "What?"}, picture]}]
     Path("m.json").write_text(json.dumps(messages))
-    assert ask_eyes("ask", "--messages", "m.json").code == 0
-    assert sent(picture_server) == ([("data:image/png", PNG)], "What?")
-    shown = run_here(CAT, home, "sessions", "show", "what", "--json").object
-    assert {"type": "image_url", "image_url": {"url": url}} in shown["messages"][0]["content"]
     Path("in.jsonl").write_text(json.dumps({"messages": messages}))
-    assert ask_eyes("batch", "in.jsonl", "-o", "-").code == 0
-    assert sent(picture_server) == ([("data:image/png", PNG)], "What?")
+    for command in ("ask", "--messages", "m.json"), ("batch", "in.jsonl", "-o", "-"):
+        assert eyes(*command).code == 0
+        assert sent(server) == ([A_PNG], "What?")
+    shown = run_here(SCRIPT, Path.cwd(), "sessions", "show", "what", "--json").object
+    assert picture in shown["messages"][0]["content"]
 
 
 @pytest.mark.parametrize(("role", "url"), [("user", "https://example.com/a.png"), ("assistant", "data:image/png,")])
@@ -445,37 +404,26 @@ def test_picture_of_a_message_that_is_not_data_of_a_question_is_refused(role: st
         conversation_from_messages([{"role": "user", "content": "a"}, {"role": role, "content": [part]}], "m")
 
 
-def test_model_on_this_machine_refuses_pictures(home: Path, chatml_model: Path) -> None:
+def test_models_that_get_tokens_refuse_pictures(eyes: Ask, chatml_model: Path, server: OllamaServer) -> None:
+    question = ("ask", "-m", chatml_model, "-f", "a.png", "What?")
     for options in ((), ("--dry-run",), ("--raw",)):
-        done = run_here(CAT, home, "ask", "-m", chatml_model, "-f", "a.png", "What?", *options)
-        assert (done.code, done.out) == (2, "")
-        assert errors(done) == [
-            "error: this model gets tokens, and cannot see pictures",
-            " hint: add --endpoint URL of a server of chat completions, such as Ollama, whose model sees them",
-        ]
+        done = run_here(SCRIPT, Path.cwd(), *question, *options)
+        assert_error(done, 2, BLIND, "add --endpoint URL of a server of chat completions")
+        assert done.out == ""
+    with LlamaServer(server.model, context_size=5000) as blind:
+        assert_error(run_here(SCRIPT, Path.cwd(), *question, "--endpoint", blind.url), 2, BLIND)
 
 
-def test_server_by_token_ids_refuses_pictures(home: Path, chatml_model: Path) -> None:
-    with LlamaServer(lambda held, seed: END, context_size=5000) as picture_server:
-        done = run_here(CAT, home, "ask", "-m", chatml_model, "--endpoint", picture_server.url, "-f", "a.png", "What?")
-    assert errors(done)[0] == "error: this model gets tokens, and cannot see pictures"
+def test_refusal_of_a_server_is_shown_in_its_words(eyes: Ask, server: OllamaServer) -> None:
+    server.arm(status=400, message="this model\nhas no eyes \x1b[2J", times=None)
+    done = eyes("ask", "-f", "a.png", "What?")
+    assert_error(done, 1, "this model has no eyes")
+    assert "\x1b" not in done.err
 
 
-def test_refusal_of_a_server_is_shown_in_its_words(ask_eyes: AskEyes, picture_server: OllamaServer) -> None:
-    picture_server.arm(
-        path=picture_server.completion_path, status=400, message="this model\nhas no eyes \x1b[2J", times=None
-    )
-    done = ask_eyes("ask", "-f", "a.png", "What?")
-    assert done.code == 1
-    [problem, _] = errors(done)
-    assert "this model has no eyes" in problem and "\x1b" not in done.err
-
-
-def test_question_of_a_saved_prompt_keeps_its_pictures(
-    ask_eyes: AskEyes, picture_server: OllamaServer, home: Path
-) -> None:
-    prompts = home / "config/cerebrum/prompts"
+def test_question_of_a_saved_prompt_keeps_its_pictures(eyes: Ask, server: OllamaServer) -> None:
+    prompts = Path("config/cerebrum/prompts")
     prompts.mkdir(parents=True)
     (prompts / "look.md").write_text("Look: {input}")
-    assert ask_eyes("ask", "-p", "look", "-f", "a.png", "What?").code == 0
-    assert sent(picture_server) == ([("data:image/png", PNG)], "Look: [picture a.png]\n\nWhat?")
+    assert eyes("ask", "-p", "look", "-f", "a.png", "What?").code == 0
+    assert sent(server) == ([A_PNG], "Look: [picture a.png]\n\nWhat?")
