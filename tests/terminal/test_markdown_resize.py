@@ -1,12 +1,14 @@
 """Streamed Markdown in a window that is resized, in tmux, a real terminal that rewraps its contents."""
 
+import contextlib
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -46,73 +48,44 @@ time.sleep(60)
 """
 
 
+@dataclass
 class Window:
     """A tmux window in which a reply is streamed."""
 
-    def __init__(self, directory: Path, columns: int, rows: int) -> None:
-        self._directory = directory
-        self._chunk_count = 0
-        (directory / "program.py").write_text(PROGRAM)
-        program = shlex.join(["exec", sys.executable, str(directory / "program.py"), str(directory)])
-        size = ("-x", str(columns), "-y", str(rows))
-        options = ("set", "-g", "status", "off", ";", "set", "-g", "default-terminal", "tmux-256color", ";")
-        self._tmux(*options, "new-session", "-d", "-s", "reply", *size, program)
-        self._terminal = os.open(self._tmux("display", "-p", "#{pane_tty}").strip(), os.O_RDWR | os.O_NOCTTY)
+    directory: Path
+    chunk_count: int = field(default=0, init=False)
 
-    def stream(self, text: str, step: int | None = None) -> None:
-        """Stream a text, `step` characters at a time, and wait until it is drawn."""
-        for at in range(0, len(text), step or len(text)):
-            self._send(text[at : at + (step or len(text))])
-
-    def resize(self, columns: int, rows: int) -> None:
-        self._tmux("resize-window", "-t", "reply", "-x", str(columns), "-y", str(rows))
-
-    def wait_for_size(self, columns: int, rows: int) -> None:
-        """Wait until the window's terminal has this size, which tmux delays."""
-        wait_until(lambda: os.get_terminal_size(self._terminal) == (columns, rows))
-
-    def end(self) -> str:
-        """End the reply and return the final contents."""
-        self._send("")
-        return self.shown()
-
-    def shown(self) -> str:
-        """Contents of the window and its scrollback, with wrapped rows joined."""
-        return self._tmux("capture-pane", "-t", "reply", "-p", "-J", "-S", "-")
-
-    def close(self) -> None:
-        os.close(self._terminal)
-        self._tmux("kill-server")
-
-    def _send(self, text: str) -> None:
-        unseen = self._directory / "unseen"
-        unseen.write_text(text, encoding="utf-8")
-        unseen.rename(self._directory / f"{self._chunk_count}.chunk")
-        wait_until((self._directory / f"{self._chunk_count}.done").exists)
-        self._chunk_count += 1
-
-    def _tmux(self, *arguments: str) -> str:
-        command = ("tmux", "-u", "-S", str(self._directory / "socket"), "-f", "/dev/null", *arguments)
+    def tmux(self, *arguments: str) -> str:
+        command = ("tmux", "-u", "-S", str(self.directory / "socket"), "-f", "/dev/null", *arguments)
         env = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}  # no COLUMNS, which readline sets for all below pytest
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20, env=env).stdout
 
+    def stream(self, text: str) -> None:
+        """Stream one piece of a text, and wait until it is drawn; an empty one ends the reply."""
+        unseen = self.directory / "unseen"
+        unseen.write_text(text, encoding="utf-8")
+        unseen.rename(self.directory / f"{self.chunk_count}.chunk")
+        wait_until((self.directory / f"{self.chunk_count}.done").exists)
+        self.chunk_count += 1
 
-Open = Callable[[int, int], Window]
+    def end(self) -> str:
+        """End the reply and return the contents of the window and its scrollback, with wrapped rows joined."""
+        self.stream("")
+        return self.tmux("capture-pane", "-t", "reply", "-p", "-J", "-S", "-")
 
 
-@pytest.fixture
-def window(tmp_path: Path) -> Iterator[Open]:
-    opened: list[Window] = []
-
-    def open_window(columns: int, rows: int) -> Window:
-        directory = tmp_path / str(len(opened))
-        directory.mkdir()
-        opened.append(Window(directory, columns, rows))
-        return opened[-1]
-
-    yield open_window
-    for one in opened:
-        one.close()
+@contextlib.contextmanager
+def open_window(directory: Path, columns: int) -> Iterator[Window]:
+    directory.mkdir()
+    window = Window(directory)
+    (directory / "program.py").write_text(PROGRAM)
+    program = shlex.join(["exec", sys.executable, str(directory / "program.py"), str(directory)])
+    options = ("set", "-g", "status", "off", ";", "set", "-g", "default-terminal", "tmux-256color", ";")
+    window.tmux(*options, "new-session", "-d", "-s", "reply", "-x", str(columns), "-y", "24", program)
+    try:
+        yield window
+    finally:
+        window.tmux("kill-server")
 
 
 def words(count: int, begin: str) -> str:
@@ -127,26 +100,29 @@ TABLE = "| t00 | u00 |\n|---|---|\n" + "".join(f"| t{row:02} | u{row:02} v{row:0
 TEXT = PROSE + LIST + CODE + WIDE + TABLE + "end"
 WORD = re.compile(r"[a-z]\d*i?\d+|日本\d+語|Kopf|end")
 
-SIZES = (((50, 24), (70, 30), (100, 16), (80, 24)), ((120, 24), (90, 24), (60, 30)))
 
-
-def test_markdown_stream_in_a_resized_window_shows_every_word_once(window: Open) -> None:
-    replies = [window(80, 24) for _ in SIZES]
-    for step, at in enumerate(range(0, len(TEXT), 120)):
-        for reply, sizes in zip(replies, SIZES, strict=True):
-            reply.stream(TEXT[at : at + 120], step=60)
-            reply.resize(*sizes[step % len(sizes)])
-        for reply, sizes in zip(replies, SIZES, strict=True):
-            reply.wait_for_size(*sizes[step % len(sizes)])
-    for reply in replies:
-        assert WORD.findall(reply.end()) == WORD.findall(TEXT)
+@pytest.mark.parametrize("sizes", [((50, 24), (70, 30), (100, 16), (80, 24)), ((120, 24), (90, 24), (60, 30))])
+def test_markdown_stream_in_a_resized_window_shows_every_word_once(
+    tmp_path: Path, sizes: tuple[tuple[int, int], ...]
+) -> None:
+    with open_window(tmp_path / "window", 80) as window:
+        terminal = os.open(window.tmux("display", "-p", "#{pane_tty}").strip(), os.O_RDWR | os.O_NOCTTY)
+        for number, at in enumerate(range(0, len(TEXT), 60)):
+            window.stream(TEXT[at : at + 60])
+            if number % 2:
+                size = sizes[number // 2 % len(sizes)]
+                window.tmux("resize-window", "-t", "reply", "-x", str(size[0]), "-y", str(size[1]))
+                wait_until(lambda size=size: os.get_terminal_size(terminal) == size)  # type: ignore[misc]
+        os.close(terminal)
+        assert WORD.findall(window.end()) == WORD.findall(TEXT)
 
 
 CLUSTERS = ("👨‍👩‍👧‍👦", "🇩🇪🇯🇵", "❤️", "👍🏽", "e\u0301", "क्षि", "한", "☎️", "1️⃣", "🏳️‍🌈", "ﷺ", "→")
 
 
-def test_markdown_stream_erases_rows_of_uncertain_width(window: Open) -> None:
-    reply = window(30, 24)
+def test_markdown_stream_erases_rows_of_uncertain_width(tmp_path: Path) -> None:
     text = "".join(f"- {cluster * 14} p{n:02} {cluster * 25} q{n:02}\n" for n, cluster in enumerate(CLUSTERS)) + "\nend"
-    reply.stream(text, step=9)
-    assert re.findall(r"[pq]\d\d|end", reply.end().replace("\n", "")) == re.findall(r"[pq]\d\d|end", text)
+    with open_window(tmp_path / "window", 30) as window:
+        for at in range(0, len(text), 9):
+            window.stream(text[at : at + 9])
+        assert re.findall(r"[pq]\d\d|end", window.end().replace("\n", "")) == re.findall(r"[pq]\d\d|end", text)

@@ -5,11 +5,11 @@ from io import StringIO
 from typing import Any
 
 import pyte
-from rich.console import Console
 from rich.segment import Segment, Segments
 
 from cerebrum_cli.terminal.markdown.blocks import read_blocks
 from cerebrum_cli.terminal.markdown.renderer import render_rows
+from cerebrum_cli.terminal.styles import styled_console
 
 
 class Screen:
@@ -79,7 +79,7 @@ class ScreenFile(StringIO):
 
 def render_whole(text: str, columns: int, rows: int) -> Screen:
     file = ScreenFile(columns, rows)
-    console = Console(file=file, width=columns, height=rows)
+    console = styled_console(file, width=columns, height=rows)
     for row in render_rows(console, read_blocks(text)):
         console.print(Segments([*row, Segment.line()]), end="")
     return file.screen
