@@ -1,7 +1,9 @@
 """From a question to a reply: its argument, files, pipe or messages; what the reply continues, shows and tells."""
 
 import json
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,36 +19,20 @@ from templates import TEMPLATES, chosen_format
 from cerebrum_cli.attachments.prompt_sources import PromptSources, fence_file, parse_messages
 from cerebrum_cli.cli.options import template_variables
 from cerebrum_cli.core.ask import Ask
-from cerebrum_cli.core.conversation import Conversation, Message, conversation_from_messages
+from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import FinishEvent, FinishReason, NoticeEvent, RoundEvent, SequenceId, Timings, TokenEvent
 from cerebrum_cli.core.grammar import Grammar
-from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.settings import EMBEDDED, Settings
 from cerebrum_cli.core.tools import Round, ToolCall
 from cerebrum_cli.formats.choice import SERVER
 from cerebrum_cli.replies.concurrent_rows import run_rows
+from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.majority_vote import Outcome, Row
 from cerebrum_cli.replies.reply import Reply
 
+PARSED = rows("parsed_messages")
 USER = {"role": "user", "content": "Why?"}
-SYSTEM = {"role": "system", "content": "Be brief."}
-ASSISTANT = {"role": "assistant", "content": "So."}
-CALLS = {
-    "role": "assistant",
-    "reasoning_content": "Hm.",
-    "tool_calls": [
-        {"id": "a", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo", "days": [1]}'}},
-        {"id": "b", "type": "function", "function": {"name": "now", "arguments": {}}},
-    ],
-}
-RESULTS = (
-    {"role": "tool", "tool_call_id": "b", "content": None},
-    {"role": "tool", "tool_call_id": "a", "content": [{"type": "text", "text": "Dry.\n"}]},
-)
-ROUNDS = (Round((ToolCall("weather", {"city": "Oslo", "days": [1]}, "Dry.\n"), ToolCall("now", {})), "", "Hm."),)
-SHORT = Conversation().user("Why?")
-CALLED = SHORT.add(Message("assistant", "Dry.", rounds=ROUNDS))
-CALLED_AFTER_TEXT = SHORT.add(Message("assistant", "So.", rounds=(replace(ROUNDS[0], content="So."),)))
 
 
 def no_notices(notice: NoticeEvent) -> None:
@@ -105,57 +91,29 @@ def test_no_line_of_a_file_closes_its_fence(text: str) -> None:
     assert "\n".join(lines) == text.rstrip()
 
 
-def test_piped_text_that_is_not_utf_8_is_refused_with_the_offset() -> None:
-    with pytest.raises(UsageError, match=r"^standard input is not UTF-8 text \(byte 3\)$"):
-        ask(piped=b"ok\n\xc3")
-
-
-def test_argument_that_is_not_utf_8_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"^the prompt is not UTF-8 text$"):
-        ask("caf\udce9", piped=b"x")
-
-
 @pytest.mark.parametrize(
-    ("messages", "expected"),
+    ("prompt", "piped", "problem"),
     [
-        ([USER], Conversation().user("Why?")),
-        ([SYSTEM, USER], Conversation((), "Be brief.").user("Why?")),
-        ([USER, ASSISTANT, USER], Conversation().user("Why?").assistant("So.").user("Why?")),
-        ({"model": "m", "messages": [USER]}, Conversation().user("Why?")),
-        ([{**USER, "name": "x"}], Conversation().user("Why?")),
-        ([{"role": "user", "content": "\ud83d cut off"}], Conversation().user("\ufffd cut off")),
-        ([SYSTEM, SYSTEM, USER, USER], Conversation((), "Be brief.\n\nBe brief.").user("Why?\n\nWhy?")),
-        ([USER, ASSISTANT, ASSISTANT, USER], Conversation().user("Why?").assistant("So.\n\nSo.").user("Why?")),
-        ([{**SYSTEM, "role": "developer"}, USER], Conversation((), "Be brief.").user("Why?")),
-        ([{**USER, "content": [{"type": "text", "text": text} for text in ("Why", "?")]}], Conversation().user("Why?")),
-        ([USER, {**ASSISTANT, "content": None, "tool_calls": []}], Conversation().user("Why?")),
-        (
-            [USER, {"role": "assistant", "reasoning_content": "Hm."}, USER],
-            Conversation().user("Why?").assistant("", None, "Hm.").user("Why?"),
-        ),
-        ([USER, {**ASSISTANT, "content": " \n"}], Conversation().user("Why?")),
-        ([USER, CALLS, *RESULTS, {**ASSISTANT, "content": "Dry."}, USER], CALLED.user("Why?")),
-        ([USER, ASSISTANT, {**CALLS, "content": ""}, *RESULTS, ASSISTANT, USER], CALLED_AFTER_TEXT.user("Why?")),
-        (
-            [USER, CALLS, *RESULTS],
-            replace(Conversation().user("Why?"), prefill=Message("assistant", "", rounds=ROUNDS)),
-        ),
-        ([USER, ASSISTANT], replace(Conversation().user("Why?"), prefill=Message("assistant", "So."))),
-        (
-            [USER, {**ASSISTANT, "reasoning_content": "Hm."}, USER],
-            Conversation().user("Why?").assistant("So.", None, "Hm.").user("Why?"),
-        ),
+        (None, b"ok\n\xc3", r"^standard input is not UTF-8 text \(byte 3\)$"),
+        ("caf\udce9", b"x", r"^the prompt is not UTF-8 text$"),
     ],
 )
-def test_messages_list_is_parsed(messages: Any, expected: Conversation) -> None:
-    assert parse_messages(json.dumps(messages), "m.json") == expected
+def test_question_that_is_not_utf_8_is_refused(prompt: str | None, piped: bytes, problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        ask(prompt, piped=piped)
 
 
-def test_calls_of_messages_may_have_half_a_character() -> None:
-    function = {"name": "\ud83d", "arguments": {"a": "\ud83d"}}
-    called = {**ASSISTANT, "tool_calls": [{"function": function}]}
-    read = parse_messages(json.dumps([USER, called, {"role": "tool", "content": "x"}, USER]), "m.json")
-    assert read.messages[1].rounds[0].calls == (ToolCall("\ufffd", {"a": "\ufffd"}, "x"),)
+def outline(value: Any) -> Any:
+    """A value of dataclasses as JSON, without what is empty."""
+    if isinstance(value, dict):
+        return {key: outline(each) for key, each in value.items() if each not in (None, ())}
+    return [outline(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+@pytest.mark.parametrize("name", PARSED)
+def test_messages_list_is_parsed(name: str) -> None:
+    messages, expected = PARSED[name]
+    assert outline(asdict(parse_messages(json.dumps(messages), "m.json"))) == expected
 
 
 @pytest.mark.parametrize(("messages", "problem"), rows("refused_messages"))
@@ -166,12 +124,13 @@ def test_messages_that_are_ambiguous_are_refused(messages: list[Any], problem: s
     assert caught.value.hint
 
 
-def test_calls_without_ids_have_results_in_their_order() -> None:
-    calls = [{"function": {"name": "sum", "arguments": {"of": number}}} for number in (1, 2)]
+def test_calls_of_messages_may_have_half_a_character_and_no_ids() -> None:
+    calls = [{"function": {"name": "\ud83d", "arguments": {"of": of}}} for of in (1, "\ud83d")]
     results = [{"role": "tool", "content": text} for text in ("one", "two")]
-    messages = [USER, {**ASSISTANT, "tool_calls": calls}, *results]
+    messages = [USER, {"role": "assistant", "content": "So.", "tool_calls": calls}, *results]
     prefill = parse_messages(json.dumps(messages), "m.json").prefill
-    assert prefill and prefill.rounds[0].calls == (ToolCall("sum", {"of": 1}, "one"), ToolCall("sum", {"of": 2}, "two"))
+    expected = ToolCall("\ufffd", {"of": 1}, "one"), ToolCall("\ufffd", {"of": "\ufffd"}, "two")
+    assert prefill and prefill.rounds[0].calls == expected
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000])
@@ -181,7 +140,7 @@ def test_messages_that_python_cannot_parse_are_not_json(text: str) -> None:
 
 
 def test_configured_system_prompt_does_not_change_messages() -> None:
-    text = json.dumps([SYSTEM, {"role": "user", "content": "Why?"}])
+    text = json.dumps([{"role": "system", "content": "Be brief."}, USER])
     question = PromptSources(None, (), Path("-"), raw=False, on_notice=no_notices)
     configured = Settings(system="From config.toml.")
     assert question.read(BytesIO(text.encode()), configured, None).system_prompt == "Be brief."
@@ -225,16 +184,9 @@ def test_reply_object_has_texts_counts_and_timings() -> None:
     answer = reply.as_object("4")
     assert (answer["text"], answer["reasoning"], answer["final_answer"]) == ("The answer is 4.", "hm", "4")
     assert (answer["prompt_tokens"], answer["completion_tokens"]) == (20, 5)
-    assert reply.timings_object == {
-        "load_s": 1.0,
-        "prefill_s": 0.5,
-        "ttft_s": 0.75,
-        "decode_s": 0.3,
-        "prompt_tokens_per_second": 32.0,
-        "tokens_per_second": 13.33,
-        "draft_n": 0,
-        "draft_n_accepted": 0,
-    }
+    times = {"load_s": 1.0, "prefill_s": 0.5, "ttft_s": 0.75, "decode_s": 0.3}
+    speeds = {"prompt_tokens_per_second": 32.0, "tokens_per_second": 13.33, "draft_n": 0, "draft_n_accepted": 0}
+    assert reply.timings_object == {**times, **speeds}
 
 
 @pytest.mark.parametrize(
@@ -268,72 +220,85 @@ def test_reply_notice_reports_nothing_after_the_results_of_functions() -> None:
     assert notice and notice.message == "the model wrote nothing after the results of its functions"
 
 
-BEGUN, REST = b"It is", b" 4."
+# Replies that continue a last message.
+
+REST = b" 4."
 MESSAGES = [
     {"role": "user", "content": "2 + 2?"},
     {"role": "assistant", "content": "It is", "reasoning_content": "Two and two."},
 ]
-
-
 STRICT = (  # a template that demands content
     "{% for message in messages %}[{{ message.content or raise_exception('empty') }}]{% endfor %}"
 )
+SHOWS_SYSTEM_LAST = (
+    "{% if messages[0].role == 'system' %}{% set system, messages = messages[0].content, messages[1:] %}{% endif %}"
+    "{% for message in messages %}{% if loop.last and system and message.role == 'user' %}[{{ system }}\n\n"
+    "{% else %}[{% endif %}{{ message.content }}]{% endfor %}"
+)
+QWEN = "qwen3.8"
 
 
-def continues(held: tuple[int, ...], seed: int) -> int:
-    _, _, rest = bytes(held).rpartition(BEGUN)
-    return REST[len(rest)] if len(rest) < len(REST) else END
+@contextmanager
+def opened(template: str, begun: str = "It is") -> Iterator[Model]:
+    """A model that goes on after the beginning of a reply, with a named format, or a template or its name."""
+
+    def model(held: tuple[int, ...], seed: int) -> int:
+        _, _, rest = bytes(held).rpartition(begun.encode())
+        return REST[len(rest)] if len(rest) < len(REST) else END
+
+    with running_engine(ScriptedBackend(model, context_size=1000)) as engine:
+        is_named = template in ("chatml", "cerebrum", SERVER)
+        source = None if is_named else TEMPLATES.get(template, template)
+        yield model_on(engine, chosen_format(template if is_named else EMBEDDED, source))
+
+
+def begun(*more: dict[str, Any], **last: Any) -> Conversation:
+    """Messages, of which the last has these keys, after others."""
+    return conversation_from_messages([*more, MESSAGES[0], {**MESSAGES[1], **last}], "m")
 
 
 @pytest.mark.parametrize(
-    ("name", "template", "reasoning", "prompt"),
+    ("template", "reasoning", "prompt"),
     [
-        ("chatml", None, None, "<|im_start|>assistant\nIt is"),
-        ("cerebrum", None, None, "User: 2 + 2?\nAI: It is"),
-        ("embedded", "mistral", None, "[/INST] It is"),
-        ("embedded", "deepseek-r1", "Two and two.", "<｜Assistant｜><think>\nTwo and two.\n</think>\n\nIt is"),
-        ("embedded", "qwen3.8", "Two and two.", "assistant\n<think>\nTwo and two.\n</think>\n\nIt is"),
+        ("chatml", None, "<|im_start|>assistant\nIt is"),
+        ("cerebrum", None, "User: 2 + 2?\nAI: It is"),
+        ("mistral", None, "[/INST] It is"),
+        ("deepseek-r1", "Two and two.", "<｜Assistant｜><think>\nTwo and two.\n</think>\n\nIt is"),
+        (QWEN, "Two and two.", "assistant\n<think>\nTwo and two.\n</think>\n\nIt is"),
     ],
 )
-def test_reply_continues_the_last_message(name: str, template: str | None, reasoning: str | None, prompt: str) -> None:
-    asked = Ask(conversation_from_messages(MESSAGES, "m"), Settings())
-    with running_engine(ScriptedBackend(continues, context_size=1000)) as engine:
-        loaded = model_on(engine, chosen_format(name, template and TEMPLATES[template]))
-        shown, ids = loaded.preview(asked.conversation)
+def test_reply_continues_the_last_message(template: str, reasoning: str | None, prompt: str) -> None:
+    asked = Ask(begun(), Settings())
+    with opened(template) as model:
+        shown, ids = model.preview(asked.conversation)
         assert shown.endswith(prompt) and bytes(ids).endswith(prompt.encode())
-        streamed = loaded.respond(asked)
+        streamed = model.respond(asked)
         assert "".join(streamed) == "It is 4."
-        [event] = [event for event in run_rows(loaded, [Row(0, asked)]) if isinstance(event, Outcome)]
+        [event] = [event for event in run_rows(model, [Row(0, asked)]) if isinstance(event, Outcome)]
         assert isinstance(event.result, Reply)
         for reply in (streamed, event.result):
             assert (reply.text, reply.reasoning, reply.finish.completion_tokens) == ("It is 4.", reasoning, 3)
             assert bytes(reply.tokens or ()).endswith(b"It is 4.")
         following = reply.conversation.user("Why?")
         assert [message.content for message in following.messages] == ["2 + 2?", "It is 4.", "Why?"]
-        assert "It is 4." in loaded.prompts.text(following)
+        assert "It is 4." in model.prompts.text(following)
 
 
 @pytest.mark.parametrize("last", [{"content": " \n"}, {"content": None, "reasoning_content": "2 + 2?"}])
-@pytest.mark.parametrize(
-    ("name", "template"), [("chatml", None), ("mistral", None), ("cerebrum", None), ("embedded", "ministral")]
-)
-def test_reply_without_visible_text_has_not_begun(name: str, template: str | None, last: dict[str, str | None]) -> None:
-    source = STRICT if template == "ministral" else template and TEMPLATES[template]
-    asked = conversation_from_messages([MESSAGES[0], {"role": "assistant", **last}], "m")
-    with running_engine(ScriptedBackend(lambda *_: END, context_size=1000)) as engine:
-        loaded = model_on(engine, chosen_format(name, source))
-        assert loaded.preview(asked) == loaded.preview(Conversation().user("2 + 2?"))
-        assert "".join(loaded.respond(Ask(asked, Settings(), Grammar("gbnf", "root ::= [0-9]*")))) == ""
+@pytest.mark.parametrize("template", ["chatml", "cerebrum", "mistral", STRICT], ids=lambda name: name[:8])
+def test_reply_without_visible_text_has_not_begun(template: str, last: dict[str, str | None]) -> None:
+    asked = begun(**{"reasoning_content": None, **last})
+    with opened(template) as model:
+        assert model.preview(asked) == model.preview(Conversation().user("2 + 2?"))
+        assert "".join(model.respond(Ask(asked, Settings(), Grammar("gbnf", "root ::= [0-9]*")))) == ""
 
 
-@pytest.mark.parametrize("template", ["qwen3.8", "deepseek-r1"])
+@pytest.mark.parametrize("template", [QWEN, "deepseek-r1"])
 def test_beginning_of_a_reply_may_be_reasoning_alone(template: str) -> None:
-    asked = conversation_from_messages([MESSAGES[0], {**MESSAGES[1], "content": None}], "m")
-    with running_engine(ScriptedBackend(continues, context_size=1000)) as engine:
-        loaded = model_on(engine, chosen_format("embedded", TEMPLATES[template]))
-        assert loaded.prompts.text(asked).endswith("<think>\nTwo and two.")
-        assert not [*loaded.prompts.notices(asked)]
-        chatml = model_on(engine, chosen_format("chatml"))
+    asked = begun(content=None)
+    with opened(template) as model, opened("chatml") as chatml:
+        assert model.prompts.text(asked).endswith("<think>\nTwo and two.")
+        assert not [*model.prompts.notices(asked)]
         assert [notice.message for notice in chatml.prompts.notices(asked)] == ["the prompt format has no reasoning"]
 
 
@@ -346,41 +311,25 @@ def test_beginning_of_a_reply_may_be_reasoning_alone(template: str) -> None:
     ],
 )
 def test_beginning_of_a_reply_may_have_reasoning_in_its_text(text: str, reasoning: str, answer: str) -> None:
-    def spoken(held: tuple[int, ...], seed: int) -> int:
-        _, _, rest = bytes(held).rpartition(text.encode())
-        return REST[len(rest)] if len(rest) < len(REST) else END
-
-    asked = Ask(conversation_from_messages([MESSAGES[0], {"role": "assistant", "content": text}], "m"), Settings())
-    with running_engine(ScriptedBackend(spoken, context_size=1000)) as engine:
-        loaded = model_on(engine, chosen_format("embedded", TEMPLATES["qwen3.8"]))
-        reply = loaded.respond(asked)
+    with opened(QWEN, text) as model:
+        reply = model.respond(Ask(begun(content=text, reasoning_content=None), Settings()))
         assert "".join(reply) == answer
         assert (reply.text, reply.reasoning) == (answer, reasoning)
 
 
 def test_system_prompt_that_only_a_last_question_shows_precedes_a_reply_that_has_begun() -> None:
-    template = (
-        "{% if messages[0].role == 'system' %}{% set system, messages = messages[0].content, messages[1:] %}{% endif %}"
-        "{% for message in messages %}{% if loop.last and system and message.role == 'user' %}[{{ system }}\n\n"
-        "{% else %}[{% endif %}{{ message.content }}]{% endfor %}"
-    )
-    with running_engine(ScriptedBackend(continues, context_size=1000)) as engine:
-        loaded = model_on(engine, chosen_format("embedded", template))
-        begun = conversation_from_messages([{"role": "system", "content": "S."}, *MESSAGES], "m")
-        assert loaded.prompts.text(replace(begun, prefill=None)) == "[S.\n\n2 + 2?]"
-        assert loaded.prompts.text(begun) == "[S.\n\n2 + 2?][It is"
-        reply = loaded.respond(Ask(begun, Settings()))
-        assert "".join(reply).endswith("It is 4.")
+    with opened(SHOWS_SYSTEM_LAST) as model:
+        asked = begun({"role": "system", "content": "S."})
+        assert model.prompts.text(replace(asked, prefill=None)) == "[S.\n\n2 + 2?]"
+        assert model.prompts.text(asked) == "[S.\n\n2 + 2?][It is"
+        assert "".join(model.respond(Ask(asked, Settings()))).endswith("It is 4.")
 
 
 def test_reply_that_has_begun_is_refused_with_a_grammar_and_on_servers_with_templates() -> None:
-    conversation = conversation_from_messages(MESSAGES, "m")
-    with running_engine(ScriptedBackend(continues, context_size=1000)) as engine:
+    with opened("chatml") as model, opened(SERVER) as served:
         with pytest.raises(UsageError, match="a schema or grammar cannot apply to a reply that has begun"):
-            model_on(engine, chosen_format("chatml")).respond(
-                Ask(conversation, Settings(), Grammar("gbnf", "root ::= .*"))
-            ).wait()
+            model.respond(Ask(begun(), Settings(), Grammar("gbnf", "root ::= .*"))).wait()
         with pytest.raises(UsageError, match="a server that builds the prompt cannot continue a reply"):
-            model_on(engine, chosen_format(SERVER)).respond(Ask(conversation, Settings())).wait()
+            served.respond(Ask(begun(), Settings())).wait()
         with pytest.raises(UsageError, match="the server builds the prompt, which is not known here"):
-            model_on(engine, chosen_format(SERVER)).preview(conversation)
+            served.preview(begun())

@@ -153,14 +153,6 @@ def test_calls_in_a_row_of_several_kinds_are_run_in_order() -> None:
     assert reply.text == "Then:\n\nDry."
 
 
-def test_reply_without_a_call_is_passed_on_whole() -> None:
-    text = f'See:\n```json\n{{"name": "Ann"}}\n```\n{OSLO.replace("weather", "forecast")}\n[1] <tool'
-    with opened(text) as (model, _):
-        reply = model.reply(QUESTION, tools=[weather])
-        assert "".join(reply) == text == reply.text
-    assert reply.calls == () and reply.message.rounds == ()
-
-
 def test_text_that_is_no_call_streams_on() -> None:
     text = "See:\n```python\nprint(1)\n```\nDone."
     with opened(text) as (model, _):
@@ -168,15 +160,29 @@ def test_text_that_is_no_call_streams_on() -> None:
     assert pieces[pieces.index("S") :] == [*"See:", "\n```python\np", *"rint(1)", "\n```\nD", *"one."]
 
 
-# Bad calls.
+# What becomes of calls.
+
+CASES = rows("replies_with_calls")
 
 
-@pytest.mark.parametrize(("call", "result"), rows("results_of_bad_calls"))
-def test_error_of_a_call_is_its_result(call: str, result: str) -> None:
-    reply, _, prompts = replied(tagged(call), "Sorry.", tools=[weather, broken])
-    [done] = reply.calls
-    assert done.result.startswith(result)
-    assert f"tool\n{result}" in prompts[1] and reply.text == "Sorry."
+@pytest.mark.parametrize("name", CASES)
+def test_reply_with_calls(name: str) -> None:
+    case = CASES[name]
+    reply, notices, prompts = replied(*case["replies"], tools=[weather, broken], **case.get("options", {}))
+    assert (reply.text, reply.finish_reason) == (case["text"], case.get("finish", "stop"))
+    assert [str(call) for call in reply.calls] == case.get("calls", [])
+    assert notices == case.get("notices", [])
+    assert [part.content for part in reply.message.rounds] == case.get("rounds", [""] * len(reply.message.rounds))
+    reasoning = [part.reasoning for part in reply.message.rounds] + [reply.message.reasoning]
+    assert [*filter(None, reasoning)] == case.get("reasoning", [])
+    for call, result in zip(reply.calls, case.get("results", ()), strict=False):
+        assert call.result.startswith(result) and f"tool\n{result}" in prompts[1]
+
+
+@pytest.mark.parametrize("text", rows("text_without_calls"))
+def test_text_that_is_no_call_is_the_answer(text: str) -> None:
+    reply, notices, _ = replied(text)
+    assert (reply.text, reply.calls, notices) == (text, (), [])
 
 
 def test_same_call_twice_ends_calls() -> None:
@@ -202,11 +208,6 @@ def test_repeated_call_ends_what_the_model_writes(calls: str) -> None:
     )
 
 
-def test_same_call_twice_in_a_reply_runs_once() -> None:
-    reply, *_ = replied(f"{OSLO}\n{OSLO}\n", "Dry.")
-    assert (len(reply.calls), reply.text) == (1, "Dry.")
-
-
 def test_reply_after_the_last_round_has_no_functions() -> None:
     calls = [tagged(OSLO.replace("Oslo", f"City {number}")) for number in range(5)]
     reply, notices, prompts = replied(*calls, "Enough.")
@@ -215,17 +216,6 @@ def test_reply_after_the_last_round_has_no_functions() -> None:
     *offered, last = ('"description"' in prompt for prompt in prompts)
     assert all(offered) and not last
     assert prompts[-1].endswith("for 1.<|im_end|>\n<|im_start|>assistant\n")
-
-
-def test_call_without_end_is_not_run() -> None:
-    endless = '<tool_call>\n{"name": "weather", "arguments": {"city": "' + "Oslo " * 100
-    reply, *_ = replied(endless, max_tokens=120)
-    assert (reply.finish_reason, reply.calls, reply.text) == ("length", (), endless[:119])
-
-
-def test_call_before_the_end_of_a_truncated_reply_is_not_run() -> None:
-    reply, *_ = replied(f"{tagged(OSLO)}\nI wait. " * 9, max_tokens=120)
-    assert (reply.finish_reason, reply.calls) == ("length", ())
 
 
 def test_long_result_is_cut_to_its_share_of_the_context() -> None:
@@ -251,38 +241,6 @@ def test_results_of_many_rounds_fit_the_context() -> None:
     reply, *_ = replied(*calls, "Long.", tools=[read], context=8000)
     assert (len(reply.calls), reply.text) == (5, "Long.")
     assert len(reply.calls[4].result) < len(reply.calls[0].result)
-
-
-# Text that is no call.
-
-
-@pytest.mark.parametrize("text", rows("text_without_calls"))
-def test_text_that_is_no_call_is_the_answer(text: str) -> None:
-    reply, notices, _ = replied(text)
-    assert (reply.text, reply.calls, notices) == (text, (), [])
-
-
-def test_call_after_the_last_round_is_shown_with_a_notice() -> None:
-    reply, notices, _ = replied(tagged(OSLO), tagged(OSLO), OSLO)
-    assert reply.text == OSLO and len(reply.calls) == 1
-    assert notices == [
-        "no more calls: the model repeated a call of weather",
-        "the answer has a function call that was not run: weather(city='Oslo')",
-    ]
-
-
-def test_call_in_a_truncated_reply_is_shown_with_a_notice() -> None:
-    call = tagged(OSLO)
-    reply, notices, _ = replied(f"I look.\n{call}", max_tokens=len(call) + 4)
-    assert reply.finish_reason == "length" and reply.calls == ()
-    assert f"I look.\n{call}".startswith(reply.text) and len(reply.text) > len(call)
-    assert notices == ["the answer has a function call that was not run: the reply was cut off"]
-
-
-def test_text_behind_a_call_is_shown() -> None:
-    reply, *_ = replied(f"First.\n{tagged(OSLO)}\nThen.", f"{ROME}\nBehind.", "None.")
-    assert reply.text == "First.\n\nThen.\n\nBehind.\n\nNone."
-    assert [part.content for part in reply.message.rounds] == ["First.\n\nThen.", "Behind."]
 
 
 numbers = st.integers(100, 10**6)
@@ -327,11 +285,6 @@ def test_schema_applies_to_the_last_reply_only() -> None:
     assert script.prompts[2] == script.prompts[1]
 
 
-def test_schema_with_calls_that_are_refused_applies_to_the_last_reply() -> None:
-    reply, *_ = replied(tagged(OSLO), tagged(OSLO), '{"coat": false}', schema="coat bool")
-    assert (reply.text, len(reply.calls)) == ('{"coat": false}', 1)
-
-
 # Other formats.
 
 
@@ -362,27 +315,6 @@ def test_reasoning_before_calls_is_of_their_round() -> None:
 
 
 # Interruptions.
-
-
-@pytest.mark.parametrize("end", ["", "</think>", "\n"])
-def test_calls_that_end_reasoning_which_never_ends_are_run(end: str) -> None:
-    text = f"<think>\nA coat?\n{tagged(OSLO, ROME)}{end}"
-    with opened(text, "No.") as (model, _):
-        reply = model.reply(QUESTION, tools=[weather])
-        assert "".join(reply) == "No."
-    assert [call.arguments for call in reply.calls] == [{"city": "Oslo"}, {"city": "Rome"}]
-    assert reply.message.rounds[0].reasoning == "A coat?"
-
-
-def test_call_that_reasoning_goes_on_after_is_not_run() -> None:
-    with opened(f"<think>\nI could write {tagged(OSLO)} but need not.") as (model, _):
-        reply = model.reply(QUESTION, tools=[weather])
-        assert "".join(reply) == "" and reply.calls == ()
-
-
-def test_call_in_reasoning_that_nothing_opened_leaves_the_answer_as_it_is() -> None:
-    reply, *_ = replied(f"Shall I?\n{OSLO}\n</think>\nNo coat.")
-    assert (reply.reasoning, reply.text, reply.calls) == (f"Shall I?\n{OSLO}", "No coat.", ())
 
 
 def test_ctrl_c_ends_a_function_that_sleeps() -> None:

@@ -1,18 +1,37 @@
-"""`--endpoint`: compared with models on this machine; servers that come and go; options, names, keys, certificates."""
+"""`--endpoint`: compared with models on this machine; servers that come and go; options, names, keys, certificates.
+
+Then in processes and terminals of their own: Ctrl-C, kill -9, chats, and the real vocabulary.
+"""
 
 import json
+import signal
 import ssl
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from batch_files import stored_lines
 from command_line import CommandLine, assert_error
+from llama_engines import open_engine
 from loopback import Loopback, LoopbackHandler
-from remote_engines import set_patience
+from person import OpenTerminal, Person
+from remote_engines import served_engine, set_patience
+from scripted_command import SCRIPTED, batch_backend, run_here, start_scripted
 from served import SEEDS, Served
-from server_kinds import BUILD
+from server_kinds import BUILD, LlamaServer, VllmServer
+from vocabularies import MARKS, marks_in
+from waiting import TIMEOUT_S, wait_until
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+CERTIFICATE = Path(__file__).parents[1] / "data" / "localhost.pem"  # with its key, self-signed
 ROWS = 100
+WEIGHTS = "tiny.gguf (1000 bytes)"
+BIG = """[endpoints.big]
+url = "{url}"
+"""
 
 
 def without_times(reply: dict[str, Any]) -> dict[str, Any]:
@@ -24,20 +43,12 @@ def rows_of(output: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(output).read_text().splitlines()]
 
 
-def assert_local_rows(remote: str, local: str, origins: set[tuple[str, str]]) -> None:
-    """Check that a result of servers is that of a model on this machine, and besides names each of these servers."""
-    rows = rows_of(remote)
-    assert {(row.pop("server"), row.pop("served_model")) for row in rows} == origins
-    assert [list(row.items()) for row in rows] == [list(row.items()) for row in rows_of(local)]
-
-
 @pytest.mark.parametrize("votes", ["5", "auto:2..7"])
 def test_endpoint_vote_has_the_local_tally_in_one_request(served: Served, votes: str) -> None:
     arguments = ("ask", "--json", "--votes", votes, "--seed", "1", "--no-log", "What is 2 + 2?")
     remote, local = served.run(*arguments, servers=2), served.run_alone(*arguments)
-    served_name = "tiny.gguf (1000 bytes)"
-    assert (remote.code, remote.err) == (0, f"note: the server answers with {served_name}\n")
-    assert remote.object["model"] == served_name
+    assert (remote.code, remote.err) == (0, f"note: the server answers with {WEIGHTS}\n")
+    assert remote.object["model"] == WEIGHTS
     assert without_times(remote.object) == without_times(local.object)
     first, *more = served.asked()
     assert first["n_cmpl"] == int(votes.removeprefix("auto:")[0]) and bool(more) == votes.startswith("auto")
@@ -52,26 +63,20 @@ def test_endpoint_batch_writes_the_local_result(served: Served, options: tuple[s
     remote = served.run("batch", *arguments, "-o", "remote.jsonl", servers=2)
     local = served.run_alone("batch", *arguments, "-o", "local.jsonl")
     assert (remote.code, remote.err, local.code) == (0, "", 0)
-    weights = "tiny.gguf (1000 bytes)"
-    assert_local_rows("remote.jsonl", "local.jsonl", {("server 1", weights), ("server 2", weights)})
-    for row in rows_of("remote.jsonl"):
-        asked = served.servers[int(row["server"][-1]) - 1].completions()
+    rows, origins = rows_of("remote.jsonl"), set()
+    for row in rows:
+        origin = row.pop("server")
+        asked = served.servers[int(origin[-1]) - 1].completions()
         assert any(f"{row['prompt']}<" in bytes(each.prompt).decode() for each in asked)
+        origins.add((origin, row.pop("served_model")))
+    assert origins == {("server 1", WEIGHTS), ("server 2", WEIGHTS)}
+    assert [list(row.items()) for row in rows] == [list(row.items()) for row in rows_of("local.jsonl")]
     record = Path("remote.jsonl.meta.json").read_text()
-    assert json.loads(record)["notes"]["servers"] == [
-        {"kind": "llama-server", "build": BUILD, "model": "tiny.gguf (1000 bytes)"}
-    ]
+    assert json.loads(record)["notes"]["servers"] == [{"kind": "llama-server", "build": BUILD, "model": WEIGHTS}]
     assert "127.0.0.1" not in record and "/srv" not in record
 
 
 # Several servers that come and go.
-
-
-def assert_all_answered(output: Path) -> None:
-    """Check that a result has every row once, with its seed and the reply to it."""
-    rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [(row["id"], row["seed"], row["error"]) for row in rows] == [(n + 1, n + 7, None) for n in range(ROWS)]
-    assert [row["text"] for row in rows] == [SEEDS[(n + 7) % 3] for n in range(ROWS)]
 
 
 @pytest.mark.slow
@@ -94,15 +99,10 @@ def test_endpoint_batch_resumes_on_servers_of_its_model_only(served: Served, mon
     assert_error(done, 1, problem, "--restart")
     assert Path("out.jsonl.partial").read_bytes() == finished
     second.models = first.models
-    path = Path("out.jsonl.meta.json")
-    record = json.loads(path.read_text())
-    earlier = {"servers": [{"kind": "vLLM", "build": "1", "model": "x"}]}
-    path.write_text(json.dumps({**record, "notes": {**record["notes"], **earlier}}))
-    assert_error(served.run("batch", *command), 1, "on llama-server instead of x on vLLM")
-    path.write_text(json.dumps(record))
     assert served.run("batch", *command, "-q", servers=2).code == 0
     assert len(served.asked()) - asked == ROWS - 2 * 5  # those that were let through
-    assert_all_answered(Path("out.jsonl"))
+    rows = [(row["id"], row["seed"], row["error"], row["text"]) for row in rows_of("out.jsonl")]
+    assert rows == [(n + 1, n + 7, None, SEEDS[(n + 7) % 3]) for n in range(ROWS)]
 
 
 # Errors: an exit code, one line for the problem, one for the fix.
@@ -121,18 +121,17 @@ def test_endpoint_prompt_too_long_exits_4_or_is_an_error_row(served: Served) -> 
 
 def test_endpoint_results_name_servers_without_their_addresses(served: Served) -> None:
     first, second = served.servers
-    served.config(f'[endpoints.big]\nurl = "{first.url}"\n')
+    served.config(BIG.format(url=first.url))
     for server in served.servers:
         server.arm(times=1, status=400, message="the prompt exceeds the available context size")
         server.arm(times=3, status=500, let_through=8)
     endpoints = ("--endpoint", "big", "--endpoint", second.url)
     done = served.run_alone("batch", served.questions(12), "-o", "out.jsonl", *endpoints)
     assert done.code == 6
-    result = Path("out.jsonl").read_text()
-    failed = [row for row in map(json.loads, result.splitlines()) if row["error"]]
+    failed = [row for row in rows_of("out.jsonl") if row["error"]]
     assert {row["error"]["message"].partition(":")[0] for row in failed} >= {"big", "server 2"}
     assert {row["server"] for row in failed} == {"big", "server 2"}
-    assert "127.0.0.1" not in result + Path("out.jsonl.meta.json").read_text()
+    assert "127.0.0.1" not in Path("out.jsonl").read_text() + Path("out.jsonl.meta.json").read_text()
 
 
 def test_endpoint_reply_of_a_lost_server_is_printed_and_can_be_continued(served: Served) -> None:
@@ -148,8 +147,6 @@ def test_endpoint_reply_of_a_lost_server_is_printed_and_can_be_continued(served:
     assert CommandLine(served.home).contents("what-is-2-2") == ["What is 2 + 2?", "The answer is 4."]
 
 
-CERTIFICATE = Path(__file__).parents[1] / "data" / "localhost.pem"  # with its key, self-signed
-
 # Options.
 
 
@@ -163,7 +160,7 @@ def test_endpoint_ignores_local_options_set_elsewhere(served: Served, monkeypatc
 
 def test_endpoint_variable_names_several_servers(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = served.servers
-    served.config(f'[endpoints.big]\nurl = "{first.url}"\n')
+    served.config(BIG.format(url=first.url))
     monkeypatch.setenv("CEREBRUM_ENDPOINT", f"big  {second.url}")
     done = served.run_alone("batch", served.questions(12), "-q", "-o", "out.jsonl")
     assert (done.code, len(served.asked())) == (0, 12), done.err
@@ -179,27 +176,29 @@ def test_endpoint_url_may_have_a_version_and_a_slash(served: Served, monkeypatch
         assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
 
 
-def test_endpoint_refuses_a_key_that_is_no_header(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    for key in ("two\nlines", "schlüssel", "tab\t"):
+def test_endpoint_key_that_is_no_header_or_not_encrypted_is_not_sent(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = served.servers[0].url
+    open_url = url.replace("127.0.0.1", "0.0.0.0")  # reaches the same server, and is not loopback by name
+    for key, endpoint in ("two\nlines", url), ("schlüssel", url), ("tab\t", url), ("sesame", open_url):
         monkeypatch.setenv("CEREBRUM_API_KEY", key)
-        done = served.run("ask", "hi")
+        done = served.run_alone("ask", "--endpoint", endpoint, "hi")
         assert_error(done, 2, "API key")
         assert key not in done.err
-    assert served.asked() == []
+    assert served.servers[0].asked == []
 
 
 def test_endpoint_name_stands_for_a_table(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     [server, _] = served.servers
     server.key, server.models = "sesame", ("a.gguf", "b.gguf")
-    served.config(f'[endpoints.big]\nurl = "{server.url}/v1"\nkey_env = "BIG_KEY"\nserved_model = "b.gguf"\n')
-    assert_error(served.run_alone("ask", "--endpoint", "big", "hi"), 2, "BIG_KEY is not set")
+    served.config(BIG.format(url=f"{server.url}/v1") + 'key_env = "BIG_KEY"\nserved_model = "b.gguf"\n')
     monkeypatch.setenv("BIG_KEY", "sesame")
     done = served.run_alone("ask", "--endpoint", "big", "--seed", "0", "2 + 2?")
     assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
     assert served.asked()[0]["model"] == "b.gguf"
     other = served.run_alone("ask", "--endpoint", "big", "--set", "served_model_name=a.gguf", "hi")
     assert (other.code, served.asked()[1]["model"]) == (0, "a.gguf")
-    assert_error(served.run_alone("ask", "--endpoint", "small", "hi"), 2, "unknown endpoint 'small'", "big")
 
 
 def test_endpoint_servers_of_different_models_are_refused(served: Served) -> None:
@@ -229,13 +228,6 @@ def test_endpoint_key_is_sent_to_the_server_alone(served: Served, monkeypatch: p
     assert not any(b"sesame" in path.read_bytes() for path in files)
 
 
-def test_endpoint_key_is_not_sent_over_plain_http(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CEREBRUM_API_KEY", "sesame")
-    url = served.servers[0].url.replace("127.0.0.1", "0.0.0.0")  # reaches the same server, and is not loopback by name
-    assert_error(served.run_alone("ask", "--endpoint", url, "hi"), 2, "unencrypted", "ssh -L")
-    assert served.servers[0].asked == []
-
-
 def test_endpoint_untrusted_certificate_stops_immediately(served: Served) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE)
@@ -248,3 +240,206 @@ def test_endpoint_untrusted_certificate_stops_immediately(served: Served) -> Non
     finally:
         port.stop()
     assert_error(done, 1, f"{url}: untrusted certificate: ", "SSL_CERT_FILE")
+
+
+# In processes of their own.
+
+SCRIPT: dict[str, Any] = {"rows": {}, "seeds": ["once upon a time there was a fox"]}
+CHAT: dict[str, Any] = {
+    "rows": {"One?": "First.", "Two?": "Zwölf 🙂.", "Three?": "Third of all the many numbers."},
+    "seeds": ["Other."],
+}
+LOCAL = ("threads", "gpu_layers", "speculative", "cache_gb")
+LINES = 40
+AT = 12  # objects of a stream, of which the first are of the prompt's progress
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> Iterator[LlamaServer]:
+    """A server of a scripted model."""
+    script = getattr(request, "param", SCRIPT)
+    with LlamaServer(batch_backend(dict(script), 4).model, context_size=100_000) as server:
+        yield server
+
+
+@pytest.fixture
+def arguments(server: LlamaServer, chatml_model: Path) -> list[str]:
+    """The options that ask for this server."""
+    return ["-m", str(chatml_model), "--endpoint", server.url, "--seed", "0"]
+
+
+@pytest.mark.slow
+def test_endpoint_interrupted_ask_saves_what_arrived(
+    new_user: CommandLine, server: LlamaServer, arguments: list[str], chatml_model: Path
+) -> None:
+    server.models = (chatml_model.name,)
+    stuck = server.arm(hang_after=AT)
+    process = start_scripted(SCRIPT, new_user.home, "ask", *arguments, "Tell me")
+    assert process.stdout
+    first = process.stdout.read(4)
+    assert stuck.is_hanging.wait(TIMEOUT_S)
+    process.send_signal(signal.SIGTERM)
+    rest, err = process.communicate(timeout=TIMEOUT_S)
+    printed = (first + rest).decode()
+    assert (process.returncode, err) == (143, b"")
+    assert printed.endswith("\n") and SCRIPT["seeds"][0].startswith(printed.strip())
+    server.wait_for(lambda: server.completions()[0].is_left)
+    [question, reply] = new_user.messages("tell-me")
+    assert (question["content"], reply["finish_reason"]) == ("Tell me", "cancelled")
+    assert reply["params"]["served_model"] == "chatml.gguf (1000 bytes)"
+    assert reply["content"].strip() == printed.strip()
+
+
+@pytest.mark.slow
+def test_endpoint_interrupted_while_connecting(
+    new_user: CommandLine, server: LlamaServer, arguments: list[str]
+) -> None:
+    armed = server.arm(times=None, path="/v1/models", hang_after=0)
+    process = start_scripted(SCRIPT, new_user.home, "ask", *arguments, "Tell me")
+    server.wait_for(lambda: armed.struck)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, out) == (130, b"")
+    assert "Traceback" not in err.decode()
+
+
+@pytest.fixture
+def batch(new_user: CommandLine, arguments: list[str]) -> list[str]:
+    """The arguments of a batch."""
+    (new_user.home / "in.txt").write_text("".join(f"Question {number}\n" for number in range(LINES)))
+    return ["in.txt", "-o", "out", *arguments]
+
+
+def partial(user: CommandLine) -> list[dict[str, Any]]:
+    """The finished rows of an unfinished batch."""
+    return [json.loads(line) for line in stored_lines(user.home / "out.partial")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_endpoint_ended_batch_asks_for_nothing_finished_again(
+    new_user: CommandLine,
+    server: LlamaServer,
+    batch: list[str],
+    number: signal.Signals,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answered = 1 if number == signal.SIGKILL else 10
+    stuck = server.arm(hang_after=0, times=None, let_through=answered)
+    process = start_scripted(SCRIPT, new_user.home, "batch", *batch)
+    assert stuck.is_hanging.wait(TIMEOUT_S)
+    wait_until(lambda: len(partial(new_user)) >= answered)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=TIMEOUT_S)
+    finished = partial(new_user)
+    assert process.returncode == code
+    if number != signal.SIGKILL:
+        saved = f"{len(finished)} of {LINES} rows done, saved in out.partial"
+        assert err.decode().splitlines()[-1] == f" hint: {saved}; run it again to resume"
+    server.wait_for(lambda: all(asked.is_left or asked.is_answered for asked in server.asked))
+    stuck.disarm()
+    before = len(server.completions())
+    monkeypatch.chdir(new_user.home)
+    with VllmServer(server.model, context_size=100_000) as other:
+        done = run_here(
+            dict(SCRIPT), new_user.home, "batch", *(other.url if each == server.url else each for each in batch)
+        )
+        assert_error(done, 1, "serves tiny.gguf on vLLM instead of tiny.gguf (1000 bytes) on llama-server")
+    assert partial(new_user) == finished
+    assert run_here(dict(SCRIPT), new_user.home, "batch", *batch, "-q").code == 0
+    again = [bytes(asked.prompt).decode() for asked in server.completions()[before:]]
+    assert len(again) == LINES - len(finished)
+    assert not any(f"{row['prompt']}<" in prompt for row in finished for prompt in again)
+    rows = [json.loads(line) for line in (new_user.home / "out").read_text().splitlines()]
+    assert [row["id"] for row in rows] == list(range(1, LINES + 1)) and not any(row["error"] for row in rows)
+
+
+@pytest.fixture
+def chat(open_terminal: OpenTerminal, arguments: list[str]) -> Person:
+    """A chat on the server, in a terminal."""
+    person = open_terminal(sys.executable, SCRIPTED, json.dumps(CHAT), "chat", *arguments, "--no-markdown")
+    person.wait_for(">")
+    return person
+
+
+def say(person: Person, text: str, answer: str) -> None:
+    person.type(f"{text}\r")
+    person.wait_for(answer)
+    person.wait_for(">")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", [CHAT], indirect=True)
+def test_endpoint_chat_extends_what_was_generated_and_survives_a_lost_server(chat: Person, server: LlamaServer) -> None:
+    say(chat, "One?", "First.")
+    say(chat, "Two?", "Zwölf 🙂.")
+    say(chat, "Three?", "Third of all")
+    say(chat, "/undo", ">")
+    say(chat, "/retry", "Zwölf 🙂.")
+    server.arm(reset_after=AT)
+    say(chat, "Three?", "error")
+    say(chat, "Three?", "Third of all")
+    chat.type("/exit\r")
+    assert chat.end() == 0
+    one, two, three, again, *_ = (bytes(asked.prompt).decode() for asked in server.completions())
+    assert two.startswith(f"{one}First.") and three.startswith(f"{two}Zwölf 🙂.")
+    assert again == two
+    assert "Traceback" not in chat.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", [CHAT], indirect=True)
+def test_endpoint_chat_interrupted_reply_is_saved(chat: Person, server: LlamaServer, new_user: CommandLine) -> None:
+    say(chat, "One?", "First.")
+    stuck = server.arm(hang_after=AT)
+    chat.type("Three?\r", shows="Thi")
+    assert stuck.is_hanging.wait(TIMEOUT_S)
+    chat.type("\x03", shows="interrupted")
+    server.wait_for(lambda: server.completions()[1].is_left)
+    say(chat, "Two?", "Zwölf 🙂.")
+    chat.type("/exit\r")
+    assert chat.end() == 0
+    *_, partial, question, answer = new_user.contents("one")
+    assert CHAT["rows"]["Three?"].startswith(partial)
+    assert (question, answer) == ("Two?", "Zwölf 🙂.")
+
+
+@pytest.fixture(scope="module")
+def real_server(chatml_model: Path) -> Iterator[LlamaServer]:
+    """A server of the tiny ChatML model."""
+    with open_engine(chatml_model, context_size=512) as engine, served_engine(engine) as server:
+        server.n_vocab = engine.vocabulary.size
+        server.models = (chatml_model.name,)
+        yield server
+
+
+@pytest.mark.slow
+def test_endpoint_special_tokens_typed_by_the_user_stay_text(user: CommandLine, real_server: LlamaServer) -> None:
+    typed = "".join(MARKS)
+    done = user.run("ask", "-m", "small", "--endpoint", real_server.url, "-n", "2", "--no-log", typed)
+    assert done.code == 0, done.err
+    preview = user.run("ask", "-m", "small", "--dry-run", "--json", typed).object
+    prompt = real_server.completions()[-1].prompt
+    assert prompt == tuple(preview["token_ids"])
+    assert marks_in(prompt) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
+
+
+@pytest.mark.slow
+def test_endpoint_ask_equals_the_local_model(user: CommandLine, real_server: LlamaServer) -> None:
+    arguments = ("ask", "-m", "small", "--json", "--no-log", "-n", "30", "Where is the fox? 🙂")
+    local = user.run(*arguments)
+    remote = user.run(*arguments, "--endpoint", real_server.url)
+    assert (remote.code, remote.err) == (local.code, local.err)
+    same = ("text", "prompt_tokens", "completion_tokens", "finish_reason")
+    assert [remote.object[key] for key in same] == [local.object[key] for key in same]
+
+
+@pytest.mark.slow
+def test_endpoint_chat_sets_and_shows_no_local_settings(user: CommandLine, real_server: LlamaServer) -> None:
+    typed = "/set ctx 100\n/set nonsense 1\n/set temperature 0.5\nQ\n/set\n"
+    done = user.run("chat", "-m", "small", "--endpoint", real_server.url, stdin=typed)
+    assert "ctx cannot be set: the model runs on a server\n hint: set it where the server is started\n" in done.err
+    shown = dict(line.split()[:2] for line in done.err.splitlines() if line.startswith(("temperature ", "ctx ")))
+    assert shown == {"temperature": "0.5", "ctx": "512"}
+    assert not [name for name in (*LOCAL, "lora") if f"\n{name} " in done.err]
