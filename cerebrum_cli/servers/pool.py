@@ -146,7 +146,8 @@ class Pool:
                 self._queue.remove(job)
                 self._start(job, min(fitting, key=lambda server: server.outstanding / server.window))
         if not self._has("connecting", "up", "busy"):
-            for job in [job for job in self._queue if job.request.ask.stream]:  # someone waits
+            is_over = not self._has("failed")  # no server will be up again
+            for job in [job for job in self._queue if is_over or job.request.ask.stream]:  # someone waits
                 self._queue.remove(job)
                 job.fail(self._no_server())
 
