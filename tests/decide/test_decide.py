@@ -5,13 +5,13 @@ import json
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import CommandLine, Finished, assert_error
+from dataset_files import table
 
 from cerebrum_cli import open_model
-from cerebrum_cli.batch.input_row import InputRow
-from cerebrum_cli.batch.readers import LineRows
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import Interrupted, PromptTooLong, UsageError
 from cerebrum_cli.decide.choice_questions import AskedQuestion, ChoiceQuestion
@@ -22,14 +22,12 @@ TICKETS = (
     'id,text,extra\na,"Give me my money back, please.",1\nb,Where is my parcel?,2\nc,,3\nd,The lamp is broken.,4\n'
 )
 REFUND = "Is a refund requested? {text}"
-LETTERS = ",".join(f"choice {number}" for number in range(27))
 RIGHT = {"a": "yes", "b": "no", "d": "no"}
 
 
 @pytest.fixture
 def user(tmp_path: Path) -> CommandLine:
     (tmp_path / "tickets.csv").write_text(TICKETS)
-    (tmp_path / "empty.txt").write_text(" \n")
     return CommandLine(tmp_path)
 
 
@@ -37,9 +35,17 @@ def decide(user: CommandLine, *words: str, stdin: str | bytes | None = None) -> 
     return user.run("decide", *words, "-m", "nano", stdin=stdin, directory=user.home)
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
+def table_of(user: CommandLine, name: str) -> list[dict[str, str]]:
+    with (user.home / name).open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def rows_of(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def write_rows(user: CommandLine, *rows: dict[str, Any]) -> None:
+    (user.home / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 # One text.
@@ -86,53 +92,13 @@ def test_choices_in_the_reverse_order_have_the_same_probabilities(count: int, le
     )
 
 
-@pytest.mark.parametrize(
-    ("words", "stdin", "parts"),
-    [
-        ((), "text", ("no question given",)),
-        (("",), "text", ("no question given",)),
-        (("Is it?",), " \n", ("the text is empty",)),
-        (("Is it?", "--choices", "a"), "text", ("only one choice, 'a'",)),
-        (("Is it?", "--choices", "a,b,a"), "text", ("'a' is given 2 times",)),
-        (("Is it?", "--choices", "a,b", "--score", "1..5"), "text", ("--choices and --score",)),
-        (("Is it?", "--score", "5..1"), "text", ("invalid --score", "1..5")),
-        (("Is it?", "-o", "out.csv"), "text", ("-o applies to the rows of a file",)),
-        (("Is it?", "--label", "x"), "text", ("--label applies to the rows of a file",)),
-        (("Is it?", "--votes", "4", "--letters"), "text", ("--letters and --votes",)),
-        (("Is it?", "--score", "1..5", "--letters"), "text", ("--letters and --score",)),
-        (("Is it?", "--choices", LETTERS, "--letters"), "text", ("27 choices for 26 letters", "omit --letters")),
-        (("Is it?", "--temperature", "1"), "text", ("--temperature applies only to votes",)),
-        (("Is", "it?", "really"), "text", ("unexpected argument: really", "quote the question")),
-        (("Is it?", "nowhere.csv", "-o", "out.csv"), None, ("nowhere.csv",)),
-        ((REFUND, "tickets.csv"), None, ("missing option '-o'",)),
-        (("Is it? {nothing}", "tickets.csv", "-o", "out.csv"), None, ("no column `nothing`", "id, text, extra")),
-        (("Is it?", "tickets.csv", "-o", "out.csv"), None, ("no column `prompt`", "{NAME}")),
-        ((REFUND, "tickets.csv", "-o", "out.csv", "-f", "tickets.csv"), None, ("-f and INPUT",)),
-        (("Is it?",), b"\x89PNG\r\n\x1a\n", ("standard input",)),
-        (("Is it?", "-f", "empty.txt"), None, ("the text is empty",)),
-        (
-            (REFUND, "tickets.csv", "--label", "id", "--choices", "a,b,c,d", "-o", "-"),
-            None,
-            ("--label cannot stream to standard output",),
-        ),
-        ((REFUND, "tickets.csv", "--label", "nothing"), None, ("row a: the row has no field 'nothing'",)),
-        ((REFUND, "tickets.csv", "--label", "extra"), None, ("row a: the label '1' is not a choice", "yes, no")),
-        ((REFUND, "tickets.csv", "-o", "out.csv", "--plot", "p.png"), None, ("--plot requires --label",)),
-        ((REFUND, "tickets.csv", "--label", "id", "--choices", "a,b,c,d", "--plot", "p.gif"), None, ("image format",)),
-    ],
-)
-def test_bad_input_is_one_line(user: CommandLine, words: tuple[str, ...], stdin: str | None, parts: tuple[str]) -> None:
-    assert_error(decide(user, *words, stdin=stdin), 2, *parts)
-    assert not (user.home / "out.csv").exists()
-
-
 # Rows.
 
 
 def test_rows_of_a_table_get_columns(user: CommandLine) -> None:
     done = decide(user, REFUND, "tickets.csv", "-o", "out.csv", "--probabilities")
     assert done.code == 6 and "1 failed" in done.err
-    rows = rows_of(user.home / "out.csv")
+    rows = table_of(user, "out.csv")
     assert [row["id"] for row in rows] == ["a", "b", "c", "d"]
     for row in rows[:2]:
         both = float(row["probability of yes"]), float(row["probability of no"])
@@ -144,96 +110,58 @@ def test_rows_of_a_table_get_columns(user: CommandLine) -> None:
 def test_rows_of_json_lines_are_the_same_for_any_number_at_a_time(user: CommandLine) -> None:
     decide(user, REFUND, "tickets.csv", "-o", "out.jsonl")
     decide(user, REFUND, "tickets.csv", "-o", "one.jsonl", "--parallel", "1")
-    lines = [json.loads(line) for line in (user.home / "out.jsonl").read_text().splitlines()]
+    lines = rows_of((user.home / "out.jsonl").read_text())
     assert list(lines[0]) == ["id", "prompt", "answer", "probability", "error", "key"]
     assert lines[0]["prompt"] == "Is a refund requested? Give me my money back, please."
-    others = [json.loads(line) for line in (user.home / "one.jsonl").read_text().splitlines()]
+    others = rows_of((user.home / "one.jsonl").read_text())
     for row, other in zip(lines, others, strict=True):
         assert row["answer"] == other["answer"] and row["probability"] == pytest.approx(other["probability"], abs=1e-3)
 
 
 def test_rows_may_have_their_own_choices(user: CommandLine) -> None:
-    rows = [
-        {"prompt": "2 + 2?", "choices": ["3", "4"]},
-        {"prompt": "Which?", "choices": ["a", "b", "c"]},
-        {"prompt": "Which?", "choices": ["a"]},
-        {"prompt": "Which?", "choices": "a,b"},
-        {"prompt": "Is it?"},
-    ]
-    (user.home / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    choices = ["3", "4"], ["a", "b", "c"], ["yes", "no"]
+    write_rows(user, *({"prompt": "Which?", "choices": names} for names in choices[:2]), {"prompt": "Is it?"})
     done = decide(user, "Choose.", "in.jsonl", "-o", "-")
-    label = decide(user, "Choose.", "in.jsonl", "--label", "choices")
-    assert_error(label, 2, "row 1: the label")
-    (user.home / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows[2:]))
-    assert_error(
-        decide(user, "Choose.", "in.jsonl", "--label", "prompt"), 2, "row 1: there is only one choice", "give 2"
-    )
-    (user.home / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    found = [json.loads(line) for line in done.out.splitlines()]
-    assert done.code == 6
-    assert [row["answer"] in choices for row, choices in zip(found, ("34", "abc"), strict=False)] == [True, True]
-    assert "there is only one choice" in found[2]["error"]["message"]
-    table = decide(user, "Choose.", "in.jsonl", "-o", "out.csv", "--probabilities")
-    assert table.code == 6 and "line 1: the row has its own choices, for which a table has no columns" in table.err
-    assert "`choices` is not a list" in found[3]["error"]["message"]
-    assert found[4]["answer"] in ("yes", "no")
-
-
-def test_rows_that_cannot_be_asked_have_errors(user: CommandLine) -> None:
-    (user.home / "in.jsonl").write_text('null\n"text"\n{bad\n{"text": null}\n{"text": " "}\n{"text": "Give it."}\n')
-    for output in ("out.jsonl", "out.csv"):
-        done = decide(user, REFUND, "in.jsonl", "-o", output)
-        assert done.code == 6 and "5 failed" in done.err
-    rows = [json.loads(line) for line in (user.home / "out.jsonl").read_text().splitlines()]
-    messages = [row["error"] and row["error"]["message"] for row in rows]
-    assert messages[3:] == ["the text is empty", "the text is empty", None]
-    messages = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Well,"}]
-    (user.home / "in.jsonl").write_text(json.dumps({"messages": messages}))
-    assert "the last message is not a question" in decide(user, "Is it?", "in.jsonl", "-o", "-").out
-
-
-def test_rows_of_all_forms_have_fields(user: CommandLine) -> None:
-    inputs = {
-        "in.txt": "My money back!\n",
-        "in.tsv": "text\tn\nMy money back!\t1\n",
-        "in.jsonl": '{"body": {"text": "My money back!"}}\n',
-    }
-    for name, text in inputs.items():
-        (user.home / name).write_text(text)
-        done = decide(user, REFUND, name, "-o", "-")
-        assert (done.code, done.object["prompt"]) == (0, "Is a refund requested? My money back!")
+    assert done.code == 0
+    assert [row["answer"] in names for row, names in zip(rows_of(done.out), choices, strict=True)] == [True] * 3
 
 
 SETTINGS = {"n": 5, "seed": "x", "temperature": -1, "system": 3, "tools": ["saw"], "json_schema": "none", "model": "T4"}
+SYSTEMS = "Be strict and brief.", "Be calm."
+ROW = {"id": "a", "text": "Money back!", **SETTINGS}
 
 
-@pytest.mark.parametrize("name", ["in.jsonl", "in.csv", "in.parquet"])
-def test_fields_with_names_of_settings_are_data(user: CommandLine, name: str) -> None:
-    row = {"id": "a", "text": "Money back!", **SETTINGS}
-    if name == "in.parquet":
-        import pyarrow
-        from pyarrow import parquet
-
-        parquet.write_table(pyarrow.Table.from_pylist([row]), user.home / name)
-    elif name == "in.csv":
-        (user.home / name).write_text(",".join(row) + "\n" + ",".join(map(str, row.values())) + "\n")
-    else:
-        (user.home / name).write_text(json.dumps(row))
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("in.jsonl", json.dumps(ROW).encode()),
+        ("body.jsonl", json.dumps({"body": ROW}).encode()),
+        ("in.csv", f"{','.join(ROW)}\n{','.join(map(str, ROW.values()))}\n".encode()),
+        ("in.parquet", table([ROW])),
+    ],
+)
+def test_fields_with_names_of_settings_are_data(user: CommandLine, name: str, data: bytes) -> None:
+    (user.home / name).write_bytes(data)
     plain = decide(user, "Is a refund requested?", "--json", stdin="Money back! 5").object
     done = decide(user, "Is a refund requested?\n\n{text} {n}", name, "-o", "-")
     assert (done.code, done.object["prompt"]) == (0, "Is a refund requested?\n\nMoney back! 5")
     assert done.object["probability"] == pytest.approx(plain["probability"], abs=1e-3)
 
 
-def test_rows_with_a_prompt_have_no_settings_but_a_system_prompt(user: CommandLine) -> None:
-    row = {"prompt": "Money back!", **SETTINGS, "system": "Be strict."}
-    messages = [{"role": "system", "content": "Be strict."}, {"role": "user", "content": "Money back!"}]
-    rows = row, {"messages": messages, "stop": 1}, {"prompt": "Money back!", "system": 3}
-    (user.home / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    done = decide(user, "Is a refund requested?", "in.jsonl", "-o", "-")
-    first, second, third = (json.loads(line) for line in done.out.splitlines())
-    assert first["probability"] == pytest.approx(second["probability"], abs=1e-3)
-    assert "invalid `system`" in third["error"]["message"]
+def test_any_field_of_a_text_row_is_its_line(user: CommandLine) -> None:
+    (user.home / "in.txt").write_text("My money back!\n")
+    assert decide(user, REFUND, "in.txt", "-o", "-").object["prompt"] == "Is a refund requested? My money back!"
+
+
+def test_rows_have_no_settings_but_a_system_prompt(user: CommandLine) -> None:
+    words = "How urgent is it?", "--score", "1..12"
+    calm, fire = {"role": "system", "content": "Be calm."}, {"role": "user", "content": "Fire!"}
+    own = {"prompt": "Fire!", **SETTINGS, "system": "Be calm."}
+    write_rows(user, {"prompt": "Fire!"}, own, {"messages": [calm, fire], "stop": 1})
+    done = decide(user, *words, "in.jsonl", "-o", "-", "-s", "Be strict and brief.", "--parallel", "1")
+    texts = [decide(user, *words, "--json", "-s", system, stdin="Fire!").object["mean"] for system in SYSTEMS]
+    assert [row["mean"] for row in rows_of(done.out)] == pytest.approx([*texts, texts[1]], abs=1e-3)
+    assert texts[0] != texts[1]
 
 
 def test_a_row_that_only_one_order_refuses_has_one_error(user: CommandLine) -> None:
@@ -242,62 +170,24 @@ def test_a_row_that_only_one_order_refuses_has_one_error(user: CommandLine) -> N
         "{% for message in messages %}{% if 'blue; red' in message.content %}{{ raise_exception('refused') }}"
         "{% endif %}{{ message.content }}{% endfor %}"
     )
-    rows = [{"prompt": color, "choices": ["red", "blue"]} for color in ("Rose.", "Sky.")]
-    (user.home / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    write_rows(user, *({"prompt": color, "choices": ["red", "blue"]} for color in ("Rose.", "Sky.")))
     done = decide(user, "Which?", "in.jsonl", "-o", "-", "--chat-template", str(template))
-    found = [json.loads(line) for line in done.out.splitlines()]
+    found = rows_of(done.out)
     assert len(found) == 2 and done.code == 6
     assert all("refused" in row["error"]["message"] for row in found)
 
 
-def test_rows_get_the_system_prompt(user: CommandLine) -> None:
-    words = "How urgent is it?", "--score", "1..12"
-    (user.home / "in.jsonl").write_text('{"prompt": "Fire!"}\n{"prompt": "Fire!", "system": "Be calm."}\n')
-    done = decide(user, *words, "in.jsonl", "-o", "-", "-s", "Be strict and brief.")
-    means = [json.loads(line)["mean"] for line in done.out.splitlines()]
-    texts = [
-        decide(user, *words, "--json", "-s", system, stdin="Fire!") for system in ("Be strict and brief.", "Be calm.")
-    ]
-    assert means == pytest.approx([text.object["mean"] for text in texts], abs=1e-3)
-    assert means[0] != means[1]
-
-
-def test_decided_rows_are_kept(user: CommandLine) -> None:
-    decide(user, REFUND, "tickets.csv", "-o", "out.csv")
-    (user.home / "tickets.csv").write_text(TICKETS + "e,Please pay me back.,5\n")
-    (user.home / "out.csv").rename(user.home / "old.csv")
-    decide(user, REFUND, "tickets.csv", "-o", "out.csv")
-    assert rows_of(user.home / "out.csv")[:4] == rows_of(user.home / "old.csv")
-    other = decide(user, "Is it broken? {text}", "tickets.csv", "-o", "out.csv")
-    assert_error(other, 1, "other settings: template")
-
-
 def test_a_row_with_other_choices_is_decided_again(user: CommandLine) -> None:
     def run(*choices: str) -> list[dict[str, str]]:
-        rows = [{"prompt": "Which?", "choices": names.split()} for names in choices]
-        (user.home / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        write_rows(user, *({"prompt": "Which?", "choices": names.split()} for names in choices))
         decide(user, "Choose.", "in.jsonl", "-o", "out.jsonl")
-        return [json.loads(line) for line in (user.home / "out.jsonl").read_text().splitlines()]
+        return rows_of((user.home / "out.jsonl").read_text())
 
     first, second = run("a b", "x y")
     assert first["answer"] in "ab" and second["answer"] in "xy"
     again = run("x y", "p q", "a b")
     assert [row["answer"] for row in again[::2]] == [second["answer"], first["answer"]]
     assert again[1]["answer"] in "pq"
-
-
-def test_each_row_is_read_once(user: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[int] = []
-    reader = LineRows.read
-
-    def noting(self: LineRows, number: int, line: bytes) -> InputRow:
-        read.append(number)
-        return reader(self, number, line)
-
-    monkeypatch.setattr(LineRows, "read", noting)
-    (user.home / "in.txt").write_text("Money back!\n" * 5)
-    assert decide(user, "Is a refund requested? {text}", "in.txt", "-o", "out.jsonl").code == 0
-    assert read == [1, 2, 3, 4, 5]
 
 
 def test_settings_that_cannot_change_a_decision_do_not_stop_a_resume(user: CommandLine) -> None:
@@ -312,12 +202,6 @@ def test_settings_that_cannot_change_a_decision_do_not_stop_a_resume(user: Comma
     assert (user.home / "out.csv").read_bytes().startswith(before)
     (user.config / "config.toml").write_text("system = 'Be strict.'")
     assert_error(decide(user, REFUND, "tickets.csv", "-o", "out.csv"), 1, "other settings: system")
-
-
-def test_sampling_settings_change_votes(user: CommandLine) -> None:
-    words = REFUND, "tickets.csv", "-o", "out.csv", "--votes", "2", "--temperature"
-    decide(user, *words, "0.7")
-    assert_error(decide(user, *words, "0.8"), 1, "other settings: temperature")
 
 
 def test_sampling_settings_do_not_change_a_decision(user: CommandLine) -> None:
@@ -362,7 +246,7 @@ def test_labelled_rows_of_a_table_have_the_same_report(user: CommandLine) -> Non
         assert found[0][key] == found[1][key]
     plain = decide(user, REFUND, "labelled.csv", "-o", "plain.csv", "--probabilities")
     assert plain.code == 0
-    rows, plain_rows = rows_of(user.home / "out.csv"), rows_of(user.home / "plain.csv")
+    rows, plain_rows = table_of(user, "out.csv"), table_of(user, "plain.csv")
     assert {row.pop("first_word") for row in rows} <= {"yes", "no"}
     assert [row.pop("reference") for row in rows] == [row["refund"] for row in rows] and rows == plain_rows
 
@@ -381,24 +265,17 @@ def test_rows_without_a_label_are_left_out(user: CommandLine) -> None:
     done = decide(user, REFUND, "some.csv", "--label", "refund", "--json", "-o", "some.out.jsonl")
     assert done.code == 0 and done.object["n"] == 2
     assert "2 of 4 rows have a label; the others are left out" in done.err
-    assert [json.loads(line)["id"] for line in (user.home / "some.out.jsonl").read_text().splitlines()] == [1, 4]
-    rows = [{"text": "Money back!", "refund": "yes"}, {"text": "Hello?"}]
-    piped = "".join(f"{json.dumps(row)}\n" for row in rows)
+    assert [row["id"] for row in rows_of((user.home / "some.out.jsonl").read_text())] == [1, 4]
+    piped = '{"text": "Money back!", "refund": "yes"}\n{"text": "Hello?"}\n'
     assert decide(user, REFUND, "-", "--label", "refund", "--json", stdin=piped).object["n"] == 1
 
 
 def test_yes_and_no_are_the_default_unless_rows_have_choices(user: CommandLine) -> None:
-    rows = [{"text": "a"}, {"text": "b", "choices": ["x", "y"]}]
+    rows: list[dict[str, Any]] = [{"text": "a"}, {"text": "b", "choices": ["x", "y"]}]
     for source, code in ((rows[:1], 0), (rows, 1)):
-        (user.home / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in source))
+        write_rows(user, *source)
         assert decide(user, REFUND, "in.jsonl", "-o", f"{code}.jsonl").code == 0
         assert decide(user, REFUND, "in.jsonl", "-o", f"{code}.jsonl", "--choices", "yes,no").code == code
-
-
-def test_labelled_rows_may_all_fail(user: CommandLine) -> None:
-    (user.home / "empty.csv").write_text("id,text,refund\na,,yes\nb, ,no\n")
-    done = decide(user, REFUND, "empty.csv", "--label", "refund")
-    assert_error(done, 6, "no question of empty-nano-", "was answered", "run it again")
 
 
 # Votes.
@@ -416,7 +293,7 @@ def test_votes_are_shares_of_samples(user: CommandLine) -> None:
 def test_rows_are_decided_by_votes(user: CommandLine) -> None:
     done = decide(user, REFUND, "tickets.csv", "-o", "out.csv", "--votes", "4")
     assert done.code == 6
-    rows = rows_of(user.home / "out.csv")
+    rows = table_of(user, "out.csv")
     assert [row["probability"] in ("0.5", "0.75", "1.0") for row in rows if not row["error"]] == [True] * 3
 
 

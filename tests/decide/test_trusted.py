@@ -4,7 +4,7 @@ import csv
 import json
 import random
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,70 +17,51 @@ from server_kinds import OllamaServer
 from cerebrum_cli.library.installed import NANO
 
 QUESTION = "Is a refund requested? {text}"
-WORDS = [
-    "money",
-    "back",
-    "please",
-    "refund",
-    "parcel",
-    "lamp",
-    "broken",
-    "late",
-    "happy",
-    "again",
-    "order",
-    "card",
-    "never",
-    "thanks",
-    "where",
-]
+WORDS = "money back please refund parcel lamp broken late happy again order card never thanks where"
 SURE = {"yes": -0.01, "no": -4.6}
 OTHER = {"yes": "no", "no": "yes"}
 LABELLED, NEW = 90, 24
 CALIBRATED = ("--calibration", "refunds.json", "--max-error", "0.2")
+CALIBRATE = ("labelled.jsonl", "--label", "label", "--calibrate")
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a calibration by rows that are labelled as the model answers them, but for every tenth; new rows."""
+    user = CommandLine(tmp_path_factory.mktemp("calibrated"))
+    choose = random.Random(1)
+    texts = [" ".join(choose.choices(WORDS.split(), k=9)) for _ in range(LABELLED + NEW)]
+    write(user, "new.jsonl", ({"text": text} for text in texts[LABELLED:]))
+    write(user, "texts.jsonl", ({"text": text} for text in texts[:LABELLED]))
+    assert decide(user, "texts.jsonl", "-o", "answers.jsonl").code == 0
+    answers = [row["answer"] for row in read(user, "answers.jsonl")]
+    labels = [OTHER[answer] if number % 10 == 9 else answer for number, answer in enumerate(answers)]
+    write(user, "labelled.jsonl", ({"text": text, "label": each} for text, each in zip(texts, labels, strict=False)))
+    done = decide(user, *CALIBRATE, "refunds.json")
+    assert done.code == 0 and "wrote refunds.json, a calibration by 90 labelled rows" in done.err
+    assert "promised with 90% confidence" in done.out
+    return user.home
 
 
 @pytest.fixture
-def user(tmp_path: Path) -> CommandLine:
-    """A user with rows that are labelled as the model answers them, but for every tenth, and new ones."""
-    user = CommandLine(tmp_path)
-    choose = random.Random(1)
-    texts = [" ".join(choose.choices(WORDS, k=9)) for _ in range(LABELLED + NEW)]
-    (tmp_path / "new.jsonl").write_text(lines({"text": text} for text in texts[LABELLED:]))
-    (tmp_path / "texts.jsonl").write_text(lines({"text": text} for text in texts[:LABELLED]))
-    assert decide(user, "texts.jsonl", "-o", "answers.jsonl").code == 0
-    answers = [row["answer"] for row in read(tmp_path / "answers.jsonl")]
-    labels = [OTHER[answer] if number % 10 == 9 else answer for number, answer in enumerate(answers)]
-    rows = ({"text": text, "label": label} for text, label in zip(texts, labels, strict=False))
-    (tmp_path / "labelled.jsonl").write_text(lines(rows))
-    return user
+def user(tmp_path: Path, calibrated: Path) -> CommandLine:
+    """A user with a copy of that home."""
+    return CommandLine(shutil.copytree(calibrated, tmp_path / "home"))
 
 
-def lines(rows: object) -> str:
-    return "".join(f"{json.dumps(row)}\n" for row in rows)  # type: ignore[attr-defined]
+def write(user: CommandLine, name: str, rows: Iterable[object]) -> None:
+    (user.home / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def read(user: CommandLine, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (user.home / name).read_text().splitlines()]
 
 
 def decide(user: CommandLine, *words: str, question: str = QUESTION, model: str = "nano") -> Finished:
-    return run(user, "decide", question, *words, "-m", model)
-
-
-def run(user: CommandLine, *words: str) -> Finished:
-    return user.run(*words, directory=user.home)
-
-
-def calibrate(user: CommandLine) -> Finished:
-    done = decide(user, "labelled.jsonl", "--label", "label", "--calibrate", "refunds.json")
-    assert done.code == 0 and "wrote refunds.json, a calibration by 90 labelled rows" in done.err
-    return done
+    return user.run("decide", question, *words, "-m", model)
 
 
 def test_rows_are_decided_up_to_a_wanted_error(user: CommandLine) -> None:
-    report = calibrate(user)
-    assert "promised with 90% confidence" in report.out
     done = decide(user, "new.jsonl", *CALIBRATED, "-o", "new.csv")
     assert done.code == 0
     with (user.home / "new.csv").open(newline="") as file:
@@ -89,11 +70,12 @@ def test_rows_are_decided_up_to_a_wanted_error(user: CommandLine) -> None:
     assert all(bool(row["answer"]) == (row["decided"] == "True") for row in rows)
     decided = sum(row["decided"] == "True" for row in rows)
     assert f"{decided} of {NEW} rows decided; of those at most 20% are wrong (90% confidence)" in done.err
+    other = decide(user, "new.jsonl", *CALIBRATED[:3], "0.25", "-o", "new.csv")
+    assert_error(other, 1, "new.csv was made with other settings: max_error")
 
 
 def test_what_cannot_be_promised_is_an_error(user: CommandLine) -> None:
-    calibrate(user)
-    done = decide(user, "new.jsonl", "--calibration", "refunds.json", "--max-error", "0.01", "-o", "other.jsonl")
+    done = decide(user, "new.jsonl", *CALIBRATED[:3], "0.01", "-o", "other.jsonl")
     assert_error(done, 2, "with 90 labelled rows", "can be promised", "--max-error")
 
 
@@ -102,7 +84,6 @@ def test_what_cannot_be_promised_is_an_error(user: CommandLine) -> None:
     [
         ("Is it urgent? {text}", (), "question (Is a refund requested? {text}, now Is it urgent? {text})"),
         (QUESTION, ("--letters",), "letters (none, now on)"),
-        (QUESTION, ("--choices", "yes,no,maybe"), "choices (yes; no, now yes; no; maybe)"),
         (QUESTION, ("--choices", "yes=it is money,no"), "choices (yes; no, now yes: it is money; no)"),
         (QUESTION, ("-s", "Be strict."), "system (none, now Be strict.)"),
     ],
@@ -110,13 +91,11 @@ def test_what_cannot_be_promised_is_an_error(user: CommandLine) -> None:
 def test_a_calibration_of_something_else_is_refused(
     user: CommandLine, question: str, words: tuple[str, ...], part: str
 ) -> None:
-    calibrate(user)
     done = decide(user, "new.jsonl", *CALIBRATED, "-o", "new.csv", *words, question=question)
     assert_error(done, 2, f"refunds.json was made with something else: {part}", "--calibrate")
 
 
 def test_a_calibration_holds_for_the_same_model_file_by_another_name(user: CommandLine) -> None:
-    calibrate(user)
     (user.home / "renamed.gguf").symlink_to(NANO)
     shutil.copy(NANO, user.home / "copy.gguf")
     for model in ("./renamed.gguf", "./copy.gguf"):
@@ -124,62 +103,32 @@ def test_a_calibration_holds_for_the_same_model_file_by_another_name(user: Comma
         assert done.code == 0, done.err
 
 
-@pytest.mark.parametrize(
-    ("words", "parts"),
-    [
-        (("--calibration", "other.json"), ("other.json does not exist", "--calibrate FILE")),
-        (("--calibration", "new.jsonl"), ("new.jsonl: not a calibration", "--calibrate FILE")),
-        (("--max-error", "0.1"), ("--max-error requires --calibration",)),
-        (("--calibration", "refunds.json", "--confidence", "0.8"), ("--confidence requires --max-error",)),
-    ],
-)
-def test_bad_input_is_one_line(user: CommandLine, words: tuple[str, ...], parts: tuple[str, ...]) -> None:
-    calibrate(user)
-    assert_error(decide(user, "new.jsonl", "-o", "new.csv", *words), 2, *parts)
-
-
 def test_a_row_with_choices_of_its_own_has_an_error(user: CommandLine) -> None:
-    calibrate(user)
-    (user.home / "own.jsonl").write_text(lines([{"text": "a", "choices": ["x", "y"]}, {"text": "a"}]))
-    done = decide(user, "own.jsonl", *CALIBRATED, "-o", "own.out.jsonl")
-    assert done.code == 6
-    own, other = read(user.home / "own.out.jsonl")
+    write(user, "own.jsonl", [{"text": "a", "choices": ["x", "y"]}, {"text": "a"}])
+    assert decide(user, "own.jsonl", *CALIBRATED, "-o", "own.out.jsonl").code == 6
+    own, other = read(user, "own.out.jsonl")
     assert "choices of its own" in str(own["error"]) and other["error"] is None
 
 
-def test_calibrating_needs_labels(user: CommandLine) -> None:
-    assert_error(decide(user, "new.jsonl", "--calibrate", "x", "-o", "new.csv"), 2, "--calibrate requires --label")
-
-
-def test_a_calibration_replaces_no_other_file(user: CommandLine) -> None:
-    calibrate(user)
-    calibrate(user)
-    words = "labelled.jsonl", "--label", "label", "--calibrate"
-    before = (user.home / "labelled.jsonl").read_bytes()
-    assert_error(decide(user, *words, "labelled.jsonl"), 2, "labelled.jsonl exists, and is not a calibration")
-    assert (user.home / "labelled.jsonl").read_bytes() == before
-    done = decide(user, *words, "both.jsonl", "-o", "both.jsonl")
-    assert done.code == 2 and "both.jsonl exists" in done.err and len(read(user.home / "both.jsonl")) == LABELLED
-    assert_error(decide(user, *words, "missing/x.json", "-o", "new.jsonl"), 2, "directory missing does not exist")
-    assert not (user.home / "new.jsonl.partial").exists()
+def test_a_calibration_replaces_a_calibration_and_no_other_file(user: CommandLine) -> None:
+    assert decide(user, *CALIBRATE, "refunds.json").code == 0
+    done = decide(user, *CALIBRATE, "both.jsonl", "-o", "both.jsonl")
+    assert_error(done, 2, "both.jsonl exists, and is not a calibration")
+    assert len(read(user, "both.jsonl")) == LABELLED
 
 
 def test_labelled_rows_show_whether_the_promise_holds(user: CommandLine) -> None:
-    calibrate(user)
     done = decide(user, "labelled.jsonl", "--label", "label", *CALIBRATED, "-o", "kept.jsonl")
     assert done.code == 0 and "of them wrong" in done.err and "\n0 of 90 rows decided" not in done.err
 
 
 def test_undecided_rows_count_with_their_likeliest_choice(user: CommandLine) -> None:
-    calibrate(user)
     label = "labelled.jsonl", "--label", "label", "--calibration", "refunds.json"
     assert decide(user, *label, "-o", "all.jsonl").code == 0
     assert decide(user, *label, "--max-error", "0.2", "-o", "kept.jsonl").code == 0
-    rows = read(user.home / "kept.jsonl")
-    for row in rows[::2]:
-        row["answer"] = None
-    (user.home / "kept.jsonl").write_text(lines(rows))
-    compared = run(user, "runs", "compare", "all.jsonl", "kept.jsonl", "--json").object
+    rows = read(user, "kept.jsonl")
+    write(user, "kept.jsonl", (row | ({} if number % 2 else {"answer": None}) for number, row in enumerate(rows)))
+    compared = user.run("runs", "compare", "all.jsonl", "kept.jsonl", "--json").object
     assert (compared["n"], compared["difference"]) == (LABELLED, 0.0)
     assert compared["differences"]["max_error"] == [None, 0.2]
 
@@ -201,52 +150,34 @@ class SureOfMoney(OllamaServer):
 
 @pytest.mark.parametrize("first", ["first.jsonl", "first.csv"])
 def test_another_model_decides_what_is_undecided(user: CommandLine, first: str) -> None:
-    texts = [row["text"] for row in read(user.home / "texts.jsonl")]
+    texts = [row["text"] for row in read(user, "texts.jsonl")]
     labels = ["no" if "money" not in text and number % 2 else "yes" for number, text in enumerate(texts)]
-    rows = ({"text": text, "label": label} for text, label in zip(texts, labels, strict=True))
-    (user.home / "labelled.jsonl").write_text(lines(rows))
+    write(user, "labelled.jsonl", ({"text": text, "label": each} for text, each in zip(texts, labels, strict=True)))
     with serving_kind(SureOfMoney, lambda held, seed: END, context_size=10_000) as [server]:
         server.openings = SURE
         asked = ("decide", QUESTION, "--endpoint", server.url)
-        assert run(user, *asked, "labelled.jsonl", "--label", "label", "--calibrate", "refunds.json").code == 0
-        assert run(user, *asked, "new.jsonl", *CALIBRATED, "-o", first).code == 0
+        assert user.run(*asked, *CALIBRATE, "refunds.json").code == 0
+        assert user.run(*asked, "new.jsonl", *CALIBRATED, "-o", first).code == 0
     assert decide(user, "new.jsonl", "--undecided-of", first, "-o", "rest.jsonl").code == 0
     other = decide(user, "texts.jsonl", "--undecided-of", first, "-o", "other.jsonl")
     assert_error(other, 2, "no undecided row is in texts.jsonl", "the earlier output")
-    new = read(user.home / "new.jsonl")
-    undecided = [number for number, row in enumerate(new, 1) if "money" not in row["text"]]
-    assert [row["id"] for row in read(user.home / "rest.jsonl")] == undecided
+    undecided = [number for number, row in enumerate(read(user, "new.jsonl"), 1) if "money" not in row["text"]]
+    assert [row["id"] for row in read(user, "rest.jsonl")] == undecided
 
 
-def test_undecided_rows_are_those_of_an_earlier_output(user: CommandLine) -> None:
-    assert decide(user, "new.jsonl", "-o", "all.jsonl").code == 0
-    done = decide(user, "new.jsonl", "--undecided-of", "all.jsonl", "-o", "rest.jsonl")
-    assert done.code == 0 and "no row of all.jsonl is undecided" in done.err
-    assert_error(decide(user, "new.jsonl", "--undecided-of", "new.jsonl", "-o", "x.jsonl"), 2, "not a result")
+def test_undecided_rows_are_those_of_an_earlier_decision(user: CommandLine) -> None:
+    done = decide(user, "texts.jsonl", "--undecided-of", "answers.jsonl", "-o", "rest.jsonl")
+    assert done.code == 0 and "no row of answers.jsonl is undecided" in done.err
     words = "new.jsonl", "--template", "{text}", "-n", "1", "-m", "nano", "-o", "batch.jsonl"
-    answers = user.run("batch", *words, directory=user.home)
-    assert answers.code == 0
+    assert user.run("batch", *words).code == 0
     assert_error(decide(user, "new.jsonl", "--undecided-of", "batch.jsonl", "-o", "x.jsonl"), 2, "not a result")
-    assert_error(decide(user, "new.jsonl", "--undecided-of", "none.csv", "-o", "x.jsonl"), 2, "none.csv")
 
 
 def test_rows_unlike_the_labelled_ones_get_a_notice(user: CommandLine) -> None:
-    calibrate(user)
     file = user.home / "refunds.json"
     calibration = json.loads(file.read_text())
     calibration["rows"] = [[0.99, is_right] for _, is_right in calibration["rows"]]
     file.write_text(json.dumps(calibration))
-    for output in ("shifted.csv", "shifted.jsonl", "-"):
+    for output in ("shifted.csv", "shifted.jsonl", "-", "shifted.csv", "shifted.jsonl"):  # the last without a new row
         done = decide(user, "texts.jsonl", *CALIBRATED, "-o", output)
         assert done.code == 0 and "the rows differ from the labelled ones" in done.err, output
-    for output in ("shifted.csv", "shifted.jsonl"):  # without a new row
-        done = decide(user, "texts.jsonl", *CALIBRATED, "-o", output)
-        assert done.code == 0 and "the rows differ from the labelled ones" in done.err, output
-
-
-def test_a_resumed_run_keeps_its_calibration(user: CommandLine) -> None:
-    calibrate(user)
-    words = ("new.jsonl", *CALIBRATED, "-o", "new.csv")
-    assert decide(user, *words).code == 0
-    done = decide(user, "new.jsonl", "--calibration", "refunds.json", "--max-error", "0.25", "-o", "new.csv")
-    assert_error(done, 1, "new.csv was made with other settings: max_error")
