@@ -118,61 +118,28 @@ class Door(NamedTuple):
 
 # All other modules of these packages are private to them; `core` is all public, `cli` is for packages with commands.
 DOORS: Mapping[str, Door] = {
-    "gguf": Door(
-        37,
-        ("contents", "header", "sizes"),
-    ),
-    "formats": Door(
-        15,
-        ("choice", "prompt_format", "reply_text"),
-    ),
-    "grammars": Door(
-        4,
-        ("guidance", "validation"),
-    ),
-    "engine": Door(
-        33,
-        ("capacity", "engine", "local", "loglikelihood", "requests"),
-    ),
-    "answers": Door(
-        6,
-        ("equality", "final"),
-    ),
-    "programs": Door(
-        4,
-        ("functions", "monty"),
-    ),
-    "servers": Door(
-        5,
-        ("endpoint", "remote_engine"),
-    ),
+    "gguf": Door(37, ("contents", "header", "sizes")),
+    "formats": Door(15, ("choice", "prompt_format", "reply_text")),
+    "grammars": Door(4, ("guidance", "validation")),
+    "engine": Door(33, ("capacity", "engine", "local", "loglikelihood", "requests")),
+    "answers": Door(6, ("equality", "final")),
+    "programs": Door(4, ("functions", "monty")),
+    "servers": Door(5, ("endpoint", "remote_engine")),
     "library": Door(14, ("installed", "library", "online", "pull")),
-    "attachments": Door(
-        5,
-        ("prompt_sources",),
-    ),
+    "attachments": Door(5, ("prompt_sources",)),
     "replies": Door(13, ("interface", "majority_vote", "reply", "source", "tally")),
-    "results": Door(
-        21,
-        ("output_tables", "results", "rows", "saved"),
-    ),
+    "results": Door(21, ("output_tables", "results", "rows", "saved")),
     "trust": Door(12, ("calibration", "calibration_file", "shift")),
     "chat": Door(5, ("archive", "chat", "history", "message_tree", "session")),
     "batch": Door(13, ("answering", "input_row", "readers")),
-    "terminal": Door(
-        24,
-        ("progress", "repl.interactive", "session_text", "sinks", "streams", "tables"),
-    ),
+    "terminal": Door(24, ("progress", "repl.interactive", "session_text", "sinks", "streams", "tables")),
     "eval": Door(9, ("decisions", "plot", "runs", "runs_command")),
     "decide": Door(4, ("deciding",)),
     "lm_eval": Door(0, ()),
     "weights": Door(1, ("building",)),
     "cluster": Door(1, ("distribution",)),
     "mcp": Door(1, ("mcp_servers",)),
-    "doctor": Door(
-        0,
-        (),
-    ),
+    "doctor": Door(0, ()),
 }
 
 

@@ -201,11 +201,7 @@ def test_documents_of_a_pattern_are_read_and_those_of_a_directory_are_not(folder
 
 
 def test_documents_of_a_pattern_that_cannot_be_read_are_skipped_with_a_notice() -> None:
-    for name, content in {
-        "a.pdf": pdf("A pear."),
-        "b scan.pdf": pdf(""),
-        "c.pdf": pdf("A plum.", ENCRYPTED),
-    }.items():
+    for name, content in {"a.pdf": pdf("A pear."), "b scan.pdf": pdf(""), "c.pdf": pdf("A plum.", ENCRYPTED)}.items():
         Path(name).write_bytes(content)
     notices: list[NoticeEvent] = []
     files = read_files([Path("*.pdf")], notices.append)

@@ -27,10 +27,7 @@ from cerebrum_cli.grammars.validation import check_grammar, schema_problem
 T = TypeVar("T")
 KINDS = ["fox", 'wolf "grey"', "back\\slash\n", "größe", "猫", None]
 NAMED = {"type": "object", "properties": {"größe": {"type": "integer"}}, "required": ["größe"]}
-TREE = {
-    "$ref": "#/$defs/tree",
-    "$defs": {"tree": {"type": "object", "properties": {"next": {"$ref": "#/$defs/tree"}}}},
-}
+TREE = {"$ref": "#/$defs/tree", "$defs": {"tree": {"type": "object", "properties": {"next": {"$ref": "#/$defs/tree"}}}}}
 NULLABLE = {"type": ["array", "null"], "items": {"type": "integer"}, "maxItems": 2}
 INTEGER = {"type": "integer"}
 DRAFT_7, DRAFT_2019 = "http://json-schema.org/draft-07/schema#", "https://json-schema.org/draft/2019-09/schema"

@@ -36,12 +36,7 @@ KEYS: Mapping[str, Any] = {
 EXPERTS = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 48}
 STATE = {"ssm.conv_kernel": 4, "ssm.state_size": 16, "ssm.time_step_rank": 4, "ssm.group_count": 2}
 MAMBA2 = {**STATE, "ssm.inner_size": 128}
-DELTA_NET = {
-    **STATE,
-    "ssm.inner_size": 64,
-    "full_attention_interval": 2,
-    "rope.dimension_sections": [4, 4, 4, 4],
-}
+DELTA_NET = {**STATE, "ssm.inner_size": 64, "full_attention_interval": 2, "rope.dimension_sections": [4, 4, 4, 4]}
 HALF_ATTENTION = {"attention.head_count_kv": [1, 0]}
 WINDOWS = {"attention.sliding_window": WINDOW}
 HEADS = {f"attention.{kind}_length{layers}": 32 for kind in ("key", "value") for layers in ("", "_swa")}
