@@ -21,8 +21,6 @@ child = ChildProcess(["sh", "-c", sys.argv[1], sys.argv[2]])
 print("guarded", flush=True)
 time.sleep(60)
 """
-
-
 INTERRUPTED = """
 import os, subprocess, sys, time
 from cerebrum_cli.core.child_process import ChildProcess
@@ -37,77 +35,62 @@ child = ChildProcess(["sh", "-c", sys.argv[1], sys.argv[2]])
 """
 
 
+@pytest.fixture
+def numbers(tmp_path: Path) -> Path:
+    return tmp_path / "numbers"
+
+
 def started(path: Path) -> list[int]:
     """Numbers of the child and of what it has started, once they run."""
     wait_until(lambda: path.exists() and path.read_text().endswith("\n"))
     return [int(number) for number in path.read_text().split()]
 
 
-def assert_ended(numbers: list[int]) -> None:
+def assert_ended(path: Path) -> None:
     begin = time.monotonic()
-    wait_for_end(numbers)
+    wait_for_end(started(path))
     assert time.monotonic() - begin < 10
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_child_ends_with_its_parent(ending: signal.Signals, tmp_path: Path) -> None:
-    numbers = tmp_path / "numbers"
+def test_child_ends_with_its_parent(ending: signal.Signals, numbers: Path) -> None:
     command = [sys.executable, "-c", PARENT, CHILD, str(numbers)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
         assert parent.stdout and parent.stdout.readline() == b"guarded\n"
-        children = started(numbers)
+        started(numbers)
         os.kill(parent.pid, ending)
-    assert_ended(children)
+    assert_ended(numbers)
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_child_ends_if_its_parent_does_before_there_is_a_guard(ending: signal.Signals, tmp_path: Path) -> None:
-    numbers = tmp_path / "numbers"
+def test_child_ends_if_its_parent_does_before_there_is_a_guard(ending: signal.Signals, numbers: Path) -> None:
     command = [sys.executable, "-c", INTERRUPTED, CHILD, str(numbers), str(int(ending))]
     assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == -ending
-    assert_ended(started(numbers))
+    assert_ended(numbers)
 
 
-def test_closed_child_ends_with_all_that_it_started(tmp_path: Path) -> None:
-    numbers = tmp_path / "numbers"
+def test_closed_child_ends_with_all_that_it_started_and_keeps_its_exit_code(numbers: Path) -> None:
     with ChildProcess(["sh", "-c", CHILD, str(numbers)]) as child:
-        children = started(numbers)
-        assert children[0] == child.pid
-    assert_ended(children)
+        assert started(numbers)[0] == child.pid
+    assert_ended(numbers)
+    with ChildProcess(["sh", "-c", "exit 3"]) as ended:
+        assert ended.wait() == 3
+    assert ended.returncode == 3
 
 
-def test_child_does_not_stay_if_its_guard_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers = tmp_path / "numbers"
-
+@pytest.mark.parametrize(
+    ("place", "error"),  # the guard cannot start, or Ctrl-C comes as it does, or within the start of the child
+    [("subprocess.Popen", OSError), ("subprocess.Popen", KeyboardInterrupt), ("os.read", KeyboardInterrupt)],
+)
+def test_child_does_not_stay_if_its_start_fails(
+    place: str, error: type[BaseException], numbers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> None:
         started(numbers)
-        raise OSError(11, "Resource temporarily unavailable")
+        raise error
 
-    monkeypatch.setattr(subprocess, "Popen", fail)
-    with pytest.raises(OSError, match="unavailable"):
+    monkeypatch.setattr(place, fail)
+    with pytest.raises(error):
         ChildProcess(["sh", "-c", CHILD, str(numbers)])
     monkeypatch.undo()
-    assert_ended(started(numbers))
-
-
-@pytest.mark.parametrize("place", ["subprocess.Popen", "os.read"])  # of the guard, or within the start of the child
-def test_child_does_not_stay_if_ctrl_c_interrupts_its_start(
-    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    numbers = tmp_path / "numbers"
-
-    def interrupt(*_: object, **__: object) -> None:
-        started(numbers)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(place, interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        ChildProcess(["sh", "-c", CHILD, str(numbers)])
-    monkeypatch.undo()
-    assert_ended(started(numbers))
-
-
-def test_child_that_has_ended_keeps_its_exit_code() -> None:
-    with ChildProcess(["sh", "-c", "exit 3"]) as child:
-        assert child.wait() == 3
-    assert child.returncode == 3
+    assert_ended(numbers)
