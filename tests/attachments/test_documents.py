@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from random import Random
 from threading import Event
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import pytest
 from command_line import PYTHON
@@ -23,6 +23,8 @@ from cerebrum_cli.core.events import NoticeEvent
 pytestmark = pytest.mark.slow
 
 HTML = b"<html><head><title>T</title></head><body><h1>Fruit</h1><p>A <b>pear</b>.</p></body></html>"
+SECRET = pdf("A plum.", ENCRYPTED)
+OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(2000)  # as Word wrote before 2007
 
 
 @pytest.fixture(autouse=True)
@@ -51,54 +53,30 @@ def refusal(source: Path | str) -> str:
     return raised.value.message
 
 
-def test_document_is_converted_to_text(folder: Path) -> None:
-    import openpyxl
-    from pptx import Presentation
-
-    Path("a.PDF").write_bytes(pdf("A pear."))
-    assert read(Path("a.PDF")).strip() == "A pear."
-    assert read(write_docx(Path("a.docx"), "A pear.")) == "A pear.\n"
-    book = openpyxl.Workbook()
-    book.active.append(["fruit", "count"])
-    book.active.append(["pear", 3])
-    book.save("a.xlsx")
-    assert "| pear | 3 |" in read(Path("a.xlsx"))
-    slides = Presentation()
-    slides.slides.add_slide(slides.slide_layouts[5]).shapes.title.text = "A pear."
-    slides.save("a.pptx")
-    assert "# A pear." in read(Path("a.pptx"))
-    Path("a.html").write_bytes(HTML)
-    assert read(Path("a.html")) == "# Fruit\n\nA **pear**.\n"
-    Path("a.htm").write_bytes('<meta charset="koi8-r"><p>Груша</p>'.encode("koi8-r"))
-    assert read(Path("a.htm")) == "Груша\n"
-    write_epub(Path("a.epub"), "A pear.")
-    assert "A pear." in read(Path("a.epub"))
-
-
 def test_document_is_a_block_without_a_language() -> None:
     assert compose_prompt("Why?", [("a.pdf", "A pear."), ("http://a.com", "So.")], None) == (
         "a.pdf:\n```\nA pear.\n```\n\nhttp://a.com:\n```\nSo.\n```\n\nWhy?"
     )
 
 
-def test_document_that_cannot_be_read_is_one_clear_line() -> None:
-    for name, content in {
-        "truncated.pdf": pdf("A pear.")[:100],
-        "encrypted.pdf": pdf("A pear.", ENCRYPTED),
-        "scanned.pdf": pdf(""),
-        "old.docx": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(2000),
-    }.items():
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        (
+            "cut.pdf",
+            pdf("A pear.")[:100],
+            " cannot be converted: PdfConverter threw PSEOF with message: Unexpected EOF",
+        ),
+        ("key.pdf", SECRET, " cannot be converted: PdfConverter threw PDFPasswordIncorrect with message"),
+        ("scanned.pdf", pdf(""), ": no text found"),
+        ("old.docx", OLE, " cannot be converted: DocxConverter threw BadZipFile with message: File is not a zip file"),
+        ("none.pdf", None, ": No such file or directory"),
+    ],
+)
+def test_document_that_cannot_be_read_is_one_clear_line(name: str, content: bytes | None, problem: str) -> None:
+    if content:
         Path(name).write_bytes(content)
-    assert (
-        refusal(Path("truncated.pdf"))
-        == "truncated.pdf cannot be converted: PdfConverter threw PSEOF with message: Unexpected EOF"
-    )
-    assert refusal(Path("encrypted.pdf")).endswith(
-        " cannot be converted: PdfConverter threw PDFPasswordIncorrect with message"
-    )
-    assert refusal(Path("scanned.pdf")) == "scanned.pdf: no text found"
-    assert refusal(Path("old.docx")).endswith(" BadZipFile with message: File is not a zip file")
-    assert refusal(Path("none.pdf")) == "none.pdf: No such file or directory"
+    assert refusal(Path(name)) == name + problem
 
 
 # Texts as the author wrote them, in which nothing is escaped.
@@ -108,53 +86,48 @@ EXACT = [
     r"C:\_new\*.txt, \\server\share, \alpha_1 \times \frac{a}{b}, ^\d+\.\*$ and \_ or \*",
     "# no heading, - no item, + 1, > 2, [1](2), ![x], `code`, ~~x~~, <b>, &amp; and a|b",
 ]
+MARKUP = r"_*#\[]()<>{}|`~^$&%@!?+-=:;,./'" + '"'
 
 
-def docx_of(paragraphs: list[str]) -> str:
-    """The text of a Word document with these paragraphs."""
-    between = '</w:t></w:r></w:p><w:p><w:r><w:t xml:space="preserve">'
-    return read(write_docx(Path("exact.docx"), between.join(map(escape, paragraphs))))
-
-
-def html_of(paragraphs: list[str]) -> str:
-    Path("exact.html").write_text("".join(f"<p>{escape(paragraph)}</p>" for paragraph in paragraphs))
-    return read(Path("exact.html"))
-
-
-def test_document_has_no_backslashes_that_its_author_did_not_write(folder: Path) -> None:
+def test_document_is_converted_to_text_as_its_author_wrote_it(folder: Path) -> None:
     import openpyxl
     from pptx import Presentation
     from pptx.util import Inches
 
-    assert docx_of(EXACT) == html_of(EXACT) == "\n\n".join(EXACT) + "\n"
+    Path("a.PDF").write_bytes(pdf("A_pear*."))
+    assert read(Path("a.PDF")).strip() == "A_pear*."
+    write_epub(Path("a.epub"), "A pear.")
+    assert "A pear." in read(Path("a.epub"))
+    Path("a.htm").write_bytes('<meta charset="koi8-r"><p>Груша</p>'.encode("koi8-r"))
+    assert read(Path("a.htm")) == "Груша\n"
     Path("a.html").write_text(
-        "<pre>C:\\_new * \\[1\\]\n\\#</pre><p>a <code>x_1 \\* y</code></p><ul><li>my_file</li></ul>"
+        "<h1>Fruit</h1><p>A <b>pear</b>.</p><pre>C:\\_new * \\[1\\]\n\\#</pre><p>a <code>x_1 \\* y</code></p>"
+        "<ul><li>my_file</li></ul>"
     )
-    assert read(Path("a.html")) == "```\nC:\\_new * \\[1\\]\n\\#\n```\n\na `x_1 \\* y`\n\n* my_file\n"
+    code = "```\nC:\\_new * \\[1\\]\n\\#\n```\n\na `x_1 \\* y`\n\n* my_file\n"
+    assert read(Path("a.html")) == f"# Fruit\n\nA **pear**.\n\n{code}"
     slides = Presentation()
     slide = slides.slides.add_slide(slides.slide_layouts[5])
     slide.shapes.title.text = "my_title *"
     slide.shapes.add_table(1, 1, 0, 0, Inches(4), Inches(1)).table.cell(0, 0).text = EXACT[0]
     slides.save("a.pptx")
     text = read(Path("a.pptx"))
-    assert "# my_title *" in text
-    assert EXACT[0] in text
+    assert "# my_title *" in text and EXACT[0] in text
     book = openpyxl.Workbook()
-    book.active.append(["file_name", "b", "c"])
-    book.active.append([EXACT[1], "b", 1_234_567.891])
-    book.active.append([3.14159265358979, "c", 7])
+    for row in (["file_name", "b", "c"], [EXACT[1], "b", 1_234_567.891], [3.14159265358979, "c", 7]):
+        book.active.append(row)
     book.save("a.xlsx")
     assert f"| {EXACT[1]} | b | 1234567.891 |\n| 3.14159265358979 | c | 7 |" in read(Path("a.xlsx"))
-
-
-MARKUP = r"_*#\[]()<>{}|`~^$&%@!?+-=:;,./'" + '"'
 
 
 def test_random_words_of_a_document_are_unchanged() -> None:
     rng = Random(1)
     words = ["".join(rng.choices(MARKUP + "ab1é中", k=rng.randint(1, 12))) for _ in range(1000)]
-    paragraphs = [" ".join(rng.choices(words, k=rng.randint(1, 6))) for _ in range(300)]
-    assert docx_of(paragraphs) == html_of(paragraphs) == "\n\n".join(paragraphs) + "\n"
+    paragraphs = [*EXACT, *(" ".join(rng.choices(words, k=rng.randint(1, 6))) for _ in range(300))]
+    between = '</w:t></w:r></w:p><w:p><w:r><w:t xml:space="preserve">'
+    write_docx(Path("a.docx"), between.join(map(escape, paragraphs)))
+    Path("a.html").write_text("".join(f"<p>{escape(paragraph)}</p>" for paragraph in paragraphs))
+    assert read(Path("a.docx")) == read(Path("a.html")) == "\n\n".join(paragraphs) + "\n"
 
 
 def test_document_of_another_kind_than_its_name() -> None:
@@ -189,90 +162,85 @@ def test_document_without_markitdown_names_the_extra(monkeypatch: pytest.MonkeyP
     assert refusal(Path("*.pdf")) == "*.pdf: documents need markitdown"
 
 
-def test_documents_of_a_pattern_are_read_and_those_of_a_directory_are_not(folder: Path) -> None:
+def test_documents_of_a_pattern_are_read_and_others_skipped_with_a_notice(folder: Path) -> None:
     Path("in").mkdir()
-    Path("in/a.pdf").write_bytes(pdf("A pear.") + b"\xff")
-    Path("in/b.txt").write_text("b")
-    files = read_files([Path("in/*.pdf")], lambda _: None)
-    assert [(name, str(text).strip()) for name, text in files] == [("in/a.pdf", "A pear.")]
-    notices: list[str] = []
-    assert read_files([Path("in")], lambda notice: notices.append(notice.message)) == [("in/b.txt", "b")]
-    assert notices == ["1 file skipped: in/a.pdf (binary)"]
-
-
-def test_documents_of_a_pattern_that_cannot_be_read_are_skipped_with_a_notice() -> None:
-    for name, content in {"a.pdf": pdf("A pear."), "b scan.pdf": pdf(""), "c.pdf": pdf("A plum.", ENCRYPTED)}.items():
-        Path(name).write_bytes(content)
+    Path("in/d.txt").write_text("d")
+    for name, content in {"a": pdf("A pear."), "b scan": pdf(""), "c": SECRET}.items():
+        Path(f"in/{name}.pdf").write_bytes(content + b"\xff")
     notices: list[NoticeEvent] = []
-    files = read_files([Path("*.pdf")], notices.append)
-    assert [(name, str(text).strip()) for name, text in files] == [("a.pdf", "A pear.")]
+    [(name, text)] = read_files([Path("in/*.pdf")], notices.append)
+    assert (name, str(text).strip()) == ("in/a.pdf", "A pear.")
     assert [notice.message for notice in notices] == [
-        "a.pdf: about 2 tokens",
-        "2 files skipped: b scan.pdf (no text found), c.pdf (cannot be converted: PdfConverter threw "
+        "in/a.pdf: about 2 tokens",
+        "2 files skipped: in/b scan.pdf (no text found), in/c.pdf (cannot be converted: PdfConverter threw "
         "PDFPasswordIncorrect with message)",
     ]
-    assert refusal(Path("b*.pdf")) == "b*.pdf: no text files found: b scan.pdf (no text found)"
+    assert refusal(Path("in/b*.pdf")) == "in/b*.pdf: no text files found: in/b scan.pdf (no text found)"
+    notices.clear()
+    assert read_files([Path("in")], notices.append) == [("in/d.txt", "d")]  # of a directory, no documents
+    [notice] = notices
+    assert notice.message == "3 files skipped: in/a.pdf (binary), in/b scan.pdf (binary), in/c.pdf (binary)"
 
 
 # Web pages.
 
 
+class Page(NamedTuple):
+    media_type: str = "text/plain"
+    content: bytes = b""
+    encoding: str = ""
+    location: str = ""
+
+
+PAGES = {
+    "page/": Page("text/html; charset=utf-8", HTML),
+    "page//a": Page("text/html; charset=utf-8", HTML),
+    "code.py": Page(content=b"print(1)\n"),
+    "data": Page("application/ld+json", b"{}"),
+    "a.pdf": Page("application/octet-stream", pdf("A pear.")),
+    "c": Page("application/pdf", HTML),
+    "notes.md": Page("application/octet-stream", b"# A pear"),
+    "a.svg": Page("image/svg+xml", b"<svg/>"),
+    "image": Page("image/png", b"\x89PNG"),
+    "program": Page("application/octet-stream", b"\x7fELF\xff"),
+    "redirect": Page(location="/page//a"),
+    "loop": Page(location="/loop"),
+    "file": Page(location="file:///etc/passwd"),
+}
+
+
 class Site(LoopbackHandler):
-    """Pages by their paths; the headers of each request are recorded."""
+    """Pages by their paths, and two that do not end; the headers of each request are recorded."""
 
     seen: ClassVar[list[dict[str, str]]] = []
     released = Event()
-    pages: ClassVar[dict[str, tuple[str, bytes]]] = {}  # of a test: media types and contents
-    encodings: ClassVar[dict[str, str]] = {}
-    redirects: ClassVar[dict[str, str]] = {"loop": "/loop", "file": "file:///etc/passwd"}
+    pages: ClassVar[dict[str, Page]] = {}
 
     def do_GET(self) -> None:
         self.seen.append({name.lower(): value for name, value in self.headers.items()})
-        name = self.path.strip("/").partition("?")[0]
-        if target := self.redirects.get(name):
-            self.write_head(302, [("Location", target), ("Set-Cookie", "id=1"), ("Content-Length", "0")])
-        elif name.startswith("redirect"):
-            self.write_head(301, [("Location", "/page//a"), ("Set-Cookie", "id=1"), ("Content-Length", "0")])
-        elif name == "missing":
-            self.write_head(404, [("Content-Length", "0")])
-        elif name in ("endless", "moved"):
-            moved = [("Location", "/page//a")] if name == "moved" else []
-            self.write_head(302 if moved else 200, [*moved, ("Content-Type", "text/plain"), ("Connection", "close")])
-            with suppress(OSError):
-                while True:
-                    self.wfile.write(b"A pear.\n" * 100_000)
-        elif name in ("slow", "slow-head"):
-            if name == "slow":
-                self.write_head(200, [("Content-Type", "text/plain"), ("Connection", "close")])
-            with suppress(OSError):
-                while not self.released.wait(0.02):
-                    self.wfile.write(b"X")
+        name = self.path.removeprefix("/").partition("?")[0]
+        if name in ("endless", "slow", "slow-head"):
+            self.send_forever(name)
+        elif page := self.pages.get(name):
+            headers = {"Content-Type": page.media_type, "Content-Length": str(len(page.content))}
+            headers |= {"Content-Encoding": page.encoding} if page.encoding else {}
+            headers |= {"Location": page.location, "Set-Cookie": "id=1"} if page.location else {}
+            self.write_head(302 if page.location else 200, headers.items())
+            self.wfile.write(page.content)
         else:
-            self.send_page(name)
+            self.write_head(404, [("Content-Length", "0")])
 
-    def send_page(self, name: str) -> None:
-        media_type, content = {
-            "page/": ("text/html; charset=utf-8", HTML),
-            "page//a": ("text/html; charset=utf-8", HTML),
-            "code.py": ("text/plain", b"print(1)\n"),
-            "data": ("application/ld+json", b"{}"),
-            "a.pdf": ("application/octet-stream", pdf("A pear.")),
-            "c": ("application/pdf", HTML),
-            "notes.md": ("application/octet-stream", b"# A pear"),
-            "image": ("image/png", b"\x89PNG"),
-            "program": ("application/octet-stream", b"\x7fELF\xff"),
-            **self.pages,
-        }[name]
-        headers = [("Content-Type", media_type), ("Content-Length", str(len(content)))]
-        if name in self.encodings:
-            headers.append(("Content-Encoding", self.encodings[name]))
-        self.write_head(200, headers)
-        self.wfile.write(content)
+    def send_forever(self, name: str) -> None:
+        if name != "slow-head":
+            self.write_head(200, [("Content-Type", "text/plain"), ("Connection", "close")])
+        with suppress(OSError):
+            while not self.released.wait(0 if name == "endless" else 0.02):
+                self.wfile.write(b"A pear.\n" * 100_000 if name == "endless" else b"X")
 
 
 @pytest.fixture
 def site() -> Iterator[str]:
-    Site.seen, Site.released, Site.pages, Site.encodings = [], Event(), {}, {}
+    Site.seen, Site.released, Site.pages = [], Event(), dict(PAGES)
     server = Loopback(Site)
     server.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -281,18 +249,11 @@ def site() -> Iterator[str]:
     assert server.bugs == []
 
 
-def test_web_page_is_converted_to_text(site: str) -> None:
-    assert read(f"{site}/page//a") == "# Fruit\n\nA **pear**.\n"
-    assert read(f"{site}/a.pdf").strip() == "A pear."
-    assert read(f"{site}/c") == "# Fruit\n\nA **pear**.\n"
-
-
-def test_web_page_of_text_stays_as_it_is(site: str) -> None:
-    assert read(f"{site}/code.py") == "print(1)\n"
-    assert read(f"{site}/data") == "{}"
+def test_web_page_is_converted_to_text_and_text_stays_as_it_is(site: str) -> None:
+    fruit = "# Fruit\n\nA **pear**.\n"
+    assert (read(f"{site}/page//a"), read(f"{site}/c"), read(f"{site}/a.pdf").strip()) == (fruit, fruit, "A pear.")
+    assert (read(f"{site}/code.py"), read(f"{site}/data"), read(f"{site}/a.svg")) == ("print(1)\n", "{}", "<svg/>")
     assert read(f"{site}/notes.md?raw=1") == "# A pear"
-    Site.pages = {"a.svg": ("image/svg+xml", b"<svg/>")}
-    assert read(f"{site}/a.svg") == "<svg/>"
 
 
 def test_web_page_request_has_no_credentials(site: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,8 +282,8 @@ def test_web_page_that_cannot_be_read_is_one_line(site: str) -> None:
 @pytest.mark.parametrize(
     "target", ["http://127.0.0.1:99999/", "http://\xff.example/", "http://[::1", f"http://{'a' * 64}.example/"]
 )
-def test_redirect_to_an_invalid_address_is_one_line(target: str, site: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Site, "redirects", {"bad": target})
+def test_redirect_to_an_invalid_address_is_one_line(target: str, site: str) -> None:
+    Site.pages["bad"] = Page(location=target)
     assert refusal(f"{site}/bad").startswith(f"{site}/bad: ")
 
 
@@ -339,26 +300,24 @@ def test_invalid_proxy_is_one_line(proxy: str, problem: str, site: str, monkeypa
 
 
 def test_web_page_is_read_in_the_charset_that_its_server_or_itself_states(site: str) -> None:
-    def page(content_type: str, head: str, charset: str) -> str:
-        Site.pages = {"page": (content_type, f"<html><head>{head}</head><p>Груша</p></html>".encode(charset))}
-        return read(f"{site}/page")
-
-    assert page("text/html; charset=windows-1251", "", "cp1251") == "Груша\n"
-    assert page("text/html", '<meta charset="windows-1251">', "cp1251") == "Груша\n"
-    assert page("text/html", "", "utf-8") == "Груша\n"
-    Site.pages = {"text": ("text/plain; charset=iso-8859-15", "süß: 5 €".encode("iso8859-15"))}
+    Site.pages |= {
+        "stated": Page("text/html; charset=windows-1251", "<p>Груша".encode("cp1251")),
+        "own": Page("text/html", '<meta charset="windows-1251"><p>Груша'.encode("cp1251")),
+        "neither": Page("text/html", "<p>Груша".encode()),
+        "text": Page("text/plain; charset=iso-8859-15", "süß: 5 €".encode("iso8859-15")),
+        "unknown": Page("text/plain", "süß".encode("cp1252")),
+    }
+    assert [read(f"{site}/{name}") for name in ("stated", "own", "neither")] == ["Груша\n"] * 3
     assert read(f"{site}/text") == "süß: 5 €"
-    Site.pages = {"text": ("text/plain", "süß".encode("cp1252"))}
-    assert refusal(f"{site}/text") == f"{site}/text is not UTF-8 text (byte 1)"
+    assert refusal(f"{site}/unknown") == f"{site}/unknown is not UTF-8 text (byte 1)"
 
 
 def test_web_page_that_is_compressed_has_the_same_limit(site: str) -> None:
-    Site.encodings = {"text": "gzip"}
-    Site.pages = {"text": ("text/plain", gzip.compress(b"A pear." * 1000))}
+    Site.pages["text"] = Page(content=gzip.compress(b"A pear." * 1000), encoding="gzip")
     assert read(f"{site}/text") == "A pear." * 1000
-    Site.pages = {"text": ("text/plain", gzip.compress(bytes(50_000_001), compresslevel=1))}
+    Site.pages["text"] = Page(content=gzip.compress(bytes(50_000_001), compresslevel=1), encoding="gzip")
     assert refusal(f"{site}/text") == f"{site}/text is larger than 50 MB"
-    Site.pages = {"text": ("text/plain", b"A pear.")}
+    Site.pages["text"] = Page(content=b"A pear.", encoding="gzip")
     assert refusal(f"{site}/text").startswith(f"{site}/text: Error -3")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from cases import rows
 
 from cerebrum_cli.attachments.prompt_sources import read_files
 from cerebrum_cli.core.conversation import Picture
@@ -83,14 +84,10 @@ def test_prompt_files_of_a_pattern(folder: Path, pattern: str, found: list[str])
     assert names(str(folder / pattern)) == found
 
 
-def test_prompt_files_have_a_pattern_in_a_name_that_exists(folder: Path) -> None:
-    write_tree(folder, {"a[1].txt": "1", "a1.txt": "2"})
-    assert read("a[1].txt") == ([("a[1].txt", "1")], [])
-
-
 def test_prompt_files_are_read_once_and_named_ones_last(folder: Path) -> None:
-    write_tree(folder, TREE)
+    write_tree(folder, {**TREE, "a[1].txt": "1", "a1.txt": "2"})
     assert names("src", "src/sub/*", "src/a.py") == ["src/b.py", "src/sub/c.py", "src/sub/deep/d.txt", "src/a.py"]
+    assert read("a[1].txt") == ([("a[1].txt", "1")], [])  # a name that exists is no pattern
 
 
 def test_prompt_files_do_not_follow_links(folder: Path) -> None:
@@ -133,31 +130,8 @@ def test_picture_is_known_by_its_ending_and_has_at_most_20_mb(folder: Path) -> N
 
 # What is ignored.
 
-IGNORED: list[Mapping[str, str]] = [
-    {
-        ".gitignore": "*.log\n!keep.log\n/build/\n# note\n\n",
-        "a.log": "",
-        "keep.log": "",
-        "build/x": "",
-        "s/build/y": "",
-    },
-    {".gitignore": "*.log\n", "s/.gitignore": "!keep.log\n", "s/keep.log": "", "s/t/keep.log": "", "keep.log": ""},
-    {".gitignore": "out\n!out/keep\n", "out/keep": "", "s/out": "", "s/outer": ""},
-    {".gitignore": "/*\n!/s/\n", "s/a": "", "s/t/b": "", "c": ""},
-    {".gitignore": "s/*\n!s/keep\n", "s/a": "", "s/keep": "", "s/t/b": ""},
-    {".gitignore": "**/gen/**\ndoc/**/*.pdf\n", "a/gen/b/c": "", "doc/x/y.pdf": "", "doc/y.pdf": "", "doc/z": ""},
-    {".gitignore": "*a*b?c*\n", "xaybzc": "", "abc": "", "ab": "", "s/aabbcc": "", "acb": ""},
-    {".gitignore": "*s*e*c*r*e*t*.*k*e*y\n", "secret.key": "", "secret.kez": ""},
-    {".gitignore": "a/**/b/**/c\n", "a/b/c": "", "a/x/b/y/z/c": "", "a/b/x/b/c": "", "a/bb/c": "", "x/a/b/c": ""},
-    {".gitignore": "a b\ntrailing \nesc\\ \n\\#hash\n\\!bang\n", "a b": "", "trailing": "", "#hash": "", "!bang": ""},
-    {".gitignore": "!\n\\\n[z-a]\n[\n//\nx\n", "x": "", "y": ""},
-    {".gitignore": "\ufeffx\r\ny\r\n", "x": "", "y": "", "z": ""},
-    {".gitignore": "s\n", "s/.gitignore": "!*\n", "s/a": "", "t": ""},
-    {"s/.gitignore": "/a\nt/\n", "s/a": "", "s/t/b": "", "s/u/a": "", "a": "", "t/b": ""},
-]
 
-
-@pytest.mark.parametrize("tree", IGNORED)
+@pytest.mark.parametrize("tree", rows("ignored_files"))
 def test_prompt_files_are_those_that_git_does_not_ignore(folder: Path, tree: Mapping[str, str]) -> None:
     write_tree(folder, {**tree, "end": ""})
     outside = names(".")
@@ -230,8 +204,6 @@ def test_prompt_file_names_are_well_formed(folder: Path) -> None:
     assert names(os.fsdecode(b"in/caf\xe9")) == ["in/caf\ufffd"]
 
 
-def test_an_empty_file_is_noticed(folder: Path) -> None:
+def test_prompt_files_that_are_empty_are_noticed(folder: Path) -> None:
     write_tree(folder, {"a.txt": " \n", "b.txt": "b"})
-    files, notices = read("a.txt", "b.txt")
-    assert [content for _, content in files] == [" \n", "b"]
-    assert [notice.message for notice in notices] == ["a.txt is empty"]
+    assert read("a.txt", "b.txt") == ([("a.txt", " \n"), ("b.txt", "b")], [NoticeEvent("a.txt is empty")])
