@@ -24,6 +24,7 @@ from hypothesis import settings
 from hypothesis.internal.conjecture import providers
 from hypothesis.internal.constants_ast import Constants
 from llama_engines import MODELS
+from mcp_user import McpUser
 from merges import FOUR_LAYERS, SIX_LAYERS, Home, part_paths
 from person import SHELL, OpenTerminal, Person
 from remote_engines import set_patience
@@ -31,7 +32,7 @@ from scripted_command import SCRIPTED, install
 from served import Served, serving_user
 from tiny_models import write_chatml, write_mistral, write_quantized, write_recurrent, write_sliding_window
 from vocabularies import open_vocabulary
-from waiting import NewChildren
+from waiting import NewChildren, wait_for_end
 
 from benchmarks.quantized import F32, quantize
 from cerebrum_cli.chat.store import Store
@@ -189,6 +190,16 @@ def hub_user(new_user: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setattr(hub_requests, "sleep", lambda _: None)
     with HubServer(tokens=(READER, OTHER)) as server:
         yield HubUser(server, new_user)
+
+
+@pytest.fixture
+def mcp_user(new_children: NewChildren, tmp_path: Path, chatml_model: Path) -> Iterator[McpUser]:
+    """A user all of whose servers end with the command."""
+    user = McpUser(tmp_path, chatml_model)
+    yield user
+    started = new_children()
+    user.app.on_exit.close()
+    wait_for_end(started)
 
 
 @pytest.fixture(scope="session")
