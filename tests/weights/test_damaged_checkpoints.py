@@ -3,9 +3,10 @@
 import json
 import os
 import resource
+import struct
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import rows
-from checkpoint_models import Weights, read_model, write_checkpoint, write_json, write_weights
+from checkpoint_models import CheckpointModel, read_model, write_checkpoint, write_json, write_weights
 from conversions import convert_checkpoint
 
 from cerebrum_cli.core.errors import ModelFileError
@@ -23,7 +24,6 @@ read_model = cache(read_model)
 HUGE = 2_000_000_000
 COUNTS = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "num_local_experts", "vocab_size")
 EXPERTS = "num_experts_per_tok"
-Tensors = dict[str, Weights]
 # Reads each folder with little memory and time, and prints the errors.
 READ_ALL = """
 import sys
@@ -42,17 +42,6 @@ def changed_config(folder: Path, name: str, changes: Mapping[str, Any], omitted:
     """A model with changes to its configuration, and without one of its keys."""
     config = {key: value for key, value in {**read_model(name).config, **changes}.items() if key != omitted}
     return write_checkpoint(folder, read_model(name), config=config)
-
-
-def change_header(folder: Path, key: str, change: Callable[[Any], object]) -> None:
-    """Change what the header of a file says of a tensor."""
-    path = folder / "model.safetensors"
-    data = path.read_bytes()
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
-    header["lm_head.weight"][key] = change(header["lm_head.weight"][key])
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
 
 
 def limited() -> None:
@@ -88,62 +77,52 @@ def test_counts_of_other_kinds_are_refused(value: object, tmp_path: Path) -> Non
         assert "\n" not in caught.value.message + caught.value.hint
 
 
-Change = Callable[[Tensors], Tensors]
+def damage(folder: Path, model: CheckpointModel, kind: str, value: Any) -> None:
+    """Damage a checkpoint in one file: without tensors of a name, or with other names, shapes, fields or texts."""
+    path = folder / "model.safetensors"
+    weights = dict(model.weights())
+    match kind:
+        case "without":
+            write_weights(folder, {name: each for name, each in weights.items() if value not in name})
+        case "prefixed":
+            write_weights(folder, {f"{value}{name}": each for name, each in weights.items()})
+        case "shortened":
+            write_weights(folder, {name: each[:-1] if value in name else each for name, each in weights.items()})
+        case "bias":
+            write_weights(folder, weights | {value: np.ones(model.config["hidden_size"], np.float32)})
+        case "config":
+            write_json(folder / "config.json", {**model.config, **value})
+        case "header":
+            size, data = struct.unpack_from("<Q", path.read_bytes())[0], path.read_bytes()
+            header = json.loads(data[8 : 8 + size])
+            header["lm_head.weight"] |= value
+            text = json.dumps(header).encode()
+            path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
+        case "shards":
+            path.unlink()
+            write_weights(folder, weights, shards=3)
+            write_texts(folder, value)
+        case "texts":
+            write_texts(folder, value)
 
 
-def without(part: str) -> Change:
-    return lambda tensors: {name: values for name, values in tensors.items() if part not in name}
+def write_texts(folder: Path, texts: Mapping[str, str | None]) -> None:
+    for name, text in texts.items():
+        (folder / name).unlink() if text is None else (folder / name).write_text(text)
 
 
-def prefixed(prefix: str) -> Change:
-    return lambda tensors: {f"{prefix}{name}": values for name, values in tensors.items()}
+DAMAGES = rows("damaged_checkpoints")
 
 
-@pytest.mark.parametrize(
-    ("name", "change", "problem"),
-    [
-        ("llama2", without(".layers.1."), "has no tensor model.layers.1.input_layernorm.weight"),
-        ("mixtral", without(".experts.3."), "has no tensor model.layers.0.block_sparse_moe.experts.3.w1.weight"),
-        ("llama2", without("layers.1.self_attn.q_proj"), "no tensor model.layers.1.self_attn.q_proj.weight"),
-        ("llama2", without("lm_head"), "has no tensor lm_head.weight"),
-        ("llama2", prefixed("base_model.model."), "has no tensor model.embed_tokens.weight"),
-    ],
-)
-def test_missing_weights_are_named(name: str, change: Change, problem: str, tmp_path: Path) -> None:
-    model = read_model(name)
-    folder = write_checkpoint(tmp_path, model)
-    write_weights(folder, change(dict(model.weights())))
+@pytest.mark.parametrize(("name", "kind", "value", "problem", "hint"), DAMAGES.values(), ids=DAMAGES)
+def test_damaged_checkpoint_is_refused(
+    name: str, kind: str, value: Any, problem: str, hint: str, tmp_path: Path
+) -> None:
+    folder = write_checkpoint(tmp_path, read_model(name))
+    damage(folder, read_model(name), kind, value)
     with pytest.raises(ModelFileError) as caught:
         read_checkpoint(folder, "tiny")
-    assert problem in caught.value.message
-    assert "use all files of the weights" in caught.value.hint
-
-
-def test_weights_that_are_left_over_are_named(tmp_path: Path) -> None:
-    folder = changed_config(tmp_path, "llama2", {"num_hidden_layers": 2})
-    with pytest.raises(ModelFileError, match=r"cannot convert the tensor 'model\.layers\.2\.input_layernorm\.weight'"):
-        read_checkpoint(folder, "tiny")
-
-
-def test_norms_and_routers_of_other_sizes_are_refused(tmp_path: Path) -> None:
-    model = read_model("mixtral")
-    for name in ("model.norm.weight", "model.layers.1.input_layernorm.weight", "gate.weight"):
-        weights = {each: values[:-1] if each.endswith(name) else values for each, values in model.weights()}
-        folder = write_checkpoint(tmp_path, model)
-        write_weights(folder, weights)
-        with pytest.raises(ModelFileError, match=r"has the shape \(.*\), but \(.*\) follows from config\.json"):
-            read_checkpoint(folder, "tiny")
-
-
-@pytest.mark.parametrize("has_index", [True, False])
-def test_missing_shard_is_named(has_index: bool, tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path, read_model("llama2"), shards=3)
-    (folder / "model-00002-of-00003.safetensors").unlink()
-    if not has_index:
-        (folder / "model.safetensors.index.json").unlink()
-    with pytest.raises(ModelFileError, match=r"lacks model-00002-of-00003\.safetensors") as caught:
-        read_checkpoint(folder, "tiny")
-    assert caught.value.hint == "download this file as well"
+    assert problem in caught.value.message and hint in caught.value.hint, (caught.value.message, caught.value.hint)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -169,26 +148,6 @@ def test_largest_finite_weights_are_kept(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "folder", model)
     write_weights(folder, weights, "F32")
     assert convert_checkpoint(folder, tmp_path / "out.gguf", "F32").exists()
-
-
-def test_index_that_names_files_outside_the_folder_is_refused(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path, read_model("llama2"), shards=2)
-    index = folder / "model.safetensors.index.json"
-    for name in ("../model.safetensors", "/etc/model.safetensors", "a/../b.safetensors", "x.bin", 5, None):
-        index.write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
-        with pytest.raises(ModelFileError, match=r"does not name the \.safetensors file"):
-            read_checkpoint(folder, "tiny")
-
-
-@pytest.mark.parametrize("key", ["shape", "data_offsets"])
-@pytest.mark.parametrize("change", [float, lambda number: float("inf"), str, lambda number: number > 0])
-def test_shapes_and_offsets_that_are_not_whole_numbers_are_refused(
-    key: str, change: Callable[[int], object], tmp_path: Path
-) -> None:
-    folder = write_checkpoint(tmp_path, read_model("llama2"))
-    change_header(folder, key, lambda numbers: [change(number) for number in numbers])
-    with pytest.raises(ModelFileError, match="damaged, or not a"):
-        read_checkpoint(folder, "tiny")
 
 
 def test_recommended_settings_that_no_sampler_has_are_left_out(tmp_path: Path) -> None:
@@ -229,15 +188,6 @@ def test_keys_that_change_nothing_are_accepted(name: str, changes: dict[str, Any
     read_checkpoint(changed_config(tmp_path, name, changes), "tiny")
 
 
-def test_biases_that_llama_cpp_does_not_know_are_refused(tmp_path: Path) -> None:
-    model = read_model("qwen3")
-    folder = write_checkpoint(tmp_path, model)
-    bias = "model.layers.0.self_attn.o_proj.bias"
-    write_weights(folder, {**dict(model.weights()), bias: np.ones(model.config["hidden_size"], np.float32)})
-    with pytest.raises(ModelFileError, match=f"cannot convert the tensor '{bias}'"):
-        read_checkpoint(folder, "tiny")
-
-
 def test_output_matrix_that_is_stored_is_kept(tmp_path: Path) -> None:
     model = read_model("llama32")
     folder = write_checkpoint(tmp_path, model)
@@ -245,19 +195,3 @@ def test_output_matrix_that_is_stored_is_kept(tmp_path: Path) -> None:
     for stored in ({}, {"lm_head.weight": weights["model.embed_tokens.weight"]}):
         write_weights(folder, weights | stored)
         assert ("output.weight" in read_checkpoint(folder, "tiny").tensors) == bool(stored)
-
-
-@pytest.mark.parametrize("kind", ["F64", "F8_E4M3"])
-def test_weights_of_other_types_are_refused_by_their_name(kind: str, tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path, read_model("llama2"))
-    change_header(folder, "dtype", lambda dtype: kind)
-    with pytest.raises(ModelFileError, match=f"cannot convert {kind} weights"):
-        read_checkpoint(folder, "tiny")
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
-def test_pointer_of_git_lfs_is_named(name: str, tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path, read_model("llama2"))
-    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(ModelFileError, match=f"{name}: a Git LFS pointer, not the file"):
-        read_checkpoint(folder, "tiny")
