@@ -7,25 +7,12 @@ from typing import Any
 
 import pytest
 from cases import rows
-from merge_tables import (
-    Shape,
-    contents,
-    floats,
-    mixed,
-    origins,
-    plan,
-    refusal,
-    stacked,
-    table,
-    types,
-    without,
-)
+from merge_tables import Shape, contents, floats, mixed, origins, plan, refusal, stacked, table, types, without
 
-from cerebrum_cli.core.errors import MergeError, UsageError
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.gguf.contents import TYPE_NUMBERS, Tensor
 from cerebrum_cli.weights.merge_plan import plan_merge
 from cerebrum_cli.weights.recipe import parse_recipe
-from cerebrum_cli.weights.table import Table
 from cerebrum_cli.weights.target import TYPES, parse_type
 
 
@@ -68,13 +55,13 @@ def test_merge_plan_adds_tied_embeddings_to_another_models_head() -> None:
 def test_merge_plan_refuses_impossible_layer_counts() -> None:
     problem = "recipe.yaml: slices[1]: layer_range [2, 5] of a, which has 4 layers"
     assert refusal(stacked(("a", 0, 4), ("a", 2, 5)), table("a")) == (problem, "end it at 4 or below")
-    with pytest.raises(UsageError, match=r"slices\[0\]: layer counts differ: a 4, b 6"):
-        plan(mixed("a", "b"), table("a"), table("b", shape=Shape(layers=6)))
+    six = table("b", shape=Shape(layers=6))
+    assert "slices[0]: layer counts differ: a 4, b 6" in refusal(mixed("a", "b"), table("a"), six)[0]
 
 
 def test_merge_plan_refuses_more_layers_than_llama_cpp_loads() -> None:
-    problem = "recipe.yaml: the merge would have 12,000 layers", "llama.cpp loads at most 512"
-    assert refusal(stacked(*[("a", 0, 4)] * 3000), table("a")) == problem
+    problem = "recipe.yaml: the merge would have 513 layers", "llama.cpp loads at most 512"
+    assert refusal(stacked(*[("a", 0, 4)] * 128, ("a", 0, 1)), table("a")) == problem
     assert contents(plan(stacked(*[("a", 0, 4)] * 128), table("a")))["llama.block_count"] == 512
 
 
@@ -84,8 +71,7 @@ def test_merge_plan_refuses_to_move_layers_with_own_embeddings() -> None:
     source = replace(source, tensors={**source.tensors, name: source.tensors["token_embd.weight"]._replace(name=name)})
     plan(stacked(("a", 0, 4)), source)
     for ranges in ([("a", 0, 2), ("a", 2, 4), ("a", 3, 4)], [("a", 0, 3)]):
-        with pytest.raises(MergeError, match="the 4 layers of a are of several kinds"):
-            plan(stacked(*ranges), source)
+        assert refusal(stacked(*ranges), source)[0].startswith("the 4 layers of a are of several kinds")
 
 
 def test_merge_plan_task_arithmetic_accepts_other_layers_of_the_base() -> None:
@@ -102,17 +88,7 @@ def test_merge_plan_task_arithmetic_accepts_other_layers_of_the_base() -> None:
     }
 
 
-TOKENS = (b"0", b"1", b"2", b"3", b"4", b"5")
-
-
-@pytest.mark.parametrize(
-    ("difference", "metadata"),
-    [
-        ("tokenizer.ggml.tokens", {"tokenizer.ggml.tokens": (*TOKENS, b"6")}),
-        ("tokenizer.ggml.tokens", {"tokenizer.ggml.tokens": (*TOKENS[:5], b"<|im_end|>")}),
-        *rows("differing_metadata"),
-    ],
-)
+@pytest.mark.parametrize(("difference", "metadata"), rows("differing_metadata"))
 def test_merge_reports_the_metadata_key_that_differs(difference: str, metadata: dict[str, Any]) -> None:
     said = f"b differs from a in {difference}", "merge models with the same architecture, shape and vocabulary"
     for recipe in (stacked(("a", 0, 2), ("b", 2, 4)), mixed("a", "b")):
@@ -122,12 +98,12 @@ def test_merge_reports_the_metadata_key_that_differs(difference: str, metadata: 
 def test_merge_refuses_to_add_layers_of_different_shapes() -> None:
     name = "blk.2.attn_k.weight"
     source = table("b")
-    tensors = {**source.tensors, name: source.tensors[name]._replace(shape=(256, 64))}
-    problem, _ = refusal(mixed("a", "b"), table("a"), Table("b", source.metadata, tensors))
+    other = replace(source, tensors={**source.tensors, name: source.tensors[name]._replace(shape=(256, 64))})
+    problem, _ = refusal(mixed("a", "b"), table("a"), other)
     assert problem == f"b differs in the shape of {name}: [256, 64] and [256, 128]"
 
 
-@pytest.mark.parametrize("metadata", [{"tokenizer.ggml.token_type": (1, 1, 1, 3)}, *rows("harmless_metadata")])
+@pytest.mark.parametrize("metadata", rows("harmless_metadata"))
 def test_merge_accepts_models_with_harmless_differences(metadata: dict[str, Any]) -> None:
     for recipe in (stacked(("a", 0, 2), ("b", 2, 4)), mixed("a", "b")):
         plan(recipe, table("a"), table("b", metadata))
@@ -137,18 +113,15 @@ def test_merge_accepts_models_with_harmless_differences(metadata: dict[str, Any]
 @pytest.mark.parametrize("recipe", [mixed("a", "b"), mixed("b", "a")])
 @pytest.mark.parametrize("name", ["blk.2.ffn_up.weight", "output_norm.weight", "token_embd.weight"])
 def test_merge_reports_a_tensor_that_one_model_lacks(recipe: dict[str, Any], name: str) -> None:
-    with pytest.raises(MergeError, match=f"b has no {name}"):
-        plan(recipe, table("a"), without(table("b"), name))
+    assert refusal(recipe, table("a"), without(table("b"), name))[0].startswith(f"b has no {name}")
+
+
+def test_merge_reports_a_tensor_that_only_one_model_has() -> None:
     other, factors = table("b"), Tensor("rope_freqs.weight", (64,), 0, Path("b.gguf"), 999)
-    other = Table("b", other.metadata, {**other.tensors, factors.name: factors})
-    for each in (recipe, stacked(("a", 0, 2), ("b", 2, 4))):
-        with pytest.raises(MergeError, match=r"a has no rope_freqs\.weight"):
-            plan(each, table("a"), other)
-
-
-def test_merge_of_a_model_without_embeddings_is_refused() -> None:
-    with pytest.raises(MergeError, match=r"a has no token_embd\.weight"):
-        plan(mixed("a"), without(table("a"), "token_embd.weight"))
+    other = replace(other, tensors={**other.tensors, factors.name: factors})
+    for recipe in (mixed("a", "b"), mixed("b", "a"), stacked(("a", 0, 2), ("b", 2, 4))):
+        assert refusal(recipe, table("a"), other)[0].startswith("a has no rope_freqs.weight")
+    assert refusal(mixed("a"), without(table("a"), "token_embd.weight"))[0] == "a has no token_embd.weight"
 
 
 # Types of the tensors, and the file type.
@@ -219,7 +192,7 @@ def test_merge_metadata_drops_what_describes_the_sources() -> None:
     made = contents(plan(stacked(("a", 0, 2), ("b", 2, 4)), table("a", metadata), table("b", metadata)))
     assert source.keys() & made.keys() == {"general.base_model.count"}
     assert made["general.base_model.count"] == 2
-    assert (made["general.license"], made["general.tags"]) == ("mit", ("text-generation",))
+    assert (made["general.license"], made["general.tags"]) == ("mit", (b"text-generation",))
     first = table("a", {"general.license": "mit", "general.license.name": "MIT", "general.license.link": "there"})
     for other in ("apache-2.0", None):
         mixed_licenses = plan(mixed("a", "b"), first, table("b", {"general.license": other})).metadata
@@ -238,38 +211,19 @@ def test_merge_metadata_lists_a_source_with_two_names_once() -> None:
     }
 
 
-def of(architecture: str, key: str = "", value: Any = None) -> dict[str, Any]:
-    """Metadata of a model of four layers, with one more hyperparameter."""
-    more = {f"{architecture}.{key}": value} if key else {}
-    return {"general.architecture": architecture, f"{architecture}.block_count": 4, **more}
-
-
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        of("gemma2"),
-        of("smollm3"),
-        of("deepseek2", "leading_dense_block_count", 1),
-        of("deepseek2", "nextn_predict_layers", 1),
-        of("gemma4", "attention.shared_kv_layers", 2),
-        of("qwen2moe", "attention.sliding_window_pattern", 3),
-        of("ernie4_5-moe", "interleave_moe_layer_step", 2),
-        of("llama", "attention.head_count_kv", (8, 8, 4, 8)),
-        of("llama", "attention.sliding_window_pattern", (True, False, True, False)),
-    ],
-)
+@pytest.mark.parametrize("metadata", rows("layers_of_several_kinds"))
 def test_merge_keeps_layers_of_several_kinds_in_place(metadata: dict[str, Any]) -> None:
     tables = table("a", metadata), table("b", metadata)
     for recipe in (stacked(("a", 0, 4)), stacked(("a", 0, 2), ("b", 2, 4)), mixed("a", "b")):
-        made = contents(plan(recipe, *tables))
-        assert {key: made[key] for key in metadata} == metadata
+        made = plan(recipe, *tables).metadata
+        assert {key: made[key] for key in metadata} == {key: tables[0].metadata[key] for key in metadata}
     problem = "the 4 layers of a are of several kinds, by their numbers"
     for recipe in (stacked(("a", 0, 3)), stacked(("a", 0, 2), ("a", 1, 3)), stacked(("b", 0, 4), ("a", 3, 4))):
         assert refusal(recipe, *tables) == (problem, "keep all layers of such a model, in order")
 
 
 @pytest.mark.parametrize(
-    "metadata", [of("llama", "interleave_moe_layer_step", 1), of("llama", "rope.dimension_sections", (16, 24, 24, 0))]
+    "metadata", [{"llama.interleave_moe_layer_step": 1}, {"llama.rope.dimension_sections": (16, 24, 24, 0)}]
 )
 def test_merge_moves_layers_of_one_kind(metadata: dict[str, Any]) -> None:
     made = contents(plan(stacked(("a", 0, 2), ("a", 1, 4)), table("a", metadata)))

@@ -23,7 +23,7 @@ IDS = json.loads((FOLDER / "ids.json").read_text("utf-8"))
 PRE_TOKENIZERS = json.loads((FOLDER / "pre_tokenizers.json").read_text("utf-8"))
 SIZE = 700
 LLAMA, GEMMA, MISTRAL, BYTES = "sentencepiece-llama", "sentencepiece-gemma", "merges-mistral", "byte-level"
-METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": False}
 SPACES = {
     "type": "Sequence",
     "normalizers": [
@@ -82,7 +82,7 @@ def test_llama_gives_the_ids_of_the_tokenizer(name: str, tmp_path: Path) -> None
 
 
 def test_a_space_in_front_as_transformers_5_saves_it(tmp_path: Path) -> None:
-    changes = {"tokenizer/normalizer": SPACES, "tokenizer/pre_tokenizer": {**METASPACE, "prepend_scheme": "always"}}
+    changes = {"tokenizer/normalizer": SPACES, "tokenizer/pre_tokenizer": METASPACE}
     found = llama_ids(copied(MISTRAL, tmp_path, changes), tmp_path / "vocabulary.gguf", TEXTS)
     assert found == IDS[MISTRAL]
 
@@ -99,14 +99,11 @@ def test_rows_have_types_and_unused_ones_fill_the_embedding(tmp_path: Path) -> N
         "tokenizer_config/added_tokens_decoder/620": {"content": "[INST]", "special": True},
     }
     found = contents(copied(LLAMA, tmp_path, changes))
-    rows = list(zip(found["tokens"], found["token_type"], found["scores"], strict=True))
-    assert len(rows) == SIZE
-    assert rows[602][:2] == (b"<|im_end|>", 3)
-    assert rows[610][:2] == (b" <tool>", 4)
-    assert rows[620][:2] == (b"[INST]", 3)
-    assert rows[615] == (b"[PAD615]", 5, -10_000)
-    assert rows[3][1] == 6
-    assert rows[300][1] == 1
+    kinds = dict(enumerate(zip(found["tokens"], found["token_type"], strict=True)))
+    assert len(kinds) == len(found["scores"]) == SIZE
+    special = {602: (b"<|im_end|>", 3), 610: (b" <tool>", 4), 615: (b"[PAD615]", 5), 620: (b"[INST]", 3)}
+    assert {number: kinds[number] for number in special} == special
+    assert (found["scores"][615], kinds[3][1], kinds[300][1]) == (-10_000, 6, 1)
 
 
 def test_tokenizer_json_wins_over_the_tokenizer_model_of_another_model(tmp_path: Path) -> None:
@@ -146,10 +143,9 @@ def test_merges_of_texts_and_with_spaces(tmp_path: Path) -> None:
     folder = copied(BYTES, tmp_path)
     merges = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]["merges"]
     texts = [" ".join(pair) for pair in merges]
-    copied(BYTES, tmp_path, {"tokenizer/model/vocab/a b": 650, "tokenizer/model/merges/+": ["a", " b"]})
-    assert contents(folder)["merges"] == tuple(text.encode() for text in texts)
-    copied(BYTES, tmp_path, {"tokenizer/model/merges": texts})
-    assert contents(folder)["merges"] == tuple(text.encode() for text in texts)
+    spaced = {"tokenizer/model/vocab/a b": 650, "tokenizer/model/merges/+": ["a", " b"]}
+    for changes in (spaced, {"tokenizer/model/merges": texts}):
+        assert contents(copied(BYTES, tmp_path, changes))["merges"] == tuple(text.encode() for text in texts)
 
 
 def test_merges_that_make_all_tokens_are_the_same_with_and_without_whole_pieces(tmp_path: Path) -> None:
@@ -169,11 +165,8 @@ def test_unsupported_and_damaged_tokenizers_are_refused(
 
 @pytest.mark.parametrize(("ids", "numbers"), [("5", 5), (["5"], [5]), (["600", 5], [600, 5])])
 def test_token_ids_may_be_strings_of_digits(ids: object, numbers: object, tmp_path: Path) -> None:
-    stated, expected = (
-        contents(copied(BYTES, tmp_path / name, {"generation_config/eos_token_id": value}))
-        for name, value in (("strings", ids), ("numbers", numbers))
-    )
-    assert stated == expected
+    stated = contents(copied(BYTES, tmp_path / "strings", {"generation_config/eos_token_id": ids}))
+    assert stated == contents(copied(BYTES, tmp_path / "numbers", {"generation_config/eos_token_id": numbers}))
 
 
 # fields of a SentencePiece model: the algorithm, how long runs of spaces are normalized

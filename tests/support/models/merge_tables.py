@@ -51,9 +51,13 @@ def floats(name: str) -> str:
     return "F32" if "_norm" in name or "ffn_gate_inp" in name else "F16"
 
 
+def array_item(content: Any) -> Any:
+    return content.encode() if isinstance(content, str) else content
+
+
 def value(content: Any) -> Value:
-    if isinstance(content, tuple):
-        return Value("ARRAY", content, value(content[0]).type)
+    if isinstance(content, tuple | list):
+        return Value("ARRAY", tuple(map(array_item, content)), value(content[0]).type)
     kinds = {bool: "BOOL", int: "UINT32", float: "FLOAT32", str: "STRING", bytes: "STRING"}
     return Value(kinds[type(content)], content)
 
