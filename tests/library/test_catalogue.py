@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import tomlkit
 from cases import rows
-from hub_user import RecordedProgress
+from hub_user import puller
 
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.settings import fold
@@ -23,10 +23,8 @@ from cerebrum_cli.library.catalogue_file import load_catalogue
 from cerebrum_cli.library.fit import MemoryFit, assess_quantizations, fit_memory
 from cerebrum_cli.library.hub import HubFile, Listing
 from cerebrum_cli.library.library import CATALOGUE, Library
-from cerebrum_cli.library.pull import DownloadOptions, Puller
 from cerebrum_cli.library.reference import quantization_of, same_quantization
 from cerebrum_cli.library.registry import Registry
-from cerebrum_cli.weights.building import BUILDER
 
 PACKAGED = {spec.name: spec for spec in load_catalogue([CATALOGUE])}
 SOURCES = [(spec, source) for spec in PACKAGED.values() for source in spec.sources]
@@ -166,14 +164,7 @@ def test_catalogue_row_resolves_and_is_planned(
     library = Library((), Registry(tmp_path), lambda: Capacity(memory))
     library.cache, library.catalogue = Cache(tmp_path), Catalogue((*PACKAGED.values(),))
     monkeypatch.setattr(planning, "list_repository", listed)
-    puller = Puller(
-        library=library,
-        progress=RecordedProgress(),
-        confirm=lambda *_: None,
-        options=DownloadOptions(),
-        builder=BUILDER,
-    )
-    plan = puller.plan(library.parse(spec.name if is_first else source.repo_id))
+    plan = puller(library).plan(library.parse(spec.name if is_first else source.repo_id))
     assert (plan.spec, plan.available.context) == (spec, DEFAULT_CONTEXT)
     assert {fit.quantization: fit.size for fit in plan.available.candidates} == source.quantizations
     for fit in plan.available.candidates:
@@ -191,12 +182,9 @@ GIB, GB = 2**30, 10**9
 KV = uniform_sizes(32, 32, 65_536)  # of Mistral-7B: 131,072 bytes per token
 
 
-def gpu(free: float) -> Device:
-    return Device("GPU", "a graphics card", int(free), int(free))
-
-
 def machine(memory: float, *devices: float) -> Capacity:
-    return Capacity(int(memory), tuple(map(gpu, devices)) or None)
+    gpus = tuple(Device("GPU", "a graphics card", int(free), int(free)) for free in devices)
+    return Capacity(int(memory), gpus or None)
 
 
 def metal(memory: float, free: float) -> Capacity:
@@ -208,28 +196,26 @@ def fit(size: float, here: Capacity, sizes: ModelSizes = KV) -> MemoryFit:
     return fit_memory(sizes.with_weights(int(size)), DEFAULT_CONTEXT, here)
 
 
-@pytest.mark.parametrize(
-    ("here", "size", "expected"),
-    [
-        (machine(SYSTEM_RESERVE + 10 * GB), 8.75 * GB - HEADROOM, "fits"),
-        (machine(SYSTEM_RESERVE + 10 * GB), 8.75 * GB - HEADROOM + 1, "tight"),
-        (machine(SYSTEM_RESERVE + 10 * GB), 10 * GB - HEADROOM, "tight"),
-        (machine(SYSTEM_RESERVE + 10 * GB), 10 * GB - HEADROOM + 1, "too big"),
-        (machine(SYSTEM_RESERVE + 2 * GB, 10 * GB), 10 * GB - HEADROOM, "fits"),
-        (machine(SYSTEM_RESERVE + 2 * GB, 10 * GB), 12 * GB, "too big"),
-        (machine(SYSTEM_RESERVE + 10 * GB, 5 * GB, 5 * GB), 15 * GB, "fits"),
-        (machine(SYSTEM_RESERVE + 10 * GB, 5 * GB, 5 * GB), 17 * GB, "tight"),
-        (machine(SYSTEM_RESERVE // 2), 1, "too big"),
-        (Capacity(SYSTEM_RESERVE + 10 * GB, ()), 8 * GB, "fits"),
-        (metal(16 * GIB, 12 * GIB), 12 * GB, "fits"),
-        (metal(16 * GIB, 12 * GIB), 15 * GB, "tight"),
-        (metal(16 * GIB, 12 * GIB), 20.4 * GB, "too big"),
-    ],
-)
-def test_fit_changes_at_its_limits(here: Capacity, size: float, expected: str) -> None:
+PLAIN, APPLE = machine(SYSTEM_RESERVE + 10 * GB), metal(16 * GIB, 12 * GIB)
+LIMITS = [
+    (PLAIN, {8.75 * GB - HEADROOM: "fits", 8.75 * GB - HEADROOM + 1: "tight"}),
+    (PLAIN, {10 * GB - HEADROOM: "tight", 10 * GB - HEADROOM + 1: "too big"}),
+    (machine(SYSTEM_RESERVE + 2 * GB, 10 * GB), {10 * GB - HEADROOM: "fits", 12 * GB: "too big"}),
+    (machine(SYSTEM_RESERVE + 10 * GB, 5 * GB, 5 * GB), {15 * GB: "fits", 17 * GB: "tight"}),
+    (machine(SYSTEM_RESERVE // 2), {1: "too big"}),
+    (Capacity(SYSTEM_RESERVE + 10 * GB, ()), {8 * GB: "fits"}),
+    (APPLE, {12 * GB: "fits", 15 * GB: "tight", 20.4 * GB: "too big"}),
+]
+
+
+@pytest.mark.parametrize(("here", "expected"), LIMITS)
+def test_fit_changes_at_its_limits(here: Capacity, expected: dict[float, str]) -> None:
     without_kv = uniform_sizes(32, 32, 0)  # half a GiB is left free beside the weights
-    assert fit(size, here, without_kv).fit == expected
-    unusable = machine(SYSTEM_RESERVE // 2), machine(SYSTEM_RESERVE // 2, 10 * GB), metal(16 * GIB, 12 * GIB)
+    assert {size: fit(size, here, without_kv).fit for size in expected} == expected
+
+
+def test_fit_has_no_memory_where_the_system_needs_all() -> None:
+    unusable = machine(SYSTEM_RESERVE // 2), machine(SYSTEM_RESERVE // 2, 10 * GB), APPLE
     assert [each.usable_memory for each in unusable] == [0, 10 * GB - HEADROOM, 15 * GIB]
 
 

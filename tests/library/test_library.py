@@ -1,18 +1,17 @@
 """Which model a name means, and which models are here: the registry, kept in one file."""
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from cases import rows
 from gguf_files import write_model
-from hub_user import RecordedProgress
+from hub_user import RecordedProgress, puller
 
 from cerebrum_cli.cli.model_objects import row
 from cerebrum_cli.core.errors import ConfigError, ModelFileError, ModelNotFound, UsageError
@@ -20,9 +19,7 @@ from cerebrum_cli.engine.capacity import Capacity
 from cerebrum_cli.library.cache import Cache, CachePath
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
-from cerebrum_cli.library.pull import DownloadOptions, Puller
 from cerebrum_cli.library.registry import Registry, RegistryEntry, hash_file
-from cerebrum_cli.weights.building import BUILDER
 
 COMMIT, DIGEST = "c" * 40, "d" * 64
 REPO = "someone/Thinker-GGUF"
@@ -85,20 +82,12 @@ def error_of(action: Callable[..., object], *arguments: object) -> tuple[str, st
 
 def pulled(
     library: Library,
-    text: str,
+    text: str | Path,
     name: str | None = None,
     offline: bool = False,
     progress: RecordedProgress | None = None,
 ) -> InstalledModel:
-    options = DownloadOptions(offline)
-    puller = Puller(
-        library=library,
-        progress=progress or RecordedProgress(),
-        confirm=lambda *_: False,
-        options=options,
-        builder=BUILDER,
-    )
-    return puller.pull(library.parse(text), name)
+    return puller(library, progress, offline=offline).pull(library.parse(str(text)), name)
 
 
 def test_library_registers_a_file_in_place(library: Library, other: Path) -> None:
@@ -106,7 +95,7 @@ def test_library_registers_a_file_in_place(library: Library, other: Path) -> Non
         library.resolve(None)
     assert (caught.value.exit_code, caught.value.pullable) == (3, "starter")
     progress = RecordedProgress()
-    model = pulled(library, str(other), progress=progress)
+    model = pulled(library, other, progress=progress)
     assert (model.name, model.path, model.spec) == ("other", other, None)
     assert progress.stages[-1] == ("verify", other.stat().st_size, other.stat().st_size)
     assert library.resolve("other") == model
@@ -114,7 +103,7 @@ def test_library_registers_a_file_in_place(library: Library, other: Path) -> Non
     assert (model.entry.source, model.entry.sha256) == ("local", hashlib.sha256(other.read_bytes()).hexdigest())
     assert [entry.name for entry in library.models()] == ["other"]
     assert library.resolve(str(other)) == model
-    assert pulled(library, str(other), "again", offline=True).name == "again"
+    assert pulled(library, other, "again", offline=True).name == "again"
 
 
 def test_library_name_never_means_a_file(library: Library, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +112,7 @@ def test_library_name_never_means_a_file(library: Library, other: Path, monkeypa
     for name in ("mine", "thinker", "bare", "someone/else"):
         Path(name).parent.mkdir(exist_ok=True)
         shutil.copy(other, name)
-    mine = pulled(library, str(other), "mine")
+    mine = pulled(library, other, "mine")
     assert library.resolve("mine") == pulled(library, "mine") == mine
     for name in ("thinker", "bare", "someone/else"):
         with pytest.raises(ModelNotFound):
@@ -131,7 +120,7 @@ def test_library_name_never_means_a_file(library: Library, other: Path, monkeypa
         assert error_of(library.resolve, name)[1].endswith(f"; for a file or folder of this name, use ./{name}")
         assert library.resolve(f"./{name}").path == other.parent / name
     with pytest.raises(UsageError, match="invalid name"):
-        pulled(library, str(other), "mine.gguf")
+        pulled(library, other, "mine.gguf")
 
 
 def test_library_keeps_the_name_of_a_link(library: Library, other: Path, tmp_path: Path) -> None:
@@ -139,43 +128,43 @@ def test_library_keeps_the_name_of_a_link(library: Library, other: Path, tmp_pat
     blob = other.rename(tmp_path / "blobs" / ("ab" * 32))
     link = tmp_path / "Thinker-Q4_K_M.gguf"
     link.symlink_to(blob)
-    model = pulled(library, str(link))
+    model = pulled(library, link)
     assert (model.name, model.path) == ("Thinker-Q4_K_M", link)
     assert model.spec is not None
     assert model.spec.name == "thinker"
 
 
 def test_library_names_are_valid_and_unique(library: Library, other: Path, chatml_model: Path) -> None:
-    pulled(library, str(other), "mine")
+    pulled(library, other, "mine")
     for path, name in ((chatml_model, "mine"), *((other, each) for each in ("packed", "thinker", "unpublished"))):
         with pytest.raises(UsageError, match=f"the name {name} belongs to another model") as caught:
-            pulled(library, str(path), name)
+            pulled(library, path, name)
         assert "--name" in caught.value.hint
     assert library.resolve("mine").path == other
     with pytest.raises(UsageError, match="the name thinker belongs to another model"):
         pulled(library, "packed", "thinker")
     for name in ("a/b c", "-x", ""):
         with pytest.raises(UsageError, match="invalid name"):
-            pulled(library, str(other), name)
+            pulled(library, other, name)
     spaced = Path(shutil.copy(other, other.with_name("my own (model).gguf")))
-    assert pulled(library, str(spaced)).name == "my-own-model"
+    assert pulled(library, spaced).name == "my-own-model"
 
 
 def test_library_registers_a_moved_file_by_the_same_name(library: Library, other: Path, tmp_path: Path) -> None:
-    pulled(library, str(other))
+    pulled(library, other)
     (tmp_path / "elsewhere").mkdir()
     moved = other.rename(tmp_path / "elsewhere" / "other.gguf")
     message, hint, _ = error_of(library.resolve, "other")
     assert message == f"other: {other} no longer exists"
     assert hint == "pull it again, or remove it: cerebrum rm other"
-    assert pulled(library, str(moved)).path == moved
+    assert pulled(library, moved).path == moved
     copy = Path(shutil.copy(moved, tmp_path / "other.gguf"))
-    assert pulled(library, str(copy)).path == copy
+    assert pulled(library, copy).path == copy
     changed(moved)
     with pytest.raises(UsageError, match="the name other belongs to another"):
-        pulled(library, str(moved))
+        pulled(library, moved)
     copy.unlink()
-    assert pulled(library, str(moved)).path == moved
+    assert pulled(library, moved).path == moved
 
 
 def test_library_missing_file_suggests_pulling_again(library: Library, tmp_path: Path) -> None:
@@ -204,7 +193,7 @@ def test_library_offers_downloadable_models(library: Library) -> None:
 
 
 def test_library_digest_is_stored_until_the_file_changes(library: Library, other: Path) -> None:
-    model = pulled(library, str(other))
+    model = pulled(library, other)
     assert model.entry is not None
     library.registry.add(replace(model.entry, sha256="remembered"))
     assert library.registry.digest(library.resolve("other").path).sha256 == "remembered"
@@ -214,14 +203,14 @@ def test_library_digest_is_stored_until_the_file_changes(library: Library, other
     assert library.registry.digest(library.resolve("other").path).sha256 == digest
     assert library.registry.known_digest(other) == RegistryEntry("", other, other.stat().st_size, digest, 1)
     assert library.registry.digest(library.resolve(str(other)).path).sha256 == digest
-    assert pulled(library, str(other)).entry != model.entry
+    assert pulled(library, other).entry != model.entry
 
 
 def test_library_identity_covers_all_parts_of_a_model(library: Library, other: Path, tmp_path: Path) -> None:
     paths = [tmp_path / f"split-0000{part}-of-00002.gguf" for part in (1, 2)]
     for path in paths:
         path.write_bytes(other.read_bytes())
-    model, digest = pulled(library, str(paths[0])), hashlib.sha256(other.read_bytes()).hexdigest()
+    model, digest = pulled(library, paths[0]), hashlib.sha256(other.read_bytes()).hexdigest()
     identity = library.identity(model)
     assert identity.startswith(f"{digest} {other.stat().st_size} {paths[1]} ")
     library.registry.digest(paths[1])
@@ -278,15 +267,7 @@ def test_registry_works_where_the_file_system_has_no_locks(tmp_path: Path) -> No
     assert Registry(tmp_path).entries() == (entry_of("a"),)
 
 
-OTHER_VERSION = '{"version": 2, "models": [], "digests": []}'
-NO_PATH = '{"version": 1, "models": [{"name": "a"}], "digests": []}'
-ENTRY = {"name": "a", "path": "/a", "size": 1, "sha256": "", "mtime_ns": 1, "source": "local"}
-EMPTY: dict[str, Any] = {"version": 1, "models": [], "digests": []}
-WRONG_ENTRIES: list[dict[str, Any]] = [{"name": 5}, {"source": "other"}, {"mtime_ns": 1e400}, {"path": "\ud800"}]
-WRONG_TYPES = [json.dumps(EMPTY | {"models": [ENTRY | wrong]}) for wrong in WRONG_ENTRIES]
-
-
-@pytest.mark.parametrize("content", ["", "[]", "\udcff", '{"version": 1}', OTHER_VERSION, NO_PATH, *WRONG_TYPES])
+@pytest.mark.parametrize("content", rows("damaged_registries"))
 def test_registry_reports_and_keeps_a_damaged_file(tmp_path: Path, content: str) -> None:
     path = tmp_path / "registry.json"
     path.write_bytes(os.fsencode(content))

@@ -3,7 +3,7 @@
 import json
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cases import rows
 from checkpoint_models import FIXTURES, INDEX, read_model, write_checkpoint
 from command_line import COMMAND, Finished, assert_error
 from hub_server import Fault, Request
@@ -77,8 +78,8 @@ def test_weights_are_downloaded_converted_and_asked_in_one_command(owner: HubUse
 def test_weights_with_a_sentencepiece_vocabulary_are_asked_in_one_command(hub_user: HubUser, tmp_path: Path) -> None:
     """Mistral-C2F-7B has one; 640 rows are more than there are tokens."""
     model = read_model("mistral")
-    rows = dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), (640, 64))
-    model = replace(model, config={**model.config, "vocab_size": 640}, shapes={**model.shapes, **rows})
+    larger = dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), (640, 64))
+    model = replace(model, config={**model.config, "vocab_size": 640}, shapes={**model.shapes, **larger})
     folder = write_checkpoint(tmp_path / "C2F", model, shards=3)
     (folder / "tokenizer.json").unlink()
     files = {path.name: path for path in (*folder.iterdir(), *(FIXTURES / "tokenizers/sentencepiece-llama").iterdir())}
@@ -244,46 +245,25 @@ def test_weights_are_asked_about_on_a_terminal(owner: HubUser, open_terminal: Op
     assert (window.end(), conversions(owner)) == (1, [])
 
 
-Change = Callable[[dict[str, Any]], dict[str, Any]]
+REFUSED = rows("refused_weights")
 
 
-def with_config(**values: Any) -> Change:
-    return lambda files: files | {"config.json": json.dumps({**json.loads(files["config.json"]), **values}).encode()}
-
-
-def only(*names: str) -> Change:
-    return lambda files: dict.fromkeys(names, b"{}")
-
-
-def without_shard(files: dict[str, Any]) -> dict[str, Any]:
-    return {name: data for name, data in files.items() if name != SHARDS[1]}
-
-
-FP8 = {"quant_method": "fp8"}
-REFUSALS = [
-    (only("config.json", "pytorch_model.bin"), 2, "has weights only in pytorch_model.bin"),
-    (only("adapter_config.json", "adapter_model.safetensors"), 2, "a LoRA adapter, not a model"),
-    (only("model.safetensors"), 3, "has no config.json with safetensors"),
-    (with_config(quantization_config=FP8), 2, "already quantized (fp8)"),
-    (with_config(architectures=["WhaleForCausalLM"]), 2, "WhaleForCausalLM"),
-    (without_shard, 3, f"lacks {SHARDS[1]}"),
-    (
-        lambda files: files | {INDEX: b'{"weight_map": {"a": "../../b.safetensors"}}'},
-        2,
-        "does not name the .safetensors file",
-    ),
-    (lambda files: files | {SHARDS[0]: b"\x01" * 2000}, 2, f"{REPOSITORY}/{SHARDS[0]}: "),
-    (lambda files: files | {SHARDS[0]: files[SHARDS[2]]}, 2, "is also in another file"),
-]
-
-
-@pytest.mark.parametrize(("change", "code", "problem"), REFUSALS)
+@pytest.mark.parametrize(("changes", "code", "problem"), REFUSED.values(), ids=REFUSED)
 def test_weights_that_cannot_be_converted_are_refused_before_the_download(
-    hub_user: HubUser, folder: Path, tmp_path: Path, change: Change, code: int, problem: str, chatml_model: Path
+    hub_user: HubUser, folder: Path, tmp_path: Path, changes: Mapping[str, Any], code: int, problem: str
 ) -> None:
-    files = change({path.name: path.read_bytes() for path in folder.iterdir()})
+    """A file has another text, is a copy of another, has other values, or is missing; * stands for all files."""
+    files = {} if "*" in changes else {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name, change in changes.items():
+        match change:
+            case None:
+                files.pop(name, None)
+            case dict():
+                files[name] = json.dumps({**json.loads(files[name]), **change}).encode()
+            case str():
+                files[name] = files.get(change, change.encode())
     hub_user.hub.repository(REPOSITORY, files)
-    hub_user.hub.repository(GGUF, {"tiny-Q8_0.gguf": chatml_model}, quantized_from=REPOSITORY)
+    hub_user.hub.repository(GGUF, {"tiny-Q8_0.gguf": b"GGUF"}, quantized_from=REPOSITORY)
     done = refused(hub_user, REPOSITORY, "-y")
     assert_error(done, code, problem)
     assert str(tmp_path) not in done.err
@@ -292,7 +272,7 @@ def test_weights_that_cannot_be_converted_are_refused_before_the_download(
     local.mkdir()
     for name, data in files.items():
         (local / name).write_bytes(data)
-    assert_error(refused(hub_user, local), 2 if change is without_shard else code)
+    assert_error(refused(hub_user, local), 2 if "lacks" in problem else code)
 
 
 def test_weights_need_room_for_the_download_and_the_result(owner: HubUser, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """Merges of real files, compared with the formulas of mergekit 0.1.5 in double precision."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,26 +87,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder, first = tmp_path_factory.mktemp("merges"), random_model(0)
     made = {"a": first, "b": related_model(first), "c": random_model(2)}
     files = {name: write_weights(folder / f"{name}.gguf", model, layers=LAYERS) for name, model in made.items()}
-    return files | {f"{name} quantized": write_quantized(folder / f"{name}.q.gguf", made[name]) for name in "ab"}
+    return files | {f"{name} quantized": write_quantized(folder / f"{name}.q.gguf", made[name]) for name in made}
 
 
 def merge(recipe: Mapping[str, Any], sources: Sequence[Path], out: Path) -> Path:
     write_merge(json.dumps(recipe), {name: [path] for name, path in zip("abc", sources, strict=False)}, out)
     return out
-
-
-# mergekit's formulas: merge_methods/linear.py and generalized_task_arithmetic.py.
-
-
-def linear(tensors: Sequence[Weights], shares: Sequence[float]) -> Weights:
-    return np.asarray(np.sum([share * each for share, each in zip(shares, tensors, strict=True)], axis=0) / sum(shares))
-
-
-def task_arithmetic(tensors: Sequence[Weights], shares: Sequence[float]) -> Weights:
-    base, *others = tensors
-    return np.asarray(
-        base + np.sum([share * (each - base) for share, each in zip(shares, others, strict=True)], axis=0)
-    )
 
 
 def weighted(*values: float, **more: Any) -> dict[str, Any]:
@@ -115,19 +101,11 @@ def weighted(*values: float, **more: Any) -> dict[str, Any]:
     return {"models": sources, **more}
 
 
-Expected = Callable[[Sequence[Weights]], Weights]
-TASK_VECTORS = {"merge_method": "task_arithmetic", "base_model": "a"}
-CASES: Mapping[str, tuple[dict[str, Any], Expected]] = {
-    "linear": (weighted(0.3, 0.5, merge_method="linear"), lambda tensors: linear(tensors, (0.3, 0.5))),
-    "linear, more and less than all": (
-        weighted(2.5, -0.5, merge_method="linear"),
-        lambda tensors: linear(tensors, (2.5, -0.5)),
-    ),
-    "task_arithmetic": (
-        {**TASK_VECTORS, "models": [{"model": "b", "parameters": {"weight": 0.4}}]},
-        lambda tensors: task_arithmetic(tensors, (0.4,)),
-    ),
-}
+def combined(tensors: Sequence[Weights], shares: Sequence[float], method: str) -> Weights:
+    """mergekit's formulas: merge_methods/linear.py, and generalized_task_arithmetic.py on the first model."""
+    base = tensors[0] if method == "task_arithmetic" else np.zeros_like(tensors[0])
+    total = np.sum([share * (each - base) for share, each in zip(shares, tensors, strict=True)], axis=0)
+    return np.asarray(base + total if method == "task_arithmetic" else total / sum(shares))
 
 
 def assert_close(name: str, actual: Weights, expected: Weights, tensors: Sequence[Weights], kind: str = "F32") -> None:
@@ -140,28 +118,31 @@ def assert_close(name: str, actual: Weights, expected: Weights, tensors: Sequenc
     assert (np.abs(actual - expected) <= STEPS[kind] * np.maximum.reduce(rows)).all(), name
 
 
+CASES = [
+    ("linear", (0.3, 0.5)),
+    ("linear", (2.5, -0.5)),
+    ("task_arithmetic", (0.0, 0.4)),
+    ("task_arithmetic", (0.0, 0.4, 0.9)),
+    ("task_arithmetic", (0.0, 0.5, -0.5)),
+]
+
+
 @pytest.mark.parametrize("kind", ["", " quantized"])
-@pytest.mark.parametrize("case", CASES)
-def test_merge_methods_match_the_formulas(case: str, kind: str, models: dict[str, Path], tmp_path: Path) -> None:
-    recipe, expected = CASES[case]
-    paths = [models[f"{name}{kind}"] for name in "ab"]
-    first, second = (read(path) for path in paths)
-    path = merge(recipe, paths, tmp_path / "made.gguf")
-    kinds, made = {name: kind for name, (kind, _) in contents(path).items()}, read(path)
+@pytest.mark.parametrize(("method", "shares"), CASES)
+def test_merge_methods_match_the_formulas(
+    method: str, shares: tuple[float, ...], kind: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    paths = [models[f"{name}{kind}"] for name in "abc"[: len(shares)]]
+    recipe = weighted(*shares, merge_method=method)
+    if method == "task_arithmetic":
+        recipe |= {"base_model": "a", "models": recipe["models"][1:]}
+    made = merge(recipe, paths, tmp_path / "made.gguf")
+    kinds = {name: kind for name, (kind, _) in contents(made).items()}
     assert kinds == {name: kind for name, (kind, _) in contents(paths[0]).items()}
-    for name, one in first.items():
-        tensors = (one, second[name])
-        assert_close(name, made[name], expected(tensors), tensors, kinds[name])
-
-
-def test_merge_task_arithmetic_adds_several_differences(models: dict[str, Path], tmp_path: Path) -> None:
-    paths = [models[name] for name in "abc"]
-    weights = [read(path) for path in paths]
-    for shares in ((0.4, 0.9), (0.5, -0.5)):
-        recipe = {**TASK_VECTORS, "models": weighted(0.0, *shares)["models"][1:]}
-        for name, made in read(merge(recipe, paths, tmp_path / "made.gguf")).items():
-            tensors = [model[name] for model in weights]
-            assert_close(name, made, task_arithmetic(tensors, shares), tensors)
+    sources = [read(path) for path in paths]
+    for name, actual in read(made).items():
+        tensors = [source[name] for source in sources]
+        assert_close(name, actual, combined(tensors, shares, method), tensors, kinds[name])
 
 
 def test_merge_of_a_model_with_itself_has_the_same_bytes(models: dict[str, Path], tmp_path: Path) -> None:
@@ -187,7 +168,7 @@ def test_merge_copies_factors_of_rope(constant: str, tmp_path: Path) -> None:
 # Recipes, and the weights of a norm by hand where the models have (1, 0, 0, 0) and (0, 2, 0, 0).
 NORMS: Sequence[tuple[dict[str, Any], tuple[float, ...]]] = (
     (weighted(1, 3, merge_method="linear"), (0.25, 1.5, 0, 0)),
-    (weighted(0, 0.5, **TASK_VECTORS), (0.5, 1, 0, 0)),
+    (weighted(0, 0.5, merge_method="task_arithmetic", base_model="a"), (0.5, 1, 0, 0)),
 )
 
 

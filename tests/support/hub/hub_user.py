@@ -13,6 +13,9 @@ from command_line import CommandLine, Finished
 from hub_server import DATASETS, HubServer, Request
 
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.library.library import Library
+from cerebrum_cli.library.pull import DownloadOptions, Puller
+from cerebrum_cli.weights.building import BUILDER
 
 CATALOGUED = "bartowski/Cerebrum-1.0-7b-GGUF"  # where the catalogue's cerebrum-7b comes from
 READER, OTHER = "hf_reader", "hf_other"  # the tokens the Hub knows
@@ -127,6 +130,17 @@ class RecordedProgress:
 
     def notice(self, event: NoticeEvent) -> None:
         self.notices.append(event)
+
+
+def puller(library: Library, progress: RecordedProgress | None = None, *, offline: bool = False) -> Puller:
+    """What pulls into a library and is refused what needs a decision."""
+    return Puller(
+        library=library,
+        progress=progress or RecordedProgress(),
+        confirm=lambda *_: False,
+        options=DownloadOptions(offline),
+        builder=BUILDER,
+    )
 
 
 def cleaned(done: Finished) -> str:
