@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cases import rows
 from chat_replies import Piece, piece, stream_of, whole
 from command_line import Finished, assert_error
 from hypothesis import HealthCheck, example, given, settings, strategies as st
@@ -21,8 +22,8 @@ from templates import chosen_format
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.errors import EndpointError, UsageError
-from cerebrum_cli.core.events import NoticeEvent, RefusedEvent
+from cerebrum_cli.core.errors import EndpointError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.grammar import schema_grammar
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.tools import Round, ToolCall, ToolSpec
@@ -35,10 +36,10 @@ from cerebrum_cli.replies.reply import Reply
 
 KEY, PASSWORD = "sk-secret-of-the-user", "secret-in-the-query"
 SPOKEN = stream_of({"content": "It is "}, {"content": "3."}, finish="stop")
-FIRE = {"error": {"message": "GPU on fire", "code": 500}}
 BATCH = ("batch", "questions.txt", "-o", "-")
 ASKED = Ask(Conversation().user("1 + 2?"), Settings(loop_check=False))
 Run = Callable[..., Finished]
+DATA = rows("chat_completions")
 
 whole_and_streamed = pytest.mark.parametrize("stream", [False, True])
 
@@ -131,23 +132,27 @@ def test_stream_is_read_though_it_is_compressed(ask: Run) -> None:
         assert (done.code, done.out) == (0, "It is 3.\n"), done.err
 
 
-UNOFFERED = [piece("{}", "f", id="1")]
-MESSAGES: dict[str, tuple[dict[str, Any], str, str | None]] = {
-    "reasoning of Ollama": ({"content": "3", "reasoning": "Hm."}, "3", "Hm."),
-    "reasoning of others": ({"content": "3", "reasoning_content": "Hm."}, "3", "Hm."),
-    "reasoning alone": ({"content": None, "reasoning_content": "Hm."}, "", "Hm."),
-    "half a character": ({"content": "3\ud83d"}, "3\ufffd", None),
-    "control characters": ({"content": "a\tb\u0000c"}, "a\tb\u0000c", None),
-    "a call without functions": ({"content": "", "tool_calls": UNOFFERED}, "", None),
+@whole_and_streamed
+@pytest.mark.parametrize("name", DATA["messages"])
+def test_message_is_read_whatever_its_content_is(model: Model, server: OllamaServer, name: str, stream: bool) -> None:
+    message, text, reasoning = DATA["messages"][name]
+    body = whole("stop", **message).replace(b"\\t", b"\t")  # which JSON does not allow
+    reply, _ = read(model, server, body, stream)
+    assert (reply.text, reply.reasoning, reply.finish.calls) == (text, reasoning, ())
+
+
+ENDS = {
+    "stop": ("stop", "COMPLETE", "eos_token", "function_call"),
+    "context": ("length", "MAX_TOKENS", "max_output_tokens"),  # where the request has no limit
 }
 
 
 @whole_and_streamed
-def test_message_is_read_whatever_its_content_is(model: Model, server: OllamaServer, stream: bool) -> None:
-    for name, (message, text, reasoning) in MESSAGES.items():
-        body = whole("stop", **message).replace(b"\\t", b"\t")  # which JSON does not allow
-        reply, _ = read(model, server, body, stream)
-        assert (reply.text, reply.reasoning, reply.finish.calls) == (text, reasoning, ()), name
+@pytest.mark.parametrize("reason", ENDS)
+def test_end_of_a_reply_has_several_names(model: Model, server: OllamaServer, reason: str, stream: bool) -> None:
+    for finish in ENDS[reason]:
+        body = stream_of({"content": "3."}, finish=finish) if stream else whole(finish, content="3.")
+        assert read(model, server, body, stream)[0].finish_reason == reason, finish
 
 
 def test_content_that_is_no_text_is_an_error(ask: Run) -> None:
@@ -240,18 +245,12 @@ def test_separate_reasoning_is_printed_and_stored_as_it_was_sent(ask: Run) -> No
 
 # What is told.
 
-STATED: dict[str, Any] = {
-    "text": {"error": "GPU on fire"},
-    "message": {"error": {"message": "GPU on fire", "code": None}},
-    "details of FastAPI": {"error": {"detail": [{"loc": ["body"], "msg": "GPU on fire", "type": "value_error"}]}},
-    "beside a choice": {"choices": [{"delta": {"content": ""}, "finish_reason": "error"}], **FIRE},
-}
 
-
-@pytest.mark.parametrize("name", STATED)
+@pytest.mark.parametrize("name", DATA["errors"])
 def test_error_is_told_in_the_words_of_the_server(ask: Run, name: str) -> None:
-    body = json.dumps(STATED[name]).encode()
-    succeeded = [body, events(STATED[name]), events(choice(content="It is"), STATED[name])]
+    stated = DATA["errors"][name]
+    body = json.dumps(stated).encode()
+    succeeded = [body, events(stated), events(choice(content="It is"), stated)]
     for stream, status in ((body, 400), (body, 500), *((each, 200) for each in succeeded)):
         done = ask(stream, "ask", "1 + 2?", status=status)
         assert done.code == 1 and done.err.splitlines()[-2].endswith(": GPU on fire"), done.err
@@ -283,7 +282,7 @@ def test_what_is_no_reply_is_told(ask: Run, name: str) -> None:
 
 
 def test_text_of_a_reply_that_is_an_error_is_in_the_row(ask: Run) -> None:
-    for finish in ("error", "content_filter"):
+    for finish in ("error", "content_filter", "timeout", "insufficient_system_resource"):
         done = ask(whole(finish, content="GPU on fire"), *BATCH)
         row = json.loads(done.out)
         assert (done.code, row["text"], row["final_answer"]) == (6, "GPU on fire", None)
@@ -319,27 +318,15 @@ WEATHER = ToolSpec("weather", "Forecast for a city.", {"type": "object", "proper
 COAT = replace(Conversation().user("Do I need a coat?"), tools=(WEATHER,))
 OSLO, ROME = (ToolCall("weather", {"city": city}) for city in ("Oslo", "Rome"))
 WHOLE_CALLS = [piece('{"city": "Oslo"}', "weather", id="a"), piece('{"city": "Rome"}', "weather", id="b")]
-IN_PIECES = {
-    "OpenAI": [
-        piece("", "weather", index=0, id="a"),
-        piece('{"ci', index=0),
-        piece('ty": "Os', index=0),
-        piece('lo"}', index=0),
-        piece("", "weather", index=1, id="b"),
-        piece('{"city": "Rome"}', index=1),
-    ],
-    "Ollama": [{**call, "index": 0} for call in WHOLE_CALLS],
-    "Gemini": WHOLE_CALLS,
-}
 
 
 def answer_to(model: Model, server: OllamaServer, body: bytes, conversation: Conversation = COAT) -> Reply:
     return read(model, server, body, True, Ask(conversation, Settings()))[0]
 
 
-@pytest.mark.parametrize("name", IN_PIECES)
+@pytest.mark.parametrize("name", DATA["pieces of calls"])
 def test_calls_are_collected_from_a_stream(model: Model, server: OllamaServer, name: str) -> None:
-    pieces = IN_PIECES[name]
+    pieces = DATA["pieces of calls"][name]
     for parts in ([{"tool_calls": [each]} for each in pieces], [{"content": "", "tool_calls": pieces}]):
         reply = answer_to(model, server, stream_of(*parts))
         assert (reply.finish.calls, reply.finish_reason) == ((OSLO, ROME), "stop")
@@ -392,42 +379,14 @@ ROUNDS = (
 BEGUN = replace(COAT, prefill=Message("assistant", "", rounds=ROUNDS))
 
 
-def sent_call(number: int, arguments: str) -> Piece:
-    return piece(arguments, "weather", id=f"call0000{number}", type="function")
-
-
-def sent_result(number: int, content: str) -> Piece:
-    return {"role": "tool", "content": content, "name": "weather", "tool_call_id": f"call0000{number}"}
-
-
-WIRE = [
-    {"role": "user", "content": "Do I need a coat?"},
-    {
-        "role": "assistant",
-        "content": "Let me see.",
-        "tool_calls": [sent_call(1, '{"city": "Oslo"}'), sent_call(2, '{"city": "Rome"}')],
-    },
-    sent_result(1, "rain"),
-    sent_result(2, "sun"),
-    {
-        "role": "assistant",
-        "content": "",  # llama-cpp-python's server rejects null
-        "tool_calls": [sent_call(3, '{"city": "Zürich", "days": [1, 2]}')],
-    },
-    sent_result(3, ""),
-]
-
-
 def test_replies_are_sent_with_their_calls_and_the_tools(model: Model, server: OllamaServer) -> None:
     assert answer_to(model, server, SPOKEN, BEGUN).text == "It is 3."
     answer_to(model, server, SPOKEN, COAT.add(Message("assistant", "Yes.", rounds=ROUNDS)).user("Sure?"))
     in_progress, earlier = (asked.body for asked in server.completions())
-    assert in_progress["messages"] == WIRE
+    assert in_progress["messages"] == DATA["calls as sent"]  # of which no content is null: llama-cpp-python rejects it
     assert in_progress["tools"] == [WEATHER.openai] and "tool_choice" not in in_progress
     rest = [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Sure?"}]
-    assert earlier["messages"] == [*WIRE, *rest]
-    with pytest.raises(UsageError, match="a server that builds the prompt cannot continue a reply"):
-        answer_to(model, server, SPOKEN, replace(BEGUN, prefill=Message("assistant", "Yes, ", rounds=ROUNDS)))
+    assert earlier["messages"] == [*DATA["calls as sent"], *rest]
 
 
 def test_reply_follows_a_schema_after_its_calls(model: Model, server: OllamaServer) -> None:
@@ -442,19 +401,3 @@ def test_server_that_dropped_results_of_calls_is_noticed(model: Model, server: O
     asked = Ask(replace(COAT, prefill=Message("assistant", "", rounds=(long,))), Settings())
     _, notices = read(model, server, whole("stop", content="Yes."), False, asked)
     assert "read 9 tokens of a prompt with 217 characters" in notices
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set',  # vLLM
-        "registry.ollama.ai/library/gemma3:4b does not support tools",
-    ],
-)
-def test_server_that_rejects_tools_is_an_error_with_its_reason(
-    model: Model, server: OllamaServer, message: str
-) -> None:
-    server.arm(status=400, message=message, times=None)
-    [refused] = [event.result for event in run_rows(model, [Row(0, Ask(COAT))]) if isinstance(event, Outcome)]
-    assert isinstance(refused, RefusedEvent) and refused.error.message == f"server 1: {message}"
-    assert len(server.completions()) == 1  # it is not asked again

@@ -67,15 +67,7 @@ def questions(count: int) -> Path:
     return path
 
 
-def schema() -> Path:
-    path = Path("schema.json")
-    path.write_text('{"type": "object"}')
-    return path
-
-
-@pytest.mark.parametrize("is_plain", [False, True])
-def test_served_model_answers_through_chat_completions(server: OllamaServer, ask: Ask, is_plain: bool) -> None:
-    server.is_plain = is_plain
+def test_served_model_answers_through_chat_completions(server: OllamaServer, ask: Ask) -> None:
     done = ask("ask", "What is 2 + 2?", "-s", "Be brief.", "--json", "-n", "99", "--stop", "###", "--think", "low")
     [notice, _] = done.err.splitlines()
     assert done.code == 0 and "this server builds the prompt itself" in notice
@@ -151,40 +143,26 @@ def test_served_model_answers_a_batch_and_resumes_it(server: OllamaServer, ask: 
 
 
 def test_served_model_follows_a_schema(server: OllamaServer, ask: Ask) -> None:
-    done = ask("ask", "json?", "--schema", schema())
+    Path("schema.json").write_text('{"type": "object"}')
+    done = ask("ask", "json?", "--schema", "schema.json")
     assert (done.code, done.out) == (0, '{"a": 1}\n'), done.err
     schemas = [asked.body["response_format"] for asked in server.completions()]
     named = {"name": "answer", "strict": True, "schema": {"type": "object"}}
     assert schemas == [{"type": "json_schema", "json_schema": named}]
-    assert_error(ask("ask", "blank?", "--schema", schema()), 5, "the reply ended while reasoning, before an answer")
+    assert_error(
+        ask("ask", "blank?", "--schema", "schema.json"), 5, "the reply ended while reasoning, before an answer"
+    )
     assert "use --think off or a larger context of the server" in ask("ask", "blank?").err
     ask("ask", "length?", "-n", "1")
     assert "this server cannot continue a reply" in ask("chat", "-c", piped=b"/continue\n").err
 
 
 @pytest.mark.parametrize(
-    ("finish", "meaning"),
-    [
-        *(("stop", "stop"), ("COMPLETE", "stop"), ("eos_token", "stop"), ("function_call", "stop")),
-        *(("length", "length"), ("MAX_TOKENS", "length"), ("max_output_tokens", "length")),
-        *(("timeout", None), ("insufficient_system_resource", None), ("content_filter", None)),
-    ],
+    ("field", "set_it"), [("seed", ("--seed", "7")), ("reasoning_effort", ("--think", "off"))], ids=["seed", "effort"]
 )
-def test_served_model_reply_is_complete_only_after_a_known_end(
-    server: OllamaServer, ask: Ask, finish: str, meaning: str | None
+def test_served_model_of_a_strict_server_is_sent_only_what_the_user_has_set(
+    tmp_path: Path, field: str, set_it: tuple[str, ...]
 ) -> None:
-    server.finish_reason = finish
-    for command in ("ask", "2 + 2?", "--json"), ("batch", questions(1), "-o", "-"):
-        done = ask(*command, "-n", "9999")
-        if meaning:
-            found = json.loads(done.out)
-            assert (done.code, found["final_answer"], found["finish_reason"]) == (0, "4", meaning), done.err
-        else:
-            assert done.code and f"the server ended the reply: {finish}" in done.err + done.out
-
-
-@pytest.mark.parametrize("field", ["seed", "reasoning_effort"])
-def test_served_model_of_a_strict_server_is_sent_only_what_the_user_has_set(tmp_path: Path, field: str) -> None:
     class Strict(OllamaServer):
         owner = "mistralai"
 
@@ -195,14 +173,14 @@ def test_served_model_of_a_strict_server_is_sent_only_what_the_user_has_set(tmp_
 
     (tmp_path / "questions.txt").write_text("1 + 3?\n2 + 3?\n")
     batch = ("batch", tmp_path / "questions.txt", "-o", "-")
-    set_it = {"seed": ("--seed", "7"), "reasoning_effort": ("--think", "off")}[field]
     with Strict(batch_backend(dict(SCRIPT), 1).model, context_size=5000) as server:
         server.models = (MODEL,)
-        here, to = (dict(SCRIPT), tmp_path), ("--endpoint", server.url)
+        to = ("--endpoint", server.url)
         for command in (("ask", "1 + 3?", "--final"), ("ask", "1 + 3?", "--votes", "3", "--final"), batch):
-            assert run_here(*here, *command, *to).code == 0, command
+            assert run_here(SCRIPT, tmp_path, *command, *to).code == 0, command
             assert field not in server.completions()[-1].body
-        assert_error(run_here(*here, "ask", "1 + 3?", *set_it, *to), 1, f"extra fields not permitted: {field}")
+        done = run_here(SCRIPT, tmp_path, "ask", "1 + 3?", *set_it, *to)
+        assert_error(done, 1, f"extra fields not permitted: {field}")
 
 
 def test_replies_of_a_server_that_ignores_the_schema_are_errors(server: OllamaServer, ask: Ask) -> None:
@@ -228,8 +206,6 @@ def test_served_model_gets_the_schema_of_a_row(server: OllamaServer, ask: Ask) -
 
 
 NOTHING_LISTED = {"path": "/v1/models", "body": b'{"object":"list","data":null}'}
-
-
 TOO_LONG = {"status": 400, "message": "the maximum context length is 2048 tokens"}
 
 
@@ -260,7 +236,7 @@ def test_served_model_that_refuses_is_an_error_and_not_asked_again(
 def test_served_model_refuses_what_needs_token_ids(
     server: OllamaServer, ask: Ask, options: tuple[str, ...], part: str
 ) -> None:
-    schema()
+    Path("schema.json").write_text("{}")
     done = ask("ask", "2 + 2?", *options)
     assert_error(done, 1 if "-m" in options else 2, part)
     assert not server.completions()
@@ -273,6 +249,9 @@ def test_served_model_is_chosen_if_there_are_several(server: OllamaServer, ask: 
         assert ask("ask", "2 + 2?", *option, "--json").object["model"] == "qwen3:8b", option
     assert {asked.body["model"] for asked in server.completions()} == {"qwen3:8b"}
     assert_error(ask("ask", "2 + 2?", "-m", "gpt-oss"), 1, "does not serve the model 'gpt-oss'", f"it serves {MODEL}")
+    server.models = ("llama3.2:latest", *(f"qwen3:{size}b" for size in range(30)))
+    assert ask("ask", "2 + 2?", "-m", "llama3.2", "--json").object["model"] == "llama3.2:latest"
+    assert_error(ask("ask", "2 + 2?"), 1, "qwen3:18b, and 11 more")
 
 
 @pytest.mark.parametrize("options", [(), ("--votes", "2")])
@@ -290,12 +269,6 @@ def test_served_model_that_dropped_messages_is_noticed(
         done = ask("ask", "2 + 2?", *file, *options)
         assert done.code == 0, done.err
         assert done.err.count("read 20 tokens of a prompt") == bool(file), done.err
-
-
-def test_served_model_has_a_default_tag(server: OllamaServer, ask: Ask) -> None:
-    server.models = ("llama3.2:latest", *(f"qwen3:{size}b" for size in range(30)))
-    assert ask("ask", "2 + 2?", "-m", "llama3.2", "--json").object["model"] == "llama3.2:latest"
-    assert_error(ask("ask", "2 + 2?"), 1, "qwen3:18b, and 11 more")
 
 
 def test_served_model_needs_servers_of_one_kind_that_answer(server: OllamaServer, ask: Ask) -> None:
