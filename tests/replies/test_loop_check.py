@@ -166,8 +166,8 @@ def test_list_that_goes_round_is_ended(
     new_user: CommandLine, lister: Path, limits: dict[str, Any], options: tuple[str, ...], length: int, speculative: str
 ) -> None:
     schema = json.dumps({"type": "array", "items": {"type": "string"}, **limits})
-    command = ("ask", "Names?", "-m", lister, "--schema", schema, "--temperature", "0", *options)
-    done = new_user.run(*command, "--set", f"speculative={speculative}")
+    options = (*options, "--temperature", "0", "--set", f"speculative={speculative}")
+    done = new_user.run("ask", "Names?", "-m", lister, "--schema", schema, *options)
     assert (done.code, len(json.loads(done.out))) == (0, length)
     is_ended = length in (21, 30, 8)
     assert ("a list that only repeated its last entries was ended" in done.err) == is_ended

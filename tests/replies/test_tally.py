@@ -26,6 +26,11 @@ def tally(*counted: str | None, votes: Votes | None = None) -> Tally:
     return result
 
 
+def tally_of(letters: str, votes: Votes | None = None) -> Tally:
+    """Tally of answers of a letter each, of which a space is none."""
+    return tally(*(None if letter == " " else letter for letter in letters), votes=votes)
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [("(x-1)^2+(y+2)^2=9", "x^2+y^2=9"), ("2x+3y=6", "3x+2y=6"), ("xy=12", "12"), ("2Mg + O2 = 2MgO", "2")],
@@ -34,24 +39,17 @@ def test_vote_keeps_different_equations_apart(first: str, second: str) -> None:
     assert [count.count for count in tally(first, second, first, votes=Votes(3, 3)).counts] == [2, 1]
 
 
-@pytest.mark.parametrize(
-    ("text", "votes"),
-    [
-        *(("8", Votes(8, 8)), ("1", Votes(1, 1)), ("256", Votes(256, 256))),
-        *(("auto", Votes(3, 16)), ("auto:2..5", Votes(2, 5)), ("auto:4..4", Votes(4, 4))),
-    ],
-)
-def test_votes_parse_a_number_or_bounds(text: str, votes: Votes) -> None:
-    assert parse_votes(text) == votes
+def test_votes_parse_a_number_or_bounds() -> None:
+    assert [parse_votes(text) for text in ("8", "1", "256")] == [Votes(8, 8), Votes(1, 1), Votes(256, 256)]
+    adaptive = [parse_votes(text) for text in ("auto", "auto:2..5", "auto:4..4")]
+    assert adaptive == [Votes(3, 16), Votes(2, 5), Votes(4, 4)]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", "0", "-1", "257", "9999", "1" * 5000, "8.0", " 8", "٨", "auto:", "auto:5", "auto:5..3", "auto:0..3"),
-        *("auto:3..257", "auto:3-16", "AUTO", "3..16", "many", "8\n"),
-    ],
-)
+INVALID = ("", "0", "-1", "257", "9999", "1" * 5000, "8.0", " 8", "8\n", "٨", "AUTO", "3..16", "many")
+INVALID_BOUNDS = ("", "5", "5..3", "0..3", "3..257", "3-16")
+
+
+@pytest.mark.parametrize("text", [*INVALID, *(f"auto:{bounds}" for bounds in INVALID_BOUNDS)])
 def test_votes_refuse_other_text_with_the_valid_forms(text: str) -> None:
     with pytest.raises(UsageError) as error:
         parse_votes(text)
@@ -84,7 +82,7 @@ def test_tally_prefers_stated_answers_among_equally_many() -> None:
     ("counted", "tied"), [("", 0), ("5", 0), ("575", 0), ("5797", 0), ("5755 7", 0), ("57", 2), ("57795", 2)]
 )
 def test_tally_lists_the_tied_leaders(counted: str, tied: int) -> None:
-    assert len(tally(*(None if letter == " " else letter for letter in counted)).tied) == tied
+    assert len(tally_of(counted).tied) == tied
 
 
 def test_tally_samples_without_an_answer_never_win() -> None:
@@ -116,10 +114,8 @@ def test_vote_fixed_is_decided_when_no_sample_can_change_the_winner(number: int)
 @pytest.mark.slow
 def test_vote_lead_is_certain_at_a_beta_posterior_of_nine_tenths() -> None:
     for leader, runner_up in product(range(41), repeat=2):
-        area = sum(
-            comb(leader, k) * (-1) ** k * Fraction(1, 2) ** (runner_up + k + 1) / (runner_up + k + 1)
-            for k in range(leader + 1)
-        )
+        terms = [comb(leader, k) * Fraction(-1, 2) ** k / (runner_up + k + 1) for k in range(leader + 1)]
+        area = sum(terms) * Fraction(1, 2) ** (runner_up + 1)
         posterior = area * factorial(leader + runner_up + 1) / (factorial(leader) * factorial(runner_up))
         assert is_lead_certain(leader, runner_up) is (posterior >= Fraction(9, 10)), (leader, runner_up)
 
@@ -134,7 +130,7 @@ def test_vote_lead_is_certain_at_a_beta_posterior_of_nine_tenths() -> None:
     ],
 )
 def test_vote_starts_the_fewest_samples_that_could_decide(counted: str, votes: Votes, missing: int) -> None:
-    found = tally(*(None if letter == " " else letter for letter in counted), votes=votes)
+    found = tally_of(counted, votes)
     assert (found.missing_samples, found.is_decided) == (missing, missing == 0)
 
 
@@ -178,17 +174,11 @@ def test_vote_counts_replies_and_programs_and_prefers_what_both_come_to(
 
 def test_vote_takes_the_output_of_a_program_as_the_reply_writes_it() -> None:
     found = Tally(Votes(4, 4, checks=True))
-    for answer, output in (
-        ("$18.00", "18"),
-        ("1/6", str(1 / 6)),
-        ("5", "2.0000000000000004"),
-        ("2", "x"),
-        ("9", "None"),
-    ):
+    outputs = {"$18.00": "18", "1/6": str(1 / 6), "5": "2.0000000000000004", "2": "x", "9": "None"}
+    for answer, output in outputs.items():
         found = found.add(answer, program=Program("", output))
-    assert [(count.answer, count.replies, count.programs) for count in found.counts] == [
-        *(("2", 1, 1), ("$18.00", 1, 1), ("1/6", 1, 1), ("x", 0, 1), ("5", 1, 0), ("9", 1, 0))
-    ]
+    counts = [("2", 1, 1), ("$18.00", 1, 1), ("1/6", 1, 1), ("x", 0, 1), ("5", 1, 0), ("9", 1, 0)]
+    assert [(count.answer, count.replies, count.programs) for count in found.counts] == counts
 
 
 @pytest.mark.slow
@@ -210,9 +200,8 @@ def test_vote_with_checks_stops_early_when_checked_samples_agree() -> None:
     votes = Votes(3, 16, checks=True)
     cases = ("aaaaaa", "a.a.a.", "a.a.a.aa", "aaaaaa.b", "aaaaaabb")
     assert [checked_tally(counted, votes).is_decided for counted in cases] == [True, False, True, False, False]
-    assert [checked_tally(counted, votes).missing_samples for counted in ("", "a.a.a.", "a.a.aa", "aaaabb")] == [
-        *(3, 3, 0, 3)
-    ]
+    missing = {"": 3, "a.a.a.": 3, "a.a.aa": 0, "aaaabb": 3}
+    assert {counted: checked_tally(counted, votes).missing_samples for counted in missing} == missing
 
 
 @pytest.mark.parametrize(("answer", "output", "agrees"), rows("program_outputs"))

@@ -16,6 +16,7 @@ from cerebrum_cli.core.vocabulary import detokenize
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 
 BOS, EOS = 1, 2  # of Mistral's vocabulary
+QUESTION = "{{ messages[0].content }}"
 
 
 @pytest.mark.parametrize("source", [TEMPLATES["mistral"], BARE, "{{ bos_token }}" + BARE, "[INST]" + BARE])
@@ -24,14 +25,11 @@ def test_prompt_has_exactly_one_bos_token(source: str, mistral: LlamaBackend) ->
     assert (ids[0], ids.count(BOS)) == (BOS, 1)
 
 
-def test_no_bos_token_if_the_vocabulary_adds_none(chatml: LlamaBackend) -> None:
-    ids = chatml.tokenize(embedded(chatml, BARE).render(ONE_TURN))
-    assert detokenize(chatml, ids) == "Why is the sky blue?|"
-
-
-def test_template_may_repeat_bos_for_each_turn(mistral: LlamaBackend) -> None:
+def test_bos_token_may_be_repeated_for_each_turn_or_missing(mistral: LlamaBackend, chatml: LlamaBackend) -> None:
     ids = mistral.tokenize(embedded(mistral, "llama-2").render(TWO_TURNS))
     assert [token for token in ids if token <= EOS] == [BOS, EOS, BOS]
+    ids = chatml.tokenize(embedded(chatml, BARE).render(ONE_TURN))  # a vocabulary that adds none
+    assert detokenize(chatml, ids) == "Why is the sky blue?|"
 
 
 PASTED = (
@@ -55,24 +53,21 @@ def test_markup_in_a_question_never_becomes_a_special_token(template: str, chatm
 
 
 @pytest.mark.parametrize(
-    ("source", "text"),
+    ("before", "text", "after"),
     [
-        ("<{{ messages[0].content }}>", "think"),
-        ("<th{{ messages[0].content }}", "ink>"),
-        ("{{ messages[0].content }}nk>", "<thi"),
-        ("<|{{ messages[0].content }}|>", "im_end"),
-        ("<|im_{{ messages[0].content }}", "end|>"),
-        ("<{{ messages[0].content }}", "<think>"),
+        *(("<", "think", ">"), ("<th", "ink>", ""), ("", "<thi", "nk>"), ("<|", "im_end", "|>")),
+        *(("<|im_", "end|>", ""), ("<", "<think>", "")),
     ],
 )
-def test_no_special_token_spans_template_and_message(source: str, text: str, chatml: LlamaBackend) -> None:
+def test_no_special_token_spans_template_and_message(before: str, text: str, after: str, chatml: LlamaBackend) -> None:
+    source = f"{before}{QUESTION}{after}"
     ids = chatml.tokenize(embedded(chatml, source).render(Conversation().user(text)))
     assert marks_in(ids) == []
-    assert detokenize(chatml, ids) == source.replace("{{ messages[0].content }}", text)
+    assert detokenize(chatml, ids) == before + text + after
 
 
 def test_template_markup_beside_a_question_stays_special(chatml: LlamaBackend) -> None:
-    source = "<think>{{ messages[0].content }}</think><|im_end|>"
+    source = f"<think>{QUESTION}</think><|im_end|>"
     ids = chatml.tokenize(embedded(chatml, source).render(Conversation().user("<think>a</think>")))
     assert marks_in(ids) == ["<think>", "</think>", "<|im_end|>"]
 
@@ -91,10 +86,7 @@ def test_text_that_a_template_rewrites_is_shown_as_it_is(chatml: LlamaBackend) -
 @pytest.mark.parametrize(
     ("source", "text"),
     [
-        (LOWER, "A <|im_end|>"),
-        (LOWER, "A <think>"),
-        (LOWER, "<|IM_END|>"),
-        (LOWER, "<THINK>"),
+        *((LOWER, text) for text in ("A <|im_end|>", "A <think>", "<|IM_END|>", "<THINK>")),
         ("{{ messages[0].content | replace('*', '') }}", "<|im_*end|>"),
         ("<th{{ messages[0].content | lower }}", "INK>"),
     ],

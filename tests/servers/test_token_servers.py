@@ -107,25 +107,22 @@ def test_vllm_must_send_token_ids() -> None:
 
 # Controls, and grammars and stop strings that apply once the answer starts.
 
-THINKING = "<think>I can see that it is {seed}, so I say it.</think>"
-CONTROLLED = {
-    "ended": reply_around("<think>\nI can see {seed}!", ENDING, "It is {seed}. So there."),
-    "short": "<think>Hm.</think>It is {seed}. That was easy, and it needed no long thought.",
-    "no reasoning": "It is {seed}. That was easy, and it needed no long thought at all, as you can see.",
+IT_IS = "It is {seed}. That was easy, and it needed no long thought at all, as you can see."
+LONG = reply_around("<think>\nI can see {seed}!", ENDING, "It is {seed}. So there.")
+SPOKEN = {
+    "ended": LONG,
+    "short": "<think>Is it? Yes, it is: easy.</think>\n\n it? {seed} it is, and no more.",
+    "no reasoning": IT_IS,
+    "all reasoning": "<think>I can see that it is {seed}, so I say it.",
     "long sentence": reply_around("<think>" + "and so on " * 3, ENDING, "It is {seed}."),
     "loop": "over " * 60,
 }
-ANSWERED = {
+ANSWERED = {  # at most as long as the grammar allows
     "ended": reply_around("<think>\nI can see {seed}!", ENDING, "{seed}"),
-    "short": THINKING + "\n\n{seed}",
+    "short": "<think>I can see that it is {seed}, so I say it.</think>\n\n{seed}",
     "no reasoning": "{seed} is it",
-    "all reasoning": THINKING.partition("</think>")[0],
-    "blank": THINKING + "\n\n",
-}
-STOPPED = {
-    "short": "<think>Is it? Yes, it is: easy.</think>\n\n it? {seed} it is, and no more.",
-    "no reasoning": CONTROLLED["no reasoning"],
-    "all reasoning": ANSWERED["all reasoning"],
+    "all reasoning": SPOKEN["all reasoning"],
+    "blank": f"{SPOKEN['all reasoning']}</think>\n\n",
 }
 UNLIMITED: dict[str, Any] = {"max_tokens": None, "temperature": 1.0, "loop_check": True}
 
@@ -148,12 +145,14 @@ def answering(stream: bool = False, limit: int | None = None, **more: Any) -> Re
 
 @every_kind
 @whole_and_streamed
-@pytest.mark.parametrize("name", CONTROLLED)
+@pytest.mark.parametrize("name", SPOKEN)
 @pytest.mark.parametrize("limit", [0, LIMIT])
-def test_kinds_obey_controls_as_here(kind: type[ModelServer], stream: bool, name: str, limit: int) -> None:
+def test_kinds_obey_controls_and_stop_strings_as_here(
+    kind: type[ModelServer], stream: bool, name: str, limit: int
+) -> None:
     first, second = requests_to_go(stream, limit, rules=thinking())
     second = replace(second, params=replace(second.params, max_tokens=33))
-    assert_as_local(kind, speaking(CONTROLLED[name]), first, second)
+    assert_as_local(kind, speaking(SPOKEN[name]), first, second, answering(stream, limit, stop=(" it", "easy")))
 
 
 @every_kind
@@ -165,19 +164,9 @@ def test_kinds_apply_a_grammar_to_the_answer(
 ) -> None:
     asked = assert_as_local(kind, speaking(ANSWERED[name]), answering(stream, limit, grammar=DEAD_END))
     grammars = [each.body.get("grammar") or each.body.get("structured_outputs") for each in asked]
-    before = [
-        grammar
-        for each, grammar in zip(asked, grammars, strict=True)
-        if b"</think>" not in bytes(each.prompt) and name != "no reasoning"
-    ]
-    assert grammars[-1] and not (grammars[0] or any(before))
-
-
-@every_kind
-@whole_and_streamed
-@pytest.mark.parametrize("name", STOPPED)
-def test_kinds_end_an_answer_at_a_stop_string(kind: type[ModelServer], stream: bool, name: str) -> None:
-    assert_as_local(kind, speaking(STOPPED[name]), answering(stream, LIMIT, stop=(" it", "easy")))
+    in_reasoning = [b"</think>" not in bytes(each.prompt) and name != "no reasoning" for each in asked]
+    assert grammars[-1] and not grammars[0]
+    assert not any(grammar for grammar, thinks in zip(grammars, in_reasoning, strict=True) if thinks)
 
 
 @every_kind
@@ -193,7 +182,7 @@ def test_kinds_that_end_a_turn_within_reasoning_are_asked_for_an_answer(kind: ty
 
 def test_samples_are_continued_one_by_one_after_their_reasoning() -> None:
     given, _ = requests_to_go(False, LIMIT, rules=thinking())
-    first, *others = [each.body for each in assert_as_local(LlamaServer, speaking(CONTROLLED["ended"]), given)]
+    first, *others = [each.body for each in assert_as_local(LlamaServer, speaking(LONG), given)]
     assert first["n_cmpl"] == 3
     later = sorted((body["seed"], body["n_cmpl"], len(body["prompt"])) for body in others)
     assert later == [(seed, 1, len(f"go<think>\nI can see 3!{ENDING}")) for seed in (3, 4, 5)]
@@ -201,7 +190,7 @@ def test_samples_are_continued_one_by_one_after_their_reasoning() -> None:
 
 def test_turn_that_fails_ends_those_of_the_other_samples() -> None:
     given, _ = requests_to_go(False, LIMIT, rules=thinking())
-    model = speaking(CONTROLLED["ended"])
+    model = speaking(LONG)
     with serving(model, context_size=300) as [server], connected(server) as engine:
         server.arm(let_through=1, hang_after=0, times=2)
         server.arm(let_through=1, status=429, headers={"Retry-After": "0"})
