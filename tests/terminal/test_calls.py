@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from io import BytesIO, StringIO
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from cerebrum_cli.terminal.sinks import ReplyDisplay
 from cerebrum_cli.terminal.streams import Streams
 
 FUNCTIONS = '''
-import time
+import os, sys, time
 
 def weather(city: str, days: int = 1) -> str:
     """Forecast for a city."""
@@ -28,9 +27,31 @@ def weather(city: str, days: int = 1) -> str:
 def wait() -> str:
     """Wait for long."""
     time.sleep(60)
+
+def swallow():
+    """Never stop."""
+    print("swallowing", file=sys.stderr)
+    while True:
+        try:
+            time.sleep(60)
+        except BaseException:
+            pass
+
+def leave():
+    """End the process."""
+    os._exit(3)
+
+def close():
+    """Close all."""
+    sys.stdout.close()
+    os.closerange(0, 1000)
+
+def many(*names): ...
 '''
-WEATHER = '{"name": "weather", "arguments": {"city": "Oslo", "days": 2}}'
-SCRIPT = {"rows": {"coat?": f"I look.\n{WEATHER}", "long?": 'Wait.\n{"name": "wait", "arguments": {}}', "": "No coat."}}
+WEATHER = {"name": "weather", "arguments": {"city": "Oslo", "days": 2}}
+FORECAST = "Dry in Oslo.\nTomorrow: rain."
+CALLS = {name: f'Wait.\n{{"name": "{name}", "arguments": {{}}}}' for name in ("wait", "swallow", "leave", "close")}
+SCRIPT = {"rows": {"coat?": f"I look.\n{json.dumps(WEATHER)}", **CALLS, "": "No coat."}}
 GRAY = "\x1b[38;5;243m"
 SHOWN = "weather(city='Oslo', days=2)"
 
@@ -67,24 +88,26 @@ def test_lines_of_calls_are_cut_and_without_controls() -> None:
     assert all(len(line) < 80 for line in lines)
 
 
+# Without a terminal.
+
+
 def ask(home: Path, model: Path, *arguments: str) -> Finished:
     return run_here(dict(SCRIPT), home, "ask", "-m", model, *arguments, "A coat?")
 
 
-def test_json_has_calls_if_tools_are_given(tmp_path: Path, chatml_model: Path, functions: str) -> None:
-    called = json.loads(ask(tmp_path, chatml_model, "--tool", functions, "-y", "--json").out)
-    result = "Dry in Oslo.\nTomorrow: rain."
-    assert called["calls"] == [{"name": "weather", "arguments": {"city": "Oslo", "days": 2}, "result": result}]
-    assert called["text"].endswith("No coat.")
-    assert "calls" not in json.loads(ask(tmp_path, chatml_model, "--json").out)
+def test_functions_run_without_a_question_and_are_noted(tmp_path: Path, chatml_model: Path, functions: str) -> None:
+    agreed = ask(tmp_path, chatml_model, "--tool", functions, "-y", "--json")
+    assert agreed.code == 0 and agreed.err.endswith(f"{SHOWN}\n-> Dry in Oslo. Tomorrow: rain.\n")
+    assert "note: many cannot be a tool: it has parameters without a name\n" in agreed.err
+    assert agreed.object["calls"] == [{**WEATHER, "result": FORECAST}]
+    assert agreed.object["text"].endswith("No coat.")
+    assert "calls" not in ask(tmp_path, chatml_model, "--json").object
 
 
-def test_functions_that_no_model_can_call_are_noted(tmp_path: Path, chatml_model: Path, functions: str) -> None:
-    with Path(functions).open("a") as file:
-        file.write("\ndef many(*names): ...\n")
-    done = ask(tmp_path, chatml_model, "--tool", functions, "-y")
-    assert done.code == 0
-    assert "note: many cannot be a tool: it has parameters without a name\n" in done.err
+def test_functions_of_a_file_need_a_terminal_or_agreement(tmp_path: Path, chatml_model: Path, functions: str) -> None:
+    refused = ask(tmp_path, chatml_model, "--tool", functions)
+    assert (refused.code, refused.out) == (2, "")
+    assert "\nerror: no terminal to confirm calls of weather\n hint: add -y to run" in refused.err
 
 
 def test_call_that_was_cut_off_is_run_when_the_reply_continues(
@@ -95,31 +118,14 @@ def test_call_that_was_cut_off_is_run_when_the_reply_continues(
     continued = run_here(dict(SCRIPT), tmp_path, "chat", "-m", chatml_model, *tools, piped=b"/continue\n")
     assert continued.out.endswith("No coat.\n")
     messages = json.loads(run_here({}, tmp_path, "sessions", "show", "tea", "--json").out)["messages"]
-    assert [message["content"] for message in messages[1:]] == ["I look.", "Dry in Oslo.\nTomorrow: rain.", "No coat."]
-
-
-def test_functions_of_a_file_need_a_terminal_or_agreement(tmp_path: Path, chatml_model: Path, functions: str) -> None:
-    refused = ask(tmp_path, chatml_model, "--tool", functions)
-    assert (refused.code, refused.out) == (2, "")
-    problem = "error: no terminal to confirm calls of weather\n hint: add -y to run functions without asking\n"
-    assert refused.err == problem
-    agreed = ask(tmp_path, chatml_model, "--tool", functions, "-y")
-    assert agreed.code == 0 and agreed.err.endswith(f"{SHOWN}\n-> Dry in Oslo. Tomorrow: rain.\n")
-
-
-PYTHON = '{"name": "python", "arguments": {"code": "6 * 7"}}'
+    assert [message["content"] for message in messages[1:]] == ["I look.", FORECAST, "No coat."]
 
 
 def test_python_runs_a_program(tmp_path: Path, chatml_model: Path) -> None:
-    script = {"rows": {"coat?": PYTHON, "": "It is 42."}}
+    script = {"rows": {"coat?": '{"name": "python", "arguments": {"code": "6 * 7"}}', "": "It is 42."}}
     done = run_here(script, tmp_path, "ask", "-m", chatml_model, "--tool", "python", "A coat?")
     assert (done.code, done.out) == (0, "It is 42.\n")
     assert "python(code='6 * 7')\n-> 42\n" in done.err
-
-
-def test_tools_cannot_be_used_with_votes(tmp_path: Path, chatml_model: Path) -> None:
-    done = ask(tmp_path, chatml_model, "--tool", "python", "--votes", "3")
-    assert (done.code, done.err.splitlines()[0]) == (2, "error: --tool and --votes cannot be used together")
 
 
 def test_tools_of_a_chat_are_listed_added_and_removed(tmp_path: Path, chatml_model: Path, functions: str) -> None:
@@ -128,117 +134,68 @@ def test_tools_of_a_chat_are_listed_added_and_removed(tmp_path: Path, chatml_mod
     app = app_for(dict(SCRIPT), tmp_path, Streams(out, err, BytesIO(script.encode()), False, False, False))
     run(["chat", "-m", str(chatml_model), "-y", "-q"], app)
     assert out.getvalue() == "I look.\n\nNo coat.\nNo coat.\n"
-    lines = err.getvalue().splitlines()
-    assert lines[0] == "no functions; /tools FILE adds some"
-    assert lines[1] == "weather, wait"
-    assert lines[2] == "error: two tools are named weather"
+    added = ["no functions; /tools FILE adds some", "weather, wait, swallow, leave, close"]
+    assert err.getvalue().splitlines()[:3] == [*added, "error: two tools are named weather"]
+
+
+# At a terminal.
 
 
 @pytest.fixture
-def asked(open_terminal: OpenTerminal, chatml_model: Path, functions: str) -> Person:
-    """A chat at a terminal that asks before it runs a function."""
-    chat = ("chat", "-m", chatml_model, "--session", "tea", "--tool", functions)
-    person = open_terminal(sys.executable, SCRIPTED, json.dumps(SCRIPT), *chat)
-    person.wait_for(">")
-    person.type("A coat?\r", shows=f"Run {SHOWN}? [y/N]")
-    return person
+def open_tools(open_terminal: OpenTerminal, chatml_model: Path, functions: str) -> OpenTerminal:
+    """A function that runs a command with the functions."""
+
+    def start(command: str, *arguments: str) -> Person:
+        options = ("-m", chatml_model, "--session", "tea", "--tool", functions)
+        person = open_terminal(sys.executable, SCRIPTED, json.dumps(SCRIPT), command, *options, *arguments)
+        if command == "chat":
+            person.wait_for(">")
+        return person
+
+    return start
 
 
 @pytest.mark.slow
-def test_chat_runs_no_function_that_the_user_refuses(asked: Person) -> None:
-    asked.type("n\r", shows="-> the user refused this call")
-    asked.wait_for("No coat.")
-    asked.type("A coat?\r")
-    asked.wait_for(f"Run {SHOWN}? [y/N]")
-    asked.type("\x03", shows="note: reply interrupted")
-    asked.leave()
+def test_chat_runs_no_function_that_the_user_refuses(open_tools: OpenTerminal) -> None:
+    chat = open_tools("chat")
+    chat.type("A coat?\r", shows=f"Run {SHOWN}? [y/N]")
+    chat.type("n\r", shows="-> the user refused this call")
+    chat.wait_for("No coat.")
+    chat.type("A coat?\r", shows=f"Run {SHOWN}? [y/N]")
+    chat.type("\x03", shows="note: reply interrupted")
+    chat.leave()
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_a_function_and_keeps_what_was_said(asked: Person, new_user: CommandLine) -> None:
-    asked.type("y\r", shows="-> Dry in Oslo.")
-    asked.wait_for("No coat.")
-    asked.type("How long?\r", shows="Run wait()? [y/N]")
-    asked.type("y\r")
-    asked.type("\x03", shows="note: reply interrupted")
-    asked.leave()
-    assert new_user.contents("tea")[2:4] == ["How long?", "Wait.\n\n"]
-
-
-HOSTILE = '''
-import os, sys, time
-
-def swallow():
-    """Never stop."""
-    print("swallowing", file=sys.stderr)
-    while True:
-        try:
-            time.sleep(60)
-        except BaseException:
-            pass
-
-def leave():
-    """End the process."""
-    os._exit(3)
-
-def close():
-    """Close all."""
-    sys.stdout.close()
-    os.closerange(0, 1000)
-'''
-HOSTILE_SCRIPT = {
-    "rows": {f"{name}?": f'Wait.\n{{"name": "{name}", "arguments": {{}}}}' for name in ("swallow", "leave", "close")}
-    | {"": "Well."}
-}
-
-
-@pytest.fixture
-def hostile(open_terminal: OpenTerminal, chatml_model: Path, tmp_path: Path) -> Callable[..., Person]:
-    """A command at a terminal whose functions misbehave, and run without a question."""
-    path = tmp_path / "hostile.py"
-    path.write_text(HOSTILE)
-
-    def open_command(command: str, *arguments: str) -> Person:
-        options = ("-m", chatml_model, "--session", "tea", "--tool", path, "-y", *arguments)
-        return open_terminal(sys.executable, SCRIPTED, json.dumps(HOSTILE_SCRIPT), command, *options)
-
-    return open_command
+def test_ctrl_c_ends_a_function_and_keeps_what_was_said(open_tools: OpenTerminal, new_user: CommandLine) -> None:
+    chat = open_tools("chat")
+    chat.type("A coat?\r", shows=f"Run {SHOWN}? [y/N]")
+    chat.type("y\r", shows="-> Dry in Oslo.")
+    chat.wait_for("No coat.")
+    chat.type("wait\r", shows="Run wait()? [y/N]")
+    chat.type("y\r")
+    chat.type("\x03", shows="note: reply interrupted")
+    chat.leave()
+    assert new_user.contents("tea")[2:4] == ["wait", "Wait.\n\n"]
 
 
 @pytest.mark.slow
-def test_chat_goes_on_after_functions_that_end_their_process(
-    hostile: Callable[..., Person], new_user: CommandLine
-) -> None:
-    chat = hostile("chat")
-    chat.wait_for(">")
+def test_chat_goes_on_after_functions_that_misbehave(open_tools: OpenTerminal, new_user: CommandLine) -> None:
+    chat = open_tools("chat", "-y")
+    chat.type("swallow\r", shows="swallowing")
+    chat.type("\x03\x03", shows="note: reply interrupted")
     for name, how in (("leave", "exit code 3"), ("close", "exit code 1")):
-        chat.type(f"{name}?\r", shows=f"-> {name} ended its process ({how}")
-        chat.wait_for("Well.")
+        chat.type(f"{name}\r", shows=f"-> {name} ended its process ({how}")
+        chat.wait_for("No coat.")
     chat.leave()
-    assert new_user.contents("tea") == ["leave?", "Well.", "close?", "Well."]
+    replies = ["swallow", "Wait.\n\n", "leave", "No coat.", "close", "No coat."]
+    assert new_user.contents("tea") == replies
 
 
 @pytest.mark.slow
-def test_first_ctrl_c_ends_a_function_that_ignores_it_but_not_the_chat(
-    hostile: Callable[..., Person], new_user: CommandLine
-) -> None:
-    chat = hostile("chat")
-    chat.wait_for(">")
-    chat.type("swallow?\r", shows="swallowing")
-    chat.type("\x03\x03")
-    chat.wait_for("note: reply interrupted")
-    chat.type("leave?\r", shows="-> leave ended its process")
-    chat.wait_for("Well.")
-    chat.leave()
-    assert new_user.contents("tea") == ["swallow?", "Wait.\n\n", "leave?", "Well."]
-
-
-@pytest.mark.slow
-def test_first_ctrl_c_ends_an_answer_whose_function_ignores_it(
-    hostile: Callable[..., Person], new_user: CommandLine
-) -> None:
-    answer = hostile("ask", "swallow?")
+def test_first_ctrl_c_ends_an_answer_whose_function_ignores_it(open_tools: OpenTerminal, new_user: CommandLine) -> None:
+    answer = open_tools("ask", "-y", "swallow")
     answer.wait_for("swallowing")
     answer.type("\x03")
     assert answer.end() == 130
-    assert new_user.contents("tea") == ["swallow?", "Wait.\n\n"]
+    assert new_user.contents("tea") == ["swallow", "Wait.\n\n"]

@@ -1,33 +1,324 @@
-"""Chats with the real small model at a real terminal."""
+"""A chat at a real terminal: what is typed, what then stands on the screen, and what was asked."""
 
+import base64
+import os
+import re
+import shutil
 import signal
+import sys
 from pathlib import Path
-from shlex import quote
-from typing import Any
+from shlex import join, quote
 
 import pytest
 from command_line import COMMAND, CommandLine
 from person import OpenTerminal, Person
+from scripted_command import SCRIPTED
+from tiny_models import write_chatml
+
+from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
+
+SCRIPT = {"rows": {"Count": "One two three.", "Nothing?": "\n"}, "seeds": ["Yes."]}
+UP, RIGHT, LEFT = "\x1b[A", "\x1b[C", "\x1b[D"
+CTRL_A, CTRL_C, CTRL_E, CTRL_J, CTRL_R, CTRL_U, CTRL_Z = "\x01", "\x03", "\x05", "\x0a", "\x12", "\x15", "\x1a"
+BACKSPACE, SHIFT_ENTER, SHIFT_SPACE, NEW_CTRL_C = "\x7f", "\x1b[13;2u", "\x1b[32;2u", "\x1b[99;5u"
+SHIFT_ALONE, SUPER_A = "\x1b[57441;2u", "\x1b[97;9u"
+FILES = ("cats.txt", "my dogs.txt", "notes")
+
+
+def pasted(text: str) -> str:
+    return "\x1b[200~" + text.replace("\n", "\r") + "\x1b[201~"
+
+
+def attached(*names: str) -> str:
+    """The part of a question with these files."""
+    return "".join(f"{name}:\n```{'txt' * name.endswith('.txt')}\nThis is {name}.\n```\n\n" for name in names)
+
+
+DOCSTRING = '"""\nDoc.\n"""\nimport os'
+PASTES = [
+    "/* one */\n/* two */",
+    "/undo\n/clear\n",
+    '"""One.\n\nTwo.\n"""\nimport os\n',
+    '"""\nquoted\n"""',
+    "/system Be kind.\n/retry",
+]
+SCENES: dict[str, tuple[list[tuple[str, str]], dict[str, list[str]]]] = {
+    "a paste is a question, also from the history": (
+        [*((f"{pasted(text)} Why?\r", "Yes.") for text in PASTES), (f"{UP}\r", "Yes.")],
+        {"talk": [f"{text} Why?" for text in (*PASTES, PASTES[-1])]},
+    ),
+    "a paste inside a command is a part of it": (
+        [
+            (f"{pasted('/system Be')} kind.\r", "system prompt: Be kind."),
+            (f"{pasted('/clear' + chr(10))}\r", "New conversation"),
+            (" /tmp is full\r", "Yes."),
+        ],
+        {"tmp-is-full": [" /tmp is full"]},
+    ),
+    "blocks are typed after pasted ones": (
+        [
+            (f"{pasted(DOCSTRING)}\r", "Yes."),
+            ('"""\rone\r\rtwo\r"""\r', "Yes."),
+            (f"{UP * 6}\r", "Yes."),  # past the lines of the block, the paste from the history
+            (pasted(DOCSTRING) + (CTRL_U + BACKSPACE) * 3 + CTRL_U + '"""\rthree\r"""\r', "Yes."),  # it is deleted
+        ],
+        {"talk": [DOCSTRING, "one\n\ntwo", DOCSTRING, "three"]},
+    ),
+    "a key that moves the cursor takes what a search found": (
+        [
+            *(("an alpha?\r", "Yes."), ("beta?\r", "Yes.")),
+            *((f"{CTRL_R}alph", "an alpha?"), (f"{RIGHT}\r", "Yes."), ("beta?\r", "Yes.")),
+            *((f"{CTRL_R}alph", "an alpha?"), (f"{CTRL_E}\r", "Yes."), ("beta?\r", "Yes.")),
+            *((f"{CTRL_R}alph", "an alpha?"), (f"{LEFT}\r", "Yes."), ("beta?\r", "Yes.")),
+            *((f"{CTRL_R}alph", "an alpha?"), (f"{CTRL_A}\r", "Yes.")),
+        ],
+        {"talk": ["an alpha?", "beta?"] * 4 + ["an alpha?"]},
+    ),
+    "keys of newer terminals, and a draft": (
+        [
+            (f"one{SHIFT_ALONE}{SHIFT_ENTER}two{SHIFT_SPACE}three{SUPER_A}", "... two three"),
+            (NEW_CTRL_C, ">"),
+            (UP, "> one"),
+            ("\r", "Yes."),
+            (f"/system Be kind.{CTRL_J}{CTRL_J}Be brief.\r", "system prompt: Be kind."),
+            ("/system\r", "system prompt: Be kind."),
+        ],
+        {"talk": ["one\ntwo three"]},
+    ),
+    "files are attached and detached": (
+        [
+            ('/file cats.txt, "my dogs.txt"\r', "| with cats.txt, my dogs.txt"),
+            ("/file none\r", "detached cats.txt, my dogs.txt"),
+            ("/file cats.txt dogs.txt\r", "dogs.txt: No such file"),
+            ("One?\r", "Yes."),
+            ("/file notes\r", "| with notes"),
+            ("/load talk\r", "detached notes"),
+            ("/file notes\r", "| with notes"),
+            ("/clear\r", "detached notes"),
+            ("/use tea\r", "| with tea"),
+            ("/use none\r", "using no saved prompt"),
+            ("/file cats.txt my dogs.txt\r", "cats.txt, my dogs.txt will be prepended"),
+            ("/file notes Who sleeps?\r", "Yes."),
+        ],
+        {"who-sleeps": [f"{attached('cats.txt', 'my dogs.txt', 'notes')}Who sleeps?"], "talk": ["One?"]},
+    ),
+    "a question names files, and its completion does": (
+        [
+            ("See @do\t", "> See @docs/"),
+            (f"{CTRL_U}Sure, @ann? See @notes, @my\t", "@my dogs.txt"),
+            (".\r", "attached notes, my dogs.txt"),
+            (f"Explain {pasted('@notes' + chr(10) + '@cats.txt')}.\r", "Yes."),
+        ],
+        {
+            "talk": [
+                f"{attached('notes', 'my dogs.txt')}Sure, @ann? See @notes, @my dogs.txt.",
+                "Explain @notes\n@cats.txt.",
+            ]
+        },
+    ),
+    "a session is deleted once that is confirmed": (
+        [
+            ("One?\r", "Yes."),
+            ("/delete\r", "Delete session talk? [y/N]"),
+            ("\r", "talk not deleted"),
+            ("/clear\r", "New conversation"),
+            ("Two?\r", "Yes."),
+            ("/delete talk\r", "[y/N]"),
+            ("y\r", "talk deleted (2 messages)"),
+            ("/delete\r", "[y/N]"),
+            ("y\r", "two deleted (2 messages); new conversation"),
+            ("Three?\r", "Yes."),
+        ],
+        {"three": ["Three?"]},
+    ),
+    "a bare exit is confirmed": (
+        [
+            ("exit\r", "Exit the chat? [Y/n]"),
+            ("n\r", "Yes."),
+            ("quit\r", "Exit the chat? [Y/n]"),
+            ("n\r", "Yes."),
+        ],
+        {"talk": ["exit", "quit"]},
+    ),
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path, user: CommandLine) -> None:
+    for name in FILES:
+        (tmp_path / name).write_text(f"This is {name}.\n")
+    (tmp_path / "docs").mkdir()
+    (user.config / "prompts").mkdir()
+    (user.config / "prompts" / "tea.md").write_text("Tea: {input}")
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("scene", SCENES)
+def test_chat_shows_and_asks_what_is_typed(open_chat: OpenTerminal, user: CommandLine, scene: str) -> None:
+    steps, questions = SCENES[scene]
+    person = open_chat("", "--session", "talk", **SCRIPT)
+    for typed, shown in steps:
+        person.type(typed, shows=shown)
+    person.leave()
+    with user.sessions() as store:
+        assert {name: user.contents(name)[::2] for name in store.names()} == questions
+
+
+@pytest.mark.usefixtures("files")
+def test_chat_begins_with_files_and_with_piped_text(open_chat: OpenTerminal, user: CommandLine) -> None:
+    person = open_chat("", "-f", "cats.txt", "--session", "files", **SCRIPT)
+    person.wait_for("| with cats.txt")
+    person.type("Who sleeps?\r", shows="Yes.")
+    person.leave()
+    assert user.contents("files")[0] == f"{attached('cats.txt')}Who sleeps?"
+    pipe = ("sh", "-c", 'printf "+a\\n-b\\n" | "$@"', "sh")
+    person = open_chat("", "Review @notes, @a", "--session", "diff", shell=pipe, **SCRIPT)
+    person.wait_for("Yes.")
+    person.type("Sure?\r", shows="Yes.")
+    person.leave()
+    assert user.contents("diff")[::2] == [f"{attached('notes')}Review @notes, @a\n\n+a\n-b", "Sure?"]
+
+
+def test_edited_reply_is_continued_and_its_beginning_can_be_given(
+    open_chat: OpenTerminal, user: CommandLine, tmp_path: Path
+) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\nsed -i "s/One/Two/" "$1"\n')
+    editor.chmod(0o755)
+    person = open_chat("", "-n", "3", shell=("env", f"EDITOR={editor}"), **SCRIPT)
+    person.type("Count\r", shows="resumes it")
+    person.type("/continue\r", shows="resumes it")
+    assert "One tw" in person.screen.lines
+    person.type("/edit answer\r", shows="/continue continues it")
+    person.type("/set max_tokens 20\r/continue\r", shows="Two two three.")
+    person.type("/continue Six \r", shows="Six two three.")
+    person.leave()
+    assert user.contents("count") == ["Count", "Six two three."]
+
+
+def test_bare_exit_leaves_the_chat_with_its_echo(open_chat: OpenTerminal) -> None:
+    person = open_chat(**SCRIPT)
+    person.type(":q\r", shows="Exit the chat? [Y/n]")
+    person.type("\r")
+    assert person.end() == 0
+    assert person.has_echo_at_end
+
+
+def test_help_fits_a_screen_and_explains_every_command(open_chat: OpenTerminal) -> None:
+    person = open_chat()
+    person.type("/help\r", shows="Ctrl-Z")
+    lines = person.screen.lines
+    rows = lines[lines.index("> /help") : lines.index("Ctrl-Z             suspend (resume with fg)")]
+    assert len(rows) < 24 - 2  # with the last one, the prompt and the toolbar
+    help = " ".join(" ".join(rows).split())
+    assert not [slash.usage for slash in SLASH_COMMANDS if slash.usage not in help]
+    person.type("/help /retry\r", shows="answer again")
+    person.leave()
+
+
+def test_long_questions_wrap_and_are_shortened_once_they_are_sent(open_chat: OpenTerminal) -> None:
+    person = open_chat("", **SCRIPT)
+    digits = "0123456789" * 12
+    long = digits * 20
+    for columns, typed, shown in ((80, f"{digits}\n1", f"{digits}... 1"), (40, long, f"{long[:200]} ...")):
+        person.resize(columns, 24)
+        person.type(f"{typed}\r", shows="Yes.")
+        assert "".join(person.screen.lines).rpartition("> 0")[2].partition("Yes.")[0] == shown[1:]
+    person.type(pasted("\n".join(f"line {number}" for number in range(60))), shows="line 59")
+    person.type("\r", shows="Yes.")
+    first, last = (f"... line {n}" for n in (1, 2, 3)), (f"... line {n}" for n in range(56, 60))
+    shown_lines = [line for line in person.screen.lines if "line" in line]
+    assert shown_lines == ["> line 0", *first, "... (52 more lines)", *last]
+    person.leave()
+
+
+PAGER = """PAGER=sh -c "sed 's/^/| /'; read line < /dev/tty\""""
+
+
+def test_history_is_shown_in_a_pager_without_control_sequences(open_chat: OpenTerminal) -> None:
+    person = open_chat("**two**\n\x1b]0;title\x07", shell=("env", PAGER))
+    person.type("One?\r", shows="two")
+    person.type("/history\r", shows="one")
+    assert not [line for line in person.screen.lines if line.startswith("|")]
+    person.resize(80, 8)
+    person.type("/history\r", shows="| Assistant")
+    person.wait_for("| two")
+    person.type("\r/set bell\r", shows="bell  off")
+    assert "title" not in person.output
+    person.resize(20, 20)
+    person.type("word " * 25 + "\r", shows="asks again")  # in seven rows
+    person.type("/history\r", shows="| Assistant")
+    person.type("\r/save tea\r", shows="is saved")
+    person.leave()
+
+
+def test_chat_has_styles_labels_and_blank_lines(open_chat: OpenTerminal, tmp_path: Path) -> None:
+    model = write_chatml(tmp_path / "peppermint-tea.gguf", general={"size_label": "0.5B", "file_type": 15})
+    person = open_chat("", "-m", str(model), **SCRIPT)
+    person.wait_for("peppermint-tea | context ")
+    assert person.screen.lines[0] == "peppermint-tea · 0.5B · Q4_K_M; /help lists commands and keys"
+    person.type("/stats\r", shows="context 50/100000 (0%)")
+    person.type("/model\r", shows="peppermint-tea · 0.5B · Q4_K_M, prompt format: embedded")
+    person.type("/info\r", shows="error: /info is /stats here")
+    person.type("tmp is full\r", shows="Yes.")
+    person.wait_for(" t/s | session tmp-is-full")
+    lines = person.screen.lines
+    assert re.match(r"peppermint-tea \| context 1\d+/100000 \(0%\) \| \d+ t/s \| session", lines[-1])
+    question = lines.index("> tmp is full")
+    assert lines[question + 1 : question + 5] == ["", "Yes.", "", ">"]
+    person.type("Nothing?\r/copy\r", shows="error: nothing to copy: the reply is empty")
+    cells = {row[0].data: row[0] for row in person.screen.styled_cells if row}
+    assert cells[">"].bold and not cells["Y"].bold
+    assert {(cell.bold, cell.fg) for cell in person.screen.styled_cells[question]} == {(True, "5f5fff")}
+    assert cells["e"].fg == "af5f5f"
+    assert "\x1b[38;5;243mnote: the model's answer is blank" in person.output
+    person.resize(40, 24)
+    person.wait_for("peppermint-t… | context ")
+    assert "session" not in person.screen.lines[-1]
+    person.leave()
+
+
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
+def test_copy_inside_tmux_reaches_the_clipboard(
+    open_terminal: OpenTerminal, chatml_model: Path, tmp_path: Path
+) -> None:
+    script = '{"rows": {}, "seeds": ["Tea."]}'
+    chat = join([sys.executable, SCRIPTED, script, "chat", "-m", str(chatml_model)])
+    person = open_terminal("tmux", "-S", tmp_path / "tmux", "-f", os.devnull, "new-session", chat, SSH_TTY="/dev/pts/0")
+    person.wait_for("context ")
+    person.type("tea?\r", shows="Tea.")
+    person.type("/copy\r", shows="copied the reply via tmux, to its buffer and")
+    person.wait_for_output(base64.b64encode(b"Tea.").decode())
+    person.leave()
+
+
+def test_ctrl_z_at_the_prompt_suspends_the_chat(open_shell: OpenTerminal, chatml_model: Path) -> None:
+    shell = open_shell(chatml_model, SCRIPT)
+    shell.type("./chat\n")
+    shell.wait_for("context ")
+    shell.type("half a ")
+    shell.type(CTRL_Z, shows="Stopped")
+    shell.type("fg\n", shows="half a")
+    shell.type("question?\r", shows="Yes.")
+    shell.type("/exit\r", shows="shell%")
+
+
+# The real small model.
 
 
 @pytest.fixture
 def open_small_chat(open_terminal: OpenTerminal, user: CommandLine) -> OpenTerminal:
-    """A function that starts a chat with the small model, and waits for its prompt, if that has a toolbar."""
+    """A function that starts a chat with the small model, and waits for its prompt."""
 
-    def start(*arguments: str, shows: str = "context ", **options: Any) -> Person:
-        person = open_terminal(COMMAND, "chat", "-m", "small", "--temperature", "0", "-n", "4", *arguments, **options)
+    def start(*arguments: str, shows: str = "context ", **variables: str) -> Person:
+        chat = ("chat", "-m", "small", "--temperature", "0", "-n", "4", *arguments)
+        person = open_terminal(COMMAND, *chat, **variables)
         person.wait_for(shows)
         return person
 
     return start
-
-
-def turn(person: Person, question: str) -> None:
-    """Ask, and wait for the end of the reply, when /stats typed ahead runs."""
-    person.type(f"{question}\r/stats\r", shows="> /stats")
-    person.wait_for("/2048 (")
 
 
 def test_chat_without_a_session_database_needs_no_log(open_small_chat: OpenTerminal, tmp_path: Path) -> None:
@@ -35,8 +326,7 @@ def test_chat_without_a_session_database_needs_no_log(open_small_chat: OpenTermi
     sessions.write_text("a file, since root may write to every directory")
     assert open_small_chat(shows="or use --no-log").end() == 1
     person = open_small_chat("--no-log", shows="this chat is not saved: no_log is on")
-    turn(person, "How are you?")
-    person.wait_for(" t/s | not saved | session how-are-you")
+    person.type("How are you?\r", shows=" t/s | not saved | session how-are-you")
     person.type("/save mine\r", shows="Session named 'mine'; it is not saved")
     person.leave()
     assert sessions.is_file()
@@ -51,26 +341,30 @@ def test_chat_signal_at_the_prompt_saves_the_prompt_cache(open_small_chat: OpenT
     assert list((tmp_path / ".cache" / "cerebrum" / "states").glob("*.state"))
 
 
-@pytest.mark.parametrize("variable", ["TERM", "ACCESSIBLE"])
-def test_chat_on_a_dumb_terminal_or_for_a_screen_reader_has_a_plain_prompt(
-    open_small_chat: OpenTerminal, variable: str
+@pytest.mark.parametrize("plain", [{"TERM": "dumb"}, {"ACCESSIBLE": "1"}], ids=["dumb", "for a screen reader"])
+def test_plain_prompt_takes_a_paste_as_one_question_and_refuses_long_lines(
+    open_small_chat: OpenTerminal, user: CommandLine, plain: dict[str, str]
 ) -> None:
-    person = open_small_chat(**{variable: "dumb"}, shows=">")
-    person.type("One", shows="> One")
-    if variable == "TERM":
-        person.type(b"\xff?\r", shows="truncated at 4 tokens")
-        person.type("/copy\r", shows="no clipboard available")
-    person.type("\x03", shows="Press Ctrl-C again")
-    person.type("\x03")
+    person = open_small_chat("--session", "tea", shows=">", **plain)
+    person.type("def f():\n    return 1\nWhat is it?\n", shows="truncated at 4 tokens")
+    person.type("x" * 3000)
+    person.wait_until(lambda: person.output.count("x") >= 3000, "3000 times x")
+    person.type("y" * 2000 + "\nthe rest\n", shows="nothing was sent")
+    person.type("\x1b[IShort?\n", shows="truncated at 4 tokens")
+    person.type(b"\xff?\n", shows="truncated at 4 tokens")
+    if "TERM" in plain:
+        person.type("/copy\n", shows="no clipboard available")
+    person.type(CTRL_C, shows="Press Ctrl-C again")
+    person.type(CTRL_C)
     assert person.end() == 0
     assert "\x1b" not in person.output
+    assert user.contents("tea")[::2][:2] == ["def f():\n    return 1\nWhat is it?", "Short?"]
 
 
 def test_chat_output_can_be_piped_from_a_terminal(
-    open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path
+    open_terminal: OpenTerminal, user: CommandLine, tmp_path: Path
 ) -> None:
-    env = user.environment({"TERM": "xterm-256color"})
-    person = Person(["sh", "-c", f"{quote(COMMAND)} chat -m small -n 4 --seed 1 | tee log"], env, tmp_path)
+    person = open_terminal("sh", "-c", f"{quote(COMMAND)} chat -m small -n 4 --seed 1 | tee log")
     person.wait_for(">")
     person.type("One?", shows="> One?")
     person.type("\r", shows="truncated at 4 tokens")
@@ -78,22 +372,18 @@ def test_chat_output_can_be_piped_from_a_terminal(
     assert user.contents("one")[1] in (tmp_path / "log").read_text()
 
 
-def test_prompt_vi_keys(open_small_chat: OpenTerminal, user: CommandLine) -> None:
-    person = open_small_chat(CEREBRUM_VI="on")
-    person.wait_for("context ")
-    person.type("not sent\x1bccOne?", shows="> One?")
-    turn(person, "")
-    person.leave()
-    assert user.contents("one")[0] == "One?"
-
-
-def test_prompt_history_is_private_and_searched_with_ctrl_r(open_small_chat: OpenTerminal, tmp_path: Path) -> None:
+def test_prompt_with_vi_keys_has_a_private_history(
+    open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path
+) -> None:
     history = tmp_path / "data" / "cerebrum" / "history"
     history.write_text("\n# now\n+What is a monad?\n\n# now\n+before\n")
     history.chmod(0o644)
-    person = open_small_chat()
-    person.type("\x1b[A", shows="> before")
-    person.type("\x03\x12mon", shows="What is a monad?")  # Ctrl-C, Ctrl-R
+    person = open_small_chat(CEREBRUM_VI="on")
+    person.type(UP, shows="> before")
+    person.type(f"{CTRL_C}{CTRL_R}mon", shows="What is a monad?")
     person.type("\r\r", shows="| session what-is-a-monad")
+    person.type("not sent\x1bccOne?", shows="> One?")
+    person.type("\r", shows="truncated at 4 tokens")
     person.leave()
+    assert user.contents("what-is-a-monad")[2] == "One?"
     assert history.stat().st_mode & 0o777 == 0o600

@@ -1,24 +1,20 @@
-"""`cerebrum ask` in a real terminal: its display, keys and signals."""
+"""`cerebrum ask` in a real terminal: its display, keys and signals; and its styles in a pipe with FORCE_COLOR."""
 
 import json
 import re
 import sys
 from pathlib import Path
 from shlex import join
-from typing import Any
 
 import pytest
 from command_line import COMMAND, fixed_reply_grammar
-from person import OpenTerminal
+from person import OpenTerminal, Person
 from screen import rendered_lines
-from scripted_command import SCRIPTED
+from scripted_command import SCRIPTED, run_here
+
+from cerebrum_cli.core.text import strip_controls
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
-
-
-def scripted(script: dict[str, Any], model: Path, *arguments: str) -> tuple[str, ...]:
-    return sys.executable, SCRIPTED, json.dumps(script), "ask", "-m", str(model), *arguments, "hi"
-
 
 REPLY = """# Title
 
@@ -33,16 +29,26 @@ print("\x1b[31mhello\x1b]0;title\x07")
 """
 
 
+@pytest.fixture
+def open_ask(open_terminal: OpenTerminal, chatml_model: Path) -> OpenTerminal:
+    """A function that asks a scripted model at a terminal."""
+
+    def start(script: dict[str, object], *arguments: str, shell: tuple[str, ...] = (), **terminal: object) -> Person:
+        ask = (sys.executable, SCRIPTED, json.dumps(script), "ask", "-m", chatml_model, *arguments, "hi")
+        return open_terminal(*shell, *ask, **terminal)
+
+    return start
+
+
 @pytest.mark.parametrize(
     ("size", "is_quiet", "exported"), [((80, 24), False, "0"), ((20, 8), True, "120")], ids=["color", "quiet, no color"]
 )
 def test_ask_renders_markdown_without_the_models_control_sequences(
-    open_terminal: OpenTerminal, chatml_model: Path, size: tuple[int, int], is_quiet: bool, exported: str
+    open_ask: OpenTerminal, size: tuple[int, int], is_quiet: bool, exported: str
 ) -> None:
     arguments, env = (("-q",), {"NO_COLOR": "1"}) if is_quiet else ((), {})
     env |= {"COLUMNS": exported, "LINES": exported}  # of another window
-    script = {"reply": REPLY, "pause": 0.0005, "load": 0.6}
-    window = open_terminal(*scripted(script, chatml_model, *arguments), size=size, **env)
+    window = open_ask({"reply": REPLY, "pause": 0.0005, "load": 0.6}, *arguments, size=size, **env)
     assert window.end() == 0
     clean = REPLY.replace("\x1b[31m", "").replace("\x1b]0;title\x07", "")
     assert window.screen.lines == rendered_lines(clean, *size)
@@ -63,32 +69,27 @@ def test_ask_strips_controls_from_plain_answers_and_prompts(
 
 
 @pytest.mark.parametrize("env", [{"TERM": "unknown"}, {"ACCESSIBLE": "1"}])
-def test_ask_prints_plain_lines_on_dumb_and_accessible_terminals(
-    open_terminal: OpenTerminal, chatml_model: Path, env: dict[str, str]
-) -> None:
-    window = open_terminal(*scripted({"reply": REPLY, "load": 0.2}, chatml_model), **env)
+def test_ask_prints_plain_lines_on_dumb_and_accessible_terminals(open_ask: OpenTerminal, env: dict[str, str]) -> None:
+    window = open_ask({"reply": REPLY, "load": 0.2}, **env)
     assert window.end() == 0
     assert "\x1b" not in window.output
     assert window.screen.lines[0] == "# Title"
 
 
-def test_ask_redirects_plain_text_and_keeps_the_status_line_on_screen(
-    open_terminal: OpenTerminal, chatml_model: Path, tmp_path: Path
-) -> None:
-    text = "# Title\n\n" + "".join(f"word{number} " for number in range(40)) + "end"
-    command = scripted({"reply": text, "load": 0.5}, chatml_model)
-    window = open_terminal("sh", "-c", f'"$0" "$@" > {tmp_path}/out', *command)
+WORDS = "".join(f"word{number} " for number in range(10_000))
+
+
+def test_ask_redirects_plain_text_and_keeps_the_status_line_on_screen(open_ask: OpenTerminal, tmp_path: Path) -> None:
+    text = f"# Title\n\n{WORDS[:300]}end"
+    window = open_ask({"reply": text, "load": 0.5}, shell=("sh", "-c", '"$0" "$@" > out'))
     assert window.end() == 0
     assert (tmp_path / "out").read_text() == f"{text}\n"
     assert "loading chatml 50%" in window.output
     assert window.screen.lines == []
 
 
-WORDS = "".join(f"word{number} " for number in range(10_000))
-
-
-def test_ask_ctrl_c_keeps_the_partial_answer_on_screen(open_terminal: OpenTerminal, chatml_model: Path) -> None:
-    window = open_terminal(*scripted({"reply": WORDS, "pause": 0.002}, chatml_model))
+def test_ask_ctrl_c_keeps_the_partial_answer_on_screen(open_ask: OpenTerminal) -> None:
+    window = open_ask({"reply": WORDS, "pause": 0.002})
     window.wait_for_output("word9 ")
     window.type("\x03")
     assert window.end() == 130
@@ -108,3 +109,53 @@ def test_ask_notes_that_it_waits_for_standard_input(open_terminal: OpenTerminal,
     window.type("\x03")
     assert window.end() != 0
     assert "Traceback" not in window.output
+
+
+def test_settings_are_listed_with_ranges_and_defaults_on_a_narrow_terminal(open_terminal: OpenTerminal) -> None:
+    window = open_terminal(COMMAND, "ask", "--set", "help", size=(80, 200))
+    window.wait_for("llama.cpp's log")
+    place = window.screen.lines.index(f"{'min_p':19}Drop tokens below P times the likeliest")
+    assert window.screen.lines[place + 1] == f"{' ' * 19}a number from 0 to 1; default: 0.05"
+
+
+STYLED = "# Title\n\nSome **bold** text and `code`.\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n1. one\n2. two"
+COLOR = re.compile(r"\x1b\[(?:\d+;)*(?:[39]\d|38;5;\d+)m")
+
+
+@pytest.mark.parametrize(
+    ("env", "has_styles", "has_colors"),
+    [
+        ({"FORCE_COLOR": ""}, False, False),
+        ({"FORCE_COLOR": "1"}, True, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, True, False),
+        ({"FORCE_COLOR": "1", "TERM": "dumb"}, False, False),
+        ({"FORCE_COLOR": "1", "ACCESSIBLE": "1"}, False, False),
+    ],
+)
+def test_pipes_have_styles_only_with_force_color(
+    env: dict[str, str],
+    has_styles: bool,
+    has_colors: bool,
+    tmp_path: Path,
+    chatml_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    done = run_here({"reply": STYLED, "pause": 0.002}, tmp_path, "ask", "-m", chatml_model, "-n", "100", "Go")
+    failed = run_here({}, tmp_path, "ask", "-m", chatml_model, "-n", "many", "Go")
+    assert "\x1b[1;4mTitle" in done.out if has_styles else done.out == f"{STYLED}\n"
+    assert not re.search(r"\x1b\[[^m]*[^m\d;]", done.out), "nothing is erased"
+    assert strip_controls(done.out).count("Title") == strip_controls(done.out).count("2. two") == 1
+    assert bool(COLOR.search(done.out)) == bool(COLOR.search(failed.err)) == has_colors
+
+
+# What a test says that waits in vain for the program of a `Person`.
+
+
+@pytest.mark.parametrize(("ending", "code"), [("exit 3", 3), ("kill -9 $$", 137)])
+def test_person_shows_the_screen_of_a_program_that_ends(open_terminal: OpenTerminal, ending: str, code: int) -> None:
+    person = open_terminal("sh", "-c", f"echo no luck; echo on line 2; {ending}")
+    problem = f"the program ended with exit code {code} before it showed 'luck at last'; its screen:"
+    with pytest.raises(AssertionError, match=f"^{problem}\nno luck\non line 2$"):
+        person.wait_for("luck at last")
