@@ -1,17 +1,13 @@
 """`cerebrum ask`: its inputs, what it writes to each stream, its exit codes and its settings."""
 
-import json
 import os
 import re
-import signal
 import subprocess
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 from cases import rows
-from command_line import COMMAND, CommandLine, assert_error, endless_reply_grammar, fixed_reply_grammar
+from command_line import CommandLine, assert_error, fixed_reply_grammar
 from templates import chatml_prompt
 
 from cerebrum_cli.cli.failures import report
@@ -77,37 +73,6 @@ def test_closed_pipe_ends_without_an_error(user: CommandLine, arguments: tuple[s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("redirection", ["", "2>&-"])
-def test_closed_pipe_saves_the_answer_so_far(user: CommandLine, redirection: str) -> None:
-    user.run("ask", "-n", "2", "an older question")
-    process = subprocess.Popen(
-        [
-            "sh",
-            "-c",
-            f'"$0" ask --set loop_check=off --grammar "$1" hi {redirection}',
-            COMMAND,
-            endless_reply_grammar(user.home),
-        ],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=user.environment(),
-        bufsize=0,
-    )
-    assert process.stdout and process.stderr
-    begin = process.stdout.read(4).decode()
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    process.stderr.close()
-    assert process.wait(60) == 0
-    question, reply = user.messages("hi")
-    assert question["content"] == "hi" and reply["content"].startswith(begin.rstrip())
-    assert reply["finish_reason"] == "cancelled"
-    assert user.run("chat", "-c", "-n", "3", stdin="/continue\n").code == 0
-    assert user.contents("hi")[1].startswith(reply["content"])
-
-
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk_on_stdout_is_an_error(user: CommandLine) -> None:
     with open("/dev/full", "wb") as full:
@@ -154,35 +119,6 @@ def test_chat_ends_with_an_error_if_its_answers_cannot_be_written(user: CommandL
     assert_error(closed, 1, "standard output is closed")
     assert closed.err.count("error: ") == 1
     assert user.run("sessions", "search", "two").out == ""
-
-
-@pytest.mark.slow
-def test_interrupted_ask_prints_the_partial_answer_and_saves_what_it_evaluated(user: CommandLine) -> None:
-    process = user.start("ask", "--stats", *ENDLESS, endless_reply_grammar(user.home), "word " * 300)
-    assert process.stdout and process.stderr
-    begin = process.stdout.read(1)
-    process.send_signal(signal.SIGTERM)
-    text, err = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert (begin + text).endswith(b"\n")
-    assert "finish reason cancelled" in err.decode()
-    assert list((user.home / ".cache" / "cerebrum" / "states").glob("*.state"))
-
-
-@pytest.mark.slow
-def test_interrupted_ask_prints_the_json_object(user: CommandLine) -> None:
-    verbose = ("--set", "verbose=on")
-    process = user.start("ask", "--json", *verbose, *ENDLESS, endless_reply_grammar(user.home), "hi")
-    assert process.stdout and process.stderr
-    assert any(b"reserve took" in line for line in process.stderr)  # it is loaded, and prefill is about to start
-    used = psutil.Process(process.pid).cpu_times
-    loaded_s = used().user
-    while used().user < loaded_s + 0.4:  # meanwhile it generates, on a busy machine, too
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert json.loads(out)["finish_reason"] == "cancelled"
 
 
 def test_grammar_nested_too_deeply_is_a_usage_error(user: CommandLine) -> None:

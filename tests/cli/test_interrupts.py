@@ -3,7 +3,6 @@
 import importlib
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,7 +10,6 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from command_line import CommandLine
 from person import SHELL, OpenTerminal, Person
 from tiny_models import CHATML_TEMPLATE, write_chatml
 
@@ -82,25 +80,6 @@ def test_interruptible_lets_an_import_finish_first(tmp_path: Path, monkeypatch: 
         module = importlib.import_module("interrupted_module")
         assert module.is_complete
         time.sleep(10)
-
-
-@pytest.mark.slow
-def test_interrupt_of_the_first_imports_exits_quietly(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-X", "importtime", "-m", "cerebrum_cli", "ask", "hello"],
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=CommandLine(tmp_path).environment(),
-        text=True,
-    )
-    assert process.stderr
-    assert any(line.endswith(" cerebrum_cli\n") for line in process.stderr)
-    for _ in range(25):
-        process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert [line for line in err.splitlines() if not line.startswith("import time:")] == []
 
 
 # In a shell.

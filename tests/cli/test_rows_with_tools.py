@@ -1,16 +1,14 @@
 """Functions that a model may call in many rows: batches, evaluations and the library's `replies`."""
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import Finished, assert_error
 from installations import installation
-from scripted_command import app_for, batch_backend, run_here, start_scripted
+from scripted_command import app_for, batch_backend, run_here
 from server_kinds import LlamaServer
-from waiting import TIMEOUT_S, wait_until
 
 from cerebrum_cli import Reply, open_model
 
@@ -151,25 +149,3 @@ def test_replies_of_the_library_call_functions(rows: Rows) -> None:
     assert (none.text, none.calls) == ("No call.", ())
     assert [str(made) for made in oslo.calls] == ["weather(city='Oslo')"]
     assert (oslo.message.content, oslo.message.rounds[0].content) == ("No coat in Oslo.", "I look.")
-
-
-@pytest.mark.slow
-def test_interrupted_batch_ends_a_function_and_resumes(rows: Rows) -> None:
-    started, output = rows.home / "started", rows.home / "out.jsonl"
-    waits = f"""import pathlib, time
-    started = pathlib.Path({str(started)!r})
-    if not started.exists():
-        started.touch()
-        time.sleep(60)
-    return"""
-    rows.functions.write_text(FUNCTIONS.replace("return", waits))
-    path = rows.write("in.jsonl", [{"prompt": "None?"}, {"prompt": "Oslo?"}])
-    arguments = ("batch", path, "-o", output, "-m", rows.model, "--tool", rows.functions, "-y")
-    process = start_scripted({**rows.script, "backends": []}, rows.home, *map(str, arguments))
-    wait_until(started.exists)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=TIMEOUT_S)
-    assert (process.returncode, b"hint: 1 of 2 rows done" in err) == (130, True), err
-    assert run_here(rows.script, rows.home, *arguments).code == 0
-    answers = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [(answer["text"], len(answer["calls"])) for answer in answers] == [("No call.", 0), ("No coat in Oslo.", 1)]

@@ -4,17 +4,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from math import exp, inf, log, nan
-from pathlib import Path
 
 import pytest
-from command_line import CommandLine
 from installations import source_of
 from model_servers import ModelServer
 from remote_engines import remote_engine, serving_kind
 from scripted_backend import END
 from server_kinds import KINDS, LlamaServer, OllamaServer
 from templates import chosen_format
-from waiting import wait_until
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.decision import Decision
@@ -165,25 +162,3 @@ def test_a_number_that_begins_another_is_clear_if_both_are_tokens() -> None:
         assert isinstance(error, EndpointError) and error.hint == "score with fewer numbers, or take votes: --votes 8"
         server.openings = {"1": -0.5, "2": -1.0, "10": -2.0}
         assert decision(model, parse_score("1..10")).answer == "1"
-
-
-def test_a_killed_run_loses_no_decision(tmp_path: Path) -> None:
-    user = CommandLine(tmp_path)
-    (tmp_path / "in.txt").write_text("".join(f"Text {number}.\n" for number in range(60)))
-    with serving_kind(OllamaServer, lambda held, seed: END, context_size=10_000) as [server]:
-        server.openings = {"yes": -0.2, "no": -2.0}
-        command = "decide", "Is it {text}?", "in.txt", "-o", "out.jsonl", "--endpoint", server.url
-        fault = server.arm(let_through=40, hang_after=0)
-        process = user.start(*command)
-        server.wait_for(lambda: fault.struck)
-        partial = tmp_path / "out.jsonl.partial"
-        wait_until(lambda: partial.exists() and partial.read_bytes().count(b"\n") > 5)
-        process.kill()
-        process.communicate()
-        server.disarm()
-        saved = partial.read_bytes().splitlines()[1:]
-        asked = len(server.completions())
-        done = user.run(*command, directory=tmp_path)
-        assert done.code == 0 and len(server.completions()) - asked <= 2 * (60 - len(saved))
-    lines = (tmp_path / "out.jsonl").read_bytes().splitlines()
-    assert len(lines) == 60 and {*saved} <= {*lines}

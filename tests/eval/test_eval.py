@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from shutil import copyfile
@@ -10,10 +9,8 @@ from typing import Any
 
 import cases
 import pytest
-from batch_files import stored_lines
 from command_line import CommandLine, Finished, assert_error
 from scripted_command import run_here
-from waiting import wait_until
 
 from cerebrum_cli.batch.input_row import OUTPUT_KEYS
 from cerebrum_cli.core.row_fields import INCOMPLETE
@@ -102,19 +99,11 @@ def test_larger_limit_asks_only_the_other_questions(command: CommandLine, sums: 
     assert_error(refused, 1, f"{run} was made with other settings: samples (2, now 3)")
 
 
-def test_interrupted_eval_tells_how_to_resume(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+def test_restarted_run_may_be_smaller_and_samples_need_a_temperature(
+    command: CommandLine, sums: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run.jsonl"
-    process = command.start("eval", sums, *MODEL, "--samples", "64", "-q", "-o", run)
-    wait_until(lambda: process.poll() is not None or bool(stored_lines(Path(f"{run}.partial"))))
-    second = run_eval(command, sums, "--samples", "64", "-o", run)
-    assert_error(second, 1, "another process is writing run.jsonl")
-    assert "the run is not complete" in command.run("runs", "show", run).out
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, b"")
-    assert f"of 40 questions done, saved in {run}.partial; run it again to resume" in err.decode()
-    saved = [json.loads(line) for line in stored_lines(Path(f"{run}.partial"))]
-    assert {len(row["votes"]["samples"]) for row in saved} == {64}  # none that the signal has cut off
+    assert run_eval(command, sums, "--samples", "3", "--limit", "4", "-o", run).code == 0
     smaller = run_eval(command, sums, "--samples", "2", "--limit", "3", "--restart", "-o", run)
     assert (smaller.object["n"], smaller.object["samples"], len(rows_of(run))) == (3, 2, 3)
     assert record_of(run)["fingerprint"]["temperature"] == 0.7  # of several samples

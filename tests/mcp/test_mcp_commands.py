@@ -2,18 +2,15 @@
 
 import json
 import shlex
-import signal
 import sys
 from pathlib import Path
 
 import mcp_stand_in
-import psutil
 import pytest
 from command_line import CommandLine, Finished, assert_error
 from mcp_user import McpUser
 from person import OpenTerminal
-from scripted_command import SCRIPTED, run_here, start_scripted
-from waiting import TIMEOUT_S, wait_for_end, wait_until
+from scripted_command import SCRIPTED, run_here
 
 pytestmark = pytest.mark.slow
 
@@ -133,36 +130,3 @@ def test_terminal_asks_before_a_call(mcp_user: McpUser, open_terminal: OpenTermi
     person.type("y\r", shows="-> heard b")
     person.wait_for("It is b.")
     person.leave()
-
-
-@pytest.mark.parametrize(
-    ("behaviour", "signum", "code"),
-    [
-        ("", signal.SIGINT, 130),
-        ("", signal.SIGTERM, 143),
-        ("", signal.SIGKILL, -9),
-        ("stubborn", signal.SIGKILL, -9),
-        ("child", signal.SIGKILL, -9),
-        ("slow 600", signal.SIGINT, 130),  # while it starts
-    ],
-)
-def test_no_server_stays_after_a_signal(mcp_user: McpUser, behaviour: str, signum: int, code: int) -> None:
-    words = ("ask", "-m", str(mcp_user.model), "--mcp", f"{COMMAND} {behaviour}", "-y", "Wait?")
-    process = start_scripted({"rows": ROWS}, mcp_user.home, *words)
-
-    def servers() -> list[psutil.Process]:
-        return psutil.Process(process.pid).children(recursive=True)
-
-    def waits() -> bool:
-        """Whether the server and its guard run, and it answers a call, or sleeps before it starts."""
-        if "slow" in behaviour:
-            return len(servers()) >= 2 and any("slow" in server.cmdline() for server in servers())
-        return (mcp_user.home / "started").exists()
-
-    wait_until(waits)
-    started = servers()
-    assert len(started) >= 2
-    process.send_signal(signum)
-    out, _ = process.communicate(timeout=TIMEOUT_S)
-    assert (process.returncode, out) == (code, b"")
-    wait_for_end(started)

@@ -1,21 +1,17 @@
 """Majority votes of `ask` and `batch`: samples of one prompt, early stopping, and programs that vote, too."""
 
 import json
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from asking import running_engine
 from command_line import CommandLine, Finished
 from installations import model_on
 from scripted_backend import ScriptedSampler
-from scripted_command import RecordingBackend, batch_backend, run_here, start_scripted
+from scripted_command import RecordingBackend, batch_backend, run_here
 from templates import chosen_format
-from waiting import user_seconds, wait_for_end, wait_until
 
 from cerebrum_cli.core.ask import ASK_FOR_ANSWER, Ask, parse_votes
 from cerebrum_cli.core.conversation import Conversation
@@ -373,23 +369,3 @@ def test_check_counts_programs_that_monty_does_not_support(runner: VoteRunner) -
     done = check(runner, "q", "--votes", "4", "--stats", programs=programs)
     result = "4: 1 reply and 1 program of 4 samples; runner-up 5: 2 replies and 0 programs"
     assert f"{result}; 2 programs not supported by Monty\n" in done.err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]
-)
-def test_check_ends_with_its_command(tmp_path: Path, chatml_model: Path, signum: signal.Signals, code: int) -> None:
-    """A program that would run for five seconds ends at once, and is not counted as one that failed."""
-    script = {"rows": {f"{reply(4)}{BETWEEN}": program("while True: pass")}, "seeds": [reply(4)]}
-    options = ("--votes", "2", "--check", "python", "--json", "-m", str(chatml_model))
-    with start_scripted(script, tmp_path, "ask", "q", *options) as process:
-        parent = psutil.Process(process.pid)
-        wait_until(lambda: any(user_seconds(child) > 0.3 for child in parent.children(recursive=True)))
-        running = parent.children(recursive=True)
-        started = time.monotonic()
-        process.send_signal(signum)
-        out, _ = process.communicate(timeout=10)
-        assert (process.returncode, out) == (code, b"")
-        assert time.monotonic() - started < 2
-    wait_for_end(running)

@@ -4,7 +4,6 @@ Then in processes and terminals of their own: Ctrl-C, kill -9, chats, and the re
 """
 
 import json
-import signal
 import ssl
 import sys
 from collections.abc import Iterator
@@ -12,17 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_files import stored_lines
 from command_line import CommandLine, assert_error
 from llama_engines import open_engine
 from loopback import Loopback, LoopbackHandler
 from person import OpenTerminal, Person
 from remote_engines import served_engine, set_patience
-from scripted_command import SCRIPTED, batch_backend, run_here, start_scripted
+from scripted_command import SCRIPTED, batch_backend
 from served import SEEDS, Served
-from server_kinds import BUILD, LlamaServer, VllmServer
+from server_kinds import BUILD, LlamaServer
 from vocabularies import MARKS, marks_in
-from waiting import TIMEOUT_S, wait_until
+from waiting import TIMEOUT_S
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -250,7 +248,6 @@ CHAT: dict[str, Any] = {
     "seeds": ["Other."],
 }
 LOCAL = ("threads", "gpu_layers", "speculative", "cache_gb")
-LINES = 40
 AT = 12  # objects of a stream, of which the first are of the prompt's progress
 
 
@@ -266,93 +263,6 @@ def server(request: pytest.FixtureRequest) -> Iterator[LlamaServer]:
 def arguments(server: LlamaServer, chatml_model: Path) -> list[str]:
     """The options that ask for this server."""
     return ["-m", str(chatml_model), "--endpoint", server.url, "--seed", "0"]
-
-
-@pytest.mark.slow
-def test_endpoint_interrupted_ask_saves_what_arrived(
-    new_user: CommandLine, server: LlamaServer, arguments: list[str], chatml_model: Path
-) -> None:
-    server.models = (chatml_model.name,)
-    stuck = server.arm(hang_after=AT)
-    process = start_scripted(SCRIPT, new_user.home, "ask", *arguments, "Tell me")
-    assert process.stdout
-    first = process.stdout.read(4)
-    assert stuck.is_hanging.wait(TIMEOUT_S)
-    process.send_signal(signal.SIGTERM)
-    rest, err = process.communicate(timeout=TIMEOUT_S)
-    printed = (first + rest).decode()
-    assert (process.returncode, err) == (143, b"")
-    assert printed.endswith("\n") and SCRIPT["seeds"][0].startswith(printed.strip())
-    server.wait_for(lambda: server.completions()[0].is_left)
-    [question, reply] = new_user.messages("tell-me")
-    assert (question["content"], reply["finish_reason"]) == ("Tell me", "cancelled")
-    assert reply["params"]["served_model"] == "chatml.gguf (1000 bytes)"
-    assert reply["content"].strip() == printed.strip()
-
-
-@pytest.mark.slow
-def test_endpoint_interrupted_while_connecting(
-    new_user: CommandLine, server: LlamaServer, arguments: list[str]
-) -> None:
-    armed = server.arm(times=None, path="/v1/models", hang_after=0)
-    process = start_scripted(SCRIPT, new_user.home, "ask", *arguments, "Tell me")
-    server.wait_for(lambda: armed.struck)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=TIMEOUT_S)
-    assert (process.returncode, out) == (130, b"")
-    assert "Traceback" not in err.decode()
-
-
-@pytest.fixture
-def batch(new_user: CommandLine, arguments: list[str]) -> list[str]:
-    """The arguments of a batch."""
-    (new_user.home / "in.txt").write_text("".join(f"Question {number}\n" for number in range(LINES)))
-    return ["in.txt", "-o", "out", *arguments]
-
-
-def partial(user: CommandLine) -> list[dict[str, Any]]:
-    """The finished rows of an unfinished batch."""
-    return [json.loads(line) for line in stored_lines(user.home / "out.partial")]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_endpoint_ended_batch_asks_for_nothing_finished_again(
-    new_user: CommandLine,
-    server: LlamaServer,
-    batch: list[str],
-    number: signal.Signals,
-    code: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    answered = 1 if number == signal.SIGKILL else 10
-    stuck = server.arm(hang_after=0, times=None, let_through=answered)
-    process = start_scripted(SCRIPT, new_user.home, "batch", *batch)
-    assert stuck.is_hanging.wait(TIMEOUT_S)
-    wait_until(lambda: len(partial(new_user)) >= answered)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=TIMEOUT_S)
-    finished = partial(new_user)
-    assert process.returncode == code
-    if number != signal.SIGKILL:
-        saved = f"{len(finished)} of {LINES} rows done, saved in out.partial"
-        assert err.decode().splitlines()[-1] == f" hint: {saved}; run it again to resume"
-    server.wait_for(lambda: all(asked.is_left or asked.is_answered for asked in server.asked))
-    stuck.disarm()
-    before = len(server.completions())
-    monkeypatch.chdir(new_user.home)
-    with VllmServer(server.model, context_size=100_000) as other:
-        done = run_here(
-            dict(SCRIPT), new_user.home, "batch", *(other.url if each == server.url else each for each in batch)
-        )
-        assert_error(done, 1, "serves tiny.gguf on vLLM instead of tiny.gguf (1000 bytes) on llama-server")
-    assert partial(new_user) == finished
-    assert run_here(dict(SCRIPT), new_user.home, "batch", *batch, "-q").code == 0
-    again = [bytes(asked.prompt).decode() for asked in server.completions()[before:]]
-    assert len(again) == LINES - len(finished)
-    assert not any(f"{row['prompt']}<" in prompt for row in finished for prompt in again)
-    rows = [json.loads(line) for line in (new_user.home / "out").read_text().splitlines()]
-    assert [row["id"] for row in rows] == list(range(1, LINES + 1)) and not any(row["error"] for row in rows)
 
 
 @pytest.fixture
