@@ -5,6 +5,7 @@ A transcript has one user, whose home is `~` and the working directory. `;;` beg
     @model NAME             installs a tiny ChatML model; after the name, a template of the tests (or none), sampling
     @file PATH              writes the following lines, up to `@end`, into a file; \\x.. stands for a byte
     @reply TEXT             from here on, a scripted model generates this text
+    @replies LIST           or one of these, by its seed, as JSON
     $ cerebrum ARGUMENT...  runs a command; before it may be `printf TEXT |`, or NAME=VALUE for variables
     $ cat PATH              prints a file
     $ ls                    prints the names of the files in the home directory
@@ -19,7 +20,7 @@ import json
 import os
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ class Transcript:
 
     user: CommandLine
     model: Path
-    reply: str | None = None
+    replies: list[str] = field(default_factory=list)
 
     def replay(self, text: str) -> str:
         """Run the steps of a transcript. Return it with what they print in place of what differs."""
@@ -54,7 +55,9 @@ class Transcript:
             name, *details = argument.split(" ", 2)
             install(self.user.home, self.model_with(name, *details) if details else self.model, name)
         elif kind == "@reply":
-            self.reply = argument.encode().decode("unicode_escape")
+            self.replies = [argument.encode().decode("unicode_escape")]
+        elif kind == "@replies":
+            self.replies = json.loads(argument)
         elif kind == "@file":
             path = self.user.home / argument
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,9 +94,9 @@ class Transcript:
         return out + errors + (f"[exit {done.code}]\n" if done.code else "")
 
     def run(self, arguments: list[str], piped: bytes | None, variables: dict[str, str]) -> Finished:
-        if self.reply is None:
+        if not self.replies:
             return self.user.run(*arguments, stdin=piped, env=variables)
-        script = {"reply": self.reply} if "--raw" in arguments else {"rows": {}, "seeds": [self.reply]}
+        script = {"reply": self.replies[0]} if "--raw" in arguments else {"rows": {}, "seeds": self.replies}
         with environment_of(self.user.environment(variables)), contextlib.chdir(self.user.home):
             return run_here(script, self.user.home, *arguments, piped=piped)
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.llama.bindings import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.requests import LoadOptions
 from cerebrum_cli.engine.step import StopFlag, TokenRow
 from cerebrum_cli.library.adapters import adapter_size
 from cerebrum_cli.library.installed import InstalledModel
@@ -46,18 +46,11 @@ def write_merged(path: Path, model: Path, *changes: tuple[Factors, float]) -> Pa
     return rewritten(model, path, change=merge)
 
 
-def with_files(plain: LoadOptions, adapters: tuple[tuple[Path, float], ...]) -> LoadOptions:
-    return replace(plain, adapters=adapters)
-
-
 def logits(model: Path, *adapters: tuple[Path, float]) -> npt.NDArray[np.float32]:
-    backend = open_llama(with_files(options(model), adapters), lambda _: None, StopFlag())
-    try:
+    with closing(open_llama(replace(options(model), adapters=adapters), lambda _: None, StopFlag())) as backend:
         backend.reserve(64)
         backend.decode([TokenRow(0, index, token, index == len(TOKENS) - 1) for index, token in enumerate(TOKENS)])
         return np.array(backend.logits(len(TOKENS) - 1))
-    finally:
-        backend.close()
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +122,10 @@ def answer(user: CommandLine, *arguments: str | Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_adapter_of_a_catalog_row_is_beside_models_toml(user: CommandLine, chatml_model: Path) -> None:
-    write_adapter(user.config / "style.gguf", factors_for(chatml_model))
+def test_adapter_is_beside_the_catalog_the_settings_or_the_saved_prompt_that_names_it(
+    user: CommandLine, chatml_model: Path
+) -> None:
+    path = write_adapter(user.config / "style.gguf", factors_for(chatml_model))
     plain = answer(user, "hello", "--no-log")["text"]
     row = '[models.small]\nfile = "{}"\n[models.small.settings]\nlora = "style.gguf:0.9"\n'
     (user.config / "models.toml").write_text(row.format(chatml_model.name))
@@ -139,6 +134,13 @@ def test_adapter_of_a_catalog_row_is_beside_models_toml(user: CommandLine, chatm
     (user.config / "models.toml").unlink()
     (user.config / "config.toml").write_text('lora = ["style.gguf:0.9"]\n')
     assert answer(user, "hello", "--no-log")["text"] != plain
+    (user.config / "config.toml").unlink()
+    prompts = user.config / "prompts"
+    prompts.mkdir()
+    path.rename(prompts / "style.gguf")
+    (prompts / "styled.md").write_text('+++\nlora = ["style.gguf:0.9"]\n+++\n')
+    assert answer(user, "hello", "--no-log", "-p", "styled")["text"] != plain
+    assert answer(user, "hello", "--no-log", "-p", "styled", "--lora", "none")["text"] == plain
 
 
 def test_show_names_the_adapters_of_a_catalog_row(user: CommandLine, chatml_model: Path) -> None:
@@ -169,17 +171,15 @@ def test_batch_is_not_resumed_with_another_adapter(user: CommandLine, chatml_mod
     moved.write_bytes(adapter.read_bytes())
     assert user.run(*command, "--lora", moved).code == 0
     other = write_adapter(user.home / "other.gguf", factors_for(chatml_model, seed=7))
-    for lora, now in (
-        ((), "none"),
-        (("--lora", f"{adapter}:0.5"), f"{adapter.name}:0.5"),
-        (("--lora", other), "other.gguf"),
-        (("--lora", adapter, "--lora", other), f"{adapter.name}, other.gguf"),
-    ):
-        done = user.run(*command, *lora)
-        assert done.code == 1
-        assert (
-            f"out.jsonl was made with other settings: adapter ({moved.name}, now {now})\n" in done.err
-        )  # as last given
+    others: dict[tuple[str | Path, ...], str] = {
+        (): "none",
+        (f"{adapter}:0.5",): f"{adapter.name}:0.5",
+        (other,): "other.gguf",
+    }
+    for adapters, now in {**others, (adapter, other): f"{adapter.name}, other.gguf"}.items():
+        done = user.run(*command, *(part for path in adapters for part in ("--lora", path)))
+        problem = f"out.jsonl was made with other settings: adapter ({moved.name}, now {now})"  # as last given
+        assert_error(done, 1, problem)
     (user.home / "same").mkdir()
     same = write_adapter(user.home / "same/other.gguf", factors_for(chatml_model, seed=9))
     assert user.run(*command, "--lora", other, "--restart").code == 0
@@ -211,11 +211,11 @@ def test_session_is_continued_with_its_adapter(user: CommandLine, adapter: Path)
 
 @pytest.mark.slow
 def test_chat_reloads_the_model_for_another_adapter(user: CommandLine, adapter: Path) -> None:
+    env = {"CEREBRUM_MAX_TOKENS": "8", "CEREBRUM_TEMPERATURE": "0"}
+
     def chat(*lines: str) -> list[str]:
         script = "".join(f"{line}\n/help exit\n" for line in ("hello", *lines))
-        done = user.run(
-            "chat", "small", "--quiet", stdin=script, env={"CEREBRUM_MAX_TOKENS": "8", "CEREBRUM_TEMPERATURE": "0"}
-        )
+        done = user.run("chat", "small", "--quiet", stdin=script, env=env)
         refused.append("cannot be continued: the model's file or adapters have changed" in done.err)
         return [reply for reply in re.split(r"^/exit .*\n", done.out, flags=re.MULTILINE) if reply]
 
@@ -241,14 +241,3 @@ def test_adapter_and_ray_exclude_each_other(tmp_path: Path, chatml_model: Path, 
     options = RowOptions(ray="auto")
     with pytest.raises(UsageError, match="--ray cannot apply the adapter"):
         options.find_source(app_for({}, tmp_path), {"model": str(chatml_model), "lora": (str(adapter),)})
-
-
-@pytest.mark.slow
-def test_saved_prompt_keeps_the_place_of_its_adapter(user: CommandLine, adapter: Path) -> None:
-    plain = answer(user, "hello", "--no-log")["text"]
-    prompts = user.config / "prompts"
-    prompts.mkdir()
-    (prompts / "style.gguf").write_bytes(adapter.read_bytes())
-    (prompts / "styled.md").write_text('+++\nlora = ["style.gguf:0.9"]\n+++\n')
-    assert answer(user, "hello", "--no-log", "-p", "styled")["text"] != plain
-    assert answer(user, "hello", "--no-log", "-p", "styled", "--lora", "none")["text"] == plain

@@ -9,7 +9,7 @@ from pickle import dumps, loads
 from typing import Any
 
 import pytest
-from asking import collect_replies, generate, running_engine
+from asking import Reply, collect_replies, generate, running_engine
 from cases import rows
 from command_line import SOUND_MODELS, CommandLine, Finished, assert_error
 from installations import model_on
@@ -89,7 +89,6 @@ OBJECT = {
     "required": ["ok"],
     "additionalProperties": False,
 }
-NO_DAY = {"const": "2025-02-29T00:00:00Z", "format": "date-time"}  # checked only once it is complete
 LIST = {"type": "array", "items": {"type": "boolean"}, "minItems": 1}
 
 
@@ -176,92 +175,43 @@ def test_answer_that_begins_in_the_last_token_of_its_reasoning(chatml_model: Pat
 
 @pytest.mark.parametrize("model", ["own", "opened"])
 def test_stop_strings_count_in_the_answer_only(new_user: CommandLine, models: dict[str, Path], model: str) -> None:
-    command = ("ask", "Why?", "-m", models[model], "--json", "--no-log", "--stop", "m", "--stop", " ")
-    answer = new_user.run(*command, "--stop", "y").object
+    command = ("ask", "Why?", "-m", models[model], "--json", "--no-log", "--stop", "m", "--stop", " ", "--stop", "y")
+    answer = new_user.run(*command).object
     assert (answer["reasoning"], answer["text"], answer["finish_reason"]) == ("Hm.", "x", "stop")
-    limited = new_user.run(*command, "--stop", ".", "--think", "1").object
-    assert (limited["reasoning"], limited["reasoning_closed_at"] is None) == ("Hm.", False)
 
 
-def test_ask_reports_a_reply_that_ended_in_its_reasoning(new_user: CommandLine, models: dict[str, Path]) -> None:
-    still = "the reply ended while reasoning, before an answer, so it does not match the"
-    for rule, name in ((OBJECT, "schema"), ('"x"', "grammar")):
-        done = ask(new_user, models["own"], rule, "-n", "3")
-        assert_error(done, 5, f"{still} {name}", "raise --max-tokens, or limit reasoning with --think N or --think off")
-        assert done.object["reasoning"] == "Hm"
+INCOMPLETE = rows("incomplete_answers")
+
+
+@pytest.mark.parametrize("name", INCOMPLETE)
+def test_answer_that_does_not_match_is_an_error(new_user: CommandLine, models: dict[str, Path], name: str) -> None:
+    rule, options, text, problem, more = INCOMPLETE[name]
+    done = ask(new_user, models["own"], rule, *options)
+    assert_error(done, 5, problem, *more)
+    assert (done.object["text"], done.object["reasoning"]) == (text, "Hm." if text else "Hm")
+    assert ask(new_user, models["own"], rule, *options, "--votes", "2").object["votes"]["tally"] == []
+    (new_user.home / "in.txt").write_text("Why?\n")
+    command = ("batch", "in.txt", "-o", "-", "-m", models["own"], *constrained(new_user.home, rule), *options)
+    for votes in ((), ("--votes", "2")):
+        done = new_user.run(*command, *votes)
+        assert (done.code, done.object["text"], done.object["error"]["type"]) == (6, text, "incomplete_output")
+        assert done.object["error"]["message"].startswith(problem)
 
 
 def test_ask_checks_reasoning_under_a_grammar_for_loops(new_user: CommandLine, tmp_path: Path) -> None:
     endless = write_bigrams(tmp_path / "endless.gguf", ":", "<think>", "H", "m", "H", chat_template=AFTER_COLON)
     SOUND_MODELS.append(endless)
     done = ask(new_user, endless, OBJECT)
-    assert (done.code, done.object["finish_reason"]) == (5, "repetition")
     assert_error(done, 5, "the reply repeats itself", "--set loop_check=off")
-    looped = ask(new_user, endless, '"ab"{200}', "--think", "1")
-    assert (looped.object["text"], looped.object["finish_reason"]) == ("ab" * 200, "stop")
-    repeated = ask(new_user, endless, LIST, "--temperature", "0", "--think", "1")
-    assert_error(repeated, 5, "the reply repeats itself and was stopped after", "--set loop_check=off lets it repeat")
-    assert repeated.object["finish_reason"] == "repetition"
-    longer = ask(new_user, endless, LIST, "--temperature", "0", "--think", "1", "--set", "loop_check=off")
-    assert (longer.code, longer.object["finish_reason"]) == (5, "context")
-
-
-def test_complete_answer_that_its_schema_does_not_accept_is_an_error(
-    new_user: CommandLine, models: dict[str, Path]
-) -> None:
-    problem = "the reply does not match the schema: '2025-02-29T00:00:00Z' is not a 'date-time'"
-    done = ask(new_user, models["own"], NO_DAY)
-    assert_error(done, 5, problem, "ask again, or simplify the schema")
-    assert (done.object["text"], done.object["finish_reason"]) == (f'"{NO_DAY["const"]}"', "stop")
-    assert_error(ask(new_user, models["own"], NO_DAY, "--votes", "2"), 5, problem)
-    (new_user.home / "in.txt").write_text("Why?\n")
-    command = ("batch", new_user.home / "in.txt", "-o", "-", "-m", models["own"], *constrained(new_user.home, NO_DAY))
-    for votes in ((), ("--votes", "2")):
-        done = new_user.run(*command, *votes)
-        [row] = map(json.loads, done.out.splitlines())
-        assert (done.code, row["text"], row["error"]["type"]) == (6, f'"{NO_DAY["const"]}"', "incomplete_output")
-        assert problem in row["error"]["message"]
-
-
-def test_stop_string_within_json_is_an_error(new_user: CommandLine, models: dict[str, Path]) -> None:
-    done = ask(new_user, models["own"], OBJECT, "--stop", ":")
-    assert_error(done, 5, "a stop string ended the answer, so it does not match the schema", "omit --stop")
-    assert done.object["text"] == '{"ok"'
-    rows, output = new_user.home / "in.txt", new_user.home / "out.jsonl"
-    rows.write_text("Why?\n")
-    command = ("batch", rows, "-o", output, "-m", models["own"], "--stop", ":")
-    assert new_user.run(*command, *constrained(new_user.home, OBJECT)).code == 6
-    row = json.loads(output.read_text())
-    assert (row["text"], row["error"]["type"]) == ('{"ok"', "incomplete_output")
-    votes = ask(new_user, models["own"], OBJECT, "--stop", ":", "--votes", "3").object["votes"]
-    assert votes["tally"] == []  # what is cut has no vote
-
-
-@pytest.mark.slow
-def test_batch_rows_match_their_schema_after_reasoning(new_user: CommandLine, models: dict[str, Path]) -> None:
-    rows, output = new_user.home / "in.jsonl", new_user.home / "out.jsonl"
-    given = [{"prompt": f"Q{at}", "temperature": at % 3} for at in range(16)]
-    given += [{"prompt": "short", "max_tokens": 3}, {"prompt": "limited", "think": 1}]
-    rows.write_text("".join(json.dumps(row) + "\n" for row in given))
-    command = ("batch", rows, "-o", output, "-m", models["own"], "--seed", "1", "--parallel", "16")
-    assert new_user.run(*command, *constrained(new_user.home, OBJECT)).code == 6
-    *answers, short, limited = map(json.loads, output.read_text().splitlines())
-    assert all(type(json.loads(answer["text"])["ok"]) is bool for answer in (*answers, limited))
-    assert {answer["reasoning"] for answer in answers} == {"Hm."}
-    assert limited["reasoning_closed_at"] == 4
-    problem = (
-        "the reply ended while reasoning, before an answer: raise --max-tokens, or limit reasoning with --think N or"
-    )
-    assert short["error"] == {"type": "incomplete_output", "message": f"{problem} --think off"}
+    assert done.object["finish_reason"] == "repetition"
+    looped = ask(new_user, endless, '"ab"{200}', "--think", "1").object
+    assert (looped["text"], looped["finish_reason"]) == ("ab" * 200, "stop")
 
 
 @pytest.mark.slow
 def test_vote_counts_answers_after_reasoning_only(new_user: CommandLine, models: dict[str, Path]) -> None:
-    rule = '"The answer is " [1-3] "."'
-    votes = ask(new_user, models["own"], rule, "--votes", "6").object["votes"]
+    votes = ask(new_user, models["own"], '"The answer is " [1-3] "."', "--votes", "6").object["votes"]
     assert sum(count["count"] for count in votes["tally"]) == len(votes["samples"]) > 3  # until it is decided
-    unfinished = ask(new_user, models["own"], rule, "--votes", "3", "-n", "3")
-    assert (unfinished.code, unfinished.object["votes"]["tally"]) == (5, [])
 
 
 SWITCHLESS = CHATML_TEMPLATE.replace("{% endfor %}", "{# <think> #}{% endfor %}", 1)
@@ -269,7 +219,6 @@ IN_PROMPT = CHATML_TEMPLATE.replace("assistant\\n' }}", "assistant\\n<think>\\n'
     "assistant\n' }}", "assistant\n<think>\n' }}"
 )
 LET_ME_SEE = "<think>\nLet me see. "
-ENDED = reply_around("<think>\nI can see {seed}!", ENDING, "It is {seed}. So there.")
 
 
 @pytest.fixture(scope="module")
@@ -313,16 +262,6 @@ def test_ask_continues_a_conversation_whose_reasoning_was_ended(thinkers: dict[s
     assert f"assistant\n{SENTENCE}{ENDING}Yes.<|im_end|>" in shown
 
 
-def test_rows_of_eval_state_where_reasoning_was_ended(thinkers: dict[str, Path], tmp_path: Path) -> None:
-    (tmp_path / "in.jsonl").write_text('{"question": "Why?", "answer": "42"}\n')
-    script = {"rows": {}, "seeds": [reply_around(SENTENCE, ENDING, "The answer is 42.")]}
-    options = ("-m", thinkers["none"], "--think", str(LIMIT), "-o", tmp_path / "run.jsonl")
-    done = run_here(script, tmp_path, "eval", tmp_path / "in.jsonl", *options)
-    assert done.code == 0, done.err
-    [row] = map(json.loads, (tmp_path / "run.jsonl").read_text().splitlines())
-    assert (row["final_answer"], row["reasoning_closed_at"]) == ("42", len(SENTENCE))
-
-
 def test_reasoning_ends_with_the_special_tokens_of_a_vocabulary(chatml: LlamaBackend) -> None:
     tokens_of = endings(chatml)
     [close] = chatml.special_token_ids(["</think>"])
@@ -332,18 +271,11 @@ def test_reasoning_ends_with_the_special_tokens_of_a_vocabulary(chatml: LlamaBac
     assert final[0] in ends and len(final) < len("<|end|>" + HARMONY_FINAL)
 
 
-@pytest.mark.parametrize(
-    ("text", "ending"),
-    [
-        ("<think>", "\n\n</think>\n\n"),
-        ("<think>\n", "\n</think>\n\n"),
-        ("so.", "\n</think>\n\n"),
-        ("so.\n", "</think>\n\n"),
-        ("so.\n\n", "</think>\n\n"),
-    ],
-)
-def test_reasoning_ends_on_a_line_of_its_own(text: str, ending: str) -> None:
-    assert REASONING_MARKUPS[0].ending(text) == ending
+def test_reasoning_ends_on_a_line_of_its_own() -> None:
+    lines = {"<think>": "\n\n", "<think>\n": "\n", "so.": "\n", "so.\n": "", "so.\n\n": ""}
+    assert {text: REASONING_MARKUPS[0].ending(text) for text in lines} == {
+        text: f"{before}</think>\n\n" for text, before in lines.items()
+    }
 
 
 def test_qwen3_ends_reasoning_with_the_sentence_of_its_report(thinkers: dict[str, Path], tmp_path: Path) -> None:
@@ -356,29 +288,34 @@ def test_qwen3_ends_reasoning_with_the_sentence_of_its_report(thinkers: dict[str
     assert closing_sentence("qwen35moe") == sentence and closing_sentence("llama") == ""
 
 
+def reply_of(backend: ScriptedBackend, *, limit: int | None = None, **controls: Any) -> Reply:
+    with running_engine(backend) as engine:
+        request = Request(tokens("go"), SamplingParams(seed=7, max_tokens=limit), **controls)
+        [reply] = collect_replies(generate(engine, [request])).values()
+    return reply
+
+
+def saying(text: str, context: int = 400) -> ScriptedBackend:
+    return ScriptedBackend(speaker(lambda seed: text), context_size=context)
+
+
 @pytest.mark.parametrize(("limit", "context", "reason"), [(26, 400, "length"), (None, 28, "context")])
 def test_engine_truncates_forced_tokens_at_the_limits(limit: int | None, context: int, reason: str) -> None:
-    backend = ScriptedBackend(speaker(lambda seed: ENDED.format(seed=seed)), context_size=context)
-    request = Request(tokens("go"), SamplingParams(seed=7, max_tokens=limit), controls=(budget(),), rules=thinking())
-    with running_engine(backend) as engine:
-        [reply] = collect_replies(generate(engine, [request])).values()
-    assert (reply.reason, reply.text) == (reason, "\nI can see 7!\n</thi")
+    backend = saying(reply_around("<think>\nI can see it!", ENDING, "It is."), context)
+    reply = reply_of(backend, limit=limit, controls=(budget(),), rules=thinking())
+    assert (reply.reason, reply.text) == (reason, "\nI can see it!\n</th")
 
 
 def test_engine_counts_the_reasoning_of_a_prefix() -> None:
     rules = thinking(prefix="<think>" + "and so " * 9, prefix_tokens=70)
-    request = Request(tokens("go"), SamplingParams(seed=7), controls=(budget(),), rules=rules)
-    with running_engine(ScriptedBackend(speaker(lambda seed: "I see. " * 20), context_size=400)) as engine:
-        [reply] = collect_replies(generate(engine, [request])).values()
+    reply = reply_of(saying("I see. " * 20), controls=(budget(),), rules=rules)
     assert reply.finish and 70 <= reply.finish.forced[0].at < 82
 
 
 def test_engine_lets_several_controls_intervene() -> None:
     backend = ScriptedBackend(lambda held, seed: b"ab"[len(held) % 2], context_size=3000)
-    with running_engine(backend) as engine:
-        interrupt = partial(CountingControl, lambda count: Force(tokens("But: ")) if count == 5 else None)
-        request = Request(tokens("go"), SamplingParams(), loop_check=True, controls=(interrupt,))
-        [reply] = collect_replies(generate(engine, [request])).values()
+    interrupt = partial(CountingControl, lambda count: Force(tokens("But: ")) if count == 5 else None)
+    reply = reply_of(backend, loop_check=True, controls=(interrupt,))
     assert reply.text.startswith("ababaBut: " + "ab" * (MIN_TOKENS // 2)) and len(reply.text) < MIN_TOKENS + 50
     assert reply.reason == "repetition"
     assert reply.finish and reply.finish.forced[0].at == 5
@@ -386,10 +323,8 @@ def test_engine_lets_several_controls_intervene() -> None:
 
 
 def test_ends_of_reasoning_become_likelier_close_to_the_limit() -> None:
-    backend = ScriptedBackend(speaker(lambda seed: "<think>" + "a. " * 40), context_size=400)
-    request = Request(tokens("go"), SamplingParams(), controls=(budget(limit=100),), rules=thinking())
-    with running_engine(backend) as engine:
-        [reply] = collect_replies(generate(engine, [request])).values()
+    backend = saying("<think>" + "a. " * 40)
+    reply = reply_of(backend, controls=(budget(limit=100),), rules=thinking())
     assert reply.finish and 100 < reply.finish.forced[0].at < 110  # no end came, so that one was forced
     biases = [bias.bias for bias in backend.biases]
     assert {bias.token for bias in backend.biases} == {tokens("</think>")[0]}

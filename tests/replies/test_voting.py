@@ -13,7 +13,7 @@ from scripted_backend import ScriptedSampler
 from scripted_command import RecordingBackend, batch_backend, run_here
 from templates import chosen_format
 
-from cerebrum_cli.core.ask import ASK_FOR_ANSWER, Ask, parse_votes
+from cerebrum_cli.core.ask import Ask, parse_votes
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, TallyEvent
@@ -23,8 +23,6 @@ from cerebrum_cli.replies.concurrent_rows import vote_events
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.majority_vote import MajorityVote
 
-VOTES_KEYS = ["sample_count", "winner", "tie", "tally", "agreement", "samples"]
-SAMPLE_KEYS = ["seed", "text", "final_answer", "finish_reason"]
 LONG = "".join(f"{chr(97 + n // 10)}{chr(107 + n % 10)}" for n in range(100))  # without a cycle
 
 
@@ -50,13 +48,6 @@ class VoteRunner:
         assert (done.code, done.err) == (0, "")
         return done.object
 
-    def batch(self, rows: list[dict[str, Any]], *arguments: str, replies: list[str]) -> tuple[Finished, list[Any]]:
-        """Run a batch; also return its rows."""
-        source = self.home / "in.jsonl"
-        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        done = self.run(source, "-o", "-", *arguments, replies=replies, command="batch")
-        return done, [json.loads(line) for line in done.out.splitlines()]
-
     @property
     def backend(self) -> RecordingBackend:
         backend: RecordingBackend = self.script["backends"][-1]
@@ -66,67 +57,6 @@ class VoteRunner:
 @pytest.fixture
 def runner(tmp_path: Path, chatml_model: Path) -> VoteRunner:
     return VoteRunner(tmp_path, chatml_model)
-
-
-SPLIT_VOTE = [reply(4, "zz "), reply("4.0", "yyyyyyyy "), reply(5), "no idea", reply(4)]
-
-
-def test_vote_prints_the_winning_sample_or_answer_and_tally(runner: VoteRunner) -> None:
-    done = runner.run("q", "--votes", "5", replies=SPLIT_VOTE)
-    assert (done.code, done.out, done.err) == (0, "zz The answer is 4.\n", "")  # the first of three
-    done = runner.run("q", "--votes", "5", "--final", "--stats")
-    assert (done.code, done.out) == (0, "4\n")
-    stats, tally = done.err.splitlines()
-    assert "| seed 0 |" in stats
-    assert tally == "4: 3 of 5 votes (60%); runner-up 5: 1"
-    assert runner.run("q", "--votes", "5", "--final", "-q").err == ""
-    done = runner.run("q", "--votes", "5", "--final", replies=[reply(number) for number in (4, 5, 4, 6, 7)])
-    assert (done.code, done.out) == (0, "4\n")
-    assert "the winner has only 2 of 5 votes" in done.err
-
-
-def test_vote_json_lists_samples_in_seed_order(runner: VoteRunner) -> None:
-    answer = runner.vote("5", replies=SPLIT_VOTE)
-    votes = answer["votes"]
-    assert list(votes) == VOTES_KEYS
-    assert [list(sample) for sample in votes["samples"]] == [SAMPLE_KEYS] * 5
-    assert [tuple(sample.values()) for sample in votes["samples"]] == [
-        (0, "zz The answer is 4.", "4", "stop"),
-        (1, "yyyyyyyy The answer is 4.0.", "4.0", "stop"),
-        (2, "The answer is 5.", "5", "stop"),
-        (3, "no idea", None, "stop"),
-        (4, "The answer is 4.", "4", "stop"),
-    ]
-    assert votes["tally"] == [{"answer": "4", "count": 3}, {"answer": "5", "count": 1}]
-    assert (votes["sample_count"], votes["winner"], votes["agreement"]) == (5, "4", 0.6)
-    assert (answer["text"], answer["final_answer"], answer["seed"]) == ("zz The answer is 4.", "4", 0)
-    assert answer["completion_tokens"] == len("zz The answer is 4.")
-
-
-@pytest.mark.parametrize("arguments", [(), ("--final",), ("--json",)])
-def test_vote_without_a_final_answer_exits_5(runner: VoteRunner, arguments: tuple[str, ...]) -> None:
-    done = runner.run("q", "--votes", "3", *arguments, replies=["I cannot say. " * 3, "I am not sure, and"])
-    assert done.code == 5
-    saved = "; read the reply: cerebrum sessions show q" if "--final" in arguments else ""
-    assert done.err == f"error: no final answer in 3 samples\n hint: {ASK_FOR_ANSWER}{saved}\n"
-    assert "no final answer in 1 sample\n" in runner.run("q", "--votes", "1").err
-    if "--json" in arguments:
-        votes = done.object["votes"]
-        assert (votes["winner"], votes["tally"], votes["agreement"], votes["sample_count"]) == (None, [], 0.0, 3)
-    else:
-        assert bool(done.out) is not bool(arguments)  # the first sample, or nothing with --final
-
-
-def test_vote_reports_a_tie_and_has_no_final_answer_in_it(runner: VoteRunner) -> None:
-    replies = [reply(answer) for answer in (1, 2, 3, 4, 5)]
-    done = runner.run("q", "--votes", "5", replies=replies)
-    assert (done.code, done.out) == (0, "The answer is 1.\n")
-    problem, hint = "5 answers are tied with 1 of 5 votes each", "take more samples, or ask a more specific question"
-    assert done.err == f"note: {problem}\n      {hint}\n"
-    done = runner.run("q", "--votes", "5", "--final")
-    assert (done.code, done.out, done.err) == (5, "", f"error: {problem}\n hint: {hint}\n")
-    assert runner.run("q", "--votes", "5", "--final", "--json").object["votes"]["tie"] is True
-    assert runner.vote("5", replies=SPLIT_VOTE)["votes"]["tie"] is False
 
 
 def test_vote_counts_a_failed_sample_as_one_without_an_answer(
@@ -160,14 +90,6 @@ def test_vote_stops_samples_that_cannot_change_the_outcome(runner: VoteRunner) -
     assert steps < len(longest) / 4  # running samples are not completed
 
 
-def test_adaptive_vote_stops_when_the_lead_is_sure(runner: VoteRunner) -> None:
-    for replies, samples, code in (([reply(4)], 3, 0), (["no idea"], 16, 5)):
-        done = runner.run("q", "--json", "--votes", "auto:3..16", replies=replies)
-        votes = done.object["votes"]
-        assert (done.code, votes["sample_count"]) == (code, samples)
-        assert [sample["seed"] for sample in votes["samples"]] == list(range(samples))
-
-
 @pytest.mark.parametrize(
     ("config", "options", "used"),
     [("", (), 0.7), ("temperature = 0.3\n", (), 0.3), ("temperature = 0.3\n", ("--temperature", "1.5"), 1.5)],
@@ -178,64 +100,6 @@ def test_vote_temperature_defaults_to_0_7(
     (CommandLine(runner.home).config / "config.toml").write_text(config)
     runner.vote("2", *options, replies=[reply(4)])
     assert {params.temperature for params in runner.backend.params} == {used}
-
-
-def test_session_saves_and_continues_the_winning_sample(runner: VoteRunner) -> None:
-    runner.run("q", "--votes", "5", replies=SPLIT_VOTE)
-    shown = run_here(runner.script, runner.home, "sessions", "show", "--json", "q")
-    assert [message["content"] for message in shown.object["messages"]] == ["q", "zz The answer is 4."]
-    prompt = runner.run("-c", "and then?", "--dry-run").out
-    assert "assistant\nzz The answer is 4.<|im_end|>\n<|im_start|>user\nand then?" in prompt
-    again = runner.run("-c", "and then?", "--votes", "3", "--json", replies=[reply(8)])
-    assert again.object["final_answer"] == "8"
-    assert runner.run("-c", "x", "--dry-run").out.count("<|im_start|>user") == 3
-
-
-def test_batch_votes_on_every_row(runner: VoteRunner) -> None:
-    rows = [{"prompt": "a", "seed": 0}, {"prompt": "b", "seed": 2}, {"prompt": "c", "temperature": 0}]
-    replies = [reply(4, "zz "), reply(4), reply(5), reply(5), reply(4, LONG)]
-    done, [first, second, third] = runner.batch(rows, "--votes", "3", replies=replies)
-    assert done.code == 6
-    assert (first["text"], first["final_answer"], first["seed"]) == ("zz The answer is 4.", "4", 0)
-    assert first["votes"]["tally"] == [{"answer": "4", "count": 2}]  # without the third sample, with the answer 5
-    assert list(first["votes"]) == VOTES_KEYS
-    assert first["completion_tokens"] == len("zz The answer is 4.The answer is 4.")  # of both samples
-    assert (second["final_answer"], second["votes"]["sample_count"], second["error"]) == ("5", 2, None)
-    assert (third["text"], third["votes"], third["error"]["type"]) == (None, None, "invalid_request")
-    assert third["error"]["message"].startswith("--votes needs a temperature above 0: at 0 all samples are the same")
-
-
-PRIME = ["Yes, 7 is a prime number.", "No: 7 = 2 * 3 + 1.", "**Yes**, its divisors are 1 and 7.", "7 has 2 divisors."]
-
-
-def test_question_of_yes_and_no_has_such_answers_and_no_numbers(runner: VoteRunner) -> None:
-    question = "Is 7 a prime number?"
-    done = runner.run(question, "--votes", "4", "--final", "--stats", replies=PRIME)
-    assert (done.code, done.out, done.err.splitlines()[-1]) == (0, "yes\n", "yes: 2 of 4 votes (50%); runner-up no: 1")
-    assert runner.run(question, "--final", replies=PRIME[1:2]).out == "no\n"
-    assert runner.run(question, "--final", replies=PRIME[3:]).code == 5
-    _, [row] = runner.batch([{"n": 7}], "--template", "Is {n} a prime number?", "--votes", "4", replies=PRIME)
-    answers = [sample["final_answer"] for sample in row["votes"]["samples"]]
-    assert (row["final_answer"], answers) == ("yes", ["yes", "no", "yes", None])
-
-
-def test_question_with_choices_counts_letters(runner: VoteRunner) -> None:
-    replies = ["B) Venus", "It is 3 times as large: A", "The answer is (B)."]
-    done = runner.run("Which is larger?\nA) Mars\nB) Venus", "--votes", "3", "--json", replies=replies)
-    assert [sample["final_answer"] for sample in done.object["votes"]["samples"]] == ["B", "A", "B"]
-
-
-@pytest.mark.parametrize(
-    ("options", "replies", "answer", "samples"),
-    [(("--votes", "auto"), ["no idea"], None, 16), (("--votes", "2"), [reply(1), reply(2)], "1", 2)],
-)
-def test_batch_counts_undecided_votes(
-    runner: VoteRunner, options: tuple[str, ...], replies: list[str], answer: str | None, samples: int
-) -> None:
-    done, rows = runner.batch([{"prompt": "a"}, {"prompt": "b"}], *options, replies=replies)
-    assert (done.code, len(rows), "2 of 2 done, 2 undecided" in done.err) == (6, 2, True)
-    for row in rows:
-        assert (row["final_answer"], row["error"], row["votes"]["sample_count"]) == (answer, None, samples)
 
 
 def events_of(

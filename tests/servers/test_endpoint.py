@@ -199,13 +199,6 @@ def test_endpoint_name_stands_for_a_table(served: Served, monkeypatch: pytest.Mo
     assert (other.code, served.asked()[1]["model"]) == (0, "a.gguf")
 
 
-def test_endpoint_servers_of_different_models_are_refused(served: Served) -> None:
-    served.servers[1].models = ("other.gguf",)
-    done = served.run("batch", served.questions(12), "-o", "out.jsonl", servers=2)
-    assert_error(done, 1, " serves ", "tiny.gguf (1000 bytes)", "other.gguf (1000 bytes)", "use servers of one model")
-    assert served.asked() == []
-
-
 @pytest.mark.slow
 def test_endpoint_key_is_sent_to_the_server_alone(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     [server, other] = served.servers
@@ -242,20 +235,16 @@ def test_endpoint_untrusted_certificate_stops_immediately(served: Served) -> Non
 
 # In processes of their own.
 
-SCRIPT: dict[str, Any] = {"rows": {}, "seeds": ["once upon a time there was a fox"]}
-CHAT: dict[str, Any] = {
-    "rows": {"One?": "First.", "Two?": "Zwölf 🙂.", "Three?": "Third of all the many numbers."},
-    "seeds": ["Other."],
-}
+ANSWERS = {"One?": "First.", "Two?": "Zwölf 🙂.", "Three?": "Third of all the many numbers."}
+SCRIPT: dict[str, Any] = {"rows": ANSWERS, "seeds": ["once upon a time there was a fox"]}
 LOCAL = ("threads", "gpu_layers", "speculative", "cache_gb")
 AT = 12  # objects of a stream, of which the first are of the prompt's progress
 
 
 @pytest.fixture
-def server(request: pytest.FixtureRequest) -> Iterator[LlamaServer]:
+def server() -> Iterator[LlamaServer]:
     """A server of a scripted model."""
-    script = getattr(request, "param", SCRIPT)
-    with LlamaServer(batch_backend(dict(script), 4).model, context_size=100_000) as server:
+    with LlamaServer(batch_backend(SCRIPT, 4).model, context_size=100_000) as server:
         yield server
 
 
@@ -268,7 +257,7 @@ def arguments(server: LlamaServer, chatml_model: Path) -> list[str]:
 @pytest.fixture
 def chat(open_terminal: OpenTerminal, arguments: list[str]) -> Person:
     """A chat on the server, in a terminal."""
-    person = open_terminal(sys.executable, SCRIPTED, json.dumps(CHAT), "chat", *arguments, "--no-markdown")
+    person = open_terminal(sys.executable, SCRIPTED, json.dumps(SCRIPT), "chat", *arguments, "--no-markdown")
     person.wait_for(">")
     return person
 
@@ -280,7 +269,6 @@ def say(person: Person, text: str, answer: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("server", [CHAT], indirect=True)
 def test_endpoint_chat_extends_what_was_generated_and_survives_a_lost_server(chat: Person, server: LlamaServer) -> None:
     say(chat, "One?", "First.")
     say(chat, "Two?", "Zwölf 🙂.")
@@ -299,7 +287,6 @@ def test_endpoint_chat_extends_what_was_generated_and_survives_a_lost_server(cha
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("server", [CHAT], indirect=True)
 def test_endpoint_chat_interrupted_reply_is_saved(chat: Person, server: LlamaServer, new_user: CommandLine) -> None:
     say(chat, "One?", "First.")
     stuck = server.arm(hang_after=AT)
@@ -311,7 +298,7 @@ def test_endpoint_chat_interrupted_reply_is_saved(chat: Person, server: LlamaSer
     chat.type("/exit\r")
     assert chat.end() == 0
     *_, partial, question, answer = new_user.contents("one")
-    assert CHAT["rows"]["Three?"].startswith(partial)
+    assert ANSWERS["Three?"].startswith(partial)
     assert (question, answer) == ("Two?", "Zwölf 🙂.")
 
 
@@ -325,24 +312,17 @@ def real_server(chatml_model: Path) -> Iterator[LlamaServer]:
 
 
 @pytest.mark.slow
-def test_endpoint_special_tokens_typed_by_the_user_stay_text(user: CommandLine, real_server: LlamaServer) -> None:
-    typed = "".join(MARKS)
-    done = user.run("ask", "-m", "small", "--endpoint", real_server.url, "-n", "2", "--no-log", typed)
-    assert done.code == 0, done.err
-    preview = user.run("ask", "-m", "small", "--dry-run", "--json", typed).object
-    prompt = real_server.completions()[-1].prompt
-    assert prompt == tuple(preview["token_ids"])
-    assert marks_in(prompt) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
-
-
-@pytest.mark.slow
 def test_endpoint_ask_equals_the_local_model(user: CommandLine, real_server: LlamaServer) -> None:
-    arguments = ("ask", "-m", "small", "--json", "--no-log", "-n", "30", "Where is the fox? 🙂")
-    local = user.run(*arguments)
-    remote = user.run(*arguments, "--endpoint", real_server.url)
+    """With special tokens, that the user has typed, and that stay text."""
+    question = ("ask", "-m", "small", "--json", "--no-log", "-n", "30", "Where is the fox? 🙂" + "".join(MARKS))
+    local, preview = user.run(*question), user.run(*question, "--dry-run").object
+    remote = user.run(*question, "--endpoint", real_server.url)
     assert (remote.code, remote.err) == (local.code, local.err)
     same = ("text", "prompt_tokens", "completion_tokens", "finish_reason")
     assert [remote.object[key] for key in same] == [local.object[key] for key in same]
+    prompt = real_server.completions()[-1].prompt
+    assert prompt == tuple(preview["token_ids"])
+    assert marks_in(prompt) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
 
 
 @pytest.mark.slow
