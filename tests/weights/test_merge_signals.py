@@ -5,8 +5,10 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import COMMAND, CommandLine
@@ -111,19 +113,27 @@ def test_merge_second_interrupt_does_not_stop_the_cleanup(
 ) -> None:
     unlink, remaining = Path.unlink, [press_ctrl_c]
     names: set[str] = set()
+    handled = threading.Event()
 
     def unlink_and_press(self: Path, missing_ok: bool = False) -> None:
         unlink(self, missing_ok)
         if remaining:
             remaining.pop()()
 
+    def handle(*received: Any) -> None:
+        handled.set()
+        handler(*received)
+
     def list_and_press() -> None:
         names.update(path.name for path in out.parent.iterdir())
         press_ctrl_c()
+        handled.wait()  # by the main thread, while the rest of the file is not written yet
 
     monkeypatch.setattr(Path, "unlink", unlink_and_press)
     at_size(120_000, list_and_press)
     with pytest.raises(Interrupted) as caught, interruptible("nothing was written"):
+        handler: Any = signal.getsignal(signal.SIGINT)
+        signal.signal(signal.SIGINT, handle)
         write_merge(WHOLE, {"a": [small]}, out)
     assert (caught.value.exit_code, caught.value.hint) == (130, "nothing was written")
     assert (remaining, len(names)) == ([], 2)
