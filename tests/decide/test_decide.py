@@ -121,9 +121,10 @@ def test_rows_of_json_lines_are_the_same_for_any_number_at_a_time(user: CommandL
 def test_rows_may_have_their_own_choices(user: CommandLine) -> None:
     choices = ["3", "4"], ["a", "b", "c"], ["yes", "no"]
     write_rows(user, *({"prompt": "Which?", "choices": names} for names in choices[:2]), {"prompt": "Is it?"})
-    done = decide(user, "Choose.", "in.jsonl", "-o", "-")
+    done = decide(user, "Choose.", "in.jsonl", "-o", "-", "--probabilities")
     assert done.code == 0
-    assert [row["answer"] in names for row, names in zip(rows_of(done.out), choices, strict=True)] == [True] * 3
+    for row, names in zip(rows_of(done.out), choices, strict=True):
+        assert row["answer"] in names and {f"probability of {name}" for name in names} <= row.keys()
 
 
 SETTINGS = {"n": 5, "seed": "x", "temperature": -1, "system": 3, "tools": ["saw"], "json_schema": "none", "model": "T4"}

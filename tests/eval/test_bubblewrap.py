@@ -120,66 +120,12 @@ def test_program_ignores_signals_to_itself(bubblewrap: Bubblewrap) -> None:
     assert bubblewrap.run(code, "") == CodeResult("passed", "1\n")
 
 
-ORDINARY = """
-import asyncio, contextlib, csv, glob, io, json, logging, mmap, os, pathlib, pickle, random, select, shutil, signal
-import socket, sqlite3, subprocess, tempfile, time, uuid, zipfile
-import numpy
-
-with contextlib.closing(sqlite3.connect("/tmp/a.db")) as database, database:
-    database.execute("create table t (x)")
-    database.execute("insert into t values (?)", (1,))
-    assert database.execute("select x from t").fetchall() == [(1,)]
-
-with tempfile.TemporaryDirectory() as directory:
-    path = pathlib.Path(directory, "a", "b")
-    path.parent.mkdir()
-    path.write_text("x" * 5000)
-    shutil.copytree(path.parent, path.parent.with_name("c"))
-    shutil.make_archive(directory + "/all", "zip", path.parent)
-    assert len(glob.glob(directory + "/**", recursive=True)) == 6, os.listdir(directory)
-    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
-        memory[0] = 65
-    os.replace(path, path.with_name("d"))
-    os.chmod(path.with_name("d"), 0o600)
-    os.utime(path.with_name("d"))
-    os.symlink("d", path)
-    assert path.read_text()[0] == "A" and shutil.disk_usage(directory).total == 2**24
-
-async def later(x):
-    await asyncio.sleep(0.001)
-    return x
-
-async def run():
-    return await asyncio.wait_for(asyncio.gather(later(1), later(2)), 1)
-
-assert asyncio.run(run()) == [1, 2]
-one, two = socket.socketpair()
-one.sendall(b"x")
-assert select.select([two], [], [], 0)[0] and two.recv(1) == b"x"
-rang = []
-signal.signal(signal.SIGALRM, lambda *_: rang.append(1))
-signal.setitimer(signal.ITIMER_REAL, 0.001)
-time.sleep(0.01)
-signal.raise_signal(signal.SIGALRM)
-assert rang == [1, 1]
-logging.basicConfig(filename="/tmp/log")
-logging.error("x")
-numpy.save("/tmp/a.npy", numpy.random.default_rng(0).normal(size=(100, 100)))
-numpy.linalg.svd(numpy.memmap("/tmp/a.npy", mode="r", offset=128, dtype=float, shape=(100, 100)))
-assert pickle.loads(pickle.dumps(uuid.uuid4())) and random.SystemRandom().random() < 1 and os.cpu_count()
-"""
-
-
 @pytest.mark.slow
 def test_programs_have_a_null_device_of_their_own(bubblewrap: Bubblewrap) -> None:
     """Root is the owner of the real one, and could change its times and permissions."""
     program = 'import os\nopen(os.devnull, "w").write("text")\nos.utime(os.devnull, (0, 0))'
     assert bubblewrap.run(program, "") == ("passed", "")
     assert os.stat(os.devnull).st_mtime != 0
-
-
-def test_ordinary_programs_can_use_files_timers_and_numpy(bubblewrap: Bubblewrap) -> None:
-    assert bubblewrap.run(ORDINARY, "") == CodeResult("passed", "")
 
 
 @pytest.mark.slow
@@ -197,49 +143,22 @@ def test_program_that_takes_what_no_limit_counts_is_ended(
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is for Linux")
 
 
-def scripted(path: Path, text: str) -> Bubblewrap:
-    """A sandbox whose program starts with this shell script, and then runs Python without isolation."""
-    path.write_text(f'#!/bin/sh\n{text}\nwhile [ "$1" != -P ]; do shift; done\nexec {PYTHON} "$@"\n')
+def write_program(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
-    return Bubblewrap(str(path), call_filter("x86_64"))
 
 
 @needs_linux
 @pytest.mark.slow
 def test_waiting_for_a_program_that_cannot_be_killed_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bubblewrap_module, "END_S", 0.3)
-    survivor = f"{PYTHON} -c 'import os, time; os.setsid(); time.sleep(3)' &"
+    survivor = f"{PYTHON} -c 'import os, time; os.setsid(); time.sleep(20)' &"
+    python = f'while [ "$1" != -P ]; do shift; done\nexec {PYTHON} "$@"'  # without isolation
+    write_program(tmp_path / "bwrap", f"{survivor}\nsleep 0.3\n{python}")
     start = time.monotonic()
     with pytest.raises(UsageError, match="a program that was killed did not end"):
-        scripted(tmp_path / "bwrap", f"{survivor}\nsleep 0.3").run("while True: pass", "", timeout_s=0.5)
-    assert time.monotonic() - start < 3
-
-
-@needs_linux
-@pytest.mark.parametrize(
-    ("script", "problem"),
-    [
-        ("exit 3", "it ended with exit code 3"),
-        ("sleep 60 & exit 3", "it ended with exit code 3"),
-        ("echo bwrap: broken; exit 1", "bwrap: broken"),
-    ],
-)
-def test_bubblewrap_that_ends_at_once_is_an_error_at_once(script: str, problem: str, tmp_path: Path) -> None:
-    start = time.monotonic()
-    with pytest.raises(UsageError, match=f"^bubblewrap does not work here: {problem}$"):
-        scripted(tmp_path / "bwrap", script).run("print(1)", "")
+        Bubblewrap(str(tmp_path / "bwrap"), b"").run("while True: pass", "", timeout_s=0.5)
     assert time.monotonic() - start < 10
-
-
-@needs_linux
-def test_restriction_of_apparmor_is_named_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    denied = scripted(tmp_path / "bwrap", "echo 'bwrap: setting up uid map: Permission denied'; exit 1")
-    for value, hint in (("1\n", "AppArmor forbids it"), ("0\n", "it needs version 0.7")):
-        (tmp_path / "restriction").write_text(value)
-        monkeypatch.setattr(bubblewrap_module, "RESTRICTION", tmp_path / "restriction")
-        with pytest.raises(UsageError) as refused:
-            denied.run("print(1)", "")
-        assert str(refused.value.hint).startswith(hint)
 
 
 @needs_linux
@@ -258,16 +177,12 @@ def test_sandbox_is_refused_without_a_list_of_children(
 def test_sandbox_is_refused_if_bubblewrap_ignores(
     option: str, bubblewrap: Bubblewrap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = bubblewrap.path
-    n_values = 1 if option == "--seccomp" else 0
-    program = tmp_path / "bwrap.py"
-    program.write_text(
-        f"import os, sys\narguments = sys.argv[1:]\nat = arguments.index({option!r})\n"
-        f"del arguments[at : at + 1 + {n_values}]\nos.execv({real!r}, ['bwrap', *arguments])\n"
+    code = (
+        f"import os, sys; arguments = sys.argv[1:]; at = arguments.index({option!r})\n"
+        f"del arguments[at : at + {2 if option == '--seccomp' else 1}]\n"
+        f"os.execv({bubblewrap.path!r}, ['bwrap', *arguments])"
     )
-    path = tmp_path / "bwrap"
-    path.write_text(f'#!/bin/sh\nexec {PYTHON} {quote(str(program))} "$@"\n')
-    path.chmod(0o755)
+    write_program(tmp_path / "bwrap", f'exec {PYTHON} -c {quote(code)} "$@"')
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(UsageError, match=r"does not work here: AssertionError: it (is not|has|can)"):
         find_bubblewrap()
@@ -283,15 +198,10 @@ def refusal() -> UsageError:
     return caught.value
 
 
-def write_program(path: Path, text: str) -> None:
-    path.parent.mkdir()
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-
-
 @pytest.fixture
 def bwrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a `bwrap` can be put that is the only one on PATH."""
+    (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
@@ -301,23 +211,42 @@ def bwrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_sandbox_is_refused_where_it_cannot_be(bwrap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     error = refusal()
     assert "bwrap is not installed" in error.message and "apt install bubblewrap" in error.hint
+    with pytest.raises(UsageError, match="No such file"):
+        Bubblewrap(str(bwrap), call_filter("x86_64")).run("pass", "")
     write_program(bwrap, "exit 0")
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     assert "on Linux on x86_64 or aarch64" in refusal().message
 
 
-@pytest.mark.slow
-def test_sandbox_is_refused_where_namespaces_are_forbidden(bwrap: Path) -> None:
-    write_program(bwrap, "echo 'bwrap: setting up uid map: Permission denied' >&2; exit 1")
-    error = refusal()
-    assert error.message == "bubblewrap does not work here: bwrap: setting up uid map: Permission denied"
-    assert "user namespaces" in error.hint
+DENIED_MAP = "bwrap: setting up uid map: Permission denied"
 
 
-@pytest.mark.slow
-def test_sandbox_is_refused_if_it_does_not_isolate(bwrap: Path) -> None:
-    write_program(bwrap, f'while [ "$1" != -P ]; do shift; done; exec {PYTHON} "$@"')
-    assert refusal().message.endswith("AssertionError: it has sockets")
+@needs_linux
+@pytest.mark.parametrize(
+    ("script", "problem"),
+    [
+        ("exit 3", "it ended with exit code 3"),
+        ("/bin/sleep 60 & exit 3", "it ended with exit code 3"),
+        (f"echo {DENIED_MAP} >&2; exit 1", DENIED_MAP),
+        (f'while [ "$1" != -P ]; do shift; done; exec {PYTHON} "$@"', "AssertionError: it has sockets"),
+    ],
+)
+def test_bubblewrap_that_does_not_isolate_is_refused_at_once(bwrap: Path, script: str, problem: str) -> None:
+    write_program(bwrap, script)
+    start = time.monotonic()
+    assert refusal().message == f"bubblewrap does not work here: {problem}"
+    assert time.monotonic() - start < 10
+
+
+@needs_linux
+def test_restriction_of_apparmor_is_named_with_its_remedy(
+    bwrap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_program(bwrap, f"echo {DENIED_MAP}; exit 1")
+    monkeypatch.setattr(bubblewrap_module, "RESTRICTION", tmp_path / "restriction")
+    for value, hint in (("1\n", "AppArmor forbids it"), ("0\n", "it needs version 0.7")):
+        (tmp_path / "restriction").write_text(value)
+        assert refusal().hint.startswith(hint)
 
 
 # Programs and their tests.
@@ -371,10 +300,3 @@ def test_sandbox_leaves_no_process_after(signum: signal.Signals) -> None:
         os.killpg(parent.pid, signum)
         assert parent.wait(10) == -signum
         wait_for_end(running)
-
-
-@pytest.mark.slow
-def test_sandbox_that_fails_later_is_an_error(bubblewrap: Bubblewrap) -> None:
-    for bwrap, problem in (("/bin/false", "it ended with exit code 1"), ("/missing/bwrap", ".*No such file")):
-        with pytest.raises(UsageError, match=f"does not work here: {problem}"):
-            Bubblewrap(bwrap, call_filter(platform.machine())).run("pass", "")

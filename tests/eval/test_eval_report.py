@@ -147,9 +147,6 @@ def test_plot_takes_any_report_and_writes_the_type_of_its_suffix(votes: Report, 
 
 @pytest.mark.slow
 def test_plot_refuses_what_it_cannot_draw(votes: Report, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unsupported image format") as error:
-        require_picture(tmp_path / "plot.jpg")
-    assert ".png or .svg" in error.value.hint
     with pytest.raises(UsageError, match="no votes to plot"):
         draw_report(replace(votes, votes=()), "run")
     with pytest.raises(UsageError, match="missing does not exist"):
