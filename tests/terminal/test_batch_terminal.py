@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -21,46 +22,31 @@ from cerebrum_cli.terminal.streams import Streams
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
-SAMPLES = [
-    "The answer is 日本語の答え.",
-    "Well, the answer is 日本語の答え.",
-    "So it is, and after that much the answer is 5.",
-    "語" * 40 + " The answer is 日本語の答え.",
-    "y" * 100,
-]
+Start = Callable[..., Person]
 
 
 @pytest.fixture
-def start(open_terminal: OpenTerminal, chatml_model: Path) -> OpenTerminal:
+def start(open_terminal: OpenTerminal, chatml_model: Path) -> Start:
     """A function that runs a command with a scripted model at a terminal."""
 
-    def start(script: dict[str, Any], *arguments: str, size: tuple[int, int] = (80, 24), **env: str) -> Person:
-        command, *more = arguments
-        argv = [SCRIPTED, json.dumps({"rows": {}, "pause": 0.002, **script}), command, "-m", chatml_model, *more]
-        return open_terminal(sys.executable, *argv, size=size, **env)
+    def start(script: dict[str, Any], command: str, *arguments: str) -> Person:
+        script = {"rows": {}, "seeds": ["a reply of some length"], **script}
+        return open_terminal(sys.executable, SCRIPTED, json.dumps(script), command, "-m", chatml_model, *arguments)
 
     return start
 
 
-def rows(home: Path, count: int = 40) -> tuple[str, ...]:
-    """Arguments of a batch that takes a second and has one invalid row."""
+def batch(home: Path, count: int, output: str = "out") -> tuple[str, ...]:
+    """Arguments of a batch with one invalid row."""
     (home / "in.jsonl").write_text("nonsense\n" + '{"prompt": "q"}\n' * (count - 1))
-    return "batch", "in.jsonl", "-o", "out", "--parallel", "4"
+    return "batch", "in.jsonl", "-o", output, "--parallel", "4"
 
 
-REPLY = {"seeds": ["a reply of some length"]}
-INSTANT = {**REPLY, "pause": 0.0}
-
-
-# A batch.
-
-
-def test_batch_bar_shows_progress_and_is_erased(start: OpenTerminal, tmp_path: Path) -> None:
-    person = start({**REPLY, "load": 0.4, "pause": 0.006}, *rows(tmp_path, 30))
+def test_batch_bar_shows_progress_and_is_erased(start: Start, tmp_path: Path) -> None:
+    person = start({"load": 0.4, "pause": 0.006}, *batch(tmp_path, 30))
     person.wait_for_output("loading chatml 50%")
-    person.wait_for("/30 ")
-    person.wait_for("left 1 failed")
-    person.wait_for("━")
+    for shown in ("/30 ", "left 1 failed", "━"):
+        person.wait_for(shown)
     assert len(person.screen.lines) == 1
     assert person.end() == 6
     line, error = person.screen.lines
@@ -70,9 +56,8 @@ def test_batch_bar_shows_progress_and_is_erased(start: OpenTerminal, tmp_path: P
     assert not person.screen.cursor_hidden
 
 
-def test_batch_answers_streamed_to_a_terminal_have_no_bar(start: OpenTerminal, tmp_path: Path) -> None:
-    arguments = [argument if argument != "out" else "-" for argument in rows(tmp_path, 12)]
-    person = start(INSTANT, *arguments)
+def test_batch_answers_streamed_to_a_terminal_have_no_bar(start: Start, tmp_path: Path) -> None:
+    person = start({}, *batch(tmp_path, 12, output="-"))
     assert person.end() == 6
     output = person.output.rpartition("\x1b[2K")[2]  # after a slow load's status line
     assert "\x1b" not in output
@@ -81,28 +66,32 @@ def test_batch_answers_streamed_to_a_terminal_have_no_bar(start: OpenTerminal, t
     assert last.startswith("12 of 12 done, 1 failed, ")
 
 
-def test_batch_ctrl_c_erases_the_bar_and_prints_how_to_resume(start: OpenTerminal, tmp_path: Path) -> None:
-    person = start(REPLY, *rows(tmp_path))
+def test_batch_ctrl_c_erases_the_bar_and_prints_how_to_resume(start: Start, tmp_path: Path) -> None:
+    person = start({"pause": 0.002}, *batch(tmp_path, 40))
     person.wait_for("━")
     wait_until(lambda: bool(stored_lines(tmp_path / "out.partial")))
     person.type("\x03")
     assert person.end() == 130
     partial = stored_lines(tmp_path / "out.partial")
+    assert 0 < len(partial) < 40
     *_, summary, _, what, do = person.screen.lines
     assert summary.startswith(f"{len(partial)} of 40 done, 1 failed")
     assert what == "error: interrupted"
     assert do == f" hint: {len(partial)} of 40 rows done, saved in out.partial; run it again to resume"
-    assert 0 < len(partial) < 40
     assert not person.screen.cursor_hidden
     assert not any("━" in line for line in person.screen.lines)
 
 
-# A vote.
-
-
-def test_batch_rate_leaves_out_the_time_after_the_last_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, err, one = [100.0], StringIO(), SequenceId(0)
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, in a list of one."""
+    now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_batch_rate_leaves_out_the_time_after_the_last_row(now: list[float]) -> None:
+    err, one = StringIO(), SequenceId(0)
     progress = BatchProgress(Streams(StringIO(), err, None, False, False, False), draws=False)
     for event in (PromptEvent(one, 0, 1), TokenEvent(one, "", tokens=(1,) * 40), RowEvent(1, 1, RowCounts())):
         progress.emit(event)
@@ -111,13 +100,13 @@ def test_batch_rate_leaves_out_the_time_after_the_last_row(monkeypatch: pytest.M
     assert "40 tokens in 4.0 s (10.0 t/s)" in err.getvalue()
 
 
-def test_rows_without_tokens_have_a_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, err = [10.0], StringIO()
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+def test_rows_without_tokens_have_a_speed(now: list[float]) -> None:
+    err = StringIO()
     progress = BatchProgress(Streams(StringIO(), err, None, False, False, False), draws=False, found=20)
-    for seconds, done in ((10.0, 20), (12.0, 25), (14.0, 30)):  # an earlier run has done 20 of them
-        now[0] = seconds
+    for done in (20, 25, 30):  # an earlier run has done 20 of them
         progress.emit(RowEvent(done, 100, RowCounts()))
+        now[0] += 2
+    now[0] -= 2
     assert "".join(text for text, _ in progress.render(80)).startswith(" 30/100 0:28 left 2.5 rows/s ━")
     progress.close()
     assert err.getvalue() == "30 of 100 done (20 by an earlier run), 2.5 rows/s\n"
@@ -129,11 +118,20 @@ def test_batch_estimates_the_time_left_with_rows_that_run() -> None:
     assert seconds_left(30.0, done=10, running=0, remaining=20) == 60.0
 
 
-def test_vote_shows_its_tally_and_then_the_winning_sample(start: OpenTerminal) -> None:
-    person = start({"seeds": SAMPLES, "pause": 0.005}, "ask", "q", "--votes", "5", "--seed", "0")
-    person.wait_for_output("no answer yet (0 of ")
-    person.wait_for_output("日本語の答え x1 (1 of ")
-    person.wait_for_output("日本語の答え x2 · 5 x1 (3 of ")
+SAMPLES = [
+    "The answer is 日本語の答え.",
+    "Well, the answer is 日本語の答え.",
+    "So it is, and after that much the answer is 5.",
+    "語" * 40 + " The answer is 日本語の答え.",
+    "y" * 100,
+]
+VOTE = ("ask", "q", "--votes", "5", "--seed", "0")
+
+
+def test_vote_shows_its_tally_and_then_the_winning_sample(start: Start) -> None:
+    person = start({"seeds": SAMPLES, "pause": 0.005}, *VOTE)
+    for shown in ("no answer yet (0 of ", "日本語の答え x1 (1 of ", "日本語の答え x2 · 5 x1 (3 of "):
+        person.wait_for_output(shown)
     assert len(person.screen.lines) == 1
     assert person.end() == 0
     assert person.screen.lines == [
@@ -142,9 +140,8 @@ def test_vote_shows_its_tally_and_then_the_winning_sample(start: OpenTerminal) -
     ]
 
 
-def test_vote_ctrl_c_shows_the_leading_answer(start: OpenTerminal) -> None:
-    script = {"seeds": [SAMPLES[0], *["y" * 2000] * 4], "pause": 0.005}
-    person = start(script, "ask", "q", "--votes", "5", "--seed", "0")
+def test_vote_ctrl_c_shows_the_leading_answer(start: Start) -> None:
+    person = start({"seeds": [SAMPLES[0], *["y" * 2000] * 4], "pause": 0.005}, *VOTE)
     person.wait_for("日本語の答え x1 (1 of ")
     person.type("\x03")
     assert person.end() == 130

@@ -67,5 +67,6 @@ def test_chat_shows_reasoning_as_it_is_generated(
     person.type("/think hide\r", shows="show_thinking  off")
     person.type(f"{QUESTION}\r", shows="The answer is 85.")
     assert flat(person).count("makes 78.") == 1
-    person.type("/think show\r", shows="show_thinking  on")
+    person.type("/think\r", shows="makes 85.")
+    person.type("/prompt\r", shows="</think>")
     person.leave()

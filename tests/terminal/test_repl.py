@@ -93,11 +93,11 @@ def talk(tmp_path: Path, chatml_model: Path) -> Talk:
     """
 
     def run_chat(
-        text: str, *arguments: str, shows_out: bool = False, reply: str = "Me."
+        text: str, *arguments: str, shows_out: bool = False, reply: str = "Me.", context: int = 1000
     ) -> tuple[list[str], list[str]]:
         out, err = StringIO(), StringIO()
         streams = Streams(out, err, BytesIO(text.encode()), shows_out, False, not shows_out)
-        app = app_for({"rows": {}, "seeds": [reply]}, tmp_path, streams)
+        app = app_for({"rows": {}, "seeds": [reply], "context": context}, tmp_path, streams)
         assert run(["chat", "-m", str(chatml_model), "--no-markdown", *arguments], app) == 0
         return out.getvalue().splitlines(), err.getvalue().splitlines()
 
@@ -126,6 +126,10 @@ def test_bell_rings_after_a_long_reply_if_it_is_set(
     monkeypatch.setattr(repl, "BELL_AFTER_S", seconds)
     out, _ = talk(f"/set bell {setting}\nWho?\n", shows_out=True)
     assert "".join(out).count("\a") == rings
+
+
+def test_chat_shows_that_a_reply_fills_the_context(talk: Talk) -> None:
+    assert talk("Who?\n/stats\n", context=150, reply="Me, and you. " * 9)[1][-1] == "context 150/150, full"
 
 
 def test_chat_writes_empty_lines_around_a_reply_but_not_before_an_error(talk: Talk) -> None:

@@ -10,8 +10,9 @@ from functools import partial
 from io import StringIO
 
 import pytest
+from cases import rows
 from rich.cells import cell_len
-from screen import ScreenFile
+from screen import Screen, ScreenFile
 from waiting import wait_until
 
 from cerebrum_cli.cli.model_tables import print_catalogue, print_models
@@ -43,9 +44,9 @@ def piped() -> Streams:
     return Streams(StringIO(), StringIO(), None, False, False, False)
 
 
-def shown(columns: int = 80, rows: int = 24) -> Streams:
+def shown(columns: int = 80) -> Streams:
     """Streams that are terminals."""
-    return Streams(ScreenFile(columns, rows), ScreenFile(columns, rows), None, True, True, True)
+    return Streams(ScreenFile(columns, 24), ScreenFile(columns, 24), None, True, True, True)
 
 
 def written(stream: object) -> str:
@@ -53,10 +54,9 @@ def written(stream: object) -> str:
     return stream.getvalue()
 
 
-def lines(stream: object) -> list[str]:
-    """Lines on a stream's screen."""
+def screen(stream: object) -> Screen:
     assert isinstance(stream, ScreenFile)
-    return stream.screen.lines
+    return stream.screen
 
 
 # Sinks.
@@ -101,30 +101,26 @@ INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "command_exits", "chat_exits"),
+    ("signals", "command_exits", "chat_exits"),
     [
-        (INT, INT, [130], [130]),
-        (INT, TERM, [143], []),
-        (INT, HUP, [129], []),
-        (TERM, INT, [130], []),
-        (TERM, TERM, [143], []),
-        (TERM, HUP, [], []),
-        (HUP, INT, [130], []),
-        (HUP, TERM, [143], []),
-        (HUP, HUP, [], []),  # of a terminal that closes
+        ((INT, INT), [130], [130]),
+        ((INT, TERM), [143], []),
+        ((INT, HUP), [129], []),
+        ((TERM, INT), [130], []),
+        ((TERM, TERM), [143], []),
+        ((TERM, HUP), [], []),
+        ((HUP, INT), [130], []),
+        ((HUP, TERM), [143], []),
+        ((HUP, HUP), [], []),  # of a terminal that closes
     ],
 )
 def test_render_exits_on_a_second_signal(
-    first: signal.Signals,
-    second: signal.Signals,
-    command_exits: list[int],
-    chat_exits: list[int],
-    monkeypatch: pytest.MonkeyPatch,
+    signals: tuple[int, int], command_exits: list[int], chat_exits: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def events() -> Generator[Event, None, None]:
         yield TokenEvent(ONE, "so far")
-        signal.raise_signal(first)
-        signal.raise_signal(second)
+        for number in signals:
+            signal.raise_signal(number)
 
     exits: list[int] = []
     monkeypatch.setattr(interrupts, "exit_process", exits.append)
@@ -161,8 +157,6 @@ def test_status_line_shows_nothing_for_a_short_wait() -> None:
 def test_status_line_shows_a_long_wait_and_is_erased(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status_line, "SHOW_AFTER_S", 0.02)
     streams = shown()
-    whole_reply = FINISH._replace(has_all_tokens=False)
-    tally = TallyEvent((("4/5", 3), ("x" * 60, 1)), 4, 3, 5)
     cases: list[tuple[StatusLine, list[tuple[Event, str]]]] = [
         (
             StatusLine(streams, "a \x1b[31mmodel"),
@@ -176,11 +170,13 @@ def test_status_line_shows_a_long_wait_and_is_erased(monkeypatch: pytest.MonkeyP
         (
             StatusLine(streams, "model", vote=(3, 5)),
             [
-                (PromptEvent(ONE, 128, 1024), "reading 128 of 1,024 tokens"),
                 (PromptEvent(ONE, 1024, 1024), "no answer yet (0 of 3-5 samples, 0 tokens)"),
                 (TokenEvent(TWO, "so", tokens=range(5)), "no answer yet (0 of 3-5 samples, 5 tokens)"),
-                (whole_reply, "no answer yet (0 of 3-5 samples, 5 tokens)"),
-                (tally, f"4/5 x3 · {'x' * 38}… (4 of 3-5 samples, 5 tokens)"),
+                (FINISH._replace(has_all_tokens=False), "no answer yet (0 of 3-5 samples, 5 tokens)"),
+                (
+                    TallyEvent((("4/5", 3), ("x" * 60, 1)), 4, 3, 5),
+                    f"4/5 x3 · {'x' * 38}… (4 of 3-5 samples, 5 tokens)",
+                ),
             ],
         ),
         (StatusLine(streams, "m" * 200), [(LoadEvent(0.5), f"loading {'m' * 69}")]),  # no wider than the terminal
@@ -188,11 +184,11 @@ def test_status_line_shows_a_long_wait_and_is_erased(monkeypatch: pytest.MonkeyP
     for line, events in cases:
         for event, expected in events:
             line.emit(event)
-            wait_until(partial(lambda text: "".join(lines(streams.err)) == text, expected))
+            wait_until(partial(lambda text: "".join(screen(streams.err).lines) == text, expected))
         line.close()
-        assert lines(streams.err) == []
+        assert screen(streams.err).lines == []
     assert "\x1b[31m" not in written(streams.err)
-    assert isinstance(streams.err, ScreenFile) and not streams.err.screen.cursor_hidden
+    assert not screen(streams.err).cursor_hidden
     assert written(streams.out) == ""
 
 
@@ -211,7 +207,8 @@ def test_status_line_logs_now_and_then_on_a_plain_terminal(monkeypatch: pytest.M
 def test_file_progress_on_a_terminal_is_a_bar_below_notices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", StringIO("no\n"))
     notice = NoticeEvent("the Hub is in trouble\x1b[2J (503)", "trying again in 2 s")
-    streams, quiet, pipe = shown(), shown(), piped()
+    text = "note: the Hub is in trouble (503): trying again in 2 s"
+    streams = shown()
     with FileProgress(streams) as files:
         files.update("download", 10_000_000, 30_000_000)
         files.notice(notice)
@@ -219,16 +216,15 @@ def test_file_progress_on_a_terminal_is_a_bar_below_notices(monkeypatch: pytest.
         assert streams.confirm("Go on?") is False
         files.update("download", 30_000_000, 30_000_000)
         files.update("verify", 10_000_000, 30_000_000)
-    text, *_, bar = lines(streams.err)
-    assert text == "note: the Hub is in trouble (503): trying again in 2 s"
+    first, *_, bar = screen(streams.err).lines
+    assert first == text
     assert bar.startswith("download") and "30.0/30.0 MB" in bar
-    assert isinstance(streams.err, ScreenFile) and not streams.err.screen.cursor_hidden
-    for other in (pipe, replace(quiet, is_quiet=True)):
+    assert not screen(streams.err).cursor_hidden
+    for other, expected in ((piped(), f"{text}\n"), (replace(shown(), is_quiet=True), "")):
         with FileProgress(other) as files:
             files.update("download", 10_000_000, 30_000_000)
             files.notice(notice)
-    assert written(pipe.err) == "note: the Hub is in trouble (503): trying again in 2 s\n"
-    assert lines(quiet.err) == []
+        assert written(other.err) == expected
 
 
 # Streams.
@@ -266,79 +262,56 @@ def test_errors_print_message_hint_and_log_without_controls() -> None:
 
 # Tables.
 
+ROWS = rows("table_rows")
 LONG = "a note " * 60
 PATH = "/a/very/long/path/" * 12 + "model.gguf"
-
-
-def model_row(name: str = "collective-cognition-7b") -> dict[str, object]:
-    file = {"path": PATH, "quantization": "Q4_K_M", "size": 4_368_438_944, "format": None, "context_size": 32768}
-    use = {"default": True, "last_used": "2026-11-20T11:00:00+00:00", "error": None}
-    return {
-        "name": name,
-        "reference": name,
-        **file,
-        **use,
-        "speed": None,
-        "merged_from": [],
-        "converted_from": None,
-        "repo_id": None,
-    }
-
-
-def catalog_row(**row: object) -> dict[str, object]:
-    chosen = {"recommended": "Q4_K_M", "size": 4_368_438_944, "memory": 6 * 10**9, "fit": "tight", "speed": None}
-    return {**chosen, "license": "nvidia-nemotron-open-model-license", "good_for": "reasoning", **row}
+MODEL = {**ROWS["model"], "path": PATH}
+AVAILABLE = {**ROWS["available"], "title": LONG}
 
 
 def test_tables_in_a_pipe_are_not_truncated() -> None:
     streams = piped()
-    print_models(streams, [model_row(), model_row("b")])
+    print_models(streams, [MODEL, {**MODEL, "name": "b", "reference": "b"}])
     head, first, second = written(streams.out).splitlines()
     assert head.split() == ["name", "quant", "size", "format", "context", "speed", "last", "used", "where"]
-    assert first.split() == [
-        "*",
-        "collective-cognition-7b",
-        "Q4_K_M",
-        "4.37",
-        "GB",
-        "-",
-        "32768",
-        "-",
-        "2026-11-20",
-        PATH,
-    ]
+    assert first.split() == f"* collective-cognition-7b Q4_K_M 4.37 GB - 32768 - 2026-11-20 {PATH}".split()
     assert second.endswith(PATH)
     streams = piped()
-    row = catalog_row(name="a", here=False, license=None, title=LONG)
-    print_catalogue(streams, [row, {**row, "title": "short", "recommended": None, "size": None}])
+    row = {**AVAILABLE, "here": False, "license": None}
+    print_catalogue(streams, [row, {**row, "recommended": None, "size": None}])
     assert "no         Q4_K_M    4.37 GB  6.00 GB  tight  -      reasoning  -        a note" in written(streams.out)
     assert LONG.strip() in written(streams.out)
     assert not [line for line in written(streams.out).splitlines() if line != line.rstrip()]
 
 
-@pytest.mark.parametrize("columns", [80, 40])
-def test_tables_on_a_narrow_terminal_drop_columns(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("columns", "heads"), [(80, ["name", "size", "memory", "fit", "speed", "good for"]), (40, ["name", "size", "fit"])]
+)
+def test_tables_on_a_narrow_terminal_drop_columns(
+    columns: int, heads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    models, catalogue = shown(columns, 24), shown(columns, 24)
-    print_models(models, [model_row()])
-    print_catalogue(catalogue, [catalog_row(name="collective-cognition-7b", here=True, title=LONG)])
+    models, catalogue = shown(columns), shown(columns)
+    print_models(models, [MODEL])
+    print_catalogue(catalogue, [AVAILABLE])
     for streams in (models, catalogue):
-        head, row = lines(streams.out)
+        head, row = screen(streams.out).lines
         assert row.removeprefix("*").lstrip().startswith("collective-cognition")
         assert "…" not in row
         assert max(map(len, (head, row))) <= columns
-    heads = ["name", "size", "memory", "fit", "speed", "good for"]
-    assert re.split(" {2,}", head) == (heads if columns == 80 else ["name", "size", "fit"])
-
-
-SESSION = {"name": "apples", "messages": 4, "updated": "2026-11-20T10:20:30", "model": "m", "first": "w " * 70}
+    assert re.split(" {2,}", head) == heads
 
 
 def test_table_cells_take_one_line_and_may_be_wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "44")
     streams = replace(piped(), out_is_terminal=True)
-    rows = [{**SESSION, "name": "two\nlines", "first": "東京" * 30}, {**SESSION, "name": "名前", "first": "Why?"}]
-    print_sessions(streams, rows)
+    print_sessions(
+        streams,
+        [
+            {**ROWS["session"], "name": "two\nlines", "first": "東京" * 30},
+            {**ROWS["session"], "name": "名前", "first": "Why?"},
+        ],
+    )
     head, first, second = written(streams.out).splitlines()
     assert first.split()[:2] == ["two", "lines"] and first.endswith("…")
     assert cell_len(first) <= 44
@@ -349,7 +322,7 @@ def test_matches_wrap_between_words() -> None:
     streams = shown()
     excerpt = "…to bed. Why do cats sleep, and why so long? The cat of a neighbor says that…"
     print_matches(streams, [{"session": "cats", "created": "2026-11-20T10:20:30", "role": "user", "excerpt": excerpt}])
-    assert lines(streams.out) == [
+    assert screen(streams.out).lines == [
         "cats  2026-11-20  user: …to bed. Why do cats sleep, and why so long? The cat",
         "  of a neighbor says that…",
     ]
@@ -358,7 +331,7 @@ def test_matches_wrap_between_words() -> None:
 def test_models_table_shows_the_repository_or_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ann")
     streams = piped()
-    print_models(streams, [{**model_row(), "repo_id": "a/b"}, {**model_row(), "path": "/home/ann/my models/c.gguf"}])
+    print_models(streams, [{**MODEL, "repo_id": "a/b"}, {**MODEL, "path": "/home/ann/my models/c.gguf"}])
     _, first, second = written(streams.out).splitlines()
     assert first.endswith("  hf.co/a/b")
     assert second.endswith("  ~/my models/c.gguf")
