@@ -23,7 +23,7 @@ from cerebrum_cli.batch.answering import RowNotices
 from cerebrum_cli.batch.readers import HEAD_ROWS, SHAPES, InputOptions, Shape
 from cerebrum_cli.core.conversation import Message
 from cerebrum_cli.core.errors import BatchError, UsageError
-from cerebrum_cli.core.grammar import Grammar, schema_grammar
+from cerebrum_cli.core.grammar import schema_grammar
 from cerebrum_cli.core.row_fields import RowError, parse_template
 from cerebrum_cli.results.results import open_stream
 
@@ -92,44 +92,18 @@ def test_json_row_has_whole_numbers_as_pandas_writes_them() -> None:
     assert rendered.prompt == f"5.0 null -Infinity 1e999 {long}"
 
 
-CITY = {"type": "object", "properties": {"city": {"enum": ["Köln"]}}}
-
-
-def schema_form(schema: Any) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
-
-
-@pytest.mark.parametrize(
-    ("form", "grammar"),
-    [
-        (schema_form(CITY), schema_grammar(CITY)),
-        ({"type": "json_object"}, schema_grammar({"type": "object"})),
-        ({"type": "text"}, None),
-        (None, None),
-    ],
-)
-def test_json_row_has_a_schema_of_its_own(form: Any, grammar: Grammar | None) -> None:
-    body = {"response_format": form}
-    row = json_row({"custom_id": "a", "body": {"messages": [USER], **body}})
-    assert (row.grammar, row.unused, row.error) == (grammar, (), None)
-    assert json_row({"prompt": "a", **body}).grammar == grammar
-    rendered = json_row({"id": "a", **body}, template="{response_format}")
-    assert (rendered.error, rendered.grammar) == (None, None)
-
-
-@pytest.mark.parametrize(
-    ("form", "message"),
-    [
-        ({"type": "structural_tag"}, "invalid `response_format`: {'type': 'structural_tag'}; its type must be"),
-        ({"type": "json_schema"}, "invalid `response_format`: {'type': 'json_schema'}; its type must be"),
-        ("json", "invalid `response_format`: 'json'; its type must be"),
-        (schema_form(5), "invalid `response_format`: cannot use the schema: it is not a JSON object"),
-    ],
-)
-def test_json_row_with_an_invalid_schema_is_an_error(form: Any, message: str) -> None:
+@pytest.mark.parametrize(("form", "schema", "message"), cases.rows("response_formats"))
+def test_json_row_has_a_schema_of_its_own(form: Any, schema: dict[str, Any] | None, message: str | None) -> None:
     row = json_row({"custom_id": "a", "body": {"messages": [USER], "response_format": form}})
-    assert (row.id, problem(row)[0]) == ("a", "invalid_request")
-    assert problem(row)[1].startswith(message)
+    if message:
+        assert (row.id, problem(row)[0]) == ("a", "invalid_request")
+        assert problem(row)[1].startswith(f"invalid `response_format`: {message}")
+        return
+    grammar = None if schema is None else schema_grammar(schema)
+    assert (row.grammar, row.unused, row.error) == (grammar, (), None)
+    assert json_row({"prompt": "a", "response_format": form}).grammar == grammar
+    rendered = json_row({"id": "a", "response_format": form}, template="{response_format}")
+    assert (rendered.error, rendered.grammar) == (None, None)
 
 
 def notices_of(data: str, shape: Shape) -> list[tuple[str, str]]:
@@ -175,11 +149,6 @@ def test_error_row_has_a_short_message() -> None:
     assert message.endswith("x…")
 
 
-def test_csv_field_may_be_large() -> None:
-    (row,) = rows_in("prompt\n" + "x" * 300_000, "csv")
-    assert row.prompt == "x" * 300_000
-
-
 @pytest.mark.parametrize(
     ("name", "data", "shape"),
     [
@@ -216,7 +185,9 @@ def test_rows_are_read_again_and_have_keys(shape: Shape, text: str) -> None:
 
 
 @pytest.mark.slow
-def test_unclosed_quote_does_not_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_csv_field_may_be_large_but_an_unclosed_quote_does_not_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    [row] = rows_in("prompt\n" + "x" * 300_000, "csv")
+    assert row.prompt == "x" * 300_000
     monkeypatch.setattr("cerebrum_cli.batch.table_rows.MAX_FIELD_BYTES", 16_000_000)
     record = b"a" * 1000 + b"\n"
     with pytest.raises(UsageError, match=r"field larger than field limit \(16000000\) \(row at line 2\)"):

@@ -312,34 +312,21 @@ def test_check_of_what_was_found(
     assert text in f"{found['detail']} {found['hint']}"
 
 
-X86 = "processor\t: 0\nflags\t\t: fpu avx2 fma\n\nprocessor\t: 1\nflags\t\t: fpu\n"
+def test_processor_flags_reads_cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr(machine, "CPUINFO", cpuinfo)
+    cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2 fma\n\nprocessor\t: 1\nflags\t\t: fpu\n")
+    assert processor_flags() == frozenset({"fpu", "avx2", "fma"})
+    cpuinfo.write_text("processor\t: 0\nFeatures\t: fp asimd\n")
+    assert processor_flags() == frozenset({"fp", "asimd"})
+    cpuinfo.write_text("")
+    assert processor_flags() is None
 
 
-@pytest.mark.parametrize(
-    ("cpuinfo", "flags"),
-    [
-        (X86, {"fpu", "avx2", "fma"}),
-        ("processor\t: 0\nFeatures\t: fp asimd\n", {"fp", "asimd"}),
-        ("", None),
-    ],
-)
-def test_processor_flags_reads_cpuinfo(
-    cpuinfo: str, flags: set[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "cpuinfo").write_text(cpuinfo)
-    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
-    assert processor_flags() == flags
+DEVICES = [("Linux", "dri/card0", None), ("Linux", "dri/renderD128", "vulkan"), ("Linux", "nvidia0", "cuda")]
 
 
-@pytest.mark.parametrize(
-    ("system", "device", "accelerator"),
-    [
-        ("Linux", "dri/card0", None),
-        ("Linux", "dri/renderD128", "vulkan"),
-        ("Linux", "nvidia0", "cuda"),
-        ("Darwin", "none", "metal"),
-    ],
-)
+@pytest.mark.parametrize(("system", "device", "accelerator"), [*DEVICES, ("Darwin", "none", "metal")])
 def test_likely_accelerator_finds_gpu_device_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str, device: str, accelerator: str | None
 ) -> None:

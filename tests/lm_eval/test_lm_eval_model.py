@@ -68,18 +68,20 @@ def harness(path: Path, format: str | None = None, ctx: int = CONTEXT, **given: 
         yield model
 
 
-@pytest.fixture(scope="module")
-def precise_chatml(chatml_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The byte-level model with all weights in F32."""
-    quantize(chatml_model, path := tmp_path_factory.mktemp("precise") / "chatml.gguf", F32)
-    return path
+def precise(name: str) -> Any:
+    """A fixture with a model of the suite, all of whose weights are in F32."""
+
+    @pytest.fixture(scope="module", name=f"precise_{name}")
+    def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        path = tmp_path_factory.mktemp("precise") / f"{name}.gguf"
+        quantize(request.getfixturevalue(f"{name}_model"), path, F32)
+        return path
+
+    return model
 
 
-@pytest.fixture(scope="module")
-def precise_mistral(mistral_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model with Mistral's vocabulary, which adds BOS, with all weights in F32."""
-    quantize(mistral_model, path := tmp_path_factory.mktemp("precise") / "mistral.gguf", F32)
-    return path
+precise_chatml = precise("chatml")  # byte-level
+precise_mistral = precise("mistral")  # its vocabulary adds BOS
 
 
 def requests_for(kind: str, arguments: Sequence[tuple[Any, ...]]) -> list[Instance]:
@@ -168,7 +170,9 @@ def test_lm_scores_match_a_plain_loop(precise_chatml: Path, precise_mistral: Pat
             encoded = [model._encode_pair(*pair) for pair in pairs]
             results = score(model, pairs)
             assert score(model, [("The sky is ", "blue")]) == score(model, [("The sky is", " blue")])
-        assert_close(results, plain_scores(path, encoded))
+            after_nothing = score(model, [("", " fox"), (" ", "fox")])
+            fox = [model.prefix_token_id], model.tok_encode(" fox", add_special_tokens=False)
+        assert_close([*results, *after_nothing], plain_scores(path, [*encoded, fox, fox]))
         assert len({round(value, 3) for value, _ in results}) == len(pairs)
 
 
@@ -201,15 +205,6 @@ def test_lm_adds_bos_as_it_is_told(precise_mistral: Path, precise_chatml: Path) 
             pair = without._encode_pair(STORY, " fox")
             assert_close(score(without, [(STORY, " fox")]), plain_scores(path, [pair]))
             assert score(without, [(STORY, " fox")]) != score(added, [(STORY, " fox")])
-
-
-def test_lm_scores_empty_contexts_after_the_prefix_token(precise_chatml: Path, precise_mistral: Path) -> None:
-    for path in (precise_chatml, precise_mistral):
-        with harness(path) as model:
-            prefix = [model.prefix_token_id]
-            fox = model.tok_encode(" fox", add_special_tokens=False)
-            results = score(model, [("", " fox"), (" ", "fox")])
-        assert_close(results, plain_scores(path, [(prefix, fox)]) * 2)
 
 
 def test_lm_truncates_long_contexts_on_the_left(precise_chatml: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -307,15 +302,16 @@ def test_lm_truncates_long_prompts_on_the_left(precise_chatml: Path, caplog: pyt
         assert model.opened == ["scoring", "generation", "scoring"]  # once for each use
 
 
-def test_lm_samples_repeats_of_one_prompt_differently(precise_chatml: Path) -> None:
-    sampled = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 8}
-    greedy = {"do_sample": False, "temperature": 1.0, "max_gen_toks": 8}
+def test_lm_samples_repeats_of_one_prompt_differently(precise_chatml: Path, tmp_path: Path) -> None:
+    sampled = {"temperature": 1.0, "max_gen_toks": 8}  # also without `do_sample`
+    greedy = {"do_sample": False, **sampled}
     with harness(precise_chatml) as model:
-        prompts = [*[(STORY, sampled)] * 4, *[(STORY, greedy)] * 3, ("A fox", sampled)]
+        prompts = [*[(STORY, sampled)] * 4, *[(STORY, greedy)] * 3, ("A fox", {"do_sample": True, **sampled})]
         texts = generate(model, prompts)
         assert len(set(texts[:4])) == 4 and len(set(texts[4:7])) == 1
         assert [(text.n, text.settings.seed) for text in planned(model, prompts)] == [(4, 0), (1, 4), (1, 7)]
-        assert generate(model, prompts) == texts  # the same seeds
+        for _ in range(2):  # a run that resumes asks again, with the same seeds
+            assert generate(CachingLM(model, str(tmp_path / "cache.db")), prompts[:4]) == texts[:4]
 
 
 def test_lm_caches_results_as_they_finish(
@@ -366,17 +362,6 @@ STOPS = (["makes"], [".", "\n"], ["\n\n", " is"], ["</think>", "The"], ["Questio
 def chat(model: Harness, question: str) -> str:
     prompt: str = model.apply_chat_template([{"role": "user", "content": question}])
     return prompt
-
-
-def test_cache_of_lm_eval_does_not_repeat_sampled_texts(chatml_model: Path, tmp_path: Path) -> None:
-    kwargs = {"until": [], "max_gen_toks": 8, "temperature": 1.0}  # without do_sample
-    with harness(chatml_model) as model:
-        texts = []
-        for _ in range(2):  # the run that resumes asks again
-            cached = CachingLM(model, str(tmp_path / "cache.db"))
-            requests = requests_for("generate_until", [("Once", dict(kwargs)) for _ in range(4)])
-            texts.append(cached.generate_until(requests))
-    assert len(set(texts[0])) == 4 and texts[1] == texts[0]
 
 
 def test_lm_returns_what_follows_the_reasoning(thinker: Path) -> None:

@@ -16,6 +16,7 @@ from benchmarks.trust import POPULATION, SEED, SHAPES
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import to_json
 from cerebrum_cli.trust.calibration import (
+    CONFIDENCE,
     Calibration,
     LabelledDecision,
     Threshold,
@@ -49,18 +50,6 @@ def calibration_with(rows: Sequence[ScoredRow]) -> Calibration:
     return Calibration(MADE_WITH, YES_NO, ScoreMap.none(2), len(rows) * 3 // 2, tuple(rows))
 
 
-def reached(calibration: Calibration, error: float, confidence: float = 0.9) -> Threshold:
-    found = calibration.threshold(error, confidence)
-    assert isinstance(found, Threshold)
-    return found
-
-
-def unreached(calibration: Calibration, error: float, confidence: float = 0.9) -> Unreachable:
-    found = calibration.threshold(error, confidence)
-    assert isinstance(found, Unreachable)
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("error", "confidence"), [(0.05, 0.9), (0.01, 0.95), (0.1, 0.99), (0.5, 0.8)])
 def test_threshold_passes_as_the_bound_of_clopper_and_pearson(error: float, confidence: float) -> None:
@@ -72,55 +61,55 @@ def test_threshold_passes_as_the_bound_of_clopper_and_pearson(error: float, conf
             assert isinstance(found, Threshold) == (bound <= error), (size, wrong)
 
 
-def test_threshold_decides_rows_of_equal_probability_together() -> None:
-    calibration = answers((1.0, 60, 0), (0.875, 60, 2), (0.75, 40, 1), (0.5, 10, 27))
-    found = reached(calibration, 0.05)
-    assert found.probability == 0.75
-    assert found.share_decided == 163 / 200
-    assert found.error == 0.05 and found.confidence == 0.9
+SURE, NEARLY, LIKELY, EVEN = 1.0, 0.875, 0.75, 0.5
 
 
-def test_threshold_stops_at_the_first_test_that_fails() -> None:
-    calibration = answers((1.0, 200, 0), (0.875, 50, 20), (0.75, 800, 0))
-    assert reached(calibration, 0.05).probability == 1.0
-
-
-def test_threshold_begins_with_a_share_of_the_rows() -> None:
-    """The surest 45 of 1,000 rows could pass a test, but a single wrong label among them would end all."""
-    assert reached(answers((1.0, 50, 1), (0.875, 949, 0)), 0.05).share_decided == 1
-
-
-def test_unreachable_names_the_smallest_error_and_the_rows_to_label() -> None:
-    few = unreached(answers((1.0, 30, 0)), 0.05)
-    assert (few.rows, few.smallest_error) == (45, 0.08)
-    assert few.more_rows is not None and 15 <= few.more_rows <= 150
-    assert (
-        str(few) == "with 45 labelled rows, the smallest error that can be promised is 8%; "
-        f"for 5%, label about {few.more_rows} more"
-    )
-
-
-def test_unreachable_if_answers_are_too_often_wrong() -> None:
-    found = unreached(answers((1.0, 300, 100), (0.5, 300, 300)), 0.05)
-    assert (found.smallest_error, found.more_rows) == (0.3, None)
-    assert str(found).endswith("the surest answers are too often wrong for 5%")
-
-
-def test_unreachable_without_any_error_that_could_be_promised() -> None:
-    found = unreached(answers((1.0, 0, 100)), 0.05)
-    assert str(found).startswith("with 150 labelled rows, no error can be promised")
-
-
-def test_promises_are_none_where_an_error_cannot_be_promised() -> None:
-    shares = answers((1.0, 100, 0), (0.5, 50, 50)).promises
-    assert shares == {0.01: None, 0.02: None, 0.05: 0.5, 0.1: 0.5}
-    wide = answers((1.0, 240, 0)).promises
-    assert wide == {0.01: 1.0, 0.02: 1.0, 0.05: 1.0, 0.1: 1.0}
+@pytest.mark.parametrize(
+    ("case", "groups", "probability", "share"),
+    [
+        ("equal rows together", [(SURE, 60, 0), (NEARLY, 60, 2), (LIKELY, 40, 1), (EVEN, 10, 27)], LIKELY, 163 / 200),
+        ("up to the first test that fails", [(SURE, 200, 0), (NEARLY, 50, 20), (LIKELY, 930, 0)], SURE, 1 / 6),
+        # The surest 45 of 1,000 rows could pass a test, but a single wrong label among them would end all.
+        ("tests begin with a share of the rows", [(SURE, 50, 1), (NEARLY, 949, 0)], NEARLY, 1),
+    ],
+)
+def test_threshold_decides(case: str, groups: list[tuple[float, int, int]], probability: float, share: float) -> None:
+    assert answers(*groups).threshold(0.05) == Threshold(0.05, CONFIDENCE, probability, share), case
 
 
 def test_threshold_needs_more_rows_for_more_confidence() -> None:
-    calibration = answers((1.0, 50, 0))
-    assert reached(calibration, 0.05, 0.9) and unreached(calibration, 0.05, 0.95)
+    kinds = [type(answers((SURE, 50, 0)).threshold(0.05, confidence)) for confidence in (0.9, 0.95)]
+    assert kinds == [Threshold, Unreachable]
+
+
+@pytest.mark.parametrize(
+    ("groups", "problem"),
+    [
+        (
+            [(SURE, 30, 0)],
+            "with 45 labelled rows, the smallest error that can be promised is 8%; for 5%, label about 150 more",
+        ),
+        (
+            [(SURE, 300, 100), (EVEN, 300, 300)],
+            "with 1500 labelled rows, the smallest error that can be promised is 30%; "
+            "even the surest answers are too often wrong for 5%",
+        ),
+        (
+            [(SURE, 0, 100)],
+            "with 150 labelled rows, no error can be promised; even the surest answers are too often wrong for 5%",
+        ),
+    ],
+)
+def test_unreachable_names_the_smallest_error_and_the_rows_to_label(
+    groups: list[tuple[float, int, int]], problem: str
+) -> None:
+    found = answers(*groups).threshold(0.05)
+    assert isinstance(found, Unreachable) and str(found) == problem
+
+
+def test_promises_are_none_where_an_error_cannot_be_promised() -> None:
+    assert answers((SURE, 100, 0), (EVEN, 50, 50)).promises == {0.01: None, 0.02: None, 0.05: 0.5, 0.1: 0.5}
+    assert answers((SURE, 240, 0)).promises == {0.01: 1.0, 0.02: 1.0, 0.05: 1.0, 0.1: 1.0}
 
 
 @pytest.mark.parametrize(("error", "confidence"), [(0.0, 0.9), (1.0, 0.9), (0.05, 1.0), (nan, 0.9), (0.05, nan)])
@@ -202,11 +191,6 @@ def test_mismatch_names_what_differs_but_not_another_name_of_the_same_file() -> 
     assert describe_mismatch(MADE_WITH, other) == "model (tiny, now large) and letters (none, now on)"
 
 
-def test_calibration_survives_json() -> None:
-    calibration = decisions(biased_rows(60))
-    assert parse_calibration(to_json(calibration.object), "refunds.json") == calibration
-
-
 def change(value: Any, path: Sequence[str | int], new: object) -> None:
     *folders, last = path
     for name in folders:
@@ -247,7 +231,6 @@ def test_threshold_holds_for_the_labelled_rows_themselves(rows: list[ScoredRow],
         assert found.smallest_error is None or found.smallest_error > error
 
 
-@pytest.mark.slow
 @settings(derandomize=True, max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 1)), min_size=1, max_size=90))
 def test_any_decisions_can_be_calibrated_and_stored(rows: list[tuple[float, int]]) -> None:
@@ -289,15 +272,20 @@ def test_shift_of_the_mean_probability() -> None:
     assert find_shift(LABELLED, [0.9] * 800 + [0.6] * 200) is None
 
 
-@pytest.mark.parametrize("few", [[], [0.2], [0.2] * 29])
-def test_too_few_rows_do_not_differ(few: list[float]) -> None:
-    assert find_shift(LABELLED, few) is None
-    assert find_shift(few, LABELLED) is None
-
-
-def test_rows_that_are_all_alike_do_not_differ() -> None:
-    assert find_shift([0.9] * 500, [0.900001] * 50) is None
-    assert find_shift([0.9] * 500, [0.8] * 50) is not None
+@pytest.mark.parametrize(
+    ("labelled", "new", "is_shift"),
+    [
+        (LABELLED, [0.2] * 29, False),
+        ([0.2] * 29, LABELLED, False),
+        (LABELLED, [], False),
+        ([0.9] * 500, [0.900001] * 50, False),
+        ([0.9] * 500, [0.8] * 50, True),
+    ],
+)
+def test_rows_differ_if_they_are_enough_and_not_all_alike(
+    labelled: list[float], new: list[float], is_shift: bool
+) -> None:
+    assert (find_shift(labelled, new) is not None) is is_shift
 
 
 @pytest.mark.slow
