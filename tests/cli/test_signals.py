@@ -14,7 +14,9 @@ import mcp_stand_in
 import psutil
 import pytest
 from batch_files import stored_lines
-from command_line import CommandLine, Finished
+from command_line import COMMAND, CommandLine, Finished
+from merges import stack
+from person import OpenTerminal
 from scripted_command import batch_backend, run_here, start_scripted
 from server_kinds import LlamaServer, OllamaServer
 from waiting import TIMEOUT_S, user_seconds, wait_for_end, wait_until
@@ -287,6 +289,95 @@ def test_function_of_a_row_ends_and_its_row_is_answered_later(scene: Scene, numb
     scene.asked(line)
     answers = [json.loads(row) for row in Path("out").read_text().splitlines()]
     assert [(answer["text"], len(answer["calls"])) for answer in answers] == [(SUM, 0), ("No coat in Oslo.", 1)]
+
+
+# Commands that write a file.
+
+# A signal while the main thread has just acquired one of Python's own locks: the exception raised there must not leave
+# the lock acquired, which would block other threads forever. If the main thread acquires none, the signal comes later.
+INTERRUPT_IN_LOCK = """
+import os, signal, threading
+from cerebrum_cli.__main__ import main
+from cerebrum_cli.weights import execute
+
+enter, write, armed, sent = threading.Condition.__enter__, execute.write_all, [], []
+
+def press():
+    sent.append(True)
+    os.kill(os.getpid(), signal.SIGINT)
+
+def enter_and_press(self):
+    result = enter(self)
+    if armed and not sent and threading.current_thread() is threading.main_thread():
+        press()
+    return result
+
+def write_and_press(descriptor, data):
+    write(descriptor, data)
+    size = os.fstat(descriptor).st_size
+    armed[:] = [True] * (size > 5_000_000)
+    if size > 10_000_000 and not sent:
+        press()
+
+threading.Condition.__enter__, execute.write_all = enter_and_press, write_and_press
+main()
+"""
+NOTHING_WRITTEN = f"{INTERRUPTED}nothing was written\n"
+MERGE = ("merge", "recipe.yaml", "-o", "out.gguf", "-y", "--type", "Q3_K_S")
+
+
+@pytest.fixture
+def merger(scene: Scene, seven: Path) -> CommandLine:
+    """A user with a recipe for a merge that takes seconds: each of many layers is written in another type."""
+    Path("recipe.yaml").write_text(stack(*[(str(seven), 0, 32)] * 6))
+    return CommandLine(scene.home)
+
+
+def wait_until_merging() -> None:
+    wait_until(lambda: any(part.stat().st_size > 1_000_000 for part in Path().glob(".out.gguf.*.part")))
+
+
+@pytest.mark.parametrize("number", [INT, TERM, HUP, KILL])
+def test_ended_merge_writes_no_file(scene: Scene, merger: CommandLine, seven: Path, number: signal.Signals) -> None:
+    """The partial file of a killed one is removed by the next."""
+    Path("out.gguf").write_bytes(b"an existing file")
+    scene.processes.append(process := merger.start(*MERGE))
+    wait_until_merging()
+    said = [line for line in end(process, number).err.splitlines() if not line.startswith("merge: ")]
+    assert said == ([] if number == KILL else NOTHING_WRITTEN.splitlines())
+    assert Path("out.gguf").read_bytes() == b"an existing file" and merger.run("list", "--json").object == []
+    assert len(scene.files) == 1 + (number == KILL)
+    Path("recipe.yaml").write_text(stack((str(seven), 0, 2)))
+    Path("out.gguf").unlink()
+    done = merger.run(*MERGE)
+    assert (done.code, scene.files) == (0, ["out.gguf"]), done.err
+    [row] = merger.run("list", "--json").object
+    assert (row["name"], row["path"], row["error"]) == ("out", str(scene.home / "out.gguf"), None)
+
+
+def test_interrupt_inside_a_lock_does_not_hang(scene: Scene, merger: CommandLine) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", INTERRUPT_IN_LOCK, *MERGE, "-q"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=merger.environment(),
+        timeout=TIMEOUT_S,
+        text=True,
+    )
+    assert (process.returncode, process.stdout, process.stderr, scene.files) == (130, "", NOTHING_WRITTEN, [])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_ctrl_c_stops_the_progress_bar_of_a_merge(
+    scene: Scene, merger: CommandLine, open_terminal: OpenTerminal
+) -> None:
+    person = open_terminal(COMMAND, *MERGE)
+    person.wait_for("merge ")
+    wait_until_merging()
+    person.type("\x03")
+    assert person.end() == 130
+    assert person.screen.lines[-2:] == NOTHING_WRITTEN.splitlines()
+    assert not person.screen.cursor_hidden and "Traceback" not in person.output and scene.files == []
 
 
 # Commands that have not begun their work.

@@ -237,24 +237,6 @@ def test_retries_back_off_until_the_last(monkeypatch: pytest.MonkeyPatch) -> Non
     assert policy.delay(HubError("rate limit", LATER, retries=5, wait_s=55.0)) == 55
 
 
-@pytest.mark.slow
-def test_pull_resumes_after_kills(hub_user: HubUser, large: Path) -> None:
-    """What is recorded is not requested again; benchmarks/pull.py measures what a kill loses."""
-    size = large.stat().st_size
-    armed = hub_user.hub.arm(LIMITED)
-    for share in (0.25, 0.5, 0.75):
-        with hub_user.start("pull", REPO) as process:
-            wait_until(lambda: recorded_in_process(hub_user, size) >= share * size)  # noqa: B023
-            process.kill()
-        assert hub_user.listed() == []
-    armed.disarm()
-    left = size - recorded_in_process(hub_user, size)
-    hub_user.hub.log.clear()
-    assert hub_user.run_process("pull", REPO).code == 0
-    assert sent(hub_user) == left
-    installed(hub_user)
-
-
 def recorded_in_process(hub_user: HubUser, size: int) -> int:
     """Bytes that a process of its own, whose pieces are not those of this one, has recorded."""
     with pytest.MonkeyPatch.context() as patch:
@@ -263,15 +245,25 @@ def recorded_in_process(hub_user: HubUser, size: int) -> int:
 
 
 @pytest.mark.slow
-def test_pull_interrupt_prints_how_to_resume(hub_user: HubUser, large: Path) -> None:
-    hub_user.hub.arm(LIMITED)
-    with hub_user.start("pull", REPO) as process:
-        wait_until(lambda: recorded_in_process(hub_user, large.stat().st_size) >= 1_000_000)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=10)
-    said = "error: interrupted\n hint: run it again to resume\n"
-    assert (process.returncode, out, err.decode()) == (130, b"", said)
-    assert recorded_in_process(hub_user, large.stat().st_size) >= 1_000_000
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_pull_resumes_after_signals(hub_user: HubUser, large: Path, number: signal.Signals) -> None:
+    """What is recorded is not requested again; benchmarks/pull.py measures what a kill loses."""
+    size = large.stat().st_size
+    armed = hub_user.hub.arm(LIMITED)
+    for share in (0.25, 0.5, 0.75):
+        with hub_user.start("pull", REPO) as process:
+            wait_until(lambda: recorded_in_process(hub_user, size) >= share * size)  # noqa: B023
+            process.send_signal(number)
+            out, err = process.communicate(timeout=10)
+        said = "" if number == signal.SIGKILL else "error: interrupted\n hint: run it again to resume\n"
+        assert (process.returncode, out, err.decode()) == (130 if said else -number, b"", said)
+        assert hub_user.listed() == []
+    armed.disarm()
+    left = size - recorded_in_process(hub_user, size)
+    hub_user.hub.log.clear()
+    assert hub_user.run_process("pull", REPO).code == 0
+    assert sent(hub_user) == left
+    installed(hub_user)
 
 
 def test_pull_resumes_a_failed_one(hub_user: HubUser, large: Path) -> None:
