@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ import psutil
 import pytest
 import ray_machines
 from batch_files import output_object, stored_lines
-from command_line import COMMAND, CommandLine, assert_error
+from command_line import CommandLine, assert_error
 from tiny_models import Shape, write_quantized
 from waiting import wait_until
 
@@ -73,19 +73,14 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def node_job(identity: str, path: Path, reference: str) -> NodeJob:
-    source = ModelSource(cast("Any", None), cast("Any", None), Settings())
-    return NodeJob(identity, path, reference, source, cast("Any", None))
-
-
-def on_servers(job: NodeJob, servers: Servers) -> NodeJob:
-    return replace(job, source=replace(job.source, servers=servers))
+def node_job(identity: str, path: Path, servers: Servers | None = None) -> NodeJob:
+    source = ModelSource(cast("Any", None), cast("Any", None), Settings(), servers=servers)
+    return NodeJob(identity, path, "chatml", source, cast("Any", None))
 
 
 def answer_all(source: Path, cluster: ScriptedCluster, **options: Any) -> tuple[list[Event], list[str]]:
     """The events of a batch on a cluster, and its texts; a first call may fail, and a second resumes."""
-    job = on_servers(node_job("", source, ""), Servers(()))
-    output = source.with_name("out.jsonl")
+    job, output = node_job("", source, Servers(())), source.with_name("out.jsonl")
     with (
         InputOptions().open(source, None, output) as rows,
         closing(open_results(output, {"model": "a"}, rows.kind_for(output), rows.known_rows())) as results,
@@ -102,35 +97,23 @@ EXPECTED = [f"question {number}" for number in range(ROWS)]
 def test_ray_rows_of_lost_workers_are_answered_again(source: Path) -> None:
     cluster = ScriptedCluster([lambda blocks: map(answered, blocks[::2])])
     events, texts = answer_all(source, cluster)
-    assert texts == EXPECTED
-    assert cluster.asked == [[5] * 8, [3] * 6 + [2]]
-    assert [event for event in events if isinstance(event, NoticeEvent)] == [NoticeEvent("slow", "")]
+    assert (texts, cluster.asked) == (EXPECTED, [[5] * 8, [3] * 6 + [2]])
     assert [event.tokens for event in events if isinstance(event, ServersEvent)][-1] == 10 * ROWS
 
 
-def test_ray_answers_a_row_once_and_reports_a_node_with_a_problem_once(source: Path) -> None:
+def test_ray_answers_a_row_once_and_reports_a_problem_once(source: Path) -> None:
     bad = WorkerReport("2", "there", "no model", "pull it", ())
     cluster = ScriptedCluster([lambda blocks: iter([bad, *map(answered, [*blocks[:3], *blocks]), bad])])
     events, texts = answer_all(source, cluster)
     assert texts == EXPECTED and len(cluster.asked) == 1
-    assert NoticeEvent("there is not used: no model", "pull it") in events
-    assert len([event for event in events if isinstance(event, NoticeEvent)]) == 2
-
-
-def test_ray_refuses_servers_with_different_models(source: Path) -> None:
-    other = WorkerReport("2", "there", "", "", ({"kind": "vllm", "model": "n"},))
-
-    def script(blocks: list[bytes]) -> Messages:
-        yield answered(blocks[0])
-        yield other
-        yield from map(answered, blocks)
-
-    with pytest.raises(EndpointError, match="the servers differ: there has n, here has m"):
-        answer_all(source, ScriptedCluster([script]))
+    notices = [event for event in events if isinstance(event, NoticeEvent)]
+    assert notices == [NoticeEvent("there is not used: no model", "pull it"), NoticeEvent("slow", "")]
 
 
 SILENT = "no worker is running"
 BUSY = WorkerReport("1", "here", "busy", "", ())
+OTHER = WorkerReport("2", "there", "", "", ({"kind": "vllm", "model": "n"},))
+DIFFER = "the servers differ: there has n, here has m"
 BAD = [WorkerReport(worker, worker, "no model", "pull it", ()) for worker in ("1", "2")]
 
 
@@ -144,13 +127,14 @@ def silent(*messages: Message) -> Messages:
     ("passes", "patience", "error", "asked"),
     [
         ([lambda blocks: iter([answered(blocks[0]), *BAD])], 1.0, r"no worker could start \(2: no model\)", []),
+        ([lambda blocks: iter([answered(blocks[0]), OTHER])], 1.0, DIFFER, []),
         ([lambda _: silent(BUSY)], 0.01, SILENT, []),
         ([lambda blocks: silent(*[b""] * 20, answered(blocks[0]))], 0.02, SILENT, []),
         ([lambda _: iter(())] * 3, 1.0, "workers fail on 40 rows, beginning with row 1", [ROWS, 8, 8]),
         ([lambda _: iter(itertools.repeat(READY))], 0.02, SILENT, []),
     ],
 )
-def test_ray_ends_where_nothing_is_answered_and_resumes(
+def test_ray_ends_with_an_error_and_resumes(
     source: Path, passes: Sequence[Callable[[list[bytes]], Messages]], patience: float, error: str, asked: list[int]
 ) -> None:
     cluster = ScriptedCluster(passes)
@@ -166,7 +150,7 @@ def test_ray_node_finds_the_model_by_its_digest(tmp_path: Path, chatml_model: Pa
     here = tmp_path / "chatml.gguf"
     shutil.copyfile(chatml_model, here)
     digest = hash_file(here)
-    file = node_job(f"{digest.sha256} {digest.size}", here, "chatml")
+    file = node_job(f"{digest.sha256} {digest.size}", here)
     assert find_file(library, file).path == here
     elsewhere = tmp_path / "elsewhere.gguf"
     here.rename(elsewhere)
@@ -185,10 +169,9 @@ def test_ray_node_says_that_its_server_does_not_answer(
     for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(variable, str(tmp_path))
     digest = hash_file(chatml_model)
-    job = node_job(f"{digest.sha256} {digest.size}", chatml_model, "chatml")
-    opening = on_servers(job, Servers([Endpoint("there", "http://127.0.0.1:9")]))(1)
+    servers = Servers([Endpoint("there", "http://127.0.0.1:9")])
     with pytest.raises(NoServerError, match="no server answers"):
-        list(opening)
+        list(node_job(f"{digest.sha256} {digest.size}", chatml_model, servers)(1))
 
 
 @pytest.mark.slow
@@ -227,58 +210,61 @@ def address(user: CommandLine) -> Iterator[str]:
         process.communicate()
 
 
-def arguments(model: Path, output: str, *more: str) -> list[str]:
-    settings = ["-m", str(model), "--parallel", "4", "-n", "200", "--seed", "1"]
-    settings += ["--format", "own.jinja"]
-    return ["batch", "in.txt", "-o", output, *settings, *more]
-
-
-@pytest.mark.slow
-def test_ray_cluster_that_refuses_connections_is_an_error(user: CommandLine, chatml_model: Path) -> None:
-    refused = user.run(*arguments(chatml_model, "refused", "--ray", "127.0.0.1:9"))
-    assert_error(refused, 1, "no Ray cluster at 127.0.0.1:9: Connection refused")
+def arguments(model: Path, output: str, address: str = "") -> list[str]:
+    settings = ["--parallel", "4", "-n", "200", "--seed", "1", "--format", "own.jinja"]
+    return ["batch", "in.txt", "-o", output, "-m", str(model), *settings, *(["--ray", address] if address else [])]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("module", "directory", "problem"),
+    ("address", "module", "directory", "problem"),
     [
-        ("raise RuntimeError('no wheels')", "/tmp", "ray cannot be imported: no wheels"),
-        (None, "/proc", "Ray cannot start: /proc/"),
+        ("127.0.0.1:9", "", "/tmp", "no Ray cluster at 127.0.0.1:9: Connection refused"),
+        ("local", "raise RuntimeError('no wheels')", "/tmp", "ray cannot be imported: no wheels"),
+        ("local", "", "/proc", "Ray cannot start: /proc/"),
     ],
 )
 def test_ray_that_cannot_start_is_an_error_with_its_reason(
-    user: CommandLine, chatml_model: Path, tmp_path: Path, module: str | None, directory: str, problem: str
+    user: CommandLine,
+    chatml_model: Path,
+    tmp_path: Path,
+    address: str,
+    module: str | None,
+    directory: str,
+    problem: str,
 ) -> None:
     if module:
         (tmp_path / "ray.py").write_text(module)
-    refused = user.run(
-        *arguments(chatml_model, "refused", "--ray", "local"),
-        env={"PYTHONPATH": str(tmp_path), "RAY_TMPDIR": directory},
-    )
+    env = {"PYTHONPATH": str(tmp_path), "RAY_TMPDIR": directory}
+    refused = user.run(*arguments(chatml_model, "refused", address), env=env)
     assert_error(refused, 1, problem, f"0 of {CLUSTER_ROWS} rows done; run it again to resume")
 
 
-@pytest.mark.slow
-def test_ray_local_leaves_no_processes_or_files(user: CommandLine, chatml_model: Path) -> None:
-    with tempfile.TemporaryDirectory(dir="/tmp") as directory:  # Ray's sockets need a short path
-        local = user.run(*arguments(chatml_model, "node"), "--ray", "local:2", env={"RAY_TMPDIR": directory})
-        assert (local.code, local.out) == (0, "")
-        assert len((user.home / "node").read_text().splitlines()) == CLUSTER_ROWS
-        assert not commands_with(directory)
-        assert not list(Path(directory, "ray").glob("session_2*"))
-
-
-@pytest.mark.slow
-def test_ray_that_starts_ends_with_a_killed_command(user: CommandLine, chatml_model: Path) -> None:
+@pytest.fixture
+def directory() -> Iterator[str]:
+    """A directory of Ray, whose sockets need a short path."""
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
-        command = user.start(*arguments(chatml_model, "killed", "--ray", "local:2"), env={"RAY_TMPDIR": directory})
-        wait_until(lambda: bool(commands_with(directory)))
-        command.kill()
-        command.communicate()
-        killed = time.monotonic()
-        wait_until(lambda: not commands_with(directory))
-        assert time.monotonic() - killed < 5
+        yield directory
+
+
+@pytest.mark.slow
+def test_ray_local_leaves_no_processes_or_files(user: CommandLine, chatml_model: Path, directory: str) -> None:
+    local = user.run(*arguments(chatml_model, "node", "local:2"), env={"RAY_TMPDIR": directory})
+    assert (local.code, local.out) == (0, "")
+    assert len((user.home / "node").read_text().splitlines()) == CLUSTER_ROWS
+    assert not commands_with(directory)
+    assert not list(Path(directory, "ray").glob("session_2*"))
+
+
+@pytest.mark.slow
+def test_ray_that_starts_ends_with_a_killed_command(user: CommandLine, chatml_model: Path, directory: str) -> None:
+    command = user.start(*arguments(chatml_model, "killed", "local:2"), env={"RAY_TMPDIR": directory})
+    wait_until(lambda: bool(commands_with(directory)))
+    command.kill()
+    command.communicate()
+    killed = time.monotonic()
+    wait_until(lambda: not commands_with(directory))
+    assert time.monotonic() - killed < 5
 
 
 def commands_with(text: str) -> list[str]:
@@ -292,35 +278,25 @@ def busy_workers() -> list[psutil.Process]:
     return [each for each, (title, *_) in titles.items() if each.pid in own and title.startswith("ray::Worker.answer")]
 
 
+def texts_in(path: Path) -> list[tuple[int, int, str]]:
+    return [(row["id"], row["seed"], row["text"]) for row in map(json.loads, path.read_text().splitlines())]
+
+
 @pytest.mark.slow
 def test_ray_batch_survives_a_lost_worker_and_a_bad_node(user: CommandLine, tmp_path: Path, address: str) -> None:
     # of a model of floats, texts depend on the rows beside them
-    model = write_quantized(tmp_path / "tiny.gguf", shape=Shape(), encoding="Q8_0")
-
-    def texts(name: str) -> list[tuple[int, int, str]]:
-        lines = (user.home / name).read_text().splitlines()
-        return [(row["id"], row["seed"], row["text"]) for row in map(json.loads, lines)]
-
-    batch = subprocess.Popen(
-        [COMMAND, *arguments(model, "out"), "--ray", address],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=user.environment(),
-        cwd=user.home,
-    )
-    while len(stored_lines(user.home / "out.partial")) < 20 or not (workers := busy_workers()):
+    model, home = write_quantized(tmp_path / "tiny.gguf", shape=Shape(), encoding="Q8_0"), user.home
+    batch = user.start(*arguments(model, "out", address))
+    while len(stored_lines(home / "out.partial")) < 20 or not (workers := busy_workers()):
         assert batch.poll() is None, batch.communicate()
         time.sleep(0.1)
     with suppress(psutil.NoSuchProcess):  # it has just ended
         workers[0].kill()
     local = user.run(*arguments(model, "local"))
     out, err = batch.communicate()
-    assert (batch.returncode, out, local.code) == (0, "", 0)
-    assert "is not used: it has version 99 of cerebrum, not" in err and "aylet" not in err
-    assert texts("out") == texts("local")
-    rows = [json.loads(line) for line in (user.home / "out").read_text().splitlines()]
-    assert all(row["server"] for row in rows)
-    [record] = json.loads((user.home / "out.meta.json").read_text())["notes"]["servers"]
+    assert (batch.returncode, out, local.code) == (0, b"", 0)
+    assert b"is not used: it has version 99 of cerebrum, not" in err and b"aylet" not in err
+    assert texts_in(home / "out") == texts_in(home / "local")
+    assert all(json.loads(line)["server"] for line in (home / "out").read_text().splitlines())
+    [record] = json.loads((home / "out.meta.json").read_text())["notes"]["servers"]
     assert record["kind"] == "ray"
