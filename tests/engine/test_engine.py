@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 
@@ -24,7 +24,6 @@ from cerebrum_cli.core.events import (
     PromptEvent,
     RefusedEvent,
     SequenceId,
-    TokenEvent,
 )
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.engine.local_engine import LocalEngine
@@ -41,8 +40,7 @@ def test_engine_evaluates_the_prompt_of_samples_once(slots: int, cached: list[in
     backend = ScriptedBackend(GREETING, slots=slots)
     with running_engine(backend) as engine:
         said = ask(engine, "hello ", n=4)
-    assert [reply.text for reply in said] == ["world"] * 4
-    assert [reply.cached for reply in said] == cached
+    assert [(reply.text, reply.cached) for reply in said] == [("world", count) for count in cached]
     assert backend.evaluated == 4 * len("hello world") - sum(cached)
     assert slots < 4 or [len(step) for step in backend.steps] == [6] + [4] * len("world")
 
@@ -79,10 +77,9 @@ def test_engine_hides_control_tokens_unless_requested() -> None:
 
 def test_engine_draws_seeds_in_a_range_and_wraps_them() -> None:
     with running_engine(ScriptedBackend(GREETING, slots=2)) as engine:
-        drawn = [ask(engine, "hello ")[0].seed for _ in range(3)]
-        wrapped = [reply.seed for reply in ask(engine, "hello ", n=2, seed=SEEDS - 1)]
-    assert wrapped == [SEEDS - 1, 0]
-    assert len({*drawn}) == 3 and all(0 <= seed < SEEDS for seed in drawn)
+        drawn = {ask(engine, "hello ")[0].seed for _ in range(3)}
+        assert [reply.seed for reply in ask(engine, "hello ", n=2, seed=SEEDS - 1)] == [SEEDS - 1, 0]
+    assert len(drawn) == 3 and all(0 <= seed < SEEDS for seed in drawn)
 
 
 @pytest.mark.parametrize(
@@ -116,17 +113,12 @@ def test_engine_recovers_after_a_failed_allocation() -> None:
 
 def test_engine_measures_prefill_and_decode() -> None:
     with running_engine(ScriptedBackend(GREETING)) as engine:
-        first, second = ask(engine, "hello ")[0].finish, ask(engine, "hello ")[0].finish
-    assert first and second
-    assert (first.timings.prefill_tokens, first.timings.decode_steps) == (6, 5)
-    assert (second.timings.prefill_tokens, second.timings.decode_steps) == (1, 5)
-    assert 0 < first.timings.prefill_s <= first.timings.ttft_s
-    assert first.timings.decode_s > 0 and first.timings.tokens_per_second > 0
-    assert first.timings.load_s == second.timings.load_s >= 0
-
-
-def request(prompt: str) -> Request:
-    return Request(tokens(prompt), SamplingParams(seed=0))
+        finishes = [ask(engine, "hello ")[0].finish for _ in range(2)]
+    first, second = (finish.timings for finish in finishes if finish)
+    assert (first.prefill_tokens, first.decode_steps, second.prefill_tokens, second.decode_steps) == (6, 5, 1, 5)
+    assert 0 < first.prefill_s <= first.ttft_s
+    assert first.decode_s > 0 and first.tokens_per_second > 0
+    assert first.load_s == second.load_s >= 0
 
 
 def repeat(held: tuple[int, ...], seed: int) -> int:
@@ -136,31 +128,17 @@ def repeat(held: tuple[int, ...], seed: int) -> int:
     return ord("a") if len(held) < 5 else END
 
 
-@pytest.fixture
-def engine() -> Iterator[LocalEngine]:
+def test_refused_sequence_ends_alone() -> None:
+    requests = [Request(tokens("G#")), Request(tokens("x#"))]
     with running_engine(ScriptedBackend(repeat, slots=4)) as engine:
-        yield engine
-
-
-def test_samples_added_after_cancel_are_cancelled(engine: LocalEngine) -> None:
-    with closing(engine.complete([request("x#")])) as completions:
-        events = [next(completions)]
-        engine.cancel()
-        completions.add_samples(0, 3)
-        said = collect_replies([*events, *completions])
-    later = [SequenceId(0, sample) for sample in range(1, 4)]
-    assert [(said[id].reason, said[id].text) for id in later] == [("cancelled", "")] * 3
-
-
-def test_refused_sequence_ends_alone(engine: LocalEngine) -> None:
-    with closing(engine.complete([request("G#"), request("x#")])) as completions:
-        events = list(completions)
+        with closing(engine.complete(requests)) as completions:
+            events = list(completions)
+        with pytest.raises(GrammarError, match="rejects"):
+            list(generate(engine, requests))
     [refused] = [event for event in events if isinstance(event, RefusedEvent)]
     assert (refused.sequence, type(refused.error)) == (SequenceId(0), GrammarError)
     said = collect_replies(event for event in events if event is not refused)
     assert (said[SequenceId(1)].text, said[SequenceId(1)].reason) == ("aaa", "stop")
-    with pytest.raises(GrammarError, match="rejects"):
-        list(generate(engine, [request("G#"), request("x#")]))
 
 
 # Cancelling and closing.
@@ -168,6 +146,16 @@ def test_refused_sequence_ends_alone(engine: LocalEngine) -> None:
 LONG = replies({"count: ": "0123456789" * 5, "x" * 50: "y", "?": "one STOP"})
 ENDLESS = endless({"count: ": "0123456789", "name: ": "abcdefghij"})
 COUNT, NAME = Request(tokens("count: ")), Request(tokens("name: "))
+
+
+def test_samples_added_after_cancel_are_cancelled() -> None:
+    with running_engine(ScriptedBackend(ENDLESS, slots=4)) as engine, closing(engine.complete([COUNT])) as completions:
+        events = [next(completions)]
+        engine.cancel()
+        completions.add_samples(0, 3)
+        said = collect_replies([*events, *completions])
+    later = [said[SequenceId(0, sample)] for sample in range(1, 4)]
+    assert [(reply.reason, reply.text) for reply in later] == [("cancelled", "")] * 3
 
 
 @pytest.mark.parametrize(
@@ -290,83 +278,58 @@ def test_closed_engine_ends_its_streams_and_raises() -> None:
 
 @pytest.mark.slow
 def test_process_failing_with_an_open_stream_exits() -> None:
-    script = (
-        "from asking import generate\n"
-        "from cerebrum_cli.engine.local_engine import LocalEngine\n"
-        "from scripted_backend import *\n"
-        "from cerebrum_cli.engine.requests import Request\n"
-        "engine = LocalEngine(ScriptedBackend(replies({'?': 'a' * 90})).open)\n"
-        "events = generate(engine, [Request(tokens('?'))])\n"
-        "next(events)\n"
-        "raise RuntimeError('a bug')\n"
-    )
-    process = start_python(script)
+    process = start_python("""
+from asking import generate
+from cerebrum_cli.engine.local_engine import LocalEngine
+from cerebrum_cli.engine.requests import Request
+from scripted_backend import *
+events = generate(LocalEngine(ScriptedBackend(replies({'?': 'a' * 90})).open), [Request(tokens('?'))])
+next(events)
+raise RuntimeError('a bug')
+""")
     _, error = process.communicate(timeout=20)
     assert (process.returncode, error.splitlines()[-1]) == (1, "RuntimeError: a bug")
 
 
 FOLLOWED = {"a: ": "first", "a: first> ": "program", "b: ": "second", "b: second> ": "other"}
-ASKED = Request(tokens("> "), SamplingParams(max_tokens=20))
-
-
-def texts(events: Iterable[Event]) -> dict[tuple[int, ...], str]:
-    """Texts by request, sample and turn, in the order in which they began."""
-    said: dict[tuple[int, ...], str] = {}
-    for event in events:
-        if isinstance(event, TokenEvent):
-            said[event.sequence] = said.get(event.sequence, "") + event.text
-    return said
-
-
-def requests_of(*prompts: str, n: int = 1, max_tokens: int | None = None) -> list[Request]:
-    params = SamplingParams(max_tokens=max_tokens)
-    return [Request(tokens(prompt), params, Ask(n=n), follow_up=ASKED) for prompt in prompts]
-
-
-def generated(engine: LocalEngine, asked: list[Request]) -> tuple[list[Event], dict[tuple[int, ...], FinishEvent]]:
-    events = list(generate(engine, asked))
-    return events, {event.sequence: event for event in events if isinstance(event, FinishEvent)}
+FOLLOW_UP = Request(tokens("> "), SamplingParams(max_tokens=20))
+A, B = (Request(tokens(prompt), follow_up=FOLLOW_UP) for prompt in ("a: ", "b: "))
 
 
 @pytest.mark.parametrize("slots", [1, 2])
 def test_follow_up_reuses_the_slot_of_its_sample_although_others_wait(slots: int) -> None:
-    backend = ScriptedBackend(replies(FOLLOWED), slots=slots)
-    with running_engine(backend) as engine:
-        events, finished = generated(engine, requests_of("a: ", "b: "))
-    said = texts(events)
-    assert said == {(0, 0, 0): "first", (0, 0, 1): "program", (1, 0, 0): "second", (1, 0, 1): "other"}
-    assert slots > 1 or list(said) == [(0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 0, 1)]
-    follow_up = finished[0, 0, 1]
-    assert (follow_up.prompt_tokens, follow_up.cached_tokens) == (len("a: first> "), len("a: first"))
-    assert [event.is_followed for event in finished.values()].count(True) == 2
+    with running_engine(ScriptedBackend(replies(FOLLOWED), slots=slots)) as engine:
+        said = collect_replies(generate(engine, [A, B]))
+    texts = {(0, 0, 0): "first", (0, 0, 1): "program", (1, 0, 0): "second", (1, 0, 1): "other"}
+    assert {id: reply.text for id, reply in said.items()} == texts
+    assert slots > 1 or list(said) == [*texts], "in this order"
+    follow_up = said[SequenceId(0, 0, 1)].finish
+    assert follow_up and (follow_up.prompt_tokens, follow_up.cached_tokens) == (len("a: first> "), len("a: first"))
+    assert [reply.finish.is_followed for reply in said.values() if reply.finish].count(True) == 2
 
 
 def test_follow_up_of_each_sample_has_its_seed() -> None:
     with running_engine(ScriptedBackend(replies(FOLLOWED), slots=3)) as engine:
-        [request] = requests_of("a: ", n=3)
-        _, finished = generated(engine, [replace(request, params=SamplingParams(seed=5))])
-    assert {id: event.seed for id, event in finished.items()} == {
+        said = collect_replies(generate(engine, [replace(A, params=SamplingParams(seed=5), ask=Ask(n=3))]))
+    assert {id: reply.seed for id, reply in said.items()} == {
         (0, sample, turn): 5 + sample for sample in range(3) for turn in range(2)
     }
 
 
-def test_follow_up_is_asked_only_after_a_whole_reply_and_with_room_for_it() -> None:
-    with running_engine(ScriptedBackend(replies(FOLLOWED))) as engine:
-        events, _ = generated(engine, requests_of("a: ", max_tokens=3))
-        assert texts(events) == {(0, 0, 0): "fir"}
-    with running_engine(ScriptedBackend(replies(FOLLOWED), context_size=len("a: first> "))) as engine:
-        events, finished = generated(engine, requests_of("a: "))
-        assert texts(events) == {(0, 0, 0): "first"} and not finished[0, 0, 0].is_followed
+@pytest.mark.parametrize(("limit", "room", "text"), [(3, 100, "fir"), (None, len("a: first> "), "first")])
+def test_follow_up_is_asked_only_after_a_whole_reply_and_with_room_for_it(
+    limit: int | None, room: int, text: str
+) -> None:
+    with running_engine(ScriptedBackend(replies(FOLLOWED), context_size=room)) as engine:
+        [reply] = collect_replies(generate(engine, [replace(A, params=SamplingParams(max_tokens=limit))])).values()
+    assert reply.finish and (reply.text, reply.finish.is_followed) == (text, False)
 
 
 @pytest.mark.parametrize("aborts", [False, True])
 def test_follow_up_ends_with_its_request(aborts: bool) -> None:
-    backend = ScriptedBackend(replies(FOLLOWED), slots=1)
-    with running_engine(backend) as engine:
-        with closing(engine.complete(requests_of("a: "))) as events:
-            for event in events:
-                if isinstance(event, FinishEvent) and event.is_followed:
-                    break
+    with running_engine(ScriptedBackend(replies(FOLLOWED), slots=1)) as engine:
+        with closing(engine.complete([A])) as events:
+            assert any(isinstance(event, FinishEvent) and event.is_followed for event in events)
             if aborts:
                 events.abort(0)
                 [end] = [event for event in events if isinstance(event, FinishEvent)]

@@ -31,16 +31,13 @@ def sequences_of(request: Request, samples: int, index: int = 0, seed: int = 0) 
 
 
 def test_scheduler_puts_late_samples_first() -> None:
-    scheduler, [a, b, c, d] = (
-        Scheduler(1, kv_unified=False),
-        [Request(tokens(text)) for text in ("a long prompt", "b", "c", "d")],
-    )
-    samples = {each: sequences_of(each, 2) for each in (a, b, c, d)}
-    scheduler.submit([*samples[a], *samples[b]], first=False)
+    scheduler = Scheduler(1, kv_unified=False)
+    a, b, c, d = (sequences_of(Request(tokens(text)), 2) for text in ("a long prompt", "b", "c", "d"))
+    scheduler.submit([*a, *b], first=False)
     scheduler.admit(scheduler.next_admission(0, lambda _, length: length), 0)
-    scheduler.submit(samples[c], first=True)
-    scheduler.submit(samples[d], first=False)
-    assert list(scheduler.waiting) == [*samples[c], samples[a][1], *samples[b], *samples[d]]
+    scheduler.submit(c, first=True)
+    scheduler.submit(d, first=False)
+    assert list(scheduler.waiting) == [*c, a[1], *b, *d]
 
 
 def test_unified_cache_copies_to_empty_slots_and_replaces_the_oldest() -> None:
@@ -93,6 +90,9 @@ def prompts(longest: int) -> st.SearchStrategy[tuple[int, ...]]:
     return st.lists(st.sampled_from(ALPHABET), min_size=1, max_size=longest).map(tuple)
 
 
+has_work = precondition(lambda machine: any(sample.finish is None for sample in machine.samples))
+
+
 class AnyTraffic(RuleBasedStateMachine):
     """Submit, step, interrupt, abort and cancel in any order; replies never depend on it."""
 
@@ -124,16 +124,6 @@ class AnyTraffic(RuleBasedStateMachine):
         self.loop = Loop(self.backend.open(lambda event: None, self.stop), 0.0)
         self.samples: list[Sample] = []
 
-    def submit(self, *requests: Request, seed: int = 0, first: bool = False) -> None:
-        sequences = []
-        for index, request in enumerate(requests):
-            for sequence in sequences_of(request, request.ask.n, index, seed):
-                sample = Sample(sequence)
-                sequence.emit = sample.on_event
-                self.samples.append(sample)
-                sequences.append(sequence)
-        self.commands.submit(sequences, CancelScope(), first)
-
     @rule(
         prompts=st.lists(prompts(12), min_size=1, max_size=3),
         limit=st.integers(1, 20),
@@ -142,9 +132,15 @@ class AnyTraffic(RuleBasedStateMachine):
     )
     def ask(self, prompts: list[tuple[int, ...]], limit: int, n: int, seed: int) -> None:
         params = SamplingParams(seed=seed, max_tokens=limit)
-        self.submit(*(Request(prompt, params, Ask(n=n), opening=3) for prompt in prompts), seed=seed)
+        sequences = []
+        for index, prompt in enumerate(prompts):
+            sequences += sequences_of(Request(prompt, params, Ask(n=n), opening=3), n, index, seed)
+        for sequence in sequences:
+            self.samples.append(Sample(sequence))
+            sequence.emit = self.samples[-1].on_event
+        self.commands.submit(sequences, CancelScope())
 
-    @precondition(lambda self: any(sample.finish is None for sample in self.samples))
+    @has_work
     @rule(data=st.data(), closes=st.booleans())
     def end(self, data: st.DataObject, closes: bool) -> None:
         live = [sample for sample in self.samples if sample.finish is None]
@@ -154,7 +150,7 @@ class AnyTraffic(RuleBasedStateMachine):
         assert not done.empty() and not self.stop
         assert all(sample.finish and sample.finish.reason == "cancelled" for sample in chosen)
 
-    @precondition(lambda self: any(sample.finish is None for sample in self.samples))
+    @has_work
     @rule(count=st.integers(1, 12))
     def step(self, count: int) -> None:
         for _ in range(count):
@@ -162,7 +158,7 @@ class AnyTraffic(RuleBasedStateMachine):
                 return
             self.run_step()
 
-    @precondition(lambda self: any(sample.finish is None for sample in self.samples))
+    @has_work
     @rule(kept=st.integers(0, 8))
     def interrupt(self, kept: int) -> None:
         self.backend.interrupts[len(self.backend.steps)] = kept
