@@ -1,4 +1,4 @@
-"""The scheduler: slot assignment and step contents, by cases and with random traffic."""
+"""Slots: which of them sequences get, what is reused and returned to, by cases and with random traffic."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
+from asking import ask, collect_replies, generate, running_engine
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from scripted_backend import ALPHABET, ScriptedBackend, expected_reply, random_model, tokens
+from scripted_backend import ALPHABET, ScriptedBackend, endless, expected_reply, random_model, replies, tokens
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, SequenceId, TokenEvent
@@ -56,6 +57,73 @@ def test_unified_cache_copies_to_empty_slots_and_replaces_the_oldest() -> None:
     assert scheduler.slots_to_overwrite[0] is scheduler.slots[2]
     held = {cell for slot in scheduler.slots for cell in slot.cells}
     assert scheduler.has_cells(10, len(held) + 10) and not scheduler.has_cells(10, len(held) + 9)
+
+
+# Models that cannot forget their last tokens return to checkpoints.
+
+FIRST = "a question of more than sixteen tokens, asked first? "
+SECOND, THIRD = f"{FIRST}An answer. Another? ", f"{FIRST}An answer. A third? "
+SCRIPT = {FIRST: "An answer. ", SECOND: "So. ", THIRD: "Or so. "}
+OPENED, ANSWERED = len(FIRST) - engine_requests.OPENING_TOKENS, len(FIRST) + len("An answer. ")
+TURNS = [(FIRST, 1), (FIRST, 1), (SECOND, 1), (SECOND, 1), (THIRD, 1)]  # the last question again, and another instead
+
+
+@pytest.mark.parametrize(
+    ("slots", "budget", "asked", "cached"),
+    [
+        (1, 10_000, TURNS, [0, OPENED, *[ANSWERED] * 3]),
+        (3, 10_000, TURNS, [0, OPENED, *[ANSWERED] * 3]),
+        (1, 10_000, [(FIRST, 4)], [0, *[OPENED] * 3]),
+        # one of 37 tokens, of which each slot has its own, though four of them would not fit
+        (4, 400, [(FIRST, 4), (FIRST, 4)], [0, *[len(FIRST)] * 3, OPENED, *[len(FIRST)] * 3]),
+        # one of 37 tokens is dropped for one of 64
+        (1, 400, [(FIRST, 1), (SECOND, 1), (FIRST, 1)], [0, ANSWERED, 0]),
+    ],
+    ids=["turns", "turns in a unified cache", "samples", "shared by samples", "within the budget"],
+)
+def test_recurrent_model_returns_to_checkpoints(
+    slots: int, budget: int, asked: list[tuple[str, int]], cached: list[int]
+) -> None:
+    """A token takes 4 bytes of the budget."""
+    options = {"can_trim": False, "kv_unified": slots > 1, "checkpoint_budget": budget}
+    with running_engine(ScriptedBackend(replies(SCRIPT), slots, 200, **options)) as engine:  # type: ignore[arg-type]
+        said = [(prompt, reply) for prompt, n in asked for reply in ask(engine, prompt, n=n)]
+    assert [reply.text for _, reply in said] == [SCRIPT[prompt] for prompt, _ in said]
+    assert [reply.cached for _, reply in said] == cached
+
+
+def test_common_prefix_is_snapshot_for_slots_that_cannot_be_trimmed() -> None:
+    """The second prompt shows what is common, the third loads it."""
+    common = "Some examples that all questions have in common, in more than sixty-four tokens: "
+    script = {f"{common}{name}": "Yes." for name in ("first", "second", "third", "fourth")}
+    backend = ScriptedBackend(replies(script), 2, 200, can_trim=False)
+    with running_engine(backend) as engine:
+        said = [ask(engine, prompt)[0] for prompt in script]
+    assert [reply.cached for reply in said] == [0, 0, len(common), len(common)]
+
+
+@pytest.mark.parametrize(
+    ("cells", "limit", "reserved"),
+    [
+        (1_000_000, None, [(40, 4), (70, 4), (100, 4)]),
+        (170, None, [(40, 4), (70, 2), (100, 1)]),
+        (1_000_000, 80, [(90, 4)]),
+    ],
+)
+def test_sequences_are_evaluated_again_in_longer_slots(
+    monkeypatch: pytest.MonkeyPatch, cells: int, limit: int | None, reserved: list[tuple[int, int]]
+) -> None:
+    """Prompts of 10 tokens, in slots for 30 more at first, or for as many as requested if memory is free."""
+    monkeypatch.setattr(engine_requests, "EXPECTED_REPLY_TOKENS", 30)
+    script = {f"{name} prompt. ": name for name in "abcd"}
+    backend = ScriptedBackend(endless(script), 4, 100, fitting_cells=cells)
+    with running_engine(backend) as engine:
+        requests = [Request(tokens(prompt), SamplingParams(max_tokens=limit)) for prompt in script]
+        said = collect_replies(generate(engine, requests)).values()
+    assert [len(reply.ids) for reply in said] == [limit or 90] * 4
+    is_moved = len(reserved) > 1
+    assert (backend.evaluated > 4 * (9 + (limit or 90))) == is_moved
+    assert backend.reserved == reserved
 
 
 # Random requests, cancellations and interruptions, against a backend that checks every call.
@@ -130,7 +198,7 @@ class AnyTraffic(RuleBasedStateMachine):
         n=st.integers(1, 4),
         seed=st.integers(0, 3),
     )
-    def ask(self, prompts: list[tuple[int, ...]], limit: int, n: int, seed: int) -> None:
+    def submit(self, prompts: list[tuple[int, ...]], limit: int, n: int, seed: int) -> None:
         params = SamplingParams(seed=seed, max_tokens=limit)
         sequences = []
         for index, prompt in enumerate(prompts):
