@@ -15,7 +15,7 @@ from asking import collect_replies, generate, loaded
 from command_line import CommandLine
 from gguf_files import write_model
 from installations import installation
-from llama_engines import TALE, in_f32, options
+from llama_engines import TALE, backend_with, engine_with, in_f32, options
 from tiny_models import Shape, write_chatml, write_quantized
 
 from cerebrum_cli.core.ask import Ask
@@ -130,19 +130,18 @@ def test_replies_that_fill_the_context_are_the_same(tmp_path: Path) -> None:
 
 def test_llama_tells_states_of_other_numbers_of_slots_apart(tmp_path: Path, tiny_model: Path) -> None:
     path = tmp_path / "state"
-    backend = open_llama(options(tiny_model, slots=4), lambda event: None, StopFlag())
-    backend.reserve(256, 4)
-    kind = backend.state_kind
-    assert backend.decode([TokenRow(1, at, 5 + at, at == 99) for at in range(100)])
-    backend.context.save_state(1, array("i", range(5, 105)), path)
-    assert backend.context.load_state(2, path)
-    assert backend.context.length(2) == 100
-    backend.reserve(256, 2)
-    assert backend.state_kind != kind
-    path.unlink()
-    assert not backend.context.load_state(0, path)
-    assert backend.context.length(0) == 0
-    backend.close()
+    with backend_with(options(tiny_model, slots=4)) as backend:
+        backend.reserve(256, 4)
+        kind = backend.state_kind
+        assert backend.decode([TokenRow(1, at, 5 + at, at == 99) for at in range(100)])
+        backend.context.save_state(1, array("i", range(5, 105)), path)
+        assert backend.context.load_state(2, path)
+        assert backend.context.length(2) == 100
+        backend.reserve(256, 2)
+        assert backend.state_kind != kind
+        path.unlink()
+        assert not backend.context.load_state(0, path)
+        assert backend.context.length(0) == 0
 
 
 @pytest.mark.slow
@@ -154,7 +153,7 @@ def test_llama_replies_continue_in_longer_slots(monkeypatch: pytest.MonkeyPatch,
     for expected in (30, 1024):
         monkeypatch.setattr(engine_requests, "EXPECTED_REPLY_TOKENS", expected)
         monkeypatch.setattr(Request, "max_length", lambda self, size: size)
-        with loaded(LocalEngine(lambda tell, stop: open_llama(load_options, tell, stop))) as engine:
+        with engine_with(load_options) as engine:
             prompt = engine.vocabulary.tokenize([Text(TALE)])[:60]
             found = collect_replies(generate(engine, [Request(prompt, params, Ask(n=3, ignore_eos=True))]))
             said.append([reply.ids for reply in found.values()])
@@ -201,14 +200,10 @@ def test_cache_types_change_the_memory_and_little_else(wide: Path) -> None:
     def logits(**types: str) -> Any:
         plain = options(wide)
         context = replace(plain.context, **types)  # type: ignore[arg-type]
-        backend = open_llama(replace(plain, context=context), lambda _: None, StopFlag())
-        try:
-            backend.reserve(64)
+        with backend_with(replace(plain, context=context), 64) as backend:
             backend.decode([TokenRow(0, index, 20 + index, index == 9) for index in range(10)])
             backend.decode([TokenRow(0, 10, 40, True)])
             return np.array(backend.logits(0)), backend.context.state_size(0), backend.state_kind
-        finally:
-            backend.close()
 
     plain, plain_size, plain_kind = logits()
     for keys, values in (("f16", "f16"), ("f16", "q8_0"), ("q8_0", "f16"), ("q4_0", "q4_0")):

@@ -4,16 +4,15 @@ import os
 import sys
 import threading
 from array import array
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import ask, collect_replies, generate, loaded
-from llama_engines import STORY, greedy, open_engine, options
+from asking import ask, collect_replies, generate
+from llama_engines import STORY, backend_with, engine_with, greedy, open_engine, options
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EngineError, ModelFileError
@@ -22,7 +21,6 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.bindings import Log
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama, option_notices
-from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.memory import GPU_UBATCH, HEADROOM, Device, FreeMemory, LoadPlan
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions, Request
 from cerebrum_cli.engine.step import StopFlag, TokenRow
@@ -45,19 +43,10 @@ def test_llama_cancels_a_long_prefill_immediately(chatml_model: Path) -> None:
     assert again.cached == len(short) - 1
 
 
-@contextmanager
-def open_backend(path: Path, *, slots: int) -> Iterator[tuple[LlamaBackend, StopFlag]]:
-    """Open a backend, with memory for short sequences."""
-    stop = StopFlag()
-    backend = open_llama(options(path, slots=slots), lambda event: None, stop)
-    backend.reserve(256)
-    yield backend, stop
-    backend.close()
-
-
 def test_llama_resumes_after_an_interrupted_step(tiny_model: Path) -> None:
     """A partly updated state must count as neither the old nor the new one."""
-    with open_backend(tiny_model, slots=2) as (backend, stop):
+    stop = StopFlag()
+    with backend_with(options(tiny_model, slots=2), 256, stop) as backend:
         story = backend.tokenize([Text(STORY * 3)])
         rows = [[TokenRow(slot, at, token, at == 39) for at, token in enumerate(story[:40])] for slot in (0, 1)]
         assert backend.decode(rows[0]) and backend.decode(rows[1][:30])
@@ -81,7 +70,7 @@ def test_llama_resumes_after_an_interrupted_step(tiny_model: Path) -> None:
 
 def test_llama_copies_between_slots_at_the_next_decode(tmp_path: Path, chatml_model: Path) -> None:
     """A state saved from, or loaded into, a slot of a pending copy would hold other tokens."""
-    with open_backend(chatml_model, slots=3) as (backend, _):
+    with backend_with(options(chatml_model, slots=3), 256) as backend:
         story = backend.tokenize([Text(STORY)])
         for slot, prompt in ((0, story), (2, story[::-1])):
             assert backend.decode([TokenRow(slot, at, token, False) for at, token in enumerate(prompt)])
@@ -114,7 +103,7 @@ def test_llama_states_why_a_context_cannot_be_created(chatml_model: Path) -> Non
     wrong = options(chatml_model, slots=4)
     wrong = replace(wrong, context=replace(wrong.context, cache_type_v="q8_0", flash_attention=False))
     problem = "llama.cpp cannot create a context: quantized V cache requires flash_attn to be enabled"
-    with loaded(LocalEngine(lambda emit, stop: open_llama(wrong, emit, stop))) as engine:
+    with engine_with(wrong) as engine:
         with pytest.raises(EngineError, match=problem) as caught:
             ask(engine, "aaaa")
         assert len(caught.value.log) == 1
@@ -136,28 +125,26 @@ GIB = 2**30
 DEBUG, INFO, WARNING, ERROR, CONTINUED = range(1, 6)
 
 
-def load_options(path: Path) -> LoadOptions:
-    return LoadOptions(path, 2048, uniform_sizes(1_000_000, 2, 128), ContextOptions(n_threads=1))
-
-
-def opened(told: list[Event], load: LoadOptions, stop: StopFlag | None = None) -> None:
-    open_llama(load, told.append, stop or StopFlag()).close()
-
-
-def test_load_reports_progress(chatml_model: Path) -> None:
-    told: list[Event] = []
-    opened(told, load_options(chatml_model))
+def test_load_reports_progress_and_the_first_load_in_a_child(chatml_model: Path, tmp_path: Path) -> None:
+    starts = []
+    for _ in range(2):
+        told: list[Event] = []
+        open_llama(options(chatml_model), told.append, StopFlag(), records=tmp_path).close()
+        starts.append(told.count(LoadEvent(0.0)))
+    assert starts[0] == starts[1] + 1
     fractions = [event.fraction for event in told if isinstance(event, LoadEvent)]
     assert fractions == sorted(fractions) and 0.0 <= fractions[0] <= fractions[-1] <= 1.0
 
 
-def test_load_reports_the_first_load_in_a_child_only_if_there_is_one(chatml_model: Path, tmp_path: Path) -> None:
-    starts = []
-    for _ in range(2):
-        events: list[Event] = []
-        open_llama(load_options(chatml_model), events.append, StopFlag(), records=tmp_path).close()
-        starts.append(events.count(LoadEvent(0.0)))
-    assert starts[0] == starts[1] + 1
+def has_free(monkeypatch: pytest.MonkeyPatch, *measured: FreeMemory) -> None:
+    """Measure so much free memory while a model is loaded, the last for the rest of the time."""
+    left = list(measured)
+
+    def free_memory() -> FreeMemory:
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    for module in ("load", "llama_backend"):
+        monkeypatch.setattr(f"cerebrum_cli.engine.llama.{module}.free_memory", free_memory)
 
 
 def test_load_offloads_a_recurrent_model_with_the_one_state_it_gets(
@@ -167,34 +154,27 @@ def test_load_offloads_a_recurrent_model_with_the_one_state_it_gets(
     all_layers = (len(sizes.layers) + 1,)
     needs = LoadPlan(sizes, ContextOptions(2048, 1, 1, GPU_UBATCH), all_layers).needs
     gpu = Device("CUDA0", "a GPU", needs.devices[0] + HEADROOM, GIB)
-    monkeypatch.setattr("cerebrum_cli.engine.llama.load.free_memory", lambda: FreeMemory(8 * GIB, (gpu,)))
+    has_free(monkeypatch, FreeMemory(8 * GIB, (gpu,)))
     context = ContextOptions(n_threads=1, slots=16, kv_unified=True)  # as a chat does
-    load = LoadOptions(recurrent_model, 2048, sizes, context)
-    backend = open_llama(load, lambda event: None, StopFlag())
-    assert backend._plan.offloaded == all_layers
-    backend.close()
+    with backend_with(LoadOptions(recurrent_model, 2048, sizes, context)) as backend:
+        assert backend._plan.offloaded == all_layers
 
 
 def test_load_plans_batches_beside_mapped_weights(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = read_header(seven).sizes
     batch = ContextOptions(1024, 64, 1, 128)
     cache = LoadPlan(sizes, replace(batch, slots=10)).context_needs.host
-    load = LoadOptions(seven, 2048, sizes, batch)
     for allocated in (0, sizes.weight_bytes // 3, sizes.weight_bytes):  # while the file is loaded
         before = HEADROOM + sizes.weight_bytes + cache
-        measured = iter([FreeMemory(before), *[FreeMemory(before - allocated)] * 2])
-        for module in ("load", "llama_backend"):
-            monkeypatch.setattr(f"cerebrum_cli.engine.llama.{module}.free_memory", lambda values=measured: next(values))
-        backend = open_llama(load, lambda event: None, StopFlag())
-        assert backend.slots_for(1024) == 10
-        backend.close()
+        has_free(monkeypatch, FreeMemory(before), FreeMemory(before - allocated))
+        with backend_with(LoadOptions(seven, 2048, sizes, batch)) as backend:
+            assert backend.slots_for(1024) == 10
 
 
 def test_load_repacks_weights_where_memory_allows(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = LoadOptions(seven, 2048, read_header(seven).sizes, repack=True)
     for free, repacks in ((8 * GIB, True), (HEADROOM, False)):
-        monkeypatch.setattr("cerebrum_cli.engine.llama.load.free_memory", lambda free=free: FreeMemory(free))
-        with closing(open_llama(load, lambda event: None, StopFlag())) as backend:
+        has_free(monkeypatch, FreeMemory(free))
+        with backend_with(replace(options(seven), repack=True)) as backend:
             assert backend.repacks == repacks
 
 
@@ -202,14 +182,18 @@ def test_load_repacks_weights_where_memory_allows(seven: Path, monkeypatch: pyte
 def test_load_accepts_undecodable_file_names(chatml_model: Path, tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"m\xff\xfe.gguf")
     path.write_bytes(chatml_model.read_bytes())
-    opened([], load_options(path))
+    with backend_with(options(path)):
+        pass
+
+
+def unread(path: Path, length: int = 0, **others: Any) -> LoadOptions:
+    """Options for a file whose header is not read."""
+    return LoadOptions(path, 2048, uniform_sizes(1_000_000, 2, 128), ContextOptions(length, n_threads=1), **others)
 
 
 DAMAGES: tuple[tuple[Callable[[bytes], bytes], str], ...] = (
-    (lambda model: b"", "failed to read magic"),
     (lambda model: b"hello" * 100, "invalid magic characters: 'hell', expected 'GGUF'"),
     (lambda model: model[:3000], "failed to read key-value pairs"),
-    (lambda model: model[:4] + b"\t\0\0\0" + model[8:], "this GGUF file is version 9 but this software"),
     (lambda model: model[:-1000], "tensor 'blk.1.ffn_down.weight' data is not within the file bounds"),
     (lambda model: model.replace(b"llama", b"lamma", 1), "unknown model architecture: 'lamma'"),
 )
@@ -221,20 +205,17 @@ def test_load_of_a_damaged_file_gives_the_reason(
 ) -> None:
     path = tmp_path / "damaged.gguf"
     path.write_bytes(change(chatml_model.read_bytes()))
-    engine = LocalEngine(lambda tell, stop: open_llama(load_options(path), tell, stop))
-    for _ in range(2):
-        with pytest.raises(ModelFileError) as caught:
-            list(engine.load())
-        assert caught.value.message.startswith(f"{path}: llama.cpp cannot load it: ")
-        assert reason in caught.value.message
-    engine.close()
+    with pytest.raises(ModelFileError) as caught, backend_with(unread(path)):
+        pass
+    assert caught.value.message.startswith(f"{path}: llama.cpp cannot load it: ")
+    assert reason in caught.value.message
 
 
 def test_load_stops_when_interrupted(chatml_model: Path) -> None:
     stop = StopFlag()
     stop.set()
-    with pytest.raises(EngineError, match="interrupted"):
-        opened([], load_options(chatml_model), stop)
+    with pytest.raises(EngineError, match="interrupted"), backend_with(options(chatml_model), stop=stop):
+        pass
 
 
 def test_log_forwards_lines_and_keeps_problems() -> None:
@@ -252,14 +233,16 @@ def test_log_forwards_lines_and_keeps_problems() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "devices", "problem"),
+    ("length", "gpu_layers", "devices", "problem"),
     [
-        ({"context": ContextOptions(2049)}, (), "--ctx 2049 exceeds the model's trained context of 2048 tokens"),
-        ({"context": ContextOptions(2048)}, (), ""),
-        ({"gpu_layers": "all"}, (), "--gpu-layers all: llama.cpp finds no GPU; using the CPU"),
-        ({"gpu_layers": "all"}, (Device("CUDA0", "a GPU", GIB, GIB),), ""),
+        (2049, "auto", (), "--ctx 2049 exceeds the model's trained context of 2048 tokens"),
+        (2048, "auto", (), ""),
+        (0, "all", (), "--gpu-layers all: llama.cpp finds no GPU; using the CPU"),
+        (0, "all", (Device("CUDA0", "a GPU", GIB, GIB),), ""),
     ],
 )
-def test_load_notes_options_without_effect(changes: dict[str, Any], devices: tuple[Device, ...], problem: str) -> None:
-    asked = replace(load_options(Path("model.gguf")), **changes)
+def test_load_notes_options_without_effect(
+    length: int, gpu_layers: str, devices: tuple[Device, ...], problem: str
+) -> None:
+    asked = unread(Path("model.gguf"), length, gpu_layers=gpu_layers)
     assert "".join(notice.message for notice in option_notices(asked, devices)) == problem

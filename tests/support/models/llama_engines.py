@@ -1,6 +1,7 @@
 """Engines on the real llama.cpp and tiny models."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,12 @@ from asking import Reply, collect_replies, generate, loaded
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.prompt_cache import StateStore
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions, Request
+from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.gguf.header import read_header
 
 MODELS = ("mistral_model", "chatml_model", "recurrent_model", "sliding_window_model")
@@ -36,9 +39,24 @@ def open_engine(
     path: Path, states: Path | None = None, *, slots: int = 1, context_size: int = 2048
 ) -> AbstractContextManager[LocalEngine]:
     """Start an engine on a real model, with a prompt cache in the directory `states`."""
-    load_options = options(path, slots=slots, context_size=context_size)
     store = StateStore(states, 10**8, path.name, "plain") if states else None
-    return loaded(LocalEngine(lambda tell, stop: open_llama(load_options, tell, stop), store))
+    return engine_with(options(path, slots=slots, context_size=context_size), store)
+
+
+def engine_with(options: LoadOptions, store: StateStore | None = None) -> AbstractContextManager[LocalEngine]:
+    return loaded(LocalEngine(lambda tell, stop: open_llama(options, tell, stop), store))
+
+
+@contextmanager
+def backend_with(options: LoadOptions, length: int = 0, stop: StopFlag | None = None) -> Iterator[LlamaBackend]:
+    """Open a backend without an engine, with memory for sequences of a length."""
+    backend = open_llama(options, lambda event: None, StopFlag() if stop is None else stop)
+    try:
+        if length:
+            backend.reserve(length)
+        yield backend
+    finally:
+        backend.close()
 
 
 def greedy(engine: LocalEngine, prompt: tuple[int, ...], limit: int) -> Reply:
