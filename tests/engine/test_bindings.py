@@ -1,6 +1,9 @@
-"""What is relied on of llama-cpp-python beyond its documentation; CONTRIBUTING.md says when to look at it again."""
+"""What comes with cerebrum: llama-cpp-python beyond its documentation, and the bundled model that is measured.
 
-import ctypes
+CONTRIBUTING.md says when to look at the first again.
+"""
+
+import hashlib
 import os
 import signal
 import subprocess
@@ -11,37 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import CommandLine
 
 from cerebrum_cli.core.llama_cpp import REQUIREMENT
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.machine import CPU_FLAGS
+from scripts.nano.measure import MODEL_FILE
+from scripts.nano.questions import held_out
 
 ROOT = Path(__file__).parents[2]
 CHECKED = ("0.3.36", "0.3.37")  # the version all of this was read in, and the first that may differ
-
-SAMPLERS: dict[str, tuple[Any, ...]] = {
-    "init_penalties": (ctypes.c_int32, ctypes.c_int32, ctypes.c_float, ctypes.c_float, ctypes.c_float),
-    "init_logit_bias": (ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(llama.llama_logit_bias)),
-    "init_dry": (
-        *(ctypes.c_void_p, ctypes.c_float, ctypes.c_float, ctypes.c_int32, ctypes.c_int32),
-        *(ctypes.POINTER(ctypes.c_char_p), ctypes.c_size_t),
-    ),
-    "clone": (ctypes.POINTER(llama.llama_sampler),),
-    "init_top_k": (ctypes.c_int32,),
-    "init_top_p": (ctypes.c_float, ctypes.c_size_t),
-    "init_min_p": (ctypes.c_float, ctypes.c_size_t),
-    "init_temp": (ctypes.c_float,),
-    "init_dist": (ctypes.c_uint32,),
-    "init_greedy": (),
-}
-SYMBOLS = (
-    *("ggml_backend_dev_count", "ggml_backend_dev_get", "ggml_backend_dev_type", "ggml_backend_dev_memory"),
-    *("ggml_backend_dev_name", "ggml_backend_dev_description", "ggml_backend_reg_count", "ggml_backend_reg_get"),
-    *("ggml_backend_reg_name", "ggml_quantize_chunk", "ggml_quantize_requires_imatrix", "ggml_version"),
-    *("ggml_type_name", "ggml_blck_size", "ggml_type_size", "ggml_backend_load_all_from_path"),
-    *("ggml_backend_dev_by_type", "ggml_backend_dev_buffer_type"),
-)
-FEATURES = [f"ggml_cpu_has_{name.lower()}" for name in CPU_FLAGS]
 
 
 def test_dependency_is_bounded_to_the_checked_version() -> None:
@@ -52,15 +34,10 @@ def test_dependency_is_bounded_to_the_checked_version() -> None:
     assert version("llama-cpp-python") == CHECKED[0]
 
 
-def test_library_has_the_functions_and_fields_that_are_used() -> None:
-    arguments = {name: tuple(getattr(llama, f"llama_sampler_{name}").argtypes or ()) for name in SAMPLERS}
-    assert arguments == SAMPLERS
-    sizes = [(name, ctypes.sizeof(type)) for name, type in llama.llama_token_data._fields_]
-    assert sizes == [("id", 4), ("logit", 4), ("p", 4)]
-    assert [name for name, _ in llama.llama_token_data_array._fields_] == ["data", "size", "selected", "sorted"]
-    assert [name for name in SYMBOLS if not hasattr(llama._lib, name)] == []
-    found = [name for name in FEATURES if hasattr(llama._lib, name)]
-    assert found in (FEATURES, [])  # the wheel for any processor has them in the libraries that it loads later
+def test_library_states_the_cpu_features_that_are_compared() -> None:
+    features = [f"ggml_cpu_has_{name.lower()}" for name in CPU_FLAGS]
+    found = [name for name in features if hasattr(llama._lib, name)]
+    assert found in (features, [])  # the wheel for any processor has them in the libraries that it loads later
 
 
 @pytest.mark.skipif(
@@ -71,26 +48,67 @@ def test_llama_cpp_can_be_imported_beside_the_bindings() -> None:
     subprocess.run([sys.executable, "-c", program + "assert llama_cpp is llama"], check=True)
 
 
+def run_python(program: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+
+
+IMPORT = "import cerebrum_cli.engine.llama.bindings"
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_", "GGML_NO_"))}
+
+
 def test_variables_for_llama_cpp_do_not_reach_child_processes() -> None:
-    names = ("GOMP_SPINCOUNT", "GGML_NO_BACKTRACE")
-    clean = {name: value for name, value in os.environ.items() if name not in names}
-    program = "import cerebrum_cli.engine.llama.bindings, subprocess; subprocess.run(['env'])"
-    done = subprocess.run([sys.executable, "-c", program], env=clean, capture_output=True, text=True, check=True)
-    assert done.stdout and not [name for name in names if name in done.stdout]
-    kept = {**clean, "GOMP_SPINCOUNT": "7"}
-    done = subprocess.run([sys.executable, "-c", program], env=kept, capture_output=True, text=True, check=True)
-    assert "GOMP_SPINCOUNT=7" in done.stdout
+    listed = run_python(f"{IMPORT}, subprocess; subprocess.run(['env'])", CLEAN).stdout
+    assert listed and "GOMP_SPINCOUNT" not in listed and "GGML_NO_BACKTRACE" not in listed
+    own = run_python(f"{IMPORT}, subprocess; subprocess.run(['env'])", {**CLEAN, "GOMP_SPINCOUNT": "7"})
+    assert "GOMP_SPINCOUNT=7" in own.stdout
 
 
 def test_spin_count_is_set_while_the_library_is_loaded() -> None:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
-    program = "import cerebrum_cli.engine.llama.bindings"
-    verbose = {**clean, "OMP_DISPLAY_ENV": "VERBOSE"}
-    done = subprocess.run([sys.executable, "-c", program], env=verbose, capture_output=True, text=True, check=True)
+    done = run_python(IMPORT, {**CLEAN, "OMP_DISPLAY_ENV": "VERBOSE"})
+    assert done.returncode == 0
     assert "GOMP_SPINCOUNT = '3000'" in done.stderr or "OPENMP" not in done.stderr  # of another OpenMP, or none
 
 
 def test_failed_assertion_is_printed_without_a_debugger() -> None:
-    program = "from cerebrum_cli.engine.llama.bindings import llama; llama._lib.ggml_abort(b'a.c', 7, b'no')"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = run_python("from cerebrum_cli.engine.llama.bindings import llama; llama._lib.ggml_abort(b'a.c', 7, b'no')")
     assert (done.returncode, done.stderr) == (-signal.SIGABRT, "a.c:7: no\n")
+
+
+# The bundled model, and the one of the tests that reasons.
+
+NANO_SHA256 = "938b12ac45814c11d06152ed2cf7116cc51a1a9816fea7b004d0cedc23147e1d"
+THINKER_SHA256 = "606a02076f4344b0202983a9d830df38bbd791b477269e3ca297c043a19bed2b"
+EOS = 2
+
+
+def ask(home: Path, *arguments: str | Path, model: Path = MODEL_FILE) -> Any:
+    done = CommandLine(home).run("ask", "-m", model, "--json", *arguments)
+    assert done.code == 0, done.err
+    return done.object
+
+
+def test_models_and_questions_are_the_measured_ones(thinker: Path) -> None:
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (MODEL_FILE, thinker)]
+    assert digests == [NANO_SHA256, THINKER_SHA256]
+    assert hashlib.sha256(repr(held_out()).encode()).hexdigest().startswith("837cb656acd29bb8")
+
+
+@pytest.mark.slow
+def test_nano_follows_up_on_replies_that_end_without_the_end_token(tmp_path: Path) -> None:
+    question = "What is 3 plus 4?"
+    replies = [ask(tmp_path, question)]
+    assert replies[0]["text"] == "3 plus 4 makes 7. The answer is 7."
+    prompt = ask(tmp_path, "--dry-run", question)["token_ids"]
+    next_prompt = ask(tmp_path, "-c", "--dry-run", "Double it.")["token_ids"]
+    assert next_prompt[: len(prompt)] == prompt and EOS not in next_prompt
+    replies += [ask(tmp_path, "-c", question) for question in ("Double it.", "And if you add 5 to that?")]
+    assert [reply["final_answer"] for reply in replies] == ["7", "14", "19"]
+    assert {reply["finish_reason"] for reply in replies} == {"stop"}
+
+
+@pytest.mark.slow
+def test_thinker_reasons_before_it_answers(tmp_path: Path, thinker: Path) -> None:
+    reply = ask(tmp_path, "What is 17 plus 25?", model=thinker)
+    assert "17 plus 20 makes 37.\n37 plus 5 makes 42." in reply["reasoning"]
+    assert (reply["text"], reply["finish_reason"]) == ("The answer is 42.", "stop")
+    assert ask(tmp_path, "-c", "Double it. Answer in JSON.", model=thinker)["text"] == '{"answer": 84}'
