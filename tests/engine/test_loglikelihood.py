@@ -5,50 +5,42 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
-from asking import collect_replies, generate, loaded, running_engine, when_held
+from asking import collect_replies, generate, running_engine, when_held
 from hypothesis import given, settings, strategies as st
 from installations import model_on
-from llama_engines import greedy, in_f32, options
+from llama_engines import engine_with, greedy, in_f32, options
 from scripted_backend import ALPHABET, ScriptedBackend, random_model, replies, token_score, tokens
 from templates import chosen_format
 
 from cerebrum_cli.core.errors import CerebrumError, EngineError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import RefusedEvent, StageEvent
-from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.loglikelihood import LogprobScores, Score, ScoreRequest, ScoringEvent
 from cerebrum_cli.engine.requests import Request
+
+Scores = dict[int, tuple[Score, ...]]
 
 
 def request(context: str, *continuations: str) -> ScoreRequest:
     return ScoreRequest(tokens(context), tuple(map(tokens, continuations)))
 
 
-def shared_backend(slots: int = 4, context_size: int = 100, **given: object) -> ScriptedBackend:
-    return ScriptedBackend(
-        random_model,
-        slots=slots,
-        context_size=context_size,
-        kv_unified=True,
-        **given,  # type: ignore[arg-type]
-    )
+def shared_backend(slots: int = 4, context_size: int = 100, **given: Any) -> ScriptedBackend:
+    return ScriptedBackend(random_model, slots, context_size, kv_unified=True, **given)
 
 
-def collect_scores(events: Iterable[ScoringEvent]) -> dict[int, tuple[Score, ...]]:
+def collect_scores(events: Iterable[ScoringEvent]) -> Scores:
     """Scores by request; each may be there only once."""
-    scores: dict[int, tuple[Score, ...]] = {}
-    for event in events:
-        if isinstance(event, LogprobScores):
-            assert event.request not in scores
-            scores[event.request] = event.scores
-        else:
-            assert isinstance(event, StageEvent)
+    found = [event for event in events if not isinstance(event, StageEvent)]
+    scores = {event.request: event.scores for event in found if isinstance(event, LogprobScores)}
+    assert len(scores) == len(found)
     return scores
 
 
-def score(backend: ScriptedBackend, *requests: ScoreRequest) -> dict[int, tuple[Score, ...]]:
+def score(backend: ScriptedBackend, *requests: ScoreRequest) -> Scores:
     with running_engine(backend) as engine:
         return collect_scores(engine.score(requests))
 
@@ -57,23 +49,23 @@ def expected_scores(asked: ScoreRequest) -> tuple[Score, ...]:
     """Scores from one token after another."""
     scores = []
     for continuation in asked.continuations:
-        held, total, is_greedy = tuple(asked.context), 0.0, True
+        held, logprobs, are_greedy = tuple(asked.context), [], []
         for token in continuation:
             logprob, is_argmax = token_score(held, token)
-            total, is_greedy = total + logprob, is_greedy and is_argmax
+            logprobs.append(logprob)
+            are_greedy.append(is_argmax)
             held = (*held, token)
-        scores.append(Score(total, is_greedy, len(continuation)))
+        scores.append(Score(sum(logprobs), all(are_greedy), len(continuation)))
     return tuple(scores)
+
+
+def expected(requests: Iterable[ScoreRequest]) -> Scores:
+    return dict(enumerate(map(expected_scores, requests)))
 
 
 def trie_nodes(requests: Iterable[ScoreRequest]) -> set[tuple[int, ...]]:
     """Prefixes to evaluate: of contexts and continuations without the last token."""
-    texts = [
-        (*asked.context, *continuation[:-1])
-        for asked in requests
-        for continuation in asked.continuations
-        if continuation
-    ]
+    texts = {(*asked.context, *scored[:-1]) for asked in requests for scored in asked.continuations if scored}
     return {text[:length] for text in texts for length in range(1, len(text) + 1)}
 
 
@@ -89,7 +81,7 @@ EDGES = [  # of requests that the drawn ones seldom have
 
 def test_scores_are_sums_over_tokens() -> None:
     for backend in (shared_backend(), ScriptedBackend(random_model), ScriptedBackend(random_model, can_trim=False)):
-        assert score(backend, *EDGES) == dict(enumerate(map(expected_scores, EDGES)))
+        assert score(backend, *EDGES) == expected(EDGES)
     assert score(shared_backend()) == {}
 
 
@@ -109,15 +101,10 @@ class Work:
     batch_size: int
     max_outputs: int
 
-    def backend(self, **given: object) -> ScriptedBackend:
-        longest = max(map(len, trie_nodes(self.requests)), default=1)
-        return shared_backend(
-            self.slots,
-            longest + self.spare,
-            batch_size=max(self.slots, self.batch_size),
-            max_outputs=self.max_outputs,
-            **given,
-        )
+    def backend(self, **given: Any) -> ScriptedBackend:
+        length = max(map(len, trie_nodes(self.requests)), default=1) + self.spare
+        sizes = {"batch_size": max(self.slots, self.batch_size), "max_outputs": self.max_outputs}
+        return shared_backend(self.slots, length, **sizes, **given)
 
 
 LETTERS = st.lists(st.sampled_from(ALPHABET), max_size=6).map(tuple)
@@ -145,7 +132,7 @@ def test_scores_evaluate_each_node_of_the_trie_once_in_any_order(work: Work, ran
         for one in random.sample(work.requests, len(work.requests))
     ]
     backend, again = work.backend(), work.backend()
-    assert score(backend, *work.requests) == dict(enumerate(map(expected_scores, work.requests)))
+    assert score(backend, *work.requests) == expected(work.requests)
     assert backend.evaluated == len(trie_nodes(work.requests))
     assert all(sum(row.output for row in step) <= work.max_outputs for step in backend.steps)
     score(again, *shuffled)
@@ -156,14 +143,13 @@ def test_scores_evaluate_each_node_of_the_trie_once_in_any_order(work: Work, ran
 def test_scores_are_right_after_interrupted_steps(work: Work, can_trim: bool, interrupts: dict[int, int]) -> None:
     fitting = work if can_trim or not interrupts else replace(work, slots=1)
     backend = fitting.backend(can_trim=can_trim, interrupts=interrupts)
-    assert score(backend, *work.requests) == dict(enumerate(map(expected_scores, work.requests)))
+    assert score(backend, *work.requests) == expected(work.requests)
 
 
 def test_scores_copy_a_context_in_time_where_steps_are_full() -> None:
     asked = request("a long context of a text, ", "one of many choices", "two of many choices", "seven of the choices")
     backend = shared_backend(can_trim=False, batch_size=8)
-    assert score(backend, asked) == {0: expected_scores(asked)}
-    assert backend.evaluated == len(trie_nodes([asked]))
+    assert (score(backend, asked), backend.evaluated) == (expected([asked]), len(trie_nodes([asked])))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +186,7 @@ def test_scores_stop_when_cancelled_or_closed(closes: bool) -> None:
             assert 0 < len(collect_scores(engine.score(MANY))) < len(MANY)
             canceller.join()
         assert (len(backend.steps), any(backend.memory)) == (4, False)
-        assert len(collect_scores(engine.score(MANY))) == len(MANY)
+        assert collect_scores(engine.score(MANY)) == expected(MANY)
 
 
 def test_scores_end_with_the_error_of_a_step() -> None:
@@ -208,49 +194,45 @@ def test_scores_end_with_the_error_of_a_step() -> None:
     with running_engine(backend) as engine:
         with pytest.raises(EngineError, match="a broken step"):
             list(engine.score(MANY))
-        assert collect_scores(engine.score(MANY[:1])) == {0: expected_scores(MANY[0])}
+        assert collect_scores(engine.score(MANY[:1])) == expected(MANY[:1])
+
+
+GREETING = replies({"hello ": "world!"})
+HELLO = [Request(tokens("hello "))]
 
 
 def test_scores_wait_for_running_sequences() -> None:
-    backend = ScriptedBackend(replies({"hello ": "world!"}), slots=4, kv_unified=True)
-    with running_engine(backend) as engine, closing(generate(engine, [Request(tokens("hello "))])) as running:
+    backend = ScriptedBackend(GREETING, slots=4, kv_unified=True)
+    with running_engine(backend) as engine, closing(generate(engine, HELLO)) as running:
         events = [next(running)]
         scores = collect_scores(engine.score(MANY))
         [reply] = collect_replies([*events, *running]).values()
-    assert (reply.text, scores) == ("world!", dict(enumerate(map(expected_scores, MANY))))
+    assert (reply.text, scores) == ("world!", expected(MANY))
     sizes = [len(step) for step in backend.steps]
     assert sizes[:7] == [6, *[1] * 6] and min(sizes[7:]) > 1
 
 
 def test_scores_reserve_one_separate_cache_and_replies_then_all() -> None:
-    backend = ScriptedBackend(replies({"hello ": "world!"}), slots=4)
+    backend = ScriptedBackend(GREETING, slots=4)
     with running_engine(backend) as engine:
         scores = collect_scores(engine.score(MANY))
         one_slot = [slots for _, slots in backend.reserved]
-        with closing(generate(engine, [Request(tokens("hello "))])) as running:
-            events = [next(running)]
-        [reply] = collect_replies(generate(engine, [Request(tokens("hello "))])).values()
-    assert events and reply.text == "world!"
-    assert scores == dict(enumerate(map(expected_scores, MANY)))
+        [reply] = collect_replies(generate(engine, HELLO)).values()
+    assert (reply.text, scores) == ("world!", expected(MANY))
     assert (one_slot, [slots for _, slots in backend.reserved[1:]]) == ([1], [4])
 
 
 VOCABULARY = 270  # tokens that all tiny models have
 
 
-def open_precise(
-    path: Path, *, slots: int = 8, kv_unified: bool = True, batch_invariant: bool = False
-) -> AbstractContextManager[LocalEngine]:
+def open_precise(path: Path) -> AbstractContextManager[LocalEngine]:
     """Evaluate in F32, in steps of at most 64 rows."""
-    precise = in_f32(options(path, slots=slots, context_size=512))
-    context = replace(precise.context, n_ubatch=64, kv_unified=kv_unified, batch_invariant=batch_invariant)
-    load_options = replace(precise, context=context)
-    return loaded(LocalEngine(lambda tell, stop: open_llama(load_options, tell, stop)))
+    precise = in_f32(options(path, slots=8, context_size=512))
+    return engine_with(replace(precise, context=replace(precise.context, n_ubatch=64, kv_unified=True)))
 
 
 def score_all(engine: LocalEngine, requests: Iterable[ScoreRequest]) -> list[tuple[Score, ...]]:
-    scores = {event.request: event.scores for event in engine.score(requests) if isinstance(event, LogprobScores)}
-    return [scores[index] for index in range(len(scores))]
+    return [scores for _, scores in sorted(collect_scores(engine.score(requests)).items())]
 
 
 def draw_requests() -> list[ScoreRequest]:
@@ -285,7 +267,7 @@ def test_scores_are_identical_in_any_order(precise_model: Path) -> None:
 def test_model_scores_a_text_after_the_prefix_token(chatml_model: Path, mistral_model: Path) -> None:
     for path, text in ((chatml_model, "<|im_start|>"), (mistral_model, "<s>")):
         with open_precise(path) as engine:
-            model = model_on(engine, chosen_format("cerebrum"))
-            assert model.prompts.detokenize(model.prompts.prefix_tokens) == text
-            events = list(model.engine.score([ScoreRequest(model.prompts.prefix_tokens, ((40, 41, 42),))]))
-            assert [event.scores[0].tokens for event in events if isinstance(event, LogprobScores)] == [3]
+            prompts = model_on(engine, chosen_format("cerebrum")).prompts
+            assert prompts.detokenize(prompts.prefix_tokens) == text
+            [[score]] = score_all(engine, [ScoreRequest(prompts.prefix_tokens, ((40, 41, 42),))])
+            assert score.tokens == 3
