@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import tiny_models
-from asking import Reply, collect_replies, generate, running_engine
+from asking import Reply, ask, collect_replies, generate, running_engine
 from disks import full_disk
 from hypothesis import given, settings, strategies as st
 from llama_engines import TALE, greedy_reply, open_engine
@@ -20,7 +20,6 @@ from scripted_backend import END, ScriptedBackend, expected_reply, random_model,
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.events import SequenceId
 from cerebrum_cli.core.files import PART
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.token_ids import pack_tokens
@@ -39,9 +38,11 @@ def open_store(directory: Path, *, limit: int = 10**9, model: str = "digest", fo
     return StateStore(directory, limit, model, format)
 
 
-def put(states: StateStore, tokens: Sequence[int], *, body: bytes = BODY, kind: str = "kind") -> None:
+def put(
+    states: StateStore, tokens: Sequence[int], *, body: bytes = BODY, kind: str = "kind", magic: bytes = b"ggsq"
+) -> None:
     def save(path: Path) -> None:
-        path.write_bytes(HEAD.pack(b"ggsq", 2, len(tokens)) + pack_tokens(tokens) + body)
+        path.write_bytes(HEAD.pack(magic, 2, len(tokens)) + pack_tokens(tokens) + body)
 
     states.write(tokens, kind, save)
 
@@ -67,21 +68,14 @@ def test_store_removes_damaged_states(tmp_path: Path) -> None:
     assert held(states) == [(1, 2, 3), (1, 2, 9)]
 
 
-@pytest.mark.parametrize(
-    ("model", "format", "kind", "version"),
-    [
-        ("another", "chatml", "kind", 0),
-        ("digest", "plain", "kind", 0),
-        ("digest", "chatml", "another", 0),
-        ("digest", "chatml", "kind", 1),
-    ],
-)
+@pytest.mark.parametrize("other", [{"model": "another"}, {"format": "plain"}, {"kind": "another"}, {"version": 1}])
 def test_store_ignores_states_of_another_model_format_build_or_version(
-    model: str, format: str, kind: str, version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    other: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = open_store(tmp_path, model=model, format=format)
-    put(other, TOKENS, kind=kind)
-    assert held(other, kind) == [TOKENS]
+    kind, version = other.pop("kind", "kind"), other.pop("version", 0)
+    states = open_store(tmp_path, **other)
+    put(states, TOKENS, kind=kind)
+    assert held(states, kind) == [TOKENS]
     monkeypatch.setattr(prompt_cache, "VERSION", prompt_cache.VERSION + version)
     assert held(open_store(tmp_path)) == []
 
@@ -145,7 +139,8 @@ def caching_engine(
 
 
 def ask_once(engine: LocalEngine, prompt: str) -> Reply:
-    return collect_replies(generate(engine, [Request(tokens(prompt))]))[SequenceId(0)]
+    [reply] = ask(engine, prompt)
+    return reply
 
 
 def fill_cache(directory: Path, prompt: str = FIRST, least: int = 1, limit: int = 10**6, **fields: object) -> None:
@@ -189,12 +184,11 @@ def test_cache_restores_the_shortest_state_with_the_longest_prefix(tmp_path: Pat
     """Of conversations that share a system prompt, the long ones are not worth loading."""
     system = "a system prompt of some tokens. "
     script = {system + letter * 40 * len(system): letter for letter in "abc"} | {system: "d", f"{system}?": "e"}
-    for prompt in [*script][:4]:
+    for prompt in script:
         with caching_engine(ScriptedBackend(replies(script), context_size=2000), tmp_path) as engine:
-            ask_once(engine, prompt)
+            cached = ask_once(engine, prompt).cached
             engine.save_prompts(1)
-    with caching_engine(ScriptedBackend(replies(script), context_size=2000), tmp_path) as engine:
-        assert ask_once(engine, f"{system}?").cached == len(system)
+    assert cached == len(system)
 
 
 def test_cache_skips_states_that_save_too_little(tmp_path: Path) -> None:
@@ -236,8 +230,8 @@ def test_cache_never_changes_replies(
             with caching_engine(backend, Path(folder), limit) as engine:
                 for blocks, seed in prompts:
                     prompt = tuple(token for block in blocks for token in block)
-                    events = generate(engine, [Request(prompt, SamplingParams(seed=seed, max_tokens=80), Ask(n=2))])
-                    for sample in collect_replies(events).values():
+                    request = Request(prompt, SamplingParams(seed=seed, max_tokens=80), Ask(n=2))
+                    for sample in collect_replies(generate(engine, [request])).values():
                         assert sample.ids == expected_reply(prompt, sample.seed, 80, 250)[0]
                     engine.save_prompts(1)
 
@@ -251,22 +245,16 @@ def test_saving_skips_what_is_saved_already_too_short_or_too_large(tmp_path: Pat
         assert file_count(tmp_path) == files
 
 
-@pytest.mark.parametrize("unwritable", [True, False])
-def test_saving_failure_is_an_error_and_the_engine_continues(tmp_path: Path, unwritable: bool) -> None:
-    folder = tmp_path / "states"
-    if unwritable:
-        fill_cache(folder)
-    else:
-        folder.write_text("in the way")
-    with caching_engine(scripted(unwritable=unwritable), folder) as engine:
-        ask_once(engine, SECOND)
-        with pytest.raises(EngineError) as caught:
-            engine.save_prompts(1)
-        assert ask_once(engine, GOES_ON).text == "three. "
-    if unwritable:
-        assert file_count(folder) == 1
-    else:
-        assert caught.value.message.startswith(f"{folder}: ") and caught.value.hint
+def test_saving_failure_is_an_error_and_the_engine_continues(tmp_path: Path) -> None:
+    fill_cache(tmp_path / "states")
+    (tmp_path / "file").write_text("in the way")
+    for folder, unwritable, problem in (("states", True, "no space left"), ("file", False, f"{tmp_path / 'file'}: ")):
+        with caching_engine(scripted(unwritable=unwritable), tmp_path / folder) as engine:
+            ask_once(engine, SECOND)
+            with pytest.raises(EngineError, match=problem):
+                engine.save_prompts(1)
+            assert ask_once(engine, GOES_ON).text == "three. "
+    assert file_count(tmp_path / "states") == 1
 
 
 def end_at_once(held: tuple[int, ...], seed: int) -> int:
@@ -310,23 +298,17 @@ def test_states_for_different_slot_counts_coexist(tmp_path: Path, chatml_model: 
             reply, told = greedy_reply(engine, prompt)
             engine.save_prompts(64)
         assert (reply.cached, told) == (cached * (len(prompt) - 1), [])
-    assert len(list(folder.iterdir())) == 2
+    assert file_count(folder) == 2
 
 
 @pytest.mark.slow
 def test_state_rejected_by_llama_cpp_is_removed(tmp_path: Path, chatml_model: Path) -> None:
     with open_engine(chatml_model, tmp_path) as engine:
-        prompt = engine.vocabulary.tokenize([Text(TALE)])
-        kind = engine.backend.state_kind
+        prompt, kind = engine.vocabulary.tokenize([Text(TALE)]), engine.backend.state_kind
         assert kind
-
-    def save(path: Path) -> None:
-        path.write_bytes(HEAD.pack(b"none", 2, len(prompt)) + pack_tokens(prompt) + b"nothing of llama.cpp's")
-
-    StateStore(tmp_path, 10**8, chatml_model.name, "plain").write(prompt, kind, save)
-    with open_engine(chatml_model, tmp_path) as engine:
+        put(open_store(tmp_path, model=chatml_model.name, format="plain"), prompt, kind=kind, magic=b"none")
         reply, told = greedy_reply(engine, prompt)
-    assert (reply.cached, told, len(list(tmp_path.iterdir()))) == (0, [], 0)
+    assert (reply.cached, told, file_count(tmp_path)) == (0, [], 0)
 
 
 @pytest.mark.slow
@@ -345,7 +327,7 @@ def test_full_disk_is_an_error_and_leaves_no_state(tmp_path: Path, chatml_model:
                 engine.save_prompts(64)
             is_noticed = room != body - 1  # llama.cpp ignores errors of fclose
             problem = "File too large" if is_noticed else "incomplete write"
-            assert (caught.value.message, list(tmp_path.iterdir())) == (f"{tmp_path}: {problem}", [])
+            assert (caught.value.message, file_count(tmp_path)) == (f"{tmp_path}: {problem}", 0)
             assert greedy_reply(engine, prompt)[0].cached == len(prompt) - 1
 
 
