@@ -11,9 +11,9 @@ from typing import Any
 
 import gguf
 import pytest
-from command_line import CommandLine
+from command_line import CommandLine, assert_error
 from gguf import GGUFValueType, GGUFWriter
-from gguf_files import LLAMA, add_values, entry, handmade, string, tensor, write_model
+from gguf_files import LLAMA, add_values, entry, handmade, string, tensor, write_file, write_model
 from hypothesis import given, settings, strategies as st
 from tiny_models import write_vocabulary
 from vocabularies import open_vocabulary
@@ -25,17 +25,14 @@ from cerebrum_cli.library.installed import recommended_sampling
 from cerebrum_cli.weights.table import encode_header, read_table
 
 
-def problem_of(path: Path) -> str:
+def problem_of(path: Path, content: bytes | None = None) -> str:
+    if content is not None:
+        path.write_bytes(content)
     with pytest.raises(ModelFileError) as caught:
         read_header(path)
     what = caught.value.message
     assert what.startswith(f"{path}: ") and what.isprintable() and caught.value.hint
     return what.removeprefix(f"{path}: ")
-
-
-def problem_of_bytes(tmp_path: Path, content: bytes) -> str:
-    (tmp_path / "model.gguf").write_bytes(content)
-    return problem_of(tmp_path / "model.gguf")
 
 
 def header_with(tmp_path: Path, values: Mapping[str, Any]) -> Header:
@@ -107,37 +104,44 @@ def test_header_reports_a_path_that_is_not_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.gguf")
     for path in (tmp_path, Path("/dev/null"), tmp_path / "pipe.gguf"):
         assert problem_of(path) == "is not a file"
-    (tmp_path / "file").write_bytes(b"")
-    assert problem_of(tmp_path / "file") == "cannot be read: cannot mmap an empty file"
+    assert problem_of(tmp_path / "file", b"") == "cannot be read: cannot mmap an empty file"
     assert problem_of(tmp_path / "file" / "inner.gguf") == "file not found"
     with pytest.raises(ModelFileError):
         read_header(Path("zero\0byte.gguf"))
-
-
-def test_header_shows_how_other_files_begin(tmp_path: Path) -> None:
-    said = problem_of_bytes(tmp_path, b"<!DOCTYPE html>\n<html>" + bytes(100))
-    assert said == r"not a GGUF file: it begins with b'<!DOCTYPE html>\n<html>" + r"\x00" * 18 + "'"
 
 
 def array(kind: int, length: int, content: bytes = b"") -> bytes:
     return entry(b"a", 9, struct.pack("<IQ", kind, length) + content)
 
 
+def counts(tensors: int, keys: int) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, keys)
+
+
+def one_tensor(name: bytes, shape: tuple[int, ...], kind: int = 0, offset: int = 0) -> bytes:
+    return handmade(LLAMA, tensors=(tensor(name, shape, kind, offset),), data=bytes(64))
+
+
+def key(name: bytes, kind: int, value: bytes) -> bytes:
+    return handmade(LLAMA, entry(name, kind, value))
+
+
+ZEROS = r"\x00" * 24
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
+        (b"<!DOCTYPE html>\n" + bytes(100), rf"not a GGUF file: it begins with b'<!DOCTYPE html>\n{ZEROS}'"),
         (b"GGUF" + struct.pack(">I", 3) + bytes(40), "GGUF version 50,331,648, not 2 or 3"),
         (handmade(version=1), "GGUF version 1, not 2 or 3"),
         (handmade(version=4), "GGUF version 4, not 2 or 3"),
         (b"GGUF\x03\x00", "truncated or damaged: its header does not end before byte 6"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 2), "damaged: 1,152,921,504,606,846,976 tensors"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 40), "damaged: 0 tensors and 1,099,511,627,776 metadata"),
+        (counts(1 << 60, 2), "damaged: 1,152,921,504,606,846,976 tensors"),
+        (counts(0, 1 << 40), "damaged: 0 tensors and 1,099,511,627,776 metadata"),
         (handmade(string(b"a")), "truncated or damaged"),
-        (
-            handmade(entry(b"a", 8, struct.pack("<Q", 1 << 62))),
-            "damaged: a metadata string of 4,611,686,018,427,387,904",
-        ),
-        (handmade(entry(b"a", 77, b"")), "damaged: metadata value of unknown type 77"),
+        (key(b"a", 8, struct.pack("<Q", 1 << 62)), "damaged: a metadata string of 4,611,686,018,427,387,904"),
+        (key(b"a", 77, b""), "damaged: metadata value of unknown type 77"),
         (handmade(array(9, 1)), "damaged: metadata value of unknown type 9"),
         (handmade(array(8, 1 << 63)), "truncated or damaged"),
         (handmade(array(0, 2**64 - 1, bytes(8))), "truncated or damaged"),
@@ -146,20 +150,17 @@ def array(kind: int, length: int, content: bytes = b"") -> bytes:
         (handmade(array(8, 2, struct.pack("<Q", 2**64 - 1) + b"a")), "damaged"),
         (handmade(array(99, 1, bytes(8))), "damaged: metadata value of unknown type 99"),
         (handmade(), "not a language model: no general.architecture"),
-        (handmade(LLAMA, entry(b"llama.block_count", 8, string(b"\x1b[2J"))), r"its 'llama.block_count' is '\x1b[2J'"),
-        (handmade(LLAMA, entry(b"llama.block_count", 4, b"\xff" * 4)), "damaged: 4,294,967,295 layers"),
-        (handmade(LLAMA, entry(b"general.alignment", 4, struct.pack("<I", 3))), "alignment 3 is not a power of two"),
-        (handmade(LLAMA, tensors=(tensor(b"x", (1,) * 5, 0, 0),)), "damaged: the tensor 'x' has 5 dimensions"),
-        (handmade(LLAMA, tensors=(tensor(b"x", (1 << 40, 1 << 40), 0, 0),)), "truncated: its tensors end at byte"),
-        (handmade(LLAMA, tensors=(tensor(b"x", (33,), 2, 0),)), "rows of 33 weights in blocks of 32 (Q4_0)"),
-        (
-            handmade(LLAMA, tensors=(tensor(b"x", (8,), 0, 2**63),), data=bytes(64)),
-            "truncated: its tensors end at byte",
-        ),
+        (key(b"llama.block_count", 8, string(b"\x1b[2J")), r"its 'llama.block_count' is '\x1b[2J'"),
+        (key(b"llama.block_count", 4, b"\xff" * 4), "damaged: 4,294,967,295 layers"),
+        (key(b"general.alignment", 4, struct.pack("<I", 3)), "alignment 3 is not a power of two"),
+        (one_tensor(b"x", (1,) * 5), "damaged: the tensor 'x' has 5 dimensions"),
+        (one_tensor(b"x", (1 << 40, 1 << 40)), "truncated: its tensors end at byte"),
+        (one_tensor(b"x", (33,), 2), "rows of 33 weights in blocks of 32 (Q4_0)"),
+        (one_tensor(b"x", (8,), 0, 2**63), "truncated: its tensors end at byte"),
     ],
 )
 def test_header_explains_damage(tmp_path: Path, content: bytes, said: str) -> None:
-    assert said in problem_of_bytes(tmp_path, content)
+    assert said in problem_of(tmp_path / "model.gguf", content)
 
 
 def test_header_truncation_reports_both_sizes_and_unknown_types_have_none(tmp_path: Path) -> None:
@@ -212,8 +213,8 @@ def test_header_mutations_raise_only_model_file_errors(
 # Models that generate no text are refused before they are loaded: by their header, and by what llama.cpp knows.
 
 NOT_CAUSAL = "an encoder, encoder-decoder or diffusion model, which is not supported"
+HINT = " hint: use a decoder-only model; cerebrum list --available shows some"
 EMBEDS = "an embedding model or reranker, which generates no text"
-BERT_HINT = " hint: use a decoder-only model; cerebrum list --available shows some\n"
 
 
 @pytest.mark.parametrize(
@@ -247,24 +248,15 @@ def test_generative_kind_is_known_to_llama_after_loading(tmp_path: Path, archite
 
 
 @pytest.mark.slow
-def test_commands_refuse_an_encoder_only_model(new_user: CommandLine, chatml_model: Path) -> None:
-    user, kind = new_user, NOT_CAUSAL
-    path = write_vocabulary(user.home / "bert.gguf", "bert", attention__causal=False)
-    (user.home / "rows.txt").write_text("hi\n")
-    for arguments in (
-        *(
-            ("pull", path),
-            ("ask", "-m", path, "hi"),
-            ("ask", "-m", path, "--dry-run", "hi"),
-            ("chat", "-m", path, "hi"),
-        ),
-        ("batch", "-m", path, "rows.txt", "-o", "out.jsonl"),
-    ):
-        done = user.run(*arguments)
-        assert (done.code, done.err) == (2, f"error: {path}: {kind} (architecture bert)\n{BERT_HINT}"), arguments
-    assert not list(user.home.glob("out.jsonl*"))
-    assert user.run("show", path, "--json").object["unsupported"] == kind
-    assert user.run("list", "--json").object == []
+def test_commands_refuse_an_encoder_only_model(new_user: CommandLine) -> None:
+    path = write_vocabulary(new_user.home / "bert.gguf", "bert", attention__causal=False)
+    (new_user.home / "rows.txt").write_text("hi\n")
+    asks = [(*command, "-m", path, "hi") for command in (("ask",), ("ask", "--dry-run"), ("chat",))]
+    for arguments in (*asks, ("pull", path), ("batch", "-m", path, "rows.txt", "-o", "out.jsonl")):
+        assert_error(new_user.run(*arguments), 2, f"error: {path}: {NOT_CAUSAL} (architecture bert)", HINT)
+    assert not list(new_user.home.glob("out.jsonl*"))
+    assert new_user.run("show", path, "--json").object["unsupported"] == NOT_CAUSAL
+    assert new_user.run("list", "--json").object == []
 
 
 # Metadata of every type, and headers that are written.
@@ -285,9 +277,7 @@ def write(path: Path, values: Mapping[str, Value]) -> Path:
     for key, value in values.items():
         sub_type = GGUFValueType[value.item_type] if value.item_type else None
         writer.add_key_value(key, value.content, GGUFValueType[value.type], sub_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
+    write_file(writer)
     return path
 
 
