@@ -65,7 +65,8 @@ def test_search_offline_is_an_error_of_one_line(hub_user: HubUser, offline: tupl
 
 
 def test_search_is_retried_when_the_hub_asks_for_it(hub_user: HubUser) -> None:
-    hub_user.hub.arm(Fault(part="api", path="search=", refusal=RATE_LIMITED.resetting_after(0), times=2))
+    now = (("RateLimit", '"api";r=0;t=0'),)
+    hub_user.hub.arm(Fault(part="api", path="search=", refusal=RATE_LIMITED, headers=now, times=2))
     done = hub_user.run("search", "qwen", "--json")
     assert done.err.count("note: the Hub responded 429 Too Many Requests") == 2
     assert len(done.object) == 4

@@ -11,21 +11,14 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import hub_server
 import pytest
+from cases import rows
 from command_line import assert_error, environment_of
 from disks import full_disk
-from hub_server import (
-    ENTRY_NOT_FOUND,
-    FORBIDDEN,
-    GATED,
-    RATE_LIMITED,
-    SERVER_ERROR,
-    UNAVAILABLE,
-    UNSATISFIABLE,
-    Fault,
-    Request,
-)
+from hub_server import ENTRY_NOT_FOUND, FORBIDDEN, SERVER_ERROR, Fault, Request
 from hub_user import HubUser, RecordedProgress, cleaned
 from waiting import assert_returns, wait_until
 
@@ -41,7 +34,6 @@ REPO, FILE = "owner/large", "large-Q4_K_M.gguf"
 MIB = 1 << 20
 PIECE = 2 * MIB
 CDN = Fault(part="cdn", let_through=1)  # the request for the header is let through
-RESOLVE = Fault(part="resolve", let_through=1)
 LIMITED = replace(CDN, times=None, bytes_per_second=4_000_000)  # each connection
 FAILING = replace(CDN, let_through=5, times=None, refusal=FORBIDDEN)
 
@@ -118,34 +110,20 @@ def test_pull_requests_a_large_file_in_pieces(hub_user: HubUser, large: Path) ->
     assert max(request.beside for request in requested(hub_user)) == 7
 
 
-def named_range(name: str) -> Fault:
-    return replace(CDN, times=None, headers=(("Content-Range", name),))
+def fault_of(values: dict[str, Any]) -> Fault:
+    """A fault of the CDN, where the header is let through, or of another part; a refusal is meant by its name."""
+    refusal = getattr(hub_server, values.get("refusal", ""), None)
+    headers = tuple(values.get("headers", {}).items())
+    return replace(CDN, **{**values, "refusal": refusal, "headers": headers})
 
 
-OTHER_BYTES = "the server sent other bytes than requested"
-EXPIRED = "the Hub responded 403 Forbidden"
-# What goes wrong, and of what `pull` then tells that it retries; nothing but that.
-SURVIVED = {
-    "no ranges, as from Artifactory or the cache of a mirror": (replace(CDN, times=None, ignore_range=True), ""),
-    "ranges that are not named, as from hf-mirror.com": (named_range(""), ""),
-    "wrong ranges": (named_range("bytes 5-9/10"), ""),
-    "a range ignored": (replace(CDN, let_through=6, ignore_range=True), OTHER_BYTES),
-    "bytes promised after the last": (replace(CDN, times=8, promised_more=5), ""),
-    "more bytes than asked for": (replace(CDN, times=None, sent_more=5), ""),
-    "connections closed": (replace(CDN, times=6, cut_after=1_500_000), "connection lost"),
-    "connections reset": (replace(CDN, times=6, cut_after=1_500_000, reset=True), "connection lost"),
-    "rate limit": (replace(CDN, times=4, refusal=RATE_LIMITED.resetting_after(0)), "429 Too Many Requests"),
-    "server errors": (replace(CDN, times=4, refusal=SERVER_ERROR), "500 Internal Server Error"),
-    "overload": (replace(CDN, times=4, refusal=UNAVAILABLE), "503 Service Unavailable"),
-    "expired URL": (replace(CDN, refusal=FORBIDDEN), EXPIRED),
-    "server error of the Hub": (replace(RESOLVE, let_through=2, refusal=SERVER_ERROR), "500 Internal Server Error"),
-    "server error of the listing": (Fault(part="api", refusal=SERVER_ERROR), "500 Internal Server Error"),
-}
+SURVIVED = rows("survived_faults")
 
 
 @pytest.mark.parametrize(("fault", "problem"), SURVIVED.values(), ids=SURVIVED)
-def test_pull_survives(hub_user: HubUser, fault: Fault, problem: str) -> None:
-    hub_user.hub.arm(fault)
+def test_pull_survives(hub_user: HubUser, fault: dict[str, Any], problem: str) -> None:
+    """It tells of a problem that it retries, and of nothing else."""
+    hub_user.hub.arm(fault_of(fault))
     *notes, last = cleaned(hub_user.pull(REPO)).splitlines(keepends=True)
     assert last == installed(hub_user)
     assert bool(notes) == bool(problem)
@@ -154,30 +132,18 @@ def test_pull_survives(hub_user: HubUser, fault: Fault, problem: str) -> None:
 
 LATER = "try again later"
 DELETED = "the download was deleted; try again, or report it to the repository's owner"
-# What goes wrong each time, the error and its hint, and whether bytes are left to resume from.
-DENIED = f"the Hub denied access to {REPO}/{FILE}"
-RETRY_AFTER = RATE_LIMITED.with_header("Retry-After", "3600")
-REFUSED = {
-    "altered byte": (replace(CDN, flip_at=20_000_000), f"{FILE} was not downloaded correctly: its", DELETED, False),
-    "closed connections": (replace(CDN, cut_after=0), "connection lost", "check the network", True),
-    "server errors": (replace(CDN, refusal=UNAVAILABLE), "the Hub responded 503 Service Unavailable", LATER, True),
-    "long rate limit": (replace(CDN, refusal=RETRY_AFTER), "the Hub responded 429 Too Many Requests", LATER, True),
-    "long rate limit of the API": (Fault(part="api", refusal=RETRY_AFTER), "the Hub responded 429 Too", LATER, False),
-    "unsatisfiable range": (replace(CDN, refusal=UNSATISFIABLE), "the Hub responded 416 Requested", LATER, True),
-    "storage denies": (replace(CDN, refusal=FORBIDDEN), EXPIRED, LATER, True),
-    "token denied": (replace(RESOLVE, refusal=FORBIDDEN), DENIED, "use a token with access: set HF_TOKEN", True),
-    "gated meanwhile": (replace(RESOLVE, refusal=GATED), f"{REPO} is gated: you must accept", "accept them at", True),
-}
+REFUSED = rows("fatal_faults")
 
 
 @pytest.mark.parametrize(("fault", "error", "hint", "is_resumable"), REFUSED.values(), ids=REFUSED)
-def test_pull_fails_with_a_hint(hub_user: HubUser, fault: Fault, error: str, hint: str, is_resumable: bool) -> None:
-    armed = hub_user.hub.arm(replace(fault, times=None))
+def test_pull_fails_with_a_hint(
+    hub_user: HubUser, fault: dict[str, Any], error: str, hint: str, is_resumable: bool
+) -> None:
+    """With a fault each time; whether bytes are left to resume from."""
+    armed = hub_user.hub.arm(replace(fault_of(fault), times=None))
     done = hub_user.run("pull", REPO)
-    *_, said, fix = cleaned(done).splitlines()
-    assert (done.code, done.out) == (1, "")
-    assert said.startswith("error: ") and error in said
-    assert fix.startswith(f" hint: {hint}")
+    assert_error(done, 1, error)
+    assert done.out == "" and done.err.splitlines()[-1].startswith(f" hint: {hint}")
     assert place(hub_user).partial.exists() == is_resumable
     armed.disarm()
     assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
@@ -200,7 +166,7 @@ def test_pull_into_a_read_only_directory_is_refused(hub_user: HubUser) -> None:
 
 
 def test_pull_of_a_file_that_vanishes_meanwhile_is_refused(hub_user: HubUser) -> None:
-    hub_user.hub.arm(replace(RESOLVE, times=None, refusal=ENTRY_NOT_FOUND))
+    hub_user.hub.arm(Fault(part="resolve", let_through=1, times=None, refusal=ENTRY_NOT_FOUND))
     assert_error(hub_user.run("pull", REPO), 3, f"{REPO}: no such repository on the Hub, or it is private")
 
 

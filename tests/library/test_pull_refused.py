@@ -10,7 +10,7 @@ import pytest
 from cases import rows
 from command_line import CommandLine, Finished, assert_error
 from gguf_files import write_model
-from hostile_hub import DIGEST, LFS, REPLIES, SEARCHES, head, http, listing
+from hostile_hub import DIGEST, LFS, REPLIES, head, http, listing
 from hub_server import FORBIDDEN, Fault, Refusal
 from hub_user import CATALOGUED, OTHER, READER, HubUser, named
 
@@ -177,13 +177,16 @@ FILES: dict[str, Sequence[bytes]] = {
 
 @pytest.mark.parametrize("reply", FILES.values(), ids=FILES)
 def test_pull_survives_any_reply_for_a_file(hub_user: HubUser, reply: Sequence[bytes]) -> None:
-    done = run_on(hub_user, listing(), reply, "pull", "a/b")
+    done = run_on(hub_user, http(listing()), reply, "pull", "a/b")
     assert_error(done, done.code)
     assert done.code in (1, 2, 3) and not list(hub_user.command.home.rglob(DIGEST))
 
 
+SEARCHES = rows("hostile_searches")
+
+
 @pytest.mark.parametrize("reply", SEARCHES.values(), ids=SEARCHES)
-def test_search_survives_any_reply(hub_user: HubUser, reply: bytes) -> None:
+def test_search_survives_any_reply(hub_user: HubUser, reply: str) -> None:
     done = run_on(hub_user, http(reply), (), "search", "x")
     assert_error(done, 1, f"unexpected response from {hub_user.hub.url}: not a Hugging Face Hub")
 
@@ -220,7 +223,7 @@ def test_pull_reads_and_names_a_few_of_14000_files(
     model = write_model(tmp_path / "model.gguf", lambda writer: writer.add_context_length(32)).read_bytes()
     data = model if kind == "model" else b"GGUF"
     files = [{"rfilename": name.format(number), "size": len(model), "lfs": LFS} for number in range(1, 14_001)]
-    done = run_on(hub_user, listing(siblings=files), http(data), "pull", reference)
+    done = run_on(hub_user, http(listing(siblings=files)), http(data), "pull", reference)
     assert_error(done, code, problem)
     assert len(done.err) < 6000 and len(paths(hub_user)) < 30
 

@@ -62,7 +62,8 @@ def test_offline_dry_run_shows_the_catalogue(hub_user: HubUser) -> None:
 
 def test_pull_uses_the_installed_model_if_the_hub_fails(hub_user: HubUser) -> None:
     hub_user.pull("cerebrum-7b")
-    hub_user.hub.arm(Fault(part="api", times=None, refusal=UNAVAILABLE.resetting_after(7000)))
+    late = (("RateLimit", '"api";r=0;t=7000'),)
+    hub_user.hub.arm(Fault(part="api", times=None, refusal=UNAVAILABLE, headers=late))
     done = hub_user.pull("cerebrum-7b")
     assert done.err == (
         "note: the Hub responded 503 Service Unavailable: using the installed cerebrum-7b:Q4_K_M\n"

@@ -89,12 +89,6 @@ class Refusal:
     code: str | None = None
     headers: Headers = ()
 
-    def with_header(self, name: str, value: str) -> Refusal:
-        return replace(self, headers=(*self.headers, (name, value)))
-
-    def resetting_after(self, seconds: int) -> Refusal:
-        return self.with_header("RateLimit", f'"api";r=0;t={seconds}')
-
     def reply(self) -> Reply:
         code = () if self.code is None else (("X-Error-Code", self.code),)
         headers = (*code, ("X-Error-Message", self.message), *self.headers)
@@ -469,6 +463,6 @@ def ranged(asked_range: str, file: Content, headers: Headers) -> Reply:
     start, size = int(match[1]), len(file.data)
     stop = min(size, int(match[2]) + 1) if match[2] else size
     if start >= stop:
-        raise Refused(UNSATISFIABLE.with_header("Content-Range", f"bytes */{size}"))
+        raise Refused(replace(UNSATISFIABLE, headers=(("Content-Range", f"bytes */{size}"),)))
     within = ("Content-Range", f"bytes {start}-{stop - 1}/{size}")
     return Reply(206, (*headers, within), file.data[start:stop], start)
