@@ -138,40 +138,34 @@ def test_weights_in_a_folder_are_converted(owner: HubUser, folder: Path) -> None
     [row] = owner.listed()
     assert (row["reference"], row["converted_from"]["source"]) == ("Tiny-C2F:Q4_K_M", "Tiny-C2F")
     assert owner.ask("-m", "Tiny-C2F") == owner.ask("-m", "Tiny-C2F:q4_k_m")
-    changed = folder.parent / "changed" / folder.name
-    shutil.copytree(folder, changed)
+
+
+def test_weights_of_another_folder_need_another_name(owner: HubUser, folder: Path, tmp_path: Path) -> None:
+    owner.pull(folder, "--type", "Q8_0")
+    changed = shutil.copytree(folder, tmp_path / "changed" / folder.name)  # with the same shards
     (changed / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    owner.pull(changed, "--type", "Q4_K_M", "--name", "changed")  # the same shards
-    assert owner.run("show", "changed", "--json").object["metadata"]["tokenizer.chat_template"] == (
-        "{{ messages[0].content }}"
-    )
-    other = write_checkpoint(folder.parent / "other" / folder.name, read_model("qwen2"))
-    assert_error(
-        owner.run("pull", other, "--type", "Q4_K_M"),
-        2,
-        "was converted from other weights",
-        "cerebrum rm Tiny-C2F:Q4_K_M",
-    )
-    owner.pull(other, "--type", "Q4_K_M", "--name", "other")
-    (folder.parent / "x.gguf").touch()
-    assert_error(owner.run("pull", "--type", "Q8_0", folder.parent / "x.gguf"), 2, "x.gguf and --type")
-    assert_error(owner.run("pull", "--type", "Q8_0", "./nothing"), 3, "nothing: file not found")
-    assert_error(owner.run("ask", "-m", folder, "Why?"), 2, "cerebrum pull converts a folder")
+    owner.pull(changed, "--type", "Q8_0", "--name", "changed")
+    metadata = owner.run("show", "changed", "--json").object["metadata"]
+    assert metadata["tokenizer.chat_template"] == "{{ messages[0].content }}"
+    other = write_checkpoint(tmp_path / "other" / folder.name, read_model("qwen2"))
+    for name, owned in (((), "Tiny-C2F:Q8_0"), (("--name", "changed"), "changed")):
+        done = owner.run("pull", other, "--type", "Q8_0", *name)
+        assert_error(done, 2, "was converted from other weights", f"cerebrum rm {owned}")
+    owner.run("rm", "-y", "changed")
+    owner.pull(other, "--type", "Q8_0", "--name", "changed")
 
 
-SNAPSHOT = f"models--owner--Tiny-C2F/snapshots/{'0' * 40}"
+def test_weights_with_a_name_are_one_model(owner: HubUser, folder: Path) -> None:
+    for kind in ("Q8_0", "Q8_0"):
+        owner.pull(folder, "--type", kind, "--name", "mine")
+    assert [(row["reference"], row["quantization"]) for row in owner.listed()] == [("mine", "Q8_0")]
+    assert_error(owner.run("pull", folder, "--type", "Q4_K_M", "--name", "mine"), 2, "the name mine belongs to another")
 
 
 def test_weights_in_a_cache_of_the_hub_have_the_name_of_their_repository(hub_user: HubUser, tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "hub" / SNAPSHOT, read_model("mistral"))
+    snapshot = tmp_path / "hub" / "models--owner--Tiny-C2F" / "snapshots" / ("0" * 40)
+    folder = write_checkpoint(snapshot, read_model("mistral"))
     assert hub_user.run("pull", "--dry-run", "--json", folder).object["name"] == "Tiny-C2F"
-
-
-def test_type_behind_a_folder_is_an_option(hub_user: HubUser, folder: Path) -> None:
-    for command in ("pull", "show"):
-        done = hub_user.run(command, f"{folder}:Q4_K_M")
-        assert_error(done, 3, f"{folder} is a folder", f"cerebrum pull {folder} --type Q4_K_M")
-    assert_error(hub_user.run("pull", f"{folder}x:Q4_K_M"), 3, "file not found", "check the path")
 
 
 def test_weights_of_a_pull_request_are_converted(owner: HubUser) -> None:
@@ -180,26 +174,21 @@ def test_weights_of_a_pull_request_are_converted(owner: HubUser) -> None:
     owner.pull(f"{REPOSITORY}@refs/pr/1", "--type", "Q8_0")
     [row] = owner.listed()
     assert row["converted_from"]["commit"] == owner.commit(REPOSITORY)
-    assert_error(owner.run("pull", f"{REPOSITORY}@refs/pr/2", "--type", "Q8_0"), 3, "has no such revision")
 
 
-def test_weights_with_a_name_are_one_model(owner: HubUser, folder: Path) -> None:
-    for kind in ("Q8_0", "Q8_0"):
-        owner.pull(folder, "--type", kind, "--name", "mine")
-    assert [(row["reference"], row["quantization"]) for row in owner.listed()] == [("mine", "Q8_0")]
-    assert_error(owner.run("pull", folder, "--type", "Q4_K_M", "--name", "mine"), 2, "the name mine belongs to another")
-    retrained = write_checkpoint(folder.parent / "retrained" / folder.name, read_model("llama2"))
-    done = owner.run("pull", retrained, "--type", "Q8_0", "--name", "mine")
-    assert_error(done, 2, "was converted from other weights", "choose another name with --name", "cerebrum rm mine")
-    owner.run("rm", "-y", "mine")
-    owner.pull(retrained, "--type", "Q8_0", "--name", "mine")
+@pytest.mark.parametrize(("command", "code", "problem", "hint"), rows("refused_conversions"))
+def test_weights_that_are_not_there_or_not_meant_are_refused(
+    owner: HubUser, folder: Path, chatml_model: Path, command: str, code: int, problem: str, hint: str
+) -> None:
+    """MODEL stands for a GGUF file, in a folder of HOME, and FOLDER for a checkpoint."""
+    model = owner.command.home / "models" / "tiny.gguf"
+    model.parent.mkdir()
+    shutil.copy(chatml_model, model)
 
+    def expanded(text: str) -> str:
+        return text.replace("MODEL", str(model)).replace("FOLDER", str(folder)).replace("HOME", str(owner.command.home))
 
-def test_weights_are_found_from_a_file_beside_them(owner: HubUser, folder: Path, chatml_model: Path) -> None:
-    assert_error(owner.run("pull", folder / SHARDS[0]), 2, "not a GGUF file", f"cerebrum pull {folder}")
-    assert_error(
-        owner.run("pull", chatml_model.parent), 3, "has no config.json with safetensors", "or one of its .gguf files"
-    )
+    assert_error(owner.run(*expanded(command).split()), code, expanded(problem), expanded(hint))
 
 
 def test_weights_are_required_by_their_option(owner: HubUser, chatml_model: Path) -> None:
@@ -208,10 +197,6 @@ def test_weights_are_required_by_their_option(owner: HubUser, chatml_model: Path
     owner.pull(REPOSITORY, "--from-weights")
     [row] = owner.listed()
     assert row["source"] == "converted"
-    for reference in ("starter", chatml_model):
-        assert_error(owner.run("pull", reference, "--from-weights"), 1, "no safetensors of", "omit --from-weights")
-    assert_error(owner.run("pull", "qwen3.5-4b", "--from-weights", "--offline"), 1, "no safetensors of qwen3.5-4b")
-    assert_error(owner.run("pull", GGUF, "--from-weights"), 3, "no such repository")
 
 
 def refused(user: HubUser, *arguments: str | Path) -> Finished:
@@ -232,7 +217,6 @@ def test_weights_need_a_decision_without_a_terminal(owner: HubUser, chatml_model
     assert "none were found elsewhere" in refused(owner, REPOSITORY).err
     dry = refused(owner, REPOSITORY, "--dry-run", "--type", "Q4_K_M")
     assert dry.err.splitlines()[-1].endswith(f"of safetensors to {REPOSITORY}:Q4_K_M")
-    assert_error(refused(owner, REPOSITORY, "--type", "Q9"), 3, "no quantization Q9", "BF16, F16, F32")
 
 
 @pytest.mark.slow
