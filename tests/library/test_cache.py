@@ -17,28 +17,23 @@ def digest(letter: str) -> str:
     return letter * 64
 
 
-def blob(cache: Cache, content: str, repo_id: str = "o/r") -> Path:
-    """Put bytes where their digest names them; a letter's digest is 64 of it."""
-    path = cache.directory / f"models--{repo_id.replace('/', '--')}" / "blobs" / digest(content)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content)
-    return path
-
-
 def snapshot(cache: Cache, commit: str, links: dict[str, str], repo_id: str = "o/r", age: int = 0) -> Path:
-    """Write a commit's folder: links by their names without .gguf, and the letters of their blobs."""
-    folder = cache.directory / f"models--{repo_id.replace('/', '--')}" / "snapshots" / commit
+    """Write a commit's folder as others do: links by their names without .gguf, to blobs with a letter."""
+    repository = cache.directory / f"models--{repo_id.replace('/', '--')}"
+    folder = repository / "snapshots" / commit
     folder.mkdir(parents=True)
     for name, content in links.items():
-        path = folder / f"{name}.gguf"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to(os.path.relpath(blob(cache, content, repo_id), path.parent))
+        path, blob = folder / f"{name}.gguf", repository / "blobs" / digest(content)
+        for each in (path, blob):
+            each.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_text(content)
+        path.symlink_to(os.path.relpath(blob, path.parent))
     os.utime(folder, (1_000_000 - age, 1_000_000 - age))
     return folder
 
 
-def refer(cache: Cache, revision: str, commit: str, repo_id: str = "o/r") -> None:
-    path = cache.directory / f"models--{repo_id.replace('/', '--')}" / "refs" / revision
+def refer(cache: Cache, revision: str, commit: str) -> None:
+    path = cache.repository_directory("o/r") / "refs" / revision
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(commit)
 
@@ -86,8 +81,7 @@ def test_cache_blob_may_be_a_link_or_missing(cache: Cache, tmp_path: Path) -> No
     shared.rename(tmp_path / "shared")
     shared.symlink_to(tmp_path / "shared")
     (model,) = cache.models()
-    assert model.blobs == (shared,)
-    assert model.paths[0].read_text() == "a"
+    assert (model.blobs, model.paths[0].read_text()) == ((shared,), "a")
     plain = snapshot(cache, NEWER, {}, "o/plain") / FILE  # on a file system without links
     plain.write_text("a")
     model = next(cache.models())
@@ -95,19 +89,16 @@ def test_cache_blob_may_be_a_link_or_missing(cache: Cache, tmp_path: Path) -> No
 
 
 def test_cache_ignores_other_files(cache: Cache) -> None:
-    snapshot(cache, OLD, {"x-Q4_0": "a"})
+    folder = snapshot(cache, OLD, {"x-Q4_0": "a"})
     for foreign in ("datasets--o--r", "spaces--o--r", "models--bert", "o--r", "tmp", ".locks/models--o--r"):
         (cache.directory / foreign / "snapshots" / NEW).mkdir(parents=True)
-        (cache.directory / foreign / "snapshots" / NEW / FILE).write_text("a")
-    (cache.directory / "models--o--file").write_text("")
+        (cache.directory / foreign / "snapshots" / NEW / FILE).touch()
+    for file in ("models--o--file", "version.txt", "models--o--r/snapshots/.DS_Store"):
+        (cache.directory / file).touch()
+    for file in ("README.md", "mmproj-F16.gguf"):
+        (folder / file).touch()
+    (folder / "folder.gguf").mkdir()
     (cache.directory / "models--o--empty").mkdir()
-    (cache.directory / "version.txt").write_text("1")
-    (cache.directory / "CACHEDIR.TAG").write_text("")
-    folder = cache.repository_directory("o/r") / "snapshots"
-    (folder / ".DS_Store").write_text("")
-    (folder / OLD / "README.md").write_text("")
-    (folder / OLD / "mmproj-F16.gguf").write_text("")
-    (folder / OLD / "folder.gguf").mkdir()
     assert found(cache) == [("o/r", "1", "Q4_0")]
 
 

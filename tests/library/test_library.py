@@ -56,11 +56,6 @@ def library(tmp_path: Path) -> Library:
 
 
 @pytest.fixture
-def packed(tmp_path: Path, chatml_model: Path) -> Path:
-    return Path(shutil.copy(chatml_model, tmp_path / "Packed.Q4_1.gguf"))
-
-
-@pytest.fixture
 def other(tmp_path: Path, chatml_model: Path) -> Path:
     return changed(shutil.copy(chatml_model, tmp_path / "other.gguf"))
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from command_line import assert_error
 from hub_server import UNAVAILABLE, Fault
 from hub_user import CATALOGUED, OFFLINE, HubUser, cleaned, named
 from tiny_models import write_chatml
@@ -21,33 +22,20 @@ def repositories(hub_user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
     hub_user.hub.repository(OWNED, {"tiny-Q8_0.gguf": other})
 
 
-def offline_error(hub_user: HubUser, *arguments: str, **more: str) -> str:
-    done = hub_user.run(*arguments, **more)
-    assert (done.code, done.out) == (3, "")
-    error, do = done.err.splitlines()
-    assert do.startswith(" hint: ")
-    return error
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("offline", "more"), OFFLINE)
-def test_offline_installed_models_work(hub_user: HubUser, offline: tuple[str, ...], more: dict[str, str]) -> None:
+def test_offline_installed_models_work_and_others_are_missing(
+    hub_user: HubUser, offline: tuple[str, ...], more: dict[str, str]
+) -> None:
     path = hub_user.path(named("Q4_K_M"))
     hub_user.pull("cerebrum-7b")
     hub_user.hub.log.clear()
     assert hub_user.pull(CATALOGUED, *offline, **more).err == f"installed cerebrum-7b:Q4_K_M: {path}\n"
     assert hub_user.ask("-m", "cerebrum-7b", *offline, **more)
     assert hub_user.run("list", **more).code == hub_user.run("show", "cerebrum-7b", **more).code == 0
-    assert not hub_user.hub.log.requests()
-
-
-@pytest.mark.parametrize("reference", ["cerebrum-7b:Q2_K", OWNED, "starter"])
-@pytest.mark.parametrize(("offline", "more"), OFFLINE)
-def test_offline_other_models_are_missing(
-    hub_user: HubUser, reference: str, offline: tuple[str, ...], more: dict[str, str]
-) -> None:
-    said = f"error: {reference} is not downloaded, and the network is disabled"
-    assert offline_error(hub_user, "pull", reference, *offline, **more) == said
+    for reference in ("cerebrum-7b:Q2_K", OWNED, "starter"):
+        done = hub_user.run("pull", reference, *offline, **more)
+        assert_error(done, 3, f"error: {reference} is not downloaded, and the network is disabled")
     assert not hub_user.hub.log.requests()
 
 
@@ -55,8 +43,7 @@ def test_offline_dry_run_shows_the_catalogue(hub_user: HubUser) -> None:
     done = hub_user.run("pull", "--dry-run", "--json", "--offline", "cerebrum-7b")
     assert (done.code, done.object["revision"], done.object["repo_id"]) == (0, None, CATALOGUED)
     assert "Q8_0" in {each["quantization"] for each in done.object["quantizations"]}
-    said = f"error: {OWNED} is not downloaded"
-    assert offline_error(hub_user, "pull", "--dry-run", "--offline", OWNED) == said
+    assert_error(hub_user.run("pull", "--dry-run", "--offline", OWNED), 3, f"error: {OWNED} is not downloaded")
     assert not hub_user.hub.log.requests()
 
 
@@ -64,8 +51,7 @@ def test_pull_uses_the_installed_model_if_the_hub_fails(hub_user: HubUser) -> No
     hub_user.pull("cerebrum-7b")
     late = (("RateLimit", '"api";r=0;t=7000'),)
     hub_user.hub.arm(Fault(part="api", times=None, refusal=UNAVAILABLE, headers=late))
-    done = hub_user.pull("cerebrum-7b")
-    assert done.err == (
+    assert hub_user.pull("cerebrum-7b").err == (
         "note: the Hub responded 503 Service Unavailable: using the installed cerebrum-7b:Q4_K_M\n"
         f"installed cerebrum-7b:Q4_K_M: {hub_user.path(named('Q4_K_M'))}\n"
     )
@@ -116,25 +102,20 @@ def test_list_shows_installed_models(hub_user: HubUser, chatml_model: Path) -> N
 
 def test_show_describes_an_installed_model(hub_user: HubUser) -> None:
     pulled = hub_user.run("pull", "cerebrum-7b", "--json", "--quiet")
-    assert (pulled.code, pulled.err) == (0, "")
     [row] = hub_user.listed()
-    assert pulled.object == row
-    assert json.dumps(row, ensure_ascii=False) == pulled.out.strip()
+    assert (pulled.code, pulled.err, pulled.out) == (0, "", f"{json.dumps(row, ensure_ascii=False)}\n")
+    del row["error"], row["speed"]  # the table has the speed of each quantization
     done = hub_user.run("show", "cerebrum-7b", "--json")
     assert (done.code, done.err) == (0, "")
-    del row["error"], row["speed"]  # the table has the speed of each quantization
     shown = done.object
     assert {key: shown[key] for key in row} == row
-    assert shown["sha256"] == hub_user.digest(named("Q4_K_M"))
-    assert (shown["license"], shown["files"]) == ("apache-2.0", [row["path"]])
-    assert shown["metadata"]["general.name"] == "tiny chatml"
+    assert (shown["sha256"], shown["files"]) == (hub_user.digest(named("Q4_K_M")), [row["path"]])
+    assert (shown["license"], shown["metadata"]["general.name"]) == ("apache-2.0", "tiny chatml")
     installed = {each["quantization"]: each["installed"] for each in shown["quantizations"]}
     assert (installed["Q4_K_M"], installed["Q2_K"]) == (True, False)
     lines = hub_user.run("show", "cerebrum-7b").out.splitlines()
     described = dict(line.split(maxsplit=1) for line in lines[: lines.index("")])
-    assert described["path"] == row["path"]
-    assert described["sha256"] == shown["sha256"]
-    assert described["license"] == "apache-2.0"
+    assert [described[key] for key in ("path", "sha256", "license")] == [row["path"], shown["sha256"], "apache-2.0"]
 
 
 def test_pull_dry_run_downloads_nothing(hub_user: HubUser) -> None:
@@ -151,14 +132,11 @@ def test_pull_dry_run_downloads_nothing(hub_user: HubUser) -> None:
     needed = [each["quantizations"][1]["needed"] for each in (found, smaller)]
     assert (smaller["context"], needed[0] - needed[1]) == (1024, 7168 * (131_072 + 2 * 256)), "with the attention mask"
     done = hub_user.run("pull", "--dry-run", "cerebrum-7b:q2_k", CEREBRUM_CTX="1024")
-    assert done.code == 0
-    assert done.err.startswith("note: Cerebrum-1.0-7b\n      Reasons step by step")
-    assert done.err.splitlines()[-1] == "cerebrum pull cerebrum-7b:q2_k would download cerebrum-7b:Q2_K"
+    assert done.code == 0 and done.err.startswith("note: Cerebrum-1.0-7b\n      Reasons step by step")
+    assert done.err.endswith("\ncerebrum pull cerebrum-7b:q2_k would download cerebrum-7b:Q2_K\n")
     assert done.out.startswith("\ncerebrum-7b at a context of 1024 tokens; this machine has ")
-    table = [line.split() for line in done.out.splitlines()[3:6]]
-    assert [row[:1] for row in table] == [["quant"], ["Q2_K"], ["*"]]
-    assert not hub_user.hub.log.requests("cdn")
-    assert not hub_user.cache.exists()
+    assert [line.split()[0] for line in done.out.splitlines()[3:6]] == ["quant", "Q2_K", "*"]
+    assert not hub_user.hub.log.requests("cdn") and not hub_user.cache.exists()
 
 
 @pytest.mark.slow

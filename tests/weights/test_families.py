@@ -10,7 +10,6 @@ import pytest
 from asking import loaded
 from checkpoint_models import (
     FIXTURES,
-    CheckpointModel,
     older_config,
     read_model,
     write_checkpoint,
@@ -29,7 +28,6 @@ from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
 pytestmark = pytest.mark.slow
 
 FAMILIES = tuple(sorted(path.stem for path in FIXTURES.glob("*.json")))
-CONTEXT = 256
 MAX_DIFFERENCE = {"F32": 0.002, "F16": 0.05}  # of logits
 # llama.cpp 0c1e57098 has no sliding windows for these: after as many tokens, its attention sees more.
 UNLIMITED = ("mistral-window",)
@@ -38,8 +36,8 @@ Logprobs = NDArray[np.float64]
 read_model = cache(read_model)
 
 
-def open_engine(path: Path, context_size: int) -> AbstractContextManager[LocalEngine]:
-    load_options = in_f32(options(path, context_size=context_size))
+def open_engine(path: Path) -> AbstractContextManager[LocalEngine]:
+    load_options = in_f32(options(path, context_size=256))
     return loaded(LocalEngine(lambda tell, stop: open_llama(load_options, tell, stop)))
 
 
@@ -61,29 +59,18 @@ def difference(engine: LocalEngine, prompt: tuple[int, ...], logits: Sequence[fl
     return float(np.abs(differences - np.median(differences)).max())
 
 
-def largest_difference(path: Path, model: CheckpointModel) -> float:
-    """Largest difference of logits after both prompts."""
+@pytest.mark.parametrize("kind", MAX_DIFFERENCE)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_checkpoint_replies_like_transformers(name: str, kind: str, tmp_path: Path) -> None:
+    model = read_model(name)
+    path = convert_checkpoint(write_checkpoint(tmp_path / "checkpoint", model), tmp_path / "model.gguf", kind)
     prompts = [(model.prompt, model.logits)]
     if model.name not in UNLIMITED:
         prompts.append((model.long_prompt, model.long_logits))
-    with open_engine(path, CONTEXT) as engine:
-        return max(difference(engine, prompt, logits) for prompt, logits in prompts)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_checkpoint_in_f32_replies_like_transformers(name: str, tmp_path: Path) -> None:
-    model = read_model(name)
-    path = convert_checkpoint(write_checkpoint(tmp_path / "checkpoint", model), tmp_path / "model.gguf", "F32")
-    with open_engine(path, CONTEXT) as engine:
-        assert greedy(engine, model.prompt, len(model.tokens)).ids == list(model.tokens)
-    assert largest_difference(path, model) < MAX_DIFFERENCE["F32"]
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_checkpoint_in_f16_has_nearly_the_logits_of_transformers(name: str, tmp_path: Path) -> None:
-    model = read_model(name)
-    path = convert_checkpoint(write_checkpoint(tmp_path / "checkpoint", model), tmp_path / "model.gguf", "F16")
-    assert largest_difference(path, model) < MAX_DIFFERENCE["F16"]
+    with open_engine(path) as engine:
+        if kind == "F32":
+            assert greedy(engine, model.prompt, len(model.tokens)).ids == list(model.tokens)
+        assert max(difference(engine, prompt, logits) for prompt, logits in prompts) < MAX_DIFFERENCE[kind]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

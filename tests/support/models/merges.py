@@ -108,12 +108,6 @@ aliases = ["small"]
 repo_id = "someone/Tiny-GGUF"
 file = "Tiny-{quant}.gguf"
 format = "collective-cognition"
-
-[models.own]
-title = "Own-1.0"
-recipe = "own.yaml"
-file = "Own-{quant}.gguf"
-quantizations = {Q4_K_M = 2700000}
 """
 PROMPT = "USER: Why?\nASSISTANT:"  # in the catalog's format
 OUT = ("-o", "out.gguf")
@@ -126,7 +120,6 @@ class Home:
         self.path = path
         self.command = CommandLine(path)
         (self.command.config / "models.toml").write_text(CATALOGUE)
-        (self.command.config / "own.yaml").write_text(TWICE)
         self.model = Path(shutil.copy(model, path / "Tiny-Q4_K_M.gguf"))
         self.out = path / "out.gguf"
         (path / "twice.yaml").write_text(TWICE)
