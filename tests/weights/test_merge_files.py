@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from asking import ask
 from gguf_files import rewritten
+from llama_engines import open_engine
 from merges import (
     LAYERS_12B,
     RECIPE_12B,
@@ -22,9 +23,6 @@ from merges import (
 from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.local_engine import LocalEngine
-from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.gguf.header import read_header
 
 BLOCK_TENSORS = {
@@ -34,14 +32,9 @@ BLOCK_TENSORS = {
 WHOLE = stack(("a", 0, 6))
 
 
-def generate(path: Path, tokens: int = 6) -> list[int]:
-    options = LoadOptions(path, 2048, read_header(path).sizes, ContextOptions(256, n_threads=1))
-    engine = LocalEngine(lambda tell, stop: open_llama(options, tell, stop))
-    try:
-        list(engine.load())
-        return ask(engine, "Once upon a time", max_tokens=tokens)[0].ids
-    finally:
-        engine.close()
+def generate(path: Path) -> list[int]:
+    with open_engine(path, context_size=256) as engine:
+        return ask(engine, "Once upon a time", max_tokens=6)[0].ids
 
 
 @pytest.fixture(scope="module")
