@@ -1,7 +1,6 @@
 """Replies that no Hub sends: damaged ones, and those of other servers at its address."""
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from cases import rows
@@ -25,7 +24,7 @@ def listing(**changed: Any) -> str:
     return json.dumps({"id": "a/b", "sha": COMMIT, "siblings": [file], **changed})
 
 
-REPLIES: dict[str, Sequence[bytes]] = {
+REPLIES: dict[str, list[bytes]] = {
     name: http(listing(**body) if isinstance(body, dict) else body, status, *headers)
     for name, (status, headers, body) in rows("hostile_replies").items()
 } | {"not HTTP": [b"\x00\xff" * 5000], "nothing": []}
