@@ -48,12 +48,9 @@ SIX = finished("Six.", None, (9,))
 MODEL = InstalledModel("mine", (NANO,), entry=RegistryEntry("mine", NANO, 1, "00", 1, "local"))
 LOADED: Any = SimpleNamespace(model=MODEL, format_name="chatml", format_setting="chatml", served_name=None)
 SETTINGS = Settings(temperature=0.5, max_tokens=10, stop=("\n\n",))
-PARAMS = json.loads(r"""{
-    "temperature": 0.5, "top_k": 40, "top_p": 0.95, "min_p": 0.05,
-    "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
-    "dry_multiplier": 0.0,
-    "max_tokens": 10, "stop": ["\n\n"], "think": null
-}""")
+SAMPLING = {"temperature": 0.5, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "dry_multiplier": 0.0}
+PENALTIES = {"repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+PARAMS = {**SAMPLING, **PENALTIES, "max_tokens": 10, "stop": ["\n\n"], "think": None}
 SUM = Conversation(system_prompt="Be brief.").user("What is 2 + 2? Think.")
 
 
@@ -67,15 +64,9 @@ def test_record_stores_how_the_reply_was_generated(history: History) -> None:
     question, reply = history.store.messages(history.record(None, SUM, FOUR, LOADED, SETTINGS))
     assert question.metadata == ReplyMetadata()
     assert reply.message.reasoning == "2 and 2"
-    assert reply.metadata == ReplyMetadata(
-        finish_reason="stop",
-        model="mine",
-        format="chatml",
-        vocabulary=MODEL.vocabulary,
-        params=PARAMS,
-        seed=2**32 - 2,
-        timings={**TIMINGS._asdict(), "prompt_tokens": 20, "cached_tokens": 4},
-    )
+    how = {"finish_reason": "stop", "model": "mine", "format": "chatml", "vocabulary": MODEL.vocabulary}
+    timings = {**TIMINGS._asdict(), "prompt_tokens": 20, "cached_tokens": 4}
+    assert reply.metadata == ReplyMetadata(**how, params=PARAMS, seed=2**32 - 2, timings=timings)
 
 
 def read_back(history: History, session: Session) -> Conversation:
@@ -223,61 +214,43 @@ def test_refused_model_frees_the_session(chatml_model: Path, tmp_path: Path) -> 
 # A full context: many turns are dropped together, so that it is rare.
 
 
-SYSTEM = 20  # tokens of the system prompt
-
-
-def conversation_of(*sizes: int) -> Conversation:
-    """Build a conversation of messages with these numbers of tokens."""
-    conversation = Conversation(system_prompt="S")
-    for number, size in enumerate(sizes):
-        conversation = conversation.assistant("x" * size) if number % 2 else conversation.user("x" * size)
-    return conversation
-
-
-def count(conversation: Conversation) -> int:
-    return SYSTEM + sum(len(message.content) for message in conversation.messages)
-
-
 FIVE_TURNS = (20, 40, 20, 40, 20, 40, 20, 40, 60, 60, 10)
 
 
 @pytest.mark.parametrize(
     ("sizes", "limit", "drop"),
     [
-        ((100, 200, 30), 350, 0),
-        ((100, 200, 31), 350, 2),
-        (FIVE_TURNS, 350, 6),  # whole turns: half of five
-        (FIVE_TURNS, 100, 10),  # and of the rest, until it fits
-        ((20, 40, 350), 350, 2),  # without room for a whole reply
-        ((390,), 350, 0),
-        ((20, 40, 380), 350, 0),  # it would not help
+        pytest.param((100, 200, 30), 350, 0, id="it fits"),
+        pytest.param((100, 200, 31), 350, 2, id="it does not fit"),
+        pytest.param(FIVE_TURNS, 350, 6, id="whole turns: half of five"),
+        pytest.param(FIVE_TURNS, 100, 10, id="and of the rest, until it fits"),
+        pytest.param((20, 40, 350), 350, 2, id="without room for a whole reply"),
+        pytest.param((390,), 350, 0, id="nothing to drop"),
+        pytest.param((20, 40, 380), 350, 0, id="it would not help"),
     ],
 )
 def test_full_context_drops_the_oldest_half_where_that_helps(sizes: tuple[int, ...], limit: int, drop: int) -> None:
-    assert messages_to_drop(conversation_of(*sizes), count, limit, size=400) == drop
+    conversation = Conversation(system_prompt="S")
+    for number, size in enumerate(sizes):
+        conversation = conversation.assistant("x" * size) if number % 2 else conversation.user("x" * size)
+
+    def count(conversation: Conversation) -> int:
+        """Its tokens, with 20 of the system prompt."""
+        return 20 + sum(len(message.content) for message in conversation.messages)
+
+    assert messages_to_drop(conversation, count, limit, size=400) == drop
 
 
 # A session as Markdown and as messages, which parse back unchanged.
 
 
-@pytest.mark.parametrize(
-    ("content", "finish_reason", "model", "expected"),
-    [
-        ("One, tw", "cancelled", "small", "One, tw\n\n*(interrupted)*"),
-        ("One, tw", None, "small", "One, tw\n\n*(interrupted)*"),  # the process was killed
-        ("One, tw", "length", "small", "One, tw\n\n*(truncated)*"),
-        ("One, two.", "stop", "small", "One, two."),
-        ("My own.", None, None, "My own."),  # written by the user
-        ("```py\nx =", "length", "small", "```py\nx =\n```\n\n*(truncated)*"),
-        ("```\n1\n```", "length", "small", "```\n1\n```\n\n*(truncated)*"),
-    ],
-)
+@pytest.mark.parametrize(("what", "content", "finish_reason", "model", "shown"), rows("incomplete_replies"))
 def test_markdown_notes_why_a_reply_is_incomplete(
-    store: Store, content: str, finish_reason: str | None, model: str | None, expected: str
+    store: Store, what: str, content: str, finish_reason: str | None, model: str | None, shown: str
 ) -> None:
     metadata = ReplyMetadata(finish_reason=finish_reason, model=model)
     session = create_session(store, (Message("assistant", content), metadata))
-    assert archived(store, session).markdown == (f"# talk\n\n## User\n\nOne?\n\n## Assistant\n\n{expected}\n")
+    assert archived(store, session).markdown == f"# talk\n\n## User\n\nOne?\n\n## Assistant\n\n{shown}\n"
 
 
 def test_json_has_openai_messages_with_reasoning(store: Store) -> None:
@@ -292,10 +265,9 @@ def test_json_has_openai_messages_with_reasoning(store: Store) -> None:
     ]
 
 
+WEATHER = ToolCall("weather", {"city": 'Tromsø "N"', "days": [1, {"a": None}]}, "Dry.\n```\n")
 ROUNDS = (
-    Round(
-        (ToolCall("weather", {"city": 'Tromsø "N"', "days": [1, {"a": None}]}, "Dry.\n```\n"), ToolCall("now", {}, ""))
-    ),
+    Round((WEATHER, ToolCall("now", {}, ""))),
     Round((ToolCall("python", {"code": "print(1)\n"}, "1"),), "Let me see.", "Hm."),
 )
 
@@ -303,17 +275,15 @@ ROUNDS = (
 @pytest.fixture
 def called(store: Store) -> Session:
     """A session with a reply that calls functions, and one that also ends with calls."""
-    dry, nothing = (
-        Message("assistant", "Dry.", rounds=ROUNDS, reasoning="So."),
-        Message("assistant", "", rounds=ROUNDS[1:]),
-    )
+    dry = Message("assistant", "Dry.", rounds=ROUNDS, reasoning="So.")
+    nothing = Message("assistant", "", rounds=ROUNDS[1:])
     return create_session(store, (dry, ReplyMetadata()), (nothing, ReplyMetadata(finish_reason="cancelled")))
 
 
 def test_calls_of_functions_survive_an_export(store: Store, called: Session) -> None:
     messages = json.loads(archived(store, called).json)["messages"]
     assert [message["role"] for message in messages[:4]] == ["user", "assistant", "tool", "tool"]
-    assert json.loads(messages[1]["tool_calls"][0]["function"]["arguments"]) == ROUNDS[0].calls[0].arguments
+    assert json.loads(messages[1]["tool_calls"][0]["function"]["arguments"]) == WEATHER.arguments
     assert messages[3]["tool_call_id"] == messages[1]["tool_calls"][1]["id"]
     read_back = conversation_from_messages(messages, "talk.json", is_request=False)
     assert list(read_back.messages) == [stored.message for stored in store.messages(called)]

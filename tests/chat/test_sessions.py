@@ -2,13 +2,12 @@
 
 import contextlib
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import start_python
 from disks import full_disk
 
 from cerebrum_cli.chat import store as session_database
@@ -16,8 +15,6 @@ from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage
 from cerebrum_cli.chat.store import Store, translated
 from cerebrum_cli.core.conversation import Message
 from cerebrum_cli.core.errors import SessionError
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -52,19 +49,19 @@ def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
         return database.execute(query).fetchall()
 
 
-def test_store_refuses_unprintable_names_and_names_in_use(sessions: Store) -> None:
+@pytest.mark.parametrize("name", ["", " a", "a\nb", "\x1b[2J", "a"], ids=repr)
+def test_store_refuses_unprintable_names_and_names_in_use(sessions: Store, name: str) -> None:
     session, other = sessions.create("a", "chat"), sessions.create("b", "chat")
-    problems = {name: f"invalid session name: {name!r}" for name in ("", " a", "a\nb", "\x1b[2J")}
-    for name, problem in {**problems, "a": "session 'a' already exists"}.items():
-        attempts: tuple[Callable[[], object], ...] = (
-            lambda name=name: sessions.create(name, "chat"),  # type: ignore[misc]
-            lambda name=name: sessions.update_session(other, name=name),  # type: ignore[misc]
-        )
-        for attempt in attempts:
-            with pytest.raises(SessionError) as caught:
-                attempt()
-            assert caught.value.message == problem
-            assert caught.value.hint
+    problem = "session 'a' already exists" if name == "a" else f"invalid session name: {name!r}"
+    attempts: tuple[Callable[[], object], ...] = (
+        lambda: sessions.create(name, "chat"),
+        lambda: sessions.update_session(other, name=name),
+    )
+    for attempt in attempts:
+        with pytest.raises(SessionError) as caught:
+            attempt()
+        assert caught.value.message == problem
+        assert caught.value.hint
     assert (sessions.find("a"), sessions.find("b")) == (session, other)
 
 
@@ -100,15 +97,15 @@ METADATA = ReplyMetadata(
 )
 
 
+EMPTY = ReplyMetadata(finish_reason="cancelled", params={}, timings={}, seed=0)
+
+
 @pytest.mark.parametrize(
     ("message", "metadata"),
     [
         (Message("user", "Hello"), ReplyMetadata()),
         (Message("assistant", "Four.", (1, 2, 128_255, 2**31 - 1, 0), reasoning="2 und 2 — 四 😀"), METADATA),
-        (
-            Message("assistant", "", (), reasoning=""),
-            ReplyMetadata(finish_reason="cancelled", params={}, timings={}, seed=0),
-        ),
+        (Message("assistant", "", (), reasoning=""), EMPTY),
         (Message("user", " \r\n\t ä é 日本語 😀👩‍👩‍👧 \u2028\ufeff\U0010ffff\x01 "), ReplyMetadata()),
         (Message("assistant", "a" * 2**20, tuple(range(2**18))), METADATA),
     ],
@@ -235,37 +232,36 @@ def test_busy_database_is_a_session_error(sessions: Store, path: Path, monkeypat
     assert sessions.create("a", "chat").name == "a"
 
 
-def start_process(script: str, *argv: str | Path) -> subprocess.Popen[str]:
-    """Start a process that runs a script, with its standard input and output as pipes."""
-    imports = (
-        "import sys; from pathlib import Path\n"
-        "from cerebrum_cli.core.conversation import Message\n"
-        "from cerebrum_cli.chat.store import Store\n"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", imports + script, *map(str, argv)],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+IMPORTS = """
+import sys
+from pathlib import Path
+from cerebrum_cli.core.conversation import Message
+from cerebrum_cli.chat.store import Store
+store = Store(Path(sys.argv[1]))
+"""
+WRITE_SESSIONS = """
+print("ready", flush=True); sys.stdin.readline()
+for number in range(15):
+    session = store.create(f"{sys.argv[2]}-{number}", "ask")
+    session = store.add_message(session, Message("user", f"question {sys.argv[2]} {number}"))
+    store.add_message(session, Message("assistant", f"answer {sys.argv[2]} {number}", (number,)))
+"""
+WRITE_MESSAGES = """
+session = store.create("a", "chat")
+for number in range(1_000_000):
+    text = f"{number} " + "word " * 10_000
+    session = store.add_message(session, Message(("user", "assistant")[number % 2], text))
+    print(number, flush=True)
+"""
 
 
 @pytest.mark.slow
 def test_concurrent_writers_lose_nothing(path: Path) -> None:
-    script = (
-        "store = Store(Path(sys.argv[1])); print('ready', flush=True); sys.stdin.readline()\n"
-        "for number in range(15):\n"
-        "    session = store.create(f'{sys.argv[2]}-{number}', 'ask')\n"
-        "    session = store.add_message(session, Message('user', f'question {sys.argv[2]} {number}'))\n"
-        "    store.add_message(session, Message('assistant', f'answer {sys.argv[2]} {number}', (number,)))\n"
-    )
-    writers = [start_process(script, path, str(number)) for number in range(4)]
+    writers = [start_python(IMPORTS + WRITE_SESSIONS, path, number) for number in range(4)]
     for writer in writers:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "ready\n"
+        assert writer.stdout and writer.stdout.readline() == "ready\n"
     for writer in writers:  # released together, so that several create the file concurrently
-        assert writer.stdin is not None
+        assert writer.stdin
         writer.stdin.write("\n")
         writer.stdin.flush()
     for writer in writers:
@@ -283,22 +279,15 @@ def test_concurrent_writers_lose_nothing(path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_process_leaves_every_committed_message(path: Path) -> None:
-    script = (
-        "store = Store(Path(sys.argv[1])); session = store.create('a', 'chat')\n"
-        "for number in range(1_000_000):\n"
-        "    text = f'{number} ' + 'word ' * 10_000\n"
-        "    session = store.add_message(session, Message(('user', 'assistant')[number % 2], text))\n"
-        "    print(number, flush=True)\n"
-    )
-    writer = start_process(script, path)
-    assert writer.stdout is not None
+    writer = start_python(IMPORTS + WRITE_MESSAGES, path)
+    assert writer.stdout
     for _ in range(12):
         writer.stdout.readline()
     writer.kill()
     committed = 12 + len((writer.stdout.read() + writer.communicate()[0]).split())
     with contextlib.closing(Store(path)) as sessions:
         session = sessions.find("a")
-        assert session is not None
+        assert session
         numbers = [int(text.split()[0]) for text in texts(sessions.messages(session))]
         assert numbers == list(range(len(numbers)))
         assert committed <= len(numbers) <= committed + 1  # killed before it could print

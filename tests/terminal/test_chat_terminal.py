@@ -134,12 +134,7 @@ SCENES: dict[str, tuple[list[tuple[str, str]], dict[str, list[str]]]] = {
         {"three": ["Three?"]},
     ),
     "a bare exit is confirmed": (
-        [
-            ("exit\r", "Exit the chat? [Y/n]"),
-            ("n\r", "Yes."),
-            ("quit\r", "Exit the chat? [Y/n]"),
-            ("n\r", "Yes."),
-        ],
+        [("exit\r", "Exit the chat? [Y/n]"), ("n\r", "Yes."), ("quit\r", "Exit the chat? [Y/n]"), ("n\r", "Yes.")],
         {"talk": ["exit", "quit"]},
     ),
 }
