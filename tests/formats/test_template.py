@@ -1,4 +1,4 @@
-"""Chat templates embedded in GGUF files, and replies that keep their tokens."""
+"""Prompts of chat templates embedded in GGUF files, their errors, and replies that keep their tokens."""
 
 import datetime
 import itertools
@@ -25,13 +25,16 @@ from templates import (
     embedded,
     untrusted,
 )
+from tool_templates import ALL_TEMPLATES, TOOLS, shown
 from vocabularies import marked_up, text_of
 
-from cerebrum_cli.core.conversation import Conversation, Text, Tokens
+from cerebrum_cli.core.conversation import Conversation, Message, Text, Tokens
 from cerebrum_cli.core.errors import FormatError, Interrupted
+from cerebrum_cli.core.tools import Round, ToolCall
 from cerebrum_cli.core.vocabulary import detokenize
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.formats.markup import REASONING_MARKUPS, mentions_markup
+from cerebrum_cli.formats.prompt_format import OTHER_FORMAT
 from cerebrum_cli.formats.template_sandbox import find_switch, run_template, variables
 
 CONVERSATIONS = {
@@ -112,6 +115,45 @@ def test_chatml_has_no_system_prompt_of_its_own(chatml: LlamaBackend) -> None:
     assert text_of(named.render(replace(ONE_TURN, system_prompt="S."))) == chatml_prompt("Why is the sky blue?", "S.")
 
 
+# Prompts and errors. In a prompt, `«…»` is text that is not trusted, and `{1 2}` are tokens. In the template of a case,
+# a text may be `replaced`, and there may be `more` behind it.
+
+
+def message(role: Any, content: str, fields: dict[str, Any] | None = None) -> Message:
+    """A message with its fields, and the rounds before it."""
+    fields = dict(fields or {})
+    rounds = []
+    for part in fields.pop("rounds", []):
+        calls = tuple(ToolCall(*call) for call in part["calls"])
+        tokens = tuple(part["tokens"]) if "tokens" in part else None
+        rounds.append(Round(calls, part.get("content", ""), part.get("reasoning"), tokens))
+    if "tokens" in fields:
+        fields["tokens"] = tuple(fields["tokens"])
+    return Message(role, content, rounds=tuple(rounds), **fields)
+
+
+@pytest.mark.parametrize("case", rows("prompts"), ids=lambda case: f"{case['what']}: {case['template'][:40]}")
+def test_prompt_of_a_template(case: dict[str, Any], chatml: LlamaBackend) -> None:
+    source = (ALL_TEMPLATES | TEMPLATES).get(case["template"], case["template"]) + case.get("more", "")
+    source = source.replace(*case.get("replaced", ("", "")), 1)
+    prompt_format = embedded(chatml, source, **case.get("options", {}))
+    conversation = Conversation(
+        tuple(message(*fields) for fields in case["messages"]),
+        case.get("system"),
+        case.get("thinks"),
+        prefill=message(*case["prefill"]) if "prefill" in case else None,
+        tools=TOOLS if case.get("functions") else (),
+    )
+    try:
+        prompt = shown(prompt_format.render(conversation))
+    except FormatError as error:
+        assert error.message.startswith(f"the chat template embedded {case['error']}")
+        assert "\n" not in error.message and error.hint == OTHER_FORMAT
+    else:
+        assert prompt == case["prompt"].replace("TODAY", f"{datetime.date.today()}")
+    assert prompt_format.has_system == case.get("has_system", True)
+
+
 # Replies as tokens in the prompt.
 
 
@@ -176,8 +218,13 @@ def test_earlier_reasoning_is_dropped_as_transformers_does(
     expected = render_plain(source, chatml, messages, **switched)
     parts = prompt_format.render(replace(THREE_TURNS, thinks=thinks if switch else None))
     assert text_of(parts) == expected
-    shown = [text.strip() for text in untrusted(parts) if "thought" not in text]
-    assert shown == ["One?", "1.", "Two?", "2.", "Three?"]
+    assert [text.strip() for text in untrusted(parts) if "thought" not in text] == [
+        "One?",
+        "1.",
+        "Two?",
+        "2.",
+        "Three?",
+    ]
     assert "<|im_end|> thought" not in expected
     assert chatml.tokenize(parts) == chatml.tokenize((Text(expected, trusted=True),))
 
