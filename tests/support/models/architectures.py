@@ -1,16 +1,16 @@
 """Tiny models of llama.cpp's architectures, with random weights and the ChatML vocabulary.
 
-llama.cpp itself lists the tensors of an architecture: of ten by `llama_model_init_from_user`, from the keys below; of
-all by its program `test-llama-archs`, which `make peers` builds.
+llama.cpp itself lists the tensors of an architecture: of ten by `llama_model_init_from_user`, from the keys in
+tests/data/architectures.toml; of all by its program `test-llama-archs`, which `make peers` builds.
 """
 
 import ctypes
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Mapping
+import tomllib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -23,42 +23,8 @@ PEERS = ROOT / ".peers"
 WRITER = PEERS / "build" / "bin" / "test-llama-archs"
 CONTEXT = 2048
 VOCABULARY = 128  # tokens: ASCII, as in the models of llama.cpp's program
-WINDOW = 128
-KEYS: Mapping[str, Any] = {
-    "block_count": 2,
-    "context_length": CONTEXT,
-    "embedding_length": 64,
-    "feed_forward_length": 96,
-    "attention.head_count": 2,
-    "attention.head_count_kv": 1,
-    "attention.layer_norm_rms_epsilon": 1e-5,
-}
-EXPERTS = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 48}
-STATE = {"ssm.conv_kernel": 4, "ssm.state_size": 16, "ssm.time_step_rank": 4, "ssm.group_count": 2}
-MAMBA2 = {**STATE, "ssm.inner_size": 128}
-DELTA_NET = {**STATE, "ssm.inner_size": 64, "full_attention_interval": 2, "rope.dimension_sections": [4, 4, 4, 4]}
-HALF_ATTENTION = {"attention.head_count_kv": [1, 0]}
-WINDOWS = {"attention.sliding_window": WINDOW}
-HEADS = {f"attention.{kind}_length{layers}": 32 for kind in ("key", "value") for layers in ("", "_swa")}
-ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
-    "llama": {},
-    "qwen3": {},
-    "qwen3moe": EXPERTS,
-    "qwen35": DELTA_NET,
-    "gemma3": {**WINDOWS, "attention.sliding_window_pattern": 2},
-    "gemma4": {
-        **WINDOWS,
-        **HEADS,
-        "attention.sliding_window_pattern": [True, False],
-        "embedding_length_per_layer_input": 16,
-    },
-    "gpt-oss": {**EXPERTS, **WINDOWS},
-    "lfm2": {**HALF_ATTENTION, "shortconv.l_cache": 3},
-    "granitehybrid": {**MAMBA2, **HALF_ATTENTION},
-    "mamba2": MAMBA2,
-}
-# llama.cpp 0c1e57098 aborts when it decodes two sequences of it that are not the first (src/models/plamo2.cpp:398).
-SEQUENTIAL = {"plamo2": {**MAMBA2, **HALF_ATTENTION, "ssm.group_count": 0}}
+KEYS = tomllib.loads((ROOT / "tests" / "data" / "architectures.toml").read_text(encoding="utf-8"))
+ARCHITECTURES = [name for name in KEYS if name not in ("common", "plamo2")]
 
 # By the end of a tensor's name. llama.cpp's program draws norms near 0, so that layers hardly change the logits and a
 # wrong state goes unnoticed. The state decays slowly: A is negative, and time steps are short.
@@ -80,9 +46,9 @@ class _InitParams(ctypes.Structure):
 
 
 def write_architecture(path: Path, name: str) -> Path:
-    """Write a tiny model of one of the ten ARCHITECTURES, or a SEQUENTIAL one."""
+    """Write a tiny model of one of the ten ARCHITECTURES, or plamo2."""
     keys = {**bpe_metadata(VOCABULARY), **described(f"tiny {name}", CHATML_TEMPLATE)}
-    keys |= {f"{name}.{key}": value for key, value in {**KEYS, **{**ARCHITECTURES, **SEQUENTIAL}[name]}.items()}
+    keys |= {f"{name}.{key}": value for key, value in (KEYS["common"] | KEYS[name]).items()}
     shapes: dict[str, tuple[int, ...]] = {}  # once a file with the metadata alone is written
     for _ in range(2):
         writer, random = gguf.GGUFWriter(path, name), np.random.default_rng(0)

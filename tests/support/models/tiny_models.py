@@ -1,9 +1,7 @@
-"""Tiny real GGUF models: random weights, real vocabularies, small enough to write and load in a test.
+"""Tiny real GGUF models: random weights, real vocabularies, small enough to write and load in a test."""
 
-An architecture is a row of data: which metadata keys llama.cpp wants and which tensors, both in terms of named sizes.
-"""
-
-from collections.abc import Callable, Iterator, Mapping
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
@@ -12,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from command_line import ROOT
 from gguf_files import add_values, write_file
 
 from scripts.nano.byte_alphabet import byte_alphabet
@@ -51,86 +50,16 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What llama.cpp requires: keys with a value or the name of a size, and tensors with the names of their sizes.
-
-    The row length of a tensor is last, as in numpy; in the file it is first.
-    """
+    """A row of tests/data/tiny_architectures.toml."""
 
     name: str
     keys: Mapping[str, str | float]
-    tensors: Mapping[str, tuple[str | int, ...]]
-    layer_tensors: Mapping[str, tuple[str | int, ...]]
+    tensors: Mapping[str, Sequence[str | int]]
+    layer_tensors: Mapping[str, Sequence[str | int]]
 
 
-TRANSFORMER_KEYS: Mapping[str, str | float] = {
-    "block_count": "layers",
-    "context_length": "context_length",
-    "embedding_length": "width",
-    "feed_forward_length": "ffn",
-    "attention.head_count": "heads",
-    "attention.head_count_kv": "kv_heads",
-    "attention.layer_norm_rms_epsilon": 1e-5,
-    "vocab_size": "vocabulary",
-}
-TRANSFORMER_LAYER = {
-    "attn_norm.weight": ("width",),
-    "attn_q.weight": ("width", "width"),
-    "attn_k.weight": ("kv_width", "width"),
-    "attn_v.weight": ("kv_width", "width"),
-    "attn_output.weight": ("width", "width"),
-    "ffn_norm.weight": ("width",),
-    "ffn_gate.weight": ("ffn", "width"),
-    "ffn_up.weight": ("ffn", "width"),
-    "ffn_down.weight": ("width", "ffn"),
-}
-TIED_OUTPUT = {"token_embd.weight": ("vocabulary", "width"), "output_norm.weight": ("width",)}
-OWN_OUTPUT = {**TIED_OUTPUT, "output.weight": ("vocabulary", "width")}
-
-LLAMA = Architecture("llama", {**TRANSFORMER_KEYS, "rope.dimension_count": "head_width"}, OWN_OUTPUT, TRANSFORMER_LAYER)
-# Mixtral: two of the experts of each layer, all in one tensor, evaluate a token.
-MIXTRAL = Architecture(
-    "llama",
-    {**LLAMA.keys, "expert_count": "experts", "expert_used_count": 2},
-    OWN_OUTPUT,
-    {
-        **{name: sizes for name, sizes in TRANSFORMER_LAYER.items() if name.startswith(("attn_", "ffn_norm"))},
-        "ffn_gate_inp.weight": ("experts", "width"),
-        "ffn_gate_exps.weight": ("experts", "ffn", "width"),
-        "ffn_up_exps.weight": ("experts", "ffn", "width"),
-        "ffn_down_exps.weight": ("experts", "width", "ffn"),
-    },
-)
-# Every other layer of Gemma 2 attends only to a window of the last tokens.
-GEMMA2 = Architecture(
-    "gemma2",
-    {**TRANSFORMER_KEYS, "attention.sliding_window": "window"},
-    TIED_OUTPUT,
-    {**TRANSFORMER_LAYER, "post_attention_norm.weight": ("width",), "post_ffw_norm.weight": ("width",)},
-)
-MAMBA = Architecture(
-    "mamba",
-    {
-        **{key: TRANSFORMER_KEYS[key] for key in ("block_count", "context_length", "embedding_length", "vocab_size")},
-        "attention.layer_norm_rms_epsilon": 1e-5,
-        "ssm.conv_kernel": 4,
-        "ssm.inner_size": 64,
-        "ssm.state_size": 8,
-        "ssm.time_step_rank": 2,
-    },
-    OWN_OUTPUT,
-    {
-        "attn_norm.weight": ("width",),
-        "ssm_in.weight": (128, "width"),
-        "ssm_conv1d.weight": (64, 4),
-        "ssm_conv1d.bias": (64,),
-        "ssm_x.weight": (18, 64),
-        "ssm_dt.weight": (64, 2),
-        "ssm_dt.bias": (64,),
-        "ssm_a": (64, 8),
-        "ssm_d": (64,),
-        "ssm_out.weight": ("width", 64),
-    },
-)
+TABLES = tomllib.loads((ROOT / "tests" / "data" / "tiny_architectures.toml").read_text(encoding="utf-8"))
+LLAMA, MIXTRAL, GEMMA2, MAMBA = (Architecture(**TABLES[name]) for name in ("llama", "mixtral", "gemma2", "mamba"))
 
 # Constants instead of noise, by the end of a tensor's name. In Gemma the layers must outweigh the embedding, or the
 # tied output would repeat the input whatever precedes it, and a test that compares replies would not notice a wrong
@@ -194,8 +123,8 @@ def write_vocabulary(path: Path, architecture: str, **keys: int | bool) -> Path:
     """Write what llama.cpp needs of an architecture to load the vocabulary alone, and hyperparameters of its own."""
     metadata = {**bpe_metadata(), **described(f"tiny {architecture}", CHATML_TEMPLATE)}
     metadata |= {f"{architecture}.{key.replace('__', '.')}": value for key, value in keys.items()}
-    tensors = {"token_embd.weight": ("vocabulary", "width")}
-    shape = Architecture(architecture, TRANSFORMER_KEYS, tensors, {})
+    tensors = {"token_embd.weight": LLAMA.tensors["token_embd.weight"]}
+    shape = Architecture(architecture, LLAMA.keys, tensors, {})
     return _write(path, shape, _transformer_sizes(Shape(), 256), metadata, 0)
 
 
