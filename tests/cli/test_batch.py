@@ -13,8 +13,8 @@ import pytest
 from batch_files import stored_lines
 from command_line import CommandLine, Finished, assert_error, fixed_reply_grammar
 from pyarrow import parquet
-from scripted_backend import ScriptedSampler
-from scripted_command import RecordingBackend, run_here
+from scripted_backend import ScriptedBackend, ScriptedSampler
+from scripted_command import run_here
 from templates import chatml_prompt
 
 from cerebrum_cli.core.errors import GrammarError
@@ -45,8 +45,8 @@ class BatchRunner:
         return parse_lines(self.run(self.write(name, content), "-o", "-", *arguments).out)
 
     @property
-    def backends(self) -> list[RecordingBackend]:
-        backends: list[RecordingBackend] = self.script["backends"]
+    def backends(self) -> list[ScriptedBackend]:
+        backends: list[ScriptedBackend] = self.script["backends"]
         return backends
 
 
@@ -64,7 +64,7 @@ def runner(tmp_path: Path, chatml_model: Path) -> BatchRunner:
     return BatchRunner(tmp_path, chatml_model)
 
 
-def sequences(backend: RecordingBackend) -> list[str]:
+def sequences(backend: ScriptedBackend) -> list[str]:
     """The prompts with their replies, in the order of evaluation, of a model with one slot."""
     read: list[bytearray] = []
     for [*rows] in backend.steps:
@@ -219,15 +219,15 @@ def test_batch_stops_when_its_input_changes_and_resumes(runner: BatchRunner, mon
     runner.run(source, "-o", runner.home / "whole", "--seed", "1")
     arguments = (source, "-o", output, "--seed", "1", "--parallel", "2")
 
-    decode = RecordingBackend.decode
+    decode = ScriptedBackend.decode
 
-    def change_and_decode(backend: RecordingBackend, rows: Any) -> bool:
+    def change_and_decode(backend: ScriptedBackend, rows: Any) -> bool:
         if stored_lines(runner.home / "out.partial"):
             source.write_text(text.replace("question 11", "question 99"))
         return decode(backend, rows)
 
     with monkeypatch.context() as patched:
-        patched.setattr(RecordingBackend, "decode", change_and_decode)
+        patched.setattr(ScriptedBackend, "decode", change_and_decode)
         patched.setattr("cerebrum_cli.replies.concurrent_rows.SORT_WINDOW", 4)  # rows that are read together
         failed = runner.run(*arguments)
     done = len(stored_lines(runner.home / "out.partial"))

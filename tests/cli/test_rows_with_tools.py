@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from command_line import Finished, assert_error
 from installations import installation
-from scripted_command import app_for, batch_backend, run_here
+from scripted_command import app_for, backend_for, run_here
 from server_kinds import LlamaServer
 
 from cerebrum_cli import Reply, open_model
@@ -91,7 +91,7 @@ def test_batch_runs_calls_and_continues(rows: Rows, output: str) -> None:
 
 
 def test_batch_on_a_server_runs_calls_and_continues(rows: Rows) -> None:
-    with LlamaServer(batch_backend(rows.script, 1).model, context_size=5000) as server:
+    with LlamaServer(backend_for(rows.script, 1).model, context_size=5000) as server:
         done = rows.batch("-o", rows.home / "out.jsonl", "--endpoint", server.url, "--parallel", "1")
     assert done.code == 0, done.err
     answers = map(json.loads, (rows.home / "out.jsonl").read_text().splitlines())

@@ -17,7 +17,7 @@ from batch_files import stored_lines
 from command_line import COMMAND, CommandLine, Finished
 from merges import stack
 from person import OpenTerminal
-from scripted_command import batch_backend, run_here, start_scripted
+from scripted_command import backend_for, run_here, start_scripted
 from server_kinds import LlamaServer, OllamaServer
 from waiting import TIMEOUT_S, user_seconds, wait_for_end, wait_until
 
@@ -47,8 +47,8 @@ class Scene:
     def __init__(self, home: Path, model: Path) -> None:
         self.home = home
         self.script: dict[str, Any] = {"rows": CALLS, "seeds": ["a reply of some length", "yes", SUM]}
-        self.llama = LlamaServer(batch_backend(self.script, 4).model, context_size=100_000)
-        self.ollama = OllamaServer(batch_backend(self.script, 4).model, context_size=100_000)
+        self.llama = LlamaServer(backend_for(self.script, 4).model, context_size=100_000)
+        self.ollama = OllamaServer(backend_for(self.script, 4).model, context_size=100_000)
         self.ollama.openings = {"yes": -0.2, "no": -2.0}
         self.model = model
         self.processes: list[subprocess.Popen[bytes]] = []

@@ -9,8 +9,8 @@ import pytest
 from asking import running_engine
 from command_line import CommandLine, Finished
 from installations import model_on
-from scripted_backend import ScriptedSampler
-from scripted_command import RecordingBackend, batch_backend, run_here
+from scripted_backend import ScriptedBackend, ScriptedSampler
+from scripted_command import backend_for, run_here
 from templates import chosen_format
 
 from cerebrum_cli.core.ask import Ask, parse_votes
@@ -49,8 +49,8 @@ class VoteRunner:
         return done.object
 
     @property
-    def backend(self) -> RecordingBackend:
-        backend: RecordingBackend = self.script["backends"][-1]
+    def backend(self) -> ScriptedBackend:
+        backend: ScriptedBackend = self.script["backends"][-1]
         return backend
 
 
@@ -107,7 +107,7 @@ def events_of(
 ) -> tuple[MajorityVote, list[Event]]:
     """Run a vote on an engine, collect its events, and call `on_tally` for each TallyEvent."""
     vote, seen = MajorityVote(parse_votes(votes)), list[Event]()
-    backend = batch_backend({"rows": {}, "seeds": replies}, vote.tally.votes.maximum)
+    backend = backend_for({"rows": {}, "seeds": replies}, vote.tally.votes.maximum)
     request = Ask(Conversation().user("q"), fold({"seed": 0, "temperature": 0.7, "system": "S"}))
     with running_engine(backend) as engine:
         model = model_on(engine, chosen_format("cerebrum"))

@@ -16,7 +16,7 @@ from llama_engines import open_engine
 from loopback import Loopback, LoopbackHandler
 from person import OpenTerminal, Person
 from remote_engines import served_engine, set_patience
-from scripted_command import SCRIPTED, batch_backend
+from scripted_command import SCRIPTED, backend_for
 from served import SEEDS, Served
 from server_kinds import BUILD, LlamaServer
 from vocabularies import MARKS, marks_in
@@ -244,7 +244,7 @@ AT = 12  # objects of a stream, of which the first are of the prompt's progress
 @pytest.fixture
 def server() -> Iterator[LlamaServer]:
     """A server of a scripted model."""
-    with LlamaServer(batch_backend(SCRIPT, 4).model, context_size=100_000) as server:
+    with LlamaServer(backend_for(SCRIPT, 4).model, context_size=100_000) as server:
         yield server
 
 

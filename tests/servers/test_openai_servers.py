@@ -10,7 +10,7 @@ import pytest
 from command_line import Finished, assert_error
 from model_servers import Refused
 from remote_engines import set_patience
-from scripted_command import batch_backend, run_here
+from scripted_command import backend_for, run_here
 from server_kinds import LlamaServer, OllamaServer
 
 from cerebrum_cli.core.conversation import conversation_from_messages
@@ -43,7 +43,7 @@ Ask = Callable[..., Finished]
 
 @pytest.fixture
 def server() -> Iterator[OllamaServer]:
-    with OllamaServer(batch_backend(SCRIPT, 1).model, context_size=100_000) as server:
+    with OllamaServer(backend_for(SCRIPT, 1).model, context_size=100_000) as server:
         server.models = (MODEL,)
         yield server
 
@@ -173,7 +173,7 @@ def test_served_model_of_a_strict_server_is_sent_only_what_the_user_has_set(
 
     (tmp_path / "questions.txt").write_text("1 + 3?\n2 + 3?\n")
     batch = ("batch", tmp_path / "questions.txt", "-o", "-")
-    with Strict(batch_backend(dict(SCRIPT), 1).model, context_size=5000) as server:
+    with Strict(backend_for(dict(SCRIPT), 1).model, context_size=5000) as server:
         server.models = (MODEL,)
         to = ("--endpoint", server.url)
         for command in (("ask", "1 + 3?", "--final"), ("ask", "1 + 3?", "--votes", "3", "--final"), batch):

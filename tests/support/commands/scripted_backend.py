@@ -142,6 +142,7 @@ class ScriptedBackend:
     unwritable: bool = False
     fitting_cells: int = 1_000_000
     biases: list[TokenBias] = field(default_factory=list)
+    params: list[SamplingParams] = field(default_factory=list)
     checkpoint_budget: int = 0
     repacks: bool = False
     conditions: dict[str, Any] = field(default_factory=dict)
@@ -293,6 +294,7 @@ class ScriptedBackend:
         assert self.capacity, "a sampler needs a context"
         if constraint and constraint.grammar.text == BAD_GRAMMAR:
             raise GrammarError("cannot parse the grammar")
+        self.params.append(params)
         self.samplers.append(ScriptedSampler(self, seed, tuple(prompt), constraint))
         return self.samplers[-1]
 

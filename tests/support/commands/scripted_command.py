@@ -12,22 +12,20 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
 from command_line import CommandLine, Finished
-from scripted_backend import END, ScriptedBackend, ScriptedSampler
+from scripted_backend import END, ScriptedBackend
 
 from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, LoadEvent
-from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.requests import LoadOptions
-from cerebrum_cli.engine.step import Constraint, StopFlag
+from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.main import run
 from cerebrum_cli.terminal import status_line
 from cerebrum_cli.terminal.streams import Streams, standard_streams
@@ -36,46 +34,29 @@ SCRIPTED = str(Path(__file__))
 ENDS = (b"\nAI:", b"<|im_end|>\n<|im_start|>assistant\n")  # of prompts
 
 
-def scripted(script: dict[str, Any], slots: int) -> ScriptedBackend:
-    if "rows" in script:
-        return batch_backend(script, slots)
-    reply = script["reply"].encode()
-    begun: list[int] = []
+def backend_for(script: dict[str, Any], slots: int) -> ScriptedBackend:
+    reply, starts = script.get("reply", "").encode(), list[int]()
+
+    def reply_to(held: tuple[int, ...], seed: int) -> tuple[bytes, int]:
+        """The reply to a prompt, and where it starts."""
+        if "rows" not in script:
+            starts.append(len(held))
+            return reply, starts[0]
+        text = bytes(held)
+        mark = next(mark for mark in ENDS if mark in text)
+        prompt = text[: text.rfind(mark)]
+        own = (reply for question, reply in script["rows"].items() if prompt.endswith(question.encode()))
+        return (next(own, None) or script["seeds"][seed % len(script["seeds"])]).encode(), len(prompt + mark)
 
     def model(held: tuple[int, ...], seed: int) -> int:
-        begun.append(len(held))
-        said = len(held) - begun[0]
         time.sleep(script.get("pause", 0.0))
+        answer, start = reply_to(held, seed)
+        said = len(held) - start
         if said == script.get("stuck"):
             time.sleep(60)
-        return reply[said] if said < len(reply) else END
+        return answer[said] if said < len(answer) else END
 
-    return ScriptedBackend(model, context_size=100_000, batch_size=1000)
-
-
-@dataclass(slots=True)
-class RecordingBackend(ScriptedBackend):
-    params: list[SamplingParams] = field(default_factory=list)
-
-    def sampler(
-        self, params: SamplingParams, seed: int, constraint: Constraint | None, prompt: Sequence[int]
-    ) -> ScriptedSampler:
-        self.params.append(params)
-        return ScriptedBackend.sampler(self, params, seed, constraint, prompt)
-
-
-def batch_backend(script: dict[str, Any], slots: int) -> RecordingBackend:
-    def model(held: tuple[int, ...], seed: int) -> int:
-        time.sleep(script.get("pause", 0.0))
-        text = bytes(held)
-        end = next(text.rfind(mark) for mark in ENDS if mark in text)
-        begin = end + next(len(mark) for mark in ENDS if mark in text)
-        own = (reply for question, reply in script["rows"].items() if text[:end].endswith(question.encode()))
-        reply = (next(own, None) or script["seeds"][seed % len(script["seeds"])]).encode()
-        said = len(held) - begin
-        return reply[said] if said < len(reply) else END
-
-    return RecordingBackend(
+    return ScriptedBackend(
         model,
         slots=slots,
         context_size=script.get("context", 100_000),
@@ -100,7 +81,7 @@ def app_for(script: dict[str, Any], home: Path, streams: Streams | None = None) 
             if stop:
                 raise EngineError("loading interrupted")
             time.sleep(0.01)
-        backend = scripted(script, options.context.slots)
+        backend = backend_for(script, options.context.slots)
         script.setdefault("backends", []).append(backend)
         return backend.open(tell, stop)
 

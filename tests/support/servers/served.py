@@ -7,7 +7,7 @@ from typing import Any
 
 from command_line import CommandLine, Finished
 from remote_engines import serving
-from scripted_command import batch_backend, run_here
+from scripted_command import backend_for, run_here
 from server_kinds import LlamaServer
 
 SEEDS = ("The answer is 4.", "Perhaps 5. The answer is 5.", "Four. The answer is 4.")
@@ -42,6 +42,6 @@ class Served:
 
 @contextmanager
 def serving_user(home: Path, model: Path) -> Iterator[Served]:
-    model_of = batch_backend(dict(REPLIES), SLOTS).model
+    model_of = backend_for(dict(REPLIES), SLOTS).model
     with serving(model_of, 2, slots=SLOTS, context_size=100_000) as servers:
         yield Served(home, model, servers)
