@@ -11,14 +11,15 @@ from typing import Literal, NamedTuple
 from cerebrum_cli.terminal.markdown.mathematics import INLINE_MATH, is_mathematics
 
 LIST_MARKER = r"(?:[-*+]|\d{1,9}[.)])\s+"
-FENCE = re.compile(rf"(?P<prefix>[\s>]*(?:{LIST_MARKER})?)(?P<marks>`{{3,}}|~{{3,}})(?P<info>[^`]*)")
+PREFIX = rf"[\s>]*(?:{LIST_MARKER})?"  # of a line of a quote or an item
+FENCE = re.compile(rf"(?P<prefix>{PREFIX})(?P<marks>`{{3,}}|~{{3,}})(?P<info>[^`]*)")
 SEPARATOR = re.compile(r"\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*")
 # How display mathematics begins and ends.
 DELIMITERS = {r"\[": r"\]", "$$": "$$"}
 DELIMITERS |= {rf"\begin{{{name}}}": rf"\end{{{name}}}" for name in ("align", "align*", "equation", "equation*")}
 # At the beginning of a line, or at the end of a text.
 DISPLAY_BEGIN = re.compile(
-    rf"(?P<before>\s*|.*\S\s+(?=(?:\$\$|\\\[)\s*\Z))(?P<begin>{'|'.join(map(re.escape, DELIMITERS))})"
+    rf"(?P<before>{PREFIX}|.*\S\s+(?=(?:\$\$|\\\[)\s*\Z))(?P<begin>{'|'.join(map(re.escape, DELIMITERS))})"
 )
 CODE_SPAN = re.compile(r"(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)")
 COMMENT = re.compile(r" {0,3}#\s+[^\s|].*")  # or a heading
@@ -40,6 +41,9 @@ CODE_LINE = re.compile(
 BESIDE_CODE = re.compile(
     r"(?a)-\s[a-z_][\w.-]*:.*|(?!.*\b(?:a|an|and|are|in|is|it|of|the|to)\b)[a-z][\w./-]*(?:\s[ -~]*)?(?<![.!?,])"
 )
+HUNK = "@@ -"
+DIFF_LINE = re.compile(r"[-+ \\@]|\Z|diff |index ")
+STRING_QUOTES = re.compile("\"{3}|'{3}")
 MAX_DISPLAY_LINES = 40
 MAX_INDENT = 3  # of the end of a code block; marks further to the right are those of a docstring
 CODE_LINES, ABOVE, BELOW = 8, 32, 8  # of a piece of code, and those that are highlighted with it
@@ -51,20 +55,21 @@ Lines = tuple[str, ...]
 
 class TextLine(NamedTuple):
     text: str
-    is_comment: bool = False  # of code without a fence
+    is_code: bool = False  # without a fence; it has no markup
 
 
 class MarkdownTable(NamedTuple):
-    """A table by cells: its alignments, and its rows, of which the first is the header."""
+    """A table by cells: what precedes each row, its alignments, and its rows, of which the first is the header."""
 
+    prefix: str
     alignments: tuple[Alignment, ...]
     rows: tuple[Lines, ...]
 
 
 class Display(NamedTuple):
-    """Mathematics on lines of its own, with its indentation, its delimiters, and the punctuation behind it."""
+    """Mathematics on lines of its own, with what precedes it, its delimiters, and the punctuation behind it."""
 
-    indent: str
+    prefix: str
     text: str
     after: str
 
@@ -113,6 +118,7 @@ class Reader:
         self._above: Lines = ()  # the code that is held
         self._is_in_code = False  # without a fence
         self._is_below_blank = False
+        self._opening = ""  # of a diff, or of a string of several lines in code without a fence
 
     def read(self, line: str) -> Blocks:
         """Read a complete line; return what is complete now."""
@@ -156,6 +162,8 @@ class Reader:
 
     def _read_first(self, line: str) -> Blocks:
         """Read a line while no block is open."""
+        if self._is_in_diff_or_string(line):
+            return [TextLine(line, is_code=True)]
         if found := FENCE.fullmatch(line):
             self._fences += 1
             self._fence = Fence(found["prefix"], found["marks"], found["info"], self._fences)
@@ -163,11 +171,24 @@ class Reader:
         if DISPLAY_BEGIN.match(line):
             return self._read_display(line)
         if is_comment(line) and self._is_in_code and not self._is_below_blank:
-            return [TextLine(line, is_comment=True)]
+            return [TextLine(line, is_code=True)]
         if is_comment(line) or "|" in line:
             self._held = (line,)
             return []
         return [TextLine(line)]
+
+    def _is_in_diff_or_string(self, line: str) -> bool:
+        if self._opening == HUNK and DIFF_LINE.match(line):
+            return True
+        if self._opening not in ("", HUNK) and not FENCE.match(line):
+            if self._opening in line:
+                self._opening = ""
+            return True
+        self._opening = HUNK if line.startswith(HUNK) else ""
+        quotes = STRING_QUOTES.findall(line) if is_code(line, self._is_in_code) else []
+        if len(quotes) % 2:
+            self._opening = quotes[-1]
+        return bool(self._opening or quotes)
 
     def _read_code(self, fence: Fence, line: str) -> Blocks:
         mark = fence.marks[0]
@@ -178,7 +199,7 @@ class Reader:
             self._fence = None
             self._above = ()
             return [*rest, CodeEnd()]
-        self._held += (re.sub(rf"\A[\s>]{{0,{len(fence.prefix)}}}", "", line),)
+        self._held += (without(fence.prefix, line),)
         return self._take_code(fence)
 
     def _take_code(self, fence: Fence, is_over: bool = False) -> Blocks:
@@ -196,15 +217,16 @@ class Reader:
         opening = DISPLAY_BEGIN.match(first)
         assert opening
         before, begin = opening.groups()
+        prefix = before.expandtabs() if re.fullmatch(PREFIX, before) else ""
         end = DELIMITERS[begin]
-        content, found, after = "\n".join((first[opening.end() :], *others)).partition(end)
+        lines = (first[opening.end() :], *(without(prefix, other) for other in others))
+        content, found, after = "\n".join(lines).partition(end)
         source = f"{begin}{content}{end}"
         if found and is_mathematics(source) and not after.strip(" .,;:"):
             self._held = ()
-            before = before.expandtabs()
-            display = Display(" " * (len(before) - len(before.lstrip())), source, after.strip())
-            return [TextLine(before), display] if before.strip() else [display]
-        if found or not line.strip() or FENCE.fullmatch(line) or len(self._held) == MAX_DISPLAY_LINES:
+            display = Display(prefix, source, after.strip())
+            return [display] if prefix or not before else [TextLine(before), display]
+        if found or not line.strip("> \t") or FENCE.fullmatch(line) or len(self._held) == MAX_DISPLAY_LINES:
             *before, last = self.unfinished()
             return [*before, *self._read_first(line)] if before else [last]
         return []
@@ -220,7 +242,8 @@ class Reader:
     def _read_table(self, line: str) -> Blocks:
         is_row = "|" in line
         if len(self._held) == 1:
-            is_row = bool(SEPARATOR.fullmatch(line)) and len(cells(line)) == len(cells(self._held[0]))
+            _, (header, separator) = split_prefix((*self._held, line))
+            is_row = bool(SEPARATOR.fullmatch(separator)) and len(cells(separator)) == len(cells(header))
         if is_row:
             self._held += (line,)
             return []
@@ -240,6 +263,18 @@ def is_code(line: str, is_beside_code: bool) -> bool:
     return is_beside_code and bool(continues)
 
 
+def without(prefix: str, line: str) -> str:
+    """A line without the indentation, and the marks of a quote, that its block has."""
+    marks = ">" if ">" in prefix else ""
+    return re.sub(rf"\A[\s{marks}]{{0,{len(prefix)}}}", "", line)
+
+
+def split_prefix(lines: Lines) -> tuple[str, Lines]:
+    """What precedes the first of these lines, and all lines without it."""
+    prefix = lines[0][: -len(lines[0].lstrip("> \t"))]
+    return prefix.expandtabs(), tuple(without(prefix, line) for line in lines)
+
+
 def cells(line: str) -> list[str]:
     """The cells of a row; a pipe in code, or after a backslash, is text."""
     line = CODE_SPAN.sub(lambda code: re.sub(r"\\?\|", "\0", code[0]), line.strip())
@@ -249,13 +284,14 @@ def cells(line: str) -> list[str]:
 
 
 def table(lines: Lines) -> MarkdownTable:
-    header, separator, *others = (cells(line) for line in lines)
+    prefix, lines = split_prefix(lines)
+    header, separator, *others = map(cells, lines)
     rows = []
     for row in (header, *others):
         last = len(header) - 1
         row += [""] * (last - len(row) + 1)
         rows.append((*row[:last], " | ".join(row[last:])))
-    return MarkdownTable(tuple(map(alignment, separator)), tuple(rows))
+    return MarkdownTable(prefix, tuple(map(alignment, separator)), tuple(rows))
 
 
 def alignment(cell: str) -> Alignment:

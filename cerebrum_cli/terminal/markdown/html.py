@@ -29,13 +29,13 @@ def to_html(text: str) -> str:
 
 def block_html(block: Block) -> str:
     match block:
-        case TextLine(text, is_comment):
-            return f"<p>{escape(text)}</p>" if is_comment else line_html(text)
+        case TextLine(text, is_code):
+            return f"<p>{escape(text)}</p>" if is_code else line_html(text)
         case MarkdownTable():
             return table_html(block)
-        case Display(indent, text, after):
+        case Display(prefix, text, after):
             shown = formula_html(text, formula(text, separator="\n"))
-            return f"<p>{indent}{shown}{escape(after)}</p>"
+            return f"<p>{escape(prefix)}{shown}{escape(after)}</p>"
         case Fence(prefix, _, info):
             before = f"{line_html(prefix)}\n" if prefix.strip() else ""
             return f'{before}<pre title="{escape(info.strip())}">'

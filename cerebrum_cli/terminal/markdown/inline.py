@@ -1,13 +1,14 @@
 """Inline Markdown of one line: what becomes styling, links and mathematics; every other character stays.
 
-Markup begins and ends at the edges of words only, so that `5*6*7`, `*args` and `__init__` are text. Backslashes,
-entities, what looks like a link in code and HTML are text, too, but for keys, superscripts and subscripts.
+Markup begins and ends at the edges of words only, so that `5*6*7`, `*args` and `__init__` are text. Backslashes, what
+looks like a link in code, and HTML are text, too, but for entities in prose, keys, superscripts and subscripts.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from html import unescape
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline
@@ -36,7 +37,8 @@ _BOLD_PART = re.compile(r"(?:[^\W\d_]|[:.!?])[^\W\d_]")  # "**N**orth", "**Note:
 _FIRST = re.compile(r"[^\s,;:.!?)\]}/\\*~=]|\\(?=[(\[])|(?<=\*\*)\.(?=\w)")  # of emphasized text, or a bold file name
 _LAST = re.compile(r"[^\s(\[{/\\=<]")
 _IDENTIFIER = re.compile(r"_(?![^\W\d_]{3,}_(?!\w))\w+_(?!\w)|__\w+__(?!\w)")
-_FACTOR = re.compile(r"[\d)=]\s*\*(?=[\d(]|\w\b)")  # a product, with a space on one side
+_SYLLABLE = re.compile(r"[^\W\d_]{2,}\*\*[^\W\d_]")  # "un**believ**able"
+_FACTOR = re.compile(r"[\d)=]\s*\*(?=\(*(?:\d|\w\b))")  # a product, with a space on one side
 _LINK = re.compile(  # not handlers[name](self.event)
     r"(?<![a-zA-Z0-9_])!?\[(?P<label>(?:[^\[\]\\`]|`[^`]*`|\[[^\[\]]*\])*)\]"
     r"\((?P<address>(?:https?://|mailto:|#)(?:[^\s()<>]|\([^\s()]*\))+|[\w-]*[./][\w./#-]*\w|(?P=label))"
@@ -48,6 +50,7 @@ _LINK_VARIABLES = ("VTE_VERSION", "WT_SESSION", "KITTY_WINDOW_ID")
 _LINK_TERMINALS = ("iTerm.app", "vscode", "WezTerm", "ghostty", "alacritty", "foot", "xterm-kitty", "xterm-ghostty")
 _TAG = re.compile(r"<(kbd|sub|sup)>([^<>]{1,40})</\1>")
 SCRIPTS = {"sub": SUBSCRIPTS, "sup": SUPERSCRIPTS}
+_ENTITY = re.compile(r"&(?:#x?[\da-fA-F]{1,6}|[a-zA-Z]\w{1,30});")
 STYLES = {"strong": "bold", "em": "italic", "s": "strike"}
 CODE_STYLE = "markdown.code"
 
@@ -138,7 +141,7 @@ def _edges(line: str, start: int, end: int) -> tuple[bool, bool]:
     opens = _BEFORE.fullmatch(before) is not None
     closes = _AFTER.fullmatch(after) is not None
     if line[start:end] == "**":  # bold also between signs, and to the middle of a word
-        opens = opens or before in _SIGNS
+        opens = opens or before in _SIGNS or (before.isalpha() and _SYLLABLE.match(line, end) is not None)
         closes = closes or after in _SIGNS or _BOLD_PART.fullmatch(before + after) is not None
     opens = opens and _FIRST.match(line, end) is not None and not _is_factor(line, start)
     return opens, closes and _LAST.fullmatch(line[:start][-1:]) is not None
@@ -156,6 +159,20 @@ def _read_math(state: StateInline, silent: bool) -> bool:
     if not silent:
         token = state.push("math", "", 0)
         token.content = found[0]
+    state.pos = found.end()
+    return True
+
+
+def _read_entity(state: StateInline, silent: bool) -> bool:
+    """Read an entity; those in lines of HTML, and of what cannot be printed, stay text."""
+    found = _ENTITY.match(state.src, state.pos)
+    if found is None or "<" in state.src:
+        return False
+    text = unescape(found[0]).replace("\xa0", " ")
+    if not text or not text.isprintable():
+        return False
+    if not silent:
+        state.pending += text
     state.pos = found.end()
     return True
 
@@ -188,5 +205,6 @@ PARSER = MarkdownIt("zero").enable(["backticks", "emphasis", "strikethrough"])
 PARSER.inline.ruler.at("emphasis", _at_word_edges(read_emphasis))
 PARSER.inline.ruler.at("strikethrough", _at_word_edges(read_strikethrough))
 PARSER.inline.ruler.push("math", _read_math)
+PARSER.inline.ruler.push("entity", _read_entity)
 PARSER.inline.ruler.push("tag", _read_tag)
 PARSER.inline.ruler.push("hyperlink", _read_link)

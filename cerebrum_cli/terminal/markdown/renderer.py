@@ -53,7 +53,11 @@ _AMBIGUOUS_LINE = re.compile(r"[\s>]*+(?:[-=`~*_#|+: ]*+|[0-9]++[.)]?\s*+)")
 _PREFIX = re.compile(rf"(?:\s*>(?=\s|\Z))*\s*(?:{LIST_MARKER}(?:\[[ xX]\]\s+)?)?")
 _HEADING = re.compile(r"(#{1,6})\s+")
 _ADDRESS = re.compile(r"https?://[^\s<>\"`|]*[^\s<>\"`|.,;:!?)\]}*_'’”]")
-_WORD_END = re.compile(r"\s+|(?<=[\u2e80-\u9fff\uff00-\uffef])|(?=[\u2e80-\u9fff\uff00-\uffef])")  # not in Korean
+# Between words, and beside each character of a script without spaces, other than its punctuation.
+_BREAK = re.compile(
+    r"(?<=\s)(?=\S)|(?<=[\u2e80-\u9fff\uff00-\uffef])(?<![（「『《〈【])(?![\s，。、；：？！）」』》〉】…,.;:!?)*])"
+    r"|(?<=[^\s（「『《〈【“‘(\[])(?=[\u2e80-\u9fff\uff00-\uffef])(?![，。、；：？！）」』》〉】])"
+)
 _LINE_BREAK = re.compile(rf"(?P<code>{CODE_SPAN.pattern})|<br ?/?>")
 
 CODE_THEME = code_theme()
@@ -194,29 +198,34 @@ def common_length(first: Rows, second: Rows) -> int:
 
 def render_rows(console: Console, blocks: Iterable[Block]) -> Rows:
     rows = []
-    for part in parts(console, blocks):
-        rows += [_without_padding(row) for row in console.render_lines(part, pad=False)]
+    for block in blocks:
+        prefix = block.prefix if isinstance(block, MarkdownTable) else ""
+        if console.width - len(prefix) < MIN_HANGING:
+            prefix = ""
+        before = Segment(prefix.replace(">", QUOTE_MARK))
+        for part in parts(block, console.width - len(prefix)):
+            rows += [_without_padding([before, *row]) for row in console.render_lines(part, pad=False)]
     return rows
 
 
-def parts(console: Console, blocks: Iterable[Block]) -> Iterator[Text | Grid]:
-    """Blocks as rows of text, and tables."""
-    for block in blocks:
-        match block:
-            case TextLine(text, is_comment):
-                yield from hanging(console, "", Text(text)) if is_comment else line_texts(console, text)
-            case MarkdownTable():
-                yield from table_parts(console, block)
-            case Display(indent, text, after):
-                shown = formula(text, separator="\n")
-                yield from hanging(console, indent + ("" if shown == text else FORMULA_INDENT), Text(shown + after))
-            case Fence(prefix, _, info, number):
-                label = f"{CODE_BEGIN} [{number}] {info.strip()}".rstrip()
-                yield from hanging(console, prefix if prefix.strip() else "", Text(label, style="dim"))
-            case CodeEnd():
-                yield Text(CODE_END, style="dim")
-            case Code():
-                yield from code_texts(console, block)
+def parts(block: Block, width: int) -> Iterable[Text | Grid]:
+    """A block as rows of text, or as a table."""
+    match block:
+        case TextLine(text, is_code):
+            return hanging("", Text(text), width) if is_code else line_texts(text, width)
+        case MarkdownTable():
+            return table_parts(block, width)
+        case Display(prefix, text, after):
+            shown = formula(text, separator="\n")
+            prefix += "" if prefix.strip() or shown == text else FORMULA_INDENT
+            return hanging(prefix, Text(shown + after), width)
+        case Fence(prefix, _, info, number):
+            label = f"{CODE_BEGIN} [{number}] {info.strip()}".rstrip()
+            return hanging(prefix if prefix.strip() else "", Text(label, style="dim"), width)
+        case CodeEnd():
+            return [Text(CODE_END, style="dim")]
+        case Code():
+            return code_texts(block, width)
 
 
 def _without_padding(row: Row) -> Row:
@@ -228,12 +237,12 @@ def _without_padding(row: Row) -> Row:
     return row
 
 
-def line_texts(console: Console, line: str) -> list[Text]:
+def line_texts(line: str, width: int) -> list[Text]:
     prefix, level, body = split_line(line)
     text = inline_text(body)
     if level:
         text.stylize(HEADING_STYLES.get(level, "italic"))
-    return hanging(console, prefix, text)
+    return hanging(prefix, text, width)
 
 
 def split_line(line: str) -> tuple[str, int, str]:
@@ -249,18 +258,45 @@ def split_line(line: str) -> tuple[str, int, str]:
     return prefix, len(marks), body[heading.end() :].rstrip().removesuffix(f" {marks}")
 
 
-def hanging(console: Console, prefix: str, text: Text) -> list[Text]:
+def hanging(prefix: str, text: Text, width: int) -> list[Text]:
     """A text in rows behind a prefix, below which the further ones begin. An address longer than a row is a link."""
     prefix = prefix.replace(">", QUOTE_MARK)
-    indent = cell_len(prefix)
+    room = width - cell_len(prefix)
     for address in _ADDRESS.finditer(text.plain):
         # Other terminals ignore the codes of a link that they do not know.
-        if cell_len(address[0]) > console.width - indent and environment("TERM") != "linux":
+        if cell_len(address[0]) > room and environment("TERM") != "linux":
             text.stylize(Style(link=address[0]), *address.span())
-    if console.width - indent < MIN_HANGING:
-        return list(Text.assemble(prefix, text).wrap(console, console.width, overflow="fold"))
-    first, *others = text.wrap(console, console.width - indent, overflow="fold") or [Text()]
+    if room < MIN_HANGING:
+        return wrapped(Text.assemble(prefix, text), width)
+    first, *others = wrapped(text, room)
     return [Text.assemble((prefix, "bold"), first), *(Text.assemble(below(prefix), row) for row in others)]
+
+
+def wrapped(text: Text, width: int) -> list[Text]:
+    """A text in rows. A word is cut only if it is longer than a row."""
+    rows: list[Text] = []
+    for line in text.split("\n", allow_blank=True):
+        line.expand_tabs(8)
+        rows += line.divide(row_starts(line.plain, width))
+    for row in rows:
+        row.rstrip_end(width)
+    return rows
+
+
+def row_starts(line: str, width: int) -> Iterator[int]:
+    """Where the rows of a line begin, other than the first."""
+    start = used = 0
+    indent = len(line) - len(line.lstrip())
+    for end in (*(found.start() for found in _BREAK.finditer(line, indent + 1)), len(line)):
+        word = line[start:end].rstrip()
+        if used and used + cell_len(word) > width:
+            yield start
+            used = 0
+        for piece in chop_cells(word, width)[:-1]:
+            start += len(piece)
+            yield start
+        used += cell_len(line[start:end])
+        start = end
 
 
 def below(prefix: str) -> str:
@@ -268,47 +304,48 @@ def below(prefix: str) -> str:
     return re.sub(rf"[^>{QUOTE_MARK}]", " ", prefix)
 
 
-def table_parts(console: Console, table: MarkdownTable) -> Iterator[Text | Grid]:
+def table_parts(table: MarkdownTable, width: int) -> Iterator[Text | Grid]:
     """A table, with blank lines around rows of several lines.
 
     In a window that is too narrow for its words, each row is shown as lines of `column: value`.
     """
     header, *rows = cells = [[cell_text(cell) for cell in row] for row in table.rows]
-    widths = column_widths(console, cells)
+    widths = column_widths(cells, width)
     if widths is None:
-        yield from records(console, header, rows)
+        yield from records(header, rows, width)
         return
     grid = Grid(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for title, alignment, width in zip(header, table.alignments, widths, strict=True):
-        grid.add_column(title, justify=alignment, overflow="fold", width=width)
-    wraps = [any(len(cell.wrap(console, width)) > 1 for cell, width in zip(row, widths, strict=True)) for row in rows]
-    for number, row in enumerate(rows):
-        grid.add_row(*row, end_section=any(wraps[number : number + 2]))
+    titles, *lines = [[wrapped(*cell) for cell in zip(row, widths, strict=True)] for row in cells]
+    for title, alignment, column in zip(titles, table.alignments, widths, strict=True):
+        grid.add_column(Text("\n").join(title), justify=alignment, width=column)
+    wraps = [any(len(cell) > 1 for cell in row) for row in lines]
+    for number, row in enumerate(lines):
+        grid.add_row(*map(Text("\n").join, row), end_section=any(wraps[number : number + 2]))
     yield grid
 
 
-def column_widths(console: Console, rows: list[list[Text]]) -> list[int] | None:
+def column_widths(rows: list[list[Text]], width: int) -> list[int] | None:
     """Widths in which no word is cut, and those of long texts are about equal; None if the window is too narrow."""
     columns = ["\n".join(cell.plain for cell in column) for column in zip(*rows, strict=True)]
-    widths = [max(map(cell_len, _WORD_END.split(column))) for column in columns]
+    widths = [max(cell_len(word.strip()) for word in _BREAK.split(column)) for column in columns]
     longest = [max(map(cell_len, column.split("\n"))) for column in columns]
-    spare = console.width - sum(widths) - COLUMN_GAP * (len(widths) - 1)
+    spare = width - sum(widths) - COLUMN_GAP * (len(widths) - 1)
     if spare < 0:
         return None
     for _ in range(spare):
-        wrapped = [column for column, width in enumerate(widths) if width < longest[column]]
-        if not wrapped:
+        narrow = [column for column, size in enumerate(widths) if size < longest[column]]
+        if not narrow:
             break
-        widths[min(wrapped, key=widths.__getitem__)] += 1
+        widths[min(narrow, key=widths.__getitem__)] += 1
     return widths
 
 
-def records(console: Console, header: list[Text], rows: list[list[Text]]) -> Iterator[Text]:
+def records(header: list[Text], rows: list[list[Text]], width: int) -> Iterator[Text]:
     for number, row in enumerate(rows or [[Text()] * len(header)]):
         if number:
             yield Text()
         for title, cell in zip(header, row, strict=True):
-            yield from hanging(console, "", Text.assemble(title, ": " if title else "", cell))
+            yield from hanging("", Text.assemble(title, ": " if title else "", cell), width)
 
 
 def cell_text(cell: str) -> Text:
@@ -319,7 +356,7 @@ def cell_lines(cell: str) -> list[str]:
     return _LINE_BREAK.sub(lambda found: found["code"] or "\n", cell).split("\n")
 
 
-def code_texts(console: Console, code: Code) -> Iterator[Text]:
+def code_texts(code: Code, width: int) -> Iterator[Text]:
     source = close_comment("\n".join((*code.above, *code.lines, *code.below)))
     syntax = Syntax("", code.fence.language, theme=CODE_THEME)
     highlighted = syntax.highlight(source)
@@ -327,7 +364,7 @@ def code_texts(console: Console, code: Code) -> Iterator[Text]:
         highlighted.stylize(CODE_STYLE)
     shown = highlighted.split("\n")[len(code.above) :][: len(code.lines)]
     for _, text in zip_longest(code.lines, shown, fillvalue=Text()):  # blank lines at the end are left out
-        yield from hanging(console, "", text)
+        yield from hanging("", text, width)
 
 
 def close_comment(code: str) -> str:
