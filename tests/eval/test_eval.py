@@ -87,13 +87,6 @@ def test_larger_limit_asks_only_the_other_questions(command: CommandLine, sums: 
     refused = run_eval(command, sums, "--limit", "7", *sampled, run)
     assert_error(refused, 1, f"{run} has answers to 1 more question")
     assert len(rows_of(run)) == 8
-
-
-def test_restarted_run_may_be_smaller_and_samples_need_a_temperature(
-    command: CommandLine, sums: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run.jsonl"
-    assert run_eval(command, sums, "--samples", "3", "--limit", "4", "-o", run).code == 0
     smaller = run_eval(command, sums, "--samples", "2", "--limit", "3", "--restart", "-o", run)
     assert (smaller.object["n"], smaller.object["samples"], len(rows_of(run))) == (3, 2, 3)
 

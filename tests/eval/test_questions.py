@@ -1,37 +1,176 @@
-"""A task's dataset comes from the Hub once, into the cache that every tool shares, and is then read without network."""
+"""Questions from lines, or rows with an error; subsets and tasks; datasets come from the Hub once, into its cache."""
 
 import hashlib
+import json
 import shutil
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cases
 import pytest
-from command_line import PYTHON, environment_of
+from command_line import environment_of
 from dataset_files import table
 from hub_server import DATASETS
 from hub_user import HubUser
 
-from cerebrum_cli.batch.input_row import InputRow
-from cerebrum_cli.core.errors import CerebrumError
+from cerebrum_cli.batch.input_row import InputRow, prompt_row
+from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.row_fields import parse_template
 from cerebrum_cli.eval.eval_options import EvalOptions
+from cerebrum_cli.eval.presets import PRESETS
+from cerebrum_cli.eval.questions import Question, select
 from cerebrum_cli.eval.reading import read_questions
 from cerebrum_cli.eval.runs import Match
 from cerebrum_cli.eval.sources import LoadedTask, find_task, load_dataset, load_task
-from cerebrum_cli.eval.tasks import TASKS
+from cerebrum_cli.eval.tasks import TASKS, last_boxed
+from cerebrum_cli.library.reference import is_repo_id
+
+ROOT = Path(__file__).parents[2]
+GOOD = {"question": "1 + 1?", "answer": "2"}
+COLORS = ["red", "green", "blue", "white"]
+
+
+def read(*rows: Any, **options: Any) -> list[InputRow]:
+    """Read rows as lines of JSON; bytes are a line as they are."""
+    lines = (row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows)
+    return [question.row for question in read_questions(b"\n".join(lines), **options)]
+
+
+def reason(row: Any, **options: Any) -> str:
+    """Why a row cannot be scored."""
+    _, bad = read(GOOD, row, **options)
+    assert bad.number == 2 and bad.conversation is None and bad.error
+    return bad.error.message
+
+
+def test_questions_have_the_fields_of_their_rows() -> None:
+    rows = read(
+        b'\xef\xbb\xbf{"question": " 2 + 2? ", "answer": 4}\r',
+        b"",
+        {"question": "Why?", "answer": "so", "id": "q-3"},
+        {"question": "Why not?", "answer": 0.5, "id": 12, "other": None},
+    )
+    assert [(row.number, row.id, row.prompt, row.known["reference"]) for row in rows] == [
+        (1, 1, "2 + 2?", "4"),
+        (3, "q-3", "Why?", "so"),
+        (4, 12, "Why not?", "0.5"),
+    ]
+
+
+@pytest.mark.parametrize(("answer", "choices", "reference"), cases.rows("question_references"))
+def test_reference_is_a_final_answer_of_gsm8k_or_the_letter_of_a_choice(
+    answer: Any, choices: list[str] | None, reference: str
+) -> None:
+    [row] = read({"question": "?", "answer": answer, "choices": choices})
+    assert row.known["reference"] == reference
+
+
+def test_choices_are_listed_below_the_question() -> None:
+    [row] = read({"question": "Which?", "choices": ["red", 2], "answer": "B"})
+    assert row.prompt == "Which?\n\nA) red\nB) 2\n\nAnswer with the letter of the correct choice."
+    assert row.known == {"reference": "B", "choices": ["red", "2"]}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (b"{", "not JSON: Expecting property name enclosed in double quotes (character 2)"),
+        (b'{"question": "\xff"}', "byte 15 is not UTF-8"),
+        (b"[" * 100_000, "not JSON: maximum recursion depth exceeded"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "no `question`; the fields are: a"),
+        (b'{"question": "?", "answer": NaN}', "no `answer`; the fields are: question, answer"),
+        *cases.rows("unscorable_questions"),
+    ],
+)
+def test_rows_that_cannot_be_scored_have_a_reason(row: Any, expected: str) -> None:
+    assert reason(row).startswith(expected)
+
+
+def test_questions_of_a_template_need_no_question_field() -> None:
+    template = parse_template("Solve: {problem}")
+    [row] = read({"problem": "P", "answer": "a"}, template=template)
+    assert row.prompt == "Solve: P"
+    [_, bad] = read({"problem": "P", "answer": "a"}, GOOD, template=template)
+    assert bad.error and bad.error.message == "no field `problem`; the fields are: question, answer"
+    [question] = read({"q": "Q", "choices": COLORS, "answer": "blue"}, template=parse_template("{q}\n{choices}"))
+    assert question.prompt == "Q\nA) red\nB) green\nC) blue\nD) white"
+    assert reason({"question": "", "answer": "2"}, template=parse_template("{question}")) == "the prompt is empty"
+
+
+@pytest.mark.parametrize(
+    ("data", "problem", "hint"),
+    [
+        (b"\n \n", "there are no questions", "put one"),
+        (b'{"q": 1}\n[', "no question can be scored; line 1: no `question`; the fields are: q", "each line needs"),
+    ],
+)
+def test_questions_without_a_good_row_are_refused(data: bytes, problem: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=f"^{problem}$") as caught:
+        read_questions(data)
+    assert caught.value.hint.startswith(hint)
+
+
+def numbered(ids: Iterable[str | int]) -> list[Question]:
+    return [Question(b"%d" % number, prompt_row(number, id, "?")) for number, id in enumerate(ids, 1)]
+
+
+def test_selection_is_a_prefix_of_a_larger_one() -> None:
+    questions = numbered(range(1, 401))
+    chosen = select(questions, 400).questions
+    assert {each.digest for each in chosen} == {each.digest for each in questions} and list(chosen) != questions
+    assert select(questions, 200).questions == chosen[:200]
+    assert select(reversed(questions)).questions == chosen
+    assert select(questions[:300]).questions == tuple(each for each in chosen if each.row.number <= 300)
+
+
+def test_selection_is_the_same_on_every_machine() -> None:
+    questions = numbered(("a", "b", 1, "1", 2, "ü"))
+    assert [question.row.id for question in select(questions).questions] == ["1", 1, "ü", "b", "a", 2]
+
+
+# The tables of tasks and presets.
+
+
+def test_tasks_and_presets_are_of_the_hub_and_the_catalog() -> None:
+    assert [*TASKS] == ["gsm8k", "math", "arc-challenge", "humaneval"]
+    assert all(is_repo_id(task.repo_id) for task in TASKS.values())
+    catalog = (ROOT / "models.toml").read_text(encoding="utf-8")
+    assert all(preset.task in TASKS and f"[models.{preset.name}]" in catalog for preset in PRESETS)
+
+
+def test_task_reports_a_row_without_a_field_it_converts() -> None:
+    row = {"task_id": "H/0", "prompt": "def f():", "test": "", "entry_point": None}
+    fields = "the fields are: task_id, prompt, test, entry_point"
+    assert reason(row, convert=lambda row: {"answer": row["answer"]}) == f"no `answer`; {fields}"
+    with pytest.raises(UsageError, match=f"line 1: no `entry_point`; {fields}"):
+        read(row, b"{", convert=TASKS["humaneval"].convert)
+    [question] = read(row | {"entry_point": "f"}, convert=TASKS["humaneval"].convert)
+    assert question.known == {"reference": "check(f)", "stub": "def f():", "entry_point": "f"}
+    assert question.prompt
+    assert question.prompt.endswith("```python\ndef f():\n```")  # also for a template with {question}
+
+
+@pytest.mark.parametrize(("solution", "answer"), cases.rows("boxed_answers"))
+def test_reference_answer_of_math_is_its_last_box(solution: str, answer: str) -> None:
+    assert last_boxed(solution) == answer
+
+
+# Datasets.
+
 
 GSM8K, GSM8K_FILE = "openai/gsm8k", "main/test-00000-of-00001.parquet"
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 
-@pytest.fixture(autouse=True)
-def datasets(hub_user: HubUser) -> None:
-    """Upload a dataset: parquet in large-file storage."""
+@pytest.fixture
+def hub_user(hub_user: HubUser) -> HubUser:
+    """A user of a Hub with a dataset: Parquet in large-file storage."""
     sums = [{"question": f"{n} + 1?", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in range(3)]
     files = {GSM8K_FILE: table(sums), "main/train-00000-of-00001.parquet": table(sums * 3)}
     hub_user.hub.repository(f"{DATASETS}{GSM8K}", files)
+    return hub_user
 
 
 class Notices(list[str]):
@@ -90,14 +229,14 @@ def test_dataset_is_downloaded_once_and_then_read_offline(hub_user: HubUser) -> 
     assert not hub_user.hub.log.requests()
 
 
-def read(source: str | Path, **options: Any) -> LoadedTask:
+def load_source(source: str | Path, **options: Any) -> LoadedTask:
     return load_task(find_task(str(source), EvalOptions(**options)), Notices(), offline=False)
 
 
 def test_protocol_asks_for_a_form_and_a_preset_asks_as_its_card_does(hub_user: HubUser) -> None:
     with environment_of(hub_user.command.environment(hub_user.environment({}))):
-        found, of_card = read("gsm8k"), read("gsm8k", preset="cerebrum-7b")
-        own = read("gsm8k", template="{question} Briefly.")
+        found, of_card = load_source("gsm8k"), load_source("gsm8k", preset="cerebrum-7b")
+        own = load_source("gsm8k", template="{question} Briefly.")
     form = 'on the last line write "Answer:" and the final number.'
     prompts = [each.questions[0].row.prompt for each in (found, of_card, own)]
     assert prompts == [f"0 + 1?\n\nReason step by step, and {form}", "0 + 1?", "0 + 1? Briefly."]
@@ -153,13 +292,6 @@ def test_dataset_or_split_that_is_missing_or_no_parquet_is_refused(hub_user: Hub
     assert refusal(hub_user, "arc-challenge")[0] == "allenai/ai2_arc: no such repository on the Hub, or it is private"
 
 
-def test_dataset_in_parquet_needs_pyarrow(hub_user: HubUser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    problem, hint = refusal(hub_user, "gsm8k")
-    assert problem.startswith("Parquet files need pyarrow: ")
-    assert hint == f'{PYTHON} -m pip install "cerebrum-cli[eval]"'
-
-
 def test_dataset_of_arc_has_choices(hub_user: HubUser) -> None:
     rows = [
         {"id": "M_1", "question": "Which?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"},
@@ -205,7 +337,7 @@ def test_dataset_of_math_has_seven_files(hub_user: HubUser) -> None:
 def test_file_has_questions_a_digest_and_bad_rows(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text('{"q": "1 + 1?", "answer": 2}\n{"question": "?"}\n')
-    found = read(path, template="{q} =")
+    found = load_source(path, template="{q} =")
     assert [each.row.error and each.row.error.message for each in found.questions] == [
         None,
         "no field `q`; the fields are: question",
@@ -217,5 +349,5 @@ def test_file_has_questions_a_digest_and_bad_rows(tmp_path: Path) -> None:
 def test_file_of_answers_in_words_says_how_they_are_scored(tmp_path: Path, match: Match | None) -> None:
     path = tmp_path / "words.jsonl"
     path.write_text("".join(f'{{"question": "?", "answer": "{answer}"}}\n' for answer in ("Paris", "the Pacific", 7)))
-    remarks = read(path, match=match).remarks
+    remarks = load_source(path, match=match).remarks
     assert any("last line contains them" in remark for remark in remarks) == (match is None)
