@@ -6,10 +6,13 @@ A transcript has one user, whose home is `~` and the working directory. `;;` beg
     @file PATH              writes the following lines, up to `@end`, into a file; \\x.. stands for a byte
     @reply TEXT             from here on, a scripted model generates this text
     @replies LIST           or one of these, by its seed, as JSON
+    @answers OBJECT         and to prompts with these ends, these texts
+    @serve MODEL...         starts a server of chat completions with these models; its address is URL
     $ cerebrum ARGUMENT...  runs a command; before it may be `printf TEXT |`, or NAME=VALUE for variables
     $ cat PATH              prints a file
     $ ls                    prints the names of the files in the home directory
     $ rm PATH               removes a file
+    $ asked                 prints the requests that the server has answered since this was last asked, sorted
 
 Below a command is its standard output, then its standard error after `! `, then `[exit CODE]` unless that is 0. `...`
 stands for any text. With WRITE_TRANSCRIPTS=1 in the environment, transcripts that differ are rewritten.
@@ -22,10 +25,13 @@ import re
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import CommandLine, Finished, environment_of
-from scripted_command import install, run_here
+from remote_engines import set_patience
+from scripted_command import backend_for, install, run_here
+from server_kinds import OllamaServer
 from templates import TEMPLATES
 from tiny_models import write_chatml
 
@@ -38,7 +44,9 @@ class Transcript:
 
     user: CommandLine
     model: Path
-    replies: list[str] = field(default_factory=list)
+    started: contextlib.ExitStack
+    script: dict[str, Any] = field(default_factory=lambda: {"rows": {}, "seeds": []})
+    server: OllamaServer | None = None
 
     def replay(self, text: str) -> str:
         """Run the steps of a transcript. Return it with what they print in place of what differs."""
@@ -55,9 +63,15 @@ class Transcript:
             name, *details = argument.split(" ", 2)
             install(self.user.home, self.model_with(name, *details) if details else self.model, name)
         elif kind == "@reply":
-            self.replies = [argument.encode().decode("unicode_escape")]
+            self.script["seeds"] = [argument.encode().decode("unicode_escape")]
         elif kind == "@replies":
-            self.replies = json.loads(argument)
+            self.script["seeds"] = json.loads(argument)
+        elif kind == "@answers":
+            self.script["rows"] = json.loads(argument)
+        elif kind == "@serve":
+            self.server = OllamaServer(backend_for(self.script, 1).model, context_size=100_000)
+            self.server.models = tuple(argument.split(" "))
+            self.started.enter_context(self.server)
         elif kind == "@file":
             path = self.user.home / argument
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,8 +96,14 @@ class Transcript:
         if words[0] == "rm":
             (self.user.home / words[1]).unlink()
             return ""
+        if words[0] == "asked" and self.server:
+            bodies = [json.dumps(asked.body, ensure_ascii=False) for asked in self.server.completions()]
+            self.server.asked.clear()
+            return "".join(f"{body}\n" for body in sorted(bodies))
         at = words.index("cerebrum")
         arguments = [re.sub("^~/", f"{self.user.home}/", word) for word in words[at + 1 :]]
+        if self.server:
+            arguments = [self.server.url if word == "URL" else word for word in arguments]
         piped = words[1].encode().decode("unicode_escape").encode() if words[0] == "printf" else None
         variables = {} if piped is not None else dict(word.split("=", 1) for word in words[:at])
         done = self.run(arguments, piped, variables)
@@ -94,14 +114,14 @@ class Transcript:
         return out + errors + (f"[exit {done.code}]\n" if done.code else "")
 
     def run(self, arguments: list[str], piped: bytes | None, variables: dict[str, str]) -> Finished:
-        if not self.replies:
+        if not self.script["seeds"]:
             return self.user.run(*arguments, stdin=piped, env=variables)
-        script = {"reply": self.replies[0]} if "--raw" in arguments else {"rows": {}, "seeds": self.replies}
+        script = {"reply": self.script["seeds"][0]} if "--raw" in arguments else self.script
         with environment_of(self.user.environment(variables)), contextlib.chdir(self.user.home):
             return run_here(script, self.user.home, *arguments, piped=piped)
 
     def shown(self, text: str) -> str:
-        return text.replace(str(self.user.home), "~")
+        return text.replace(str(self.user.home), "~").replace(self.server.url if self.server else "URL", "URL")
 
 
 def matches(expected: str, printed: str) -> bool:
@@ -110,10 +130,14 @@ def matches(expected: str, printed: str) -> bool:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in DIRECTORY.glob("*.txt")))
-def test_commands_print_their_transcript(new_user: CommandLine, chatml_model: Path, name: str) -> None:
+def test_commands_print_their_transcript(
+    new_user: CommandLine, chatml_model: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_patience(monkeypatch)
     path = DIRECTORY / f"{name}.txt"
     expected = path.read_text(encoding="utf-8")
-    printed = Transcript(new_user, chatml_model).replay(expected)
+    with contextlib.ExitStack() as started:
+        printed = Transcript(new_user, chatml_model, started).replay(expected)
     if os.environ.get("WRITE_TRANSCRIPTS"):
         path.write_text(printed, encoding="utf-8")
     else:

@@ -18,8 +18,6 @@ from llama_engines import TALE, options
 from scripted_command import app_for
 from tiny_models import Shape, write_quantized
 
-from cerebrum_cli.cli.row_commands import RowOptions
-from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.llama.bindings import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
@@ -224,20 +222,3 @@ def test_chat_reloads_the_model_for_another_adapter(user: CommandLine, adapter: 
     assert plain == again != adapted
     assert [len(chat("/continue")), len(chat(f"/set lora {adapter}", "/continue"))] == [2, 1]
     assert refused == [False, False, True]
-
-
-# Elsewhere than on this machine.
-
-
-def test_adapter_and_endpoint_exclude_each_other(user: CommandLine, adapter: Path) -> None:
-    command = ("ask", "-m", "small", "--endpoint", "http://127.0.0.1:9", "hello")
-    for place in ((*command, "--lora", adapter), command):
-        done = user.run(*place, env={"CEREBRUM_LORA": str(adapter)})
-        assert done.code == 2
-        assert f"error: --endpoint cannot apply the adapter {adapter}" in done.err
-
-
-def test_adapter_and_ray_exclude_each_other(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
-    options = RowOptions(ray="auto")
-    with pytest.raises(UsageError, match="--ray cannot apply the adapter"):
-        options.find_source(app_for({}, tmp_path), {"model": str(chatml_model), "lora": (str(adapter),)})

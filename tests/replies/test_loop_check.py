@@ -14,7 +14,7 @@ from hypothesis import given, strategies as st
 from llama_engines import open_engine
 from repetitive_documents import DOCUMENTS
 from scripted_backend import ScriptedBackend, endless, tokens
-from scripted_command import batch_here, run_here
+from scripted_command import run_here
 from tiny_models import write_bigrams
 
 from cerebrum_cli.core.conversation import Text
@@ -25,9 +25,6 @@ from scripts.nano.measure import MODEL_FILE
 
 ROOT = Path(__file__).parents[2]
 CODE_FILES, CHARACTERS = 30, 12_000
-LINE = "The same line once more, and nothing else.\n"
-LINES = 60  # more than the check lets pass, since each character is a token
-ENDED_AT = 352  # tokens, of which each is a character: eight lines of 43, up to the next check
 LONG_LIST = "[" + "0, " * 720 + "0]"
 
 
@@ -103,24 +100,6 @@ def test_engine_ends_a_reply_that_repeats_itself(speculative: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "reason", "count"),
-    [
-        ((), "repetition", ENDED_AT),
-        (("--set", "loop_check=off"), "stop", LINES * len(LINE)),
-        (("--raw",), "stop", LINES * len(LINE)),
-    ],
-)
-def test_ask_reports_a_repetition(
-    chatml_model: Path, tmp_path: Path, options: tuple[str, ...], reason: str, count: int
-) -> None:
-    done = run_here({"reply": LINE * LINES}, tmp_path, "ask", "Why?", "-m", chatml_model, "--json", *options)
-    answer = done.object
-    assert (done.code, answer["finish_reason"], answer["completion_tokens"]) == (0, reason, count)
-    for part in ("the reply repeats itself", "--set loop_check=off lets it repeat"):
-        assert (part in done.err) is (reason == "repetition")
-
-
-@pytest.mark.parametrize(
     ("name", "rule"),
     [
         ("schema.json", '{"type": "array"}'),
@@ -193,31 +172,3 @@ def test_list_of_numbers_and_list_with_another_entry_go_on() -> None:
     for entries in (["0"] * 999, ["[0, 0]"] * 200, [*['"spam"'] * 20, '"ham"', *['"spam"'] * 20], members * 20):
         assert not repeats_list("", f"[{', '.join(entries)}")
     assert not repeats_list("", '["' + "a, b, " * 200)
-
-
-def test_vote_counts_a_repetition_as_no_answer(chatml_model: Path, tmp_path: Path) -> None:
-    script = {"rows": {}, "seeds": ["The answer is 5.\n" * 40, "So the answer is 7."]}
-    done = run_here(script, tmp_path, "ask", "Why?", "-m", chatml_model, "--votes", "4", "--seed", "0", "--json")
-    votes = done.object["votes"]
-    assert votes["tally"] == [{"answer": "7", "count": 2}]
-    samples = [(sample["final_answer"], sample["finish_reason"]) for sample in votes["samples"]]
-    assert samples == [(None, "repetition"), ("7", "stop")] * 2
-
-
-@pytest.mark.slow
-def test_batch_counts_a_repetition_as_truncated(chatml_model: Path, tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [{"prompt": "one"}, {"prompt": "two", "loop_check": False}, {"prompt": "three"}]
-    script = {"rows": {"three": "Done."}, "seeds": [LINE * LINES]}
-    done, results = batch_here(script, tmp_path, chatml_model, *rows)
-    assert done.code == 0, done.err
-    assert [result["finish_reason"] for result in results] == ["repetition", "stop", "stop"]
-    assert "1 truncated" in done.err
-
-
-@pytest.mark.slow
-def test_chat_reports_a_repetition_and_can_let_it_be(chatml_model: Path, tmp_path: Path) -> None:
-    script = {"rows": {}, "seeds": [LINE * LINES]}
-    done = run_here(script, tmp_path, "chat", "-m", chatml_model, piped=b"Why?\n/set loop_check off\n/retry\n")
-    assert done.err.count("the reply repeats itself and was stopped") == 1
-    assert "/continue resumes it, /set loop_check off lets replies repeat; or try /retry 0.9" in done.err
-    assert (done.out.count(LINE.strip()), done.code) == (ENDED_AT // len(LINE) + LINES, 0)

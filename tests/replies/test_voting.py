@@ -1,27 +1,230 @@
-"""Majority votes of `ask` and `batch`: samples of one prompt, early stopping, and programs that vote, too."""
+"""Majority votes: the tally of samples, its winner, when a vote is decided; votes of `ask`, on a scripted model."""
 
-import json
+from collections import Counter
 from collections.abc import Callable
+from fractions import Fraction
+from itertools import product
+from math import comb, factorial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asking import running_engine
+from cases import rows
 from command_line import CommandLine, Finished
+from hypothesis import given, strategies as st
 from installations import model_on
 from scripted_backend import ScriptedBackend, ScriptedSampler
 from scripted_command import backend_for, run_here
 from templates import chosen_format
 
-from cerebrum_cli.core.ask import Ask, parse_votes
+from cerebrum_cli.core.ask import AUTO, MAX_VOTES, Ask, Votes, parse_votes
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.errors import GrammarError
+from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, TallyEvent
 from cerebrum_cli.core.settings import fold
-from cerebrum_cli.replies import checking
 from cerebrum_cli.replies.concurrent_rows import vote_events
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.majority_vote import MajorityVote
+from cerebrum_cli.replies.tally import Count, Program, Tally, comes_to, is_lead_certain
+
+LETTERS = ("5", "7", "9", None)
+answers = st.sampled_from(("5", "5.0", "five", "7", "7 apples", "9", "yes", None))
+bounds = st.tuples(st.integers(1, 24), st.integers(1, 24)).map(sorted).map(lambda pair: Votes(pair[0], pair[1]))
+
+
+def tally(*counted: str | None, votes: Votes | None = None) -> Tally:
+    """Tally of these answers, one per sample."""
+    result = Tally(votes or Votes(16, 16))
+    for answer in counted:
+        result = result.add(answer)
+    return result
+
+
+def tally_of(letters: str, votes: Votes | None = None) -> Tally:
+    """Tally of answers of a letter each, of which a space is none."""
+    return tally(*(None if letter == " " else letter for letter in letters), votes=votes)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("(x-1)^2+(y+2)^2=9", "x^2+y^2=9"), ("2x+3y=6", "3x+2y=6"), ("xy=12", "12"), ("2Mg + O2 = 2MgO", "2")],
+)
+def test_vote_keeps_different_equations_apart(first: str, second: str) -> None:
+    assert [count.count for count in tally(first, second, first, votes=Votes(3, 3)).counts] == [2, 1]
+
+
+def test_votes_parse_a_number_or_bounds() -> None:
+    assert [parse_votes(text) for text in ("8", "1", "256")] == [Votes(8, 8), Votes(1, 1), Votes(256, 256)]
+    adaptive = [parse_votes(text) for text in ("auto", "auto:2..5", "auto:4..4")]
+    assert adaptive == [Votes(3, 16), Votes(2, 5), Votes(4, 4)]
+
+
+INVALID = ("", "0", "-1", "257", "9999", "1" * 5000, "8.0", " 8", "8\n", "٨", "AUTO", "3..16", "many")
+INVALID_BOUNDS = ("", "5", "5..3", "0..3", "3..257", "3-16")
+
+
+@pytest.mark.parametrize("text", [*INVALID, *(f"auto:{bounds}" for bounds in INVALID_BOUNDS)])
+def test_votes_refuse_other_text_with_the_valid_forms(text: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_votes(text)
+    assert repr(text) in error.value.message
+    assert f"1 to {MAX_VOTES}" in error.value.hint and "auto:3..16" in error.value.hint
+
+
+def test_tally_counts_equivalent_answers_together() -> None:
+    counted = tally("80", "7", "80 dollars", "80%", "80%", None)
+    assert counted.counts == (Count("80%", 4, "80", replies=4), Count("7", 1, "7", replies=1))
+    assert counted.winner == counted.counts[0]
+    assert (counted.agreement, counted.samples) == (4 / 6, 6)
+    assert [count.answer for count in tally("4/5", "0.8").counts] == ["4/5"]  # the first of equally frequent ones
+
+
+def test_tally_breaks_ties_by_order() -> None:
+    even = tally("7", "5", "5", "7")
+    assert [count.answer for count in even.counts] == ["7", "5"]
+    assert (even.winning_sample, even.counts[0]) == (0, Count("7", 2, "7", replies=2))
+
+
+def test_tally_prefers_stated_answers_among_equally_many() -> None:
+    guessed = tally("5", "5", "7")
+    found = guessed.add("7", is_stated=True)
+    assert ([count.answer for count in found.counts], found.tied) == (["7", "5"], ())
+    assert [count.answer for count in found.add("5").counts] == ["5", "7"]
+
+
+@pytest.mark.parametrize(
+    ("counted", "tied"), [("", 0), ("5", 0), ("575", 0), ("5797", 0), ("5755 7", 0), ("57", 2), ("57795", 2)]
+)
+def test_tally_lists_the_tied_leaders(counted: str, tied: int) -> None:
+    assert len(tally_of(counted).tied) == tied
+
+
+def test_tally_samples_without_an_answer_never_win() -> None:
+    assert tally(None, None, "5").winner == Count("5", 1, "5", replies=1)
+    for none in (tally(None, None), Tally(AUTO)):
+        assert (none.winner, none.winning_sample, none.agreement, none.counts) == (None, None, 0.0, ())
+        assert not none.is_decided
+
+
+def is_settled(counted: tuple[str | None, ...], remaining: int) -> bool:
+    """Whether one answer leads alone in every possible continuation."""
+    leaders = set()
+    for rest in product((*LETTERS, "11"), repeat=remaining):
+        counts = Counter(answer for answer in (*counted, *rest) if answer is not None).most_common(2)
+        if not counts or (len(counts) > 1 and counts[0][1] == counts[1][1]):
+            return False
+        leaders.add(counts[0][0])
+    return len(leaders) == 1
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_vote_fixed_is_decided_when_no_sample_can_change_the_winner(number: int) -> None:
+    for length in range(number):
+        for counted in product(LETTERS, repeat=length):
+            is_decided = tally(*counted, votes=Votes(number, number)).is_decided
+            assert is_decided is is_settled(counted, number - length), counted
+
+
+@pytest.mark.slow
+def test_vote_lead_is_certain_at_a_beta_posterior_of_nine_tenths() -> None:
+    for leader, runner_up in product(range(41), repeat=2):
+        terms = [comb(leader, k) * Fraction(-1, 2) ** k / (runner_up + k + 1) for k in range(leader + 1)]
+        area = sum(terms) * Fraction(1, 2) ** (runner_up + 1)
+        posterior = area * factorial(leader + runner_up + 1) / (factorial(leader) * factorial(runner_up))
+        assert is_lead_certain(leader, runner_up) is (posterior >= Fraction(9, 10)), (leader, runner_up)
+
+
+@pytest.mark.parametrize(
+    ("counted", "votes", "missing"),
+    [
+        *(("", Votes(8, 8), 8), ("57", Votes(8, 8), 6), ("555", Votes(4, 4), 0), ("5 7", Votes(3, 3), 0)),
+        *(("   ", Votes(2, 3), 0), ("579", Votes(2, 3), 0), ("55", Votes(2, 3), 0)),  # by the majority of the maximum
+        *(("", AUTO, 3), ("5", AUTO, 2), ("555", AUTO, 0), ("557", AUTO, 3), ("   ", AUTO, 3), ("5 5 5", AUTO, 0)),
+        *(("55557", AUTO, 1), ("555", Votes(4, 16), 1), ("55577799", Votes(3, 9), 1)),
+    ],
+)
+def test_vote_starts_the_fewest_samples_that_could_decide(counted: str, votes: Votes, missing: int) -> None:
+    found = tally_of(counted, votes)
+    assert (found.missing_samples, found.is_decided) == (missing, missing == 0)
+
+
+@given(bounds, st.lists(answers, min_size=24, max_size=24))
+def test_vote_ends_within_its_maximum(votes: Votes, replies: list[str | None]) -> None:
+    counted = Tally(votes)
+    while missing := counted.missing_samples:
+        assert not counted.is_decided and counted.samples + missing <= votes.maximum
+        for answer in replies[counted.samples : counted.samples + missing]:
+            counted = counted.add(answer)
+    assert counted.is_decided and counted.samples >= min(votes.minimum, votes.maximum // 2 + 1)
+
+
+# Samples with programs: two letters each, the answer of the reply and the output of its program; a dot is none.
+
+
+def checked_tally(counted: str, votes: Votes) -> Tally:
+    result = Tally(votes)
+    for reply, output in zip(counted[::2], counted[1::2], strict=True):
+        program = Program("", None if output == "." else output)
+        result = result.add(None if reply == "." else reply, is_stated=True, program=program)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("counted", "winner", "count", "sample", "is_checked"),
+    [
+        *(("a.a.b.", "a", 2, 0, False), ("a.a.bb", "b", 1, 2, True), ("a.b.cb", "b", 2, 1, True)),
+        *(("ab..", "a", 1, 0, False), ("acbc", "c", 2, 0, False), ("acbc..", "c", 2, 0, False)),
+        *(("aabbb.", "b", 2, 1, True), ("aab.b.", "a", 1, 0, True), ("...b", "b", 1, 1, False)),
+        *(("a.bbab", "b", 2, 1, True), ("abba", "a", 2, 0, True)),
+    ],
+)
+def test_vote_counts_replies_and_programs_and_prefers_what_both_come_to(
+    counted: str, winner: str, count: int, sample: int, is_checked: bool
+) -> None:
+    found = checked_tally(counted, Votes(8, 8, checks=True))
+    won = found.winner
+    assert won and (won.answer, won.count, found.winning_sample, won.is_checked) == (winner, count, sample, is_checked)
+
+
+def test_vote_takes_the_output_of_a_program_as_the_reply_writes_it() -> None:
+    found = Tally(Votes(4, 4, checks=True))
+    outputs = {"$18.00": "18", "1/6": str(1 / 6), "5": "2.0000000000000004", "2": "x", "9": "None"}
+    for answer, output in outputs.items():
+        found = found.add(answer, program=Program("", output))
+    counts = [("2", 1, 1), ("$18.00", 1, 1), ("1/6", 1, 1), ("x", 0, 1), ("5", 1, 0), ("9", 1, 0)]
+    assert [(count.answer, count.replies, count.programs) for count in found.counts] == counts
+
+
+@pytest.mark.slow
+def test_vote_with_checks_is_decided_only_when_no_sample_can_change_the_winner() -> None:
+    votes, samples = Votes(4, 4, checks=True), ["".join(pair) for pair in product("ab.", "ab.")]
+    decided = 0
+    for length in range(1, 4):
+        for first in product(samples, repeat=length):
+            counted = "".join(first)
+            if checked_tally(counted, votes).is_decided:
+                ends = [checked_tally(counted + "".join(rest), votes) for rest in product(samples, repeat=4 - length)]
+                assert len({end.winner and end.winner.answer for end in ends}) == 1, counted
+                assert not any(end.tied and end.winner for end in ends), counted
+                decided += 1
+    assert decided > 100
+
+
+def test_vote_with_checks_stops_early_when_checked_samples_agree() -> None:
+    votes = Votes(3, 16, checks=True)
+    cases = ("aaaaaa", "a.a.a.", "a.a.a.aa", "aaaaaa.b", "aaaaaabb")
+    assert [checked_tally(counted, votes).is_decided for counted in cases] == [True, False, True, False, False]
+    missing = {"": 3, "a.a.a.": 3, "a.a.aa": 0, "aaaabb": 3}
+    assert {counted: checked_tally(counted, votes).missing_samples for counted in missing} == missing
+
+
+@pytest.mark.parametrize(("answer", "output", "agrees"), rows("program_outputs"))
+def test_program_comes_to_an_answer(answer: str, output: str, agrees: bool) -> None:
+    assert comes_to(output, answer) is agrees
+
+
+# Votes on a model.
 
 LONG = "".join(f"{chr(97 + n // 10)}{chr(107 + n % 10)}" for n in range(100))  # without a cycle
 
@@ -30,38 +233,23 @@ def reply(answer: object, before: str = "") -> str:
     return f"{before}The answer is {answer}."
 
 
-class VoteRunner:
-    """Runs votes on a scripted model: the sample with seed n is the n-th of `replies`, repeated as needed."""
-
-    def __init__(self, home: Path, model: Path) -> None:
-        self.home = home
-        self.model = model
-        self.script: dict[str, Any] = {"rows": {}, "seeds": [], "backends": []}
-
-    def run(self, *arguments: str | Path, replies: list[str] | None = None, command: str = "ask") -> Finished:
-        """Run one command with --seed 0, so that samples are in the order of `replies`."""
-        self.script["seeds"] = replies or self.script["seeds"]
-        return run_here(self.script, self.home, command, "-m", self.model, "--seed", "0", *arguments)
-
-    def vote(self, votes: str, *arguments: str | Path, replies: list[str]) -> Any:
-        done = self.run("q", "--json", "-q", "--votes", votes, *arguments, replies=replies)
-        assert (done.code, done.err) == (0, "")
-        return done.object
-
-    @property
-    def backend(self) -> ScriptedBackend:
-        backend: ScriptedBackend = self.script["backends"][-1]
-        return backend
+Vote = Callable[..., tuple[Finished, ScriptedBackend]]
 
 
 @pytest.fixture
-def runner(tmp_path: Path, chatml_model: Path) -> VoteRunner:
-    return VoteRunner(tmp_path, chatml_model)
+def vote(tmp_path: Path, chatml_model: Path) -> Vote:
+    """A function that asks with --seed 0, so that samples are in the order of the replies; also returns the model."""
+
+    def ask(votes: str, replies: list[str], *options: str) -> tuple[Finished, ScriptedBackend]:
+        script: dict[str, Any] = {"rows": {}, "seeds": replies, "backends": []}
+        done = run_here(script, tmp_path, "ask", "q", "-m", chatml_model, "--seed", "0", "--votes", votes, *options)
+        return done, script["backends"][-1]
+
+    return ask
 
 
-def test_vote_counts_a_failed_sample_as_one_without_an_answer(
-    runner: VoteRunner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vote_counts_a_failed_sample_as_one_without_an_answer(vote: Vote, monkeypatch: pytest.MonkeyPatch) -> None:
+    replies = [reply(5), reply(4), reply(5), reply(4)]
     sample = ScriptedSampler.sample
 
     def rejecting(sampler: ScriptedSampler, row: int) -> int:
@@ -71,23 +259,22 @@ def test_vote_counts_a_failed_sample_as_one_without_an_answer(
 
     monkeypatch.setattr(ScriptedSampler, "sample", rejecting)
     failing = {0, 2}
-    done = runner.run("q", "--votes", "4", replies=[reply(5), reply(4), reply(5), reply(4)])
+    done, _ = vote("4", replies)
     assert (done.code, done.out) == (0, reply(4) + "\n")
     assert done.err == "note: 2 of 4 samples failed: no token is allowed\n      check the grammar\n"
     failing = {0, 1, 2, 3}
-    done = runner.run("q", "--votes", "4")
+    done, _ = vote("4", replies)
     assert (done.code, done.out) == (2, "")
     assert done.err.endswith("no token is allowed\n hint: check the grammar\n")
 
 
-def test_vote_stops_samples_that_cannot_change_the_outcome(runner: VoteRunner) -> None:
+def test_vote_stops_samples_that_cannot_change_the_outcome(vote: Vote) -> None:
     longest = reply(5, LONG * 10)
-    replies = [reply(4), reply(4), reply(4), longest, longest]
-    early = runner.vote("5", replies=replies)
-    steps = len(runner.backend.steps)
-    assert [sample["seed"] for sample in early["votes"]["samples"]] == [0, 1, 2]
-    assert (early["votes"]["sample_count"], early["votes"]["agreement"], early["final_answer"]) == (3, 1.0, "4")
-    assert steps < len(longest) / 4  # running samples are not completed
+    done, backend = vote("5", [reply(4), reply(4), reply(4), longest, longest], "--json")
+    early = done.object["votes"]
+    assert [sample["seed"] for sample in early["samples"]] == [0, 1, 2]
+    assert (early["sample_count"], early["agreement"], early["winner"]) == (3, 1.0, "4")
+    assert len(backend.steps) < len(longest) / 4  # running samples are not completed
 
 
 @pytest.mark.parametrize(
@@ -95,27 +282,27 @@ def test_vote_stops_samples_that_cannot_change_the_outcome(runner: VoteRunner) -
     [("", (), 0.7), ("temperature = 0.3\n", (), 0.3), ("temperature = 0.3\n", ("--temperature", "1.5"), 1.5)],
 )
 def test_vote_temperature_defaults_to_0_7(
-    runner: VoteRunner, config: str, options: tuple[str, ...], used: float
+    vote: Vote, new_user: CommandLine, config: str, options: tuple[str, ...], used: float
 ) -> None:
-    (CommandLine(runner.home).config / "config.toml").write_text(config)
-    runner.vote("2", *options, replies=[reply(4)])
-    assert {params.temperature for params in runner.backend.params} == {used}
+    (new_user.config / "config.toml").write_text(config)
+    _, backend = vote("2", [reply(4)], *options)
+    assert {params.temperature for params in backend.params} == {used}
 
 
 def events_of(
     replies: list[str], votes: str, on_tally: Callable[[Model], object] = lambda _: None
 ) -> tuple[MajorityVote, list[Event]]:
     """Run a vote on an engine, collect its events, and call `on_tally` for each TallyEvent."""
-    vote, seen = MajorityVote(parse_votes(votes)), list[Event]()
-    backend = backend_for({"rows": {}, "seeds": replies}, vote.tally.votes.maximum)
+    running, seen = MajorityVote(parse_votes(votes)), list[Event]()
+    backend = backend_for({"rows": {}, "seeds": replies}, running.tally.votes.maximum)
     request = Ask(Conversation().user("q"), fold({"seed": 0, "temperature": 0.7, "system": "S"}))
     with running_engine(backend) as engine:
         model = model_on(engine, chosen_format("cerebrum"))
-        for event in vote_events(model, request, vote):
+        for event in vote_events(model, request, running):
             seen.append(event)
             if isinstance(event, TallyEvent):
                 on_tally(model)
-    return vote, seen
+    return running, seen
 
 
 def test_vote_yields_a_tally_event_per_change() -> None:
@@ -132,104 +319,8 @@ def test_vote_yields_a_tally_event_per_change() -> None:
 
 
 def test_cancelled_vote_keeps_its_tally() -> None:
-    vote, seen = events_of([reply(4), *[reply(5, LONG)] * 4], "5", Model.cancel)
-    assert (vote.tally.winner and vote.tally.winner.answer, vote.is_over, vote.running) == ("4", False, 0)
-    assert vote.reply and vote.reply.text == reply(4)
+    ended, seen = events_of([reply(4), *[reply(5, LONG)] * 4], "5", Model.cancel)
+    assert (ended.tally.winner and ended.tally.winner.answer, ended.is_over, ended.running) == ("4", False, 0)
+    assert ended.reply and ended.reply.text == reply(4)
     reasons = [event.reason for event in seen if isinstance(event, FinishEvent)]
     assert sorted(reasons) == ["cancelled"] * 4 + ["stop"]
-
-
-BETWEEN = f"<|im_end|>\n<|im_start|>user\n{checking.QUESTION}"
-
-
-def program(code: str) -> str:
-    return f"```python\n{code}\n```"
-
-
-# Four samples: 5, whose program fails; 4, to which its program comes; 5 again; and 7, whose program comes to 4.
-CHECKED = [reply(5), reply(4), reply(5), reply(7)]
-PROGRAMS = {reply(5): program("print("), reply(4): program("print(2 + 2)"), reply(7): program("print(2 + 2)")}
-
-
-def check(
-    runner: VoteRunner, *arguments: str, replies: list[str] = CHECKED, programs: dict[str, str] = PROGRAMS, **more: Any
-) -> Finished:
-    runner.script["rows"] = {f"{said}{BETWEEN}": text for said, text in programs.items()}
-    return runner.run("--check", "python", *arguments, replies=replies, **more)
-
-
-def test_program_that_prints_true_agrees_with_yes(runner: VoteRunner) -> None:
-    replies = ["Yes, it is.", "No, it is 7."]
-    programs = dict.fromkeys(replies, program("print(7 % 2 > 0)"))
-    arguments = "Is 7 odd?", "--votes", "2", "--json"
-    done = check(runner, *arguments, replies=replies, programs=programs)
-    assert [sample["checked"] for sample in done.object["votes"]["samples"]] == [True, False]
-    assert done.object["final_answer"] == "yes"
-
-
-def test_check_prefers_an_answer_that_programs_come_to(runner: VoteRunner) -> None:
-    done = check(runner, "q", "--votes", "4", "--json", "-q")
-    votes = done.object["votes"]
-    assert (done.code, votes["winner"], votes["checked"], votes["agreement"]) == (0, "4", True, 0.5)
-    assert [(each["answer"], each["count"], each["replies"], each["programs"]) for each in votes["tally"]] == [
-        *(("4", 2, 1, 2), ("5", 2, 2, 0), ("7", 1, 1, 0))
-    ]
-    assert [(sample["final_answer"], sample["program_output"], sample["checked"]) for sample in votes["samples"]] == [
-        *(("5", None, False), ("4", "4", True), ("5", None, False), ("7", "4", False))
-    ]
-    assert [sample["program"].strip() for sample in votes["samples"]] == ["print(", "print(2 + 2)"] * 2
-    assert votes["samples"][1]["program_tokens"] == len(program("print(2 + 2)"))
-    assert done.object["text"] == reply(4)
-    assert done.object["completion_tokens"] == len(reply(4))
-
-
-def test_check_without_an_agreeing_program_is_a_plain_majority(runner: VoteRunner) -> None:
-    programs = dict.fromkeys(PROGRAMS, program("print("))
-    done = check(runner, "q", "--votes", "4", "--final", programs=programs)
-    assert (done.code, done.out) == (0, "5\n")
-    assert "no reply and program agree on an answer, so the winner is not checked" in done.err
-
-
-def test_check_shows_the_program_that_wins_alone(runner: VoteRunner) -> None:
-    programs = dict.fromkeys(PROGRAMS, program("print(2 + 2)"))
-    replies = [reply(5), reply(7), reply(7), reply(5)]
-    done = check(runner, "q", "--votes", "4", replies=replies, programs=programs)
-    assert (done.code, done.out) == (0, f"{reply(5)}\n\n{program('print(2 + 2)')}\n\n4\n")
-    assert "the winner is not checked" in done.err
-    done = check(runner, "q", "--votes", "4", "--json", "-q", replies=replies, programs=programs)
-    assert (done.object["text"], done.object["final_answer"]) == (reply(5), "4")
-
-
-def test_check_prints_the_last_line_of_a_program(runner: VoteRunner) -> None:
-    programs = {reply(7): program("print('so:'); print(7.0)")}
-    done = check(runner, "q", "--votes", "2", "--final", replies=[reply(7)] * 2, programs=programs)
-    assert (done.code, done.out) == (0, "7\n")
-
-
-def test_check_of_a_truncated_sample_is_not_asked_for(runner: VoteRunner) -> None:
-    done = check(runner, "q", "--votes", "2", "-n", "8", "--json", "-q", replies=[reply(4)])
-    assert [(sample["finish_reason"], sample["program"]) for sample in done.object["votes"]["samples"]] == [
-        ("length", None)
-    ] * 2
-
-
-def test_check_of_a_batch_writes_the_programs(runner: VoteRunner) -> None:
-    (runner.home / "in.txt").write_text("one\ntwo\n")
-    done = check(runner, str(runner.home / "in.txt"), "-o", "-", "--votes", "4", "-q", command="batch")
-    rows = [json.loads(line) for line in done.out.splitlines()]
-    assert [row["final_answer"] for row in rows] == ["4", "4"]
-    spent = sum(map(len, CHECKED)) + sum(len(PROGRAMS[said]) for said in CHECKED)
-    assert [row["completion_tokens"] for row in rows] == [spent] * 2
-
-
-def test_check_counts_programs_that_monty_does_not_support(runner: VoteRunner) -> None:
-    codes = {reply(4): "print(2 + 2)", reply(5): "import fractions\nprint(5)", reply(7): "1 / 0"}
-    programs = {said: program(code) for said, code in codes.items()}
-    done = check(runner, "q", "--votes", "4", "--json", programs=programs)
-    votes = done.object["votes"]
-    assert (done.code, votes["winner"], votes["checked"]) == (0, "4", True)
-    assert [sample.get("program_unsupported") for sample in votes["samples"]] == [True, None, True, None]
-    assert [sample["program_output"] for sample in votes["samples"]] == [None, "4", None, None]
-    done = check(runner, "q", "--votes", "4", "--stats", programs=programs)
-    result = "4: 1 reply and 1 program of 4 samples; runner-up 5: 2 replies and 0 programs"
-    assert f"{result}; 2 programs not supported by Monty\n" in done.err

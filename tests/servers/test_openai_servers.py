@@ -18,23 +18,9 @@ from cerebrum_cli.core.errors import UsageError
 
 MODEL = "gemma3:4b"
 REASONING = "<think>\n2 and 2\n</think>\n\n"
-SCHEMA = """{"type": "object", "required": ["name", "age"], "additionalProperties": false, "properties": {
-  "name": {"type": "string", "minLength": 2}, "age": {"type": "integer", "minimum": 0},
-  "day": {"type": "string", "format": "date"}, "kind": {"enum": ["ü", "b"]}}}"""
-IGNORING = {
-    "Sure: it is 1.": "Expecting value",
-    '{"name": "Jo"}': "'age' is a required property",
-    '{"name": "Jo", "age": 1, "day": "today"}': "'today' is not a 'date'",
-    '{"name": "Jo", "age": NaN}': "NaN is not JSON",
-    '{"name": "Jo", "age": 1} Done.': "Extra data",
-}
 SCRIPT: dict[str, Any] = {
     "rows": {
         "+ 3?": f"{REASONING}The answer is 4.",
-        "line?": "<think>2 and 2</think>The answer is 4.",
-        "json?": '{"a": 1}',
-        "blank?": '<think>{"a": 1}</think>',
-        **{f"ignored {at}?": text for at, text in enumerate(IGNORING)},
     },
     "seeds": [f"{REASONING}The answer is 4.", "Perhaps 5. The answer is 5.", f"{REASONING}Four. The answer is 4."],
 }
@@ -67,32 +53,6 @@ def questions(count: int) -> Path:
     return path
 
 
-def test_served_model_answers_through_chat_completions(server: OllamaServer, ask: Ask) -> None:
-    done = ask("ask", "What is 2 + 2?", "-s", "Be brief.", "--json", "-n", "99", "--stop", "###", "--think", "low")
-    [notice, _] = done.err.splitlines()
-    assert done.code == 0 and "this server builds the prompt itself" in notice
-    found = done.object
-    assert (found["text"], found["reasoning"], found["final_answer"]) == ("The answer is 4.", "2 and 2", "4")
-    assert (found["model"], found["file"], found["format"]) == (MODEL, None, "server")
-    [asked] = server.completions()
-    assert asked.body == {
-        "model": MODEL,
-        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2 + 2?"}],
-        "temperature": 0.0,
-        "top_p": 0.95,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
-        "seed": 0,
-        "max_tokens": 99,
-        "stop": ["###"],
-        "reasoning_effort": "low",
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    assert (found["finish_reason"], found["completion_tokens"]) == ("stop", len(SCRIPT["seeds"][0]) + 1)
-    assert found["prompt_tokens"] > 40 and found["cached_tokens"] is None
-
-
 def test_llama_server_gets_messages_for_a_model_that_is_not_installed(server: OllamaServer, ask: Ask) -> None:
     server.owner = "llamacpp"
     for named in (), ("-m", MODEL):  # also behind a gateway that passes only /v1
@@ -102,59 +62,12 @@ def test_llama_server_gets_messages_for_a_model_that_is_not_installed(server: Ol
     assert_error(ask("ask", "2 + 2?", "-m", "cerebrum-7b"), 1, "does not serve the model 'cerebrum-7b'", MODEL)
 
 
-def test_served_model_continues_a_session(server: OllamaServer, ask: Ask) -> None:
-    assert ask("ask", "One?").code == 0
-    done = ask("ask", "-c", "Two?", "--think", "off")
-    assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
-    body = server.completions()[1].body
-    assert [each["content"] for each in body["messages"]] == ["One?", "The answer is 4.", "Two?"]
-    assert body["reasoning_effort"] == "none"
-    assert_error(run_here(dict(SCRIPT), Path.cwd(), "ask", "-c", "Three?"), 3, f"unknown model '{MODEL}'", "--endpoint")
-
-
 def test_served_model_counts_are_unknown_without_usage(server: OllamaServer, ask: Ask) -> None:
     server.has_usage, server.finish_reason = False, "length"
     found = ask("ask", "2 + 2?", "--json", "-n", "9999").object
     counts = found["prompt_tokens"], found["completion_tokens"], found["finish_reason"]
     assert counts == (None, 6, "length")  # parts of five characters, apart for reasoning and answer
     assert "| prompt of unknown tokens | generated 6 tokens" in ask("ask", "2 + 2?", "--stats").err
-
-
-def test_served_model_votes_with_a_request_for_each_sample(server: OllamaServer, ask: Ask) -> None:
-    done = ask("ask", "2 + 2?", "--votes", "3", "--final", "--set", "dry_multiplier=1")
-    assert (done.code, done.out) == (0, "4\n"), done.err
-    assert "OpenAI-compatible server ignores dry_multiplier" in done.err
-    bodies = [asked.body for asked in server.completions()]
-    assert sorted(body["seed"] for body in bodies) == [0, 1, 2] and not any("n" in body for body in bodies)
-
-
-@pytest.mark.slow
-def test_served_model_answers_a_batch_and_resumes_it(server: OllamaServer, ask: Ask) -> None:
-    command = ("batch", questions(3), "-q", "-o", "out.jsonl")
-    assert ask(*command).code == 0
-    assert json.loads(Path("out.jsonl.meta.json").read_text())["fingerprint"]["model file"] == MODEL
-    Path("questions.txt").write_text("1 + 3?\n4 + 3?\n")
-    done = ask(*command)
-    assert (done.code, len(server.completions())) == (0, 4), done.err
-    rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
-    assert [(row["prompt"], row["reasoning"], row["final_answer"], row["served_model"]) for row in rows] == [
-        (f"{number} + 3?", "2 and 2", "4", MODEL) for number in (1, 4)
-    ]
-
-
-def test_served_model_follows_a_schema(server: OllamaServer, ask: Ask) -> None:
-    Path("schema.json").write_text('{"type": "object"}')
-    done = ask("ask", "json?", "--schema", "schema.json")
-    assert (done.code, done.out) == (0, '{"a": 1}\n'), done.err
-    schemas = [asked.body["response_format"] for asked in server.completions()]
-    named = {"name": "answer", "strict": True, "schema": {"type": "object"}}
-    assert schemas == [{"type": "json_schema", "json_schema": named}]
-    assert_error(
-        ask("ask", "blank?", "--schema", "schema.json"), 5, "the reply ended while reasoning, before an answer"
-    )
-    assert "use --think off or a larger context of the server" in ask("ask", "blank?").err
-    ask("ask", "length?", "-n", "1")
-    assert "this server cannot continue a reply" in ask("chat", "-c", piped=b"/continue\n").err
 
 
 @pytest.mark.parametrize(
@@ -183,28 +96,6 @@ def test_served_model_of_a_strict_server_is_sent_only_what_the_user_has_set(
         assert_error(done, 1, f"extra fields not permitted: {field}")
 
 
-def test_replies_of_a_server_that_ignores_the_schema_are_errors(server: OllamaServer, ask: Ask) -> None:
-    Path("questions.txt").write_text("".join(f"ignored {at}?\n" for at in range(len(IGNORING))))
-    assert ask("batch", "questions.txt", "-o", "out.jsonl", "--schema", SCHEMA).code == 6
-    rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
-    for row, (text, problem) in zip(rows, IGNORING.items(), strict=True):
-        assert problem in row["error"]["message"], (text, row["error"])
-        assert (row["text"], row["error"]["type"]) == (text, "incomplete_output")
-    done = ask("ask", "ignored 2?", "--schema", SCHEMA)
-    assert_error(done, 5, "the reply does not match the schema: 'today' is not a 'date'", "update the server")
-
-
-def test_served_model_gets_the_schema_of_a_row(server: OllamaServer, ask: Ask) -> None:
-    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
-    forms: list[dict[str, Any]] = [{"response_format": form}, {}]
-    rows = [{"messages": [{"role": "user", "content": "json?"}], **form} for form in forms]
-    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = ask("batch", "in.jsonl", "-o", "-")
-    assert (done.code, [json.loads(line)["text"] for line in done.out.splitlines()]) == (0, ['{"a": 1}'] * 2)
-    sent = [asked.body.get("response_format", {}).get("type") for asked in server.completions()]
-    assert sorted(sent, key=str) == [None, "json_schema"]  # the requests run at the same time
-
-
 NOTHING_LISTED = {"path": "/v1/models", "body": b'{"object":"list","data":null}'}
 TOO_LONG = {"status": 400, "message": "the maximum context length is 2048 tokens"}
 
@@ -219,39 +110,6 @@ def test_served_model_that_refuses_is_an_error_and_not_asked_again(
     for options in ((), ("--votes", "2")):
         assert_error(ask("ask", "2 + 2?", *options), code, part)
     assert len(server.completions()) == (0 if fault is NOTHING_LISTED else 3)
-
-
-@pytest.mark.parametrize(
-    ("options", "part"),
-    [
-        (("--raw",), "--raw needs the exact prompt, which the server builds"),
-        (("--dry-run",), "--dry-run needs the exact prompt"),
-        (("--grammar", "schema.json"), "chat completions do not support grammars"),
-        (("--think", "100"), "think=100 does not work through chat completions"),
-        (("--format", "cerebrum"), "format does not work"),
-        (("--chat-template", "schema.json"), "format does not work"),
-        (("-m", "nano"), "does not serve the model 'nano'"),
-    ],
-)
-def test_served_model_refuses_what_needs_token_ids(
-    server: OllamaServer, ask: Ask, options: tuple[str, ...], part: str
-) -> None:
-    Path("schema.json").write_text("{}")
-    done = ask("ask", "2 + 2?", *options)
-    assert_error(done, 1 if "-m" in options else 2, part)
-    assert not server.completions()
-
-
-def test_served_model_is_chosen_if_there_are_several(server: OllamaServer, ask: Ask) -> None:
-    server.models = (MODEL, "qwen3:8b")
-    assert_error(ask("ask", "2 + 2?"), 1, "serves several models", f"choose one with -m NAME: {MODEL}, qwen3:8b")
-    for option in (("--set", "served_model_name=qwen3:8b"), ("-m", "qwen3:8b"), ("-c",)):
-        assert ask("ask", "2 + 2?", *option, "--json").object["model"] == "qwen3:8b", option
-    assert {asked.body["model"] for asked in server.completions()} == {"qwen3:8b"}
-    assert_error(ask("ask", "2 + 2?", "-m", "gpt-oss"), 1, "does not serve the model 'gpt-oss'", f"it serves {MODEL}")
-    server.models = ("llama3.2:latest", *(f"qwen3:{size}b" for size in range(30)))
-    assert ask("ask", "2 + 2?", "-m", "llama3.2", "--json").object["model"] == "llama3.2:latest"
-    assert_error(ask("ask", "2 + 2?"), 1, "qwen3:18b, and 11 more")
 
 
 @pytest.mark.parametrize("options", [(), ("--votes", "2")])
