@@ -269,10 +269,7 @@ def test_output_created_while_running_is_not_replaced(output: Path, tmp_path: Pa
     results = open_batch(output)
     write(results, ORDER)
     output.write_bytes(b"mine")
-    assert batch_error(results.complete) == (
-        f"{output} was changed while the batch ran",
-        "move it elsewhere",
-    )
+    assert batch_error(results.complete) == (f"{output} was changed while the batch ran", "move it elsewhere")
     results.close()
     assert (output.read_bytes(), names(output.parent)) == (b"mine", COMPLETE | IN_PROGRESS)
     assert batch_error(lambda: open_batch(output))[0] == f"{output} was changed by another program"
@@ -307,15 +304,6 @@ def test_foreign_files_are_replaced_only_with_restart(output: Path, name: str, c
     assert problem.startswith(str(output.with_name(message))) and "--restart" in hint
     assert (place.read_bytes(), names(output.parent)) == (content, {name})
     assert run(output, restart=True) == list(ORDER)
-
-
-@pytest.mark.parametrize("torn", [-1, -20, -200])
-def test_line_that_a_killed_process_did_not_finish_is_dropped(output: Path, torn: int) -> None:
-    run_some(output, 0, 2)
-    partial = output_paths(output).partial
-    partial.write_bytes(partial.read_bytes()[:torn])
-    assert run(output) == [2, 3, 1]
-    assert objects(output) == expected()
 
 
 def test_result_has_a_single_writer(output: Path) -> None:
@@ -469,37 +457,24 @@ def test_error_says_what_is_saved_and_how_to_resume(output: Path) -> None:
     assert caught.value.hint == f"start one; {saved}; run it again to resume"
 
 
-def test_full_disk_without_room_for_the_record_leaves_no_rows(output: Path) -> None:
-    results = open_batch(output)
-    with full_disk(0):
-        _, hint = batch_error(lambda: write(results, ORDER))
-    results.close()
-    assert (hint, names(output.parent)) == (FREE_SPACE, set())
-    assert run(output) == list(ORDER)
-
-
-def test_full_disk_keeps_finished_rows_and_resumes(output: Path) -> None:
+def test_full_disk_loses_no_finished_row(output: Path) -> None:
+    """Without room for the record, for a row, and for the result."""
+    with contextlib.closing(open_batch(output)) as results, full_disk(0):
+        assert batch_error(lambda: write(results, ORDER))[1] == FREE_SPACE
+    assert names(output.parent) == set()
     run_some(output, 2)
-    results = open_batch(output)
-    results.write_row(0, answer(ROWS[0]))
-    with full_disk(output_paths(output).partial.stat().st_size + 100):
-        assert batch_error(lambda: results.write_row(1, answer(ROWS[1], "x" * 100_000)))[1] == FREE_SPACE
-    results.write_row(3, answer(ROWS[3]))
-    results.close()
-    assert run(output) == [1]
-    assert objects(output) == expected()
-
-
-def test_full_disk_without_room_for_the_result_keeps_all_rows(output: Path) -> None:
-    results = open_batch(output)
-    write(results, ORDER)
-    with full_disk(200):
-        message, hint = batch_error(results.complete)
-    results.close()
+    with contextlib.closing(open_batch(output)) as results:
+        results.write_row(0, answer(ROWS[0]))
+        with full_disk(output_paths(output).partial.stat().st_size + 100):
+            assert batch_error(lambda: results.write_row(1, answer(ROWS[1], "x" * 100_000)))[1] == FREE_SPACE
+        results.write_row(3, answer(ROWS[3]))
+    with contextlib.closing(open_batch(output)) as results:
+        assert set(results.finished) == {0, 2, 3}
+        results.write_row(1, answer(ROWS[1]))
+        with full_disk(200):
+            message, hint = batch_error(results.complete)
     assert message.startswith(f"{output}") and hint == FREE_SPACE
-    assert names(output.parent) == IN_PROGRESS
-    assert run(output) == []
-    assert objects(output) == expected()
+    assert (names(output.parent), run(output), objects(output)) == (IN_PROGRESS, [], expected())
 
 
 def test_failed_completion_can_be_retried(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:

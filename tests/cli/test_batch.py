@@ -1,6 +1,5 @@
 """`cerebrum batch`: input types, output rows, errors, resuming, and the exit codes."""
 
-import csv
 import json
 import math
 import re
@@ -141,38 +140,6 @@ def test_long_row_takes_no_slots_from_short_ones(runner: BatchRunner) -> None:
     assert [each["text"] for each in parse_lines((runner.home / "out").read_text())] == ["ok"] * 40
 
 
-def test_openai_batch_of_another_server_is_answered_with_notices(runner: BatchRunner) -> None:
-    asked = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hi"}]}
-    body = {**asked, "reasoning_effort": "medium", "min_tokens": 1, "n": 1.0}
-    rows = runner.write("in.jsonl", [{**OPENAI, "body": {**body, "seed": float(seed)}} for seed in range(4)])
-    done = runner.run(rows, "-o", "-")
-    assert [(row["id"], row["text"], row["seed"]) for row in parse_lines(done.out)] == [
-        ("o", "ok", seed) for seed in range(4)
-    ]
-    assert (done.code, done.err.count("note: ")) == (0, 3), done.err
-    assert "note: rows 1 and 2 have the id 'o'\n" in done.err
-    assert "note: ignored keys: min_tokens, model\n" in done.err
-    assert "note: think=medium: this model has no levels of thinking\n" in done.err
-    assert "note: " not in runner.run(rows, "-o", "-", "-q").err
-
-
-def test_retry_failed_answers_only_failed_rows(runner: BatchRunner) -> None:
-    source, output = runner.write("in.txt", "a\nb\na\n"), runner.home / "out"
-    command = (source, "-o", output, "--grammar", fixed_reply_grammar("yes or no", runner.home), "-n", "6")
-    runner.script["rows"] = {"a": "yes", "b": "yes or no"}
-    assert runner.run(*command).code == 6
-    first, _, third = output.read_text().splitlines()
-    runner.script["rows"] = {"a": "changed", "b": "no"}
-    done = runner.run(*command, "--retry-failed")
-    assert (done.code, done.err.splitlines()[0][:11]) == (0, "3 of 3 done")
-    assert output.read_text().splitlines()[::2] == [first, third]
-    assert parse_lines(output.read_text())[1]["text"] == "no"
-    loaded = len(runner.backends)
-    assert runner.run(*command, "--retry-failed").code == 0
-    assert len(runner.backends) == loaded
-    assert runner.run(source, "-o", "-", "--retry-failed").code == 2
-
-
 def test_row_that_does_not_fit_gets_an_error(runner: BatchRunner) -> None:
     runner.script["context"] = 300
     fits, long = runner.answer([{"prompt": "hi"}, {"id": "long", "prompt": "x" * 300}])
@@ -252,79 +219,6 @@ def test_batch_resumes_after_the_model_digest_is_stored(runner: BatchRunner) -> 
     assert fingerprint["model file"].startswith(json.loads(shown.out)["sha256"])
     again = runner.run(*command)
     assert (again.code, len(runner.backends)) == (0, 1), again.err
-
-
-def test_table_has_a_column_for_each_field_of_a_schema(runner: BatchRunner) -> None:
-    rows = [{"prompt": "Who?", "name": ["n", 1]}, {"prompt": "Why?"}]
-    runner.script["rows"] = {"Who?": '{"name": "Ann", "text": "x, y", "tags": ["a"]}', "Why?": '{"name'}
-    output = runner.home / "out.csv"
-    command = (runner.write("in.jsonl", rows), "-o", output, "--schema", "name, text, tags list[str]")
-    assert runner.run(*command).code == 6
-    header, answered, failed = csv.reader(without_keys(output.read_text()).splitlines())
-    assert header[:6] == ["prompt", "name", "name_2", "text", "tags", "text_2"]
-    assert answered[:5] == ["Who?", '["n", 1]', "Ann", "x, y", '["a"]'] and answered[5].startswith("{")
-    assert failed[:6] == ["Why?", "", "", "", "", '{"name'] and "incomplete_output" in failed[8]
-    assert runner.run(*command).code == 6 and len(runner.backends) == 1
-
-
-def test_table_has_the_columns_of_the_input_and_the_answers(runner: BatchRunner) -> None:
-    table = 'id,text,n\na,"Why,\n""now""?",1\nb,Who?,2\nc,x\n'
-    source, output = runner.write("in.csv", table), runner.home / "out.csv"
-    runner.script["rows"] = {'Why,\n"now"?': "So, the answer is 4.\nYes.", "Who?": "M\te"}
-    command = (source, "--template", "{text}", "--seed", "1", "-o")
-    assert runner.run(*command, output).code == 6
-    header = "id,text,n,text_2,final_answer,finish_reason,error,key\n"
-    answered = 'a,"Why,\n""now""?",1,"So, the answer is 4.\nYes.",4,stop,\n' + "b,Who?,2,M\te,M\te,stop,\n"
-    problem = '"invalid_record: it has 2 fields, but the header has 3"'
-    assert without_keys(output.read_text()) == header + answered + f"c,x,,,,,{problem}\n"
-    runner.write("in.csv", table.replace("c,x", "c,x,y"))
-    runner.script["rows"] = {}
-    assert runner.run(*command, output).code == 0
-    assert without_keys(output.read_text()) == header + answered + "c,x,y,ok,ok,stop,\n"
-    assert len(runner.backends[-1].params) == 1
-    assert runner.run(*command, runner.home / "out.tsv").code == 0
-    assert without_keys((runner.home / "out.tsv").read_text()).endswith("c\tx\ty\tok\tok\tstop\t\n")
-    source = runner.write("both.csv", "text;text_2;error\nWho?;x,y;z\n")
-    assert runner.run(source, "--template", "{text}", "--seed", "1", "-o", runner.home / "both.tsv").code == 0
-    expected = "text\ttext_2\terror\ttext_2_2\tfinal_answer\tfinish_reason\terror_2\tkey\n"
-    expected += "Who?\tx,y\tz\tok\tok\tstop\t\n"
-    assert without_keys((runner.home / "both.tsv").read_text()) == expected
-    source, output = runner.write("sheet.csv", "text,note,,\nWho?,x,,\nWhy?,,,\n"), runner.home / "sheet.out.csv"
-    command = (source, "--template", "{text}", "--seed", "1", "-o")
-    assert runner.run(*command, output).code == 0
-    expected = "text,note,text_2,final_answer,finish_reason,error,key\nWho?,x,ok,ok,stop,\nWhy?,,ok,ok,stop,\n"
-    assert without_keys(output.read_text()) == expected
-    runner.write("sheet.csv", "text,note,,\nWho?,x,,\nWhy?,,,\nHow?,y,,\n")
-    assert runner.run(*command, output).code == 0
-    assert without_keys(output.read_text()) == expected + "How?,y,ok,ok,stop,\n"
-    assert len(runner.backends[-1].params) == 1
-    lines = runner.write("in.jsonl", [{"prompt": "a", "id": 5}, {"prompt": "b", "n": 1}])
-    assert runner.run(lines, "-o", runner.home / "lines.csv").code == 0
-    expected = "prompt,id,n,text,final_answer,finish_reason,error,key\na,5,,ok,ok,stop,\nb,,1,ok,ok,stop,\n"
-    assert without_keys((runner.home / "lines.csv").read_text()) == expected
-
-
-def test_votes_on_labels_have_a_winner(runner: BatchRunner) -> None:
-    runner.script["rows"] = {"a nice day": "Positive.", "an awful day": "negative"}
-    source, output = runner.write("in.txt", "a nice day\nan awful day\n"), runner.home / "out.jsonl"
-    assert runner.run(source, "--votes", "3", "-o", output).code == 0
-    votes = [json.loads(line)["votes"] for line in output.read_text().splitlines()]
-    assert [(vote["winner"], vote["agreement"]) for vote in votes] == [("Positive", 1.0), ("negative", 1.0)]
-
-
-def test_table_is_continued_from_itself(runner: BatchRunner) -> None:
-    source, output = runner.write("in.txt", "a\nb\n"), runner.home / "out.csv"
-    for _ in range(2):
-        assert runner.run(source, "-o", output).code == 0
-    table = output.read_text()
-    assert (len(runner.backends), (runner.home / "out.csv.partial").exists()) == (1, False)
-    assert (
-        f"error: {output} was made with other settings: max_tokens" in runner.run(source, "-o", output, "-n", "9").err
-    )
-    runner.write("in.txt", "a\nb\nc\n")
-    assert runner.run(source, "-o", output).code == 0
-    assert output.read_text().startswith(f"{table}3,c,ok,ok,stop,,3.1.")
-    assert len(runner.backends[-1].params) == 1
 
 
 def test_parquet_is_read_and_not_written(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
