@@ -12,7 +12,6 @@ from templates import chatml_prompt
 
 from cerebrum_cli.cli.failures import report
 
-ENDLESS = ("--set", "loop_check=off", "--grammar")
 ANSWER_KEYS = (
     "model file format text final_answer finish_reason prompt_tokens completion_tokens seed reasoning votes extracted"
     " reasoning_closed_at cached_tokens timings session"
@@ -72,18 +71,28 @@ def test_closed_pipe_ends_without_an_error(user: CommandLine, arguments: tuple[s
     assert process.wait(60) == 0
 
 
+NO_SPACE, CLOSED = "standard output: No space left on device", "standard output is closed"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_full_disk_on_stdout_is_an_error(user: CommandLine) -> None:
-    with open("/dev/full", "wb") as full:
-        done = user.run_process("ask", "-n", "4", "hi", stdout=full)
-    assert_error(done, 1, "standard output: No space left on device")
-    with open("/dev/full", "w") as full:
-        assert_error(
-            user.run_process("--help", stdout=full), 1, "standard output: No space left on device", "free disk space"
-        )
-        json = user.run_process("ask", "-n", "4", "--json", "hi", stdout=full)
-    assert_error(json, 1, "standard output: ", "write elsewhere; read the reply with cerebrum sessions show hi-")
+@pytest.mark.parametrize(
+    ("redirection", "line", "problem"),
+    [
+        (">/dev/full", "ask -n 4 hi", NO_SPACE),
+        (">/dev/full", "--help", NO_SPACE),
+        (">/dev/full", "ask -n 4 --json hi", "write elsewhere; read the reply with cerebrum sessions show hi"),
+        *((">&-", line, CLOSED) for line in ("ask -q -n 2 hi", "ask -q -n 2 --json hi", "batch in.txt -q -n 2 -o -")),
+        *((">&-", line, CLOSED) for line in ("list", "--help", "list --help", "chat -q -n 2 --temperature 0")),
+    ],
+)
+def test_output_that_cannot_be_written_is_an_error(
+    user: CommandLine, redirection: str, line: str, problem: str
+) -> None:
+    (user.home / "in.txt").write_text("one\ntwo\n")
+    done = user.run_process(*line.split(), redirected=f"{redirection} < in.txt" if "chat" in line else redirection)
+    assert_error(done, 1, problem)
+    assert done.err.count("error: ") == 1 and user.run("sessions", "search", "two").out == ""
 
 
 @pytest.mark.slow
@@ -95,30 +104,10 @@ def test_ask_works_with_a_closed_standard_stream(user: CommandLine, redirection:
     assert (done.err == "") is redirection.startswith("2>")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "command", ["ask -q -n 2 hi", "ask -q -n 2 --json hi", "list", "batch in.txt -q -n 2 -o -", "--help", "list --help"]
-)
-def test_closed_stdout_is_an_error_for_commands_that_print(user: CommandLine, command: str) -> None:
-    (user.home / "in.txt").write_text("hi\n")
-    assert_error(user.run_process(*command.split(), redirected=">&-"), 1, "standard output is closed")
-
-
 def test_bad_file_descriptor_is_a_bug_unless_stdout_is_closed() -> None:
-    descriptor = os.open(os.devnull, os.O_RDONLY)
-    with pytest.raises(OSError, match="Bad file descriptor") as caught:
-        os.write(descriptor, b"a")
-    os.close(descriptor)
+    with open(os.devnull, "rb") as file, pytest.raises(OSError, match="Bad file descriptor") as caught:
+        os.write(file.fileno(), b"a")
     assert report(caught.value, None, None) is None
-
-
-@pytest.mark.slow
-def test_chat_ends_with_an_error_if_its_answers_cannot_be_written(user: CommandLine) -> None:
-    chat = ("chat", "-q", "-n", "2", "--temperature", "0")
-    closed = user.run_process(*chat, redirected=">&-", input=b"one\ntwo\n", stdin=None)
-    assert_error(closed, 1, "standard output is closed")
-    assert closed.err.count("error: ") == 1
-    assert user.run("sessions", "search", "two").out == ""
 
 
 def test_grammar_nested_too_deeply_is_a_usage_error(user: CommandLine) -> None:
