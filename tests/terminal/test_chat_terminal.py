@@ -8,8 +8,10 @@ import signal
 import sys
 from pathlib import Path
 from shlex import join, quote
+from typing import Any
 
 import pytest
+from cases import rows
 from command_line import COMMAND, CommandLine
 from person import OpenTerminal, Person
 from scripted_command import SCRIPTED
@@ -20,129 +22,21 @@ from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
 SCRIPT = {"rows": {"Count": "One two three.", "Nothing?": "\n"}, "seeds": ["Yes."]}
-UP, RIGHT, LEFT = "\x1b[A", "\x1b[C", "\x1b[D"
-CTRL_A, CTRL_C, CTRL_E, CTRL_J, CTRL_R, CTRL_U, CTRL_Z = "\x01", "\x03", "\x05", "\x0a", "\x12", "\x15", "\x1a"
-BACKSPACE, SHIFT_ENTER, SHIFT_SPACE, NEW_CTRL_C = "\x7f", "\x1b[13;2u", "\x1b[32;2u", "\x1b[99;5u"
-SHIFT_ALONE, SUPER_A = "\x1b[57441;2u", "\x1b[97;9u"
-FILES = ("cats.txt", "my dogs.txt", "notes")
+KEYS = {"Enter": "\r", "Tab": "\t", "Backspace": "\x7f", "Up": "\x1b[A", "Right": "\x1b[C", "Left": "\x1b[D"}
+KEYS |= {f"Ctrl-{letter}": chr(ord(letter) & 31) for letter in "ACEJRUZ"}
+KEYS |= {"Escape": "\x1b", "Paste": "\x1b[200~", "/Paste": "\x1b[201~"}
+KEYS |= {"New Shift": "\x1b[57441;2u", "New Shift-Enter": "\x1b[13;2u", "New Shift-Space": "\x1b[32;2u"}
+KEYS |= {"New Super-A": "\x1b[97;9u", "New Ctrl-C": "\x1b[99;5u"}
 
 
-def pasted(text: str) -> str:
-    return "\x1b[200~" + text.replace("\n", "\r") + "\x1b[201~"
-
-
-def attached(*names: str) -> str:
-    """The part of a question with these files."""
-    return "".join(f"{name}:\n```{'txt' * name.endswith('.txt')}\nThis is {name}.\n```\n\n" for name in names)
-
-
-DOCSTRING = '"""\nDoc.\n"""\nimport os'
-PASTES = [
-    "/* one */\n/* two */",
-    "/undo\n/clear\n",
-    '"""One.\n\nTwo.\n"""\nimport os\n',
-    '"""\nquoted\n"""',
-    "/system Be kind.\n/retry",
-]
-SCENES: dict[str, tuple[list[tuple[str, str]], dict[str, list[str]]]] = {
-    "a paste is a question, also from the history": (
-        [*((f"{pasted(text)} Why?\r", "Yes.") for text in PASTES), (f"{UP}\r", "Yes.")],
-        {"talk": [f"{text} Why?" for text in (*PASTES, PASTES[-1])]},
-    ),
-    "a paste inside a command is a part of it": (
-        [
-            (f"{pasted('/system Be')} kind.\r", "system prompt: Be kind."),
-            (f"{pasted('/clear' + chr(10))}\r", "New conversation"),
-            (" /tmp is full\r", "Yes."),
-        ],
-        {"tmp-is-full": [" /tmp is full"]},
-    ),
-    "blocks are typed after pasted ones": (
-        [
-            (f"{pasted(DOCSTRING)}\r", "Yes."),
-            ('"""\rone\r\rtwo\r"""\r', "Yes."),
-            (f"{UP * 6}\r", "Yes."),  # past the lines of the block, the paste from the history
-            (pasted(DOCSTRING) + (CTRL_U + BACKSPACE) * 3 + CTRL_U + '"""\rthree\r"""\r', "Yes."),  # it is deleted
-        ],
-        {"talk": [DOCSTRING, "one\n\ntwo", DOCSTRING, "three"]},
-    ),
-    "a key that moves the cursor takes what a search found": (
-        [
-            *(("an alpha?\r", "Yes."), ("beta?\r", "Yes.")),
-            *((f"{CTRL_R}alph", "an alpha?"), (f"{RIGHT}\r", "Yes."), ("beta?\r", "Yes.")),
-            *((f"{CTRL_R}alph", "an alpha?"), (f"{CTRL_E}\r", "Yes."), ("beta?\r", "Yes.")),
-            *((f"{CTRL_R}alph", "an alpha?"), (f"{LEFT}\r", "Yes."), ("beta?\r", "Yes.")),
-            *((f"{CTRL_R}alph", "an alpha?"), (f"{CTRL_A}\r", "Yes.")),
-        ],
-        {"talk": ["an alpha?", "beta?"] * 4 + ["an alpha?"]},
-    ),
-    "keys of newer terminals, and a draft": (
-        [
-            (f"one{SHIFT_ALONE}{SHIFT_ENTER}two{SHIFT_SPACE}three{SUPER_A}", "... two three"),
-            (NEW_CTRL_C, ">"),
-            (UP, "> one"),
-            ("\r", "Yes."),
-            (f"/system Be kind.{CTRL_J}{CTRL_J}Be brief.\r", "system prompt: Be kind."),
-            ("/system\r", "system prompt: Be kind."),
-        ],
-        {"talk": ["one\ntwo three"]},
-    ),
-    "files are attached and detached": (
-        [
-            ('/file cats.txt, "my dogs.txt"\r', "| with cats.txt, my dogs.txt"),
-            ("/file none\r", "detached cats.txt, my dogs.txt"),
-            ("/file cats.txt dogs.txt\r", "dogs.txt: No such file"),
-            ("One?\r", "Yes."),
-            ("/file notes\r", "| with notes"),
-            ("/load talk\r", "detached notes"),
-            ("/file notes\r", "| with notes"),
-            ("/clear\r", "detached notes"),
-            ("/use tea\r", "| with tea"),
-            ("/use none\r", "using no saved prompt"),
-            ("/file cats.txt my dogs.txt\r", "cats.txt, my dogs.txt will be prepended"),
-            ("/file notes Who sleeps?\r", "Yes."),
-        ],
-        {"who-sleeps": [f"{attached('cats.txt', 'my dogs.txt', 'notes')}Who sleeps?"], "talk": ["One?"]},
-    ),
-    "a question names files, and its completion does": (
-        [
-            ("See @do\t", "> See @docs/"),
-            (f"{CTRL_U}Sure, @ann? See @notes, @my\t", "@my dogs.txt"),
-            (".\r", "attached notes, my dogs.txt"),
-            (f"Explain {pasted('@notes' + chr(10) + '@cats.txt')}.\r", "Yes."),
-        ],
-        {
-            "talk": [
-                f"{attached('notes', 'my dogs.txt')}Sure, @ann? See @notes, @my dogs.txt.",
-                "Explain @notes\n@cats.txt.",
-            ]
-        },
-    ),
-    "a session is deleted once that is confirmed": (
-        [
-            ("One?\r", "Yes."),
-            ("/delete\r", "Delete session talk? [y/N]"),
-            ("\r", "talk not deleted"),
-            ("/clear\r", "New conversation"),
-            ("Two?\r", "Yes."),
-            ("/delete talk\r", "[y/N]"),
-            ("y\r", "talk deleted (2 messages)"),
-            ("/delete\r", "[y/N]"),
-            ("y\r", "two deleted (2 messages); new conversation"),
-            ("Three?\r", "Yes."),
-        ],
-        {"three": ["Three?"]},
-    ),
-    "a bare exit is confirmed": (
-        [("exit\r", "Exit the chat? [Y/n]"), ("n\r", "Yes."), ("quit\r", "Exit the chat? [Y/n]"), ("n\r", "Yes.")],
-        {"talk": ["exit", "quit"]},
-    ),
-}
+def keys(text: str) -> str:
+    """What a terminal sends for a text with keys such as <Enter>."""
+    return re.sub("<([^<>]+)>", lambda key: KEYS[key[1]], text.replace("\n", "\r"))
 
 
 @pytest.fixture
 def files(tmp_path: Path, user: CommandLine) -> None:
-    for name in FILES:
+    for name in ("cats.txt", "my dogs.txt", "notes"):
         (tmp_path / name).write_text(f"This is {name}.\n")
     (tmp_path / "docs").mkdir()
     (user.config / "prompts").mkdir()
@@ -150,15 +44,14 @@ def files(tmp_path: Path, user: CommandLine) -> None:
 
 
 @pytest.mark.usefixtures("files")
-@pytest.mark.parametrize("scene", SCENES)
-def test_chat_shows_and_asks_what_is_typed(open_chat: OpenTerminal, user: CommandLine, scene: str) -> None:
-    steps, questions = SCENES[scene]
+@pytest.mark.parametrize("scene", rows("chat_scenes"), ids=lambda scene: scene["what"])
+def test_chat_shows_and_asks_what_is_typed(open_chat: OpenTerminal, user: CommandLine, scene: dict[str, Any]) -> None:
     person = open_chat("", "--session", "talk", **SCRIPT)
-    for typed, shown in steps:
-        person.type(typed, shows=shown)
+    for typed, shown in scene["typed"]:
+        person.type(keys(typed), shows=shown)
     person.leave()
     with user.sessions() as store:
-        assert {name: user.contents(name)[::2] for name in store.names()} == questions
+        assert {name: user.contents(name)[::2] for name in store.names()} == scene["asked"]
 
 
 @pytest.mark.usefixtures("files")
@@ -167,13 +60,13 @@ def test_chat_begins_with_files_and_with_piped_text(open_chat: OpenTerminal, use
     person.wait_for("| with cats.txt")
     person.type("Who sleeps?\r", shows="Yes.")
     person.leave()
-    assert user.contents("files")[0] == f"{attached('cats.txt')}Who sleeps?"
+    assert user.contents("files")[0] == "cats.txt:\n```txt\nThis is cats.txt.\n```\n\nWho sleeps?"
     pipe = ("sh", "-c", 'printf "+a\\n-b\\n" | "$@"', "sh")
     person = open_chat("", "Review @notes, @a", "--session", "diff", shell=pipe, **SCRIPT)
     person.wait_for("Yes.")
     person.type("Sure?\r", shows="Yes.")
     person.leave()
-    assert user.contents("diff")[::2] == [f"{attached('notes')}Review @notes, @a\n\n+a\n-b", "Sure?"]
+    assert user.contents("diff")[::2] == ["notes:\n```\nThis is notes.\n```\n\nReview @notes, @a\n\n+a\n-b", "Sure?"]
 
 
 def test_edited_reply_is_continued_and_its_beginning_can_be_given(
@@ -221,7 +114,7 @@ def test_long_questions_wrap_and_are_shortened_once_they_are_sent(open_chat: Ope
         person.resize(columns, 24)
         person.type(f"{typed}\r", shows="Yes.")
         assert "".join(person.screen.lines).rpartition("> 0")[2].partition("Yes.")[0] == shown[1:]
-    person.type(pasted("\n".join(f"line {number}" for number in range(60))), shows="line 59")
+    person.type(keys("<Paste>" + "\n".join(f"line {number}" for number in range(60)) + "</Paste>"), shows="line 59")
     person.type("\r", shows="Yes.")
     first, last = (f"... line {n}" for n in (1, 2, 3)), (f"... line {n}" for n in range(56, 60))
     shown_lines = [line for line in person.screen.lines if "line" in line]
@@ -294,7 +187,7 @@ def test_ctrl_z_at_the_prompt_suspends_the_chat(open_shell: OpenTerminal, chatml
     shell.type("./chat\n")
     shell.wait_for("context ")
     shell.type("half a ")
-    shell.type(CTRL_Z, shows="Stopped")
+    shell.type(keys("<Ctrl-Z>"), shows="Stopped")
     shell.type("fg\n", shows="half a")
     shell.type("question?\r", shows="Yes.")
     shell.type("/exit\r", shows="shell%")
@@ -349,8 +242,8 @@ def test_plain_prompt_takes_a_paste_as_one_question_and_refuses_long_lines(
     person.type(b"\xff?\n", shows="truncated at 4 tokens")
     if "TERM" in plain:
         person.type("/copy\n", shows="no clipboard available")
-    person.type(CTRL_C, shows="Press Ctrl-C again")
-    person.type(CTRL_C)
+    person.type(keys("<Ctrl-C>"), shows="Press Ctrl-C again")
+    person.type(keys("<Ctrl-C>"))
     assert person.end() == 0
     assert "\x1b" not in person.output
     assert user.contents("tea")[::2][:2] == ["def f():\n    return 1\nWhat is it?", "Short?"]
@@ -374,10 +267,10 @@ def test_prompt_with_vi_keys_has_a_private_history(
     history.write_text("\n# now\n+What is a monad?\n\n# now\n+before\n")
     history.chmod(0o644)
     person = open_small_chat(CEREBRUM_VI="on")
-    person.type(UP, shows="> before")
-    person.type(f"{CTRL_C}{CTRL_R}mon", shows="What is a monad?")
-    person.type("\r\r", shows="| session what-is-a-monad")
-    person.type("not sent\x1bccOne?", shows="> One?")
+    person.type(keys("<Up>"), shows="> before")
+    person.type(keys("<Ctrl-C><Ctrl-R>mon"), shows="What is a monad?")
+    person.type(keys("<Enter><Enter>"), shows="| session what-is-a-monad")
+    person.type(keys("not sent<Escape>ccOne?"), shows="> One?")
     person.type("\r", shows="truncated at 4 tokens")
     person.leave()
     assert user.contents("what-is-a-monad")[2] == "One?"
