@@ -236,6 +236,7 @@ def test_chat_saves_a_question_before_its_reply_can_be_interrupted(chat: Chat) -
     """Ctrl-C while it is saved would cancel loading for the next question, and /retry would have none."""
     chat.send("One?")
     assert contents(chat) == ["One?"]
+    assert (chat.tree.undo(), chat.tree.redo()) == ("One?", "One?")
 
 
 def test_chat_saves_a_reply_while_it_is_generated(

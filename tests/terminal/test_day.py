@@ -11,6 +11,7 @@ from difflib import ndiff
 from pathlib import Path
 
 import pytest
+from cases import rows
 from command_line import CommandLine
 from person import OpenTerminal, Person
 
@@ -21,45 +22,18 @@ CTRL_C, CTRL_L, CTRL_R, UP = "\x03", "\x0c", "\x12", "\x1b[A"
 OPEN_EDITOR = "\x18\x05"  # Ctrl-X Ctrl-E
 FAILS_ONCE = "[ -e failed ] || { touch failed; exit 1; }"
 
-CAT = r"""## Cats
-
-A cat is a **small** carnivore: $t \approx 14$ hours of sleep.
-
-```python
-def purr(cat):
-    return f"{cat} purrs"  # always
-```
-
-> Cats choose you.
-
-1. They hunt at dusk,
-2. and sleep at noon."""
-TABLE = """| Animal | Sleeps | Hunts |
-|---|---|---|
-| cat | 14 h | at dusk and at dawn |
-| owl | 12 h | at night, without a sound |
-
-- Both see in the dark.
-  - Neither likes water."""
-STORY = " ".join(f"word{number}" for number in range(400))
-FABLE = " ".join(f"word{number}" for number in range(40)) + "\n\nThe end."
-REPLIES = {
-    "What is a cat?": CAT,
-    "Compare it with an owl.": TABLE,
-    "Tell a story.": STORY,
-    "Tell a fable.": FABLE,
-    "the moral?": "Sleep well.",
-    "Who sleeps?": "The **cat** does, as [notes](https://example.org/notes.txt) say.",
-}
+WORDS = [f"word{number}" for number in range(400)]
+REPLIES = {**rows("day"), "Tell a story.": " ".join(WORDS), "Tell a fable.": f"{' '.join(WORDS[:40])}\n\nThe end."}
+CAT, OWL, FABLE = "What is a cat?", "Compare it with an owl.", "Tell a fable."
 TURNS = [
-    *("What is a cat?", CAT),
-    *("Tell a fable.", FABLE),
+    *(CAT, REPLIES[CAT]),
+    *(FABLE, REPLIES[FABLE]),
     *("What is the moral?", "Sleep well."),
     *("a = 1\nb = 2\nWhat is b?", "Yes."),
     *("One line,\n\nand another.", "Yes."),
     *("A line,\na second\nand a third.", "Yes."),
-    *("Compare it with an owl.", TABLE),
-    *("Tell a fable.", FABLE),
+    *(OWL, REPLIES[OWL]),
+    *(FABLE, REPLIES[FABLE]),
     *("What is a cow?", "No."),
     *("notes.txt:\n```txt\nThe cat sleeps.\n```\n\nWho sleeps?", REPLIES["Who sleeps?"]),
 ]
@@ -120,8 +94,8 @@ def afternoon(person: Person) -> None:
     person.wait_for("the last reply was cut off")
     person.type("/undo\r", shows="Undone: Tell a story.")
     person.type("Compare it with an owl.", shows="> Compare it")
-    for columns, rows in ((20, 12), (200, 12), (40, 24)):
-        person.resize(columns, rows)
+    for size in ((20, 12), (200, 12), (40, 24)):
+        person.resize(*size)
     person.type(CTRL_L)
     person.wait_until(lambda: person.screen.visible_lines[:1] == ["> Compare it with an owl."], "an empty window")
     person.type("\r", shows="Neither likes water.")

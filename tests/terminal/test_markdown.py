@@ -137,27 +137,8 @@ def test_random_prices_shells_and_regular_expressions_stay(text: str) -> None:
 
 # Streams: the screen is the same in any pieces.
 
-BLOCKS = [
-    "# Head line",
-    "some words that will wrap around, **bold** and `code`",
-    "Setext\n---",
-    "- a\n- b\n  - nested, and long enough to wrap",
-    "1. one\n10) ten\n2024. Was a good year",
-    "```py\nx = 1\n\n- not a list\n```",
-    "    indented\n\ttab",
-    "| a | b |\n|---|--:|\n| 日本 | 😀 |",
-    "text before\na | b\n---|---\n1 | 2 | 3\nafter",
-    "a | b\nno table",
-    "> quote\n> - ```js\n>   /* c",
-    "<div>html</div> &amp; \\*x\\* [a](b_c_d) ![i][1]",
-    "日本語のテキストは**とても**幅が広い",
-    "line  \nbreak\u2028same line",
-    "```\nunclosed",
-    "\\[\nx^2\n\\]",
-    "\\[ unclosed\n\nmore",
-    "  12\n+ 30\n----\n  42",
-    "```js\n/*\n" + "".join(f" * {line}\n" for line in range(90)) + "*/\nlet x\n```",
-]
+LONG_COMMENT = "```js\n/*\n" + "".join(f" * {line}\n" for line in range(90)) + "*/\nlet x\n```"
+BLOCKS = [*rows("markdown_blocks"), LONG_COMMENT]
 
 
 @pytest.mark.slow
@@ -336,62 +317,12 @@ def test_colors_have_a_contrast_of_at_least_4_5_on_black_and_on_white(number: in
 
 # Code blocks: numbered, labeled, copied, and shown while they stream.
 
-NESTED = """1. Install it:
-
-   ```bash
-   pip install cerebrum
-   ```
-
-> ~~~python
-> import cerebrum
-> ~~~
-
-    indented = True
-
-```a-language-with-a-long-name of its own
-"""
+CODE_BLOCKS = rows("code_blocks")
 
 
-def test_code_blocks_returns_their_contents_in_order() -> None:
-    assert code_blocks(NESTED) == [
-        ("pip install cerebrum", "bash"),
-        ("import cerebrum", "python"),
-        ("", "a-language-with-a-long-name"),
-    ]
-    assert code_blocks("```\r\na\r\n\r\nb\r\n```") == [("a\n\nb", "")]
-    assert code_blocks("no `code` block") == []
-    docstring = 'def f():\n    """Say so:\n\n    ```\n    f()\n    ```\n    """'
-    assert code_blocks(f"```python\n{docstring}\n ```\n\n```\nb\n```") == [(docstring, "python"), ("b", "")]
-
-
-MIXED = """Run `ls`:
-
-    indented
-
-```sh
-ls
-```
-
-~~~~
-```py
-not a block
-```
-~~~~
-
-* then
-
-  ```py title="a.py"
-  def f():
-      return 1
-  ```
-
-```
-
-```
-
-```javascript
-f(
-"""
+@pytest.mark.parametrize(("what", "text", "blocks"), CODE_BLOCKS)
+def test_code_blocks_returns_their_contents_in_order(what: str, text: str, blocks: list[list[str]]) -> None:
+    assert [[code, language] for code, language in code_blocks(text)] == blocks
 
 
 @pytest.mark.parametrize(
@@ -406,7 +337,8 @@ f(
     ],
 )
 def test_find_code_takes_a_fenced_block_of_a_language(language: str | None, last: bool, code: str | None) -> None:
-    assert find_code(MIXED, language, last) == code
+    _, text, _ = CODE_BLOCKS[-1]
+    assert find_code(text, language, last) == code
     assert find_code("```Quux\na\n```", "quux") == "a"  # a language without a lexer
     assert find_code("no `code`\n\n    indented\n\n```\n \n```") is None
 
