@@ -1,7 +1,7 @@
 """Inline Markdown of one line: what becomes styling, links and mathematics; every other character stays.
 
-Markup begins and ends at the edges of words only, so that `5*6*7`, `*args` and `__init__` are text. Backslashes, what
-looks like a link in code, and HTML are text, too, but for entities in prose, keys, superscripts and subscripts.
+Markup begins and ends at the edges of words only, so that `5*6*7`, `*args` and `__init__` are text. What looks like
+a link in code, most backslashes, and HTML are text, too, but for entities in prose, keys, superscripts and subscripts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from markdown_it.token import Token
 from rich.text import Text
 
 from cerebrum_cli.core.environment import environment
-from cerebrum_cli.core.text import Match
+from cerebrum_cli.core.text import Match, Pattern
 from cerebrum_cli.terminal.markdown.mathematics import (
     IDEOGRAPHIC,
     INLINE_MATH,
@@ -30,11 +30,14 @@ from cerebrum_cli.terminal.markdown.mathematics import (
 
 Rule = Callable[[StateInline, bool], bool]
 
-_BEFORE = re.compile(rf"[\s(\[{{\"'“”‘«—–:,;!?>|…{IDEOGRAPHIC}-]?")
-_AFTER = re.compile(rf"[\s)\]}}\"'“”’»—–:,;.!?<|…{IDEOGRAPHIC}-]?")
-_MARKS, _SIGNS = "*_~", "/=+→&"
+# Beside markup: a space, punctuation, a letter of a script that formulas do not use, and any sign that is not ASCII.
+_BEFORE = re.compile(rf"[\s(\[{{\"':,;!?>|{IDEOGRAPHIC}\u0590-\u1cff-]?|[^\w\0-\x7f]")
+_AFTER = re.compile(rf"[\s)\]}}\"':,;.!?<|{IDEOGRAPHIC}\u0590-\u1cff-]?|[^\w\0-\x7f]")
+_MARKS, _SIGNS = "*_~", "/=+&"
 _BOLD_PART = re.compile(r"(?:[^\W\d_]|[:.!?])[^\W\d_]")  # "**N**orth", "**Note:**text"
-_FIRST = re.compile(r"[^\s,;:.!?)\]}/\\*~=]|\\(?=[(\[])|(?<=\*\*)\.(?=\w)")  # of emphasized text, or a bold file name
+_FIRST = re.compile(
+    r"[*_~]*+[^\s,;:.!?)\]}/\\*~=]|\\(?=[(\[])|(?<=\*\*)\.(?=\w)"
+)  # of emphasized text, or a bold file name
 _LAST = re.compile(r"[^\s(\[{/\\=<]")
 _IDENTIFIER = re.compile(r"_(?![^\W\d_]{3,}_(?!\w))\w+_(?!\w)|__\w+__(?!\w)")
 _SYLLABLE = re.compile(r"[^\W\d_]{2,}\*\*[^\W\d_]")  # "un**believ**able"
@@ -50,7 +53,12 @@ _LINK_VARIABLES = ("VTE_VERSION", "WT_SESSION", "KITTY_WINDOW_ID")
 _LINK_TERMINALS = ("iTerm.app", "vscode", "WezTerm", "ghostty", "alacritty", "foot", "xterm-kitty", "xterm-ghostty")
 _TAG = re.compile(r"<(kbd|sub|sup)>([^<>]{1,40})</\1>")
 SCRIPTS = {"sub": SUBSCRIPTS, "sup": SUPERSCRIPTS}
-_ENTITY = re.compile(r"&(?:#x?[\da-fA-F]{1,6}|[a-zA-Z]\w{1,30});")
+_ESCAPE = re.compile(
+    r"(?<=\w)\\_(?=\w)|(?:(?<![^\s\w(])|(?<=\\\*))\\[*#](?=[\w\s*,;:!?)]|\\\*|\.?(?:\s|\Z))"
+    r"|(?<=\d)\\\.(?=\s)|(?<=[^\s\\])\\\Z|(?<![^\s(~-])\\\$(?=\d[\d,.]*+(?![\w\"'}=]))"
+    r"|&(?:#x?[\da-fA-F]{1,6}|[a-zA-Z]\w{1,30});|\\\[(?:\d{1,3}|[^\W\d_]+(?: [^\W\d_]+)+)\\\]"
+)
+_PATH = re.compile(r"\w:|/|\\[a-zA-Z]")
 STYLES = {"strong": "bold", "em": "italic", "s": "strike"}
 CODE_STYLE = "markdown.code"
 
@@ -135,7 +143,7 @@ def _at_word_edges(rule: Rule) -> Rule:
 def _edges(line: str, start: int, end: int) -> tuple[bool, bool]:
     """Whether markup at a place of a line begins there, and whether it ends there."""
     before = line[:start].rstrip(_MARKS)[-1:]
-    after = line[end:].lstrip(_MARKS)[:1]
+    after = line[end:].removesuffix("\\").lstrip(_MARKS)[:1]
     if before and before == after and not before.isalnum():  # "*", -*- and the like
         return False, False
     opens = _BEFORE.fullmatch(before) is not None
@@ -152,59 +160,54 @@ def _is_factor(line: str, at: int) -> bool:
     return bool(_FACTOR.match(line, max(start, 0)))
 
 
-def _read_math(state: StateInline, silent: bool) -> bool:
-    found = INLINE_MATH.match(state.src, state.pos)
-    if found is None or not is_mathematics(found[0]):
+def _at_pattern(pattern: Pattern, read: Callable[[StateInline, Match], bool]) -> Rule:
+    """A rule for text that a pattern matches, unless `read` returns that it is text as it is."""
+
+    def rule(state: StateInline, _: bool) -> bool:
+        found = pattern.match(state.src, state.pos)
+        if found is None or not read(state, found):
+            return False
+        state.pos = found.end()
+        return True
+
+    return rule
+
+
+def _read_math(state: StateInline, found: Match) -> bool:
+    if is_mathematics(found[0]):
+        state.push("math", "", 0).content = found[0]
+        return True
+    return False
+
+
+def _read_text(state: StateInline, found: Match) -> bool:
+    """Read a backslash or an entity of prose: not those of HTML or a path, nor what cannot be printed."""
+    *_, word = state.src[: state.pos].split(" ")
+    text = unescape(found[0].replace("\\", "")).replace("\xa0", " ")
+    is_shown = text.isprintable() and (text or found[0] == "\\")
+    if not is_shown or _PATH.search(word) or state.src.lstrip().startswith("<"):
         return False
-    if not silent:
-        token = state.push("math", "", 0)
-        token.content = found[0]
-    state.pos = found.end()
+    state.pending += text
     return True
 
 
-def _read_entity(state: StateInline, silent: bool) -> bool:
-    """Read an entity; those in lines of HTML, and of what cannot be printed, stay text."""
-    found = _ENTITY.match(state.src, state.pos)
-    if found is None or "<" in state.src:
-        return False
-    text = unescape(found[0]).replace("\xa0", " ")
-    if not text or not text.isprintable():
-        return False
-    if not silent:
-        state.pending += text
-    state.pos = found.end()
-    return True
-
-
-def _read_tag(state: StateInline, silent: bool) -> bool:
-    found = _TAG.match(state.src, state.pos)
-    if found is None:
-        return False
+def _read_tag(state: StateInline, found: Match) -> bool:
     name, content = found.groups()
     if name in SCRIPTS and not all(ord(character) in SCRIPTS[name] for character in content):
         return False
-    if not silent:
-        state.push("tag", name, 0).content = content
-    state.pos = found.end()
+    state.push("tag", name, 0).content = content
     return True
 
 
-def _read_link(state: StateInline, silent: bool) -> bool:
-    found = _LINK.match(state.src, state.pos)
-    if found is None:
-        return False
-    if not silent:
-        token = state.push("link", "", 0)
-        token.meta["link"] = found
-    state.pos = found.end()
+def _read_link(state: StateInline, found: Match) -> bool:
+    state.push("link", "", 0).meta["link"] = found
     return True
 
 
 PARSER = MarkdownIt("zero").enable(["backticks", "emphasis", "strikethrough"])
 PARSER.inline.ruler.at("emphasis", _at_word_edges(read_emphasis))
 PARSER.inline.ruler.at("strikethrough", _at_word_edges(read_strikethrough))
-PARSER.inline.ruler.push("math", _read_math)
-PARSER.inline.ruler.push("entity", _read_entity)
-PARSER.inline.ruler.push("tag", _read_tag)
-PARSER.inline.ruler.push("hyperlink", _read_link)
+PARSER.inline.ruler.push("math", _at_pattern(INLINE_MATH, _read_math))
+PARSER.inline.ruler.push("escape", _at_pattern(_ESCAPE, _read_text))
+PARSER.inline.ruler.push("tag", _at_pattern(_TAG, _read_tag))
+PARSER.inline.ruler.push("hyperlink", _at_pattern(_LINK, _read_link))

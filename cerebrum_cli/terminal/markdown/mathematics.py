@@ -14,8 +14,8 @@ from cerebrum_cli.core.text import Match, Pattern
 # Scripts without spaces between words, and their punctuation.
 IDEOGRAPHIC = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"
 # Brackets of a formula stand at the edges of words; those of sed 's/\(a\)/\1/' do not.
-_BEFORE = rf"(?<![^\s(\[{{\"“‘«—–:,;>|=*_~{IDEOGRAPHIC}-])(?<![\w.)\]]\*|\\[(|])"
-_AFTER = rf"(?!\.[a-z]|\*[^\s*.,;:)])(?=\Z|[\s)\]}}\"'”’»—–:,;.!?<|*_~{IDEOGRAPHIC}-]|(?:th|st|nd|rd)\b)"
+_BEFORE = rf"(?<![!#$%&')+./<?@\\\]^`}}])(?<![^\W_{IDEOGRAPHIC}])(?<![\w.)\]]\*|\\[(|])"
+_AFTER = rf"(?!\.[a-z]|\*[^\s*.,;:)])(?=\Z|[\s)\]}}\"':,;.!?<|*_~{IDEOGRAPHIC}-]|[^\w\0-\x7f]|(?:th|st|nd|rd)\b)"
 INLINE_MATH = re.compile(
     rf"{_BEFORE}\\\((?:(?!\\[()])[^`]){{1,999}}?\\\){_AFTER}"
     # \[1\] and \[a-z\] are brackets that Markdown must not read
