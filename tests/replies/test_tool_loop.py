@@ -79,7 +79,7 @@ def opened(
     script = Script(*replies)
     backend = ScriptedBackend(script, context_size=context, batch_size=1000)
     with running_engine(backend) as engine:
-        yield model_on(engine, chosen_format(name, TOOL_TEMPLATES.get(template))), script
+        yield model_on(engine, chosen_format(name, TOOL_TEMPLATES.get(template, template))), script
 
 
 def replied(
@@ -306,9 +306,8 @@ def test_functions_need_a_prompt_format() -> None:
 
 def test_reasoning_before_calls_is_of_their_round() -> None:
     source = TOOL_TEMPLATES["JSON in a tag"] + "{# <think> </think> #}"
-    script = Script(f"<think>\nA coat?\n</think>\n\n{tagged(OSLO)}", "<think>\nDry.\n</think>\n\nNone.")
-    with running_engine(ScriptedBackend(script, context_size=10_000, batch_size=1000)) as engine:
-        model = model_on(engine, chosen_format(EMBEDDED, source))
+    replies = (f"<think>\nA coat?\n</think>\n\n{tagged(OSLO)}", "<think>\nDry.\n</think>\n\nNone.")
+    with opened(*replies, template=source) as (model, _):
         reply = model.reply(QUESTION, tools=[weather]).wait()
     assert (reply.message.rounds[0].reasoning, reply.message.reasoning) == ("A coat?", "Dry.")
     assert (reply.text, reply.message.content) == ("None.", "None.")

@@ -300,18 +300,6 @@ def test_secrets_are_not_told(ask: Run) -> None:
     assert "no such key: ***" in done.err and PASSWORD not in done.err
 
 
-@pytest.mark.slow
-def test_replies_without_text_are_counted(ask: Run) -> None:
-    Path("questions.txt").write_text("1 + 2?\n" * 40)
-    for before in ("", " (40 by an earlier run)"):  # then it is complete
-        done = ask(whole("stop", content=" "), "batch", "questions.txt", "-o", "out.jsonl")
-        assert (done.code, f"40 of 40 done{before}, 40 empty" in done.err) == (0, True), done.err
-    assert json.loads(Path("out.jsonl.meta.json").read_text())["empty"] == 40
-    for quiet in (), ("-q",):
-        done = ask(whole("stop", content=""), "ask", *quiet, "1 + 2?")
-        assert (done.code, done.out, "the model's answer is blank" in done.err) == (0, "", True)
-
-
 # Functions.
 
 WEATHER = ToolSpec("weather", "Forecast for a city.", {"type": "object", "properties": {"city": {"type": "string"}}})

@@ -1,6 +1,6 @@
 """`--endpoint`: compared with models on this machine; servers that come and go; options, names, keys, certificates.
 
-Then in processes and terminals of their own: Ctrl-C, kill -9, chats, and the real vocabulary.
+Then chats in terminals, and a real vocabulary.
 """
 
 import json
@@ -18,7 +18,7 @@ from person import OpenTerminal, Person
 from remote_engines import served_engine, set_patience
 from scripted_command import SCRIPTED, backend_for
 from served import SEEDS, Served
-from server_kinds import BUILD, LlamaServer
+from server_kinds import BUILD, LlamaServer, VllmServer
 from vocabularies import MARKS, marks_in
 from waiting import TIMEOUT_S
 
@@ -32,11 +32,6 @@ url = "{url}"
 """
 
 
-def without_times(reply: dict[str, Any]) -> dict[str, Any]:
-    """An object of `ask --json` without what depends on where it was generated."""
-    return {key: value for key, value in reply.items() if key not in ("timings", "file", "cached_tokens", "model")}
-
-
 def rows_of(output: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(output).read_text().splitlines()]
 
@@ -47,7 +42,10 @@ def test_endpoint_vote_has_the_local_tally_in_one_request(served: Served, votes:
     remote, local = served.run(*arguments, servers=2), served.run_alone(*arguments)
     assert (remote.code, remote.err) == (0, f"note: the server answers with {WEIGHTS}\n")
     assert remote.object["model"] == WEIGHTS
-    assert without_times(remote.object) == without_times(local.object)
+    generated, same = dict(remote.object), dict(local.object)
+    for key in ("timings", "file", "cached_tokens", "model"):
+        del generated[key], same[key]
+    assert generated == same
     first, *more = served.asked()
     assert first["n_cmpl"] == int(votes.removeprefix("auto:")[0]) and bool(more) == votes.startswith("auto")
     assert 0 in [len(server.completions()) for server in served.servers]
@@ -95,6 +93,9 @@ def test_endpoint_batch_resumes_on_servers_of_its_model_only(served: Served, mon
     done = served.run("batch", *command, servers=2)
     problem = f"{second.url} serves other.gguf (1000 bytes) on llama-server instead of tiny.gguf"
     assert_error(done, 1, problem, "--restart")
+    with VllmServer(first.model, context_size=100_000) as other:
+        done = served.run_alone("batch", *command, "--endpoint", other.url)
+        assert_error(done, 1, "serves tiny.gguf on vLLM instead of tiny.gguf (1000 bytes) on llama-server")
     assert Path("out.jsonl.partial").read_bytes() == finished
     second.models = first.models
     assert served.run("batch", *command, "-q", servers=2).code == 0
@@ -233,7 +234,7 @@ def test_endpoint_untrusted_certificate_stops_immediately(served: Served) -> Non
     assert_error(done, 1, f"{url}: untrusted certificate: ", "SSL_CERT_FILE")
 
 
-# In processes of their own.
+# In terminals, and with a real vocabulary.
 
 ANSWERS = {"One?": "First.", "Two?": "Zwölf 🙂.", "Three?": "Third of all the many numbers."}
 SCRIPT: dict[str, Any] = {"rows": ANSWERS, "seeds": ["once upon a time there was a fox"]}
@@ -249,15 +250,10 @@ def server() -> Iterator[LlamaServer]:
 
 
 @pytest.fixture
-def arguments(server: LlamaServer, chatml_model: Path) -> list[str]:
-    """The options that ask for this server."""
-    return ["-m", str(chatml_model), "--endpoint", server.url, "--seed", "0"]
-
-
-@pytest.fixture
-def chat(open_terminal: OpenTerminal, arguments: list[str]) -> Person:
+def chat(open_terminal: OpenTerminal, server: LlamaServer, chatml_model: Path) -> Person:
     """A chat on the server, in a terminal."""
-    person = open_terminal(sys.executable, SCRIPTED, json.dumps(SCRIPT), "chat", *arguments, "--no-markdown")
+    command = ("chat", "-m", chatml_model, "--endpoint", server.url, "--seed", "0", "--no-markdown")
+    person = open_terminal(sys.executable, SCRIPTED, json.dumps(SCRIPT), *command)
     person.wait_for(">")
     return person
 

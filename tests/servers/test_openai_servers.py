@@ -17,13 +17,7 @@ from cerebrum_cli.core.conversation import conversation_from_messages
 from cerebrum_cli.core.errors import UsageError
 
 MODEL = "gemma3:4b"
-REASONING = "<think>\n2 and 2\n</think>\n\n"
-SCRIPT: dict[str, Any] = {
-    "rows": {
-        "+ 3?": f"{REASONING}The answer is 4.",
-    },
-    "seeds": [f"{REASONING}The answer is 4.", "Perhaps 5. The answer is 5.", f"{REASONING}Four. The answer is 4."],
-}
+SCRIPT: dict[str, Any] = {"rows": {}, "seeds": ["<think>\n2 and 2\n</think>\n\nThe answer is 4."]}
 Ask = Callable[..., Finished]
 
 
@@ -45,12 +39,6 @@ def ask(server: OllamaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return run_here(SCRIPT, tmp_path, command, *options, *arguments, piped=piped)
 
     return run
-
-
-def questions(count: int) -> Path:
-    path = Path("questions.txt")
-    path.write_text("".join(f"{number} + 3?\n" for number in range(count)))
-    return path
 
 
 def test_llama_server_gets_messages_for_a_model_that_is_not_installed(server: OllamaServer, ask: Ask) -> None:
@@ -132,7 +120,8 @@ def test_served_model_that_dropped_messages_is_noticed(
 def test_served_model_needs_servers_of_one_kind_that_answer(server: OllamaServer, ask: Ask) -> None:
     with OllamaServer(server.model, context_size=5000) as other:
         other.models = server.models
-        done = ask("batch", questions(9), "-o", "out.jsonl", "--endpoint", other.url)
+        Path("questions.txt").write_text("".join(f"{number} + 3?\n" for number in range(9)))
+        done = ask("batch", "questions.txt", "-o", "out.jsonl", "--endpoint", other.url)
         assert (done.code, done.err.count("builds the prompt itself")) == (0, 1), done.err
         assert server.completions() and other.completions()
     with LlamaServer(server.model) as other:

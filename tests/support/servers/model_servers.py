@@ -42,7 +42,6 @@ class Fault(CountedFault):
     edit: Edit = lambda _, reply: reply
     reset_after: int | None = None
     hang_after: int | None = None
-    is_truncated: bool = False  # the connection closes within the first object
 
 
 class Armed(ArmedFault[Fault]):
@@ -289,8 +288,7 @@ class _Exchange(LoopbackHandler):
             return
         if armed.fault.hang_after == 1:
             self._hang(armed)
-        is_truncated = armed.fault.is_truncated or armed.fault.reset_after == 1
-        self._send(dump(sent if len(sent) > 1 else sent[0]), is_truncated=is_truncated)
+        self._send(dump(sent if len(sent) > 1 else sent[0]), is_truncated=armed.fault.reset_after == 1)
 
     def _send_chunk(self, chunk: Any, count: int, armed: Armed) -> None:
         """Send an object of a stream, after what the fault does before it."""
@@ -303,9 +301,7 @@ class _Exchange(LoopbackHandler):
         if fault.reset_after == count:
             self._cut()
         data = chunk if isinstance(chunk, bytes) else b"data: " + dump(chunk) + b"\n\n"
-        self._write_part(data[: len(data) // 2] if fault.is_truncated else data)
-        if fault.is_truncated:
-            raise ConnectionAbortedError
+        self._write_part(data)
 
     def _write_part(self, data: bytes) -> None:
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
