@@ -8,7 +8,6 @@ from hub_user import puller
 
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.settings import fold
-from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.capacity import SYSTEM_RESERVE, Capacity
 from cerebrum_cli.engine.machine import Speed
 from cerebrum_cli.engine.memory import HEADROOM, Device
@@ -138,22 +137,23 @@ def test_catalogue_user_file_overrides_single_keys(tmp_path: Path) -> None:
         load_catalogue([tmp_path])
 
 
+GIB, GB = 2**30, 10**9
 PARTS_OF_OTHERS = {"mmproj-F16.gguf": 600_000_000, "mtp-x-Q8_0.gguf": 300_000_000, "x-BF16-mmproj.gguf": 700_000_000}
 
 
-@pytest.mark.parametrize("memory", [8 * 2**30, 16 * 2**30, 24 * 2**30])
 @pytest.mark.parametrize(("spec", "source"), SOURCES, ids=[source.repo_id for _, source in SOURCES])
 def test_catalogue_row_resolves_and_is_planned(
-    spec: ModelSpec, source: Repository, memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: ModelSpec, source: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    is_first = source == spec.sources[0]
+
     def listed(repo_id: str, _: object, revision: str | None) -> Listing:
         assert (repo_id, revision) == (source.repo_id, source.revision if is_first else None)
         sizes = {source.file.replace("{quant}", name): size for name, size in source.quantizations.items()}
         files = {name: HubFile(name, size, "00" * 32) for name, size in (sizes | PARTS_OF_OTHERS).items()}
         return Listing(repo_id, "main", "0" * 40, files)
 
-    is_first, available = source == spec.sources[0], memory - SYSTEM_RESERVE
-    library = Library((), Registry(tmp_path), lambda: Capacity(memory))
+    library = Library((), Registry(tmp_path), lambda: Capacity(16 * GIB))
     library.cache, library.catalogue = Cache(tmp_path), Catalogue((*PACKAGED.values(),))
     monkeypatch.setattr(planning, "list_repository", listed)
     plan = puller(library).plan(library.parse(spec.name if is_first else source.repo_id))
@@ -162,15 +162,8 @@ def test_catalogue_row_resolves_and_is_planned(
     for fit in plan.available.candidates:
         needed = fit.size + DEFAULT_CONTEXT * (spec.kv_bytes_per_token or 0) + HEADROOM
         assert needed < fit.needed < needed + 5_000_000  # the mask
-        fit_here = "fits" if fit.needed <= 7 / 8 * available else "tight"
-        assert fit.fit == (fit_here if fit.needed <= available else "too big")
-    if plan.chosen.fit == "too big":
-        needs = f"needs {format_size(plan.chosen.needed)} of memory at 8192 tokens of context"
-        said = f"{spec.name}:{plan.chosen.quantization} {needs}; {format_size(available)} is available"
-        assert plan.available.warning == said
 
 
-GIB, GB = 2**30, 10**9
 KV = uniform_sizes(32, 32, 65_536)  # of Mistral-7B: 131,072 bytes per token
 
 

@@ -11,7 +11,7 @@ from cases import rows
 from command_line import CommandLine, Finished, assert_error
 from gguf_files import write_model
 from hostile_hub import DIGEST, LFS, REPLIES, head, http, listing
-from hub_server import FORBIDDEN, Fault, Refusal
+from hub_server import FORBIDDEN, Fault, refusal
 from hub_user import CATALOGUED, OTHER, READER, HubUser, named
 
 
@@ -55,7 +55,7 @@ def test_pull_refuses_what_it_may_not_read_or_cannot_find(
 def test_pull_of_a_renamed_repository_is_redirected(hub_user: HubUser) -> None:
     """The Hub redirects the old name of a repository to its new one, which is not the storage of its files."""
     place = (("Location", f"{hub_user.hub.url}/api/models/owner/new?blobs=true"),)
-    moved = hub_user.hub.arm(Fault(part="api", path="owner/old", refusal=Refusal(307, "Renamed", headers=place)))
+    moved = hub_user.hub.arm(Fault(part="api", path="owner/old", refusal=refusal(307, "Renamed", headers=place)))
     assert refused(hub_user, "owner/old") == (3, f"owner/old: {UNKNOWN}", f"check the spelling{LOG_IN}")
     assert moved.struck == 1
 

@@ -22,9 +22,6 @@ def read(value: object) -> Recipe:
     return parse_recipe(json.dumps(value), "r.yml")
 
 
-WHOLE = {"merge_method": "passthrough", "models": [{"model": "m"}]}
-
-
 @pytest.mark.parametrize(("recipe", "coefficients"), rows("recipe_coefficients"))
 def test_recipe_has_a_coefficient_for_each_model(
     recipe: Mapping[str, object], coefficients: list[list[object]]
@@ -33,20 +30,9 @@ def test_recipe_has_a_coefficient_for_each_model(
     assert [[source.model, source.coefficient] for source in part.sources] == coefficients
 
 
-@pytest.mark.parametrize(
-    ("keys", "base", "tokenizer", "models"),
-    [
-        ({}, "m", "m", ("m",)),
-        ({"base_model": "n"}, "n", "n", ("m", "n")),
-        ({"tokenizer_source": "base"}, "m", "m", ("m",)),
-        ({"tokenizer_source": "acme/t"}, "m", "acme/t", ("m", "acme/t")),
-    ],
-)
-def test_recipe_names_the_models_of_metadata_and_vocabulary(
-    keys: dict[str, Any], base: str, tokenizer: str, models: tuple[str, ...]
-) -> None:
-    recipe = read({**WHOLE, **keys})
-    assert (recipe.base_model, recipe.tokenizer_model, recipe.models) == (base, tokenizer, models)
+def test_recipe_of_a_stack_may_have_another_base() -> None:
+    recipe = read(stacked(("a", 0, 2), base_model="c"))
+    assert (recipe.base_model, recipe.tokenizer_model, recipe.models) == ("c", "c", ("a", "c"))
 
 
 def error(text: str, where: str = "r.yml") -> UsageError:
@@ -265,14 +251,19 @@ def test_merge_metadata_counts_the_layers_and_has_the_smallest_context() -> None
     assert (made["llama.block_count"], made[length]) == (5, 4096)
 
 
-@pytest.mark.parametrize(("more", "tokenizer"), rows("tokenizer_sources"))
-def test_merge_metadata_takes_tokenizer_and_template_from_one_model(more: dict[str, str], tokenizer: str) -> None:
-    first = table("a", {"tokenizer.ggml.eos_token_id": 1, "tokenizer.ggml.add_bos_token": True})
-    assert parse_recipe(json.dumps(mixed("a", "b", **more)), "recipe.yaml").tokenizer_model == tokenizer
-    made = plan(mixed("a", "b", **more), first, table("b"))
-    made_tokenizer = {key: each for key, each in made.metadata.items() if key.startswith("tokenizer.")}
-    source = {"a": first, "b": table("b")}[tokenizer]
-    assert made_tokenizer == {key: each for key, each in source.metadata.items() if key.startswith("tokenizer.")}
+@pytest.mark.parametrize(("keys", "base", "tokenizer", "models"), rows("tokenizer_sources"))
+def test_merge_takes_tokenizer_and_template_from_one_model(
+    keys: dict[str, Any], base: str, tokenizer: str, models: list[str]
+) -> None:
+    value = mixed("a", "b", **keys)
+    recipe = read(value)
+    assert (recipe.base_model, recipe.tokenizer_model, [*recipe.models]) == (base, tokenizer, models)
+    tables = {name: table(name, {"tokenizer.ggml.eos_token_id": number}) for number, name in enumerate(models)}
+    made, expected = (
+        {key: each for key, each in metadata.items() if key.startswith("tokenizer.")}
+        for metadata in (plan(value, *tables.values()).metadata, tables[tokenizer].metadata)
+    )
+    assert made == expected != {}
 
 
 DESCRIPTION = "repo_url uuid description author organization version finetune basename quantized_by size_label"

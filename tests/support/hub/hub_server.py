@@ -80,42 +80,33 @@ def json_reply(value: Any, headers: Headers = (), status: int = 200) -> Reply:
     return Reply(status, (kind, *headers), memoryview(json.dumps(value).encode()))
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+def refusal(status: int, message: str, code: str = "", headers: Headers = ()) -> Reply:
     """An answer that is no success, in the Hub's shape."""
-
-    status: int
-    message: str
-    code: str | None = None
-    headers: Headers = ()
-
-    def reply(self) -> Reply:
-        code = () if self.code is None else (("X-Error-Code", self.code),)
-        headers = (*code, ("X-Error-Message", self.message), *self.headers)
-        return json_reply({"error": self.message}, headers, self.status)
+    codes = (("X-Error-Code", code),) if code else ()
+    return json_reply({"error": message}, (*codes, ("X-Error-Message", message), *headers), status)
 
 
 # The real Hub says 401 to a stranger who asks for what does not exist. Its client sees through it on https only; so
 # that it does here too, the code says what the client would have guessed.
-STRANGER = Refusal(401, "Invalid username or password.", "RepoNotFound")
-WRONG_TOKEN = Refusal(401, "Invalid credentials in Authorization header")
-FORBIDDEN = Refusal(403, "This token has no access to this resource")
-REPO_NOT_FOUND = Refusal(404, "Repository not found", "RepoNotFound")
-REVISION_NOT_FOUND = Refusal(404, "Invalid rev id", "RevisionNotFound")
-ENTRY_NOT_FOUND = Refusal(404, "Entry not found", "EntryNotFound")
-RATE_LIMITED = Refusal(429, "We had to rate limit you")
-SERVER_ERROR = Refusal(500, "Internal Error - We're working hard to fix this as soon as possible!")
-UNAVAILABLE = Refusal(503, "Service Unavailable")
-UNSATISFIABLE = Refusal(416, "The requested range is not satisfiable")
-NO_SUCH_PAGE = Refusal(404, "Sorry, we can't find the page you are looking for.")
-GATED = Refusal(403, "Access to this model is restricted and you are not in the authorized list.", "GatedRepo")
+STRANGER = refusal(401, "Invalid username or password.", "RepoNotFound")
+WRONG_TOKEN = refusal(401, "Invalid credentials in Authorization header")
+FORBIDDEN = refusal(403, "This token has no access to this resource")
+REPO_NOT_FOUND = refusal(404, "Repository not found", "RepoNotFound")
+REVISION_NOT_FOUND = refusal(404, "Invalid rev id", "RevisionNotFound")
+ENTRY_NOT_FOUND = refusal(404, "Entry not found", "EntryNotFound")
+RATE_LIMITED = refusal(429, "We had to rate limit you")
+SERVER_ERROR = refusal(500, "Internal Error - We're working hard to fix this as soon as possible!")
+UNAVAILABLE = refusal(503, "Service Unavailable")
+UNSATISFIABLE = refusal(416, "The requested range is not satisfiable")
+NO_SUCH_PAGE = refusal(404, "Sorry, we can't find the page you are looking for.")
+GATED = refusal(403, "Access to this model is restricted and you are not in the authorized list.", "GatedRepo")
 GATED_STRANGER = replace(GATED, status=401)
 
 
 class Refused(Exception):
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.message)
-        self.refusal = refusal
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply.status)
+        self.reply = reply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +120,7 @@ class Fault(CountedFault):
 
     part: Part
     path: str = ""  # any part of the request's path and query
-    refusal: Refusal | None = None
+    refusal: Reply | None = None
     raw: Sequence[bytes] | None = None
     cut_after: int | None = None
     reset: bool = False  # how a cut ends: with TCP's RST instead of FIN; what was on its way may be lost
@@ -220,7 +211,7 @@ class _Exchange(LoopbackHandler):
             self.close_connection = True
             self.wfile.write(b"".join(fault.raw))
             return
-        reply = fault.refusal.reply() if fault.refusal else hub.reply(request, ignore_range=fault.ignore_range)
+        reply = fault.refusal or hub.reply(request, ignore_range=fault.ignore_range)
         length = len(reply.body) + fault.promised_more + fault.sent_more
         replaced = {**dict(reply.headers), "Content-Length": str(length), **dict(fault.headers)}
         self.write_head(reply.status, replaced.items())
@@ -399,7 +390,7 @@ class HubServer:
                 return json_reply(repository.listed(commit, blobs=parse_qs(url.query).get("blobs") == ["true"]))
             raise Refused(NO_SUCH_PAGE)
         except Refused as refused:
-            return refused.refusal.reply()
+            return refused.reply
 
     def _search(self, request: Request, query: dict[str, list[str]]) -> Reply:
         """The models with a text in their names and all tags, the most downloaded first, with the requested fields."""
@@ -431,7 +422,7 @@ class HubServer:
         headers = (("X-Repo-Commit", commit.hash), ("Accept-Ranges", "bytes"))
         file = commit.files.get(name)
         if file is None:
-            raise Refused(replace(ENTRY_NOT_FOUND, headers=headers))
+            raise Refused(replace(ENTRY_NOT_FOUND, headers=(*ENTRY_NOT_FOUND.headers, *headers)))
         if not file.is_large:
             return ranged(asked_range, file, headers)
         place = f"{self.cdn_url}/{repo_id}/{file.digest}/{quote(PurePosixPath(name).name)}?{SIGNED}"
@@ -463,6 +454,6 @@ def ranged(asked_range: str, file: Content, headers: Headers) -> Reply:
     start, size = int(match[1]), len(file.data)
     stop = min(size, int(match[2]) + 1) if match[2] else size
     if start >= stop:
-        raise Refused(replace(UNSATISFIABLE, headers=(("Content-Range", f"bytes */{size}"),)))
+        raise Refused(UNSATISFIABLE)
     within = ("Content-Range", f"bytes {start}-{stop - 1}/{size}")
     return Reply(206, (*headers, within), file.data[start:stop], start)
