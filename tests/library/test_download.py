@@ -136,9 +136,7 @@ REFUSED = rows("fatal_faults")
 
 
 @pytest.mark.parametrize(("fault", "error", "hint", "is_resumable"), REFUSED.values(), ids=REFUSED)
-def test_pull_fails_with_a_hint(
-    hub_user: HubUser, fault: dict[str, Any], error: str, hint: str, is_resumable: bool
-) -> None:
+def test_pull_reports(hub_user: HubUser, fault: dict[str, Any], error: str, hint: str, is_resumable: bool) -> None:
     """With a fault each time; whether bytes are left to resume from."""
     armed = hub_user.hub.arm(replace(fault_of(fault), times=None))
     done = hub_user.run("pull", REPO)
@@ -241,9 +239,7 @@ DAMAGES = [*product(("partial", "record"), ("gone", "link", "pipe")), *product((
 
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGES)
-def test_pull_starts_over_from_a_damaged_download(
-    hub_user: HubUser, large: Path, tmp_path: Path, name: str, damage: str | int
-) -> None:
+def test_damaged_pull_starts_over(hub_user: HubUser, large: Path, tmp_path: Path, name: str, damage: str | int) -> None:
     """A file of it is gone, something else, or has other bytes from a number of them on."""
     interrupted(hub_user)
     path: Path = getattr(place(hub_user), name)

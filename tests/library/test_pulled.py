@@ -24,9 +24,7 @@ def repositories(hub_user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("offline", "more"), OFFLINE)
-def test_offline_installed_models_work_and_others_are_missing(
-    hub_user: HubUser, offline: tuple[str, ...], more: dict[str, str]
-) -> None:
+def test_offline_has_what_is_installed(hub_user: HubUser, offline: tuple[str, ...], more: dict[str, str]) -> None:
     path = hub_user.path(named("Q4_K_M"))
     hub_user.pull("cerebrum-7b")
     hub_user.hub.log.clear()

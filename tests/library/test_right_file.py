@@ -14,6 +14,7 @@ from hub_user import HubUser, cleaned
 
 REPO = "owner/gpt-oss-120b-GGUF"
 URL = f"https://huggingface.co/{REPO}/resolve/main"
+Files = Mapping[str, Path]
 NEXTN = "nextn.eh_proj.weight"
 
 
@@ -66,9 +67,7 @@ TAKEN = [(layout, tag) for layout, (_, taken) in LAYOUTS.items() for tag in take
 
 
 @pytest.mark.parametrize(("layout", "tag"), TAKEN)
-def test_right_file_of_a_repository_is_pulled(
-    hub_user: HubUser, files: Mapping[str, Path], layout: str, tag: str
-) -> None:
+def test_right_file_is_pulled(hub_user: HubUser, files: Files, layout: str, tag: str) -> None:
     names, taken = LAYOUTS[layout]
     hub_user.hub.repository(REPO, {name: files[kind] for name, kind in names.items()})
     planned = hub_user.run("pull", "--dry-run", "--json", f"{REPO}{tag}")
@@ -83,13 +82,7 @@ REFUSED = rows("refused_repositories")
 
 @pytest.mark.parametrize(("names", "references", "code", "error", "hint"), REFUSED.values(), ids=REFUSED)
 def test_repository_without_a_file_that_is_meant_is_refused(
-    hub_user: HubUser,
-    files: Mapping[str, Path],
-    names: Mapping[str, str],
-    references: list[str],
-    code: int,
-    error: str,
-    hint: str,
+    hub_user: HubUser, files: Files, names: dict[str, str], references: list[str], code: int, error: str, hint: str
 ) -> None:
     """REPO stands for the repository, and URL for the address of its files."""
     hub_user.hub.repository(REPO, {name: files[kind] for name, kind in names.items()})
@@ -103,9 +96,7 @@ OTHERS = rows("refused_files")
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_file_that_is_no_whole_model_is_refused_before_the_download_and_on_the_disk(
-    hub_user: HubUser, files: Mapping[str, Path], kind: str
-) -> None:
+def test_file_that_is_no_whole_model_is_refused(hub_user: HubUser, files: Files, kind: str) -> None:
     names, problem, hint = OTHERS[kind]
     path = files[kind]
     hub_user.hub.repository(REPO, dict.fromkeys(names, path))
@@ -137,9 +128,7 @@ def test_file_of_a_newer_model_is_refused_in_the_words_of_llama(
     assert done.code == 2 and problem in done.err and "update cerebrum" in done.err, done.err
 
 
-def test_files_of_a_mirror_without_digests_cannot_be_verified(
-    hub_user: HubUser, files: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mirror_without_digests(hub_user: HubUser, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     hub_user.hub.repository(REPO, {"x-Q8_0.gguf": files["model"]})
     monkeypatch.setattr(Content, "listed", {})
     done = hub_user.run("pull", REPO)

@@ -177,7 +177,7 @@ def test_weights_of_a_pull_request_are_converted(owner: HubUser) -> None:
 
 
 @pytest.mark.parametrize(("command", "code", "problem", "hint"), rows("refused_conversions"))
-def test_weights_that_are_not_there_or_not_meant_are_refused(
+def test_weights_that_are_not_meant_are_refused(
     owner: HubUser, folder: Path, chatml_model: Path, command: str, code: int, problem: str, hint: str
 ) -> None:
     """MODEL stands for a GGUF file, in a folder of HOME, and FOLDER for a checkpoint."""

@@ -115,9 +115,7 @@ DAMAGES = rows("damaged_checkpoints")
 
 
 @pytest.mark.parametrize(("name", "kind", "value", "problem", "hint"), DAMAGES.values(), ids=DAMAGES)
-def test_damaged_checkpoint_is_refused(
-    name: str, kind: str, value: Any, problem: str, hint: str, tmp_path: Path
-) -> None:
+def test_damaged_folder_is_refused(name: str, kind: str, value: Any, problem: str, hint: str, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, read_model(name))
     damage(folder, read_model(name), kind, value)
     with pytest.raises(ModelFileError) as caught:
@@ -167,18 +165,14 @@ def test_pipe_is_no_shard(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "changes", "problem"), rows("unsupported_configurations"))
-def test_configuration_that_llama_cpp_cannot_follow_or_that_fits_no_weights_is_refused(
-    name: str, changes: dict[str, Any], problem: str, tmp_path: Path
-) -> None:
+def test_unsupported_configuration_is_refused(name: str, changes: dict[str, Any], problem: str, tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=problem) as caught:
         read_checkpoint(changed_config(tmp_path, name, changes), "tiny")
     assert len(caught.value.message) < 300
 
 
 @pytest.mark.parametrize(("name", "omitted", "key", "value"), rows("configuration_defaults"))
-def test_keys_that_are_omitted_have_the_defaults_of_transformers(
-    name: str, omitted: str, key: str, value: float, tmp_path: Path
-) -> None:
+def test_omitted_keys_have_defaults(name: str, omitted: str, key: str, value: float, tmp_path: Path) -> None:
     found = read_checkpoint(changed_config(tmp_path, name, {}, omitted), "tiny")
     assert found.metadata[f"{found.architecture}.{key}"].content == value
 

@@ -113,9 +113,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("method", "shares"), CASES)
-def test_merge_methods_match_the_formulas(
-    method: str, shares: tuple[float, ...], models: list[Path], tmp_path: Path
-) -> None:
+def test_methods_match_the_formulas(method: str, shares: tuple[float, ...], models: list[Path], tmp_path: Path) -> None:
     paths = models[: len(shares)]
     recipe = weighted(*shares, merge_method=method)
     if method == "task_arithmetic":

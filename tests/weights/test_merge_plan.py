@@ -23,9 +23,7 @@ def read(value: object) -> Recipe:
 
 
 @pytest.mark.parametrize(("recipe", "coefficients"), rows("recipe_coefficients"))
-def test_recipe_has_a_coefficient_for_each_model(
-    recipe: Mapping[str, object], coefficients: list[list[object]]
-) -> None:
+def test_recipe_has_coefficients_of_models(recipe: Mapping[str, object], coefficients: list[list[object]]) -> None:
     [part] = read(recipe).slices
     assert [[source.model, source.coefficient] for source in part.sources] == coefficients
 
@@ -252,9 +250,7 @@ def test_merge_metadata_counts_the_layers_and_has_the_smallest_context() -> None
 
 
 @pytest.mark.parametrize(("keys", "base", "tokenizer", "models"), rows("tokenizer_sources"))
-def test_merge_takes_tokenizer_and_template_from_one_model(
-    keys: dict[str, Any], base: str, tokenizer: str, models: list[str]
-) -> None:
+def test_merge_takes_tokenizer_of_one_model(keys: dict[str, Any], base: str, tokenizer: str, models: list[str]) -> None:
     value = mixed("a", "b", **keys)
     recipe = read(value)
     assert (recipe.base_model, recipe.tokenizer_model, [*recipe.models]) == (base, tokenizer, models)
