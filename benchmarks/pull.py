@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.harness import ROOT, SCRIPT, Row, alternate, argument_parser, record, run
 
-sys.path += [str(ROOT / "tests" / "support" / folder) for folder in ("hub", "servers")]
+sys.path += [str(ROOT / "tests" / "support" / folder) for folder in ("", "hub", "servers")]
 
 import numpy as np
 from gguf import GGUFWriter

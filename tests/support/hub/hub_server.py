@@ -15,12 +15,13 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from mmap import ACCESS_READ, mmap
 from pathlib import Path, PurePosixPath
-from threading import Condition
+from threading import Lock
 from types import TracebackType
 from typing import Any, Literal
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from loopback import ArmedFault, CountedFault, Loopback, LoopbackHandler, reset
+from waiting import wait_until
 
 Part = Literal["api", "resolve", "cdn", "other"]
 Headers = tuple[tuple[str, str], ...]
@@ -159,34 +160,24 @@ class Log:
 
     def __init__(self) -> None:
         self._requests: list[Request] = []
-        self._changed = Condition()
+        self._lock = Lock()
 
     def add(self, request: Request) -> None:
-        with self._changed:
+        with self._lock:
             request.beside = sum(other.part == request.part and other.is_under_way for other in self._requests)
             self._requests.append(request)
-            self._changed.notify_all()
-
-    def count(self, request: Request, sent: int) -> None:
-        with self._changed:
-            request.sent += sent
-            self._changed.notify_all()
 
     def clear(self) -> None:
-        with self._changed:
+        with self._lock:
             self._requests.clear()
 
     def requests(self, part: Part | None = None) -> tuple[Request, ...]:
-        with self._changed:
+        with self._lock:
             return tuple(each for each in self._requests if part in (None, each.part))
 
-    def wait_for(self, condition: Callable[[Request], bool], timeout: float = 10.0) -> Request:
-        """Wait for a request, perhaps under way, of which the condition holds; return the first."""
-        with self._changed:
-            found = self._changed.wait_for(lambda: next(filter(condition, [*self._requests]), None), timeout)
-        if found is None:
-            raise TimeoutError(f"no such request within {timeout} s among {self._requests}")
-        return found
+    def wait_for(self, condition: Callable[[Request], bool]) -> None:
+        """Wait for a request, perhaps under way, of which the condition holds."""
+        wait_until(lambda: any(map(condition, self.requests())))
 
 
 class Listener(Loopback):
@@ -232,7 +223,7 @@ class _Exchange(LoopbackHandler):
         for start, stop in pairwise([*sorted(starts), len(body)]):
             if start == fault.hang_after:
                 self.hang(armed.released)
-            self.server.hub.log.count(request, stop - start)
+            request.sent += stop - start
             request.is_under_way = stop < len(body)
             self.connection.sendall(body[start:stop])
             if fault.bytes_per_second:
