@@ -22,12 +22,13 @@ TICKETS = (
     'id,text,extra\na,"Give me my money back, please.",1\nb,Where is my parcel?,2\nc,,3\nd,The lamp is broken.,4\n'
 )
 REFUND = "Is a refund requested? {text}"
-RIGHT = {"a": "yes", "b": "no", "d": "no"}
+LABELLED = "id,text,refund\na,Money back!,yes\nb,Where is it?,no\nd,Broken.,no\n"
 
 
 @pytest.fixture
 def user(tmp_path: Path) -> CommandLine:
     (tmp_path / "tickets.csv").write_text(TICKETS)
+    (tmp_path / "labelled.csv").write_text(LABELLED)
     return CommandLine(tmp_path)
 
 
@@ -192,12 +193,14 @@ def test_a_row_with_other_choices_is_decided_again(user: CommandLine) -> None:
 
 
 def test_settings_that_cannot_change_a_decision_do_not_stop_a_resume(user: CommandLine) -> None:
+    plain = decide(user, "Is it?", "--json", stdin="It glows.")
     decide(user, REFUND, "tickets.csv", "-o", "out.csv")
     before = (user.home / "out.csv").read_bytes()
     values = (
-        "temperature = 0.5\nseed = 3\nmax_tokens = 9\ntop_p = 0.5\nstop = ['y']\nthink = 'on'\nloop_check = false\n"
+        "temperature = 2\nseed = 3\nmax_tokens = 9\ntop_k = 1\nstop = ['y', 'n']\nthink = 'on'\nloop_check = false\n"
     )
     (user.config / "config.toml").write_text(values)
+    assert decide(user, "Is it?", "--json", stdin="It glows.") == plain
     (user.home / "tickets.csv").write_text(TICKETS + "e,Give me my money back.,5\n")
     assert decide(user, REFUND, "tickets.csv", "-o", "out.csv").code == 6
     assert (user.home / "out.csv").read_bytes().startswith(before)
@@ -205,22 +208,10 @@ def test_settings_that_cannot_change_a_decision_do_not_stop_a_resume(user: Comma
     assert_error(decide(user, REFUND, "tickets.csv", "-o", "out.csv"), 1, "other settings: system")
 
 
-def test_sampling_settings_do_not_change_a_decision(user: CommandLine) -> None:
-    plain = decide(user, "Is it?", "--json", stdin="It glows.")
-    (user.config / "config.toml").write_text("temperature = 2\ntop_k = 1\nstop = ['y', 'n']\nthink = 'on'\n")
-    assert decide(user, "Is it?", "--json", stdin="It glows.") == plain
-
-
 # Labelled rows.
 
 
-def labelled(user: CommandLine) -> None:
-    lines = [f"{id},{text},{RIGHT[id]}" for id, text in (("a", "Money back!"), ("b", "Where is it?"), ("d", "Broken."))]
-    (user.home / "labelled.csv").write_text("\n".join(["id,text,refund", *lines, ""]))
-
-
 def test_labelled_rows_are_a_run(user: CommandLine) -> None:
-    labelled(user)
     done = decide(user, REFUND, "labelled.csv", "--label", "refund", "--json", "--plot", "p.svg")
     report = done.object
     assert report["n"] == 3 and 0 <= report["accuracy"] <= 1
@@ -239,7 +230,6 @@ def test_labelled_rows_are_a_run(user: CommandLine) -> None:
 
 
 def test_labelled_rows_of_a_table_have_the_same_report(user: CommandLine) -> None:
-    labelled(user)
     words = REFUND, "labelled.csv", "--label", "refund", "--json", "-o"
     found = [decide(user, *words, output).object for output in ("out.jsonl", "out.csv", "out.csv")]
     assert found[1] == found[2]
@@ -253,7 +243,6 @@ def test_labelled_rows_of_a_table_have_the_same_report(user: CommandLine) -> Non
 
 
 def test_runs_of_decisions_are_compared(user: CommandLine) -> None:
-    labelled(user)
     decide(user, REFUND, "labelled.csv", "--label", "refund", "-o", "orders.jsonl", "-q")
     decide(user, REFUND, "labelled.csv", "--label", "refund", "-o", "one.jsonl", "--letters", "-q")
     compared = user.run("runs", "compare", "orders.jsonl", "one.jsonl", "--json", directory=user.home)
@@ -296,16 +285,6 @@ def test_rows_are_decided_by_votes(user: CommandLine) -> None:
     assert done.code == 6
     rows = table_of(user, "out.csv")
     assert [row["probability"] in ("0.5", "0.75", "1.0") for row in rows if not row["error"]] == [True] * 3
-
-
-def test_a_model_that_always_reasons_needs_votes(user: CommandLine) -> None:
-    template = user.home / "thinker.jinja"
-    template.write_text(
-        "{% for message in messages %}{{ message.role }}: {{ message.content.split('</think>')[-1] }}\n{% endfor %}"
-        "assistant: <think>\n"
-    )
-    done = decide(user, "Is it?", "--chat-template", str(template), stdin="It glows.")
-    assert_error(done, 2, "reasons before each answer", "--votes 8")
 
 
 def test_reasoning_is_off_where_a_template_has_a_switch(user: CommandLine) -> None:

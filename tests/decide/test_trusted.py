@@ -57,8 +57,8 @@ def read(user: CommandLine, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (user.home / name).read_text().splitlines()]
 
 
-def decide(user: CommandLine, *words: str, question: str = QUESTION, model: str = "nano") -> Finished:
-    return user.run("decide", question, *words, "-m", model)
+def decide(user: CommandLine, *words: str, model: str = "nano") -> Finished:
+    return user.run("decide", QUESTION, *words, "-m", model)
 
 
 def test_rows_are_decided_up_to_a_wanted_error(user: CommandLine) -> None:
@@ -74,47 +74,12 @@ def test_rows_are_decided_up_to_a_wanted_error(user: CommandLine) -> None:
     assert_error(other, 1, "new.csv was made with other settings: max_error")
 
 
-def test_what_cannot_be_promised_is_an_error(user: CommandLine) -> None:
-    done = decide(user, "new.jsonl", *CALIBRATED[:3], "0.01", "-o", "other.jsonl")
-    assert_error(done, 2, "with 90 labelled rows", "can be promised", "--max-error")
-
-
-@pytest.mark.parametrize(
-    ("question", "words", "part"),
-    [
-        ("Is it urgent? {text}", (), "question (Is a refund requested? {text}, now Is it urgent? {text})"),
-        (QUESTION, ("--letters",), "letters (none, now on)"),
-        (QUESTION, ("--choices", "yes=it is money,no"), "choices (yes; no, now yes: it is money; no)"),
-        (QUESTION, ("-s", "Be strict."), "system (none, now Be strict.)"),
-    ],
-)
-def test_a_calibration_of_something_else_is_refused(
-    user: CommandLine, question: str, words: tuple[str, ...], part: str
-) -> None:
-    done = decide(user, "new.jsonl", *CALIBRATED, "-o", "new.csv", *words, question=question)
-    assert_error(done, 2, f"refunds.json was made with something else: {part}", "--calibrate")
-
-
 def test_a_calibration_holds_for_the_same_model_file_by_another_name(user: CommandLine) -> None:
     (user.home / "renamed.gguf").symlink_to(NANO)
     shutil.copy(NANO, user.home / "copy.gguf")
     for model in ("./renamed.gguf", "./copy.gguf"):
         done = decide(user, "new.jsonl", *CALIBRATED, "-o", f"{model}.csv", model=model)
         assert done.code == 0, done.err
-
-
-def test_a_row_with_choices_of_its_own_has_an_error(user: CommandLine) -> None:
-    write(user, "own.jsonl", [{"text": "a", "choices": ["x", "y"]}, {"text": "a"}])
-    assert decide(user, "own.jsonl", *CALIBRATED, "-o", "own.out.jsonl").code == 6
-    own, other = read(user, "own.out.jsonl")
-    assert "choices of its own" in str(own["error"]) and other["error"] is None
-
-
-def test_a_calibration_replaces_a_calibration_and_no_other_file(user: CommandLine) -> None:
-    assert decide(user, *CALIBRATE, "refunds.json").code == 0
-    done = decide(user, *CALIBRATE, "both.jsonl", "-o", "both.jsonl")
-    assert_error(done, 2, "both.jsonl exists, and is not a calibration")
-    assert len(read(user, "both.jsonl")) == LABELLED
 
 
 def test_labelled_rows_show_whether_the_promise_holds(user: CommandLine) -> None:
@@ -163,14 +128,6 @@ def test_another_model_decides_what_is_undecided(user: CommandLine, first: str) 
     assert_error(other, 2, "no undecided row is in texts.jsonl", "the earlier output")
     undecided = [number for number, row in enumerate(read(user, "new.jsonl"), 1) if "money" not in row["text"]]
     assert [row["id"] for row in read(user, "rest.jsonl")] == undecided
-
-
-def test_undecided_rows_are_those_of_an_earlier_decision(user: CommandLine) -> None:
-    done = decide(user, "texts.jsonl", "--undecided-of", "answers.jsonl", "-o", "rest.jsonl")
-    assert done.code == 0 and "no row of answers.jsonl is undecided" in done.err
-    words = "new.jsonl", "--template", "{text}", "-n", "1", "-m", "nano", "-o", "batch.jsonl"
-    assert user.run("batch", *words).code == 0
-    assert_error(decide(user, "new.jsonl", "--undecided-of", "batch.jsonl", "-o", "x.jsonl"), 2, "not a result")
 
 
 def test_rows_unlike_the_labelled_ones_get_a_notice(user: CommandLine) -> None:

@@ -12,7 +12,6 @@ from command_line import CommandLine, Finished, assert_error
 from scripted_command import run_here
 
 from cerebrum_cli.batch.input_row import OUTPUT_KEYS
-from cerebrum_cli.core.row_fields import INCOMPLETE
 from cerebrum_cli.engine.machine import processor_name
 from cerebrum_cli.replies import checking
 from scripts.nano.measure import MODEL_FILE
@@ -87,37 +86,6 @@ def test_larger_limit_asks_only_the_other_questions(command: CommandLine, sums: 
     refused = run_eval(command, sums, "--limit", "7", *sampled, run)
     assert_error(refused, 1, f"{run} has answers to 1 more question")
     assert len(rows_of(run)) == 8
-    smaller = run_eval(command, sums, "--samples", "2", "--limit", "3", "--restart", "-o", run)
-    assert (smaller.object["n"], smaller.object["samples"], len(rows_of(run))) == (3, 2, 3)
-
-
-def test_run_without_an_answered_question_has_no_report(command: CommandLine, tmp_path: Path) -> None:
-    source = write_questions(tmp_path / "none.jsonl", [{"question": "What is 3 plus 4? " * 500, "answer": 7}])
-    for _ in range(2):  # asked, and complete already
-        done = run_eval(command, source, "--ctx", "256", "-q", "-o", tmp_path / "none-run.jsonl")
-        assert_error(done, 6, "error: no question of none-run was answered: the prompt has ")
-        assert done.out == ""
-    assert_error(command.run("runs", "show", tmp_path / "none-run.jsonl"), 2, "no question of none-run")
-
-
-def test_failed_questions_are_asked_again_only_if_that_is_wanted(command: CommandLine, tmp_path: Path) -> None:
-    rows = [{"question": "What is 3 plus 4? " * times, "answer": 7} for times in (1, 30)]
-    source = write_questions(tmp_path / "two.jsonl", rows)
-    for retry, found in ((), 0), ((), 2), (("--retry-failed",), 1):
-        done = run_eval(command, source, "--ctx", "256", "-o", tmp_path / "run.jsonl", *retry)
-        assert (done.code, done.object["n"], done.object["failed"]) == (6, 1, 1)
-        assert done.err.startswith("2 of 2 done" + (f" ({found} by an earlier run)" if found else ""))
-    write_questions(source, rows[1:])
-    done = run_eval(command, source, "--ctx", "256", "-o", tmp_path / "run.jsonl", "--retry-failed")
-    assert_error(done, 1, "has answers to 1 more question")
-
-
-def test_replies_that_do_not_match_a_schema_are_wrong(command: CommandLine, sums: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run.jsonl"
-    done = run_eval(command, sums, "--limit", "2", "--schema", "answer int", "--max-tokens", "4", "-o", run)
-    assert (done.code, done.object["n"], done.object["failed"], done.object["accuracy"]) == (0, 2, 0, 0.0)
-    assert done.err.startswith("2 of 2 done, 2 truncated")
-    assert all(row["error"]["type"] == INCOMPLETE for row in rows_of(run))
 
 
 def test_run_records_what_it_depends_on_without_the_home_directory(command: CommandLine, sums: Path) -> None:
@@ -134,18 +102,6 @@ def test_run_records_what_it_depends_on_without_the_home_directory(command: Comm
     [conditions] = record["notes"]["conditions"]
     assert conditions["hardware"].startswith(processor_name()) and conditions["threads"] == 1
     assert (conditions["GPU layers"], conditions["flash attention"]) == (0, "auto")
-
-
-def test_runs_of_one_name_are_told_apart_by_their_folders(command: CommandLine, sums: Path, tmp_path: Path) -> None:
-    runs = tmp_path / "a.jsonl", tmp_path / "old" / "a.jsonl"
-    runs[1].parent.mkdir()
-    for run, limit in zip(runs, ("3", "4"), strict=True):
-        assert run_eval(command, sums, "--limit", limit, "-o", run).code == 0
-    done = command.run("runs", "compare", "old/a.jsonl", "a.jsonl", directory=tmp_path)
-    assert "accuracy of old/a.jsonl" in done.out and "accuracy of a.jsonl" in done.out
-    found = command.run("runs", "compare", *runs, "--json").object
-    assert (found["n"], found["changes"]["flips"], found["changes"]["p_value"]) == (3, 0, 1.0)
-    assert found["differences"] == {}
 
 
 def test_changed_files_are_not_a_run(command: CommandLine, sums: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -117,36 +118,12 @@ def double(numbers: List[int]) -> List[int]:
 '''
 TEST = complete_test("def check(candidate):\n    assert candidate([1, 2]) == [2, 4]\n", "double")
 
-# Finding the program.
 
-BODY = "    return [twice(number) for number in numbers]\n"
-FUNCTION = f"def double(numbers: List[int]) -> List[int]:\n{BODY}"
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        f"Here it is:\n\n```python\n{FUNCTION}```\n\nIt doubles each number.",
-        f"```python\n{PROMPT}{BODY}```",
-        f"```\n{FUNCTION}",
-        f"```python\n{BODY}```",
-        f"```python\ndef double(numbers):\n    return 0\n```\nNo, this one:\n```python\n{FUNCTION}```",
-        f"```python\n{FUNCTION}```\nUse it:\n```python\nprint(double([3]))\n```\nIt prints:\n```\n[6]\n```",
-        BODY,
-        FUNCTION,
-    ],
-)
-def test_program_of_a_reply(reply: str) -> None:
-    module: dict[str, object] = {"__name__": "program"}
-    exec(program_of(reply, PROMPT, "double"), module)
-    exec(TEST, module)
-
-
-@pytest.mark.parametrize("reply", ["I cannot.", "", "```python\n```", f"```python\n{PROMPT}```"])
-def test_reply_without_a_program_fails_its_test(reply: str) -> None:
-    module: dict[str, object] = {"__name__": "program"}
-    with pytest.raises((AssertionError, SyntaxError)):
-        exec(f"{program_of(reply, PROMPT, 'double')}\n{TEST}", module)
+@pytest.mark.parametrize(("reply", "has_program"), rows("replies_with_programs"))
+def test_program_of_a_reply_passes_its_test(reply: str, has_program: bool) -> None:
+    program = f"{program_of(reply, PROMPT, 'double')}\n{TEST}"
+    with nullcontext() if has_program else pytest.raises((AssertionError, SyntaxError)):
+        exec(program, {"__name__": "program"})
 
 
 # Programs run once all replies are there.
