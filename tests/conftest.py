@@ -240,10 +240,21 @@ def open_terminal(new_user: CommandLine) -> Iterator[OpenTerminal]:
 
 
 @pytest.fixture
-def open_chat(open_terminal: OpenTerminal, chatml_model: Path) -> OpenTerminal:
+def open_scripted(open_terminal: OpenTerminal, chatml_model: Path) -> OpenTerminal:
+    """A function that runs a command with a scripted model at a terminal."""
+
+    def start(script: Mapping[str, Any], command: str, *arguments: str | Path, **terminal: Any) -> Person:
+        shell = terminal.pop("shell", ())
+        argv = (sys.executable, SCRIPTED, json.dumps(script), command, "-m", chatml_model, *arguments)
+        return open_terminal(*shell, *argv, **terminal)
+
+    return start
+
+
+@pytest.fixture
+def open_chat(open_scripted: OpenTerminal) -> OpenTerminal:
     def start(reply: str = "Yes.", *arguments: str, shell: tuple[str, ...] = (), **script: Any) -> Person:
-        command = (sys.executable, SCRIPTED, json.dumps({"reply": reply, **script}), "chat", "-m", chatml_model)
-        person = open_terminal(*shell, *command, *arguments)
+        person = open_scripted({"reply": reply, **script}, "chat", *arguments, shell=shell)
         person.wait_for(">")
         return person
 

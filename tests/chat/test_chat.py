@@ -153,9 +153,7 @@ def test_continue_extends_a_truncated_reply(endless_chat: Chat) -> None:
     assert chat.tree.require_reply().message.tokens == tuple(b" and so on")
 
 
-def test_a_continuation_that_is_interrupted_before_it_begins_leaves_the_reply(
-    endless_chat: Chat, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_continuation_that_never_begins_leaves_the_reply(endless_chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     chat = endless_chat
     list(chat.change_settings({"max_tokens": 4}))
     ask(chat, "One?")

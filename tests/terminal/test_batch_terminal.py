@@ -2,17 +2,13 @@
 
 import json
 import re
-import sys
 import time
-from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 from batch_files import stored_lines
-from person import OpenTerminal, Person
-from scripted_command import SCRIPTED
+from person import OpenTerminal
 from waiting import wait_until
 
 from cerebrum_cli.core.events import PromptEvent, SequenceId, TokenEvent
@@ -22,18 +18,7 @@ from cerebrum_cli.terminal.streams import Streams
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
-Start = Callable[..., Person]
-
-
-@pytest.fixture
-def start(open_terminal: OpenTerminal, chatml_model: Path) -> Start:
-    """A function that runs a command with a scripted model at a terminal."""
-
-    def start(script: dict[str, Any], command: str, *arguments: str) -> Person:
-        script = {"rows": {}, "seeds": ["a reply of some length"], **script}
-        return open_terminal(sys.executable, SCRIPTED, json.dumps(script), command, "-m", chatml_model, *arguments)
-
-    return start
+SCRIPT = {"rows": {}, "seeds": ["a reply of some length"]}
 
 
 def batch(home: Path, count: int, output: str = "out") -> tuple[str, ...]:
@@ -42,8 +27,8 @@ def batch(home: Path, count: int, output: str = "out") -> tuple[str, ...]:
     return "batch", "in.jsonl", "-o", output, "--parallel", "4"
 
 
-def test_batch_bar_shows_progress_and_is_erased(start: Start, tmp_path: Path) -> None:
-    person = start({"load": 0.4, "pause": 0.006}, *batch(tmp_path, 30))
+def test_batch_bar_shows_progress_and_is_erased(open_scripted: OpenTerminal, tmp_path: Path) -> None:
+    person = open_scripted({**SCRIPT, "load": 0.4, "pause": 0.006}, *batch(tmp_path, 30))
     person.wait_for_output("loading chatml 50%")
     for shown in ("/30 ", "left 1 failed", "━"):
         person.wait_for(shown)
@@ -56,8 +41,8 @@ def test_batch_bar_shows_progress_and_is_erased(start: Start, tmp_path: Path) ->
     assert not person.screen.cursor_hidden
 
 
-def test_batch_answers_streamed_to_a_terminal_have_no_bar(start: Start, tmp_path: Path) -> None:
-    person = start({}, *batch(tmp_path, 12, output="-"))
+def test_batch_answers_on_a_terminal_have_no_bar(open_scripted: OpenTerminal, tmp_path: Path) -> None:
+    person = open_scripted(SCRIPT, *batch(tmp_path, 12, output="-"))
     assert person.end() == 6
     output = person.output.rpartition("\x1b[2K")[2]  # after a slow load's status line
     assert "\x1b" not in output
@@ -66,8 +51,8 @@ def test_batch_answers_streamed_to_a_terminal_have_no_bar(start: Start, tmp_path
     assert last.startswith("12 of 12 done, 1 failed, ")
 
 
-def test_batch_ctrl_c_erases_the_bar_and_prints_how_to_resume(start: Start, tmp_path: Path) -> None:
-    person = start({"pause": 0.002}, *batch(tmp_path, 40))
+def test_batch_ctrl_c_prints_how_to_resume(open_scripted: OpenTerminal, tmp_path: Path) -> None:
+    person = open_scripted({**SCRIPT, "pause": 0.002}, *batch(tmp_path, 40))
     person.wait_for("━")
     wait_until(lambda: bool(stored_lines(tmp_path / "out.partial")))
     person.type("\x03")
@@ -128,8 +113,8 @@ SAMPLES = [
 VOTE = ("ask", "q", "--votes", "5", "--seed", "0")
 
 
-def test_vote_shows_its_tally_and_then_the_winning_sample(start: Start) -> None:
-    person = start({"seeds": SAMPLES, "pause": 0.005}, *VOTE)
+def test_vote_shows_its_tally_and_then_the_winning_sample(open_scripted: OpenTerminal) -> None:
+    person = open_scripted({"rows": {}, "seeds": SAMPLES, "pause": 0.005}, *VOTE)
     for shown in ("no answer yet (0 of ", "日本語の答え x1 (1 of ", "日本語の答え x2 · 5 x1 (3 of "):
         person.wait_for_output(shown)
     assert len(person.screen.lines) == 1
@@ -140,8 +125,8 @@ def test_vote_shows_its_tally_and_then_the_winning_sample(start: Start) -> None:
     ]
 
 
-def test_vote_ctrl_c_shows_the_leading_answer(start: Start) -> None:
-    person = start({"seeds": [SAMPLES[0], *["y" * 2000] * 4], "pause": 0.005}, *VOTE)
+def test_vote_ctrl_c_shows_the_leading_answer(open_scripted: OpenTerminal) -> None:
+    person = open_scripted({"rows": {}, "seeds": [SAMPLES[0], *["y" * 2000] * 4], "pause": 0.005}, *VOTE)
     person.wait_for("日本語の答え x1 (1 of ")
     person.type("\x03")
     assert person.end() == 130

@@ -1,14 +1,13 @@
 """Function calls at a terminal: a line for each, the question before it, and what Ctrl-C does."""
 
 import json
-import sys
 from io import BytesIO, StringIO
 from pathlib import Path
 
 import pytest
 from command_line import CommandLine, Finished
 from person import OpenTerminal, Person
-from scripted_command import SCRIPTED, app_for, run_here
+from scripted_command import app_for, run_here
 
 from cerebrum_cli.core.events import CallEvent
 from cerebrum_cli.core.text import strip_controls
@@ -110,9 +109,7 @@ def test_functions_of_a_file_need_a_terminal_or_agreement(tmp_path: Path, chatml
     assert "\nerror: no terminal to confirm calls of weather\n hint: add -y to run" in refused.err
 
 
-def test_call_that_was_cut_off_is_run_when_the_reply_continues(
-    tmp_path: Path, chatml_model: Path, functions: str
-) -> None:
+def test_call_that_was_cut_off_is_run_later(tmp_path: Path, chatml_model: Path, functions: str) -> None:
     tools = ("--tool", functions, "-y", "--session", "tea")
     assert ask(tmp_path, chatml_model, *tools, "-n", "20").out == 'I look.\n{"name": "we\n'
     continued = run_here(dict(SCRIPT), tmp_path, "chat", "-m", chatml_model, *tools, piped=b"/continue\n")
@@ -142,12 +139,11 @@ def test_tools_of_a_chat_are_listed_added_and_removed(tmp_path: Path, chatml_mod
 
 
 @pytest.fixture
-def open_tools(open_terminal: OpenTerminal, chatml_model: Path, functions: str) -> OpenTerminal:
+def open_tools(open_scripted: OpenTerminal, functions: str) -> OpenTerminal:
     """A function that runs a command with the functions."""
 
     def start(command: str, *arguments: str) -> Person:
-        options = ("-m", chatml_model, "--session", "tea", "--tool", functions)
-        person = open_terminal(sys.executable, SCRIPTED, json.dumps(SCRIPT), command, *options, *arguments)
+        person = open_scripted(SCRIPT, command, "--session", "tea", "--tool", functions, *arguments)
         if command == "chat":
             person.wait_for(">")
         return person

@@ -5,16 +5,14 @@ import os
 import re
 import shutil
 import signal
-import sys
 from pathlib import Path
-from shlex import join, quote
+from shlex import quote
 from typing import Any
 
 import pytest
 from cases import rows
 from command_line import COMMAND, CommandLine
 from person import OpenTerminal, Person
-from scripted_command import SCRIPTED
 from tiny_models import write_chatml
 
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
@@ -69,9 +67,7 @@ def test_chat_begins_with_files_and_with_piped_text(open_chat: OpenTerminal, use
     assert user.contents("diff")[::2] == ["notes:\n```\nThis is notes.\n```\n\nReview @notes, @a\n\n+a\n-b", "Sure?"]
 
 
-def test_edited_reply_is_continued_and_its_beginning_can_be_given(
-    open_chat: OpenTerminal, user: CommandLine, tmp_path: Path
-) -> None:
+def test_edited_reply_is_continued(open_chat: OpenTerminal, user: CommandLine, tmp_path: Path) -> None:
     editor = tmp_path / "editor"
     editor.write_text('#!/bin/sh\nsed -i "s/One/Two/" "$1"\n')
     editor.chmod(0o755)
@@ -169,16 +165,13 @@ def test_chat_has_styles_labels_and_blank_lines(open_chat: OpenTerminal, tmp_pat
 
 
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
-def test_copy_inside_tmux_reaches_the_clipboard(
-    open_terminal: OpenTerminal, chatml_model: Path, tmp_path: Path
-) -> None:
-    script = '{"rows": {}, "seeds": ["Tea."]}'
-    chat = join([sys.executable, SCRIPTED, script, "chat", "-m", str(chatml_model)])
-    person = open_terminal("tmux", "-S", tmp_path / "tmux", "-f", os.devnull, "new-session", chat, SSH_TTY="/dev/pts/0")
+def test_copy_inside_tmux_reaches_the_clipboard(open_scripted: OpenTerminal) -> None:
+    tmux = ("tmux", "-S", "socket", "-f", os.devnull, "new-session")
+    person = open_scripted(SCRIPT, "chat", shell=tmux, SSH_TTY="/dev/pts/0")
     person.wait_for("context ")
-    person.type("tea?\r", shows="Tea.")
+    person.type("tea?\r", shows="Yes.")
     person.type("/copy\r", shows="copied the reply via tmux, to its buffer and")
-    person.wait_for_output(base64.b64encode(b"Tea.").decode())
+    person.wait_for_output(base64.b64encode(b"Yes.").decode())
     person.leave()
 
 
@@ -230,9 +223,7 @@ def test_chat_signal_at_the_prompt_saves_the_prompt_cache(open_small_chat: OpenT
 
 
 @pytest.mark.parametrize("plain", [{"TERM": "dumb"}, {"ACCESSIBLE": "1"}], ids=["dumb", "for a screen reader"])
-def test_plain_prompt_takes_a_paste_as_one_question_and_refuses_long_lines(
-    open_small_chat: OpenTerminal, user: CommandLine, plain: dict[str, str]
-) -> None:
+def test_plain_prompt_takes_a_paste(open_small_chat: OpenTerminal, user: CommandLine, plain: dict[str, str]) -> None:
     person = open_small_chat("--session", "tea", shows=">", **plain)
     person.type("def f():\n    return 1\nWhat is it?\n", shows="truncated at 4 tokens")
     person.type("x" * 3000)
@@ -249,9 +240,7 @@ def test_plain_prompt_takes_a_paste_as_one_question_and_refuses_long_lines(
     assert user.contents("tea")[::2][:2] == ["def f():\n    return 1\nWhat is it?", "Short?"]
 
 
-def test_chat_output_can_be_piped_from_a_terminal(
-    open_terminal: OpenTerminal, user: CommandLine, tmp_path: Path
-) -> None:
+def test_chat_output_can_be_piped(open_terminal: OpenTerminal, user: CommandLine, tmp_path: Path) -> None:
     person = open_terminal("sh", "-c", f"{quote(COMMAND)} chat -m small -n 4 --seed 1 | tee log")
     person.wait_for(">")
     person.type("One?", shows="> One?")
@@ -260,9 +249,7 @@ def test_chat_output_can_be_piped_from_a_terminal(
     assert user.contents("one")[1] in (tmp_path / "log").read_text()
 
 
-def test_prompt_with_vi_keys_has_a_private_history(
-    open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path
-) -> None:
+def test_prompt_history_is_private(open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path) -> None:
     history = tmp_path / "data" / "cerebrum" / "history"
     history.write_text("\n# now\n+What is a monad?\n\n# now\n+before\n")
     history.chmod(0o644)

@@ -247,9 +247,7 @@ WITH_ADDRESSES = 'a b (http://x.y/(z)_), m (a@b.c "c"), http://x, x.org (http://
     ],
     ids=["known terminal", "within tmux", "unknown terminal"],
 )
-def test_link_shows_its_text_and_without_hyperlinks_its_address(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], shown: str
-) -> None:
+def test_link_shows_its_text(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], shown: str) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     file = streamed(LINKS, 200)
@@ -281,9 +279,7 @@ def test_markdown_stream_rewrites_only_changed_rows() -> None:
 
 
 @pytest.mark.parametrize(("cost", "share"), [(0.001, 0.03), (0.03, 0.04)])
-def test_markdown_stream_limits_the_share_of_time_spent_drawing(
-    monkeypatch: pytest.MonkeyPatch, cost: float, share: float
-) -> None:
+def test_drawing_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch, cost: float, share: float) -> None:
     now, spent = [0.0], [0.0]
 
     def costly(*arguments: Any) -> list[Any]:

@@ -102,9 +102,7 @@ WORD = re.compile(r"[a-z]\d*i?\d+|日本\d+語|Kopf|end")
 
 
 @pytest.mark.parametrize("sizes", [((50, 24), (70, 30), (100, 16), (80, 24)), ((120, 24), (90, 24), (60, 30))])
-def test_markdown_stream_in_a_resized_window_shows_every_word_once(
-    tmp_path: Path, sizes: tuple[tuple[int, int], ...]
-) -> None:
+def test_resized_window_shows_every_word_once(tmp_path: Path, sizes: tuple[tuple[int, int], ...]) -> None:
     with open_window(tmp_path / "window", 80) as window:
         terminal = os.open(window.tmux("display", "-p", "#{pane_tty}").strip(), os.O_RDWR | os.O_NOCTTY)
         for number, at in enumerate(range(0, len(TEXT), 60)):

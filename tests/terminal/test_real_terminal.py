@@ -1,16 +1,14 @@
 """`cerebrum ask` in a real terminal: its display, keys and signals; and its styles in a pipe with FORCE_COLOR."""
 
-import json
 import re
-import sys
 from pathlib import Path
 from shlex import join
 
 import pytest
 from command_line import COMMAND, fixed_reply_grammar
-from person import OpenTerminal, Person
+from person import OpenTerminal
 from screen import rendered_lines
-from scripted_command import SCRIPTED, run_here
+from scripted_command import run_here
 
 from cerebrum_cli.core.text import strip_controls
 
@@ -29,26 +27,15 @@ print("\x1b[31mhello\x1b]0;title\x07")
 """
 
 
-@pytest.fixture
-def open_ask(open_terminal: OpenTerminal, chatml_model: Path) -> OpenTerminal:
-    """A function that asks a scripted model at a terminal."""
-
-    def start(script: dict[str, object], *arguments: str, shell: tuple[str, ...] = (), **terminal: object) -> Person:
-        ask = (sys.executable, SCRIPTED, json.dumps(script), "ask", "-m", chatml_model, *arguments, "hi")
-        return open_terminal(*shell, *ask, **terminal)
-
-    return start
-
-
 @pytest.mark.parametrize(
     ("size", "is_quiet", "exported"), [((80, 24), False, "0"), ((20, 8), True, "120")], ids=["color", "quiet, no color"]
 )
 def test_ask_renders_markdown_without_the_models_control_sequences(
-    open_ask: OpenTerminal, size: tuple[int, int], is_quiet: bool, exported: str
+    open_scripted: OpenTerminal, size: tuple[int, int], is_quiet: bool, exported: str
 ) -> None:
     arguments, env = (("-q",), {"NO_COLOR": "1"}) if is_quiet else ((), {})
     env |= {"COLUMNS": exported, "LINES": exported}  # of another window
-    window = open_ask({"reply": REPLY, "pause": 0.0005, "load": 0.6}, *arguments, size=size, **env)
+    window = open_scripted({"reply": REPLY, "pause": 0.0005, "load": 0.6}, "ask", "hi", *arguments, size=size, **env)
     assert window.end() == 0
     clean = REPLY.replace("\x1b[31m", "").replace("\x1b]0;title\x07", "")
     assert window.screen.lines == rendered_lines(clean, *size)
@@ -69,8 +56,8 @@ def test_ask_strips_controls_from_plain_answers_and_prompts(
 
 
 @pytest.mark.parametrize("env", [{"TERM": "unknown"}, {"ACCESSIBLE": "1"}])
-def test_ask_prints_plain_lines_on_dumb_and_accessible_terminals(open_ask: OpenTerminal, env: dict[str, str]) -> None:
-    window = open_ask({"reply": REPLY, "load": 0.2}, **env)
+def test_ask_prints_plain_lines_on_plain_terminals(open_scripted: OpenTerminal, env: dict[str, str]) -> None:
+    window = open_scripted({"reply": REPLY, "load": 0.2}, "ask", "hi", **env)
     assert window.end() == 0
     assert "\x1b" not in window.output
     assert window.screen.lines[0] == "# Title"
@@ -79,17 +66,17 @@ def test_ask_prints_plain_lines_on_dumb_and_accessible_terminals(open_ask: OpenT
 WORDS = "".join(f"word{number} " for number in range(10_000))
 
 
-def test_ask_redirects_plain_text_and_keeps_the_status_line_on_screen(open_ask: OpenTerminal, tmp_path: Path) -> None:
+def test_ask_redirects_text_and_keeps_its_status_line(open_scripted: OpenTerminal, tmp_path: Path) -> None:
     text = f"# Title\n\n{WORDS[:300]}end"
-    window = open_ask({"reply": text, "load": 0.5}, shell=("sh", "-c", '"$0" "$@" > out'))
+    window = open_scripted({"reply": text, "load": 0.5}, "ask", "hi", shell=("sh", "-c", '"$0" "$@" > out'))
     assert window.end() == 0
     assert (tmp_path / "out").read_text() == f"{text}\n"
     assert "loading chatml 50%" in window.output
     assert window.screen.lines == []
 
 
-def test_ask_ctrl_c_keeps_the_partial_answer_on_screen(open_ask: OpenTerminal) -> None:
-    window = open_ask({"reply": WORDS, "pause": 0.002})
+def test_ask_ctrl_c_keeps_the_partial_answer_on_screen(open_scripted: OpenTerminal) -> None:
+    window = open_scripted({"reply": WORDS, "pause": 0.002}, "ask", "hi")
     window.wait_for_output("word9 ")
     window.type("\x03")
     assert window.end() == 130
@@ -111,7 +98,7 @@ def test_ask_notes_that_it_waits_for_standard_input(open_terminal: OpenTerminal,
     assert "Traceback" not in window.output
 
 
-def test_settings_are_listed_with_ranges_and_defaults_on_a_narrow_terminal(open_terminal: OpenTerminal) -> None:
+def test_settings_are_listed_with_ranges_and_defaults(open_terminal: OpenTerminal) -> None:
     window = open_terminal(COMMAND, "ask", "--set", "help", size=(80, 200))
     window.wait_for("llama.cpp's log")
     place = window.screen.lines.index(f"{'min_p':19}Drop tokens below P times the likeliest")

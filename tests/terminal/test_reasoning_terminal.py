@@ -10,9 +10,6 @@ from person import OpenTerminal, Person
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
 QUESTION = "What is 38 plus 47?"
-SCREENS = pytest.mark.parametrize(
-    ("size", "plain"), [((80, 24), {}), ((40, 20), {"ACCESSIBLE": "1"})], ids=["drawn", "plain"]
-)
 
 
 def flat(person: Person) -> str:
@@ -20,17 +17,26 @@ def flat(person: Person) -> str:
     return " ".join(" ".join(person.screen.lines).split())
 
 
-def chat(open_terminal: OpenTerminal, thinker: Path, *arguments: str, **terminal: Any) -> Person:
-    person = open_terminal(COMMAND, "chat", "-m", thinker, "--temperature", "0", *arguments, **terminal)
-    person.wait_for(">")
-    return person
+@pytest.fixture(params=[False, True], ids=["drawn", "plain"])
+def is_plain(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
 
 
-@SCREENS
-def test_chat_continues_reasoning_that_filled_the_context(
-    open_terminal: OpenTerminal, thinker: Path, size: tuple[int, int], plain: dict[str, str]
-) -> None:
-    person = chat(open_terminal, thinker, "--ctx", "50", size=size, **plain)
+@pytest.fixture
+def open_thinker(open_terminal: OpenTerminal, thinker: Path, is_plain: bool) -> OpenTerminal:
+    """A function that opens a chat with a model that reasons, in a window with or without control sequences."""
+
+    def start(*arguments: str) -> Person:
+        window: dict[str, Any] = {"size": (40, 20), "ACCESSIBLE": "1"} if is_plain else {}
+        person = open_terminal(COMMAND, "chat", "-m", thinker, "--temperature", "0", *arguments, **window)
+        person.wait_for(">")
+        return person
+
+    return start
+
+
+def test_chat_continues_reasoning_that_filled_the_context(open_thinker: OpenTerminal) -> None:
+    person = open_thinker("--ctx", "50")
     person.type(f"{QUESTION}\r", shows="/retry")
     assert "only reasoning, no answer: the context of 50 tokens is full" in flat(person)
     assert "/set ctx N makes room, then /continue resumes it; or use /think N, then /retry" in flat(person)
@@ -42,11 +48,8 @@ def test_chat_continues_reasoning_that_filled_the_context(
     person.leave()
 
 
-@SCREENS
-def test_chat_drops_old_turns_before_it_asks_for_a_larger_context(
-    open_terminal: OpenTerminal, thinker: Path, size: tuple[int, int], plain: dict[str, str]
-) -> None:
-    person = chat(open_terminal, thinker, "--ctx", "100", size=size, **plain)
+def test_chat_drops_old_turns_before_it_asks_for_a_larger_context(open_thinker: OpenTerminal) -> None:
+    person = open_thinker("--ctx", "100")
     for _ in range(4):
         person.type(f"{QUESTION}\r", shows="The answer is 85.")
     person.leave()
@@ -55,14 +58,11 @@ def test_chat_drops_old_turns_before_it_asks_for_a_larger_context(
     assert "only reasoning" not in flat(person)
 
 
-@SCREENS
-def test_chat_shows_reasoning_as_it_is_generated(
-    open_terminal: OpenTerminal, thinker: Path, size: tuple[int, int], plain: dict[str, str]
-) -> None:
-    person = chat(open_terminal, thinker, "--show-thinking", size=size, **plain)
+def test_chat_shows_reasoning_as_it_is_generated(open_thinker: OpenTerminal, is_plain: bool) -> None:
+    person = open_thinker("--show-thinking")
     person.type(f"{QUESTION}\r", shows="The answer is 85.")
     assert "I need 38 plus 47. 38 plus 40 makes 78. 78 plus 7 makes 85. reasoned for" in flat(person)
-    assert ("\x1b[38;5;243m" in person.output) == (not plain)
+    assert ("\x1b[38;5;243m" in person.output) == (not is_plain)
     assert "/think shows it" not in flat(person)
     person.type("/think hide\r", shows="show_thinking  off")
     person.type(f"{QUESTION}\r", shows="The answer is 85.")

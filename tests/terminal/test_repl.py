@@ -74,9 +74,7 @@ def test_an_empty_path_is_refused() -> None:
 
 @pytest.mark.usefixtures("files")
 @pytest.mark.parametrize(("what", "question", "names"), rows("named_files"))
-def test_words_that_name_files_are_told_from_other_words_with_an_at_sign(
-    what: str, question: str, names: list[str]
-) -> None:
+def test_words_that_name_files_are_told_from_others(what: str, question: str, names: list[str]) -> None:
     assert named_files(question) == [Path(name) for name in names]
 
 

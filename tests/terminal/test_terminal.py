@@ -269,13 +269,15 @@ MODEL = {**ROWS["model"], "path": PATH}
 AVAILABLE = {**ROWS["available"], "title": LONG}
 
 
-def test_tables_in_a_pipe_are_not_truncated() -> None:
+def test_tables_in_a_pipe_are_not_truncated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
     streams = piped()
-    print_models(streams, [MODEL, {**MODEL, "name": "b", "reference": "b"}])
-    head, first, second = written(streams.out).splitlines()
+    print_models(streams, [MODEL, {**MODEL, "repo_id": "a/b"}, {**MODEL, "path": "/home/ann/my models/c.gguf"}])
+    head, first, second, third = written(streams.out).splitlines()
     assert head.split() == ["name", "quant", "size", "format", "context", "speed", "last", "used", "where"]
     assert first.split() == f"* collective-cognition-7b Q4_K_M 4.37 GB - 32768 - 2026-11-20 {PATH}".split()
-    assert second.endswith(PATH)
+    assert second.endswith("  hf.co/a/b")
+    assert third.endswith("  ~/my models/c.gguf")
     streams = piped()
     row = {**AVAILABLE, "here": False, "license": None}
     print_catalogue(streams, [row, {**row, "recommended": None, "size": None}])
@@ -287,9 +289,7 @@ def test_tables_in_a_pipe_are_not_truncated() -> None:
 @pytest.mark.parametrize(
     ("columns", "heads"), [(80, ["name", "size", "memory", "fit", "speed", "good for"]), (40, ["name", "size", "fit"])]
 )
-def test_tables_on_a_narrow_terminal_drop_columns(
-    columns: int, heads: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_narrow_tables_drop_columns(columns: int, heads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     models, catalogue = shown(columns), shown(columns)
     print_models(models, [MODEL])
@@ -326,15 +326,6 @@ def test_matches_wrap_between_words() -> None:
         "cats  2026-11-20  user: …to bed. Why do cats sleep, and why so long? The cat",
         "  of a neighbor says that…",
     ]
-
-
-def test_models_table_shows_the_repository_or_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/ann")
-    streams = piped()
-    print_models(streams, [{**MODEL, "repo_id": "a/b"}, {**MODEL, "path": "/home/ann/my models/c.gguf"}])
-    _, first, second = written(streams.out).splitlines()
-    assert first.endswith("  hf.co/a/b")
-    assert second.endswith("  ~/my models/c.gguf")
 
 
 def test_stats_line() -> None:
