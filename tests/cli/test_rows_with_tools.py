@@ -72,32 +72,22 @@ def rows(tmp_path: Path, chatml_model: Path) -> Rows:
     return Rows(tmp_path, chatml_model)
 
 
-@pytest.mark.parametrize("output", ["-", "out.jsonl"])
-def test_batch_runs_calls_and_continues(rows: Rows, output: str) -> None:
-    path = Path(output) if output == "-" else rows.home / output
-    done = rows.batch("-o", path)
+@pytest.mark.parametrize("where", ["stream", "file", "server"])
+def test_batch_runs_calls_and_continues(rows: Rows, where: str) -> None:
+    output = "-" if where == "stream" else rows.home / "out.jsonl"
+    with LlamaServer(backend_for(rows.script, 1).model, context_size=5000) as server:
+        more = ("--endpoint", server.url, "--parallel", "1") if where == "server" else ()
+        done = rows.batch("-o", output, *more)
     assert done.code == 0, done.err
-    lines = done.out if output == "-" else path.read_text()
+    lines = done.out if isinstance(output, str) else output.read_text()
     answers = {answer["prompt"]: answer for answer in map(json.loads, lines.splitlines())}
-    assert [*answers] == QUESTIONS
-    assert {
-        question: [made["arguments"]["city"] for made in answer["calls"]] for question, answer in answers.items()
-    } == CALLS
+    called = {question: [made["arguments"]["city"] for made in answers[question]["calls"]] for question in answers}
+    assert called == CALLS and [*answers] == QUESTIONS
     assert answers["Oslo?"]["calls"] == [{"name": "weather", "arguments": {"city": "Oslo"}, "result": "Dry in Oslo."}]
     assert {question: answers[question]["text"] for question in TEXTS} == TEXTS
     assert answers["Oslo?"]["completion_tokens"] == len(ROWS["Oslo?"]) + len(TEXTS["Oslo?"])
     assert "the model repeated a call of weather" in done.err
     assert done.err.count("no more calls after 5 rounds") == 1
-
-
-def test_batch_on_a_server_runs_calls_and_continues(rows: Rows) -> None:
-    with LlamaServer(backend_for(rows.script, 1).model, context_size=5000) as server:
-        done = rows.batch("-o", rows.home / "out.jsonl", "--endpoint", server.url, "--parallel", "1")
-    assert done.code == 0, done.err
-    answers = map(json.loads, (rows.home / "out.jsonl").read_text().splitlines())
-    assert {answer["prompt"]: len(answer["calls"]) for answer in answers} == {
-        question: len(cities) for question, cities in CALLS.items()
-    }
 
 
 def test_batch_resumes_with_the_same_functions_only(rows: Rows) -> None:

@@ -19,9 +19,11 @@ HEAVY |= {"yaml", "pathspec", "pydantic"}
 # What function calls need, besides a format's description of them.
 TOOL_MODULES = {"formats.tool_syntax", "programs.functions", "programs.python_function", "replies.tool_loop"}
 # What `ask` needs neither for a single answer, nor without servers.
-UNUSED_BY_ASK = {"batch.answering", "answers.final", "library.fit", "replies.tally", "results.results", "weights.plan"}
-UNUSED_BY_ASK |= {"cli.prompts", "servers"} | TOOL_MODULES
-CONSTRAINTS = {"llguidance", "jsonschema"}  # needed for schemas and grammars
+OWN = {"batch.answering", "answers.final", "library.fit", "replies.tally", "results.results", "weights.plan"}
+OWN |= {"cli.prompts", "servers"} | TOOL_MODULES
+UNUSED_BY_ASK = {"numpy", "jinja2", "rich", "huggingface_hub", "prompt_toolkit", "httpx2", "asyncio", "mcp"}
+UNUSED_BY_ASK |= {"llguidance", "jsonschema"} | {f"cerebrum_cli.{name}" for name in OWN}
+UNUSED_BY_BATCH = {"ray", "llguidance", "jsonschema", "httpx2", "cerebrum_cli.servers.pool"}
 # Runs command lines, then prints the imported modules to standard error.
 SCRIPT = """
 import json, sys
@@ -56,58 +58,40 @@ def test_windows_is_refused_before_anything_is_imported() -> None:
     ]
 
 
-def imported_modules(cerebrum: CommandLine, *lines: tuple[str | Path, ...]) -> set[str]:
-    """Modules that command lines import, and the packages of these."""
+BINDINGS = {"llama_cpp.llama_cpp"}
+UNUSED_BY_LISTS = {*BINDINGS, "numpy", "jinja2", "httpx2", "prompt_toolkit", "pydantic", "huggingface_hub"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "present", "absent"),
+    [
+        pytest.param(["--help", "--version", "ask --help", "merge --help"], {"cerebrum_cli"}, HEAVY, id="help"),
+        pytest.param(["list", "list --available", "pull MODEL", "show chatml"], set(), UNUSED_BY_LISTS, id="models"),
+        pytest.param(["merge in.yaml -o out.gguf"], set(), {*BINDINGS, "prompt_toolkit", "sqlite3"}, id="merge"),
+        pytest.param(["ask -m MODEL -p short hi"], {*BINDINGS, "tomllib"}, UNUSED_BY_ASK, id="ask"),
+        pytest.param(["batch in.txt -o out.jsonl -m MODEL -n 2"], BINDINGS, UNUSED_BY_BATCH, id="batch"),
+    ],
+)
+def test_command_imports_only_what_it_needs(
+    new_user: CommandLine, chatml_model: Path, lines: list[str], present: set[str], absent: set[str]
+) -> None:
+    (new_user.home / "in.yaml").write_text(f"merge_method: passthrough\nmodels: [{{model: {chatml_model}}}]")
+    (new_user.home / "in.txt").write_text("hi\n")
+    (new_user.config / "prompts").mkdir()
+    (new_user.config / "prompts" / "short.md").write_text('+++\nmax_tokens = 1\nformat = "cerebrum"\n+++\n')
+    words = [[str(chatml_model) if word == "MODEL" else word for word in line.split()] for line in lines]
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps([[str(word) for word in line] for line in lines])],
+        [sys.executable, "-c", SCRIPT, json.dumps(words)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        env=cerebrum.environment(),
+        env=new_user.environment(),
+        cwd=new_user.home,
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    return set(done.stderr.splitlines()[-1].split())
-
-
-def test_startup_help_and_version_import_nothing_heavy(tmp_path: Path) -> None:
-    lines = [("--help",), ("--version",), ("ask", "--help"), ("merge", "--help")]
-    modules = imported_modules(CommandLine(tmp_path), *lines)
-    assert "cerebrum_cli" in modules
-    assert modules.isdisjoint(HEAVY)
-
-
-def test_startup_list_does_not_import_huggingface_hub(tmp_path: Path) -> None:
-    modules = imported_modules(CommandLine(tmp_path), ("list",), ("list", "--available"))
-    assert modules.isdisjoint({"huggingface_hub", "httpx2", "llama_cpp.llama_cpp", "numpy"})
-
-
-def test_startup_models_and_merges_do_not_import_llama_cpp(tmp_path: Path, chatml_model: Path) -> None:
-    user = CommandLine(tmp_path)
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"merge_method: passthrough\nmodels: [{{model: {chatml_model}}}]")
-    modules = imported_modules(user, ("pull", chatml_model), ("list", "--available"), ("show", "chatml"))
-    assert modules.isdisjoint({"llama_cpp.llama_cpp", "numpy", "jinja2", "httpx2", "prompt_toolkit", "pydantic"})
-    modules = imported_modules(user, ("merge", recipe, "-o", tmp_path / "merged.gguf"))
-    assert modules.isdisjoint({"llama_cpp.llama_cpp", "prompt_toolkit", "sqlite3"})
-
-
-def test_startup_ask_imports_only_the_bindings(tmp_path: Path, mistral_model: Path) -> None:
-    user = CommandLine(tmp_path)
-    (user.config / "prompts").mkdir()
-    (user.config / "prompts" / "short.md").write_text('+++\nmax_tokens = 1\nformat = "cerebrum"\n+++\n')
-    modules = imported_modules(user, ("ask", "-m", mistral_model, "-p", "short", "hi"))
-    assert {"llama_cpp.llama_cpp", "tomllib"} <= modules
-    heavy = {"numpy", "jinja2", "rich", "huggingface_hub", "prompt_toolkit", "httpx2", "asyncio", "llguidance", "mcp"}
-    assert modules.isdisjoint(heavy | CONSTRAINTS | {f"cerebrum_cli.{name}" for name in UNUSED_BY_ASK})
-
-
-def test_startup_batch_imports_neither_servers_nor_a_cluster(tmp_path: Path, chatml_model: Path) -> None:
-    (tmp_path / "in.txt").write_text("hi\n")
-    paths = (tmp_path / "in.txt", "-o", tmp_path / "out.jsonl", "-m", chatml_model, "-n", "2")
-    modules = imported_modules(CommandLine(tmp_path), ("batch", *paths))
-    assert "llama_cpp.llama_cpp" in modules
-    assert modules.isdisjoint({"ray", "llguidance", "jsonschema", "httpx2", "cerebrum_cli.servers.pool"})
+    modules = set(done.stderr.splitlines()[-1].split())
+    assert present <= modules and not absent & modules
 
 
 def test_startup_overview_has_the_same_help_as_the_whole_command_line() -> None:
