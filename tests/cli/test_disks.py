@@ -1,36 +1,19 @@
 """Disks that are full or cannot be written: one error that names the file, and whatever only reads still works."""
 
-import json
+import subprocess
 
 import pytest
-from command_line import ROOT, CommandLine, Finished, assert_error, start_python
+from command_line import COMMAND, ROOT, CommandLine, Finished, assert_error
 
 QUESTION = '{"id": 1, "question": "What is 1 plus 2?", "answer": "3"}\n'
-READ_ONLY_HOME = """
-import json, subprocess, sys
-from pathlib import Path
-
-home, program, commands = sys.argv[1:]
-bind = ["bwrap", "--dev-bind", "/", "/", "--ro-bind", home, home]
-sys.exit(subprocess.run([*bind, sys.executable, "-c", program, home, commands]).returncode)
-"""
-RUN_ALL = """
-import json, sys
-from dataclasses import astuple
-from pathlib import Path
-from command_line import CommandLine
-
-user = CommandLine(Path(sys.argv[1]))
-print(json.dumps([astuple(user.run(*command)) for command in json.loads(sys.argv[2])]))
-"""
 
 
-def run_on_read_only_disk(user: CommandLine, *commands: tuple[str, ...]) -> list[Finished]:
+def read_only(user: CommandLine, *words: str) -> Finished:
+    """Run a command that cannot write to the home directory."""
     user.vouch_for_models()
-    with start_python(READ_ONLY_HOME, user.home, RUN_ALL, json.dumps(commands), home=user.home) as process:
-        out, err = process.communicate()
-    assert process.returncode == 0, err
-    return [Finished(*done) for done in json.loads(out)]
+    bound = ("bwrap", "--dev-bind", "/", "/", "--ro-bind", str(user.home), str(user.home), COMMAND)
+    done = subprocess.run([*bound, *words], env=user.environment(), cwd=user.home, capture_output=True, text=True)
+    return Finished(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.mark.slow
@@ -41,34 +24,24 @@ def test_read_only_disk_is_read_and_errors_name_the_file(new_user: CommandLine) 
     (new_user.config / "prompts" / "saved.md").touch()
     for command in (("ask", "-m", "nano", "--session", "mine", "What is 1 plus 2?"), ("eval", "q.jsonl", "-m", "nano")):
         assert new_user.run(*command).code == 0
-    listed, shown, asked, *refused = run_on_read_only_disk(
-        new_user,
-        ("sessions", "list", "--json"),
-        ("runs", "show", "q-nano.jsonl", "--json"),
-        ("ask", "-m", "nano", "What is 1 plus 2?"),
-        ("prompts", "rm", "saved", "-y"),
-        ("prompts", "edit", "new"),
-        ("eval", "q.jsonl", "-m", "nano", "--samples", "2"),
-        ("sessions", "rm", "mine", "-y"),
-    )
-    assert [session["name"] for session in listed.object] == ["mine"]
-    assert shown.code == 0
+    assert [session["name"] for session in read_only(new_user, "sessions", "list", "--json").object] == ["mine"]
+    assert read_only(new_user, "runs", "show", "q-nano.jsonl", "--json").code == 0
+    asked = read_only(new_user, "ask", "-m", "nano", "What is 1 plus 2?")
     assert asked.code == 0 and "this exchange was not saved: " in asked.err
-    for done, place in zip(refused, ("saved.md", "new.md", "not writable", "locks"), strict=True):
-        assert_error(done, done.code, place)
-        assert done.code in (1, 2)
+    assert_error(read_only(new_user, "prompts", "rm", "saved", "-y"), 1, "saved.md")
+    assert_error(read_only(new_user, "prompts", "edit", "new"), 2, "new.md")
+    assert_error(read_only(new_user, "eval", "q.jsonl", "-m", "nano", "--samples", "2"), 2, "not writable")
+    assert_error(read_only(new_user, "sessions", "rm", "mine", "-y"), 1, "locks")
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("bubblewrap")
 def test_empty_read_only_disk_has_no_sessions(new_user: CommandLine) -> None:
     (new_user.home / "q.jsonl").write_text(QUESTION)
-    listed, searched, evaluated = run_on_read_only_disk(
-        new_user, ("sessions", "list", "--json"), ("sessions", "search", "x"), ("eval", "q.jsonl", "-m", "nano")
-    )
+    listed = read_only(new_user, "sessions", "list", "--json")
     assert (listed.code, listed.out) == (0, "[]\n")
-    assert searched.code == 0
-    assert_error(evaluated, 2, "is not writable")
+    assert read_only(new_user, "sessions", "search", "x").code == 0
+    assert_error(read_only(new_user, "eval", "q.jsonl", "-m", "nano"), 2, "is not writable")
 
 
 def test_full_disk_for_temporary_files_is_an_error(new_user: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:

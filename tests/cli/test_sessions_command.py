@@ -75,15 +75,6 @@ def test_chat_continues_a_reply_of_ask_that_was_truncated(user: CommandLine) -> 
     assert user.contents("why") == ["Why?", whole.rstrip("\n")]
 
 
-def test_ask_session_creates_and_continues_a_named_session(user: CommandLine) -> None:
-    first = user.run("ask", "--session", "my talk", "-n", "5", "--json", "Why?").object
-    ask(user, "Other?", "Yes.")
-    second = user.run("ask", "--session", "my talk", "--json", "-n", "2", "And?").object
-    assert (first["session"], second["session"]) == ("my talk", "my talk")
-    assert user.contents("my talk") == ["Why?", first["text"], "And?", second["text"]]
-    assert [row["name"] for row in listed(user)] == ["my talk", "other"]
-
-
 def test_sessions_rm_erases_all_traces(user: CommandLine) -> None:
     ask(user, "Who hides the zebra?", "A walrus.")
     ask(user, "What stays?", "This.")
