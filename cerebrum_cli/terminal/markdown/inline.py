@@ -54,10 +54,11 @@ _LINK_TERMINALS = ("iTerm.app", "vscode", "WezTerm", "ghostty", "alacritty", "fo
 _TAG = re.compile(r"<(kbd|sub|sup)>([^<>]{1,40})</\1>")
 SCRIPTS = {"sub": SUBSCRIPTS, "sup": SUPERSCRIPTS}
 _ESCAPE = re.compile(
-    r"(?<=\w)\\_(?=\w)|(?:(?<![^\s\w(])|(?<=\\\*))\\[*#](?=[\w\s*,;:!?)]|\\\*|\.?(?:\s|\Z))"
+    r"\\_(?=\w|\\_)|(?<=\w)\\_|(?:(?<![^\s\w(])|(?<=\\\*))\\[*#](?=[\w\s*,;:!?)]|\\\*|\.?(?:\s|\Z))"
     r"|(?<=\d)\\\.(?=\s)|(?<=[^\s\\])\\\Z|(?<![^\s(~-])\\\$(?=\d[\d,.]*+(?![\w\"'}=]))"
     r"|&(?:#x?[\da-fA-F]{1,6}|[a-zA-Z]\w{1,30});|\\\[(?:\d{1,3}|[^\W\d_]+(?: [^\W\d_]+)+)\\\]"
 )
+_HTML = re.compile(r"\s*<.*>\s*")
 _PATH = re.compile(r"\w:|/|\\[a-zA-Z]")
 STYLES = {"strong": "bold", "em": "italic", "s": "strike"}
 CODE_STYLE = "markdown.code"
@@ -185,7 +186,7 @@ def _read_text(state: StateInline, found: Match) -> bool:
     *_, word = state.src[: state.pos].split(" ")
     text = unescape(found[0].replace("\\", "")).replace("\xa0", " ")
     is_shown = text.isprintable() and (text or found[0] == "\\")
-    if not is_shown or _PATH.search(word) or state.src.lstrip().startswith("<"):
+    if not is_shown or _PATH.search(word) or _HTML.fullmatch(state.src):
         return False
     state.pending += text
     return True

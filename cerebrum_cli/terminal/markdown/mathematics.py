@@ -25,11 +25,9 @@ INLINE_MATH = re.compile(
     r"|(?<![\\$)}\]+?])(?<![\w.)\]]\*)\$(?!\s|[,;]|\|\^)(?=[^$]*[\\^_])"
     r"(?:[^$`\\]|\\.){1,500}(?<![\s/:=(,])\$(?![\d$])"
     # a price begins with a number, and two words are no product
-    rf"|{_BEFORE}\$(?=[(\[|]|-?[^\W\d_]|[\d.]++(?![kMB]\b)(?:[^\W\d_]|[^$]*[=<>]))(?![^$]* [^\W\d_]{{2}} )"
-    rf"(?:[A-Z]{{3,4}}|(?:(?<![^\W\d_])(?:[^\W\d_]|[a-z]{{2}}|[A-Z]{{2}})(?![^\W\d_])|[\d\s+*/=<>≤≥!()\[\]|,.:'…-])"
+    rf"|{_BEFORE}\$(?=[(\[|]|-?[^\W\d_]|[\d.]++(?![kMB]\b)(?:[^\W\d_]|\{{,\}}|[^$]*[=<>]))(?![^$]* [^\W\d_]{{2}} )"
+    rf"(?:[A-Z]{{3,4}}|(?:(?<![^\W\d_])(?:[^\W\d_]|[a-z]{{2}}|[A-Z]{{2}})(?![^\W\d_])|\{{,\}}|[\d\s+*/=<>≤≥!()\[\]|,.:'…-])"
     rf"{{1,99}}(?<!\s))\${_AFTER}"
-    # a number in groups; "$5$" and "$-5$" may be prices
-    rf"|{_BEFORE}\$\d{{1,3}}(?:\{{,\}}\d{{3}})+\${_AFTER}"
 )
 # Quotes, comments, variables of a shell, groups of regular expressions; and options and sentences without a macro.
 _NO_MATHEMATICS = re.compile(
@@ -59,6 +57,7 @@ _RELATION = re.compile(
     "(?:\ue10a[^\ue10a]*\ue10a)?)\\s*"
 )
 _BRACKET_SPACE = re.compile(r"(?<=[(\[⟨⌈⌊]) +| +(?=[)\]⟩⌉⌋])")
+_SYMBOL = re.compile(r"\w|\([^()]*\)")
 _NUMERATOR = re.compile(r"[\w.,∂]+|\([^()]*\)|√\w")
 _DENOMINATOR = re.compile(r"[\d.,]+|[d∂Δ]?[^\W\d][²³⁰-⁹₀-₉ⁿ]*|\([^()]*\)|√\w")  # "ab" may be a product
 
@@ -106,7 +105,7 @@ _BRACKETS = {
     "vmatrix": "||",
     "Vmatrix": "‖‖",
     "smallmatrix": "[]",
-    "array": "[]",
+    "array": "  ",
     "cases": "\ue100\ue101",
     "dcases": "\ue100\ue101",
 }
@@ -219,7 +218,7 @@ def _root(node: Any, l2tobj: Any) -> str:
 
 
 def _grouped(node: Any, l2tobj: Any) -> str:
-    return _factor(_built_up(l2tobj.node_arg_to_text(node, 0)), _NUMERATOR)
+    return _factor(_built_up(l2tobj.node_arg_to_text(node, 0)), _SYMBOL)
 
 
 def _stacked(node: Any, l2tobj: Any) -> str:
@@ -256,7 +255,7 @@ def _built_up(text: str) -> str:
 
 def _script(found: Match) -> str:
     """A superscript or subscript; the mark and the text, if Unicode lacks one of the characters."""
-    mark, text = found[1], found[2] or found[3] or ""
+    mark, text = found[1], (found[2] or found[3] or "").strip()
     table = SUPERSCRIPTS if mark == "^" else SUBSCRIPTS
     if all(ord(character) in table for character in text):
         return text.translate(table)

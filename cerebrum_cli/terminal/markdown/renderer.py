@@ -55,7 +55,7 @@ _HEADING = re.compile(r"(#{1,6})\s+")
 _ADDRESS = re.compile(r"https?://[^\s<>\"`|]*[^\s<>\"`|.,;:!?)\]}*_'’”]")
 # Between words, and beside each character of a script without spaces, other than its punctuation.
 _BREAK = re.compile(
-    r"(?<=\s)(?=\S)|(?<=[\u2e80-\u9fff\uff00-\uffef])(?<![（「『《〈【])(?![\s，。、；：？！）」』》〉】…,.;:!?)*])"
+    r"(?<=[^\S\xa0\u202f])(?=\S)|(?<=[\u2e80-\u9fff\uff00-\uffef])(?<![（「『《〈【])(?![\s，。、；：？！）」』》〉】…,.;:!?)*])"
     r"|(?<=[^\s（「『《〈【“‘(\[])(?=[\u2e80-\u9fff\uff00-\uffef])(?![，。、；：？！）」』》〉】])"
 )
 _LINE_BREAK = re.compile(rf"(?P<code>{CODE_SPAN.pattern})|<br ?/?>")
