@@ -3,7 +3,6 @@
 import math
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+from cases import rows
 from command_line import CommandLine
 
 from cerebrum_cli.core import llama_cpp
@@ -86,49 +86,32 @@ def test_cgroups_limit_cpus_and_memory(
     assert found.available == available or (not available and 0 < found.available <= whole)
 
 
-def record_cpus(
-    devices: Path, cores: list[set[int]], hybrid: str = "", capacities: dict[int, int] | None = None
-) -> Path:
-    """Write what Linux lists in /sys/devices: the CPUs of each core, those of a hybrid's P-cores, and capacities."""
-    siblings = {cpu: ",".join(map(str, sorted(core))) for core in cores for cpu in core}
-    for cpu, text in siblings.items():
-        folder = devices / "system" / "cpu" / f"cpu{cpu}"
+@pytest.mark.parametrize(
+    ("name", "cores", "hybrid", "capacities", "allowed", "quota", "threads"), rows("default_threads")
+)
+def test_default_threads_are_the_performance_cores(
+    name: str,
+    cores: list[list[int]],
+    hybrid: str,
+    capacities: list[int],
+    allowed: list[int],
+    quota: float | None,
+    threads: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Linux lists the CPUs of each core in /sys/devices, those of a hybrid's P-cores, and capacities."""
+    for cpu, siblings in ((cpu, core) for core in cores for cpu in core):
+        folder = tmp_path / "system" / "cpu" / f"cpu{cpu}"
         (folder / "topology").mkdir(parents=True)
-        (folder / "topology" / "thread_siblings_list").write_text(f"{text}\n")
+        (folder / "topology" / "thread_siblings_list").write_text(",".join(map(str, siblings)) + "\n")
         if capacities:
             (folder / "cpu_capacity").write_text(f"{capacities[cpu]}\n")
     if hybrid:
-        (devices / "cpu_core").mkdir()
-        (devices / "cpu_core" / "cpus").write_text(f"{hybrid}\n")
-    return devices
-
-
-PAIRS, ALONE = [{n, n + 1} for n in range(0, 12, 2)], [{n} for n in range(12, 20)]
-EIGHT, TWO = [{n} for n in range(8)], [{0}, {1}]
-BIG_LITTLE = dict.fromkeys(range(4), 530) | dict.fromkeys(range(4, 8), 1024)
-THREE_KINDS = dict.fromkeys(range(4), 250) | dict.fromkeys((4, 5), 620) | dict.fromkeys((6, 7), 1024)
-
-
-@pytest.mark.parametrize(
-    ("listed", "allowed", "quota", "threads"),
-    [
-        ((PAIRS + ALONE, "0-11"), range(20), math.inf, 6),  # 6 P-cores, 8 E-cores
-        ((PAIRS + ALONE, "0-3,6-11"), range(20), 8.0, 5),
-        ((PAIRS + ALONE, "0-11"), (4, 5), math.inf, 1),  # a cpuset of both hyper-threads of a core
-        ((PAIRS + ALONE, "0-11"), (14, 15, 16), math.inf, 3),
-        ((EIGHT, "", BIG_LITTLE), range(8), math.inf, 4),
-        ((EIGHT, "", BIG_LITTLE), range(4), math.inf, 4),
-        ((EIGHT, "", THREE_KINDS), range(8), math.inf, 4),
-        ((TWO,), (0, 1), 1.5, 2),
-        ((TWO,), (0, 1), 0.5, 1),
-        (([],), (0, 2, 3), math.inf, 3),
-    ],
-)
-def test_default_threads_are_the_performance_cores(
-    listed: tuple[Any, ...], allowed: Iterable[int], quota: float, threads: int, tmp_path: Path, monkeypatch: Any
-) -> None:
-    monkeypatch.setattr(machine, "DEVICES", record_cpus(tmp_path, *listed))
-    assert machine.linux_threads({*allowed}, quota) == threads
+        (tmp_path / "cpu_core").mkdir()
+        (tmp_path / "cpu_core" / "cpus").write_text(f"{hybrid}\n")
+    monkeypatch.setattr(machine, "DEVICES", tmp_path)
+    assert machine.linux_threads({*allowed}, quota or math.inf) == threads
 
 
 @pytest.mark.parametrize(
@@ -279,35 +262,22 @@ def test_list_forecasts_from_earlier_replies(
 
 
 K_QUANT = LoadOptions(Path("m"), 4096, SIZES, quantization="Q4_K_M")
-LIMITED = replace(K_QUANT, reply_tokens=60)
-LONG_PROMPT = replace(K_QUANT, prompt_tokens=3000, reply_tokens=250)
 
 
-@pytest.mark.parametrize(
-    ("options", "instructions", "generation", "repacks"),
-    [
-        *((replace(K_QUANT, whole_context=True), processor, 20e9, True) for processor in ("x86", "avx512")),  # a chat
-        *((K_QUANT, processor, 20e9, True) for processor in ("x86", "avx512")),  # a reply without a limit
-        *((replace(K_QUANT, reply_tokens=16), processor, 20e9, False) for processor in ("x86", "avx512")),
-        *((replace(K_QUANT, reply_tokens=128), processor, 20e9, True) for processor in ("x86", "avx512")),
-        (replace(K_QUANT, context=ContextOptions(slots=16)), "x86", 20e9, True),
-        (replace(K_QUANT, context=ContextOptions(slots=16)), "avx512", 20e9, False),
-        (LIMITED, "avx512", 10e9, True),
-        (LIMITED, "avx512", 40e9, False),  # faster processors repack for longer replies
-        (LONG_PROMPT, "x86", 20e9, True),
-        (LONG_PROMPT, "avx512", 20e9, False),  # which evaluates prompts as fast as in the file
-        (replace(LONG_PROMPT, reply_tokens=1250), "avx512", 20e9, True),
-        (replace(K_QUANT, quantization="Q4_0", reply_tokens=1), "avx512", 20e9, True),
-        (replace(K_QUANT, quantization=None, reply_tokens=1), "avx512", 20e9, True),
-        (replace(K_QUANT, reply_tokens=1), "arm64", 20e9, True),
-    ],
-)
+@pytest.mark.parametrize(("name", "slots", "options", "instructions", "generation", "repacks"), rows("repacking"))
 def test_weights_are_repacked_where_that_pays(
-    options: LoadOptions, instructions: str, generation: float, repacks: bool, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    slots: int,
+    options: dict[str, Any],
+    instructions: str,
+    generation: int,
+    repacks: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(load, "instruction_set", lambda: instructions)
-    monkeypatch.setattr(load, "load_speed", lambda records: Speed(generation=generation))
-    assert plan_repacking(options, 3 * SIZES.weight_bytes, Path()) is repacks
+    monkeypatch.setattr(load, "load_speed", lambda records: Speed(generation=1e9 * generation))
+    asked = replace(K_QUANT, context=ContextOptions(slots=slots), **options)
+    assert plan_repacking(asked, 3 * SIZES.weight_bytes, Path()) is repacks
 
 
 def test_weights_are_repacked_beside_those_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,14 +68,16 @@ def test_store_removes_damaged_states(tmp_path: Path) -> None:
     assert held(states) == [(1, 2, 3), (1, 2, 9)]
 
 
-@pytest.mark.parametrize("other", [{"model": "another"}, {"format": "plain"}, {"kind": "another"}, {"version": 1}])
+@pytest.mark.parametrize(
+    ("owner", "kind", "version"),
+    [({"model": "another"}, "kind", 0), ({"format": "plain"}, "kind", 0), ({}, "another", 0), ({}, "kind", 1)],
+)
 def test_store_ignores_states_of_another_model_format_build_or_version(
-    other: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    owner: dict[str, str], kind: str, version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kind, version = other.pop("kind", "kind"), other.pop("version", 0)
-    states = open_store(tmp_path, **other)
-    put(states, TOKENS, kind=kind)
-    assert held(states, kind) == [TOKENS]
+    other = open_store(tmp_path, **owner)  # type: ignore[arg-type]
+    put(other, TOKENS, kind=kind)
+    assert held(other, kind) == [TOKENS]
     monkeypatch.setattr(prompt_cache, "VERSION", prompt_cache.VERSION + version)
     assert held(open_store(tmp_path)) == []
 
