@@ -55,23 +55,21 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-def draws(mistral: LlamaBackend, logits: dict[int, float], prompt: tuple[int, ...] = (), **params: Any) -> set[int]:
-    """Tokens that a chain draws with 100 seeds; tokens without a logit are very unlikely."""
+def draw(chain: Any, candidates: Any) -> int:
+    llama.llama_sampler_apply(chain, ctypes.byref(candidates))
+    return int(candidates.data[candidates.selected].id)
+
+
+def likeliest(mistral: LlamaBackend, logits: dict[int, float], prompt: tuple[int, ...] = (), **params: Any) -> int:
+    """The token that a greedy chain draws after a prompt; tokens without a logit are very unlikely."""
+    given = numpy.full(mistral.size, -1000.0, numpy.float32)
+    given[[*logits]] = [*logits.values()]
     dry = DryPrototype(mistral._vocab, 300)
-    drawn = set()
-    given = numpy.zeros(mistral.size, [("id", "i4"), ("logit", "f4"), ("p", "f4")])
-    given["id"], given["logit"] = range(mistral.size), -1000.0
-    for token, logit in logits.items():
-        given["logit"][token] = logit
-    for seed in range(100 if params.get("temperature") else 1):
-        chain, data = create_chain(SamplingParams(**params), seed, prompt, dry), given.copy()
-        pointer = data.ctypes.data_as(llama.llama_token_data_p)
-        candidates = llama.llama_token_data_array(data=pointer, size=mistral.size, selected=-1, sorted=False)
-        llama.llama_sampler_apply(chain, ctypes.byref(candidates))
-        drawn.add(int(candidates.data[candidates.selected].id))
-        llama.llama_sampler_free(chain)
+    chain = create_chain(SamplingParams(**params), 0, prompt, dry)
+    token = draw(chain, Candidates(mistral.size).fill(given))
+    llama.llama_sampler_free(chain)
     dry.close()
-    return drawn
+    return token
 
 
 @pytest.mark.parametrize("slots", [1, 3])
@@ -82,8 +80,8 @@ def test_bias_of_a_control_applies_in_its_place(chatml_model: Path, slots: int, 
     with open_engine(chatml_model, slots=slots) as engine:
         prompt = engine.vocabulary.tokenize((Text("bbbb"),))
         request = Request(prompt, sampling, Ask(ignore_eos=True), controls=(bias,))
-        events = [event for event in generate(engine, [request]) if isinstance(event, TokenEvent) and event.tokens]
-    ids = [token for event in events for token in event.tokens]
+        [reply] = collect_replies(generate(engine, [request])).values()
+    ids = reply.ids
     assert all(token == A for token in ids[3::3]) and any(token != A for token in ids)
 
 
@@ -110,30 +108,25 @@ def test_sampler_state_is_the_same_with_drafts(chatml_model: Path, name: str, mo
     assert drafted.finish.timings.draft_n > drafted.finish.timings.draft_n_accepted > len(plain.ids) // 2
 
 
+LETTERS = {"grammar": "root ::= [a-z]{30}"}
+
+
 @pytest.mark.parametrize("slots", [1, 3])
-@pytest.mark.parametrize(
-    "params",
-    [
-        {},
-        {"temperature": 1.0, "seed": 5},
-        {"grammar": "root ::= [a-z]{30}"},
-        {"grammar": "root ::= [a-z]{30}", "temperature": 1.0, "seed": 5},
-    ],
-)
+@pytest.mark.parametrize("params", [{}, LETTERS])
+@pytest.mark.parametrize("drawn", [{}, {"temperature": 1.0, "seed": 5}])
 def test_sampler_never_draws_suppressed_tokens(
-    chatml_model: Path, tmp_path: Path, params: dict[str, Any], slots: int, monkeypatch: pytest.MonkeyPatch
+    chatml_model: Path, tmp_path: Path, params: Any, drawn: Any, slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with open_engine(chatml_model, slots=slots) as engine:
-        [plain] = ask(engine, "aaaa", max_tokens=30, **params)
-    suppressed = plain.ids[:5]
+    def reply(path: Path, **more: Any) -> list[int]:
+        with open_engine(path, slots=slots) as engine:
+            return ask(engine, "aaaa", max_tokens=30, **params, **drawn, **more)[0].ids
+
+    suppressed = reply(chatml_model)[:5]
     path = rewritten(chatml_model, tmp_path / "tiny.gguf", arrays={"tokenizer.ggml.suppress_tokens": suppressed})
+    changed = reply(path)
     monkeypatch.setattr(sequence, "Drafter", Guesser)
-    with open_engine(path, slots=slots) as engine:
-        [changed] = ask(engine, "aaaa", max_tokens=30, **params)
-        monkeypatch.setattr(Guesser, "known", [changed.ids])
-        [drafted] = ask(engine, "aaaa", max_tokens=30, speculative=True, **params)
-    assert changed.ids
-    assert not {*changed.ids, *drafted.ids} & {*suppressed}
+    monkeypatch.setattr(Guesser, "known", [changed])
+    assert changed and not {*changed, *reply(path, speculative=True)} & {*suppressed}
 
 
 def test_grammar_that_allows_suppressed_tokens_only_is_refused(chatml_model: Path, tmp_path: Path) -> None:
@@ -161,17 +154,13 @@ def test_sampler_draws_the_same_from_the_likeliest_tokens(mistral: LlamaBackend,
     whole = create_chain(asked, 3, (), dry)
     narrow = create_chain(replace(asked, top_p=1.0), 3, (), dry)
 
-    def draw(chain: Any, array: Any) -> int:
-        llama.llama_sampler_apply(chain, ctypes.byref(array))
-        return int(array.data[array.selected].id)
-
     sizes = []
     for scale in (1.0, 2.0, 4.0) * 20:
         logits = (20 - scale * numpy.log1p(generator.permutation(mistral.size))).astype(numpy.float32)
         expected = draw(whole, candidates.fill(logits))
-        likeliest = candidates.likeliest(logits, asked)
-        sizes.append(likeliest.size)
-        assert draw(narrow, likeliest) == expected
+        kept = candidates.likeliest(logits, asked)
+        sizes.append(kept.size)
+        assert draw(narrow, kept) == expected
     keeps_all = (asked.top_p, asked.min_p) == (1.0, 0.0)
     assert (min(sizes) < mistral.size) is not keeps_all
     for chain in (whole, narrow):
@@ -207,25 +196,34 @@ def test_samples_share_a_compiled_grammar(chatml_model: Path) -> None:
     assert byte_matcher.cache_info().misses == before.misses + 2
 
 
-def test_sampler_penalties_are_those_of_openai(mistral: LlamaBackend) -> None:
-    logits, prompt = {10: 5.0, 11: 4.0, 12: 2.9}, (10, 10, 11)
-    assert draws(mistral, logits, prompt) == {10}
-    assert draws(mistral, logits, prompt, presence_penalty=1.5) == {10}
-    assert draws(mistral, logits, prompt, presence_penalty=2.5) == {12}
-    assert draws(mistral, logits, prompt, frequency_penalty=0.9) == {10}
-    assert draws(mistral, logits, prompt, frequency_penalty=1.01) == {11}
-    assert draws(mistral, logits, (10, 10, 11, *[9] * 64), frequency_penalty=5.0) == {10}  # they look back 64 tokens
+@pytest.mark.parametrize(
+    ("params", "prompt", "token"),
+    [
+        ({}, (10, 10, 11), 10),
+        ({"presence_penalty": 1.5}, (10, 10, 11), 10),
+        ({"presence_penalty": 2.5}, (10, 10, 11), 12),
+        ({"frequency_penalty": 0.9}, (10, 10, 11), 10),
+        ({"frequency_penalty": 1.01}, (10, 10, 11), 11),
+        ({"frequency_penalty": 5.0}, (10, 10, 11, *[9] * 64), 10),  # they look back 64 tokens
+    ],
+)
+def test_sampler_penalties_are_those_of_openai(
+    mistral: LlamaBackend, params: dict[str, float], prompt: tuple[int, ...], token: int
+) -> None:
+    assert likeliest(mistral, {10: 5.0, 11: 4.0, 12: 2.9}, prompt, **params) == token
 
 
 def test_sampler_dry_stops_a_repeat_as_far_back_as_it_looks(mistral: LlamaBackend) -> None:
-    logits, repeat, between = {10: 5.0, 11: 4.0}, (20, 21, 22, 10), tuple(range(100, 200))
-    dry: dict[str, Any] = {"dry_multiplier": 0.8}
-    assert draws(mistral, logits, (*repeat, *repeat[:3]), **dry) == {11}
-    assert draws(mistral, logits, (*repeat, *between, *repeat[:3]), **dry) == {11}
-    assert draws(mistral, logits, (*repeat, *between, *between, *between, *repeat[:3]), **dry) == {10}
     [*_, colon] = mistral.tokenize([Text("a:")])
-    broken = (20, 21, colon, 10)
-    assert draws(mistral, logits, (*broken, *broken[:3]), **dry) == {10}
+    repeat, between = (20, 21, 22), tuple(range(100, 200))
+    for repeated, rest, token in (
+        (repeat, (), 11),
+        (repeat, between, 11),
+        (repeat, between * 3, 10),
+        ((20, 21, colon), (), 10),
+    ):
+        prompt = (*repeated, 10, *rest, *repeated)
+        assert likeliest(mistral, {10: 5.0, 11: 4.0}, prompt, dry_multiplier=0.8) == token
 
 
 # Speculative decoding: drafts from earlier text.
