@@ -8,11 +8,13 @@ A transcript has one user, whose home is `~` and the working directory. `;;` beg
     @replies LIST           or one of these, by its seed, as JSON
     @answers OBJECT         and to prompts with these ends, these texts
     @serve MODEL...         starts a server of chat completions with these models; its address is URL
+    @llama-server MODEL     starts a llama-server, and @vllm a vLLM, which get token ids
     $ cerebrum ARGUMENT...  runs a command; before it may be `printf TEXT |`, or NAME=VALUE for variables
     $ cat PATH              prints a file
     $ ls                    prints the names of the files in the home directory
     $ rm PATH               removes a file
-    $ asked                 prints the requests that the server has answered since this was last asked, sorted
+    $ asked                 prints the requests that the server has answered since this was last asked, sorted, with
+                            the text of prompts
 
 Below a command is its standard output, then its standard error after `! `, then `[exit CODE]` unless that is 0. `...`
 stands for any text. With WRITE_TRANSCRIPTS=1 in the environment, transcripts that differ are rewritten.
@@ -29,13 +31,15 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine, Finished, environment_of
+from model_servers import ModelServer
 from remote_engines import set_patience
 from scripted_command import backend_for, install, run_here
-from server_kinds import OllamaServer
+from server_kinds import LlamaServer, OllamaServer, VllmServer
 from templates import TEMPLATES
 from tiny_models import write_chatml
 
 DIRECTORY = Path(__file__).with_name("transcripts")
+SERVERS: dict[str, type[ModelServer]] = {"@serve": OllamaServer, "@llama-server": LlamaServer, "@vllm": VllmServer}
 
 
 @dataclass(slots=True)
@@ -46,7 +50,7 @@ class Transcript:
     model: Path
     started: contextlib.ExitStack
     script: dict[str, Any] = field(default_factory=lambda: {"rows": {}, "seeds": []})
-    server: OllamaServer | None = None
+    server: ModelServer | None = None
 
     def replay(self, text: str) -> str:
         """Run the steps of a transcript. Return it with what they print in place of what differs."""
@@ -68,8 +72,8 @@ class Transcript:
             self.script["seeds"] = json.loads(argument)
         elif kind == "@answers":
             self.script["rows"] = json.loads(argument)
-        elif kind == "@serve":
-            self.server = OllamaServer(backend_for(self.script, 1).model, context_size=100_000)
+        elif kind in SERVERS:
+            self.server = SERVERS[kind](backend_for(self.script, 1).model, context_size=100_000)
             self.server.models = tuple(argument.split(" "))
             self.started.enter_context(self.server)
         elif kind == "@file":
@@ -97,9 +101,12 @@ class Transcript:
             (self.user.home / words[1]).unlink()
             return ""
         if words[0] == "asked" and self.server:
-            bodies = [json.dumps(asked.body, ensure_ascii=False) for asked in self.server.completions()]
+            bodies = [asked.body for asked in self.server.completions()]
             self.server.asked.clear()
-            return "".join(f"{body}\n" for body in sorted(bodies))
+            for body in bodies:
+                if "prompt" in body:
+                    body["prompt"] = bytes(body["prompt"]).decode()
+            return "".join(f"{line}\n" for line in sorted(json.dumps(body, ensure_ascii=False) for body in bodies))
         at = words.index("cerebrum")
         arguments = [re.sub("^~/", f"{self.user.home}/", word) for word in words[at + 1 :]]
         if self.server:

@@ -149,14 +149,6 @@ def test_endpoint_reply_of_a_lost_server_is_printed_and_can_be_continued(served:
 # Options.
 
 
-def test_endpoint_ignores_local_options_set_elsewhere(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    served.config("ctx = 10\ngpu-layers = 3\n")
-    for name in ("CTX", "THREADS", "CACHE_GB", "CACHE_TYPE", "SPECULATIVE", "GPU_LAYERS"):
-        monkeypatch.setenv(f"CEREBRUM_{name}", {"SPECULATIVE": "on", "CACHE_TYPE": "q8_0"}.get(name, "1"))
-    done = served.run("ask", "--seed", "0", "What is 2 + 2?")
-    assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
-
-
 def test_endpoint_variable_names_several_servers(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = served.servers
     served.config(BIG.format(url=first.url))

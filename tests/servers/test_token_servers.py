@@ -1,7 +1,5 @@
 """llama-server and vLLM, which take token ids: the same replies from both as from a model on this machine."""
 
-import json
-from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +9,6 @@ from remote_engines import (
     connected,
     events_of,
     local_replies,
-    notices,
-    remote_engine,
     replies_of,
     request_of,
     serving,
@@ -30,8 +26,7 @@ from cerebrum_cli.core.errors import EndpointError, GrammarError
 from cerebrum_cli.core.events import FinishEvent, RefusedEvent, SequenceId
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.servers import llama_server, vllm
-from cerebrum_cli.servers.kind import ReplyChunk, ServerKind
+from cerebrum_cli.servers.kind import ReplyChunk
 from cerebrum_cli.servers.token_replies import TokenSample
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -250,59 +245,3 @@ def test_sample_that_does_not_match_the_grammar_costs_no_other() -> None:
     ends = {event.sequence.sample: event for event in events if isinstance(event, FinishEvent | RefusedEvent)}
     assert [type(ends[sample]) for sample in range(3)] == [FinishEvent, RefusedEvent, FinishEvent]
     assert isinstance(ends[1], RefusedEvent) and ends[1].text == "b"
-
-
-# What they are asked, and what they sample otherwise.
-
-PENALTIES: dict[str, Any] = {"presence_penalty": 0.5, "frequency_penalty": -0.5}
-TRUNCATIONS: dict[str, Any] = {"top_k": 5, "top_p": 0.9, "min_p": 0.1}
-LLAMA: ServerKind = llama_server.LlamaServer("1", "tiny.gguf", "tiny.gguf", 100, 4, None)
-VLLM: ServerKind = vllm.Vllm("1", "tiny.gguf", "tiny.gguf", 100, 4)
-
-
-def body_of(kind: ServerKind, request: Request, samples: int = 1) -> Any:
-    """The body of a request, as a server reads it."""
-    return json.loads(json.dumps(kind.body(request, 7, samples)))
-
-
-def test_vllm_is_sent_every_field() -> None:
-    others: dict[str, Any] = {"ignore_eos": True, "grammar": "root", "max_tokens": None}
-    values = {"temperature": 0.5, **TRUNCATIONS, **PENALTIES}
-    request = request_of("Q", repeat_penalty=1.1, stop=("x",), **values, **others)
-    assert body_of(VLLM, request) == {
-        **values,
-        "repetition_penalty": 1.1,
-        "skip_special_tokens": False,
-        "ignore_eos": True,
-        "model": "tiny.gguf",
-        "prompt": [81],
-        "max_tokens": 99,
-        "seed": 7,
-        "return_token_ids": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "structured_outputs": {"grammar": "root"},
-    }
-    plain = body_of(VLLM, request_of("Q", top_k=0, top_p=0.0, stream=True))
-    assert (plain["top_k"], plain["top_p"], plain["max_tokens"]) == (0, 1e-6, 40)
-    assert not plain.keys() & {"logprobs", "structured_outputs"}
-
-
-def test_llama_server_is_sent_every_sampler() -> None:
-    params: dict[str, Any] = {**PENALTIES, **TRUNCATIONS, "repeat_penalty": 1.1, "dry_multiplier": 0.8}
-    body = body_of(LLAMA, request_of("Q", temperature=1.0, stop=("y",), **params), 2)
-    assert {key: body[key] for key in params} == params
-    assert (body["n_cmpl"], body["seed"], body["n_predict"], body["stop"]) == (2, 7, 40, [])
-    assert (body["dry_base"], body["dry_allowed_length"], body["dry_penalty_last_n"]) == (1.75, 2, 100)
-    assert (body["dry_sequence_breakers"], body["logit_bias"]) == (["\n", ":", '"', "*"], [])
-
-
-def test_what_only_llama_cpp_has_is_noted_once() -> None:
-    requests = [
-        request_of(f"Q{at}", temperature=0.7, repeat_penalty=1.1, dry_multiplier=0.8, **PENALTIES) for at in range(12)
-    ]
-    for kind, expected in ((VllmServer, ["vLLM ignores dry_multiplier"]), (LlamaServer, [])):
-        with serving_kind(kind, random_model, 2) as servers, closing(remote_engine(*servers)) as engine:
-            assert notices(list(engine.load())) == []
-            assert notices(events_of(engine, *requests)) == expected
-            assert notices(events_of(engine, *requests)) == []
