@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,61 +27,18 @@ pytestmark = pytest.mark.slow
 
 DOCUMENTS = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md")))
 ABOUT_MODELS, EVALUATE = "docs/models.md", "docs/evaluate.md"
-LEFT_OUT = {
-    "builds or installs programs": r"^((make|source|pip|pipx|uv) |.*scripts/setup\.sh)",
-    "asks on a terminal, or changes the shell": r"cerebrum pull( author/model)? +#|--show-completion|chat --tool",
-    "starts a server or a cluster": r"^llama-server |--ray ",
-    "takes a minute": r"cerebrum lm-eval\b",
-    "needs a GPU": r"cpu_moe=24",
-    "needs an MCP server": r"--mcp http",
-    "needs the Internet": r"https://example\.com/",
-    "needs bubblewrap": r"--run-code",
-    "has a placeholder": r"\bNAME$",
-}
-SKIPPED = re.compile("|".join(LEFT_OUT.values()))
+NEEDED = tomllib.loads((ROOT / "tests" / "data" / "examples.toml").read_text(encoding="utf-8"))
+SKIPPED = re.compile("|".join(NEEDED["left_out"].values()))
+SERVERS: dict[str, type[ModelServer]] = {"llama": LlamaServer, "ollama": OllamaServer, "lm_studio": LmStudioServer}
 SUCCESS = (0, 4, 5, 6)  # a prompt may not fit in the context of a tiny model, and it may give no answer
 ASKS = re.compile(r"cerebrum (sessions )?rm ")  # for confirmation
 EVALUATES = re.compile(r"cerebrum (lm-)?eval ")
 SHELL = re.compile(r"[|&;<>]|(?<!\\)\$")
 IN_ORDER = ("README.md", "docs/getting-started.md", ABOUT_MODELS)  # from the first line to the last, in an empty home
-MODELS = {  # files by the repositories that the catalog and the pages name
-    "unsloth/Qwen3.5-4B-GGUF": ("Qwen3.5-4B-Q4_K_M.gguf",),
-    "bartowski/Cerebrum-1.0-7b-GGUF": ("Cerebrum-1.0-7b-Q4_K_M.gguf", "Cerebrum-1.0-7b-Q8_0.gguf"),
-    "bartowski/Cerebrum-1.0-8x7b-GGUF": ("Cerebrum-1.0-8x7b-Q4_K_M.gguf",),
-    "TheBloke/CollectiveCognition-v1-Mistral-7B-GGUF": ("collectivecognition-v1-mistral-7b.Q4_K_M.gguf",),
-    "Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF": ("qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",),
-    "owner/repo": ("model-Q5_K_M.gguf",),
-    "author/model": (),
-    "AetherResearch/Cerebrum-1.0-7b": (),
-    "zhengchenphd/Mistral-C2F-7B": (),
-}
-CHECKPOINTS = {  # numbers of layers
-    "AetherResearch/Cerebrum-1.0-7b": 32,
-    "zhengchenphd/Mistral-C2F-7B": 3,
-    "author/model": 3,
-    "owner/repo": 3,
-}
-SERVERS: dict[str, tuple[type[ModelServer], str]] = {
-    "http://localhost:8080": (LlamaServer, "cerebrum-7b"),
-    "http://node1:8080": (LlamaServer, "cerebrum-7b"),
-    "http://node2:8080": (LlamaServer, "cerebrum-7b"),
-    "https://lab.example:8443": (LlamaServer, "cerebrum-7b"),
-    "http://localhost:11434": (OllamaServer, "gemma3:4b"),
-    "http://localhost:1234": (LmStudioServer, "openai/gpt-oss-20b"),
-}
-INSTALLED = {  # models by what in a page needs them
-    "": "qwen3.5-4b",
-    "cerebrum-7b": "cerebrum-7b:Q4_K_M",
-    "cerebrum-7b:Q8_0": "cerebrum-7b:Q8_0",
-    "cerebrum-8x7b": "cerebrum-8x7b",
-    "starter": "./SmolLM2-135M-Instruct.Q4_1.gguf",
-}
 LOCAL = ("model.gguf", "actor.gguf", "instruct.gguf", "SmolLM2-135M-Instruct.Q4_1.gguf")
 CONFIGURATION = {"docs/servers.md": "config.toml", ABOUT_MODELS: "models.toml"}
 PRINTED_FORMATS = ("cerebrum", "collective-cognition", "mistral")  # of which the page has prompts, in this order
 UNPRINTED = {ABOUT_MODELS: ["cerebrum merge weights.yaml -o weights.gguf"]}  # the second recipe of the page
-EDITOR = "#!/bin/sh\nprintf 'Describe this change:\\n' > \"$1\"\n"
-PROGRAMS = {"jq": "#!/bin/sh\ncat\n", "git": "#!/bin/sh\necho change\n", "editor": EDITOR}
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -117,7 +75,7 @@ def checkpoint_of(layers: int, folder: Path) -> Path:
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of safetensors by repository."""
     directory = tmp_path_factory.mktemp("checkpoints")
-    return {name: checkpoint_of(layers, directory / name) for name, layers in CHECKPOINTS.items()}
+    return {name: checkpoint_of(layers, directory / name) for name, layers in NEEDED["checkpoints"].items()}
 
 
 @pytest.fixture(scope="module")
@@ -129,21 +87,15 @@ def adapters(seven: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path
 
 @pytest.fixture
 def hub(page: str, thinker: Path, seven: Path, checkpoints: dict[str, Path]) -> Iterator[HubServer]:
-    """A Hub of tiny models, and of a dataset; a merge needs one with the layers of a 7B."""
-    sums = [{"question": f"{n} + 1?", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in range(3)]
+    """A Hub of tiny models, and of datasets; a merge needs one with the layers of a 7B."""
     with HubServer() as hub:
-        for repo_id, names in MODELS.items():
+        for repo_id, names in NEEDED["models"].items():
             files = dict.fromkeys(names, seven if page in (ABOUT_MODELS, "README.md") else thinker)
             if repo_id in checkpoints:
                 files |= {path.name: path for path in checkpoints[repo_id].iterdir()}
             hub.repository(repo_id, files)
-        hub.repository(f"{DATASETS}openai/gsm8k", {"main/test-00000-of-00001.parquet": table(sums)})
-        problems = [{"problem": f"{n} + 1?", "solution": f"It is $\\boxed{{{n + 1}}}$."} for n in range(7)]
-        subjects = {f"{n}/test-0.parquet": table([problem]) for n, problem in enumerate(problems)}
-        hub.repository(f"{DATASETS}EleutherAI/hendrycks_math", subjects)
-        choices = {"text": ["one", "two"], "label": ["A", "B"]}
-        science = table([{"id": "1", "question": "1 + 1?", "choices": choices, "answerKey": "B"}])
-        hub.repository(f"{DATASETS}allenai/ai2_arc", {"ARC-Challenge/test-0.parquet": science})
+        for repo_id, tables in NEEDED["datasets"].items():
+            hub.repository(f"{DATASETS}{repo_id}", {name: table(rows) for name, rows in tables.items()})
         yield hub
 
 
@@ -154,8 +106,8 @@ def servers(thinker: Path) -> Iterator[dict[str, str]]:
         vocabulary = stack.enter_context(open_vocabulary(thinker))
         [end] = vocabulary.special_token_ids([vocabulary.special_token_text("eos")])
         urls = {}
-        for address, (kind, model) in SERVERS.items():
-            server = kind(lambda held, seed: end, vocabulary=vocabulary, context_size=4000)
+        for address, (kind, model) in NEEDED["servers"].items():
+            server = SERVERS[kind](lambda held, seed: end, vocabulary=vocabulary, context_size=4000)
             server.models = (model,)
             urls[address] = stack.enter_context(server).url
         yield urls
@@ -194,8 +146,8 @@ def checkout(tmp_path: Path, thinker: Path, checkpoints: dict[str, Path], adapte
 def programs(tmp_path: Path) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name, text in PROGRAMS.items():
-        (folder / name).write_text(text)
+    for name, line in NEEDED["programs"].items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
         (folder / name).chmod(0o755)
     return folder
 
@@ -218,7 +170,7 @@ def test_examples_run_as_printed(
         (command.config / name).write_text(at(servers, "".join(blocks(page, "toml"))))
         shutil.copy(checkout / "style.gguf", command.config)
     lines, failures = commands(page), []
-    needed = [model for named, model in INSTALLED.items() if named in "".join(lines)]
+    needed = [model for named, model in NEEDED["installed"].items() if named in "".join(lines)]
     setup = [f"cerebrum pull {model}" for model in needed if page not in IN_ORDER]
     for line in (*setup, *lines):
         if "language=" in line:  # of a prompt that the page shows

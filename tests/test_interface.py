@@ -5,6 +5,7 @@ import re
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import ROOT, environment_of, start_python
@@ -54,20 +55,20 @@ def test_library_page_begins_with_a_whole_program(tmp_path: Path, capsys: pytest
 def test_library_examples_run_as_printed(
     model: Model, beside_a_loop: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    printed = []
+    run = [each for each in EXAMPLES if "localhost" not in each and not (beside_a_loop and "asyncio.run" in each)]
 
-    def run_examples() -> None:
-        for example in EXAMPLES:
-            if "localhost" in example or (beside_a_loop and "asyncio.run" in example):
-                continue
+    def run_examples() -> list[str]:
+        printed = []
+        for example in run:
             exec(runnable(example), {"open_model": open_model, "model": model})
             printed.append(capsys.readouterr().out.strip())
+        return printed
 
-    async def main() -> None:
-        run_examples()
+    async def main() -> list[str]:
+        return run_examples()
 
-    asyncio.run(main()) if beside_a_loop else run_examples()
-    assert len(printed) == len(EXAMPLES) - 1 - beside_a_loop and all(printed)
+    assert len(run) == len(EXAMPLES) - 1 - beside_a_loop
+    assert all(asyncio.run(main()) if beside_a_loop else run_examples())
 
 
 def test_library_uses_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,14 +130,13 @@ def test_library_checks_samples_with_programs(model: Model) -> None:
     assert {reply.program and reply.program.output for reply in vote.replies.values()} == {None}
 
 
-def test_library_refuses_votes_at_a_chosen_temperature_0() -> None:
+def test_library_refuses_votes_at_a_chosen_temperature_0(model: Model) -> None:
     refused = pytest.raises(UsageError, match="a vote needs a temperature above 0")
-    with open_model("nano", temperature=0) as model:
+    with open_model("nano", temperature=0) as cold:
         with refused:
-            model.vote(SUM, 3)
-        vote = model.vote(SUM, 2, temperature=0.5, max_tokens=1)
-        assert len(vote.replies) == 2
-    with open_model("nano") as model, refused:
+            cold.vote(SUM, 3)
+        assert len(cold.vote(SUM, 2, temperature=0.5, max_tokens=1).replies) == 2
+    with refused:
         model.vote(SUM, 3, temperature=0)
 
 
@@ -152,26 +152,27 @@ def test_library_raises_for_an_answer_that_its_schema_does_not_accept(model: Mod
     assert model.reply(SUM, schema={"const": 1}).text == "1"
 
 
+@pytest.mark.parametrize(
+    ("asked", "given", "problem"),
+    [
+        (SUM, {"temprature": 1}, "unknown setting 'temprature'"),
+        (SUM, {"temperature": "hot"}, "invalid temperature: 'hot'"),
+        (SUM, {"ctx": 512}, "ctx is set when a model is opened"),
+        (SUM, {"schema": {}, "grammar": "root"}, "schema and grammar"),
+        *((SUM, {"grammar": wrong}, "invalid grammar") for wrong in (5, ["root"], b"root")),
+        (None, {}, "messages has no messages"),
+        ([{"role": "system", "content": "Be brief."}], {}, "no question to answer"),
+    ],
+)
+def test_library_refuses_a_question(model: Model, asked: Any, given: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        model.reply(asked, **given)
+    assert model.reply(Conversation(system_prompt="S").user(SUM)).text  # it still works
+
+
 def test_library_errors_are_the_packages_own(model: Model, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unknown setting 'temprature'"):
-        model.reply(SUM, temprature=1)
-    with pytest.raises(UsageError, match="invalid temperature: 'hot'"):
-        model.reply(SUM, temperature="hot")
-    with pytest.raises(UsageError, match="ctx is set when a model is opened"):
-        model.reply(SUM, ctx=512)
     with pytest.raises(UsageError, match="programs check only votes"):
         list(model.replies([SUM], check="python"))
-    with pytest.raises(UsageError, match="invalid parallel: 0"):
-        open_model("nano", parallel=0)
-    with pytest.raises(UsageError, match="schema and grammar"):
-        model.reply(SUM, schema={}, grammar="root")
-    for wrong in (5, ["root"], b"root"):
-        with pytest.raises(UsageError, match="invalid grammar"):
-            model.reply(SUM, grammar=wrong)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="messages has no messages"):
-        model.reply(None)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="no question to answer"):
-        model.reply([{"role": "system", "content": "Be brief."}])
     with pytest.raises(PromptTooLong):
         model.reply("x" * 100_000).wait()
     with environment_of({"HOME": str(tmp_path), "PATH": ""}):
@@ -179,7 +180,8 @@ def test_library_errors_are_the_packages_own(model: Model, tmp_path: Path) -> No
             open_model("missing")
         with pytest.raises(UsageError, match="unknown setting 'foo'"):
             open_model("nano", foo=1)
-    assert model.reply(Conversation(system_prompt="S").user(SUM)).text  # it still works
+        with pytest.raises(UsageError, match="invalid parallel: 0"):
+            open_model("nano", parallel=0)
 
 
 def test_library_lets_an_event_loop_run_on(model: Model) -> None:

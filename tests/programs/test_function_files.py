@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -38,18 +39,17 @@ def counted() -> int:
 
 """
 
-Tools = dict[str, Tool]
-Open = Callable[[str], Tools]
+Open = Callable[[str], dict[str, Tool]]
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> Open:
-    """Tools by name of a file with these functions."""
+def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
+    """Tools by name of a file in the working directory with these functions."""
+    monkeypatch.chdir(tmp_path)
 
-    def open_file(source: str) -> Tools:
-        path = tmp_path / "mytools.py"
-        path.write_text(HEAD + source)
-        return {tool.spec.name: tool for tool in tools_of([str(path)])}
+    def open_file(source: str) -> dict[str, Tool]:
+        (tmp_path / "mytools.py").write_text(HEAD + source)
+        return {tool.spec.name: tool for tool in tools_of(["mytools.py"])}
 
     return open_file
 
@@ -103,23 +103,23 @@ def test_function_that_ends_its_process_has_a_result_and_the_next_call_another_p
     assert run(tools["counted"]) == "1"
 
 
-def test_process_that_ended_between_two_calls_starts_again(opened: Open) -> None:
+def test_process_that_ended_between_two_calls_starts_again(opened: Open, new_children: NewChildren) -> None:
     tools = opened("def later(): threading.Timer(0.1, os._exit, [3]).start()\n")
+    started = workers(new_children())
     assert run(tools["later"]) == "(no result)"
-    time.sleep(0.5)
+    wait_for_end(started)
     assert run(tools["counted"]) == "counted ended its process (exit code 3), which starts again for the next call"
     assert run(tools["counted"]) == "1"
 
 
+def workers(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in processes if "function_worker" in " ".join(process.cmdline())]
+
+
 def test_threads_may_call_functions_of_a_file(opened: Open) -> None:
     tool = opened("")["counted"]
-    results: list[str] = []
-    threads = [threading.Thread(target=lambda: results.append(run(tool))) for _ in range(5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(results) == ["1", "2", "3", "4", "5"]
+    with ThreadPoolExecutor(5) as threads:
+        assert sorted(threads.map(lambda _: run(tool), range(5))) == ["1", "2", "3", "4", "5"]
 
 
 ENVIRONMENT = """
@@ -203,35 +203,26 @@ def test_files_that_give_no_tools_are_rejected(tmp_path: Path, source: str | Non
     assert "\n" not in raised.value.message and raised.value.hint
 
 
-def test_unusable_functions_of_a_file_are_reported_and_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "mytools.py"
-    path.write_text(HEAD + "def many(*names): ...\ndef calls(f: Callable[[], int]): ...\n")
+def test_unusable_functions_of_a_file_are_reported_and_left_out(opened: Open) -> None:
+    opened("def many(*names): ...\ndef calls(f: Callable[[], int]): ...\n")
     notices: list[NoticeEvent] = []
-    tools = tools_of([str(path)], notices.append)
-    assert [tool.spec.name for tool in tools] == ["counted"]
-    assert [notice.message.partition(":")[0] for notice in notices] == [
-        "many cannot be a tool",
-        "calls cannot be a tool",
-    ]
+    assert [tool.spec.name for tool in tools_of(["mytools.py"], notices.append)] == ["counted"]
+    problems = [notice.message.partition(":")[0] for notice in notices]
+    assert problems == ["many cannot be a tool", "calls cannot be a tool"]
 
 
-def test_file_that_changes_after_its_functions_were_described(opened: Open, tmp_path: Path) -> None:
+def test_file_that_changes_after_its_functions_were_described(opened: Open) -> None:
     tools = opened("def end(): os._exit(1)\n")
-    (tmp_path / "mytools.py").write_text("def other(): ...\n")
+    Path("mytools.py").write_text("def other(): ...\n")
     run(tools["end"])
     assert run(tools["counted"]) == "there is no function counted"
-    (tmp_path / "mytools.py").unlink()
     tools = opened("def end(): os._exit(1)\n")
-    (tmp_path / "mytools.py").unlink()
+    Path("mytools.py").unlink()
     run(tools["end"])
     assert run(tools["counted"]).startswith("cannot import ")
 
 
 # The end.
-
-
-def workers(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [process for process in processes if "function_worker" in " ".join(process.cmdline())]
 
 
 def test_thread_of_a_module_does_not_delay_the_end(new_children: NewChildren, opened: Open) -> None:
@@ -273,20 +264,13 @@ def sleep():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sleep", "wait", "compute"])
 def test_ctrl_c_ends_a_function_also_if_it_ignores_that(
-    new_children: NewChildren,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    name: str,
+    new_children: NewChildren, opened: Open, capfd: pytest.CaptureFixture[str], name: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mytools.py").write_text(HEAD + SWALLOWS)
-    tools = {tool.spec.name: tool for tool in tools_of(["mytools.py"])}
+    tools = opened(SWALLOWS)
     run(tools["counted"])
 
     def interrupt() -> None:
-        wait_until((tmp_path / "started").exists)
-        time.sleep(0.1)  # until the function waits, or computes
+        wait_until(Path("started").exists)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
@@ -295,7 +279,7 @@ def test_ctrl_c_ends_a_function_also_if_it_ignores_that(
         run(tools[name])
     thread.join()
     assert new_children() == []
-    assert (tmp_path / "cleaned").exists() is (name == "sleep")
+    assert Path("cleaned").exists() is (name == "sleep")
     assert run(tools["counted"]) == "1"
     assert capfd.readouterr() == ("", "loading\nloading\n")
 
@@ -305,7 +289,7 @@ def test_ctrl_c_ends_a_function_also_if_it_ignores_that(
 def test_process_of_functions_ends_with_a_command_that_is_killed(tmp_path: Path, name: str) -> None:
     (tmp_path / "mytools.py").write_text(HEAD + SWALLOWS)
     program = (
-        "import sys\nfrom cerebrum_cli.programs.functions import tools_of\n"
+        "from cerebrum_cli.programs.functions import tools_of\n"
         f"[tool.run({{}}) for tool in tools_of(['mytools.py']) if tool.spec.name == {name!r}]"
     )
     command = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path)

@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
@@ -46,30 +46,20 @@ def weather(city: str, days: int = 1, units: Literal["C", "F"] | None = None) ->
 
 
 def test_function_gives_name_docstring_and_schema() -> None:
-    tool = tool_of(weather)
-    assert tool.spec == ToolSpec(
-        "weather",
-        "Forecast for a city,\nfor some days.\n\nArgs:\n    city: The name of the city.",
-        {
-            "type": "object",
-            "properties": {
-                "city": {"type": "string"},
-                "days": {"type": "integer"},
-                "units": {"type": "string", "enum": ["C", "F"]},
-            },
-            "required": ["city"],
-        },
-    )
-    assert not tool.asks
-
-
-def test_function_without_docstring_and_parameters_is_a_tool() -> None:
     def now():  # type: ignore[no-untyped-def]
         return "noon"
 
-    tool = tool_of(now)
-    assert tool.spec == ToolSpec("now", "", {"type": "object", "properties": {}, "required": []})
-    assert tool.run({}) == "noon"
+    tool, bare = tools_of([weather, now])
+    units = {"type": "string", "enum": ["C", "F"]}
+    properties = {"city": {"type": "string"}, "days": {"type": "integer"}, "units": units}
+    assert tool.spec == ToolSpec(
+        "weather",
+        "Forecast for a city,\nfor some days.\n\nArgs:\n    city: The name of the city.",
+        {"type": "object", "properties": properties, "required": ["city"]},
+    )
+    assert not tool.asks
+    assert bare.spec == ToolSpec("now", "", {"type": "object", "properties": {}, "required": []})
+    assert bare.run({}) == "noon"
 
 
 class Color(Enum):
@@ -104,11 +94,21 @@ STRING, INTEGER, NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "num
 TAGS = {"type": "array", "items": STRING, "uniqueItems": True}
 PLACE = {"type": "object", "properties": {"name": STRING, "height": INTEGER, "tags": TAGS}, "required": ["name"]}
 POINT = {"type": "array", "maxItems": 2, "minItems": 2, "prefixItems": [NUMBER, NUMBER]}
-TREE = {
-    "type": "object",
-    "properties": {"name": STRING, "children": {"type": "array", "items": {"type": "object"}}},
-    "required": ["name"],
-}
+ROUTE = {"type": "object", "properties": {"via": {"type": "array", "items": POINT}}}
+TREES = {"type": "array", "items": {"type": "object"}}
+TREE = {"type": "object", "properties": {"name": STRING, "children": TREES}, "required": ["name"]}
+COUNT = {"type": "integer", "description": "How many.", "minimum": 1}
+
+
+def takes(annotation: Any, got: list[object] | None = None) -> Callable[..., object]:
+    """A function with an argument, which it keeps."""
+
+    def function(value: object) -> None:
+        if got is not None:
+            got.append(value)
+
+    function.__annotations__["value"] = annotation
+    return function
 
 
 @pytest.mark.parametrize(
@@ -131,41 +131,19 @@ TREE = {
         (Place, PLACE, {"name": "Oslo", "height": "7", "tags": ["a", "a"]}, Place("Oslo", 7, {"a"})),
         (list[Place], {"type": "array", "items": PLACE}, [{"name": "Oslo"}], [Place("Oslo")]),
         (Point, POINT, [1, "2"], Point(1.0, 2.0)),
-        (
-            Route,
-            {"type": "object", "properties": {"via": {"type": "array", "items": POINT}}},
-            {"via": [[1, 2]]},
-            {"via": [Point(1.0, 2.0)]},
-        ),
+        (Route, ROUTE, {"via": [[1, 2]]}, {"via": [Point(1.0, 2.0)]}),
         (Tree, TREE, {"name": "a", "children": [{"name": "b"}]}, Tree(name="a", children=[Tree(name="b")])),
-        (
-            Annotated[int, pydantic.Field(description="How many.", ge=1)],
-            {"type": "integer", "description": "How many.", "minimum": 1},
-            "3",
-            3,
-        ),
+        (Annotated[int, pydantic.Field(description="How many.", ge=1)], COUNT, "3", 3),
     ],
 )
 def test_annotations_become_schemas_and_arguments_are_converted(
     annotation: Any, schema: object, given: Any, value: object
 ) -> None:
     got: list[object] = []
-
-    def function(value: object) -> None:
-        got.append(value)
-
-    function.__annotations__["value"] = annotation
-    tool = tool_of(function)
+    tool = tool_of(takes(annotation, got))
     assert json.dumps(tool.spec.parameters["properties"]["value"]) == json.dumps(schema)  # the order is of the prompt
     assert tool.run({"value": given}) == "(no result)"
     assert got == [value] and type(got[0]) is type(value)
-
-
-def takes(annotation: Any) -> Callable[..., object]:
-    def function(value): ...  # type: ignore[no-untyped-def]
-
-    function.__annotations__["value"] = annotation
-    return function
 
 
 def variadic(*cities: str) -> None: ...
@@ -195,14 +173,6 @@ def test_other_functions_and_values_are_rejected(function: Any, problem: str) ->
     assert raised.value.hint and "\n" not in raised.value.message
 
 
-def test_tools_pass_and_two_of_one_name_are_rejected() -> None:
-    tool = tool_of(weather)
-    first, second = tools_of([tool, successor])
-    assert (first, second.spec) == (tool, tool_of(successor).spec)
-    with pytest.raises(UsageError, match="two tools are named weather"):
-        tools_of([tool, weather])
-
-
 @functools.cache
 def successor(number: int) -> int:
     return number + 1
@@ -213,9 +183,14 @@ class Station:
         return 2.5
 
 
-def test_methods_and_cached_functions_are_tools() -> None:
-    assert tool_of(Station().temperature).run({"city": "Oslo"}) == "2.5"
-    assert tool_of(successor).run({"number": 1}) == "2"
+def test_tools_methods_and_cached_functions_pass_and_two_of_one_name_are_rejected() -> None:
+    tool = tool_of(weather)
+    first, second, third = tools_of([tool, successor, Station().temperature])
+    assert first == tool
+    assert second.run({"number": 1}) == "2"
+    assert third.run({"city": "Oslo"}) == "2.5"
+    with pytest.raises(UsageError, match="two tools are named weather"):
+        tools_of([tool, weather])
 
 
 # Calls.
@@ -265,6 +240,20 @@ def test_results_are_text_or_json(function: Callable[[], object], text: str) -> 
     assert tool_of(function).run({}) == text
 
 
+def ratio(a: int, b: int) -> float:
+    return a / b
+
+
+def circular() -> object:
+    values: list[object] = []
+    values.append(values)
+    return values
+
+
+def not_text() -> bytes:
+    return b"\xff"
+
+
 def raising(error: BaseException) -> Callable[[], object]:
     def function() -> object:
         raise error
@@ -273,23 +262,10 @@ def raising(error: BaseException) -> Callable[[], object]:
 
 
 def test_an_exception_is_the_result() -> None:
-    def ratio(a: int, b: int) -> float:
-        return a / b
-
-    def circular() -> object:
-        values: list[object] = []
-        values.append(values)
-        return values
-
     assert tool_of(ratio).run({"a": 1, "b": 0}) == "ZeroDivisionError: division by zero"
     assert tool_of(raising(ValueError("a\nb"))).run({}) == "ValueError: a b"
     assert tool_of(circular).run({}) == "ValueError: Circular reference detected (id repeated)"
-    assert tool_of(lambda_named(lambda: b"\xff")).run({}).startswith("UnicodeDecodeError: ")
-
-
-def lambda_named(function: Callable[[], object]) -> Callable[[], object]:
-    function.__name__ = "function"
-    return function
+    assert tool_of(not_text).run({}).startswith("UnicodeDecodeError: ")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), Interrupted(signal.SIGTERM), SystemExit(2)])
@@ -315,6 +291,9 @@ def python() -> Tool:
     return tool
 
 
+CUT = f"{'x' * 4000}\n[... 1,021 characters omitted ...]\n{'x' * 3979}{'y' * 20}\n"
+
+
 @pytest.mark.parametrize(
     ("code", "result"),
     [
@@ -324,14 +303,17 @@ def python() -> Tool:
         ("print('a')\n[].append(1)", "a\n"),
         ("x = '''\n```\nprint(1)\n```\n'''\nprint(len(x))", "18\n"),
         ("x = 1", "(no result)"),
-        ("print('x' * 9000 + 'y' * 20)", f"{'x' * 4000}\n[... 1,021 characters omitted ...]\n{'x' * 3979}{'y' * 20}\n"),
+        ("print('x' * 9000 + 'y' * 20)", CUT),
     ],
 )
 def test_python_gives_what_a_program_prints(python: Tool, code: str, result: str) -> None:
     assert python.run({"code": code}) == result
 
 
-def test_python_reports_errors_and_what_monty_lacks(python: Tool) -> None:
+def test_python_does_not_ask_and_reports_errors_and_what_monty_lacks(python: Tool) -> None:
+    assert not python.asks and "not fractions" in python.spec.description
+    assert python.spec.parameters["required"] == ["code"]
+    assert python.run({}) == "invalid arguments: code: Missing required argument"
     failed = python.run({"code": "print('so far')\nx = 0\n1 / x"})
     assert failed.startswith("so far\nTraceback") and failed.endswith("ZeroDivisionError: division by zero")
     assert python.run({"code": "import fractions"}).splitlines()[-2:] == [
@@ -340,28 +322,20 @@ def test_python_reports_errors_and_what_monty_lacks(python: Tool) -> None:
     ]
 
 
-def test_python_runs_without_asking_and_describes_its_program(python: Tool) -> None:
-    assert not python.asks and "not fractions" in python.spec.description
-    assert python.spec.parameters["required"] == ["code"]
-    assert python.run({}) == "invalid arguments: code: Missing required argument"
-
-
-@pytest.fixture
-def ctrl_c() -> Iterator[Callable[[float], None]]:
-    """Interrupt this process after so many seconds."""
-    handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds) and None
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, handler)
+def sleep() -> None:
+    time.sleep(60)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tool", [lambda: time.sleep(60), "python"], ids=["function", "python"])
-def test_ctrl_c_ends_a_call(new_children: NewChildren, ctrl_c: Callable[[float], None], tool: Any) -> None:
-    if callable(tool):
-        tool.__name__ = "sleep"
-    [sleep] = tools_of([tool])
-    ctrl_c(0.3)
-    with pytest.raises(KeyboardInterrupt):
-        sleep.run({"code": "import time\ntime.sleep(60)"} if tool == "python" else {})
+@pytest.mark.parametrize("tool", [sleep, "python"])
+def test_ctrl_c_ends_a_call(new_children: NewChildren, tool: Any) -> None:
+    [sleeping] = tools_of([tool])
+    handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sleeping.run({"code": "import time\ntime.sleep(60)"} if tool == "python" else {})
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
     assert new_children() == []
