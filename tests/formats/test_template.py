@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import jinja2
 import pytest
-from cases import rows
+from cases import cases, rows
 from hypothesis import given, strategies as st
 from templates import (
     BARE,
@@ -28,7 +28,7 @@ from templates import (
 from tool_templates import ALL_TEMPLATES, TOOLS, shown
 from vocabularies import marked_up, text_of
 
-from cerebrum_cli.core.conversation import Conversation, Message, Text, Tokens
+from cerebrum_cli.core.conversation import Conversation, Message, Text
 from cerebrum_cli.core.errors import FormatError, Interrupted
 from cerebrum_cli.core.tools import Round, ToolCall
 from cerebrum_cli.core.vocabulary import detokenize
@@ -157,21 +157,19 @@ def test_prompt_of_a_template(case: dict[str, Any], chatml: LlamaBackend) -> Non
 # Replies as tokens in the prompt.
 
 
-@given(
-    template=st.sampled_from([*KEEPS_REPLIES, BARE, UPPER]),
-    options=st.sampled_from([{}, {"enable_thinking": False}]),
-    data=st.data(),
-)
-def test_next_prompt_extends_prompt_and_reply(
-    template: str, options: dict[str, Any], data: st.DataObject, chatml: LlamaBackend
-) -> None:
-    prompt_format = embedded(chatml, template, **options)
+@cases(60)
+@given(template=st.sampled_from([*KEEPS_REPLIES, BARE, UPPER]), data=st.data())
+def test_next_prompt_extends_prompt_and_reply(template: str, data: st.DataObject, chatml: LlamaBackend) -> None:
+    """Also if reasoning is turned on and off."""
+    prompt_format = embedded(chatml, template)
     sampled = st.lists(st.integers(0, chatml.size - 1).filter(lambda token: not chatml.is_eog(token)), max_size=8)
     texts = marked_up.map(lambda text: chatml.tokenize((Text(text),)))
     conversation = Conversation()
     evaluated: tuple[int, ...] = ()
     for _ in range(3):
-        conversation = conversation.user(data.draw(st.text("ab <>\n", min_size=1).filter(str.strip)))
+        thinks = data.draw(st.sampled_from([None, True, False])) if template in KEEPS_REPLIES else None
+        question = data.draw(st.text("ab <>\n", min_size=1).filter(str.strip))
+        conversation = replace(conversation.user(question), thinks=thinks)
         prompt = chatml.tokenize(prompt_format.render(conversation))
         assert prompt[: len(evaluated)] == evaluated
         reply = data.draw(sampled.map(tuple) | texts)
@@ -305,23 +303,6 @@ def test_template_without_a_switch_gets_empty_reasoning(template: str, chatml: L
     assert not prompt_format.has_switch
     assert prompt_format.render(replace(ONE_TURN, thinks=True)) == prompt_format.render(ONE_TURN)
     assert text_of(prompt_format.render(replace(ONE_TURN, thinks=False))).endswith("<think>\n\n</think>\n\n")
-
-
-@given(
-    template=st.sampled_from(KEEPS_REPLIES),
-    turns=st.lists(st.sampled_from([None, True, False]), min_size=2, max_size=4),
-)
-def test_switched_prompt_extends_prompt_and_reply(
-    template: str, turns: list[bool | None], chatml: LlamaBackend
-) -> None:
-    prompt_format, conversation, evaluated = embedded(chatml, template), Conversation(), ""
-    for number, thinks in enumerate(turns):
-        conversation = replace(conversation.user(f"Q{number}"), thinks=thinks)
-        prompt = prompt_format.render(conversation)
-        text = "".join(f"[{part.ids[0]}]" if isinstance(part, Tokens) else part.value for part in prompt)
-        assert text.startswith(evaluated)
-        evaluated = f"{text}[{number}]"
-        conversation = conversation.assistant(f"A{number}", (number,))
 
 
 @pytest.mark.parametrize(

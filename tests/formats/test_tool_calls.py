@@ -12,7 +12,7 @@ from cases import rows
 from command_line import ROOT
 from hypothesis import given, strategies as st
 from templates import TEMPLATES, embedded
-from tool_templates import ALL_TEMPLATES, TOOL_TEMPLATES, TOOLS, collection, read_back, written
+from tool_templates import ALL_TEMPLATES, LEFT_OUT, TOOL_TEMPLATES, TOOLS, collection, read_back, written
 
 from cerebrum_cli.core.tools import ToolCall, ToolCalls, ToolSpec
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
@@ -21,19 +21,7 @@ from cerebrum_cli.formats.template import EmbeddedFormat
 from cerebrum_cli.formats.tool_calls import PLAIN_TOOLS, CallSyntax, ToolFormat
 from cerebrum_cli.formats.tool_families import FAMILIES
 
-PROGRAM = "def f(x):\n    return x['a'] + \"b\\n\"\n\nprint(f({'a': 1}))\n"
-OSLO = ToolCall("weather", {"city": "Oslo"})
-ROUND_TRIPS = {
-    "text": (OSLO,),
-    "text and number": (ToolCall("weather", {"city": "Oslo", "days": 3}),),
-    "program": (ToolCall("run_python", {"code": PROGRAM}),),
-    "unicode": (ToolCall("weather", {"city": "São Paulo ☃ 北京", "flag": True}),),
-    "nested": (ToolCall("weather", {"data": {"a": [1, 2.5, {"b": None}], "c": 'x "q"'}, "items": ["x", "y"]}),),
-    "two calls": (OSLO, ToolCall("run_python", {"code": "print(1)\n"})),
-    "no arguments": (ToolCall("weather", {}),),
-    "markup": (ToolCall("weather", {"city": "<b>&amp; {x} </b> 'q' }} ]"}),),
-    "text of a number": (ToolCall("weather", {"city": "007"}),),
-}
+ROUND_TRIPS = {name: tuple(ToolCall(*call) for call in calls) for name, calls in rows("round_trips")}
 
 
 def normal(value: Any) -> Any:
@@ -54,24 +42,11 @@ def same(calls: Sequence[ToolCall]) -> list[tuple[str, dict[str, Any]]]:
 
 # Learned syntax.
 
-LEARNED = {
-    "JSON in a tag": ("<tool_call>$calls", ""),
-    "list after a marker": ("[TOOL_CALLS]$calls", ""),
-    "name id then JSON": ("<|call|>functions.$name:0<|args|>$json<|end_call|>", ""),
-    "text arguments": ("<|call|>$name\n```json\n$json", ""),
-    "Gemma 4": ("<|tool_call>call:$name$bare<tool_call|>", ""),
-    "keys and values in tags": (
-        "<tool_call>$name\n$pairs</tool_call>",
-        "<arg_key>$key</arg_key>\n<arg_value>$value</arg_value>\n",
-    ),
-    "pairs as attributes": ('<invoke name="$name">\n$pairs</invoke>', '<parameter name="$key">$value</parameter>\n'),
-}
 
-
-@pytest.mark.parametrize("name", LEARNED)
-def test_syntax_of_calls_is_learned(name: str, chatml: LlamaBackend) -> None:
+@pytest.mark.parametrize(("name", "call", "pair"), rows("learned_calls"))
+def test_syntax_of_calls_is_learned(name: str, call: str, pair: str, chatml: LlamaBackend) -> None:
     learned = embedded(chatml, TOOL_TEMPLATES[name]).tool_format
-    assert [(syntax.call, syntax.pair) for syntax in learned.syntaxes] == [LEARNED[name]]
+    assert [(syntax.call, syntax.pair) for syntax in learned.syntaxes] == [(call, pair)]
     assert learned.text_arguments == (name == "text arguments")
 
 
@@ -221,33 +196,6 @@ def test_nothing_of_a_call_is_passed_on(
 
 # Every template of llama.cpp's collection, after `make peers`.
 
-NO_FUNCTIONS = "it mentions no functions"
-SHOWS_NO_CALLS = "it lists functions, but calls are texts to it"
-CHANGES_LISTS = "it changes a list, which the sandbox forbids"
-WRITES_NO_CALLS = {
-    "HuggingFaceTB-SmolLM3-3B": NO_FUNCTIONS,
-    "Kimi-K2-Instruct": CHANGES_LISTS,
-    "Kimi-K2-Thinking": CHANGES_LISTS,
-    "LFM2-8B-A1B": SHOWS_NO_CALLS,
-    "LFM2.5-Instruct": SHOWS_NO_CALLS,
-    "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": "it shows no functions, and a call only without content",
-    "fireworks-ai-llama-3-firefunction-v2": "it gets functions as text, in another variable",
-    "google-gemma-2-2b-it": NO_FUNCTIONS,
-    "ibm-granite-granite-3.3-2B-Instruct": SHOWS_NO_CALLS,
-    "llama-cpp-deepseek-r1": "it writes a generator as JSON, which fails",
-    "llama-cpp-rwkv-world": NO_FUNCTIONS,
-    "microsoft-Phi-3.5-mini-instruct": NO_FUNCTIONS,
-}
-UNESCAPED = "it escapes neither quotes nor line ends"
-MISREAD = {
-    **{("LFM2.5-8B-A1B", case): UNESCAPED for case in ("program", "markup")},
-    ("MiniMax-M3", "nested"): "objects are elements of XML",
-    **{
-        ("CohereForAI-c4ai-command-r-plus-tool_use", case): "it needs a description of each argument"
-        for case in ROUND_TRIPS
-    },
-}
-
 
 def format_of(source: str) -> PromptFormat:
     return EmbeddedFormat(source=source, bos="<s>", eos="</s>", special_tokens=lambda text: ())
@@ -255,10 +203,10 @@ def format_of(source: str) -> PromptFormat:
 
 @pytest.mark.fuzz
 @pytest.mark.parametrize("case", ROUND_TRIPS)
-@pytest.mark.parametrize("name", sorted(collection().keys() - WRITES_NO_CALLS.keys()))
+@pytest.mark.parametrize("name", sorted(collection().keys() - LEFT_OUT["writes_no_calls"].keys()))
 def test_fuzzed_template_of_the_collection_reads_its_calls(name: str, case: str) -> None:
-    if (name, case) in MISREAD:
-        pytest.skip(MISREAD[name, case])
+    if reason := LEFT_OUT["misread"].get(name, LEFT_OUT["misread"].get(f"{name}: {case}")):
+        pytest.skip(reason)
     assert_round_trip(format_of(collection()[name]), ROUND_TRIPS[case])
 
 
@@ -267,7 +215,7 @@ def test_collection_of_templates_is_fuzzed() -> None:
     templates = collection()
     assert len(templates) > 60, "the collection is not here: run `make peers`"
     silent = [name for name, source in templates.items() if not format_of(source).tool_format.writes_calls]
-    assert silent == sorted(WRITES_NO_CALLS)
+    assert silent == sorted(LEFT_OUT["writes_no_calls"])
 
 
 # Documented calls of the families whose chat templates do not show how they write calls, and calls without markup.

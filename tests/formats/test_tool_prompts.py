@@ -7,7 +7,7 @@ from zlib import crc32
 
 import pytest
 from templates import TEMPLATES, embedded, untrusted
-from tool_templates import ALL_TEMPLATES, ASKED, collection, pending, shown
+from tool_templates import ALL_TEMPLATES, ASKED, LEFT_OUT, collection, pending, shown
 from vocabularies import marks_in
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptParts, Text, Tokens
@@ -145,18 +145,12 @@ def test_markup_in_any_text_is_no_special_token(template: str, chatml: LlamaBack
 
 # Every template of llama.cpp's collection, after `make peers`.
 
-MISRENDERED = {
-    "CohereForAI-c4ai-command-r-plus-tool_use": "it needs descriptions of all parameters",
-    "deepseek-ai-DeepSeek-V3.2": "it closes results only after calls that it has written itself",
-    "fireworks-ai-llama-3-firefunction-v2": "it needs another variable for functions",
-}
-
 
 @pytest.mark.fuzz
 @pytest.mark.parametrize("name", collection())
 def test_fuzzed_template_of_the_collection_has_rounds_in_its_prompts(name: str) -> None:
-    if name in MISRENDERED:
-        pytest.skip(MISRENDERED[name])
+    if reason := LEFT_OUT["misrendered"].get(name):
+        pytest.skip(reason)
     prompt_format = EmbeddedFormat(source=collection()[name], bos="<s>", eos="</s>", special_tokens=special_tokens)
     assert_prompts(prompt_format)
     for conversation in (ANSWERED, replace(ANSWERED, tools=()), pending(without_tokens(FIRST), without_tokens(SECOND))):

@@ -1,5 +1,6 @@
 """Chat templates that write function calls, one for each shape, and what prompts of them hold of a call."""
 
+import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -20,6 +21,8 @@ _ARGUMENTS: dict[str, dict[str, str]] = {key: {} for key in ("city", "code", "da
 TOOLS = tuple(ToolSpec(name, "", {"type": "object", "properties": _ARGUMENTS}) for name in ("weather", "run_python"))
 ASKED = Conversation(tools=TOOLS).user("Do I need a coat?")
 RESULT_TEXT = "the result"
+
+LEFT_OUT = tomllib.loads((ROOT / "tests" / "data" / "template_collection.toml").read_text(encoding="utf-8"))
 
 
 def collection() -> dict[str, str]:
