@@ -27,7 +27,6 @@ ROWS = {
     "How often?": call("counted"),
     "Crash?": call("crash"),
     "next call": call("counted"),
-    "Wait?": call("silent", "started"),
     "": "Done.",
 }
 
@@ -117,16 +116,3 @@ def test_batch_gives_each_row_its_own_results_and_resumes_with_the_same_function
         configure(mcp_user, *arguments)
         assert_error(batch(mcp_user, "--tool", "stand", "-y"), 1, "was made with other settings: set of functions")
     assert_error(batch(mcp_user, "--tool", "stand.echo", "-y"), 1, "was made with other settings: set of functions")
-
-
-def test_terminal_asks_before_a_call(mcp_user: McpUser, open_terminal: OpenTerminal) -> None:
-    chat = ("chat", "-m", mcp_user.model, "--mcp", COMMAND)
-    person = open_terminal(sys.executable, SCRIPTED, json.dumps({"rows": ROWS}), *chat, size=(1000, 24))
-    person.wait_for(">")
-    person.type("a?\r", shows="echo(text='heard a')? [y/N]")
-    person.type("n\r", shows="-> the user refused this call")
-    person.wait_for("Done.")
-    person.type("b?\r", shows="echo(text='heard b')? [y/N]")
-    person.type("y\r", shows="-> heard b")
-    person.wait_for("It is b.")
-    person.leave()
