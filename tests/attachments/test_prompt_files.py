@@ -66,18 +66,7 @@ def test_prompt_files_of_a_directory_are_sorted_and_not_hidden(folder: Path) -> 
     ]
 
 
-@pytest.mark.parametrize(
-    ("pattern", "found"),
-    [
-        *((pattern, ["src/a.py", "src/b.py"]) for pattern in ("src/*.py", "s?c/[ab].py")),
-        *((pattern, ["src/a.py", "src/b.py", "src/sub/c.py"]) for pattern in ("src/**/*.py", "**/*.py")),
-        *((pattern, ["src/sub/deep/d.txt"]) for pattern in ("**/sub/**/*.txt", "**/**/deep/**")),
-        *(("src/[!a].py", ["src/b.py"]), ("*.md", ["README.md"]), ("src/.*.py", ["src/.hidden.py"])),
-        *((pattern, [".config/e.py"]) for pattern in (".conf*/*", ".config/*.py")),
-        ("src/s*", ["src/sub/c.py", "src/sub/deep/d.txt"]),  # as after the shell has expanded it
-        ("src/**", ["src/a.py", "src/b.py", "src/sub/c.py", "src/sub/deep/d.txt"]),
-    ],
-)
+@pytest.mark.parametrize(("pattern", "found"), rows("file_patterns"))
 def test_prompt_files_of_a_pattern(folder: Path, pattern: str, found: list[str]) -> None:
     write_tree(folder, TREE)
     assert names(pattern) == found
