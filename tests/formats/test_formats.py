@@ -14,7 +14,7 @@ from cerebrum_cli.core.errors import CerebrumError, FormatError, UsageError
 from cerebrum_cli.core.vocabulary import detokenize
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.formats.choice import choose_format, special_tokens
-from cerebrum_cli.formats.prompt_format import CEREBRUM, COLLECTIVE_COGNITION, PLAIN_FORMATS, PromptFormat, join_parts
+from cerebrum_cli.formats.prompt_format import CEREBRUM, COLLECTIVE_COGNITION, PromptFormat, join_parts
 
 BOS, EOS = 1, 2
 FORMATS = (CEREBRUM, COLLECTIVE_COGNITION)
@@ -34,26 +34,6 @@ def test_prompt_matches_the_golden_text_and_ids(prompt_format: PromptFormat, cas
     assert list(mistral.tokenize(parts)) == case["mistral_v1_token_ids"]
 
 
-def test_empty_system_prompt_is_omitted_and_only_cerebrum_has_a_default() -> None:
-    for prompt_format in FORMATS:
-        parts = prompt_format.render(Conversation(system_prompt="").user("Why?"))
-        assert text_of(parts).startswith(("User: ", "USER: "))
-    assert {name for name, prompt_format in PLAIN_FORMATS.items() if prompt_format.default_system} == {"cerebrum"}
-    assert text_of(CEREBRUM.render(Conversation().user("Why?"))).startswith(f"{CEREBRUM.default_system}\nUser: Why?")
-
-
-@pytest.mark.parametrize("prompt_format", FORMATS, ids=lambda prompt_format: prompt_format.name)
-@pytest.mark.parametrize("system", ["Be brief.", " \n", "  Keep this. \n\n", "</s>", "User: x"])
-def test_system_prompt_is_rendered_unchanged(prompt_format: PromptFormat, system: str) -> None:
-    first = prompt_format.render(Conversation(system_prompt=system).user("Why?"))[0]
-    assert first == Text(system)
-
-
-def test_cerebrum_removes_eos_text_except_in_the_first_message() -> None:
-    conversation = Conversation(system_prompt="</s>").user("a</s>b").assistant(" c</s> ").user("<</s>/s>d")
-    assert text_of(CEREBRUM.render(conversation)) == "</s>\nUser: a</s>b\nAI: c\nUser: </s>d\nAI:"
-
-
 @given(st.lists(st.sampled_from(["</s>", "<s>", "<unk>", "</", "s>", "<", ">", "\n", " ", "User:", "a"])).map("".join))
 def test_user_text_never_becomes_a_special_token(mistral: LlamaBackend, text: str) -> None:
     for prompt_format, expected in ((CEREBRUM, [BOS]), (COLLECTIVE_COGNITION, [BOS, EOS])):
@@ -65,10 +45,8 @@ def test_stop_strings_of_each_format() -> None:
     assert [prompt_format.stop for prompt_format in (*FORMATS, NO_FORMAT)] == [("\nUser:",), ("\nUSER:",), ()]
 
 
-def test_raw_prompt_is_trusted_text(mistral: LlamaBackend) -> None:
-    conversation = Conversation(system_prompt="unread").user("unread").assistant("unread").user(" a</s>b ")
-    parts = NO_FORMAT.render(conversation)
-    assert parts == (Text(" a</s>b ", trusted=True),)
+def test_markup_of_a_raw_prompt_is_special(mistral: LlamaBackend) -> None:
+    parts = NO_FORMAT.render(Conversation().user(" a</s>b "))
     assert [token for token in mistral.tokenize(parts) if token <= EOS] == [BOS, EOS]
     assert mistral.tokenize(NO_FORMAT.render(Conversation().user("<s>a"))).count(BOS) == 1
 
@@ -146,12 +124,6 @@ def test_builder_returns_built_in_formats_unchanged(chatml: LlamaBackend) -> Non
 def test_template_variables_of_a_built_in_format_are_an_error() -> None:
     with pytest.raises(UsageError, match=r"template_arg needs the format embedded.* uses cerebrum$"):
         chosen_format("cerebrum", CHATML_TEMPLATE, {"enable_thinking": False}).check(None)
-
-
-def test_template_gets_special_tokens_of_its_vocabulary(chatml: LlamaBackend) -> None:
-    source = "{{ bos_token }}{{ eos_token }}{{ name }}{{ messages[0].content }}"
-    prompt_format = chosen_format("embedded", source, {"name": "x"}).build(chatml, CONTEXT_SIZE)
-    assert text_of(prompt_format.render(Conversation().user("a"))) == "<|im_start|><|im_end|>xa"
 
 
 def test_special_tokens_are_listed_in_order_with_repeats(chatml: LlamaBackend) -> None:

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from cases import rows
@@ -54,16 +55,21 @@ cuts = st.lists(st.integers(0, 1000), max_size=30)
 
 # Reasoning and answer.
 
-CASES = rows("reasoning")
 MARKUPS = {markup.open: markup for markup in REASONING_MARKUPS}
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["name"]))
-def test_reply_text_is_independent_of_chunks(case: dict[str, str]) -> None:
-    """A case may have the opening of the markup that the model is known to have, or that its prompt has opened."""
+@pytest.mark.parametrize("case", rows("reasoning"), ids=lambda case: str(case["name"]))
+def test_reply_text_is_independent_of_chunks(case: dict[str, Any]) -> None:
+    """The markup of a case may be known, opened by its prompt, or none; a prefix of three tokens may precede it."""
     text, expected = case["text"], (case["reasoning"], case["answer"])
-    known = tuple(MARKUPS[text] for text in [case.get("known")] if text)
-    rules = replace(RULES, known_markups=known, opened=MARKUPS.get(case.get("opened", "")))
+    rules = ReplyRules(
+        () if case.get("plain") else REASONING_MARKUPS,
+        known_markups=(MARKUPS[case["known"]],) if case.get("known") else (),
+        opened=MARKUPS.get(case.get("opened", "")),
+        trims=case.get("trims", True),
+        prefix=case.get("prefix", ""),
+        prefix_tokens=3 if "prefix" in case else 0,
+    )
     assert read([text], rules) == expected
     assert read([*text], rules) == expected
     for place in range(len(text)):
@@ -88,14 +94,6 @@ def test_prompt_without_an_open_tag_opens_no_reasoning(end: str) -> None:
     assert ANY_MARKUP.open_markup(end) is None
 
 
-def test_reply_text_without_markup_or_without_its_end() -> None:
-    opened = replace(RULES, opened=THINK)
-    assert read(["hm</th"], opened) == ("hm</th", "")
-    assert read([], opened) == ("", "")
-    assert read([" <think>a", "</think> "], ReplyRules(trims=True)) == ("", "<think>a</think>")
-    assert read([" <think>a", "</think> "], ReplyRules()) == ("", " <think>a</think> ")
-
-
 def test_reply_text_emits_certain_text_immediately() -> None:
     reader = ReplyText(RULES)
     stream = ("<think>", "a b", "</", "b>", "</think>\n", "F", "<think>")
@@ -105,19 +103,12 @@ def test_reply_text_emits_certain_text_immediately() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prefix", "stage", "rest", "expected"),
-    [
-        ("<think>a ", "thinking", "b</think>c", (" b", "c")),
-        ("<think>a</think>b ", "answer", "c", ("", " c")),
-        ("<th", "undecided", "ink>a</think>b", ("a", "b")),
-    ],
+    ("prefix", "stage", "tokens"),
+    [("<think>a ", "thinking", 3), ("<think>a</think>b ", "answer", 0), ("<th", "undecided", 0)],
 )
-def test_reply_text_continues_a_prefix(prefix: str, stage: str, rest: str, expected: tuple[str, str]) -> None:
-    rules = replace(RULES, prefix=prefix, prefix_tokens=3)
-    reader = ReplyText(rules, ("b c",))
-    assert reader.stage == stage
-    assert reader.reasoning_tokens == (3 if stage == "thinking" else 0)
-    assert read([rest], rules) == expected
+def test_reply_text_continues_a_prefix(prefix: str, stage: str, tokens: int) -> None:
+    reader = ReplyText(replace(RULES, prefix=prefix, prefix_tokens=3), ("b c",))
+    assert (reader.stage, reader.reasoning_tokens) == (stage, tokens)
 
 
 def test_reply_text_counts_the_tokens_of_reasoning() -> None:

@@ -20,7 +20,6 @@ from templates import (
     TEMPLATES,
     TWO_TURNS,
     UPPER,
-    chatml_prompt,
     chosen_format,
     embedded,
     untrusted,
@@ -109,14 +108,8 @@ def test_named_format_is_like_the_template_of_its_family(name: str, family: str,
             assert text_of(named.render(conversation)) == text_of(embedded(chatml, family).render(conversation)), case
 
 
-def test_chatml_has_no_system_prompt_of_its_own(chatml: LlamaBackend) -> None:
-    named = chosen_format("chatml").build(chatml, chatml.context_size)
-    assert text_of(named.render(ONE_TURN)) == chatml_prompt("Why is the sky blue?")
-    assert text_of(named.render(replace(ONE_TURN, system_prompt="S."))) == chatml_prompt("Why is the sky blue?", "S.")
-
-
 # Prompts and errors. In a prompt, `«…»` is text that is not trusted, and `{1 2}` are tokens. In the template of a case,
-# a text may be `replaced`, and there may be `more` behind it.
+# a text may be `replaced`, and there may be `more` behind it; or the case has a built-in `format`.
 
 
 def message(role: Any, content: str, fields: dict[str, Any] | None = None) -> Message:
@@ -132,11 +125,14 @@ def message(role: Any, content: str, fields: dict[str, Any] | None = None) -> Me
     return Message(role, content, rounds=tuple(rounds), **fields)
 
 
-@pytest.mark.parametrize("case", rows("prompts"), ids=lambda case: f"{case['what']}: {case['template'][:40]}")
+@pytest.mark.parametrize("case", rows("prompts"), ids=lambda case: f"{case['what']}: {case.get('template', '')[:40]}")
 def test_prompt_of_a_template(case: dict[str, Any], chatml: LlamaBackend) -> None:
-    source = (ALL_TEMPLATES | TEMPLATES).get(case["template"], case["template"]) + case.get("more", "")
+    name = case.get("template", "")
+    source = (ALL_TEMPLATES | TEMPLATES).get(name, name) + case.get("more", "")
     source = source.replace(*case.get("replaced", ("", "")), 1)
     prompt_format = embedded(chatml, source, **case.get("options", {}))
+    if "format" in case:
+        prompt_format = chosen_format(case["format"]).build(chatml, chatml.context_size)
     conversation = Conversation(
         tuple(message(*fields) for fields in case["messages"]),
         case.get("system"),
