@@ -236,13 +236,6 @@ def fixed_reply_grammar(text: str, directory: Path) -> Path:
     return path
 
 
-def endless_reply_grammar(directory: Path) -> Path:
-    """Write a grammar that makes any model generate to the end of its context."""
-    path = directory / "endless.gbnf"
-    path.write_text("root ::= [a-z ] root\n", encoding="utf-8")
-    return path
-
-
 def start_python(code: str, *arguments: object, home: Path | None = None) -> subprocess.Popen[str]:
     """Run Python code in a child process of a user; it can import the helpers of the tests."""
     support = Path(__file__).parents[1]
