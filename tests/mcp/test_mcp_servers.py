@@ -167,8 +167,32 @@ def test_server_that_cannot_be_used_is_an_error(
     assert error.value.hint
 
 
-def test_server_that_ends_at_the_probe_of_the_newest_version_is_started_again(mcp_user: McpUser) -> None:
-    assert run(find(mcp_user, "strict")["counted"]) == "1"  # as servers made with rmcp before 3.0
+LEFT_OUT = (
+    "a function is left out: 'has spaces\\x1b[2J' cannot be its name",
+    "the function refers is left out: its schema cannot be read",
+)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "value", "problems"),
+    [
+        *(("version", version, ()) for version in ("2024-11-05", "2025-03-26", "2025-06-18")),
+        ("strict", "", ()),  # ends at the probe of the newest version, as servers made with rmcp before 3.0
+        ("logs", "", ()),  # on standard output
+        ("slow", 0.5, ("waiting for the MCP server server",)),
+        ("unusable", "", LEFT_OUT),
+        ("twins", "", ("the second function echo is left out",)),
+    ],
+)
+def test_server_that_is_unusual_can_be_used(
+    mcp_user: McpUser, monkeypatch: pytest.MonkeyPatch, behaviour: str, value: object, problems: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("cerebrum_cli.mcp.mcp_connection.NOTICE_S", 0.1 if behaviour == "slow" else 30)
+    tools = find(mcp_user, behaviour, value)
+    notices = mcp_user.err.getvalue().splitlines()
+    assert [notice.rpartition("server server: ")[2].removeprefix("note: ") for notice in notices] == [*problems]
+    assert [*tools] == [*mcp_stand_in.CALLS] and tools["echo"].spec.description == "Do echo."
+    assert (run(tools["noisy"]), run(tools["counted"])) == ("heard", "2")
 
 
 def test_digest_covers_variables(mcp_user: McpUser) -> None:
@@ -184,34 +208,6 @@ def test_command_does_not_replace_a_table_of_its_name(mcp_user: McpUser) -> None
 
 def test_long_description_is_cut(mcp_user: McpUser) -> None:
     assert find(mcp_user, "long")["echo"].spec.description == f"{'x' * 3999}…"
-
-
-@pytest.mark.parametrize("version", ["2024-11-05", "2025-03-26", "2025-06-18"])
-def test_server_may_speak_an_earlier_version(mcp_user: McpUser, version: str) -> None:
-    assert "echo" in find(mcp_user, "version", version)
-
-
-def test_server_may_log_on_standard_output(mcp_user: McpUser) -> None:
-    assert run(find(mcp_user, "logs")["noisy"]) == "heard" and mcp_user.err.getvalue() == ""
-
-
-def test_server_that_starts_slowly_is_named(mcp_user: McpUser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cerebrum_cli.mcp.mcp_connection.NOTICE_S", 0.1)
-    assert "echo" in find(mcp_user, "slow", 0.5)
-    assert mcp_user.err.getvalue() == "note: waiting for the MCP server server\n"
-
-
-def test_functions_that_a_model_cannot_call_are_named_and_left_out(mcp_user: McpUser) -> None:
-    assert [*find(mcp_user, "unusable")] == [*mcp_stand_in.CALLS]
-    assert [line.partition("server server: ")[2] for line in mcp_user.err.getvalue().splitlines()] == [
-        r"a function is left out: 'has spaces\x1b[2J' cannot be its name",
-        "the function refers is left out: its schema cannot be read",
-    ]
-
-
-def test_second_function_of_a_name_is_left_out(mcp_user: McpUser) -> None:
-    assert find(mcp_user, "twins")["echo"].spec.description == "Do echo."
-    assert mcp_user.err.getvalue() == "note: the MCP server server: the second function echo is left out\n"
 
 
 def test_one_function_is_chosen_by_its_name_from_one_process_of_its_server(mcp_user: McpUser) -> None:
