@@ -242,12 +242,15 @@ def test_only_the_table_that_is_named_must_be_valid(mcp_user: McpUser) -> None:
 # Ends.
 
 
-@pytest.mark.parametrize("behaviour", ["", "stubborn", "child"])
-def test_server_ends_with_its_command(new_children: NewChildren, mcp_user: McpUser, behaviour: str) -> None:
-    tools = find(mcp_user, behaviour)
+@pytest.mark.parametrize("behaviour", ["tidy", "stubborn", "child"])
+def test_server_ends_with_its_command(
+    new_children: NewChildren, mcp_user: McpUser, tmp_path: Path, behaviour: str
+) -> None:
+    tools = find(mcp_user, behaviour, tmp_path / "tidied")
     assert run(tools["echo"], "a") == "a"
     started = new_children()
     begin = time.monotonic()
     mcp_user.app.on_exit.close()
     wait_for_end(started)
-    assert time.monotonic() - begin < (5 if behaviour else 2)
+    assert time.monotonic() - begin < (2 if behaviour == "tidy" else 5)
+    assert (tmp_path / "tidied").exists() == (behaviour == "tidy")

@@ -33,6 +33,8 @@ def receive() -> Any:
     if BEHAVIOUR == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(60)
+    if BEHAVIOUR == "tidy":
+        Path(VALUE).touch()
     sys.exit()
 
 
