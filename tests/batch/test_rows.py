@@ -122,31 +122,11 @@ def test_json_row_has_a_schema_of_its_own(form: Any, schema: dict[str, Any] | No
     assert (rendered.error, rendered.grammar) == (None, None)
 
 
-def notices_of(data: str, shape: Shape) -> list[tuple[str, str]]:
-    notices = RowNotices()
-    found = [notices.of(row) for row in rows_in(data, shape)]
-    return [(notice.message, notice.hint) for notice in (*found, notices.of_keys) if notice]
-
-
-def test_keys_without_effect_are_noted_once() -> None:
-    bodies: list[dict[str, Any]] = [
-        {"messages": [USER], "min_tokens": 5, "stream": True, "user": "u", "logprobs": False, "bad_words": []},
-        {"messages": [USER], "min_tokens": 6, "reasoning_effort": "low"},
-        {"messages": [USER], "temperature": 1, "priority": True},
-    ]
-    requests = [{"custom_id": str(number), "note": 1, "body": body} for number, body in enumerate(bodies)]
-    plain = {"prompt": "a", "min_tokens": 5, "note": [1]}
-    found = notices_of("\n".join(map(json.dumps, [*requests, plain, [1]])), "jsonl")
-    [(message, hint)] = found
-    assert message == "ignored keys: min_tokens, note, priority"
-    assert "--set help" in hint
-    assert notices_of(json.dumps(plain), "jsonl") == [("ignored keys: min_tokens, note", hint)]
-    assert not json_row(plain, template="{note}").unused
-
-
 @pytest.mark.parametrize(("shape", "text", "message"), cases.rows("duplicate_ids"))
 def test_first_duplicate_id_is_noted(shape: Shape, text: str, message: str | None) -> None:
-    assert [found for found, _ in notices_of(text, shape)] == ([message] if message else [])
+    notices = RowNotices()
+    found = [notice for row in rows_in(text, shape) if (notice := notices.of(row))]
+    assert [notice.message for notice in found] == ([message] if message else [])
 
 
 @pytest.mark.parametrize("depth", [900, 990, 100_000])

@@ -240,7 +240,7 @@ def test_doctor_fails_if_llama_cpp_is_not_loadable(tmp_path: Path, has_file: boo
     ("build", "cpu", "gpu", "failing"),
     [
         (CPU, ANSWER, "", []),
-        (CPU, "It is 41. The answer is 41.", "", ["self_test"]),
+        (CPU, "That makes 42. The answer is 42.", "", ["self_test"]),
         (WITH_GPU, ANSWER, "That makes 42. The answer is 42.", []),
         (WITH_GPU, ANSWER, "The answer is 7.", ["self_test"]),
     ],
