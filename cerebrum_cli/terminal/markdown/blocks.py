@@ -29,7 +29,7 @@ CODE_LINE = re.compile(
     [@}\])] | \#[^\s#] | \$\ [a-z] | \[[\w.:-]+\]\s*\Z | \*?\.\w | (?:\d+\.){3}\d+\s
     | ["']?[a-z_][\w.-]*["']?:(?:\s|\Z)
     | [\w.\[\]"'$-]+\s*(?:[-+*/|:]?=|<-) | [\w.]+\(
-    | from\s\S+\simport\s | (?:import|def|class|return|export|FROM|RUN|COPY|CMD|ENV|WORKDIR)\s
+    | from\s\S+\simport\s | (?:import|def|class|return|export|const|let|var|FROM|RUN|COPY|CMD|ENV|WORKDIR)\s
     | (?:SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|DROP)\s | for\s\w+\sin\s\S*[\d:(.]
     | (?:if|elif|else|for|while|with|try|except|async)\b(?!.*\b(?:each|of|the|we|you)\b).*(?::|;\s*(?:then|do))\s*\Z
     | (?:[\d*][\d*,/-]*\s+){3}[\w*,/-]+\s+[\w*,/-]+\s+\S
@@ -162,7 +162,7 @@ class Reader:
 
     def _read_first(self, line: str) -> Blocks:
         """Read a line while no block is open."""
-        if self._is_in_diff_or_string(line):
+        if self._is_verbatim(line):
             return [TextLine(line, is_code=True)]
         if found := FENCE.fullmatch(line):
             self._fences += 1
@@ -177,7 +177,7 @@ class Reader:
             return []
         return [TextLine(line)]
 
-    def _is_in_diff_or_string(self, line: str) -> bool:
+    def _is_verbatim(self, line: str) -> bool:
         if self._opening == HUNK and DIFF_LINE.match(line):
             return True
         if self._opening not in ("", HUNK) and not FENCE.match(line):
@@ -185,10 +185,12 @@ class Reader:
                 self._opening = ""
             return True
         self._opening = HUNK if line.startswith(HUNK) else ""
-        quotes = STRING_QUOTES.findall(line) if is_code(line, self._is_in_code) else []
+        if not is_code(line, self._is_in_code):
+            return bool(self._opening)
+        quotes = STRING_QUOTES.findall(line)
         if len(quotes) % 2:
             self._opening = quotes[-1]
-        return bool(self._opening or quotes)
+        return bool(quotes) or line.rstrip().endswith((";", "{"))
 
     def _read_code(self, fence: Fence, line: str) -> Blocks:
         mark = fence.marks[0]

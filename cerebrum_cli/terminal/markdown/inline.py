@@ -39,7 +39,7 @@ _FIRST = re.compile(
     r"[*_~]*+[^\s,;:.!?)\]}/\\*~=]|\\(?=[(\[])|(?<=\*\*)\.(?=\w)"
 )  # of emphasized text, or a bold file name
 _LAST = re.compile(r"[^\s(\[{/\\=<]")
-_IDENTIFIER = re.compile(r"_(?![^\W\d_]{3,}_(?!\w))\w+_(?!\w)|__\w+__(?!\w)")
+_IDENTIFIER = re.compile(r"_(?![^\W\d_]{3,}_(?!\w))\w+_(?!\w)|__\w+__(?!\w)|(?<!\S)_+(?=[|/.:;,=<>)-]|\\(?![(\[]))")
 _SYLLABLE = re.compile(r"[^\W\d_]{2,}\*\*[^\W\d_]")  # "un**believ**able"
 _FACTOR = re.compile(r"[\d)=]\s*\*(?=\(*(?:\d|\w\b))")  # a product, with a space on one side
 _LINK = re.compile(  # not handlers[name](self.event)
@@ -54,8 +54,8 @@ _LINK_TERMINALS = ("iTerm.app", "vscode", "WezTerm", "ghostty", "alacritty", "fo
 _TAG = re.compile(r"<(kbd|sub|sup)>([^<>]{1,40})</\1>")
 SCRIPTS = {"sub": SUBSCRIPTS, "sup": SUPERSCRIPTS}
 _ESCAPE = re.compile(
-    r"\\_(?=\w|\\_)|(?<=\w)\\_|(?:(?<![^\s\w(])|(?<=\\\*))\\[*#](?=[\w\s*,;:!?)]|\\\*|\.?(?:\s|\Z))"
-    r"|(?<=\d)\\\.(?=\s)|(?<=[^\s\\])\\\Z|(?<![^\s(~-])\\\$(?=\d[\d,.]*+(?![\w\"'}=]))"
+    r"\\_(?=[^\W_]|\\_)|(?<=[^\W_])\\_|(?<=\\_)\\_|(?:(?<![^\s\w(])|(?<=\\\*))\\[*#](?=[\w\s*,;:!?)]|\\\*|\.?(?:\s|\Z))"
+    r"|(?<=\d)\\\.(?=\s)|(?<=[^\W_]|[.,;:!?)*\"])\\\Z|(?<![^\s(~-])\\\$(?=\d[\d,.]*+(?![\w\"'}=]))"
     r"|&(?:#x?[\da-fA-F]{1,6}|[a-zA-Z]\w{1,30});|\\\[(?:\d{1,3}|[^\W\d_]+(?: [^\W\d_]+)+)\\\]"
 )
 _HTML = re.compile(r"\s*<.*>\s*")
