@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:Depr
 
 SCREENS = Path(__file__).with_name("screens")
 CTRL_C, CTRL_L, CTRL_R, UP = "\x03", "\x0c", "\x12", "\x1b[A"
-OPEN_EDITOR = "\x18\x05"  # Ctrl-X Ctrl-E
+PASTE, END_OF_PASTE, OPEN_EDITOR = "\x1b[200~", "\x1b[201~", "\x18\x05"  # Ctrl-X Ctrl-E
 FAILS_ONCE = "[ -e failed ] || { touch failed; exit 1; }"
 
 WORDS = [f"word{number}" for number in range(400)]
@@ -83,7 +83,7 @@ def morning(person: Person) -> None:
     person.type("/undo\r", shows="Undone: Tell a story.")
     person.type("Tell a fable.\r", shows="word4 ")
     person.type("What is the moral?\r", shows="Sleep well.")
-    person.type(pasted("a = 1\rb = 2\r") + "What is b?\r", shows="Yes.")
+    person.type(f"{PASTE}a = 1\rb = 2\r{END_OF_PASTE}What is b?\r", shows="Yes.")
     person.type('"""\rOne line,\r\rand another.\r"""\r', shows="Yes.")
     person.type("A line,\x0aa second\x1b\rand a third.\r", shows="Yes.")  # Ctrl-J, Alt-Enter
     person.type("Tell a story.\r", shows="word4 ")
@@ -136,10 +136,6 @@ def evening(person: Person) -> None:
     person.type(UP * 2, shows="> /load owls")
     person.type(f"{CTRL_C}/copy\r", shows="copied the reply")
     person.type("/stats\r", shows="temperature 0.5")
-
-
-def pasted(text: str) -> str:
-    return f"\x1b[200~{text}\x1b[201~"
 
 
 def compare(person: Person, name: str) -> None:

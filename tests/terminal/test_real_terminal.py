@@ -110,31 +110,26 @@ COLOR = re.compile(r"\x1b\[(?:\d+;)*(?:[39]\d|38;5;\d+)m")
 
 
 @pytest.mark.parametrize(
-    ("env", "has_styles", "has_colors"),
+    ("variables", "shown"),
     [
-        ({"FORCE_COLOR": ""}, False, False),
-        ({"FORCE_COLOR": "1"}, True, True),
-        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, True, False),
-        ({"FORCE_COLOR": "1", "TERM": "dumb"}, False, False),
-        ({"FORCE_COLOR": "1", "ACCESSIBLE": "1"}, False, False),
+        ({"FORCE_COLOR": ""}, "plain text"),
+        ({"FORCE_COLOR": "1"}, "colors"),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, "styles"),
+        ({"FORCE_COLOR": "1", "TERM": "dumb"}, "plain text"),
+        ({"FORCE_COLOR": "1", "ACCESSIBLE": "1"}, "plain text"),
     ],
 )
 def test_pipes_have_styles_only_with_force_color(
-    env: dict[str, str],
-    has_styles: bool,
-    has_colors: bool,
-    tmp_path: Path,
-    chatml_model: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str], shown: str, tmp_path: Path, chatml_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in env.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     done = run_here({"reply": STYLED, "pause": 0.002}, tmp_path, "ask", "-m", chatml_model, "-n", "100", "Go")
     failed = run_here({}, tmp_path, "ask", "-m", chatml_model, "-n", "many", "Go")
-    assert "\x1b[1;4mTitle" in done.out if has_styles else done.out == f"{STYLED}\n"
+    assert done.out == f"{STYLED}\n" if shown == "plain text" else "\x1b[1;4mTitle" in done.out
     assert not re.search(r"\x1b\[[^m]*[^m\d;]", done.out), "nothing is erased"
     assert strip_controls(done.out).count("Title") == strip_controls(done.out).count("2. two") == 1
-    assert bool(COLOR.search(done.out)) == bool(COLOR.search(failed.err)) == has_colors
+    assert bool(COLOR.search(done.out)) == bool(COLOR.search(failed.err)) == (shown == "colors")
 
 
 # What a test says that waits in vain for the program of a `Person`.
