@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from cases import rows
 from command_line import COMMAND, CommandLine
-from person import OpenTerminal, Person
+from person import OpenTerminal, Person, keys
 from tiny_models import write_chatml
 
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
@@ -20,16 +20,6 @@ from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
 SCRIPT = {"rows": {"Count": "One two three.", "Nothing?": "\n"}, "seeds": ["Yes."]}
-KEYS = {"Enter": "\r", "Tab": "\t", "Backspace": "\x7f", "Up": "\x1b[A", "Right": "\x1b[C", "Left": "\x1b[D"}
-KEYS |= {f"Ctrl-{letter}": chr(ord(letter) & 31) for letter in "ACEJRUZ"}
-KEYS |= {"Escape": "\x1b", "Paste": "\x1b[200~", "/Paste": "\x1b[201~"}
-KEYS |= {"New Shift": "\x1b[57441;2u", "New Shift-Enter": "\x1b[13;2u", "New Shift-Space": "\x1b[32;2u"}
-KEYS |= {"New Super-A": "\x1b[97;9u", "New Ctrl-C": "\x1b[99;5u"}
-
-
-def keys(text: str) -> str:
-    """What a terminal sends for a text with keys such as <Enter>."""
-    return re.sub("<([^<>]+)>", lambda key: KEYS[key[1]], text.replace("\n", "\r"))
 
 
 @pytest.fixture
@@ -45,8 +35,7 @@ def files(tmp_path: Path, user: CommandLine) -> None:
 @pytest.mark.parametrize("scene", rows("chat_scenes"), ids=lambda scene: scene["what"])
 def test_chat_shows_and_asks_what_is_typed(open_chat: OpenTerminal, user: CommandLine, scene: dict[str, Any]) -> None:
     person = open_chat("", "--session", "talk", **SCRIPT)
-    for typed, shown in scene["typed"]:
-        person.type(keys(typed), shows=shown)
+    person.play(scene["typed"])
     person.leave()
     with user.sessions() as store:
         assert {name: user.contents(name)[::2] for name in store.names()} == scene["asked"]

@@ -1,8 +1,9 @@
 """A user at a terminal: types into a program and reads its screen."""
 
+import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,16 @@ from screen import Screen
 
 TIMEOUT_S = 30
 SHELL = "shell% "  # the prompt of `open_shell`
+KEYS = {"Enter": "\r", "Tab": "\t", "Backspace": "\x7f", "Up": "\x1b[A", "Right": "\x1b[C", "Left": "\x1b[D"}
+KEYS |= {f"Ctrl-{letter}": chr(ord(letter) & 31) for letter in "ACEJLRUXZ"}
+KEYS |= {"Escape": "\x1b", "Paste": "\x1b[200~", "/Paste": "\x1b[201~"}
+KEYS |= {"New Shift": "\x1b[57441;2u", "New Shift-Enter": "\x1b[13;2u", "New Shift-Space": "\x1b[32;2u"}
+KEYS |= {"New Super-A": "\x1b[97;9u", "New Ctrl-C": "\x1b[99;5u"}  # as newer terminals send them
+
+
+def keys(text: str) -> str:
+    """What a terminal sends for a text with keys such as <Enter>."""
+    return re.sub("<([^<>]+)>", lambda key: KEYS[key[1]], text.replace("\n", "\r"))
 
 
 class Person:
@@ -82,6 +93,13 @@ class Person:
         self._pty.send(text)
         if shows is not None:
             self.wait_for(shows)
+
+    def play(self, steps: Iterable[tuple[str, str]]) -> None:
+        """Type texts with keys such as <Enter>, and wait each time until the screen shows another text."""
+        for typed, shown in steps:
+            if typed:
+                self.type(keys(typed))
+            self.wait_for(shown)
 
     def kill(self, number: signal.Signals) -> None:
         self._pty.kill(number)
