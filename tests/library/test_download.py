@@ -120,13 +120,14 @@ def fault_of(values: dict[str, Any]) -> Fault:
 SURVIVED = rows("survived_faults")
 
 
-@pytest.mark.parametrize(("fault", "problem"), SURVIVED.values(), ids=SURVIVED)
-def test_pull_survives(hub_user: HubUser, fault: dict[str, Any], problem: str) -> None:
-    """It tells of a problem that it retries, and of nothing else."""
+@pytest.mark.parametrize(("fault", "problem", "is_whole"), SURVIVED.values(), ids=SURVIVED)
+def test_pull_survives(hub_user: HubUser, fault: dict[str, Any], problem: str, is_whole: bool) -> None:
+    """It tells of a problem that it retries, and of nothing else; from a server without ranges, a file comes whole."""
     hub_user.hub.arm(fault_of(fault))
     *notes, last = cleaned(hub_user.pull(REPO)).splitlines(keepends=True)
     assert last == installed(hub_user)
     assert bool(notes) == bool(problem)
+    assert (requested(hub_user)[-1].range is None) == is_whole
     assert all(note.startswith("note: ") and f"{problem}: retrying in 0 s" in note for note in notes)
 
 
