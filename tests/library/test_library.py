@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cases import rows
@@ -75,14 +76,8 @@ def error_of(action: Callable[..., object], *arguments: object) -> tuple[str, st
     return caught.value.message, caught.value.hint, caught.value.pullable
 
 
-def pulled(
-    library: Library,
-    text: str | Path,
-    name: str | None = None,
-    offline: bool = False,
-    progress: RecordedProgress | None = None,
-) -> InstalledModel:
-    return puller(library, progress, offline=offline).pull(library.parse(str(text)), name)
+def pulled(library: Library, text: str | Path, name: str | None = None, **options: Any) -> InstalledModel:
+    return puller(library, **options).pull(library.parse(str(text)), name)
 
 
 def test_library_registers_a_file_in_place(library: Library, other: Path) -> None:

@@ -4,7 +4,9 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cases import rows
@@ -40,16 +42,19 @@ UNKNOWN = "no such repository on the Hub, or it is private"
 LOG_IN = "; for a private repository run hf auth login, or set HF_TOKEN"
 
 
-@pytest.mark.parametrize(("reference", "stored", "token", "code", "error", "hint"), rows("refused_pulls"))
-def test_pull_refuses_what_it_may_not_read_or_cannot_find(
-    hub_user: HubUser, reference: str, stored: str | None, token: str | None, code: int, error: str, hint: str
-) -> None:
-    """With a token in its file, and one in HF_TOKEN; HUB stands for the Hub's address, PATH for the token's file."""
+@pytest.mark.parametrize("case", rows("refused_pulls"), ids=itemgetter(0))
+def test_pull_refuses_what_it_may_not_read_or_cannot_find(hub_user: HubUser, case: list[Any]) -> None:
+    """With a token in its file, and one in HF_TOKEN, and with or without a request.
+
+    HUB stands for the Hub's address, PATH for the token's file.
+    """
+    reference, stored, token, code, error, hint, is_asked = case
     if stored:
         hub_user.token.write_text(stored)
     expected = (text.replace("HUB", hub_user.hub.url).replace("PATH", str(hub_user.token)) for text in (error, hint))
     more = {"HF_TOKEN": token} if token else {}
     assert refused(hub_user, reference, **more) == (code, *expected)
+    assert bool(hub_user.hub.log.requests()) == is_asked
 
 
 def test_pull_of_a_renamed_repository_is_redirected(hub_user: HubUser) -> None:
@@ -87,14 +92,6 @@ def test_pull_gives_up_soon_on_an_unreachable_hub(hub_user: HubUser, more: dict[
         f"error: {error}\n hint: check the network, the proxy settings, SSL_CERT_FILE and HF_ENDPOINT; "
         "these need no Hub: cerebrum pull ./model.gguf, cerebrum pull starter\n"
     )
-
-
-def test_pull_refuses_a_broken_repository_without_a_request(hub_user: HubUser) -> None:
-    repo_id = "bartowski/Cerebrum-1.0-8x7b-GGUF-old"
-    said = f"{repo_id}: its files are broken, according to its own page"
-    for reference in (repo_id, f"https://huggingface.co/{repo_id}/blob/main/Cerebrum-1.0-8x7b-Q4_K_M.gguf"):
-        assert refused(hub_user, reference) == (1, said, "cerebrum pull cerebrum-8x7b")
-    assert not hub_user.hub.log.requests()
 
 
 MODEL_THAT_IS_TOO_BIG = """
