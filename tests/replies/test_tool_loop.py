@@ -162,7 +162,7 @@ def test_text_that_is_no_call_streams_on() -> None:
 
 # What becomes of calls.
 
-CASES = rows("replies_with_calls")
+CASES = rows("replies_with_calls")  # `offered`: whether each prompt has functions, `prompt`: the end of the last one
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -172,6 +172,8 @@ def test_reply_with_calls(name: str) -> None:
     assert (reply.text, reply.finish_reason) == (case["text"], case.get("finish", "stop"))
     assert [str(call) for call in reply.calls] == case.get("calls", [])
     assert notices == case.get("notices", [])
+    assert ['"description"' in prompt for prompt in prompts] == case.get("offered", [True] * len(prompts))
+    assert prompts[-1].endswith(case["prompt"]) and reply.usage.completion_tokens == case["tokens"]
     assert [part.content for part in reply.message.rounds] == case.get("rounds", [""] * len(reply.message.rounds))
     reasoning = [part.reasoning for part in reply.message.rounds] + [reply.message.reasoning]
     assert [*filter(None, reasoning)] == case.get("reasoning", [])
@@ -185,37 +187,10 @@ def test_text_that_is_no_call_is_the_answer(text: str) -> None:
     assert (reply.text, reply.calls, notices) == (text, (), [])
 
 
-def test_same_call_twice_ends_calls() -> None:
-    reply, notices, prompts = replied(tagged(OSLO), tagged(ROME), f"Again.\n{tagged(OSLO)}", "Dry.")
-    assert [call.arguments["city"] for call in reply.calls] == ["Oslo", "Rome"]
-    assert "no more calls: the model repeated a call of weather" in notices
-    assert prompts[3].endswith("Dry in Rome for 1.<|im_end|>\n<|im_start|>assistant\n")
-    assert '"description"' in prompts[2] and '"description"' not in prompts[3]
+def test_message_of_a_reply_without_more_calls_has_no_tokens() -> None:
+    reply, *_ = replied(tagged(OSLO), tagged(ROME), f"Again.\n{tagged(OSLO)}", "Dry.")
     assert reply.message.content == "Again.\n\nDry."
     assert reply.message.tokens is None  # the prompt of what came last had no "Again."
-
-
-@pytest.mark.parametrize("calls", [f"{OSLO}\n" * 100, tagged(*[OSLO] * 100), tagged(ROME, *[OSLO] * 100)])
-def test_repeated_call_ends_what_the_model_writes(calls: str) -> None:
-    reply, notices, prompts = replied(tagged(OSLO), calls, "Dry.")
-    assert "no more calls: the model repeated a call of weather" in notices
-    assert (reply.text, reply.finish_reason) == ("Dry.", "stop") and reply.usage.completion_tokens < 250
-    assert len(reply.calls) == (2 if "Rome" in calls else 1)
-    assert prompts[2].endswith(
-        "Dry in Rome for 1.<|im_end|>\n<|im_start|>assistant\n"
-        if "Rome" in calls
-        else f"user\n{QUESTION}\n\nResult of weather:\nDry in Oslo for 1.<|im_end|>\n<|im_start|>assistant\n"
-    )
-
-
-def test_reply_after_the_last_round_has_no_functions() -> None:
-    calls = [tagged(OSLO.replace("Oslo", f"City {number}")) for number in range(5)]
-    reply, notices, prompts = replied(*calls, "Enough.")
-    assert len(reply.calls) == 5 and reply.text == "Enough."
-    assert notices == ["no more calls after 5 rounds"]
-    *offered, last = ('"description"' in prompt for prompt in prompts)
-    assert all(offered) and not last
-    assert prompts[-1].endswith("for 1.<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_long_result_is_cut_to_its_share_of_the_context() -> None:

@@ -310,7 +310,7 @@ def test_client_ends_a_reply_that_is_too_large(
 
 
 @pytest.mark.parametrize(
-    "reply", [OK[:-2], OK + b"a: ", OK + b"Content-Length: 9\r\n\r\n"], ids=["status", "headers", "content"]
+    "reply", [OK[:-2], OK + b"a: ", OK + b"Content-Length: 99999\r\n\r\n"], ids=["status", "headers", "content"]
 )
 def test_client_ends_a_question_in_time(reply: bytes) -> None:
     server = Server(reply, b" ", pause_s=0.01)
@@ -320,7 +320,7 @@ def test_client_ends_a_question_in_time(reply: bytes) -> None:
 
 def test_client_does_not_wait_for_the_message_of_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "MESSAGE_S", 0.02)
-    server = Server(b"HTTP/1.1 404 No\r\nContent-Length: 9\r\n\r\n", b" ", pause_s=0.005)
+    server = Server(b"HTTP/1.1 404 No\r\nContent-Length: 99999\r\n\r\n", b" ", pause_s=0.005)
     with pytest.raises(RequestError, match="status 404"):
         asked(server, ASKS["post"])
 
