@@ -43,8 +43,8 @@ READY = WorkerReport("1", "here", "", "", ({"kind": "vllm", "model": "m"},))
 Messages = Iterator[Message]
 
 
-def answered(block: bytes) -> bytes:
-    rows = {position: (output_object(row, text=row.prompt), False) for position, row in pickle.loads(block)}
+def answered(block: bytes, text: str = "") -> bytes:
+    rows = {position: (output_object(row, text=text or row.prompt), False) for position, row in pickle.loads(block)}
     return pickle.dumps((rows, 10 * len(rows), [NoticeEvent("slow", "")]))
 
 
@@ -103,7 +103,7 @@ def test_ray_rows_of_lost_workers_are_answered_again(source: Path) -> None:
 
 def test_ray_answers_a_row_once_and_reports_a_problem_once(source: Path) -> None:
     bad = WorkerReport("2", "there", "no model", "pull it", ())
-    cluster = ScriptedCluster([lambda blocks: iter([bad, *map(answered, [*blocks[:3], *blocks]), bad])])
+    cluster = ScriptedCluster([lambda blocks: iter([bad, *map(answered, blocks), answered(blocks[0], "late"), bad])])
     events, texts = answer_all(source, cluster)
     assert texts == EXPECTED and len(cluster.asked) == 1
     notices = [event for event in events if isinstance(event, NoticeEvent)]

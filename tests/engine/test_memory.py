@@ -213,20 +213,16 @@ def test_outputs_are_limited_to_what_steps_need() -> None:
 SHORT, LONG = 1280, 32_768
 
 
-@pytest.mark.parametrize(
-    ("lengths", "groups"),
-    [
-        ([], []),
-        ([300], [512]),
+def test_plan_groups_lengths_that_are_faster_apart() -> None:
+    for lengths, groups in (
+        *(([], []), ([300], [512])),
         ([LONG] + [SHORT] * 64, [SHORT, LONG]),
         ([1324] * 64 + [8192], [1536, 8192]),
         ([1100, 1200, 1300, 1600] * 40, [1792]),  # similar lengths
         ([1324] * 3 + [8192], [8192]),  # few rows
         ([SHORT] * 300 + [4096] * 200 + [LONG] * 9, [SHORT, 4096, LONG]),
-    ],
-)
-def test_plan_groups_lengths_that_are_faster_apart(lengths: list[int], groups: list[int]) -> None:
-    assert memory.group_lengths(lengths) == groups
+    ):
+        assert memory.group_lengths(lengths) == groups
 
 
 def keys_of(architecture: str, values: Mapping[str, int | Array]) -> Hyperparameters:
@@ -413,24 +409,18 @@ def test_plan_of_weights_cache_and_buffers_fits_in_free_memory(model: str, gib: 
             assert is_least or fitted.needs.fits(free), (machine, length, slots)
 
 
-@pytest.mark.parametrize(
-    ("thinks", "room", "length"),  # `room` is the length that memory suffices for
-    [
-        (False, 65_536, 8192),
-        (False, 4096, 4096),
-        (False, 512, 512),
-        (True, 65_536, 32_768),
-        (True, 20_480, 20_480),  # enough for a model that does not think, so without a notice
-        (True, 7936, 7936),
-    ],
-)
-def test_plan_context_is_the_default_or_what_fits(thinks: bool, room: int, length: int) -> None:
-    chat = replace(options("Mistral 7B"), trained_context=131_072, thinks=thinks)
-    needed = memory.HEADROOM + LoadPlan(chat.sizes, ContextOptions(room, n_ubatch=memory.CPU_UBATCH)).needs.host
-    limited = f"context limited to {length} tokens by free memory (default: 8192)"
-    plan, notices = planned(chat, FreeMemory(needed))
-    assert (plan.context.length, notices) == (length, [limited] if length < 8192 else [])
-    assert planned(chat, FreeMemory(needed - 1))[0].context.length == min(length, room - 256)
+def test_plan_context_is_the_default_or_what_fits() -> None:
+    for thinks, room, length in (
+        *((False, 65_536, 8192), (False, 4096, 4096), (False, 512, 512)),
+        # 20,480 tokens are enough for a model that does not think, so without a notice
+        *((True, 65_536, 32_768), (True, 20_480, 20_480), (True, 7936, 7936)),
+    ):
+        chat = replace(options("Mistral 7B"), trained_context=131_072, thinks=thinks)
+        needed = memory.HEADROOM + LoadPlan(chat.sizes, ContextOptions(room, n_ubatch=memory.CPU_UBATCH)).needs.host
+        limited = f"context limited to {length} tokens by free memory (default: 8192)"
+        plan, notices = planned(chat, FreeMemory(needed))
+        assert (plan.context.length, notices) == (length, [limited] if length < 8192 else []), (thinks, room)
+        assert planned(chat, FreeMemory(needed - 1))[0].context.length == min(length, room - 256)
 
 
 def test_plan_length_is_what_fits_beside_the_weights() -> None:
@@ -492,18 +482,7 @@ def test_plan_of_a_chat_limits_slots_to_the_states_that_fit() -> None:
 MIXTURE = options("Qwen3 30B-A3B", VOTES, repack=True)
 
 
-@pytest.mark.parametrize(
-    ("machine", "cpu_moe", "gpu_layers", "experts", "layers"),
-    [
-        ("8 GB", "auto", "auto", 48, 49),  # only without experts do all layers fit
-        *((machine, "auto", "auto", 0, 49) for machine in ("24 GB", "two", "unified")),
-        ("8 GB", "off", "auto", 0, 16),
-        ("8 GB", "48", "auto", 48, 49),
-        ("8 GB", "100", "10", 48, 10),
-        ("8 GB", "auto", "10", 0, 10),
-        ("8 GB", "auto", "all", 48, 49),
-    ],
-)
+@pytest.mark.parametrize(("machine", "cpu_moe", "gpu_layers", "experts", "layers"), rows("planned_experts"))
 def test_plan_keeps_experts_on_the_host_as_needed_or_requested(
     machine: str, cpu_moe: str, gpu_layers: str, experts: int, layers: int
 ) -> None:

@@ -239,10 +239,11 @@ def test_cache_never_changes_replies(
 
 
 def test_saving_skips_what_is_saved_already_too_short_or_too_large(tmp_path: Path) -> None:
-    fill_cache(tmp_path, least=len(FIRST + "one. ") + 1)
+    whole = len(FIRST + "one. ")
+    fill_cache(tmp_path, least=whole + 1)
     fill_cache(tmp_path, limit=100)
     assert file_count(tmp_path) == 0
-    for prompt, least, files in ((FIRST, 1, 1), (FIRST, 1, 1), (SECOND, 20, 1), (SECOND, 1, 2), (GOES_ON, 1, 2)):
+    for prompt, least, files in ((FIRST, whole, 1), (FIRST, 1, 1), (SECOND, 20, 1), (SECOND, 1, 2), (GOES_ON, 1, 2)):
         fill_cache(tmp_path, prompt, least)
         assert file_count(tmp_path) == files
 

@@ -5,9 +5,11 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
+from cases import rows
 from hypothesis import given, strategies as st
 from vocabularies import MARKS, marked_up, marks_in, markup, open_vocabulary, with_user_defined
 
@@ -18,7 +20,7 @@ from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.formats.prompt_format import join_parts
 
 UNK, BOS, EOS = 0, 1, 2  # of Mistral's vocabulary
-SPACE, LINE_BREAK, THINK, USER, SPACED_USER = 28705, 13, 24036, 730, 1247
+LINE_BREAK, THINK = 13, 24036
 
 texts = st.text(max_size=30)
 
@@ -54,35 +56,24 @@ def test_tokenize_adds_no_space_after_tokens(
     assert pieces(mistral, ids).decode() == f" {before} {said}{after}"
 
 
-@pytest.mark.parametrize(
-    ("parts", "expected"),
-    [
-        *(((Text("\n"),), (BOS, SPACE, LINE_BREAK)), ((), (BOS,))),
-        ((Tokens((THINK,)), Text("\n")), (BOS, THINK, LINE_BREAK)),
-        *(((Tokens((THINK,)), Text("User")), (BOS, THINK, USER)), ((Tokens((BOS,)), Text("User")), (BOS, SPACED_USER))),
-        ((Tokens((THINK,)), Text(" User")), (BOS, THINK, SPACED_USER)),
-        ((Tokens((THINK,)), Text("</s>", True), Text("User")), (BOS, THINK, EOS, SPACED_USER)),
-        ((Text("</s>User", True),), (BOS, EOS, SPACED_USER)),
-    ],
-)
-def test_tokenize_continues_text_after_tokens(
-    parts: tuple[PromptPart, ...], expected: tuple[int, ...], mistral: LlamaBackend
-) -> None:
-    assert mistral.tokenize(parts) == expected
+def part_of(given: Any) -> PromptPart:
+    """A part of a prompt by its text, its trusted text or its tokens."""
+    if isinstance(given, list):
+        return Tokens(tuple(given))
+    return Text(given["trusted"], True) if isinstance(given, dict) else Text(given)
 
 
-@pytest.mark.parametrize(
-    ("parts", "bos"),
-    [
-        *(((Text("a"),), 1), ((Text("<s>a", True),), 1), ((Text("<s>"), Text("a")), 1), ((Tokens((BOS, THINK)),), 1)),
-        *(((Text("<s>", True), Text("<s>a")), 1), ((Text("<s><s>a", True),), 2)),
-    ],
-)
-def test_tokenize_adds_bos_only_if_missing(
-    parts: tuple[PromptPart, ...], bos: int, mistral: LlamaBackend, chatml: LlamaBackend
+@pytest.mark.parametrize(("name", "parts", "ids"), rows("tokenized_parts"))
+def test_tokenize_continues_text_after_tokens_and_bos(
+    name: str, parts: list[Any], ids: list[int], mistral: LlamaBackend
 ) -> None:
-    ids = mistral.tokenize(parts)
-    assert (ids[0], ids.count(BOS)) == (BOS, bos)
+    assert mistral.tokenize(map(part_of, parts)) == tuple(ids)
+
+
+def test_tokenize_takes_bos_from_trusted_text_alone(mistral: LlamaBackend, chatml: LlamaBackend) -> None:
+    for parts in ((Text("<s>"), Text("a")), (Text("<s>", True), Text("<s>a"))):
+        ids = mistral.tokenize(parts)
+        assert (ids[0], ids.count(BOS)) == (BOS, 1)
     assert chatml.tokenize(()) == (), "it has none"
 
 
