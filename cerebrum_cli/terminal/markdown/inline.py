@@ -35,12 +35,13 @@ _BEFORE = re.compile(rf"[\s(\[{{\"':,;!?>|{IDEOGRAPHIC}\u0590-\u1cff-]?|[^\w\0-\
 _AFTER = re.compile(rf"[\s)\]}}\"':,;.!?<|{IDEOGRAPHIC}\u0590-\u1cff-]?|[^\w\0-\x7f]")
 _MARKS, _SIGNS = "*_~", "/=+&"
 _BOLD_PART = re.compile(r"(?:[^\W\d_]|[:.!?])[^\W\d_]")  # "**N**orth", "**Note:**text"
-_FIRST = re.compile(
-    r"[*_~]*+[^\s,;:.!?)\]}/\\*~=]|\\(?=[(\[])|(?<=\*\*)\.(?=\w)"
-)  # of emphasized text, or a bold file name
+# Of emphasized text: also a formula, or a bold file name.
+_FIRST = re.compile(r"[*_~]*+[^\s,;:.!?)\]}/\\*~=]|\\(?=[(\[])|(?<=\*\*)\.(?=\w)")
 _LAST = re.compile(r"[^\s(\[{/\\=<]")
-_IDENTIFIER = re.compile(r"_(?![^\W\d_]{3,}_(?!\w))\w+_(?!\w)|__\w+__(?!\w)|(?<!\S)_+(?=[|/.:;,=<>)-]|\\(?![(\[]))")
-_SYLLABLE = re.compile(r"[^\W\d_]{2,}\*\*[^\W\d_]")  # "un**believ**able"
+_IDENTIFIER = re.compile(  # or a line of a drawing
+    r"_(?![^\W\d_]{3,}_(?!\w))\w+_(?!\w)|__\w+__(?!\w)|(?<!\S)_+(?=[|/.:;,=<>)-]|\\(?![(\[]))"
+)
+_SYLLABLE = re.compile(r"(?<=[^\W\d_]\*\*)[^\W\d_]{2,}\*\*[^\W\d_]")  # "un**believ**able"
 _FACTOR = re.compile(r"[\d)=]\s*\*(?=\(*(?:\d|\w\b))")  # a product, with a space on one side
 _LINK = re.compile(  # not handlers[name](self.event)
     r"(?<![a-zA-Z0-9_])!?\[(?P<label>(?:[^\[\]\\`]|`[^`]*`|\[[^\[\]]*\])*)\]"
@@ -54,9 +55,12 @@ _LINK_TERMINALS = ("iTerm.app", "vscode", "WezTerm", "ghostty", "alacritty", "fo
 _TAG = re.compile(r"<(kbd|sub|sup)>([^<>]{1,40})</\1>")
 SCRIPTS = {"sub": SUBSCRIPTS, "sup": SUPERSCRIPTS}
 _ESCAPE = re.compile(
-    r"\\_(?=[^\W_]|\\_)|(?<=[^\W_])\\_|(?<=\\_)\\_|(?:(?<![^\s\w(])|(?<=\\\*))\\[*#](?=[\w\s*,;:!?)]|\\\*|\.?(?:\s|\Z))"
-    r"|(?<=\d)\\\.(?=\s)|(?<=[^\W_]|[.,;:!?)*\"])\\\Z|(?<![^\s(~-])\\\$(?=\d[\d,.]*+(?![\w\"'}=]))"
-    r"|&(?:#x?[\da-fA-F]{1,6}|[a-zA-Z]\w{1,30});|\\\[(?:\d{1,3}|[^\W\d_]+(?: [^\W\d_]+)+)\\\]"
+    r"(?:\\_)+(?=[^\W_])|(?<=[^\W_])(?:\\_)+"  # snake\_case
+    r"|(?:(?<![^\s\w(])|(?<=\\\*))\\[*#](?=[\w\s*,;:!?)]|\\\*|\.?(?:\s|\Z))"  # 5 \* 3, C\#
+    r"|(?<=\d)\\\.(?=\s)|(?<![^\s(~-])\\\$(?=\d[\d,.]*+(?![\w\"'}=]))"  # 1\. and \$5
+    r"|\\\[(?:\d{1,3}|[^\W\d_]+(?: [^\W\d_]+)+)\\\]"  # \[1\]
+    r"|(?<=[^\W_]|[.,;:!?)*\"])\\\Z"  # a line that ends here
+    r"|&(?:#x?[\da-fA-F]{1,6}|[a-zA-Z]\w{1,30});"
 )
 _HTML = re.compile(r"\s*<.*>\s*")
 _PATH = re.compile(r"\w:|/|\\[a-zA-Z]")
@@ -125,7 +129,7 @@ def _at_word_edges(rule: Rule) -> Rule:
     def read(state: StateInline, silent: bool) -> bool:
         start = state.pos
         identifier = _IDENTIFIER.match(state.src, start)
-        if identifier and not silent:
+        if identifier:
             state.pending += identifier[0]
             state.pos = identifier.end()
             return True
@@ -150,7 +154,7 @@ def _edges(line: str, start: int, end: int) -> tuple[bool, bool]:
     opens = _BEFORE.fullmatch(before) is not None
     closes = _AFTER.fullmatch(after) is not None
     if line[start:end] == "**":  # bold also between signs, and to the middle of a word
-        opens = opens or before in _SIGNS or (before.isalpha() and _SYLLABLE.match(line, end) is not None)
+        opens = opens or before in _SIGNS or _SYLLABLE.match(line, end) is not None
         closes = closes or after in _SIGNS or _BOLD_PART.fullmatch(before + after) is not None
     opens = opens and _FIRST.match(line, end) is not None and not _is_factor(line, start)
     return opens, closes and _LAST.fullmatch(line[:start][-1:]) is not None
