@@ -132,24 +132,6 @@ def plain_scores(path: Path, pairs: Sequence[tuple[Sequence[int], Sequence[int]]
     return results
 
 
-def greedy_replies(path: Path, prompts: Sequence[Sequence[int]], most: int) -> list[str]:
-    """Whole greedy replies of limited length, special tokens spelled out."""
-    replies = []
-    with plain_backend(path) as backend:
-        for prompt in prompts:
-            backend.context.clear(0)
-            text = list(prompt)
-            for position in range(len(prompt) + most):
-                backend.decode([TokenRow(0, position, text[position], position + 1 >= len(prompt))])
-                if position + 1 >= len(prompt):
-                    token = int(backend.logits(0).argmax())
-                    if backend.is_eog(token) or len(text) == len(prompt) + most:
-                        break
-                    text.append(token)
-            replies.append(b"".join(backend.piece(token, special=True) for token in text[len(prompt) :]).decode())
-    return replies
-
-
 def strip_reasoning(reply: str, stop: Sequence[str]) -> str:
     """The rule of lm-eval's `hf` model: what follows the last end of reasoning, up to the first stop string."""
     answer = reply.split("</think>")[-1].lstrip()
@@ -371,8 +353,8 @@ def test_lm_returns_what_follows_the_reasoning(thinker: Path) -> None:
         stops = [STOPS[at % len(STOPS)] for at in range(len(SUMS))]
         kwargs = [{"until": stop, "max_gen_toks": 128} for stop in stops]
         texts = generate(model, list(zip(prompts, kwargs, strict=True)))
-        tokens = [model.tok_encode(prompt) for prompt in prompts]
-    replies = greedy_replies(thinker, tokens, 128)
+    with harness(thinker) as raw:
+        replies = generate(raw, [(prompt, {"max_gen_toks": 128}) for prompt in prompts])
     expected = [strip_reasoning(reply, stop) for reply, stop in zip(replies, stops, strict=True)]
     assert all("</think>" in reply for reply in replies) and len(set(expected)) > 10
     assert sum(ours == theirs for ours, theirs in zip(texts, expected, strict=True)) == 50
