@@ -337,7 +337,7 @@ def wait_until_merging() -> None:
     wait_until(lambda: any(part.stat().st_size > 1_000_000 for part in Path().glob(".out.gguf.*.part")))
 
 
-@pytest.mark.parametrize("number", [INT, TERM, HUP, KILL])
+@pytest.mark.parametrize("number", [INT, TERM, HUP, KILL], ids=lambda number: number.name)
 def test_ended_merge_writes_no_file(scene: Scene, merger: CommandLine, seven: Path, number: signal.Signals) -> None:
     """The partial file of a killed one is removed by the next."""
     Path("out.gguf").write_bytes(b"an existing file")

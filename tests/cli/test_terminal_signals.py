@@ -104,7 +104,7 @@ def test_first_signal_ends_a_chat(
         person.type("not sent", shows="> not sent")
     for _ in range(times):
         person.kill(number)
-        time.sleep(0.002)  # or they were one
+        time.sleep(0.01)  # or they were one
     assert_ends(person, 128 + number, home)
     wait_for_end(editors)
     assert reply == "Yes." or new_user.messages("talk")[-1]["finish_reason"] == "cancelled"
