@@ -16,7 +16,6 @@ from cerebrum_cli.gguf.header import read_header
 pytestmark = pytest.mark.slow
 
 QUESTION = "What is 38 plus 47?"
-SCHEMA = {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]}
 
 
 def answers(user: CommandLine, thinker: Path, *options: str | Path, seeds: int = 16) -> list[dict[str, Any]]:
@@ -27,13 +26,6 @@ def answers(user: CommandLine, thinker: Path, *options: str | Path, seeds: int =
     done = user.run("batch", rows, "-o", out, "-m", thinker, "--parallel", "16", *options)
     assert done.code == 0, done.err
     return [json.loads(line) for line in out.read_text().splitlines()]
-
-
-@pytest.fixture
-def schema(new_user: CommandLine) -> Path:
-    path = new_user.home / "schema.json"
-    path.write_text(json.dumps(SCHEMA))
-    return path
 
 
 def test_think_budget_ends_reasoning_at_its_first_sentence(new_user: CommandLine, thinker: Path) -> None:
@@ -48,9 +40,9 @@ def test_think_budget_ends_reasoning_at_its_first_sentence(new_user: CommandLine
 
 @pytest.mark.parametrize("options", [(), ("--think", "8")], ids=["plain", "budget"])
 def test_schema_binds_the_answer_after_reasoning_for_each_seed(
-    options: Sequence[str], new_user: CommandLine, thinker: Path, schema: Path
+    options: Sequence[str], new_user: CommandLine, thinker: Path
 ) -> None:
-    rows = answers(new_user, thinker, "--schema", schema, *options, seeds=40)
+    rows = answers(new_user, thinker, "--schema", "answer int", *options, seeds=40)
     for row in rows:
         assert row["error"] is None, row
         assert "38 plus 47" in row["reasoning"] and isinstance(json.loads(row["text"])["answer"], int)
