@@ -52,19 +52,14 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     return site
 
 
-@pytest.fixture
-def cerebrum(tmp_path: Path) -> CommandLine:
-    return CommandLine(tmp_path)
-
-
 def listed(help: str) -> list[str]:
     return re.findall(r"^  (\S+)", help.partition("Commands:\n")[2].partition("\n\n")[0], re.M)
 
 
-def completions(cerebrum: CommandLine, line: str) -> list[str]:
+def completions(new_user: CommandLine, line: str) -> list[str]:
     words = line.split(" ")
     env = {"_CEREBRUM_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
-    return cerebrum.run(env=env).out.split()
+    return new_user.run(env=env).out.split()
 
 
 def test_command_from_outside_is_what_the_page_shows() -> None:
@@ -74,23 +69,23 @@ def test_command_from_outside_is_what_the_page_shows() -> None:
 
 
 @pytest.mark.slow
-def test_command_from_outside_runs_with_its_options(site: Site, cerebrum: CommandLine) -> None:
-    done = cerebrum.run("hello", QUESTION, "-m", "nano")
+def test_command_from_outside_runs_with_its_options(site: Site, new_user: CommandLine) -> None:
+    done = new_user.run("hello", QUESTION, "-m", "nano")
     assert (done.code, done.out, done.err) == (0, f"Hello! {ANSWER}\n", "")
-    short = cerebrum.run("hello", QUESTION, "-m", "nano", "--max-tokens", "4")
+    short = new_user.run("hello", QUESTION, "-m", "nano", "--max-tokens", "4")
     assert short.code == 0 and len("Hello! ") < len(short.out) < len(done.out)
-    assert_error(cerebrum.run("hello", QUESTION, "-m", "absent"), 3, "absent")
-    assert_error(cerebrum.run("hello", "--max-tokens", "few"), 2, "valid integer")
-    assert cerebrum.run("ask", "--no-log", "-m", "nano", QUESTION).code == 0
+    assert_error(new_user.run("hello", QUESTION, "-m", "absent"), 3, "absent")
+    assert_error(new_user.run("hello", "--max-tokens", "few"), 2, "valid integer")
+    assert new_user.run("ask", "--no-log", "-m", "nano", QUESTION).code == 0
 
 
-def test_command_from_outside_is_in_help_and_completion(site: Site, cerebrum: CommandLine) -> None:
-    done = cerebrum.run("--help")
+def test_command_from_outside_is_in_help_and_completion(site: Site, new_user: CommandLine) -> None:
+    done = new_user.run("--help")
     assert (done.code, done.err, listed(done.out)[-1]) == (0, "", "hello")
     assert "Greet, and answer a question" in done.out
-    assert "--max-tokens" in cerebrum.run("hello", "--help").out
-    assert completions(cerebrum, "cerebrum he") == ["hello"]
-    assert "--max-tokens" in completions(cerebrum, "cerebrum hello --m")
+    assert "--max-tokens" in new_user.run("hello", "--help").out
+    assert completions(new_user, "cerebrum he") == ["hello"]
+    assert "--max-tokens" in completions(new_user, "cerebrum hello --m")
 
 
 MALFORMED = ("1", "None", "((1, 2),)", "(Command(1, 'a', 'b', 'c'),)", "(Command('a', 'b', 'c', None),)", "iter(())")
@@ -109,18 +104,18 @@ MALFORMED = ("1", "None", "((1, 2),)", "(Command(1, 'a', 'b', 'c'),)", "(Command
     ],
 )
 def test_package_that_fails_to_load_is_one_warning(
-    source: str | None, problem: str, site: Site, cerebrum: CommandLine
+    source: str | None, problem: str, site: Site, new_user: CommandLine
 ) -> None:
-    whole = cerebrum.run("--help").out
+    whole = new_user.run("--help").out
     site.install("broken", source and f"from cerebrum_cli.cli import Command\n{source}\n")
     warning = f"note: the commands of broken are left out: {problem}\n      update or uninstall it\n"
-    done = cerebrum.run("--help")
+    done = new_user.run("--help")
     assert (done.code, done.out, done.err) == (0, whole, warning)
-    assert cerebrum.run("hello", "--help").err == warning
-    assert completions(cerebrum, "cerebrum he") == ["hello"]
+    assert new_user.run("hello", "--help").err == warning
+    assert completions(new_user, "cerebrum he") == ["hello"]
     for words in (("ask", "--help"), ("list", "-q"), ("merge", "--help")):
-        assert cerebrum.run(*words).err == "", words
-    unknown = cerebrum.run("nothere")
+        assert new_user.run(*words).err == "", words
+    unknown = new_user.run("nothere")
     assert unknown.err.startswith(warning)
     assert_error(unknown, 2, "no such command 'nothere'")
 
@@ -128,44 +123,44 @@ def test_package_that_fails_to_load_is_one_warning(
 @pytest.mark.parametrize("file", ["METADATA", "entry_points.txt"])
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.write_bytes(b"\xff[cerebrum.commands]\nx")])
 def test_damaged_package_harms_no_other(
-    file: str, make: Callable[[Path], object], site: Site, cerebrum: CommandLine
+    file: str, make: Callable[[Path], object], site: Site, new_user: CommandLine
 ) -> None:
-    whole = cerebrum.run("--help").out
+    whole = new_user.run("--help").out
     site.register("damaged", {})
     path = site.folder / "damaged-1.0.dist-info" / file
     path.unlink()
     make(path)
-    done = cerebrum.run("--help")
+    done = new_user.run("--help")
     assert (done.code, done.out, done.err) == (0, whole, "")
 
 
 @pytest.mark.parametrize("name", ["ask", "merge", "hello"])
-def test_command_with_a_taken_name_is_one_warning(name: str, site: Site, cerebrum: CommandLine) -> None:
-    whole = cerebrum.run("--help").out
+def test_command_with_a_taken_name_is_one_warning(name: str, site: Site, new_user: CommandLine) -> None:
+    whole = new_user.run("--help").out
     module = f"twin_of_{name}"
     site.install(module, MODULE.format((name, module, "nothing", "Another one")))
-    done = cerebrum.run("--help")
+    done = new_user.run("--help")
     assert (done.code, done.out) == (0, whole)
     expected = f"note: {module}: there is another command {name}\n      rename the command, or uninstall the package\n"
     assert done.err == expected
 
 
 @pytest.mark.slow
-def test_commands_in_the_current_directory_are_none(tmp_path: Path, cerebrum: CommandLine) -> None:
+def test_commands_in_the_current_directory_are_none(tmp_path: Path, new_user: CommandLine) -> None:
     described = tmp_path / "here-1.0.dist-info"
     described.mkdir()
     (described / "METADATA").write_text("Metadata-Version: 2.1\nName: here\nVersion: 1.0\n")
     (described / "entry_points.txt").write_text(f"[{GROUP}]\nhere = here:COMMANDS\n")
     (tmp_path / "here.py").write_text(MODULE.format(("here", "here", "main", "Greet")))
     command = [sys.executable, "-m", "cerebrum_cli", "--help"]
-    done = subprocess.run(command, cwd=tmp_path, env=cerebrum.environment(), capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, env=new_user.environment(), capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and "here" not in listed(done.stdout)
 
 
-def test_command_whose_module_is_broken_is_an_error(site: Site, cerebrum: CommandLine) -> None:
+def test_command_whose_module_is_broken_is_an_error(site: Site, new_user: CommandLine) -> None:
     site.install("lazy", MODULE.format(("slow", "lazy_command", "slow", "Fail late")))
     (site.folder / "lazy_command.py").write_text("raise RuntimeError('too late')")
-    done = cerebrum.run("--help")
+    done = new_user.run("--help")
     assert (done.code, done.err) == (0, "") and "slow" in listed(done.out)
-    assert_error(cerebrum.run("slow"), 1, "the command slow cannot be used: RuntimeError: too late", "uninstall")
-    assert completions(cerebrum, "cerebrum s") == ["show", "search", "sessions", "slow"]
+    assert_error(new_user.run("slow"), 1, "the command slow cannot be used: RuntimeError: too late", "uninstall")
+    assert completions(new_user, "cerebrum s") == ["show", "search", "sessions", "slow"]
