@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from asking import ask, collect_replies, generate, running_engine
+from cases import rows
 from command_line import SOUND_MODELS, CommandLine
 from hypothesis import given, strategies as st
 from llama_engines import open_engine
-from repetitive_documents import DOCUMENTS
 from scripted_backend import ScriptedBackend, endless, tokens
 from scripted_command import run_here
 from tiny_models import write_bigrams
@@ -84,7 +84,7 @@ def test_loop_check_passes_real_texts_and_documents_that_repeat_themselves() -> 
     texts = real_texts()
     assert len(texts) >= 80
     with open_engine(MODEL_FILE) as engine:
-        for text in (*texts, *DOCUMENTS.values()):
+        for text in (*texts, *(text for _, text in rows("repetitive_documents"))):
             assert found_at(engine.vocabulary.tokenize((Text(text),))) is None, text[:80]
 
 

@@ -7,14 +7,8 @@ WORD = "application/vnd.openxmlformats-officedocument.wordprocessingml.document.
 PACKAGE = "http://schemas.openxmlformats.org/package/2006"
 DOCUMENT = "http://schemas.openxmlformats.org/officeDocument/2006/relationships/officeDocument"
 WORD_XML = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
-ENCRYPTED = (
-    b"/ID[<00><00>]/Encrypt<</Filter/Standard/V 1/R 2/P -4/Length 40"
-    + b"/O<"
-    + b"11" * 32
-    + b">/U<"
-    + b"22" * 32
-    + b">>>"
-)  # with a password that nobody knows
+PASSWORDS = b"/O<%s>/U<%s>" % (b"11" * 32, b"22" * 32)  # that nobody knows
+ENCRYPTED = b"/ID[<00><00>]/Encrypt<</Filter/Standard/V 1/R 2/P -4/Length 40" + PASSWORDS + b">>"
 
 
 def pdf(text: str, trailer: bytes = b"") -> bytes:
