@@ -190,7 +190,9 @@ esac
 """
 
 
-def set_up(checkout: Path, **environment: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+def set_up(
+    checkout: Path, environment: Mapping[str, str], code: int = 0
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     """Run setup.sh in a checkout where Python and `cerebrum` only record how they are called; return their calls."""
     programs = checkout / ".venv" / "bin"
     programs.mkdir(parents=True, exist_ok=True)
@@ -203,10 +205,14 @@ def set_up(checkout: Path, **environment: str) -> tuple[subprocess.CompletedProc
     log = checkout / "log"
     log.unlink(missing_ok=True)
     home = {"PATH": os.environ["PATH"], "HOME": str(checkout), "TMPDIR": str(checkout), "LOG": str(log)}
-    done = subprocess.run(
-        ["sh", "scripts/setup.sh"], cwd=checkout, env=home | environment, capture_output=True, text=True
-    )
+    command = ["sh", "scripts/setup.sh"]
+    done = subprocess.run(command, cwd=checkout, env={**home, **environment}, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
     return done, log.read_text().splitlines() if log.exists() else []
+
+
+def builds(calls: list[str]) -> list[str]:
+    return [call for call in calls if " pip wheel " in call]
 
 
 @pytest.mark.slow
@@ -214,25 +220,21 @@ def set_up(checkout: Path, **environment: str) -> tuple[subprocess.CompletedProc
 def test_setup_builds_llama_cpp_once(tmp_path: Path, home: str, kept: str) -> None:
     checkout = tmp_path / "user's checkout"
     environment = {"CXX": "true", **({"HOME": home} if home else {})}  # a compiler that exists
-    done, calls = set_up(checkout, **environment)
-    assert done.returncode == 0, done.stderr
-    [build] = [call for call in calls if " pip wheel " in call]
-    assert build.startswith("default ") and sum("--group compiler" in call for call in calls) == 0
+    _, calls = set_up(checkout, environment)
+    [build] = builds(calls)
+    assert build.startswith("default ") and not any("--group compiler" in call for call in calls)
     options = shlex.split((checkout / "log.built").read_text())
     assert f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={checkout}/scripts/llama.cmake" in options
-    again, calls = set_up(checkout, **environment)
-    assert again.returncode == 0, again.stderr
-    assert [call for call in calls if " pip wheel " in call] == []
-    assert any("--find-links" in call and kept in call for call in calls)
+    _, calls = set_up(checkout, environment)
+    assert builds(calls) == [] and any("--find-links" in call and kept in call for call in calls)
 
 
 @pytest.mark.slow
 def test_setup_downloads_a_compiler_where_there_is_none(tmp_path: Path) -> None:
-    done, calls = set_up(tmp_path, CXX="no-compiler-of-this-name")
-    assert done.returncode == 0, done.stderr
+    done, calls = set_up(tmp_path, {"CXX": "no-compiler-of-this-name"})
     assert "no C++ compiler found" in done.stdout
     assert sum("--group compiler" in call for call in calls) == 1
-    [build] = [call for call in calls if " pip wheel " in call]
+    [build] = builds(calls)
     assert build.split()[0].endswith("/ziglang/zig")
     assert list(tmp_path.glob("tmp.*")) == []  # removed afterwards
 
@@ -240,26 +242,20 @@ def test_setup_downloads_a_compiler_where_there_is_none(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_setup_takes_llama_cpp_from_wheels_and_builds_nothing(tmp_path: Path) -> None:
     for wheels, options in ((str(tmp_path), "--no-index --find-links"), ("https://example.org/cpu", "--index-url")):
-        done, calls = set_up(tmp_path, WHEELS=wheels)
-        assert done.returncode == 0, done.stderr
+        _, calls = set_up(tmp_path, {"WHEELS": wheels})
         [call] = [call for call in calls if "--only-binary llama-cpp-python" in call]
         assert f" {options} {wheels} llama-cpp-python>=" in call
-        assert [call for call in calls if " pip wheel " in call] == []
+        assert builds(calls) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("environment", "problem"),
-    [
+def test_setup_refuses_what_it_cannot_build(tmp_path: Path) -> None:
+    for environment, problem in (
         ({"WHEELS": "https://example.org/cpu", "ACCEL": "cuda"}, "ACCEL builds llama.cpp and WHEELS installs a wheel"),
         ({"ACCEL": "opencl"}, 'ACCEL is "opencl"'),
-    ],
-)
-def test_setup_refuses_what_it_cannot_build(tmp_path: Path, environment: dict[str, str], problem: str) -> None:
-    done, calls = set_up(tmp_path, **environment)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {problem}")
-    assert calls == []
+    ):
+        done, calls = set_up(tmp_path, environment, code=1)
+        assert done.stderr.startswith(f"error: {problem}") and calls == []
 
 
 def test_source_tree_has_the_catalogue_at_its_root() -> None:
