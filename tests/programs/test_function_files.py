@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -58,31 +58,12 @@ def run(tool: Tool, **arguments: object) -> str:
     return tool.run(arguments)
 
 
-def numbered(bodies: dict[str, str]) -> str:
+def numbered(bodies: Iterable[str]) -> str:
     return "".join(f"def f{number}():\n    {body}\n" for number, body in enumerate(bodies))
 
 
-HARMLESS = {
-    "raise ValueError('x')": "ValueError: x",
-    "print('printed'); return 3": "printed\n3",
-    "print('printed')": "printed\n",
-    "return input('? ')": "? EOFError: EOF when reading a line",
-    "return 'ø' * 1_000_000": "ø" * 1_000_000,
-    "return 10 ** 5000": "ValueError: Exceeds the limit (4300 digits) for integer string conversion;"
-    " use sys.set_int_max_str_digits() to increase the limit",
-    "raise type('Odd', (Exception,), {'__str__': None})()": "Odd",
-    "raise GeneratorExit": "GeneratorExit",
-    "subprocess.run(['echo', 'noise']); os.write(1, b'noise'); return 'a'": "a",
-}
-DEADLY = {
-    "os._exit(3)": "exit code 3",
-    "sys.exit(2)": "exit code 2",
-    "os.kill(os.getpid(), signal.SIGKILL)": "SIGKILL",
-    "ctypes.string_at(0)": "SIGSEGV",
-    "os.closerange(0, 1000); time.sleep(60)": "SIGKILL",
-}
-if sys.platform == "linux":
-    DEADLY["os.kill(os.getpid(), 40)"] = "signal 40"  # which has no name
+HARMLESS = {**dict(rows("harmless_functions")), "return 'ø' * 1_000_000": "ø" * 1_000_000}
+DEADLY = [row for row in rows("deadly_functions") if sys.platform == "linux" or "40" not in row[0]]  # signal 40
 
 
 def test_functions_that_misuse_their_process_have_results(opened: Open, capfd: pytest.CaptureFixture[str]) -> None:
@@ -95,11 +76,13 @@ def test_functions_that_misuse_their_process_have_results(opened: Open, capfd: p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("body", DEADLY)
-def test_function_that_ends_its_process_has_a_result_and_the_next_call_another_process(opened: Open, body: str) -> None:
-    tools = opened(numbered({body: ""}))
+@pytest.mark.parametrize(("body", "ending"), DEADLY)
+def test_function_that_ends_its_process_has_a_result_and_the_next_call_another_process(
+    opened: Open, body: str, ending: str
+) -> None:
+    tools = opened(numbered([body]))
     assert run(tools["counted"]) == "1"
-    assert run(tools["f0"]) == f"f0 ended its process ({DEADLY[body]}), which starts again for the next call"
+    assert run(tools["f0"]) == f"f0 ended its process ({ending}), which starts again for the next call"
     assert run(tools["counted"]) == "1"
 
 
