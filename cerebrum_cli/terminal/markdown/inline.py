@@ -62,7 +62,7 @@ _ESCAPE = re.compile(
     r"|(?<=[^\W_]|[.,;:!?)*\"])\\\Z"  # a line that ends here
     r"|&(?:#x?[\da-fA-F]{1,6}|[a-zA-Z]\w{1,30});"
 )
-_HTML = re.compile(r"\s*<.*>\s*")
+_HTML = re.compile(r"\s*<(?!(?:kbd|sub|sup)>).*>\s*")
 _PATH = re.compile(r"\w:|/|\\[a-zA-Z]")
 STYLES = {"strong": "bold", "em": "italic", "s": "strike"}
 CODE_STYLE = "markdown.code"
