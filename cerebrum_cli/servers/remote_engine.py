@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import groupby
 
 from cerebrum_cli.core.errors import EndpointError, EngineError, NoServerError
 from cerebrum_cli.core.events import Event, SequenceId
@@ -123,7 +124,9 @@ class RemoteCompletions(Completions):
         submitted.samples += count
         submitted.running += count
         self._live.update((sample.id, sample) for sample in samples)
-        groups = [(sample,) for sample in samples] if submitted.request.ask.stream else [samples]
+        groups: list[tuple[RemoteSample, ...]] = [(sample,) for sample in samples]
+        if not submitted.request.ask.stream:  # a server counts on from the first seed, and never back to 0
+            groups = [tuple(group) for _, group in groupby(samples, lambda sample: sample.seed < samples[0].seed)]
         return [Job(submitted.request, group, self._outbox.put) for group in groups]
 
     def _create_sample(self, submitted: Submitted, id: SequenceId) -> RemoteSample:

@@ -1,6 +1,6 @@
 """What every engine does alike: on a scripted backend, on llama.cpp, and on servers that stand in for real ones."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -13,15 +13,15 @@ from model_servers import ModelServer
 from remote_engines import connected, replies_of, serving_kind
 from scripted_backend import ScriptedBackend
 from server_kinds import LlamaServer, VllmServer
+from thinkers import CountingControl
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import FinishEvent, NoticeEvent, PromptEvent, SequenceId, TokenEvent
-from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.requests import Force, Intervention, Request
-from cerebrum_cli.formats.reply_text import ReplyText
 from cerebrum_cli.library.installed import NANO
 
 SERVERS: dict[str, type[ModelServer]] = {"llama-server": LlamaServer, "vllm": VllmServer}
@@ -49,13 +49,12 @@ def stream(request: pytest.FixtureRequest) -> bool:
     return bool(request.param == "streamed")
 
 
-def request_to(engine: Engine, text: str = "12+30=", **more: Any) -> Request:
+def request_to(engine: Engine, text: str = "12+30=", *, controls: Any = (), **more: Any) -> Request:
     """A request for 12 tokens after a text."""
     asked = {name: more.pop(name) for name in ("n", "max_n", "stream") if name in more}
-    controls = more.pop("controls", ())
-    values: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0, "seed": 7, **more}
+    params = SamplingParams(**{"max_tokens": 12, "temperature": 0.0, "seed": 7, **more})
     prompt = tuple(engine.vocabulary.tokenize((Text(text),)))
-    return Request(prompt, SamplingParams(**values), Ask(ignore_eos=True, **asked), controls=controls)
+    return Request(prompt, params, Ask(ignore_eos=True, **asked), controls=controls)
 
 
 def reply_to(engine: Engine, request: Request) -> Reply:
@@ -78,18 +77,16 @@ def test_conformance_reply_has_its_tokens_text_and_counts(engine: Engine, stream
     assert reply_to(engine, request).ids == ids
 
 
-def test_conformance_samples_have_seeds_that_continue(engine: Engine, stream: bool) -> None:
-    request = request_to(engine, n=2, max_n=4, temperature=1.0, stream=stream)
+@pytest.mark.parametrize("seeds", [(7, 8, 9, 10), (SEEDS - 1, 0, 1, 2)])
+def test_conformance_samples_have_seeds_that_continue(engine: Engine, stream: bool, seeds: tuple[int, ...]) -> None:
+    request = request_to(engine, n=2, max_n=4, temperature=1.0, seed=seeds[0], stream=stream)
     with closing(engine.complete([request])) as completions:
         completions.add_samples(0, 2)
         samples = collect_replies(event for event in completions if not isinstance(event, NoticeEvent))
-    assert [samples[SequenceId(0, number)].seed for number in range(4)] == [7, 8, 9, 10]
-    for number in range(4):
-        params = replace(request.params, seed=7 + number)
-        assert (
-            reply_to(engine, replace(request, ask=Ask(ignore_eos=True), params=params)).ids
-            == samples[SequenceId(0, number)].ids
-        )
+    for number, seed in enumerate(seeds):
+        sample = samples[SequenceId(0, number)]
+        alone = replace(request, ask=Ask(ignore_eos=True), params=replace(request.params, seed=seed))
+        assert (sample.seed, sample.ids) == (seed, reply_to(engine, alone).ids)
 
 
 def test_conformance_continues_a_reply_with_the_same_tokens(engine: Engine, stream: bool) -> None:
@@ -114,23 +111,17 @@ def test_conformance_reply_ends_with_the_context(engine: Engine, stream: bool, l
     assert (full.reason, len(full.ids)) == ("context", 5)
 
 
-class After:
-    """Intervenes once, after the fourth token."""
-
-    def __init__(self, intervention: Intervention) -> None:
-        self._intervention: Intervention = intervention
-
-    def intervene(self, text: ReplyText, tokens: Sequence[int]) -> Intervention | None:
-        return self._intervention if len(tokens) == 4 else None
+def after_four(intervention: Intervention) -> CountingControl:
+    return CountingControl(lambda count: intervention if count == 4 else None)
 
 
 def test_conformance_controls_end_a_reply_or_force_tokens(engine: Engine, stream: bool) -> None:
     ids = reply_to(engine, request_to(engine)).ids
-    ending = request_to(engine, stream=stream, controls=(lambda: After("repetition"),))
+    ending = request_to(engine, stream=stream, controls=(lambda: after_four("repetition"),))
     ended = reply_to(engine, ending)
     assert (ended.reason, ended.ids) == ("repetition", ids[:4])
     tokens = tuple(engine.vocabulary.tokenize((Text("12"),)))[-2:]
-    forced = reply_to(engine, request_to(engine, stream=stream, controls=(lambda: After(Force(tokens)),)))
+    forced = reply_to(engine, request_to(engine, stream=stream, controls=(lambda: after_four(Force(tokens)),)))
     assert (forced.reason, forced.ids[: 4 + len(tokens)]) == ("length", [*ids[:4], *tokens])
     assert forced.finish and [part.length for part in forced.finish.forced] == [len(tokens)]
 
