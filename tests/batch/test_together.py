@@ -3,9 +3,11 @@
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asking import Reply, collect_replies, generate, loaded
+from cases import rows
 
 import cerebrum_cli
 from cerebrum_cli.core.ask import Ask
@@ -75,23 +77,13 @@ def test_batch_invariance_whatever_prefix_was_copied(slots: int, monkeypatch: py
 LENGTHS = {0: 300, 1: 400, 2: 7, 3: 512, 4: 300, 5: 290, 6: 3}
 
 
-def pad(rows: list[TokenRow], slots: int = 7) -> tuple[list[TokenRow], list[int]]:
-    return batch_invariance.pad_single_rows(rows, slots, 512, LENGTHS.__getitem__)
-
-
-def test_single_rows_are_padded_from_a_position_on() -> None:
-    near = [TokenRow(0, 255, 9, True), TokenRow(4, 300, 8, True), TokenRow(5, 290, 7, True)]
-    assert pad(near) == (near, [0, 1, 2])
-    far = [TokenRow(1, 400, 9, True), TokenRow(5, 290, 7, True)]
-    assert pad(far) == ([far[0], TokenRow(2, 7, 9, False), far[1], TokenRow(6, 3, 7, False)], [0, 2])
-    prefill = [TokenRow(0, 300, 1, False), TokenRow(0, 301, 2, True)]
-    assert pad(prefill) == (prefill, [0, 1])
-    last, under_a_full_one = TokenRow(6, 300, 9, True), TokenRow(2, 300, 9, True)
-    assert pad([last]) == ([TokenRow(5, 290, 9, False), last], [1])
-    assert pad([under_a_full_one]) == ([TokenRow(1, 400, 9, False), under_a_full_one], [1])
-    assert pad([TokenRow(0, 300, 9, True)], slots=1) == ([TokenRow(0, 300, 9, True)], [0])
-    beside_padding = [TokenRow(4, 300, 9, True), TokenRow(6, 300, 8, True)]
-    assert pad(beside_padding) == ([beside_padding[0], TokenRow(5, 290, 9, False), beside_padding[1]], [0, 2])
+@pytest.mark.parametrize(("case", "slots", "single", "padded", "outputs"), rows("padded_rows"))
+def test_single_rows_are_padded_from_a_position_on(
+    case: str, slots: int, single: list[Any], padded: list[Any], outputs: list[int]
+) -> None:
+    step = [TokenRow(*row) for row in single]
+    found = batch_invariance.pad_single_rows(step, slots, 512, LENGTHS.__getitem__)
+    assert found == ([TokenRow(*row) for row in padded], outputs), case
 
 
 def test_samples_in_a_unified_cache_match_separate_ones() -> None:

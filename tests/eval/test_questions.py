@@ -4,8 +4,9 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cases
 import pytest
@@ -23,7 +24,7 @@ from cerebrum_cli.eval.presets import PRESETS
 from cerebrum_cli.eval.questions import Question, select
 from cerebrum_cli.eval.reading import read_questions
 from cerebrum_cli.eval.runs import Match
-from cerebrum_cli.eval.sources import LoadedTask, find_task, load_dataset, load_task
+from cerebrum_cli.eval.sources import LoadedTask, find_task, load_task
 from cerebrum_cli.eval.tasks import TASKS, last_boxed
 from cerebrum_cli.library.reference import is_repo_id
 
@@ -183,18 +184,6 @@ class Notices(list[str]):
         self.append(f"{event.message} {event.hint}")
 
 
-class Loaded(NamedTuple):
-    """The questions of a task, the SHA-256 of its files, and where they are from."""
-
-    rows: list[InputRow]
-    digest: str
-    origin: str
-
-    @property
-    def summary(self) -> list[tuple[str | int, str, str]]:
-        return [(row.id, row.prompt or "", row.known["reference"]) for row in self.rows if not row.error]
-
-
 def load(
     hub_user: HubUser,
     name: str,
@@ -202,12 +191,16 @@ def load(
     *,
     variables: Mapping[str, str] = {},
     offline: bool = False,
-) -> Loaded:
-    """Load a task as a user with more environment variables."""
+) -> LoadedTask:
+    """Load a task, whose prompts are the questions alone, as a user with more environment variables."""
+    task = replace(TASKS[name], template="", follows="")
     with environment_of(hub_user.command.environment(hub_user.environment(variables))):
-        rows, digest, origin = load_dataset(TASKS[name], Notices() if notices is None else notices, offline)
-        questions = read_questions(rows, None, TASKS[name].convert)
-        return Loaded([question.row for question in questions], digest, origin)
+        return load_task(task, Notices() if notices is None else notices, offline)
+
+
+def summary(loaded: LoadedTask) -> list[tuple[str | int, str | None, str]]:
+    rows = (question.row for question in loaded.questions)
+    return [(row.id, row.prompt, row.known["reference"]) for row in rows if not row.error]
 
 
 def refusal(hub_user: HubUser, task: str, **options: Any) -> list[str]:
@@ -220,8 +213,8 @@ def refusal(hub_user: HubUser, task: str, **options: Any) -> list[str]:
 def test_dataset_is_downloaded_once_and_then_read_offline(hub_user: HubUser) -> None:
     first = load(hub_user, "gsm8k")
     origin = f"dataset {GSM8K}, {GSM8K_FILE} at commit {hub_user.commit(DATASETS + GSM8K)}"
-    assert first[1:] == (hub_user.digest(GSM8K_FILE, DATASETS + GSM8K), origin)
-    assert first.summary == [(number, f"{number - 1} + 1?", str(number)) for number in (1, 2, 3)]
+    assert (first.digest, first.remarks[0]) == (hub_user.digest(GSM8K_FILE, DATASETS + GSM8K), origin)
+    assert summary(first) == [(number, f"{number - 1} + 1?", str(number)) for number in (1, 2, 3)]
     hub_user.hub.repositories[DATASETS + GSM8K].commit({GSM8K_FILE: b"another"})
     hub_user.hub.log.clear()
     assert load(hub_user, "gsm8k") == first
@@ -302,11 +295,12 @@ def test_dataset_of_arc_has_choices(hub_user: HubUser) -> None:
     hub_user.hub.repository(f"{DATASETS}allenai/ai2_arc", files)
     found = load(hub_user, "arc-challenge")
     ask = "Answer with the letter of the correct choice."
-    assert found.summary == [
+    assert summary(found) == [
         ("M_1", f"Which?\n\nA) a\nB) b\n\n{ask}", "B"),
         ("M_2", f"How many?\n\nA) 2\nB) 1\n\n{ask}", "A"),
     ]
-    assert found.rows[2].error and found.rows[2].error.message == "invalid `answerKey`: 'C' is none of the labels"
+    error = found.questions[2].row.error
+    assert error and error.message == "invalid `answerKey`: 'C' is none of the labels"
 
 
 def test_dataset_of_math_has_seven_files(hub_user: HubUser) -> None:
@@ -322,8 +316,8 @@ def test_dataset_of_math_has_seven_files(hub_user: HubUser) -> None:
     }
     hub_user.hub.repository(repository, files)
     found = load(hub_user, "math")
-    assert found.summary == [(at + 1, f"{subject} test?", str(at)) for at, subject in enumerate(subjects)]
-    assert ", */test-*.parquet at commit " in found.origin
+    assert summary(found) == [(at + 1, f"{subject} test?", str(at)) for at, subject in enumerate(subjects)]
+    assert ", */test-*.parquet at commit " in found.remarks[0]
     assert load(hub_user, "math", offline=True) == found
     next(hub_user.command.home.rglob("geometry/test-*")).unlink()
     assert "is not downloaded, or damaged: cerebrum is offline" in refusal(hub_user, "math", offline=True)[0]

@@ -119,8 +119,8 @@ def double(numbers: List[int]) -> List[int]:
 TEST = complete_test("def check(candidate):\n    assert candidate([1, 2]) == [2, 4]\n", "double")
 
 
-@pytest.mark.parametrize(("reply", "has_program"), rows("replies_with_programs"))
-def test_program_of_a_reply_passes_its_test(reply: str, has_program: bool) -> None:
+@pytest.mark.parametrize(("case", "reply", "has_program"), rows("replies_with_programs"))
+def test_program_of_a_reply_passes_its_test(case: str, reply: str, has_program: bool) -> None:
     program = f"{program_of(reply, PROMPT, 'double')}\n{TEST}"
     with nullcontext() if has_program else pytest.raises((AssertionError, SyntaxError)):
         exec(program, {"__name__": "program"})
