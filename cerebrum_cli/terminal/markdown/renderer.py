@@ -58,7 +58,7 @@ _BREAK = re.compile(
     r"(?<=[^\S\xa0\u202f])(?=\S)|(?<=[\u2e80-\u9fff\uff00-\uffef])(?<![（「『《〈【])(?![\s，。、；：？！）」』》〉】…,.;:!?)*])"
     r"|(?<=[^\s（「『《〈【“‘(\[])(?=[\u2e80-\u9fff\uff00-\uffef])(?![，。、；：？！）」』》〉】])"
 )
-_LINE_BREAK = re.compile(rf"(?P<code>{CODE_SPAN.pattern})|<br ?/?>")
+_LINE_BREAK = re.compile(rf"(?P<code>{CODE_SPAN.pattern})|<br ?/?>\s*")
 
 CODE_THEME = code_theme()
 HEADING_STYLES = {1: "bold underline", 2: "bold", 3: "bold italic"}  # by level; those below are in italics
