@@ -250,16 +250,6 @@ def test_runs_of_decisions_are_compared(user: CommandLine) -> None:
     assert compared.object["differences"]["letters"] == [None, True]
 
 
-def test_rows_without_a_label_are_left_out(user: CommandLine) -> None:
-    (user.home / "some.csv").write_text("text,refund\nMoney back!,yes\nHello?,\nBroken., \nNo money.,no\n")
-    done = decide(user, REFUND, "some.csv", "--label", "refund", "--json", "-o", "some.out.jsonl")
-    assert done.code == 0 and done.object["n"] == 2
-    assert "2 of 4 rows have a label; the others are left out" in done.err
-    assert [row["id"] for row in rows_of((user.home / "some.out.jsonl").read_text())] == [1, 4]
-    piped = '{"text": "Money back!", "refund": "yes"}\n{"text": "Hello?"}\n'
-    assert decide(user, REFUND, "-", "--label", "refund", "--json", stdin=piped).object["n"] == 1
-
-
 def test_yes_and_no_are_the_default_unless_rows_have_choices(user: CommandLine) -> None:
     rows: list[dict[str, Any]] = [{"text": "a"}, {"text": "b", "choices": ["x", "y"]}]
     for source, code in ((rows[:1], 0), (rows, 1)):
