@@ -4,7 +4,6 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,14 +31,14 @@ pytestmark = pytest.mark.slow
 MODEL = "Tiny-Q4_K_M.gguf"
 
 
-def digests(paths: Sequence[Path]) -> str:
-    """Output of sha256sum for these files."""
-    return "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in paths)
+def digest_line(path: Path) -> str:
+    """Output of sha256sum for a file."""
+    return f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
 
 
 def test_merge_prints_its_digest_in_the_format_of_sha256sum(home: Home) -> None:
     done = home.merge_to_out()
-    assert done.out == digests([home.out])
+    assert done.out == digest_line(home.out)
     assert done.err == "out is installed: cerebrum ask -m out\n"
     assert_layers_copied([home.out], [home.model], TWO_TIMES)
     assert home.merge("-o", "other.GGUF", "-q").err == ""
@@ -54,7 +53,7 @@ def test_merge_json_reports_the_plan_and_the_written_files(home: Home) -> None:
     planned, written = dry.object, done.object
     [file] = written.pop("files")
     assert [{"path": file["path"], "size": file["size"]}] == planned.pop("files")
-    assert f"{file['sha256']}  {file['path']}\n" == digests([home.out])
+    assert f"{file['sha256']}  {file['path']}\n" == digest_line(home.out)
     assert (written.pop("reference"), written.pop("free") > 0, planned.pop("free") > 0) == ("out", True, True)
     assert written == planned
     assert written["layers"][5] == {"layer": 5, "sources": [{"model": "tiny", "layer": 1}]}
