@@ -1,7 +1,5 @@
-"""Servers of chat completions: the commands, with reasoning, schemas and pictures, and what they refuse."""
+"""Servers of chat completions: the commands, what they are sent and what they refuse."""
 
-import json
-from base64 import b64decode, b64encode
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,6 @@ from model_servers import Refused
 from remote_engines import set_patience
 from scripted_command import backend_for, run_here
 from server_kinds import LlamaServer, OllamaServer
-
-from cerebrum_cli.core.conversation import conversation_from_messages
-from cerebrum_cli.core.errors import UsageError
 
 MODEL = "gemma3:4b"
 SCRIPT: dict[str, Any] = {"rows": {}, "seeds": ["<think>\n2 and 2\n</think>\n\nThe answer is 4."]}
@@ -143,107 +138,8 @@ def test_question_goes_to_the_first_server_that_answers(server: OllamaServer, as
         assert_error(ask(*question), 7, f"{server.url}: Connection refused", f"{other.url}: Connection refused")
 
 
-# Pictures.
-
-PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256))
-JPEG = b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(range(255, -1, -1))
-GIF = b"GIF89a" + bytes(20)
-WEBP = b"RIFF\x1a\0\0\0WEBPVP8 " + bytes(20)
-PHOTO, A_PNG, B_GIF = ("data:image/jpeg", JPEG), ("data:image/png", PNG), ("data:image/gif", GIF)
-BLIND = "this model gets tokens, and cannot see pictures"
-
-
-@pytest.fixture
-def eyes(ask: Ask) -> Ask:
-    """The command, beside files with pictures."""
-    for name, data in {"photo.jpg": JPEG, "a.png": PNG, "b.gif": GIF, "c.webp": WEBP}.items():
-        Path(name).write_bytes(data)
-    return ask
-
-
-def sent(server: OllamaServer, message: int = -1, request: int = -1) -> tuple[list[tuple[str, bytes]], str]:
-    """The pictures of a message that the server got, as types and bytes, and its text."""
-    *pictures, text = server.completions()[request].body["messages"][message]["content"]
-    assert text["type"] == "text"
-    found = []
-    for part in pictures:
-        head, _, data = part["image_url"]["url"].partition(";base64,")
-        assert part == {"type": "image_url", "image_url": {"url": f"{head};base64,{data}"}}
-        found.append((head, b64decode(data, validate=True)))
-    return found, text["text"]
-
-
-def test_ask_sends_the_bytes_of_pictures_by_their_type(eyes: Ask, server: OllamaServer) -> None:
-    done = eyes("ask", "--session", "cat", "-f", "photo.jpg", "-f", "b.gif", "-f", "c.webp", "What is it?")
-    assert done.code == 0, done.err
-    pictures, text = sent(server)
-    assert pictures == [PHOTO, B_GIF, ("data:image/webp", WEBP)]
-    assert text == "[picture photo.jpg]\n\n[picture b.gif]\n\n[picture c.webp]\n\nWhat is it?"
-    assert eyes("ask", "--session", "cat", "And its colour?").code == 0
-    assert sent(server, message=0) == (pictures, text)
-    assert "[picture c.webp]" in run_here(SCRIPT, Path.cwd(), "sessions", "show", "cat").out
-
-
-def test_pattern_adds_pictures_and_a_directory_skips_them(eyes: Ask, server: OllamaServer) -> None:
-    Path("in").mkdir()
-    Path("in/a.png").write_bytes(PNG)
-    Path("in/a.txt").write_text("A text.")
-    assert eyes("ask", "-f", "in/*.png", "What?").code == 0
-    assert sent(server) == ([A_PNG], "[picture in/a.png]\n\nWhat?")
-    assert "1 file skipped: in/a.png (binary)" in eyes("ask", "-f", "in", "What?").err
-    assert "A text." in server.completions()[-1].body["messages"][-1]["content"]
-
-
-def test_chat_sends_pictures_of_its_options_and_of_slash_file(eyes: Ask, server: OllamaServer) -> None:
-    typed = b"What?\n/file a.png Which?\n/file b.gif\nHow many?\n/export chat.md\n"
-    assert eyes("chat", "-f", "photo.jpg", piped=typed).code == 0
-    assert sent(server, 0, 0) == ([PHOTO], "[picture photo.jpg]\n\nWhat?")
-    assert sent(server, 2) == ([A_PNG], "[picture a.png]\n\nWhich?")
-    assert sent(server, 4) == ([B_GIF], "[picture b.gif]\n\nHow many?")
-    assert server.completions()[-1].body["messages"][1]["role"] == "assistant"
-    assert "[picture a.png]\n\nWhich?" in Path("chat.md").read_text()
-
-
-def test_messages_have_pictures_as_data(eyes: Ask, server: OllamaServer) -> None:
-    url = "data:image/png;base64," + b64encode(PNG).decode()
-    picture = {"type": "image_url", "image_url": {"url": url}}
-    messages = [{"role": "user", "content": [{"type": "text", "text": "What?"}, picture]}]
-    Path("m.json").write_text(json.dumps(messages))
-    Path("in.jsonl").write_text(json.dumps({"messages": messages}))
-    for command in ("ask", "--messages", "m.json"), ("batch", "in.jsonl", "-o", "-"):
-        assert eyes(*command).code == 0
-        assert sent(server) == ([A_PNG], "What?")
-    shown = run_here(SCRIPT, Path.cwd(), "sessions", "show", "what", "--json").object
-    assert picture in shown["messages"][0]["content"]
-
-
-@pytest.mark.parametrize(("role", "url"), [("user", "https://example.com/a.png"), ("assistant", "data:image/png,")])
-def test_picture_of_a_message_that_is_not_data_of_a_question_is_refused(role: str, url: str) -> None:
-    part = {"type": "image_url", "image_url": {"url": url}}
-    with pytest.raises(UsageError, match=r"^m: message 2 has the part \{'type': 'image_url'"):
-        conversation_from_messages([{"role": "user", "content": "a"}, {"role": role, "content": [part]}], "m")
-
-
-def test_models_that_get_tokens_refuse_pictures(eyes: Ask, chatml_model: Path, server: OllamaServer) -> None:
-    question = ("ask", "-m", chatml_model, "-f", "a.png", "What?")
-    for options in ((), ("--dry-run",), ("--raw",)):
-        done = run_here(SCRIPT, Path.cwd(), *question, *options)
-        assert_error(done, 2, BLIND, "add --endpoint URL of a server of chat completions")
-        assert done.out == ""
-    with LlamaServer(server.model, context_size=5000) as blind:
-        assert_error(run_here(SCRIPT, Path.cwd(), *question, "--endpoint", blind.url), 2, BLIND)
-
-
-def test_refusal_of_a_server_is_shown_in_its_words(eyes: Ask, server: OllamaServer) -> None:
+def test_refusal_of_a_server_is_shown_in_its_words(ask: Ask, server: OllamaServer) -> None:
     server.arm(status=400, message="this model\nhas no eyes \x1b[2J", times=None)
-    done = eyes("ask", "-f", "a.png", "What?")
+    done = ask("ask", "What?")
     assert_error(done, 1, "this model has no eyes")
     assert "\x1b" not in done.err
-
-
-def test_question_of_a_saved_prompt_keeps_its_pictures(eyes: Ask, server: OllamaServer) -> None:
-    prompts = Path("config/cerebrum/prompts")
-    prompts.mkdir(parents=True)
-    (prompts / "look.md").write_text("Look: {input}")
-    assert eyes("ask", "-p", "look", "-f", "a.png", "What?").code == 0
-    assert sent(server) == ([A_PNG], "Look: [picture a.png]\n\nWhat?")
