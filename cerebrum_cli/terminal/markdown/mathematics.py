@@ -48,9 +48,9 @@ _LONE_ROOT = re.compile(r"√\(([\d.,]+|\w)\)(?![\w(√^_!])")
 # Not that of a name such as unit_price.
 _SCRIPT = re.compile(r"([\^_])(?:\{([^{}^_]*)\}|(\d|(?<=\^)[^\s{}^_]|[^\s{}^_](?![^\W\d_])))")
 SUPERSCRIPTS = str.maketrans(
-    "0123456789+-=(),'′∘⊤Tabcdefghijklmnoprstuvwxyz", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾,'′°ᵀᵀᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
+    "0123456789+-−=(),'′∘⊤Tabcdefghijklmnoprstuvwxyz", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾,'′°ᵀᵀᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
 )
-SUBSCRIPTS = str.maketrans("0123456789+-=(),aehijklmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎,ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ")
+SUBSCRIPTS = str.maketrans("0123456789+-−=(),aehijklmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉₊₋₋₌₍₎,ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ")
 # With what stands above or below it.
 _RELATION = re.compile(
     r"\s*((?::=|=:|[=×÷±∓←-⇔⇝⟵-⟿∈-∍∖∘∝∥-∪∴∵∼-≋≐-⊓⊕-⊙⊢⊣⊨⋈⩽⩾·\ue108]+)"
