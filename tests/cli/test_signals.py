@@ -129,15 +129,16 @@ ON_ROWS = {
     "batch": BATCH,
     "batch on a server": "batch in.txt --seed 1 -m MODEL --endpoint LLAMA -o ",
     "evaluation": "eval exam.jsonl --samples 2 --parallel 4 --temperature 0.7 -m MODEL -o ",
-    "decisions": "decide 'Is it {text}?' in.txt --endpoint OLLAMA -o ",
+    "decisions": "decide 'Is it {text}?' in.txt --parallel 3 --endpoint OLLAMA -o ",
 }
 
 
 @pytest.mark.parametrize(("what", "number"), with_signals(ON_ROWS))
 def test_finished_rows_survive_and_are_not_asked_again(scene: Scene, what: str, number: signal.Signals) -> None:
     line, saved = ON_ROWS[what], list[str]()
+    pause = 0.5 if what == "decisions" else 0.02  # one token each
     for _ in range(2):
-        process = scene.start(f"{line} out")
+        process = scene.start(f"{line} out", pause)
         least = len(saved) + 2
         wait_until(lambda least=least: len(scene.partial) >= least)  # type: ignore[misc]
         ended = end(process, number)
