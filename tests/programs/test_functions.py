@@ -27,7 +27,7 @@ from cerebrum_cli.core.tools import Tool, ToolSpec
 from cerebrum_cli.programs.functions import tools_of
 
 
-def tool_of(function: Callable[..., object]) -> Tool:
+def tool_of(function: Callable[..., object] | str) -> Tool:
     [tool] = tools_of([function])
     return tool
 
@@ -215,6 +215,19 @@ async def waited() -> list[int]:
     return [1]
 
 
+def circular() -> object:
+    values: list[object] = []
+    values.append(values)
+    return values
+
+
+def raising(error: BaseException) -> Callable[[], object]:
+    def function() -> object:
+        raise error
+
+    return function
+
+
 @pytest.mark.parametrize(
     ("function", "text"),
     [
@@ -233,39 +246,15 @@ async def waited() -> list[int]:
         (lambda: [numpy.int64(1), numpy.float32(0.5), numpy.arange(2)], "[1, 0.5, [0, 1]]"),
         (lambda: range(3), "range(0, 3)"),
         (lambda: StringIO("a\nb"), '["a\\n", "b"]'),
+        (lambda: 1 / 0, "ZeroDivisionError: division by zero"),
+        (raising(ValueError("a\nb")), "ValueError: a b"),
+        (circular, "ValueError: Circular reference detected (id repeated)"),
+        (lambda: b"\xff", "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 0: invalid utf-8"),
     ],
 )
-def test_results_are_text_or_json(function: Callable[[], object], text: str) -> None:
+def test_results_are_text_or_json_and_exceptions_are_results(function: Callable[[], object], text: str) -> None:
     function.__name__ = "function"
     assert tool_of(function).run({}) == text
-
-
-def ratio(a: int, b: int) -> float:
-    return a / b
-
-
-def circular() -> object:
-    values: list[object] = []
-    values.append(values)
-    return values
-
-
-def not_text() -> bytes:
-    return b"\xff"
-
-
-def raising(error: BaseException) -> Callable[[], object]:
-    def function() -> object:
-        raise error
-
-    return function
-
-
-def test_an_exception_is_the_result() -> None:
-    assert tool_of(ratio).run({"a": 1, "b": 0}) == "ZeroDivisionError: division by zero"
-    assert tool_of(raising(ValueError("a\nb"))).run({}) == "ValueError: a b"
-    assert tool_of(circular).run({}) == "ValueError: Circular reference detected (id repeated)"
-    assert tool_of(not_text).run({}).startswith("UnicodeDecodeError: ")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), Interrupted(signal.SIGTERM), SystemExit(2)])
@@ -287,8 +276,7 @@ def test_cut_keeps_both_ends() -> None:
 
 @pytest.fixture
 def python() -> Tool:
-    [tool] = tools_of(["python"])
-    return tool
+    return tool_of("python")
 
 
 CUT = f"{'x' * 4000}\n[... 1,021 characters omitted ...]\n{'x' * 3979}{'y' * 20}\n"
@@ -297,13 +285,9 @@ CUT = f"{'x' * 4000}\n[... 1,021 characters omitted ...]\n{'x' * 3979}{'y' * 20}
 @pytest.mark.parametrize(
     ("code", "result"),
     [
-        ("print(6 * 7)", "42\n"),
-        ("```python\nprint(6 * 7)\n```", "42\n"),
-        ("x = 6\nx * 7", "42"),
-        ("print('a')\n[].append(1)", "a\n"),
+        *(("print(6 * 7)", "42\n"), ("```python\nprint(6 * 7)\n```", "42\n"), ("x = 6\nx * 7", "42")),
+        *(("print('a')\n[].append(1)", "a\n"), ("x = 1", "(no result)"), ("print('x' * 9000 + 'y' * 20)", CUT)),
         ("x = '''\n```\nprint(1)\n```\n'''\nprint(len(x))", "18\n"),
-        ("x = 1", "(no result)"),
-        ("print('x' * 9000 + 'y' * 20)", CUT),
     ],
 )
 def test_python_gives_what_a_program_prints(python: Tool, code: str, result: str) -> None:
@@ -329,7 +313,7 @@ def sleep() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", [sleep, "python"])
 def test_ctrl_c_ends_a_call(new_children: NewChildren, tool: Any) -> None:
-    [sleeping] = tools_of([tool])
+    sleeping = tool_of(tool)
     handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
     signal.setitimer(signal.ITIMER_REAL, 0.3)
     try:

@@ -85,12 +85,14 @@ def opened(
 def replied(
     *replies: str,
     tools: Sequence[Callable[..., object]] = (weather,),
-    name: str = EMBEDDED,
     context: int = 10_000,
+    markup: str = "",
+    name: str = EMBEDDED,
     **more: Any,
 ) -> tuple[Reply, list[str], list[str]]:
     """The reply of a model that gives these in order, the notices about it, and the prompts of the model."""
-    with opened(*replies, name=name, context=context) as (model, script):
+    template = TOOL_TEMPLATES["JSON in a tag"] + markup
+    with opened(*replies, template=template, name=name, context=context) as (model, script):
         reply = model.reply(QUESTION, tools=tools, **more)
         notices = [event.message for event in reply.events() if isinstance(event, NoticeEvent)]
     return reply, notices, script.prompts
@@ -144,15 +146,6 @@ def test_properties_of_a_reply_are_of_what_there_is_so_far() -> None:
     assert texts == [(False, "", "I look.\n\n", 0), (True, "Dry in Oslo for 1.", "I look.\n\n", 0)]
 
 
-def test_calls_in_a_row_of_several_kinds_are_run_in_order() -> None:
-    reply, _, prompts = replied(tagged(OSLO, ROME), f"Then:\n{OSLO.replace('Oslo', 'Bern')}", "Dry.")
-    assert [call.arguments["city"] for call in reply.calls] == ["Oslo", "Rome", "Bern"]
-    first, second = reply.message.rounds
-    assert first.tokens is not None and second.tokens is None  # which is repeated in the model's own syntax
-    assert f"Then:<tool_call>\n{OSLO.replace('Oslo', 'Bern')}\n</tool_call>" in prompts[2]
-    assert reply.text == "Then:\n\nDry."
-
-
 def test_text_that_is_no_call_streams_on() -> None:
     text = "See:\n```python\nprint(1)\n```\nDone."
     with opened(text) as (model, _):
@@ -162,7 +155,9 @@ def test_text_that_is_no_call_streams_on() -> None:
 
 # What becomes of calls.
 
-CASES = rows("replies_with_calls")  # `offered`: whether each prompt has functions, `prompt`: the end of the last one
+# `offered`: whether each prompt has functions; `begins`: the beginning of the first prompt, `prompt`: the end of the
+# last one; `kept`: whether each part of the message has the tokens that the model generated.
+CASES = rows("replies_with_calls")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -173,7 +168,11 @@ def test_reply_with_calls(name: str) -> None:
     assert [str(call) for call in reply.calls] == case.get("calls", [])
     assert notices == case.get("notices", [])
     assert ['"description"' in prompt for prompt in prompts] == case.get("offered", [True] * len(prompts))
-    assert prompts[-1].endswith(case["prompt"]) and reply.usage.completion_tokens == case["tokens"]
+    assert prompts[0].startswith(case.get("begins", "")) and prompts[-1].endswith(case["prompt"])
+    assert reply.usage.completion_tokens == case["tokens"]
+    parts: list[Round | Message] = [*reply.message.rounds, reply.message]
+    assert "\n\n".join(filter(None, (part.content for part in parts))) == reply.text
+    assert [part.tokens is not None for part in parts] == case.get("kept", [True] * len(parts))
     assert [part.content for part in reply.message.rounds] == case.get("rounds", [""] * len(reply.message.rounds))
     reasoning = [part.reasoning for part in reply.message.rounds] + [reply.message.reasoning]
     assert [*filter(None, reasoning)] == case.get("reasoning", [])
@@ -185,12 +184,6 @@ def test_reply_with_calls(name: str) -> None:
 def test_text_that_is_no_call_is_the_answer(text: str) -> None:
     reply, notices, _ = replied(text)
     assert (reply.text, reply.calls, notices) == (text, (), [])
-
-
-def test_message_of_a_reply_without_more_calls_has_no_tokens() -> None:
-    reply, *_ = replied(tagged(OSLO), tagged(ROME), f"Again.\n{tagged(OSLO)}", "Dry.")
-    assert reply.message.content == "Again.\n\nDry."
-    assert reply.message.tokens is None  # the prompt of what came last had no "Again."
 
 
 def test_long_result_is_cut_to_its_share_of_the_context() -> None:
@@ -263,29 +256,9 @@ def test_schema_applies_to_the_last_reply_only() -> None:
 # Other formats.
 
 
-def test_functions_of_a_model_without_a_place_for_them_are_in_the_system_prompt() -> None:
-    reply, notices, prompts = replied(f"I look.\n{OSLO}", "No coat.", name="chatml", system="Be brief.")
-    assert "the prompt format does not support functions" in notices
-    assert prompts[0].startswith("<|im_start|>system\nBe brief.\n\nYou can call these functions:\n{")
-    assert prompts[1].endswith(
-        f"I look.\n{OSLO}<|im_end|>\n<|im_start|>user\nResult of weather:\nDry in Oslo for 1.<|im_end|>\n"
-        "<|im_start|>assistant\n"
-    )
-    assert reply.text == "I look.\n\nNo coat."
-
-
 def test_functions_need_a_prompt_format() -> None:
     with pytest.raises(UsageError, match="functions need a prompt format"):
         replied("", name=RAW)
-
-
-def test_reasoning_before_calls_is_of_their_round() -> None:
-    source = TOOL_TEMPLATES["JSON in a tag"] + "{# <think> </think> #}"
-    replies = (f"<think>\nA coat?\n</think>\n\n{tagged(OSLO)}", "<think>\nDry.\n</think>\n\nNone.")
-    with opened(*replies, template=source) as (model, _):
-        reply = model.reply(QUESTION, tools=[weather]).wait()
-    assert (reply.message.rounds[0].reasoning, reply.message.reasoning) == ("A coat?", "Dry.")
-    assert (reply.text, reply.message.content) == ("None.", "None.")
 
 
 # Interruptions.

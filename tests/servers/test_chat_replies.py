@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 from cases import rows
 from chat_replies import Piece, piece, stream_of, whole
-from command_line import Finished, assert_error
+from command_line import Finished
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 from installations import model_on
 from remote_engines import connected, set_patience
@@ -93,52 +92,41 @@ def result_of(seen: Sequence[Any]) -> Reply:
     return reply
 
 
-def events(*values: Any) -> bytes:
-    """A stream of events, of which the last may be missing."""
-    return "".join(f"data: {json.dumps(value)}\n\n" for value in values).encode()
-
-
-def choice(finish: str | None = None, **delta: Any) -> dict[str, Any]:
-    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
-
-
 # What is read.
 
-STREAMS: dict[str, bytes] = {
-    "as usual": SPOKEN,
-    "CRLF": SPOKEN.replace(b"\n", b"\r\n"),
-    "pings of llama-server": b":\n\n" + SPOKEN.replace(b"\n\n", b"\n\n: ping\n\n"),
-    "names and ids": SPOKEN.replace(b"data: ", b"event: message\nid: 7\nretry: 5\ndata:"),
-    "a byte order mark": BOM_UTF8 + SPOKEN,
-    "no line end at the end": SPOKEN.rstrip(),
-    "no [DONE]": SPOKEN.replace(b"data: [DONE]\n\n", b""),
-    "a delta of null": events({"choices": [{"index": 0, "delta": None}]}) + SPOKEN,
-    "events without choices": events({"choices": []}, {"choices": None}, {"id": "x"}) + SPOKEN,
-    "a refusal of OpenAI": events(choice(refusal="It is "), choice("stop", content=None, refusal="3.")),
-    "JSON": whole("stop", content="It is 3."),
-}
 
-
-def test_stream_is_read_however_a_server_writes_it(model: Model, server: OllamaServer) -> None:
-    for name, body in STREAMS.items():
-        reply, notices = read(model, server, body, stream=True)
-        assert (reply.text, reply.finish_reason, notices) == ("It is 3.", "stop", ""), name
+@pytest.mark.parametrize("name", DATA["streams"])
+def test_stream_is_read_however_a_server_writes_it(model: Model, server: OllamaServer, name: str) -> None:
+    reply, notices = read(model, server, DATA["streams"][name].encode(), stream=True)
+    assert (reply.text, reply.finish_reason, notices) == ("It is 3.", "stop", "")
 
 
 def test_stream_is_read_though_it_is_compressed(ask: Run) -> None:
-    for body, kind in (SPOKEN, "text/event-stream"), (STREAMS["JSON"], "application/json"):
+    for body, kind in (SPOKEN, "text/event-stream"), (DATA["streams"]["JSON"].encode(), "application/json"):
         headers = {"Content-Encoding": "gzip", "Content-Type": kind}
         done = ask(gzip.compress(body), "ask", "1 + 2?", headers=headers)
         assert (done.code, done.out) == (0, "It is 3.\n"), done.err
 
 
+def pieces_of(parts: Sequence[Piece], size: int) -> Iterator[Piece]:
+    """The parts of a message, with their texts in pieces of some characters."""
+    for part in parts:
+        for key, value in part.items():
+            if isinstance(value, str) and value:
+                yield from ({key: value[at : at + size]} for at in range(0, len(value), size))
+            else:
+                yield {key: value}
+
+
 @whole_and_streamed
 @pytest.mark.parametrize("name", DATA["messages"])
-def test_message_is_read_whatever_its_content_is(model: Model, server: OllamaServer, name: str, stream: bool) -> None:
-    message, text, reasoning = DATA["messages"][name]
-    body = whole("stop", **message).replace(b"\\t", b"\t")  # which JSON does not allow
-    reply, _ = read(model, server, body, stream)
-    assert (reply.text, reply.reasoning, reply.finish.calls) == (text, reasoning, ())
+def test_message_is_read_in_one_or_more_pieces(model: Model, server: OllamaServer, name: str, stream: bool) -> None:
+    parts, text, reasoning = DATA["messages"][name]
+    bodies = [stream_of(*pieces_of(parts, size), finish="stop") for size in (1, 7, 999)]
+    for body in (*bodies, whole("stop", **parts[0])) if len(parts) == 1 else bodies:
+        reply, _ = read(model, server, body.replace(b"\\t", b"\t"), stream)  # which JSON does not allow
+        assert (reply.text, reply.reasoning, reply.finish.calls) == (text, reasoning, ())
+        assert (reply.finish_reason, reply.finish.in_reasoning) == ("stop", False)
 
 
 ENDS = {
@@ -155,13 +143,6 @@ def test_end_of_a_reply_has_several_names(model: Model, server: OllamaServer, re
         assert read(model, server, body, stream)[0].finish_reason == reason, finish
 
 
-def test_content_that_is_no_text_is_an_error(ask: Run) -> None:
-    """Mistral's API sends a list of parts for models that reason."""
-    parts = [{"type": "text", "text": "It is 3."}]
-    done = ask(events(choice("stop", content=parts)), "ask", "1 + 2?")
-    assert_error(done, 1, "the server sent content of the type list instead of text")
-
-
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=8, deadline=None)
 @given(places=st.lists(st.integers(0, 400), max_size=8))
 def test_stream_is_read_however_the_network_splits_it(model: Model, server: OllamaServer, places: list[int]) -> None:
@@ -175,8 +156,7 @@ def test_stream_is_read_however_the_network_splits_it(model: Model, server: Olla
 
 # Reasoning apart from the answer.
 
-REASONING = "The tag </think> ends it, as in:\n\n<think>\na\n</think>\n\nSo <|channel|>final<|message|> is another."
-ANSWER = "It ends with </think>, after <think>.\n\n<response>"
+[MARKUP], _, _ = DATA["messages"]["reasoning that mentions its markup"]
 FRAGMENTS = (
     *("<think>", "</think>", "`</think>`", "<th", "ink>", "</", "\n</think>\n\n", "[/THINK]", "<|channel|>", "<|end|>"),
     *("final<|message|>", "<response>", "</response>", "\n\n", "\n", " ", "It is 4. ", "é", "🙂"),
@@ -184,63 +164,32 @@ FRAGMENTS = (
 texts = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=9)), max_size=12).map("".join)
 
 
-def deltas(reasoning: str, answer: str, places: Sequence[int] = (), key: str = "reasoning") -> list[Piece]:
-    """The parts of a message, cut at some places of its text."""
-    parts = []
-    for name, text in ((key, reasoning), ("content", answer)):
-        edges = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
-        parts += [{name: text[start:end]} for start, end in pairwise(edges)]
-    return parts
-
-
 @pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(
     reasoning=texts.filter(len),
     answer=texts,
-    places=st.lists(st.integers(0, 200), max_size=6),
+    size=st.integers(1, 40),
     key=st.sampled_from(("reasoning", "reasoning_content")),
     stream=st.booleans(),
 )
-@example(reasoning=REASONING, answer=ANSWER, places=[*range(len(REASONING))], key="reasoning", stream=True)
-@example(reasoning="\n ", answer=" x", places=[], key="reasoning", stream=True)
+@example(reasoning=MARKUP["reasoning"], answer=MARKUP["content"], size=1, key="reasoning", stream=True)
+@example(reasoning="\n ", answer=" x", size=9, key="reasoning", stream=True)
 def test_any_reasoning_and_any_answer_arrive_as_they_were_sent(
-    model: Model, server: OllamaServer, reasoning: str, answer: str, places: list[int], key: str, stream: bool
+    model: Model, server: OllamaServer, reasoning: str, answer: str, size: int, key: str, stream: bool
 ) -> None:
-    body = stream_of(*deltas(reasoning, answer, places, key), finish="stop")
-    reply, _ = read(model, server, body if stream else whole("stop", content=answer, **{key: reasoning}), stream)
+    message = {key: reasoning, "content": answer}
+    body = stream_of(*pieces_of([message], size), finish="stop") if stream else whole("stop", **message)
+    reply, _ = read(model, server, body, stream)
     assert ((reply.reasoning or "").strip(), reply.text.strip()) == (reasoning.strip(), answer.strip())
     assert not reply.finish.in_reasoning
 
 
-SPLIT: dict[str, tuple[list[Piece], str | None, str]] = {
-    "mentions its markup": (deltas(f"\n{REASONING}\n", ANSWER, range(0, 200, 7)), REASONING, ANSWER),
-    "has no answer": (deltas(REASONING, "", range(0, 200, 7)), REASONING, ""),
-    "comes in turns": (
-        [{"content": "<th"}, *deltas("Hm. ", "It is </th"), *deltas("</think>", "ink>4.")],
-        "Hm. </think>",
-        "<thIt is </think>4.",
-    ),
-    "is in the text": (deltas("", "<think>\nHm.\n</think>\n\nIt is `</think>`.", (9,)), "Hm.", "It is `</think>`."),
-    "was not opened": (deltas("", "Hm.\n</think>\n\nYes.", range(12)), "Hm.", "Yes."),
-    "is only named": (deltas("", "<think> is a tag.", range(9)), None, "<think> is a tag."),
-}
-
-
-@pytest.mark.parametrize("name", SPLIT)
-@whole_and_streamed
-def test_reasoning_of_a_message_is_separated(model: Model, server: OllamaServer, stream: bool, name: str) -> None:
-    parts, reasoning, answer = SPLIT[name]
-    reply, _ = read(model, server, stream_of(*parts, finish="stop"), stream)
-    assert (reply.reasoning, reply.text) == (reasoning, answer)
-    assert (reply.finish_reason, reply.finish.in_reasoning) == ("stop", False)
-
-
 def test_separate_reasoning_is_printed_and_stored_as_it_was_sent(ask: Run) -> None:
-    body = whole("stop", content=ANSWER, reasoning=REASONING)
+    body = whole("stop", **MARKUP)
     for command in (("ask", "How?", "--json"), ("ask", "How?", "--json", "--votes", "1"), BATCH):
         found = json.loads(ask(body, *command).out)
-        assert (found["reasoning"], found["text"]) == (REASONING, ANSWER)
+        assert (found["reasoning"], found["text"]) == (MARKUP["reasoning"].strip(), MARKUP["content"])
 
 
 # What is told.
@@ -250,8 +199,9 @@ def test_separate_reasoning_is_printed_and_stored_as_it_was_sent(ask: Run) -> No
 def test_error_is_told_in_the_words_of_the_server(ask: Run, name: str) -> None:
     stated = DATA["errors"][name]
     body = json.dumps(stated).encode()
-    succeeded = [body, events(stated), events(choice(content="It is"), stated)]
-    for stream, status in ((body, 400), (body, 500), *((each, 200) for each in succeeded)):
+    event = b"data: " + body + b"\n\n"
+    begun = SPOKEN[: SPOKEN.index(b"data", 1)] + event
+    for stream, status in ((body, 400), (body, 500), (body, 200), (event, 200), (begun, 200)):
         done = ask(stream, "ask", "1 + 2?", status=status)
         assert done.code == 1 and done.err.splitlines()[-2].endswith(": GPU on fire"), done.err
         assert done.out == ("It is\n" if b"It is" in stream else "")
@@ -259,24 +209,10 @@ def test_error_is_told_in_the_words_of_the_server(ask: Run, name: str) -> None:
     assert (done.code, "GPU on fire" in done.err) == (6, True)
 
 
-OTHER: dict[str, tuple[bytes, str]] = {
-    "event of an error": (b'event: error\ndata: {"message": "GPU on fire"}\n\n', "GPU on fire"),
-    "text": (b"data: GPU on fire\n\n", "the reply is not JSON: GPU on fire"),
-    "page of a gateway": (b"<html><h1>504</h1>\n</html>", "the reply is not JSON: <html><h1>504</h1> </html>"),
-    "no choice": (b'{"reply": "It is 3."}', "the server sent an empty reply"),
-    "nothing": (b"", "the server sent an empty reply"),
-    "only [DONE]": (b"data: [DONE]\n\n", "the server sent an empty reply: its context may be too small"),
-    "Latin 1": (SPOKEN.replace(b"It", b"\xe9"), "the reply is not JSON: "),
-    "half an event": (SPOKEN[:30], "the reply is not JSON: "),
-    "no end": (events(choice(content="It is")), "the reply is incomplete"),
-    "an error as the end": (events(choice(content="It is"), choice("error")), "the server ended the reply: error"),
-}
-
-
-@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize("name", DATA["no replies"])
 def test_what_is_no_reply_is_told(ask: Run, name: str) -> None:
-    body, problem = OTHER[name]
-    done = ask(body, "ask", "1 + 2?")
+    body, problem = DATA["no replies"][name]
+    done = ask(body.encode(errors="surrogateescape"), "ask", "1 + 2?")
     assert done.code == 1 and problem in done.err and "Traceback" not in done.err, done.err
     assert done.out == ("It is\n" if name in ("no end", "an error as the end") else "")
 

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
@@ -99,16 +99,6 @@ def run_here(script: dict[str, Any], home: Path, *arguments: str | Path, piped: 
     streams = Streams(out, err, None if piped is None else BytesIO(piped), False, False, False)
     code = run([str(argument) for argument in arguments], app_for(script, home, streams))
     return Finished(code, out.getvalue(), err.getvalue())
-
-
-def batch_here(
-    script: dict[str, Any], home: Path, model: Path, *rows: Mapping[str, Any]
-) -> tuple[Finished, list[dict[str, Any]]]:
-    """Answer rows from in.jsonl in `home` into out.jsonl, in this process; also returns the objects of the result."""
-    source, output = home / "in.jsonl", home / "out.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = run_here(script, home, "batch", source, "-o", output, "-m", model)
-    return done, [json.loads(line) for line in output.read_text().splitlines()]
 
 
 def start_scripted(
