@@ -136,12 +136,15 @@ ON_ROWS = {
 @pytest.mark.parametrize(("what", "number"), with_signals(ON_ROWS))
 def test_finished_rows_survive_and_are_not_asked_again(scene: Scene, what: str, number: signal.Signals) -> None:
     line, saved = ON_ROWS[what], list[str]()
-    pause = 0.5 if what == "decisions" else 0.02  # one token each
     for _ in range(2):
-        process = scene.start(f"{line} out", pause)
+        stuck = [each.arm(let_through=4, hang_after=0, times=None) for each in (scene.llama, scene.ollama)]
+        process = scene.start(f"{line} out")
         least = len(saved) + 2
         wait_until(lambda least=least: len(scene.partial) >= least)  # type: ignore[misc]
         ended = end(process, number)
+        for each in stuck:
+            each.disarm()
+        wait_until(lambda: not scene.llama.connections + scene.ollama.connections)
         assert set(saved) < set(scene.partial) and not Path("out").exists()
         saved = scene.partial
     assert (ended.out, len(saved) < ROWS) == ("", True)
