@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from cases import rows
-from hub_user import puller
 
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.settings import fold
@@ -14,15 +13,11 @@ from cerebrum_cli.engine.memory import HEADROOM, Device
 from cerebrum_cli.engine.requests import DEFAULT_CONTEXT
 from cerebrum_cli.formats.prompt_format import PLAIN_FORMATS
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
-from cerebrum_cli.library import planning
-from cerebrum_cli.library.cache import Cache
-from cerebrum_cli.library.catalogue import Catalogue, ModelSpec, Repository
+from cerebrum_cli.library.catalogue import ModelSpec, Repository
 from cerebrum_cli.library.catalogue_file import load_catalogue
 from cerebrum_cli.library.fit import MemoryFit, assess_quantizations, fit_memory
-from cerebrum_cli.library.hub import HubFile, Listing
-from cerebrum_cli.library.library import CATALOGUE, Library
+from cerebrum_cli.library.library import CATALOGUE
 from cerebrum_cli.library.reference import quantization_of, same_quantization
-from cerebrum_cli.library.registry import Registry
 
 PACKAGED = {spec.name: spec for spec in load_catalogue([CATALOGUE])}
 SOURCES = [(spec, source) for spec in PACKAGED.values() for source in spec.sources]
@@ -127,30 +122,6 @@ def test_catalogue_user_file_overrides_single_keys(tmp_path: Path) -> None:
 
 
 GIB, GB = 2**30, 10**9
-PARTS_OF_OTHERS = {"mmproj-F16.gguf": 600_000_000, "mtp-x-Q8_0.gguf": 300_000_000, "x-BF16-mmproj.gguf": 700_000_000}
-
-
-@pytest.mark.parametrize(("spec", "source"), SOURCES, ids=[source.repo_id for _, source in SOURCES])
-def test_catalogue_row_resolves_and_is_planned(
-    spec: ModelSpec, source: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    is_first = source == spec.sources[0]
-
-    def listed(repo_id: str, _: object, revision: str | None) -> Listing:
-        assert (repo_id, revision) == (source.repo_id, source.revision if is_first else None)
-        sizes = {source.file.replace("{quant}", name): size for name, size in source.quantizations.items()}
-        files = {name: HubFile(name, size, "00" * 32) for name, size in (sizes | PARTS_OF_OTHERS).items()}
-        return Listing(repo_id, "main", "0" * 40, files)
-
-    library = Library((), Registry(tmp_path), lambda: Capacity(16 * GIB))
-    library.cache, library.catalogue = Cache(tmp_path), Catalogue((*PACKAGED.values(),))
-    monkeypatch.setattr(planning, "list_repository", listed)
-    plan = puller(library).plan(library.parse(spec.name if is_first else source.repo_id))
-    assert (plan.spec, plan.available.context) == (spec, DEFAULT_CONTEXT)
-    assert {fit.quantization: fit.size for fit in plan.available.candidates} == source.quantizations
-    for fit in plan.available.candidates:
-        needed = fit.size + DEFAULT_CONTEXT * (spec.kv_bytes_per_token or 0) + HEADROOM
-        assert needed < fit.needed < needed + 5_000_000  # the mask
 
 
 KV = uniform_sizes(32, 32, 65_536)  # of Mistral-7B: 131,072 bytes per token

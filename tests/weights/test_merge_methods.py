@@ -8,8 +8,8 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from gguf_files import write_file
 from merges import Weights, write_merge, write_weights
+from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.gguf.contents import TYPE_NUMBERS
 from cerebrum_cli.weights import execute as working
@@ -17,39 +17,15 @@ from cerebrum_cli.weights.codec import quantize
 
 pytestmark = pytest.mark.slow
 
-LAYERS = 3
-ROWS, WIDTH = 80, 256  # of each matrix
-HEAD, NORM, EMBEDDING = "output.weight", "output_norm.weight", "token_embd.weight"
-MATRICES = ("attn_q", "attn_k", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-QUANTIZED = {"attn_q": "Q8_0", "attn_output": "F16", "ffn_down": "Q6_K", "ffn_up": "Q4_K"}  # others: F32
+SHAPE = Shape(layers=3, width=256, heads=4, kv_heads=2, ffn=256)
+NORM, EMBEDDING = "output_norm.weight", "token_embd.weight"
 # Largest distance of neighboring values of a type, as a share of the largest of 256 weights.
 STEPS = {"F32": 1e-6, "F16": 2**-10, "Q8_0": 1.01 / 127, "Q6_K": 1 / 16, "Q4_K": 2 / 7}
-
-
-def random_model(seed: int) -> dict[str, Weights]:
-    random = np.random.default_rng(seed)
-    matrices = [f"blk.{layer}.{part}.weight" for layer in range(LAYERS) for part in MATRICES]
-    norms = [*(f"blk.{layer}.attn_norm.weight" for layer in range(LAYERS)), NORM]
-    drawn = {name: random.standard_normal((ROWS, WIDTH)) / 16 for name in (EMBEDDING, *matrices, HEAD)}
-    drawn |= {name: random.uniform(0.5, 2.0, WIDTH) for name in norms}
-    return {name: each.astype(np.float32).astype(np.float64) for name, each in drawn.items()}
 
 
 def encoded(values: Weights, kind: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
     rows = np.ascontiguousarray(values.reshape(-1, values.shape[-1]), np.float32)
     return np.frombuffer(quantize(rows, TYPE_NUMBERS[kind]), np.uint8).reshape(len(rows), -1)
-
-
-def write_quantized(path: Path, model: Mapping[str, Weights]) -> Path:
-    """Write a model of several types, without a vocabulary."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_uint32("llama.block_count", LAYERS)
-    for name, values in model.items():
-        kind = QUANTIZED.get(name.split(".")[-2], "F32")
-        data = values.astype(np.float32) if kind == "F32" else encoded(values, kind)
-        writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType[kind])
-    write_file(writer)
-    return path
 
 
 def read(path: Path) -> dict[str, Weights]:
@@ -64,15 +40,15 @@ def contents(path: Path) -> dict[str, tuple[str, bytes]]:
     return {each.name: (each.tensor_type.name, each.data.tobytes()) for each in gguf.GGUFReader(path).tensors}
 
 
+@pytest.fixture(scope="module", params=["Q4_K_M", "Q8_0", "F16"])
+def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder, encoding = tmp_path_factory.mktemp("merges"), request.param
+    return [write_quantized(folder / f"{seed}.gguf", seed=seed, shape=SHAPE, encoding=encoding) for seed in range(3)]
+
+
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(working, "CHUNK_WEIGHTS", 7_000)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("merges")
-    return [write_quantized(folder / f"{seed}.gguf", random_model(seed)) for seed in range(3)]
 
 
 def merge(recipe: Mapping[str, Any], sources: Sequence[Path], out: Path) -> Path:

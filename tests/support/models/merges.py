@@ -15,7 +15,6 @@ from scripted_command import app_for
 from tiny_models import Shape
 
 from cerebrum_cli.library.cache import Cache
-from cerebrum_cli.library.catalogue_file import RECIPES
 from cerebrum_cli.library.reference import parts_of
 from cerebrum_cli.main import run
 from cerebrum_cli.terminal.streams import Streams
@@ -28,7 +27,6 @@ from cerebrum_cli.weights.table import read_table
 Weights = NDArray[np.float64]
 Models = Mapping[str, Sequence[Path]]
 
-RECIPE_12B = (RECIPES / "cerebrum-12b.yaml").read_text(encoding="utf-8")
 LAYERS_12B = [start + number for start in range(0, 28, 4) for number in range(8)]  # their numbers in the 7B
 SIX_LAYERS = Shape(layers=6, width=64)
 FOUR_LAYERS = Shape(layers=4, width=256, heads=8, kv_heads=2, ffn=512)  # 1.4 MB in Q4_K_M
