@@ -10,7 +10,7 @@ from cases import rows
 from hypothesis import example, given, strategies as st
 from thinkers import answering_late
 
-from cerebrum_cli.formats.markup import HARMONY_FINAL, MUSE, REASONING_MARKUPS
+from cerebrum_cli.formats.markup import REASONING_MARKUPS
 from cerebrum_cli.formats.prompt_format import PromptFormat, ReasoningMarkup
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
 
@@ -118,18 +118,7 @@ def test_reply_text_counts_the_tokens_of_reasoning() -> None:
     assert reader.reasoning_tokens == 3
 
 
-@pytest.mark.parametrize(
-    ("reply", "ending"),
-    [
-        ("<|channel|>analysis code<|message|>a", f"<|end|>{HARMONY_FINAL}"),
-        ("<|start|>assistant to=self<|message|>a", f"<|eom|>{MUSE.header}"),
-        (" to=self<|message|>a", f"<|eom|>{MUSE.header}"),
-        ("<|channel>reflection\na", "<channel|>"),
-        ("<|open|>think<|sep|>a", "<|close|>think<|sep|><|open|>response<|sep|>"),
-        ("<mm:reflection>a", "\n</mm:reflection>\n\n"),
-        ("<|begin_of_rationale|>a", "\n<|end_of_rationale|>\n\n"),
-    ],
-)
+@pytest.mark.parametrize(("reply", "ending"), rows("family_endings"))
 def test_reasoning_ends_as_its_family_ends_it(reply: str, ending: str) -> None:
     has_channels = reply.startswith(("<|ch", "<|s", "<|o", " to"))
     text = ReplyText(replace(RULES, known_markups=REASONING_MARKUPS if has_channels else ()))

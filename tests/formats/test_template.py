@@ -18,7 +18,6 @@ from templates import (
     NO_SYSTEM,
     ONE_TURN,
     TEMPLATES,
-    TWO_TURNS,
     UPPER,
     chosen_format,
     embedded,
@@ -36,18 +35,16 @@ from cerebrum_cli.formats.markup import REASONING_MARKUPS, mentions_markup
 from cerebrum_cli.formats.prompt_format import OTHER_FORMAT
 from cerebrum_cli.formats.template_sandbox import find_switch, run_template, variables
 
-CONVERSATIONS = {
-    "one question": ONE_TURN,
-    "two turns": TWO_TURNS,
-    "three turns": TWO_TURNS.assistant("John William Strutt.").user("When?"),
-    "white space around": Conversation().user("\n  padded \t\n").assistant(" said\n\n").user(" again "),
-    "padded differently": Conversation().user("plain").assistant("\n\nsaid").user("\n b").assistant("c ").user(" d"),
-    "nothing said": Conversation().user("").assistant("").user(" "),
-    "unicode": Conversation().user("Größe 東京 🙂").assistant("é").user("再问一次"),
-    "jinja": Conversation().user("{{ 7 * 7 }}{% raise %}").assistant("{# no #}").user("{%- endfor %}"),
-    "html": Conversation().user("<b>1 & 2</b>").assistant('"quoted"').user("it's"),
-    "private use": Conversation().user("\ue0000\ue001").assistant("\ue000").user("\ue00099\ue001"),
-}
+
+def spoken(texts: list[str]) -> Conversation:
+    """A conversation whose first text is the user's."""
+    conversation = Conversation()
+    for number, text in enumerate(texts):
+        conversation = conversation.assistant(text) if number % 2 else conversation.user(text)
+    return conversation
+
+
+CONVERSATIONS = {name: spoken(texts) for name, texts in rows("conversations").items()}
 SYSTEMS = (None, "Be brief.", " Be\nbrief. \n", "")
 
 

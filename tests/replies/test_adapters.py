@@ -125,10 +125,12 @@ def test_adapter_is_beside_the_catalog_the_settings_or_the_saved_prompt_that_nam
 ) -> None:
     path = write_adapter(user.config / "style.gguf", factors_for(chatml_model))
     plain = answer(user, "hello", "--no-log")["text"]
-    row = '[models.small]\nfile = "{}"\n[models.small.settings]\nlora = "style.gguf:0.9"\n'
+    row = '[models.small]\nfile = "{}"\n[models.small.settings]\nlora = ["style.gguf:0.9", "style.gguf:0.1"]\n'
     (user.config / "models.toml").write_text(row.format(chatml_model.name))
     assert answer(user, "hello", "--no-log")["text"] != plain
     assert answer(user, "hello", "--no-log", "--lora", "none")["text"] == plain
+    assert f", lora {path}:0.9 and {path}:0.1\n" in user.run("show", "small").out
+    assert user.run("show", "small", "--json").object["ask"]["lora"] == [f"{path}:0.9", f"{path}:0.1"]
     (user.config / "models.toml").unlink()
     (user.config / "config.toml").write_text('lora = ["style.gguf:0.9"]\n')
     assert answer(user, "hello", "--no-log")["text"] != plain
@@ -139,14 +141,6 @@ def test_adapter_is_beside_the_catalog_the_settings_or_the_saved_prompt_that_nam
     (prompts / "styled.md").write_text('+++\nlora = ["style.gguf:0.9"]\n+++\n')
     assert answer(user, "hello", "--no-log", "-p", "styled")["text"] != plain
     assert answer(user, "hello", "--no-log", "-p", "styled", "--lora", "none")["text"] == plain
-
-
-def test_show_names_the_adapters_of_a_catalog_row(user: CommandLine, chatml_model: Path) -> None:
-    row = '[models.small]\nfile = "{}"\n[models.small.settings]\nlora = ["style.gguf:0.9", "tone.gguf"]\n'
-    (user.config / "models.toml").write_text(row.format(chatml_model.name))
-    first, second = f"{user.config}/style.gguf:0.9", f"{user.config}/tone.gguf"
-    assert f", lora {first} and {second}\n" in user.run("show", "small").out
-    assert user.run("show", "small", "--json").object["ask"]["lora"] == [first, second]
 
 
 @pytest.mark.slow

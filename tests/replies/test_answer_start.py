@@ -142,20 +142,10 @@ def test_drafts_leave_reasoning_and_answer_as_they_are(new_user: CommandLine, mo
     assert answer["timings"]["draft_n_accepted"] > 0
 
 
-GREEDY = ("--temperature", "0")
-NO_REASONING = ("--think", "off", "-n", "12")
+MATCHING = rows("answers_under_grammars")
 
 
-@pytest.mark.parametrize(
-    ("model", "rule", "options", "reasoning", "text"),
-    [
-        pytest.param("spelled", LIST, (), None, r"\[ *(true|false)\b.*\]", id="begins like spelled markup"),
-        pytest.param("own", r"[^\x00]*", ("-n", "7"), "Hm.", "x", id="any text after reasoning"),
-        pytest.param("switched", '"<" [a-z]+ ">"', NO_REASONING, None, "<.*", id="begins with a tag, and no reasoning"),
-        pytest.param("own", '"H" | "z"', GREEDY, "Hm.", "H", id="no penalty"),
-        pytest.param("own", '"H" | "z"', (*GREEDY, "--set", "presence_penalty=2"), "Hm.", "z", id="penalties"),
-    ],
-)
+@pytest.mark.parametrize(("model", "rule", "options", "reasoning", "text"), MATCHING.values(), ids=MATCHING)
 def test_answer_matches_its_grammar(
     new_user: CommandLine, models: dict[str, Path], model: str, rule: Any, options: Any, reasoning: Any, text: str
 ) -> None:

@@ -189,17 +189,7 @@ def test_reply_object_has_texts_counts_and_timings() -> None:
     assert reply.timings_object == {**times, **speeds}
 
 
-@pytest.mark.parametrize(
-    ("text", "reasoning", "reason", "message"),
-    [
-        ("Four.", None, "stop", None),
-        ("Fo", None, "cancelled", None),
-        ("Fo", None, "length", "answer truncated at 5 tokens"),
-        ("", "Hm", "length", "answer truncated at 5 tokens of reasoning"),
-        ("Fo", None, "context", "answer truncated: the context of 256 tokens is full"),
-        (" \n", None, "stop", "the model's answer is blank"),
-    ],
-)
+@pytest.mark.parametrize(("text", "reasoning", "reason", "message"), rows("reply_notices"))
 def test_reply_notice_names_the_exhausted_limit(
     text: str, reasoning: str | None, reason: FinishReason, message: str | None
 ) -> None:

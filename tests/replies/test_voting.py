@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from asking import running_engine
 from cases import rows
-from command_line import CommandLine, Finished
+from command_line import Finished
 from hypothesis import given, strategies as st
 from installations import model_on
 from scripted_backend import ScriptedBackend, ScriptedSampler
@@ -273,18 +273,6 @@ def test_vote_stops_samples_that_cannot_change_the_outcome(vote: Vote) -> None:
     assert [sample["seed"] for sample in early["samples"]] == [0, 1, 2]
     assert (early["sample_count"], early["agreement"], early["winner"]) == (3, 1.0, "4")
     assert len(backend.steps) < len(longest) / 4  # running samples are not completed
-
-
-@pytest.mark.parametrize(
-    ("config", "options", "used"),
-    [("", (), 0.7), ("temperature = 0.3\n", (), 0.3), ("temperature = 0.3\n", ("--temperature", "1.5"), 1.5)],
-)
-def test_vote_temperature_defaults_to_0_7(
-    vote: Vote, new_user: CommandLine, config: str, options: tuple[str, ...], used: float
-) -> None:
-    (new_user.config / "config.toml").write_text(config)
-    _, backend = vote("2", [reply(4)], *options)
-    assert {params.temperature for params in backend.params} == {used}
 
 
 def events_of(

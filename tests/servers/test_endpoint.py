@@ -230,7 +230,6 @@ def test_endpoint_untrusted_certificate_stops_immediately(served: Served) -> Non
 
 ANSWERS = {"One?": "First.", "Two?": "Zwölf 🙂.", "Three?": "Third of all the many numbers."}
 SCRIPT: dict[str, Any] = {"rows": ANSWERS, "seeds": ["once upon a time there was a fox"]}
-LOCAL = ("threads", "gpu_layers", "speculative", "cache_gb")
 AT = 12  # objects of a stream, of which the first are of the prompt's progress
 
 
@@ -311,13 +310,3 @@ def test_endpoint_ask_equals_the_local_model(user: CommandLine, real_server: Lla
     prompt = real_server.completions()[-1].prompt
     assert prompt == tuple(preview["token_ids"])
     assert marks_in(prompt) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
-
-
-@pytest.mark.slow
-def test_endpoint_chat_sets_and_shows_no_local_settings(user: CommandLine, real_server: LlamaServer) -> None:
-    typed = "/set ctx 100\n/set nonsense 1\n/set temperature 0.5\nQ\n/set\n"
-    done = user.run("chat", "-m", "small", "--endpoint", real_server.url, stdin=typed)
-    assert "ctx cannot be set: the model runs on a server\n hint: set it where the server is started\n" in done.err
-    shown = dict(line.split()[:2] for line in done.err.splitlines() if line.startswith(("temperature ", "ctx ")))
-    assert shown == {"temperature": "0.5", "ctx": "512"}
-    assert not [name for name in (*LOCAL, "lora") if f"\n{name} " in done.err]
