@@ -111,6 +111,16 @@ class SamplingParams:
         return self.has_penalties or self.has_dry
 
     @property
+    def keeps_few(self) -> bool:
+        """Whether few tokens are left for the samplers after top-k."""
+        return self.temperature == 0 or self.top_k > 0
+
+    @property
+    def begins_with_top_p(self) -> bool:
+        """Whether top-p is the first to see the logits that the model gives."""
+        return not (self.keeps_few or self.changes_logits)
+
+    @property
     def has_penalties(self) -> bool:
         return (self.repeat_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
 

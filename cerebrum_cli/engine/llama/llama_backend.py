@@ -159,11 +159,10 @@ class LlamaBackend(LlamaVocabulary):
     def sampler(
         self, params: SamplingParams, seed: int, constraint: Constraint | None, prompt: Sequence[int]
     ) -> Sampler:
-        sorts_few = params.temperature == 0 or params.top_k > 0
         is_single = self._plan.context.n_streams == 1
         if params.is_argmax and any(self._plan.offloaded):  # a step is as fast as llama.cpp's search there
             is_single = False
-        if constraint is None and is_single and sorts_few:
+        if constraint is None and is_single and params.keeps_few:
             chain = create_chain(params, seed, prompt, self._dry, self._suppressed)
             return LlamaSampler(chain, self.batch_position)
         from cerebrum_cli.engine.llama.logits import ChainSampler, GreedySampler
@@ -174,7 +173,7 @@ class LlamaBackend(LlamaVocabulary):
             if constraint is None:
                 return greedy
         narrowed = None
-        if not (params.changes_logits or sorts_few):
+        if params.begins_with_top_p:
             narrowed = params
             params = replace(params, top_p=1.0)
         native = create_chain(params, seed, prompt, self._dry)
