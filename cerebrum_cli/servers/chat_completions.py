@@ -39,8 +39,7 @@ class ChatServer(ServerKind):
     is_strict: bool  # it may refuse fields that it does not know
 
     @classmethod
-    def described(cls, entry: JsonObject) -> Self:
-        """A server by its model's entry in /v1/models."""
+    def described(cls, entry: JsonObject, details: JsonObject) -> Self:  # noqa: ARG003
         return cls(
             build="unknown",
             model=str(entry["id"]),
@@ -68,7 +67,7 @@ class ChatServer(ServerKind):
         body = {
             "model": self.model,
             "messages": [wire_message(turn) for turn in chat_turns(conversation)],
-            **{name: getattr(request.params, name) for name in SHARED_PARAMS},
+            **{name: getattr(request.params, name) for name in self.samplers},
             "stream": True,
             "stream_options": {"include_usage": True},
             **{name: value for name, value in optional.items() if value},

@@ -21,11 +21,12 @@ from cerebrum_cli.servers.kind import ServerKind, origin
 from cerebrum_cli.servers.llama_server import LlamaServer
 from cerebrum_cli.servers.vllm import Vllm
 
-# By the owner of the models in /v1/models, with the path of a description; all others have chat completions.
-KINDS: Mapping[str, tuple[type[LlamaServer | Vllm], str]] = {
+# By the owner of the models in /v1/models, with the path of a description, if there is one.
+KINDS: Mapping[str, tuple[type[ServerKind], str]] = {
     "llamacpp": (LlamaServer, "/props"),
     "vllm": (Vllm, "/version"),
 }
+ANY_OTHER = ChatServer, ""
 MODELS = "/v1/models"
 SHOWN_MODELS = 20  # of a server that may have hundreds
 DESCRIBE_S = 30.0  # a busy server answers between two steps
@@ -93,16 +94,21 @@ async def describe(client: Client, as_messages: bool) -> ServerKind:
     name, path = client.endpoint.name, MODELS
     try:
         entry = _choose_model(await client.get(MODELS, DESCRIBE_S), client.endpoint, as_messages)
-        if as_messages or entry.get("owned_by") not in KINDS or entry.get("parent"):  # the base of an adapter
-            return ChatServer.described(entry)
-        kind, path = KINDS[entry["owned_by"]]
-        return kind.described(entry, await client.get(path, DESCRIBE_S, model=str(entry["id"])))
+        kind, path = _kind_of(entry)
+        if not kind.takes_messages and (as_messages or entry.get("parent")):  # the base of an adapter
+            kind, path = ANY_OTHER
+        details = await client.get(path, DESCRIBE_S, model=str(entry["id"])) if path else {}
+        return kind.described(entry, details)
     except RequestError as error:
         if error.status == 404 and path != MODELS:  # behind a gateway that passes only /v1
-            return ChatServer.described(entry)
+            return ChatServer.described(entry, {})
         raise client.fault(error, "check the URL: it must be that of a language model server", f"{path}: ") from error
     except DAMAGE as error:
         raise EndpointError(f"{name}: unexpected response to {path}", "check the URL, or update the server") from error
+
+
+def _kind_of(entry: JsonObject) -> tuple[type[ServerKind], str]:
+    return KINDS.get(str(entry.get("owned_by")), ANY_OTHER)
 
 
 def _choose_model(listed: Any, endpoint: Endpoint, as_messages: bool) -> JsonObject:
@@ -112,7 +118,7 @@ def _choose_model(listed: Any, endpoint: Endpoint, as_messages: bool) -> JsonObj
         raise EndpointError(f"{endpoint.name} has no model", "download one there, or load it")
     names = format_names([foreign_line(name) for name in models], SHOWN_MODELS)
     named, option = endpoint.served_model, "--set served_model_name=NAME"
-    if as_messages or not any(entry.get("owned_by") in KINDS for entry in models.values()):
+    if as_messages or all(_kind_of(entry)[0].takes_messages for entry in models.values()):
         named, option = endpoint.named_model or named, "-m NAME"
     if named is None:
         if len(models) > 1:

@@ -6,11 +6,11 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from cerebrum_cli.core.events import Timings
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLERS, SamplingParams
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import ToolCalls
@@ -60,6 +60,11 @@ class ServerKind(ServerInfo, ABC):
 
     completion_path: ClassVar[str]
     samplers: ClassVar[Collection[str]] = SAMPLERS  # the settings that it takes
+
+    @classmethod
+    @abstractmethod
+    def described(cls, entry: JsonObject, details: JsonObject) -> Self:
+        """A server by its model's entry in /v1/models, and what the path of its kind answers."""
 
     @abstractmethod
     def body(self, request: Request, seed: int, samples: int) -> JsonDict:

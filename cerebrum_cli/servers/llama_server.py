@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 from cerebrum_cli.core.events import Timings
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.sampling import DRY_ALLOWED_LENGTH, DRY_BASE, DRY_BREAKERS, PENALTY_WINDOW
+from cerebrum_cli.core.sampling import DRY_ALLOWED_LENGTH, DRY_BASE, DRY_BREAKERS, PENALTY_WINDOW, SAMPLERS
 from cerebrum_cli.core.text import foreign_line, well_formed
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.servers.kind import ReplyChunk, ServerKind, StopReason, file_name, log_probability, stated_count
@@ -29,12 +29,7 @@ _OFF: JsonObject = {
     "grammar": "",
 }
 _CONSTRAINTS = {"schema": "json_schema", "gbnf": "grammar"}
-_SAMPLERS = ["penalties", "dry", "top_k", "top_p", "min_p", "temperature"]
-# Settings that have the same name here.
-_PARAMS = (
-    *("temperature", "top_k", "top_p", "min_p"),
-    *("repeat_penalty", "presence_penalty", "frequency_penalty", "dry_multiplier"),
-)
+_ORDER = ["penalties", "dry", "top_k", "top_p", "min_p", "temperature"]
 _REPLY_FIELDS = (
     *("index", "content", "tokens", "stop", "stop_type", "tokens_predicted", "tokens_evaluated", "timings"),
     "completion_probabilities",
@@ -51,19 +46,18 @@ class LlamaServer(ServerKind):
     vocabulary_size: int | None
 
     @classmethod
-    def described(cls, entry: JsonObject, properties: JsonObject) -> Self:
-        """A server by its model's entry in /v1/models, and /props."""
+    def described(cls, entry: JsonObject, details: JsonObject) -> Self:
         model = str(entry["id"])
         meta = entry.get("meta", {})
-        weights = file_name(str(properties.get("model_path", model)))  # elsewhere on another machine
+        weights = file_name(str(details.get("model_path", model)))  # elsewhere on another machine
         if "size" in meta:
             weights += f" ({int(meta['size'])} bytes)"
         return cls(
-            build=foreign_line(str(properties["build_info"])),
+            build=foreign_line(str(details["build_info"])),
             model=model,
             weights=foreign_line(weights),
-            context_size=int(properties["default_generation_settings"]["n_ctx"]),
-            slots=max(1, int(properties["total_slots"])),
+            context_size=int(details["default_generation_settings"]["n_ctx"]),
+            slots=max(1, int(details["total_slots"])),
             vocabulary_size=stated_count(meta.get("n_vocab")),
         )
 
@@ -79,13 +73,13 @@ class LlamaServer(ServerKind):
         params = request.params
         body = {
             **_OFF,
-            **{name: getattr(params, name) for name in _PARAMS},
+            **{name: getattr(params, name) for name in SAMPLERS},
             "model": self.model,
             "prompt": list(request.prompt_tokens),
             "n_predict": params.max_tokens or self.room_for_reply(request),  # -1 never ends where contexts shift
             "n_cmpl": samples,
             "seed": seed,
-            "samplers": _SAMPLERS,
+            "samplers": _ORDER,
             "repeat_last_n": PENALTY_WINDOW,
             "dry_base": DRY_BASE,
             "dry_allowed_length": DRY_ALLOWED_LENGTH,

@@ -31,14 +31,13 @@ class Vllm(ServerKind):
     samplers: ClassVar[Collection[str]] = (*SHARED_PARAMS, "top_k", "min_p", "repeat_penalty")
 
     @classmethod
-    def described(cls, entry: JsonObject, version: JsonObject) -> Self:
-        """A server by its model's entry in /v1/models, and /version."""
+    def described(cls, entry: JsonObject, details: JsonObject) -> Self:
         model = str(entry["id"])
         weights = str(entry.get("root") or model)  # a name on the Hub, or a folder
         if weights.startswith(("/", ".", "~")):
             weights = file_name(weights)
         return cls(
-            build=foreign_line(str(version["version"])),
+            build=foreign_line(str(details["version"])),
             model=model,
             weights=foreign_line(weights),
             context_size=int(entry["max_model_len"]),
