@@ -64,10 +64,10 @@ def format_size(size: int) -> str:
     return f"{size / 1e3:,.0f} kB"
 
 
-def format_count(count: int, noun: str) -> str:
+def format_count(count: int, noun: str, plural: str | None = None) -> str:
     if count == 1:
         return f"{count} {noun}"
-    return f"{count} {noun}s"
+    return f"{count} {plural or f'{noun}s'}"
 
 
 def format_names(names: Sequence[str], most: int = 3) -> str:

@@ -96,8 +96,7 @@ class Count:
     @property
     def sources(self) -> str:
         """How many replies and programs come to it."""
-        replies = "1 reply" if self.replies == 1 else f"{self.replies} replies"
-        return f"{replies} and {format_count(self.programs, 'program')}"
+        return f"{format_count(self.replies, 'reply', 'replies')} and {format_count(self.programs, 'program')}"
 
 
 @frozen
