@@ -61,7 +61,11 @@ class Transcript:
         if head.startswith("$ "):
             printed = self.printed(head.removeprefix("$ "))
             blank = "\n" if body.endswith("\n\n") or body == "\n" else ""
-            return step if matches(body.removesuffix(blank), printed) else f"{head}\n{printed}{blank}"
+            if matches(body.removesuffix(blank), printed):
+                return step
+            patterns = [line for line in body.splitlines() if "..." in line]
+            lines = [next((known for known in patterns if matches(known, line)), line) for line in printed.splitlines()]
+            return "\n".join([head, *lines, blank])
         kind, _, argument = head.partition(" ")
         if kind == "@model":
             name, *details = argument.split(" ", 2)
