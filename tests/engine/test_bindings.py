@@ -81,8 +81,8 @@ THINKER_SHA256 = "606a02076f4344b0202983a9d830df38bbd791b477269e3ca297c043a19bed
 EOS = 2
 
 
-def ask(home: Path, *arguments: str | Path, model: Path = MODEL_FILE) -> Any:
-    done = CommandLine(home).run("ask", "-m", model, "--json", *arguments)
+def ask(home: Path, *arguments: str) -> Any:
+    done = CommandLine(home).run("ask", "-m", MODEL_FILE, "--json", *arguments)
     assert done.code == 0, done.err
     return done.object
 
@@ -104,11 +104,3 @@ def test_nano_follows_up_on_replies_that_end_without_the_end_token(tmp_path: Pat
     replies += [ask(tmp_path, "-c", question) for question in ("Double it.", "And if you add 5 to that?")]
     assert [reply["final_answer"] for reply in replies] == ["7", "14", "19"]
     assert {reply["finish_reason"] for reply in replies} == {"stop"}
-
-
-@pytest.mark.slow
-def test_thinker_reasons_before_it_answers(tmp_path: Path, thinker: Path) -> None:
-    reply = ask(tmp_path, "What is 17 plus 25?", model=thinker)
-    assert "17 plus 20 makes 37.\n37 plus 5 makes 42." in reply["reasoning"]
-    assert (reply["text"], reply["finish_reason"]) == ("The answer is 42.", "stop")
-    assert ask(tmp_path, "-c", "Double it. Answer in JSON.", model=thinker)["text"] == '{"answer": 84}'

@@ -16,15 +16,7 @@ from waiting import assert_returns
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EngineError, GrammarError
-from cerebrum_cli.core.events import (
-    Event,
-    FinishEvent,
-    LoadEvent,
-    NoticeEvent,
-    PromptEvent,
-    RefusedEvent,
-    SequenceId,
-)
+from cerebrum_cli.core.events import Event, FinishEvent, LoadEvent, NoticeEvent, PromptEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import Request
@@ -299,18 +291,14 @@ A, B = (Request(tokens(prompt), follow_up=FOLLOW_UP) for prompt in ("a: ", "b: "
 def test_follow_up_reuses_the_slot_of_its_sample_although_others_wait(slots: int) -> None:
     with running_engine(ScriptedBackend(replies(FOLLOWED), slots=slots)) as engine:
         said = collect_replies(generate(engine, [A, B]))
+        samples = collect_replies(generate(engine, [replace(A, params=SamplingParams(seed=5), ask=Ask(n=3))]))
     texts = {(0, 0, 0): "first", (0, 0, 1): "program", (1, 0, 0): "second", (1, 0, 1): "other"}
     assert {id: reply.text for id, reply in said.items()} == texts
     assert slots > 1 or list(said) == [*texts], "in this order"
     follow_up = said[SequenceId(0, 0, 1)].finish
     assert follow_up and (follow_up.prompt_tokens, follow_up.cached_tokens) == (len("a: first> "), len("a: first"))
     assert [reply.finish.is_followed for reply in said.values() if reply.finish].count(True) == 2
-
-
-def test_follow_up_of_each_sample_has_its_seed() -> None:
-    with running_engine(ScriptedBackend(replies(FOLLOWED), slots=3)) as engine:
-        said = collect_replies(generate(engine, [replace(A, params=SamplingParams(seed=5), ask=Ask(n=3))]))
-    assert {id: reply.seed for id, reply in said.items()} == {
+    assert {id: reply.seed for id, reply in samples.items()} == {
         (0, sample, turn): 5 + sample for sample in range(3) for turn in range(2)
     }
 

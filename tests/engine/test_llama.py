@@ -356,22 +356,6 @@ def test_replies_that_fill_the_context_are_the_same(tmp_path: Path) -> None:
     assert replies_to(path, 4, asked, limit=None, context_size=256) == alone
 
 
-def test_llama_tells_states_of_other_numbers_of_slots_apart(tmp_path: Path, tiny_model: Path) -> None:
-    path = tmp_path / "state"
-    with backend_with(options(tiny_model, slots=4)) as backend:
-        backend.reserve(256, 4)
-        kind = backend.state_kind
-        assert backend.decode([TokenRow(1, at, 5 + at, at == 99) for at in range(100)])
-        backend.context.save_state(1, array("i", range(5, 105)), path)
-        assert backend.context.load_state(2, path)
-        assert backend.context.length(2) == 100
-        backend.reserve(256, 2)
-        assert backend.state_kind != kind
-        path.unlink()
-        assert not backend.context.load_state(0, path)
-        assert backend.context.length(0) == 0
-
-
 @pytest.mark.slow
 def test_llama_replies_continue_in_longer_slots(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
     """Texts are those of slots that were long enough at first."""

@@ -173,11 +173,15 @@ def test_scores_refuse_a_request_and_score_the_others(
 MANY = [request(f"{number} is a number, ", "one", "two") for number in range(9)]
 
 
-@pytest.mark.parametrize("closes", [False, True])
-def test_scores_stop_when_cancelled_or_closed(closes: bool) -> None:
-    backend = shared_backend(holds={3: 5})
+@pytest.mark.parametrize("end", ["an error", "close", "cancel"])
+def test_scores_stop_with_an_error_or_when_closed_or_cancelled(end: str) -> None:
+    fails = end == "an error"
+    backend = shared_backend(fails={3: EngineError("a broken step")}) if fails else shared_backend(holds={3: 5})
     with running_engine(backend) as engine:
-        if closes:
+        if fails:
+            with pytest.raises(EngineError, match="a broken step"):
+                list(engine.score(MANY))
+        elif end == "close":
             with closing(engine.score(MANY)) as events:
                 next(events)
                 backend.is_held.wait()
@@ -187,14 +191,6 @@ def test_scores_stop_when_cancelled_or_closed(closes: bool) -> None:
             canceller.join()
         assert (len(backend.steps), any(backend.memory)) == (4, False)
         assert collect_scores(engine.score(MANY)) == expected(MANY)
-
-
-def test_scores_end_with_the_error_of_a_step() -> None:
-    backend = shared_backend(fails={2: EngineError("a broken step")})
-    with running_engine(backend) as engine:
-        with pytest.raises(EngineError, match="a broken step"):
-            list(engine.score(MANY))
-        assert collect_scores(engine.score(MANY[:1])) == expected(MANY[:1])
 
 
 GREETING = replies({"hello ": "world!"})

@@ -70,13 +70,6 @@ def test_tokenize_continues_text_after_tokens_and_bos(
     assert mistral.tokenize(map(part_of, parts)) == tuple(ids)
 
 
-def test_tokenize_takes_bos_from_trusted_text_alone(mistral: LlamaBackend, chatml: LlamaBackend) -> None:
-    for parts in ((Text("<s>"), Text("a")), (Text("<s>", True), Text("<s>a"))):
-        ids = mistral.tokenize(parts)
-        assert (ids[0], ids.count(BOS)) == (BOS, 1)
-    assert chatml.tokenize(()) == (), "it has none"
-
-
 def test_special_tokens_have_texts_pieces_and_ids(
     chatml: LlamaBackend, mistral: LlamaBackend, marked_mistral: LlamaBackend
 ) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from cases import rows
 from checkpoint_models import CheckpointModel, read_model, write_checkpoint, write_json, write_weights
-from conversions import convert_checkpoint
+from merges import convert_checkpoint
 
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint

@@ -8,16 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from asking import loaded
-from checkpoint_models import (
-    FIXTURES,
-    older_config,
-    read_model,
-    write_checkpoint,
-    write_json,
-    write_weights,
-)
-from conversions import convert_checkpoint
+from checkpoint_models import FIXTURES, older_config, read_model, write_checkpoint, write_json, write_weights
 from llama_engines import greedy, in_f32, options
+from merges import convert_checkpoint
 from numpy.typing import NDArray
 
 from cerebrum_cli.engine.llama.load import open_llama

@@ -8,6 +8,7 @@ without the other modules here: nothing but numpy is imported at the top.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -19,11 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 FIXTURES = Path(__file__).resolve().parents[2] / "data" / "checkpoints"
+TOKENIZER = FIXTURES.with_name("checkpoint_tokenizer")  # tiny_models.write_chatml's, split like Qwen2's
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 Weights = npt.NDArray[np.float32]
 
@@ -137,7 +136,7 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config or {**model.config, "dtype": DTYPES[dtype]})
     write_weights(folder, dict(model.weights()), dtype, shards)
-    write_tokenizer(folder)
+    shutil.copytree(TOKENIZER, folder, dirs_exist_ok=True)
     return folder
 
 
@@ -161,44 +160,6 @@ def older_config(config: Mapping[str, Any]) -> dict[str, Any]:
         older["num_experts"] = older.pop("num_local_experts")
     older["torch_dtype"] = older.pop("dtype")
     return older
-
-
-def write_tokenizer(folder: Path) -> None:
-    """Write the byte-level vocabulary of tiny_models.py as a tokenizer.json, split like Qwen2's."""
-    from tiny_models import CHATML_TEMPLATE, MERGES, NORMAL, SPECIAL_TOKENS, bpe_metadata
-
-    tokens: Any = bpe_metadata()["tokenizer.ggml.tokens"]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    special = [
-        {"id": tokens.index(token), "content": token, "special": kind != NORMAL, **flags}
-        for token, kind in SPECIAL_TOKENS.items()
-    ]
-    vocabulary = {token: number for number, token in enumerate(tokens) if token not in SPECIAL_TOKENS}
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": special,
-        "normalizer": {"type": "NFC"},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {"type": "BPE", "vocab": vocabulary, "merges": [merge.split() for merge in MERGES]},
-    }
-    write_json(folder / "tokenizer.json", tokenizer)
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "Qwen2Tokenizer",
-            "bos_token": None,
-            "eos_token": "<|im_end|>",
-            "pad_token": "<|endoftext|>",
-            "add_bos_token": False,
-            "chat_template": CHATML_TEMPLATE,
-        },
-    )
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Merges of small real models: write them, read their tensors, and run `cerebrum merge` in a home directory."""
+"""Merges and conversions of small real models, read and compared; and `cerebrum merge` in a home directory."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,10 @@ from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.reference import parts_of
 from cerebrum_cli.main import run
 from cerebrum_cli.terminal.streams import Streams
+from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
 from cerebrum_cli.weights.execute import execute, require_supported_types
 from cerebrum_cli.weights.merge_plan import plan_merge as planned
-from cerebrum_cli.weights.plan import Plan
+from cerebrum_cli.weights.plan import Plan, plan_conversion
 from cerebrum_cli.weights.recipe import parse_recipe
 from cerebrum_cli.weights.table import read_table
 
@@ -59,6 +60,14 @@ def plan_merge(recipe: str, models: Models) -> Plan:
 def write_merge(recipe: str, models: Models, out: Path) -> str:
     """Write a merge with two threads, and return its digest."""
     return execute(plan_merge(recipe, models), out, 2, lambda done, total: None)
+
+
+def convert_checkpoint(folder: Path, out: Path, type: str) -> Path:
+    """Convert with two threads."""
+    plan = plan_conversion(read_checkpoint(folder, "tiny checkpoint"), type, {})
+    require_supported_types(plan)
+    execute(plan, out, 2, lambda done, total: None)
+    return out
 
 
 def read_tensors(paths: Sequence[Path]) -> dict[str, StoredTensor]:
