@@ -42,7 +42,6 @@ from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.eval.bubblewrap import Bubblewrap, find_bubblewrap
 from cerebrum_cli.library import catalogue_file, hub_requests
-from cerebrum_cli.terminal.markdown import renderer
 
 settings.register_profile("test", derandomize=True, deadline=None, max_examples=30)  # the same cases everywhere
 settings.register_profile("fuzz", deadline=None, max_examples=3000)  # by --hypothesis-profile in `make fuzz`
@@ -292,12 +291,6 @@ def served(tmp_path: Path, chatml_model: Path, monkeypatch: pytest.MonkeyPatch) 
 def store(tmp_path: Path) -> Iterator[Store]:
     with contextlib.closing(Store(tmp_path / "sessions.db")) as store:
         yield store
-
-
-@pytest.fixture
-def redraw_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(renderer, "MIN_REDRAW_INTERVAL_S", 0.0)
-    monkeypatch.setattr(renderer, "MAX_DRAWING_SHARE", 1e9)
 
 
 @pytest.fixture

@@ -253,18 +253,6 @@ def test_markdown_notes_why_a_reply_is_incomplete(
     assert archived(store, session).markdown == f"# talk\n\n## User\n\nOne?\n\n## Assistant\n\n{shown}\n"
 
 
-def test_json_has_openai_messages_with_reasoning(store: Store) -> None:
-    session = create_session(store, (Message("assistant", "First.", reasoning="Hm.\nSo."), ReplyMetadata()))
-    session = store.update_session(session, system_prompt="Be brief.")
-    exported = archived(store, session).object
-    assert (exported["name"], exported["model"]) == ("talk", "small")
-    assert exported["messages"] == [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "One?"},
-        {"role": "assistant", "content": "First.", "reasoning_content": "Hm.\nSo."},
-    ]
-
-
 WEATHER = ToolCall("weather", {"city": 'Tromsø "N"', "days": [1, {"a": None}]}, "Dry.\n```\n")
 ROUNDS = (
     Round((WEATHER, ToolCall("now", {}, ""))),

@@ -7,8 +7,6 @@ replies of the starter model, and handwritten ones for what it does not generate
 import re
 from collections.abc import Iterable
 from itertools import cycle
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from cases import cases, rows
@@ -21,6 +19,12 @@ from cerebrum_cli.terminal.markdown.blocks import code_blocks
 from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 from cerebrum_cli.terminal.sinks import find_code
 from cerebrum_cli.terminal.styles import COLORS, styled_console
+
+
+@pytest.fixture(autouse=True)
+def redraw_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(markdown, "MIN_REDRAW_INTERVAL_S", 0.0)
+    monkeypatch.setattr(markdown, "MAX_DRAWING_SHARE", 1e9)
 
 
 def open_stream(columns: int = 80, height: int = 24) -> tuple[ScreenFile, MarkdownStream]:
@@ -57,9 +61,7 @@ def test_text_that_is_no_markup_is_shown_as_written(what: str, text: str) -> Non
 
 # Texts made of pieces: every character that is not markup is on the screen, in order.
 
-PIECES = ["a", "word", "1", "23", "*", "**", "_", "__", "~~", "`", " ", "\n", "\n\n", "- ", "1. ", "2) ", "# ", "> "]
-PIECES += ["|", " | ", "|---|\n", "\\", "(", ")", "&x;", "[x](y)", "    ", "+", "---\n", "===\n", "é", "日本", "\t"]
-PIECES += ["!", ":", "x*y", "~"]
+TEXT_PIECES = {name: st.sampled_from(pieces) for name, pieces in rows("text_pieces").items()}
 
 
 def letters(text: str) -> list[str]:
@@ -68,7 +70,7 @@ def letters(text: str) -> list[str]:
 
 @pytest.mark.slow
 @cases(300)
-@given(st.lists(st.sampled_from(PIECES), max_size=40).map("".join), st.sampled_from([80, 12]))
+@given(st.lists(TEXT_PIECES["pieces of Markdown"], max_size=40).map("".join), st.sampled_from([80, 12]))
 def test_every_letter_and_digit_is_on_the_screen(text: str, columns: int) -> None:
     assume("~~~" not in text and "```" not in text)  # code has a number, too
     assert letters("".join(rendered_lines(text, columns, 24))) == letters(text)
@@ -76,55 +78,42 @@ def test_every_letter_and_digit_is_on_the_screen(text: str, columns: int) -> Non
 
 # Random texts with the delimiters of formulas. What may be either, such as `$5 + 6$`, is not among them.
 
-AMOUNTS = st.sampled_from(["5", "10", "1,299.00", "0.99", "500", "1.5M", "20k"])
-PREFIXED = ["${}", "US${}", "${}/unit", "${}/kg", "(${})", "${}+", "-${}", "~${}", "${} each", "${0}-${0}", "{} ($)"]
-SUFFIXED = ["{}$", "{}$/kg", "US$ {}", "{} ($)", "{}$ each", "{0}-{0}$"]
-AMONG_PRICES = st.sampled_from([" ", " and ", " or ", ", ", " + ", " - ", " = ", " x ", "/", " to ", " | "])
-WORDS = ["f", "a.txt", "-n", "--all", "'x.c'", '"x y"', "/tmp", "-o", "!", "=", "&&", "||", "|", ">", "2>&1", ";"]
-VARIABLES = ["$HOME", "$x", "$1", "${x}", "${name:-y}", "$(date)", "$?", "$!", "$#", "$PATH", "$_", "$i"]
-VARIABLES += ['"$x"', '"$@"']
-TESTS = ["-name 'x.c'", "-name a", "-type f", "-perm -4000", "-path ./a", "-newer x", "-size +1M", "-empty"]
-ATOMS = ["a", "foo", "[a-z]", "[^0-9]", r"\d", r"\s", ".", r"\.", "[abc]", r"\$", "/"]
-
 
 def joined(parts: st.SearchStrategy[str], between: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     pairs = st.lists(st.tuples(between, parts), max_size=4)
     return st.builds(lambda first, others: first + "".join(map("".join, others)), parts, pairs)
 
 
-def prices(forms: list[str]) -> st.SearchStrategy[str]:
-    price = st.builds(str.format, st.sampled_from(forms), AMOUNTS)
-    return joined(price, AMONG_PRICES)
+def prices(forms: str) -> st.SearchStrategy[str]:
+    price = st.builds(str.format, TEXT_PIECES[forms], TEXT_PIECES["amounts"])
+    return joined(price, TEXT_PIECES["between prices"])
 
 
 def expressions(opening: str, closing: str, either: str, quantifiers: list[str]) -> st.SearchStrategy[str]:
     def group(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
         return joined(inner, st.sampled_from(["", either])).map(lambda body: opening + body + closing)
 
-    atoms = st.recursive(st.sampled_from(ATOMS), group, max_leaves=5)
+    atoms = st.recursive(TEXT_PIECES["atoms of regular expressions"], group, max_leaves=5)
     quantified = st.builds("{}{}".format, atoms, st.sampled_from(quantifiers))
     return joined(quantified, st.just("")).map(lambda body: f"^{body}$")
 
 
-COMMANDS = joined(st.sampled_from(WORDS + VARIABLES), st.just(" "))
-SEARCHES = joined(st.sampled_from(TESTS), st.sampled_from([" -o ", " -a "]))
 EXTENDED = expressions("(", ")", "|", ["", "", "*", "+", "?", "{3}", "{2,5}"])
 BASIC = expressions(r"\(", r"\)", r"\|", ["", "*", r"\+", r"\?", r"\{3\}", r"\{2,5\}"])
-NAMES = st.sampled_from(["$a", "$b", "$x", "$user_id", "$_", "$h{k}", "$a[0]", "$p->q"])  # of PHP and Perl
+NAMES = TEXT_PIECES["variables of PHP and Perl"]
 STATEMENTS = st.builds("{} {} {}".format, NAMES, st.sampled_from(["=", "==", "+=", ".", "=>", "<", "=~"]), NAMES)
-COLUMNS = ["USD ($)", "Price ($)", "Cost ($/kg)", "EUR (€)", "$/unit", "Δ ($)"]
 NO_FORMULAS = st.one_of(
-    prices(PREFIXED),
-    prices(SUFFIXED),
-    COMMANDS.map("echo {}".format),
-    SEARCHES.map(r"find . \( {} \) -print".format),
+    prices("prices with a sign before"),
+    prices("prices with a sign behind"),
+    joined(TEXT_PIECES["words of a shell"], st.just(" ")).map("echo {}".format),
+    joined(TEXT_PIECES["tests of find"], st.sampled_from([" -o ", " -a "])).map(r"find . \( {} \) -print".format),
     joined(EXTENDED, st.sampled_from(["|", " or ", ", "])),
     joined(BASIC, st.sampled_from([" or ", ", "])),
     BASIC.map("sed 's/{}/\\1/g' a.txt".format),
     BASIC.map("grep -o '{}' a.txt | wc -l".format),
     EXTENDED.map("if ($x =~ /{}/i)".format),
     joined(STATEMENTS, st.sampled_from(["; ", ", ", " && "])),
-    st.lists(st.sampled_from(COLUMNS), min_size=1, max_size=4).map("/".join),
+    st.lists(TEXT_PIECES["columns of prices"], min_size=1, max_size=4).map("/".join),
 )
 
 
@@ -142,27 +131,24 @@ BLOCKS = [*rows("markdown_blocks"), LONG_COMMENT]
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("redraw_always")
-def test_markdown_stream_of_any_blocks_ends_like_the_document() -> None:
-    @cases(30)
-    @given(
-        st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=5),
-        st.sampled_from(["\n", "\n\n"]),
-        st.sampled_from([(80, 24), (20, 6), (33, 4), (20, 2)]),
-        st.integers(1, 7),
-    )
-    def holds(blocks: list[str], between: str, size: tuple[int, int], step: int) -> None:
-        text = between.join(blocks)
-        assert streamed(pieces(text, step), *size).screen.lines == rendered_lines(text, *size)
-
-    holds()
+@cases(30)
+@given(
+    st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=5),
+    st.sampled_from(["\n", "\n\n"]),
+    st.sampled_from([(80, 24), (20, 6), (33, 4), (20, 2)]),
+    st.integers(1, 7),
+)
+def test_markdown_stream_of_any_blocks_ends_like_the_document(
+    blocks: list[str], between: str, size: tuple[int, int], step: int
+) -> None:
+    text = between.join(blocks)
+    assert streamed(pieces(text, step), *size).screen.lines == rendered_lines(text, *size)
 
 
 STREAMS: dict[str, list[str]] = rows("streams")
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("redraw_always")
 @pytest.mark.parametrize(("name", "size"), list(zip(STREAMS, cycle([(80, 24), (20, 6), (33, 12)]))))
 def test_recorded_stream_ends_like_the_document_with_its_colors(name: str, size: tuple[int, int]) -> None:
     expected = render_whole("".join(STREAMS[name]), *size)
@@ -183,7 +169,6 @@ TEXTS |= {"formula": r"So \(x^2\) is **b**.", "comment": "```\n# a\n\n  # b\n```
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("redraw_always")
 @pytest.mark.parametrize("columns", [80, 40])
 @pytest.mark.parametrize("name", TEXTS)
 def test_text_in_any_pieces_and_after_a_cut_is_the_same_screen(name: str, columns: int) -> None:
@@ -198,7 +183,6 @@ def test_text_in_any_pieces_and_after_a_cut_is_the_same_screen(name: str, column
         assert first[: len(whole) - len(rest)] + rest == whole, text[:cut]
 
 
-@pytest.mark.usefixtures("redraw_always")
 def test_notice_is_printed_above_what_is_redrawn() -> None:
     file, stream = open_stream(30)
     stream.feed("one two\nthree fo")
@@ -210,7 +194,6 @@ def test_notice_is_printed_above_what_is_redrawn() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("redraw_always")
 @pytest.mark.parametrize(("begin", "line"), [("```\n", ""), ("", "- "), ("", "# ")])
 def test_long_block_is_readable_while_it_streams(begin: str, line: str) -> None:
     file, stream = open_stream(80, 12)
@@ -224,7 +207,6 @@ def test_long_block_is_readable_while_it_streams(begin: str, line: str) -> None:
 # Appearance and cost.
 
 
-@pytest.mark.usefixtures("redraw_always")
 def test_addresses_longer_than_a_row_are_links() -> None:
     address = "https://example.com/" + "a/long/path/" * 5
     file = streamed([f"See {address}, or https://example.com."], 40)
@@ -256,44 +238,20 @@ def test_link_shows_its_text(monkeypatch: pytest.MonkeyPatch, variables: dict[st
     assert ("http://x.y/(z)_" in links) == ("x.y" not in shown)
 
 
-@pytest.mark.usefixtures("redraw_always")
 def test_markdown_is_left_aligned_and_readable_on_light_backgrounds() -> None:
-    file = streamed("# Title\n\n`code`\n\n> quote", 200)
-    assert file.screen.lines == ["Title", "", "code", "", "│ quote"]
+    file = streamed("# A\n\n## A\n\n### A\n\n#### A\n\n`code`\n\n> quote", 200)
+    assert file.screen.lines == [*("A", "") * 4, "code", "", "│ quote"]
+    assert len({*file.screen.styled_cells[:8:2]}) == 4  # headings differ by level
     assert "\x1b[40m" not in file.getvalue()
     assert "quote\n" in re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", file.getvalue())  # rows have no trailing spaces
 
 
-def test_headings_differ_by_level() -> None:
-    headings = render_whole("# A\n\n## A\n\n### A\n\n#### A", 80, 24).styled_cells[::2]
-    assert len(set(headings)) == 4
-
-
-@pytest.mark.usefixtures("redraw_always")
 def test_markdown_stream_rewrites_only_changed_rows() -> None:
     file = streamed(pieces("".join(f"- item_{number}_\n" for number in range(12)), 4))
     assert all(file.getvalue().count(f"item_{number}_") <= 2 for number in range(12))
     frames = file.getvalue().split("\x1b[?2026h\x1b[?25l")[1:]
     assert len(frames) > 12
     assert all(frame.endswith("\x1b[?25h\x1b[?2026l") for frame in frames)
-
-
-@pytest.mark.parametrize(("cost", "share"), [(0.001, 0.03), (0.03, 0.04)])
-def test_drawing_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch, cost: float, share: float) -> None:
-    now, spent = [0.0], [0.0]
-
-    def costly(*arguments: Any) -> list[Any]:
-        now[0] += cost / 2  # of two calls
-        spent[0] += cost / 2
-        return []
-
-    monkeypatch.setattr(markdown, "render_rows", costly)
-    monkeypatch.setattr(markdown, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    _, stream = open_stream()
-    for _ in range(2000):
-        now[0] += 0.005
-        stream.feed("word ")
-    assert 0 < spent[0] < now[0] * share
 
 
 def luminance(color: tuple[int, int, int]) -> float:
@@ -339,7 +297,6 @@ def test_find_code_takes_a_fenced_block_of_a_language(language: str | None, last
     assert find_code("no `code`\n\n    indented\n\n```\n \n```") is None
 
 
-@pytest.mark.usefixtures("redraw_always")
 def test_code_block_is_streamed_without_its_fence_and_continued_in_its_last_line() -> None:
     text = "so\n```python\nx = 1\n```\n- a\n  ```\n  y\n  ```\n"
     file, stream = open_stream()

@@ -8,6 +8,8 @@ from collections.abc import Generator
 from dataclasses import replace
 from functools import partial
 from io import StringIO
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from cases import rows
@@ -30,10 +32,12 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.terminal import interrupts, status_line
 from cerebrum_cli.terminal.interrupts import Signals
+from cerebrum_cli.terminal.markdown import renderer
 from cerebrum_cli.terminal.progress import FileProgress
 from cerebrum_cli.terminal.sinks import AnswerSink, render, stats_line
 from cerebrum_cli.terminal.status_line import StatusLine
 from cerebrum_cli.terminal.streams import Streams
+from cerebrum_cli.terminal.styles import styled_console
 from cerebrum_cli.terminal.tables import print_matches, print_sessions
 
 ONE, TWO = SequenceId(0), SequenceId(0, 1)
@@ -139,6 +143,24 @@ def test_signal_before_the_first_action_of_a_command_raises(number: signal.Signa
         signal.raise_signal(number)
         pytest.fail("the signal was ignored")
     assert (caught.value.exit_code, caught.value.hint) == (128 + number, "run it again")
+
+
+@pytest.mark.parametrize(("cost", "share"), [(0.001, 0.03), (0.03, 0.04)])
+def test_drawing_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch, cost: float, share: float) -> None:
+    now, spent = [0.0], [0.0]
+
+    def costly(*arguments: Any) -> list[Any]:
+        now[0] += cost / 2  # of two calls
+        spent[0] += cost / 2
+        return []
+
+    monkeypatch.setattr(renderer, "render_rows", costly)
+    monkeypatch.setattr(renderer, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    stream = renderer.MarkdownStream(styled_console(ScreenFile(80, 24), width=80, height=24))
+    for _ in range(2000):
+        now[0] += 0.005
+        stream.feed("word ")
+    assert 0 < spent[0] < now[0] * share
 
 
 # Status line.
