@@ -98,7 +98,7 @@ class EditPrompt(BaseCommand):
         try:
             saved = read_prompt(path)
         except ConfigError as error:
-            error.hint += f"; run cerebrum prompts edit {self.name} to open the file again, with your text"
+            error.hint = f"run cerebrum prompts edit {self.name} to open the file again, with your text; {error.hint}"
             raise
         app.streams.note(f"{self.name} saved in {path}")
         report_placeholders(app, saved)
