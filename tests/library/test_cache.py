@@ -5,6 +5,7 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+from cases import rows
 from command_line import environment_of
 
 from cerebrum_cli.library.cache import Cache, CachePath, cache_directory
@@ -32,12 +33,6 @@ def snapshot(cache: Cache, commit: str, links: dict[str, str], repo_id: str = "o
     return folder
 
 
-def refer(cache: Cache, revision: str, commit: str) -> None:
-    path = cache.repository_directory("o/r") / "refs" / revision
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(commit)
-
-
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
     return Cache(tmp_path / "hub")
@@ -52,8 +47,8 @@ def test_cache_lists_main_first_then_newest(cache: Cache) -> None:
     snapshot(cache, NEW, {"x": "b"}, age=20)
     snapshot(cache, NEWER, {"x": "c"}, age=10)
     assert [model.commit for model in cache.models()] == [NEWER, NEW, OLD]
-    refer(cache, "main", OLD)
-    refer(cache, "refs/pr/1", NEW)
+    cache.write_ref("o/r", "main", OLD)
+    cache.write_ref("o/r", "refs/pr/1", NEW)
     assert [model.commit for model in cache.models()] == [OLD, NEWER, NEW]
 
 
@@ -64,15 +59,6 @@ def test_cache_lists_a_model_once_by_each_of_its_names(cache: Cache) -> None:
     CachePath(cache.repository_directory("other/r"), NEW, FILE, digest("d")).blob.unlink()
     old, new = [("o/r", "1", "Q8_0")], [("o/r", "2", "Q4_0"), ("o/r", "2", "Q8_0")]
     assert found(cache) == [*new, *old, ("other/r", "3", "Q4_K_M"), ("other/r", "3", "Q4_K_S")]
-
-
-def test_cache_split_model_requires_all_parts(cache: Cache) -> None:
-    snapshot(cache, OLD, {"Q8_0/x-Q8_0-00001-of-00002": "a", "Q8_0/x-Q8_0-00002-of-00002": "b"})
-    snapshot(cache, NEW, {"x-Q8_0-00001-of-00002": "a"}, "o/half")
-    (model,) = cache.models()
-    assert model.names == ("Q8_0/x-Q8_0-00001-of-00002.gguf", "Q8_0/x-Q8_0-00002-of-00002.gguf")
-    assert [path.read_text() for path in model.paths] == ["a", "b"]
-    assert [path.name for path in model.blobs] == [digest("a"), digest("b")]
 
 
 def test_cache_blob_may_be_a_link_or_missing(cache: Cache, tmp_path: Path) -> None:
@@ -90,6 +76,7 @@ def test_cache_blob_may_be_a_link_or_missing(cache: Cache, tmp_path: Path) -> No
 
 def test_cache_ignores_other_files(cache: Cache) -> None:
     folder = snapshot(cache, OLD, {"x-Q4_0": "a"})
+    snapshot(cache, NEW, {"x-Q8_0-00001-of-00002": "a"}, "o/half")
     for foreign in ("datasets--o--r", "spaces--o--r", "models--bert", "o--r", "tmp", ".locks/models--o--r"):
         (cache.directory / foreign / "snapshots" / NEW).mkdir(parents=True)
         (cache.directory / foreign / "snapshots" / NEW / FILE).touch()
@@ -100,15 +87,6 @@ def test_cache_ignores_other_files(cache: Cache) -> None:
     (folder / "folder.gguf").mkdir()
     (cache.directory / "models--o--empty").mkdir()
     assert found(cache) == [("o/r", "1", "Q4_0")]
-
-
-def test_cache_commit_of_a_revision(cache: Cache) -> None:
-    refer(cache, "main", NEW)
-    refer(cache, "refs/pr/1", OLD)
-    (cache.repository_directory("o/r") / "refs" / "damaged").write_bytes(b"\xff\xfe")
-    assert [cache.commit("o/r", revision) for revision in ("main", "refs/pr/1", NEWER)] == [NEW, OLD, NEWER]
-    for revision in ("v2", "refs", "refs/pr", "x" * 300, "damaged"):
-        assert cache.commit("o/r", revision) is None
 
 
 def listed(directory: Path) -> list[str]:
@@ -139,23 +117,17 @@ def test_cache_link_is_replaced_only_if_it_leads_elsewhere(cache: Cache) -> None
 def test_cache_ref_with_slashes_and_of_a_commit(cache: Cache) -> None:
     put(cache, FILE, "a", revision="refs/pr/1")
     put(cache, FILE, "b", NEW, revision=NEW)
-    assert listed(cache.repository_directory("o/r") / "refs") == [NEW, "refs/pr/1"]
-    assert cache.commit("o/r", "refs/pr/1") == OLD
+    refs = cache.repository_directory("o/r") / "refs"
+    assert listed(refs) == [NEW, "refs/pr/1"]
+    (refs / "damaged").write_bytes(b"\xff\xfe")
+    assert [cache.commit("o/r", revision) for revision in ("refs/pr/1", NEW, NEWER)] == [OLD, NEW, NEWER]
+    for revision in ("v2", "refs", "refs/pr", "x" * 300, "damaged"):
+        assert cache.commit("o/r", revision) is None
     put(cache, FILE, "b", NEW, revision="refs/pr/1")
     assert cache.commit("o/r", "refs/pr/1") == NEW
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {},
-        {"XDG_CACHE_HOME": "/xdg"},
-        {"HF_HOME": "~/hf"},
-        {"HF_HOME": "/hf", "XDG_CACHE_HOME": "/xdg"},
-        {"HF_HOME": "/hf", "HUGGINGFACE_HUB_CACHE": "/old"},
-        {"HUGGINGFACE_HUB_CACHE": "/old", "HF_HUB_CACHE": "$HOME/new"},
-    ],
-)
+@pytest.mark.parametrize("variables", rows("cache_variables"))
 def test_cache_is_where_huggingface_hub_has_it(variables: dict[str, str], tmp_path: Path) -> None:
     with environment_of({"HOME": str(tmp_path), **variables}):
         assert str(cache_directory()) == huggingface_hub.constants.HF_HUB_CACHE

@@ -71,18 +71,10 @@ def test_pull_token_without_access_names_what_is_missing(hub_user: HubUser) -> N
     assert refused(hub_user, CATALOGUED, HF_TOKEN=OTHER) == (1, said, "use a token with access: set HF_TOKEN")
 
 
-WITHOUT_EXCEPTIONS = {"NO_PROXY": "", "no_proxy": ""}
-UNREACHABLE = [
-    ({"HF_ENDPOINT": "http://127.0.0.1:1"}, "127.0.0.1:1: connection refused"),
-    ({"HF_ENDPOINT": "http://no-such-host.invalid"}, "no-such-host.invalid: cannot resolve the host name"),
-    (
-        {"HTTP_PROXY": "http://me:secret@127.0.0.1:1", **WITHOUT_EXCEPTIONS},
-        "HUB via proxy 127.0.0.1:1: connection refused",
-    ),
-]
+UNREACHABLE = rows("unreachable_hubs")
 
 
-@pytest.mark.parametrize(("more", "error"), UNREACHABLE)
+@pytest.mark.parametrize(("more", "error"), UNREACHABLE.values(), ids=UNREACHABLE)
 def test_pull_gives_up_soon_on_an_unreachable_hub(hub_user: HubUser, more: dict[str, str], error: str) -> None:
     error = error.replace("HUB", hub_user.hub.url.removeprefix("http://"))
     done = hub_user.run("pull", CATALOGUED, **more)
@@ -116,16 +108,10 @@ def test_pull_of_a_model_that_does_not_fit_needs_yes(hub_user: HubUser, chatml_m
     hub_user.pull("huge", "-y")
 
 
-@pytest.mark.parametrize(
-    ("more", "error"),
-    [
-        ({"HF_TOKEN": "t\u00f6k"}, "invalid characters in the token from HF_TOKEN"),
-        ({"ALL_PROXY": "socks5://127.0.0.1:1", **WITHOUT_EXCEPTIONS}, "the 'socksio' package"),
-        ({"ALL_PROXY": "socks://me:secret@127.0.0.1:1", **WITHOUT_EXCEPTIONS}, "socks://me:[secure]@"),
-        ({"HF_ENDPOINT": "nonsense"}, "check the network, and HF_ENDPOINT"),
-        ({"HF_ENDPOINT": "file://user:secret@host"}, "unexpected response from file://host: not a Hugging Face Hub"),
-    ],
-)
+INVALID = rows("invalid_variables")
+
+
+@pytest.mark.parametrize(("more", "error"), INVALID.values(), ids=INVALID)
 def test_pull_reports_invalid_variables(
     hub_user: HubUser, more: dict[str, str], error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,20 +186,11 @@ def test_dataset_survives_any_reply(hub_user: HubUser, name: str) -> None:
     assert_error(run_on(hub_user, REPLIES[name], http(), "eval", "gsm8k", "-m", "nano"), 1)
 
 
-# Names of the files, and what is sent of them: a damaged file, or a model.
-LARGE = [
-    ("{}.gguf", "damaged", "a/b", 2, "a/b has several models without a quantization"),
-    ("{}.gguf", "damaged", "a/b:Q8_0", 3, ", and 3950 more"),
-    ("m-{:05}-of-04000.gguf", "damaged", "a/b", 2, "a/b/m-00001-of-04000.gguf: truncated or damaged"),
-    ("m-{:05}-of-99999.gguf", "damaged", "a/b", 3, "a/b lacks m-04001-of-99999.gguf"),
-    ("m{}-00001-of-99999.gguf", "damaged", "a/b", 3, "a/b lacks m1-00002-of-99999.gguf"),
-    ("{}.gguf", "model", "a/b", 2, "or one of the others"),
-    ("m{}-Q4_K_M.gguf", "model", "a/b", 2, "or one of the others"),
-]
+LARGE = rows("large_repositories")  # names of the files, and what is sent of them: a damaged file, or a model
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "kind", "reference", "code", "problem"), LARGE)
+@pytest.mark.parametrize(("name", "kind", "reference", "code", "problem"), LARGE.values(), ids=LARGE)
 def test_pull_reads_and_names_a_few_of_4000_files(
     hub_user: HubUser, tmp_path: Path, name: str, kind: str, reference: str, code: int, problem: str
 ) -> None:

@@ -5,6 +5,7 @@ import ctypes
 import gguf
 import numpy as np
 import pytest
+from cases import rows
 from numpy.typing import NDArray
 
 from cerebrum_cli.core.errors import EngineError
@@ -19,23 +20,11 @@ ORACLES = {"F32", "F16", *(each.name for each in gguf.quants._type_traits)}  # t
 UNREAD = {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"}
 UNWRITTEN = UNREAD | {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"}
 # Root mean square error for normally distributed weights, in standard deviations: the worst measured, plus a tenth.
-BOUNDS = {
-    0.0019: ["F32", "F16", "BF16"],
-    0.006: ["Q8_0"],
-    0.02: ["Q6_K"],
-    0.048: ["Q5_0", "Q5_1", "Q5_K"],
-    0.095: ["Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS"],
-    0.13: ["MXFP4", "NVFP4"],
-    0.19: ["Q3_K", "IQ3_S"],
-    0.33: ["Q2_K"],
-    0.8: ["Q1_0", "Q2_0"],
-    0.9: ["TQ1_0", "TQ2_0"],
-}
-ERRORS = {name: bound for bound, names in BOUNDS.items() for name in names}
+ERRORS = rows("quantization_errors")
 
 
-def normal(rows: int, length: int, seed: int = 0) -> Floats:
-    return np.random.default_rng(seed).standard_normal((rows, length), np.float32)
+def normal(*shape: int) -> Floats:
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
 def quantized(values: Floats, name: str) -> bytes:

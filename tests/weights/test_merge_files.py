@@ -7,14 +7,7 @@ import pytest
 from asking import ask
 from gguf_files import rewritten
 from llama_engines import open_engine
-from merges import (
-    assert_layers_copied,
-    metadata_bytes,
-    part_paths,
-    read_tensors,
-    stack,
-    write_merge,
-)
+from merges import assert_layers_copied, metadata_bytes, part_paths, read_tensors, stack, write_merge
 from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.core.errors import ModelFileError
