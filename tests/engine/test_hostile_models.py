@@ -47,7 +47,6 @@ ODD_NAMES = ("x", "output.weight", "blk.999.attn_q.weight", "token_embd.weight")
 
 
 def odd_value(kind: str, random: random.Random) -> Any:
-    """A strange value of a type."""
     if kind == "BOOL":
         return random.random() < 0.5
     if not kind.startswith(("INT", "UINT")):

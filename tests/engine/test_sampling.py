@@ -2,7 +2,7 @@
 
 import ctypes
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,6 @@ from hypothesis import given, strategies as st
 from installations import source_of
 from llama_engines import (
     STORY,
-    assert_matches_single_run,
     backend_with,
     engine_with,
     greedy,
@@ -41,6 +40,7 @@ from cerebrum_cli.engine.llama.bindings import accelerators, llama
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.logits import MAX_SORTED, Candidates, nucleus
 from cerebrum_cli.engine.llama.sampler import DryPrototype, create_chain
+from cerebrum_cli.engine.prompt_cache import StateStore
 from cerebrum_cli.engine.requests import MAX_ROLLBACK, ContextOptions, Request
 from cerebrum_cli.engine.step import TokenRow
 from cerebrum_cli.gguf.sizes import facts_of
@@ -261,7 +261,6 @@ def test_drafter_continues_a_long_match(prompt: str, reply: str, draft: str) -> 
 
 
 def test_drafter_learns_that_matches_are_not_continued() -> None:
-    """Each line begins as all others, and ends in its own way."""
     beginning = "abcdefghijklmnopqr"
     lines = [f"{number}{number}{beginning}{number:04}" for number in range(10, 90, 8)]
     assert drafts_after(lines[0], lines[1][:20]) != ""
@@ -367,21 +366,22 @@ def test_engine_drafts_and_interrupted_steps_change_no_reply(
 
 def test_llama_drafts_after_a_restored_sliding_window(sliding_window_model: Path, tmp_path: Path) -> None:
     """A saved state holds only the window, and a rejected draft must leave enough of it."""
-    with open_engine(sliding_window_model, tmp_path) as engine:
+    precise, store = in_f32(options(sliding_window_model)), StateStore(tmp_path, 10**8, "tiny", "plain")
+    with engine_with(precise, store) as engine:
         start = engine.vocabulary.tokenize([Text((STORY + "The hen, the fox and the hare were there. ") * 2)])[:204]
         before = greedy(engine, start, 20)
         engine.save_prompts(1)
     prompt = (*start, *before.ids)
     request = Request(prompt, SamplingParams(max_tokens=100), speculative=True)
-    with open_engine(sliding_window_model, tmp_path) as engine:
+    with engine_with(precise, store) as engine:
         [reply] = collect_replies(generate(engine, [request])).values()
     count, accepted = drafted(reply)
     assert reply.cached > 200 and count > accepted > 10
-    assert_matches_single_run(sliding_window_model, prompt, reply.ids)
+    with engine_with(precise) as engine:
+        assert reply.ids == greedy(engine, prompt, 100).ids
 
 
 LENGTH = 80  # tokens of a reply
-Compare = Callable[[Path, float, bool], None]  # of a model, a temperature, and whether its KV cache is unified
 EXACT = ContextOptions(1024, n_threads=1, flash_attention=False, cache_type_k="f32", cache_type_v="f32")
 
 
@@ -391,26 +391,21 @@ def generate_all(path: Path, context: ContextOptions, conversation: Iterable[Req
         return [reply for request in conversation for reply in collect_replies(generate(engine, [request])).values()]
 
 
-@pytest.fixture
-def require_equal_replies(monkeypatch: pytest.MonkeyPatch) -> Compare:
-    """A function that compares the replies of a model with those it gives without draft tokens, and the next turn."""
-
-    def compare(path: Path, temperature: float, kv_unified: bool) -> None:
-        context, prompt = replace(EXACT, slots=3, kv_unified=kv_unified), tuple(range(5, 90))
-        params = SamplingParams(max_tokens=LENGTH, temperature=temperature, seed=5)
-        request = Request(prompt, params, Ask(ignore_eos=True))
-        [plain] = generate_all(path, context, [request])
-        monkeypatch.setattr(Guesser, "known", [plain.ids])
-        monkeypatch.setattr(sequence, "Drafter", Guesser)
-        context = replace(context, rolls_back=True)
-        next_turn = Request((*prompt, *plain.ids, 9, 9), replace(params, max_tokens=10))
-        [again, after] = generate_all(path, context, [replace(request, speculative=True), next_turn])
-        count, accepted = drafted(again)
-        assert again.ids == plain.ids and count > accepted > LENGTH // 4
-        [fresh] = generate_all(path, context, [next_turn])
-        assert (after.ids, after.cached > len(prompt)) == (fresh.ids, True)
-
-    return compare
+def require_equal_replies(path: Path, temperature: float, kv_unified: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare the replies of a model with those it gives without draft tokens, and the next turn."""
+    context, prompt = replace(EXACT, slots=3, kv_unified=kv_unified), tuple(range(5, 90))
+    params = SamplingParams(max_tokens=LENGTH, temperature=temperature, seed=5)
+    request = Request(prompt, params, Ask(ignore_eos=True))
+    [plain] = generate_all(path, context, [request])
+    monkeypatch.setattr(Guesser, "known", [plain.ids])
+    monkeypatch.setattr(sequence, "Drafter", Guesser)
+    context = replace(context, rolls_back=True)
+    next_turn = Request((*prompt, *plain.ids, 9, 9), replace(params, max_tokens=10))
+    [again, after] = generate_all(path, context, [replace(request, speculative=True), next_turn])
+    count, accepted = drafted(again)
+    assert again.ids == plain.ids and count > accepted > LENGTH // 4
+    [fresh] = generate_all(path, context, [next_turn])
+    assert (after.ids, after.cached > len(prompt)) == (fresh.ids, True)
 
 
 @pytest.mark.parametrize("kv_unified", [False, True])
@@ -419,19 +414,19 @@ def require_equal_replies(monkeypatch: pytest.MonkeyPatch) -> Compare:
 )  # GPUs round differently in steps of different sizes
 @pytest.mark.parametrize("name", ["lfm2", "qwen35", "qwen3moe"])
 def test_llama_drafts_that_are_rejected_change_no_reply(
-    name: str, temperature: float, kv_unified: bool, tmp_path: Path, require_equal_replies: Compare
+    name: str, temperature: float, kv_unified: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    require_equal_replies(write_architecture(tmp_path / "tiny.gguf", name), temperature, kv_unified)
+    require_equal_replies(write_architecture(tmp_path / "tiny.gguf", name), temperature, kv_unified, monkeypatch)
 
 
 @pytest.mark.fuzz
 @pytest.mark.parametrize("kv_unified", [False, True])
 @pytest.mark.parametrize("name", sorted(name for name in all_architectures() if facts_of(name).rolls_back))
 def test_fuzzed_architecture_rolls_back(
-    name: str, kv_unified: bool, tmp_path: Path, require_equal_replies: Compare
+    name: str, kv_unified: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for path in write_all_kinds(name, tmp_path):
-        require_equal_replies(path, 0.8, kv_unified)
+        require_equal_replies(path, 0.8, kv_unified, monkeypatch)
 
 
 @pytest.mark.parametrize("kv_unified", [False, True])
