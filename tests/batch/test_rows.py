@@ -43,8 +43,6 @@ from cerebrum_cli.replies.majority_vote import Outcome, Row
 from cerebrum_cli.results.results import open_stream
 from cerebrum_cli.results.rows import RowKind
 
-USER = {"role": "user", "content": "Why?"}
-
 
 def json_row(value: Any, **options: Any) -> InputRow:
     (row,) = rows_in(value if isinstance(value, str) else json.dumps(value), "jsonl", **options)
@@ -110,7 +108,8 @@ def test_json_row_has_whole_numbers_as_pandas_writes_them() -> None:
 
 @pytest.mark.parametrize(("form", "schema", "message"), cases.rows("response_formats"))
 def test_json_row_has_a_schema_of_its_own(form: Any, schema: dict[str, Any] | None, message: str | None) -> None:
-    row = json_row({"custom_id": "a", "body": {"messages": [USER], "response_format": form}})
+    messages = [{"role": "user", "content": "Why?"}]
+    row = json_row({"custom_id": "a", "body": {"messages": messages, "response_format": form}})
     if message:
         assert (row.id, problem(row)[0]) == ("a", "invalid_request")
         assert problem(row)[1].startswith(f"invalid `response_format`: {message}")
@@ -161,15 +160,15 @@ def test_input_type_is_from_the_name_or_the_bytes(name: str, data: bytes, shape:
     assert InputOptions().detect_shape(Path(name), data) == shape
 
 
-INPUTS: list[tuple[Shape, str]] = [
-    ("txt", "\ufeff\n# one\na\r\n\u3000\n  b é\n#\nc"),
-    ("jsonl", '\ufeff\n{"prompt": "a"}\n \n\n{\n{"prompt": "b é", "id": 7}\r\n{"prompt": "c"}'),
-    ("csv", '\ufeff\nid,prompt\r\nx,"a\n\n""é"", b"\n\n\ny\nz,"c\rw"\nz,d\r\n"\r",e'),
-    ("tsv", 'prompt\n"a\r\n\tb"\n\n\nc'),
-]
-
-
-@pytest.mark.parametrize(("shape", "text"), INPUTS)
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    [
+        ("txt", "\ufeff\n# one\na\r\n\u3000\n  b é\n#\nc"),
+        ("jsonl", '\ufeff\n{"prompt": "a"}\n \n\n{\n{"prompt": "b é", "id": 7}\r\n{"prompt": "c"}'),
+        ("csv", '\ufeff\nid,prompt\r\nx,"a\n\n""é"", b"\n\n\ny\nz,"c\rw"\nz,d\r\n"\r",e'),
+        ("tsv", 'prompt\n"a\r\n\tb"\n\n\nc'),
+    ],
+)
 def test_rows_are_read_again_and_have_keys(shape: Shape, text: str) -> None:
     """They do not depend on line ends, or on blank lines and comments."""
     with open_rows(text, shape) as rows:
@@ -242,26 +241,21 @@ BYTES = st.binary(max_size=60) | st.lists(
 ).map(b"".join)
 
 
-def validate_rows(rows: tuple[InputRow, ...]) -> None:
+@given(BYTES, st.sampled_from(SHAPES), st.sampled_from([None, "{a}", "{text}"]))
+def test_any_bytes_give_rows_or_a_usage_error(data: bytes, shape: Shape, template: str | None) -> None:
     """Rows are in order, have a conversation or an error, and can be written."""
-    assert rows
-    assert [row.number for row in rows] == sorted({row.number for row in rows})
+    try:
+        rows = rows_in(data, shape, template=template)
+    except UsageError as error:
+        assert error.message
+        return
+    assert rows and [row.number for row in rows] == sorted({row.number for row in rows})
     for row in rows:
         assert (row.error is None) == (row.conversation is not None)
         json.dumps(output_object(row, error=asdict(row.error or RowError("a", "b"))), ensure_ascii=False).encode()
         if row.conversation:
             assert row.conversation.messages[-1] == Message("user", row.prompt or "")
             assert row.prompt and row.prompt.strip()
-
-
-@given(BYTES, st.sampled_from(SHAPES), st.sampled_from([None, "{a}", "{text}"]))
-def test_any_bytes_give_rows_or_a_usage_error(data: bytes, shape: Shape, template: str | None) -> None:
-    try:
-        rows = rows_in(data, shape, template=template)
-    except UsageError as error:
-        assert error.message
-        return
-    validate_rows(rows)
     if shape == "jsonl":  # each line that is not blank is a row
         lines = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").split("\n")
         assert [row.number for row in rows] == [number for number, line in enumerate(lines, 1) if line.strip()]
@@ -319,13 +313,6 @@ def test_damaged_file_is_read_or_refused_in_a_line(tmp_path: Path, number: int) 
         read(path)
     except UsageError as error:
         assert error.message and error.hint and "\n" not in error.message + error.hint
-
-
-def test_columns_of_one_name_are_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "in.parquet"
-    parquet.write_table(pyarrow.table([pyarrow.array(PROMPTS)] * 2, names=["prompt", "prompt"]), path)
-    with pytest.raises(UsageError, match="several columns have the same name"):
-        read(path)
 
 
 # Rows that are answered.

@@ -17,10 +17,6 @@ from scripted_command import run_here
 from templates import chatml_prompt
 
 from cerebrum_cli.core.errors import GrammarError
-from cerebrum_cli.formats.prompt_format import CEREBRUM
-
-A_CITY = {"type": "object", "properties": {"a": {"enum": ["Köln"]}}, "required": ["a"], "additionalProperties": False}
-OPENAI = {"custom_id": "o", "method": "POST", "url": "/v1/chat/completions"}
 
 
 class BatchRunner:
@@ -74,40 +70,6 @@ def sequences(backend: ScriptedBackend) -> list[str]:
     return [each.decode() for each in read]
 
 
-def test_row_system_prompt_overrides_option_overrides_format(runner: BatchRunner) -> None:
-    messages = [{"role": "system", "content": "LLL"}, {"role": "user", "content": "q"}]
-    rows: list[Any] = [{"prompt": "q"}, {"prompt": "q", "system": "RR"}, {"messages": messages}]
-    plain, given = runner.answer(rows), runner.answer(rows, "-s", "S")
-    for answers, systems in ((plain, (None, "RR", "LLL")), (given, ("S", "RR", "LLL"))):
-        assert [each["prompt_tokens"] for each in answers] == [len(chatml_prompt("q", system)) for system in systems]
-    assert CEREBRUM.default_system
-    own, rows_own, _ = runner.answer(rows, "--format", "cerebrum")
-    assert own["prompt_tokens"] - rows_own["prompt_tokens"] == len(CEREBRUM.default_system) - len("RR")
-
-
-def test_row_settings_override_the_options(runner: BatchRunner) -> None:
-    runner.script["seeds"] = ["zero", "one two three"]
-    rows: list[dict[str, Any]] = [
-        {"prompt": "a", "seed": 3},
-        {"prompt": "b", "max_tokens": 3},
-        {"prompt": "c", "stop": [" three", "x"]},
-        {"prompt": "d", "seed": 0, "temperature": 1.5, "top_k": 5, "top_p": 0.5, "min_p": 0.1, "repeat_penalty": 1.1},
-    ]
-    given = ("--seed", "0", "-n", "8", "--temperature", "0.5", "--parallel", "1")
-    answers = runner.answer(rows, *given)
-    assert [(each["text"], each["seed"], each["finish_reason"]) for each in answers] == [
-        ("one two", 3, "length"),
-        ("one", 1, "length"),
-        ("zero", 2, "stop"),
-        ("zero", 0, "stop"),
-    ]
-    stopped = runner.answer(rows[2:3], "--seed", "1", "--stop", "two")
-    assert (stopped[0]["text"], stopped[0]["finish_reason"]) == ("one two", "stop")  # the row's stop strings only
-    first, *_, last = runner.backends[0].params
-    assert (first.temperature, first.top_k, first.max_tokens) == (0.5, 40, 8)
-    assert (last.temperature, last.top_k, last.top_p, last.min_p, last.repeat_penalty) == (1.5, 5, 0.5, 0.1, 1.1)
-
-
 def test_batch_sorts_by_prefix_but_writes_in_input_order(runner: BatchRunner) -> None:
     source = runner.write("in.txt", "b2\na1\nb1\na2\n")
     runner.run(source, "-o", runner.home / "out", "--parallel", "1")
@@ -125,6 +87,7 @@ def test_parallel_does_not_change_answers(runner: BatchRunner, parallel: str) ->
     answers = runner.answer(source, "--parallel", parallel, name="in.txt")
     assert [each["text"] for each in answers] == list(runner.script["rows"].values())
     assert runner.backends[0].slots == {"1": 1, "4": 4}.get(parallel, 40)
+    assert len({each["seed"] for each in answers}) == 40  # without --seed
 
 
 @pytest.mark.slow
@@ -138,25 +101,6 @@ def test_long_row_takes_no_slots_from_short_ones(runner: BatchRunner) -> None:
     assert (short < 1200 and many, long > 20_000 and few) == (39, 1)
     assert in_order.reserved == [(long, 2)]
     assert [each["text"] for each in parse_lines((runner.home / "out").read_text())] == ["ok"] * 40
-
-
-def test_row_that_does_not_fit_gets_an_error(runner: BatchRunner) -> None:
-    runner.script["context"] = 300
-    fits, long = runner.answer([{"prompt": "hi"}, {"id": "long", "prompt": "x" * 300}])
-    problem = f"the prompt has {len(chatml_prompt('x' * 300))} tokens, but the context has 300: shorten it"
-    assert (fits["error"], long["error"]["type"]) == (None, "context_length_exceeded")
-    assert long["error"]["message"].startswith(problem)
-    assert (long["id"], long["prompt"], long["text"]) == ("long", "x" * 300, None)
-
-
-def test_each_row_has_its_own_seed(runner: BatchRunner) -> None:
-    runner.script["seeds"] = ["zero", "one", "two", "three", "four"]
-    rows = [{"prompt": "same"}] * 5
-    first, second = (runner.answer(rows, "--seed", "5", "--parallel", parallel) for parallel in ("2", "5"))
-    assert first == second
-    assert [(each["seed"], each["text"]) for each in first] == [*enumerate(runner.script["seeds"], 5)]
-    assert len({each["seed"] for each in runner.answer(rows)}) == 5
-    assert [each["seed"] for each in runner.answer(rows[:2], "--seed", "4294967294")] == [4294967294, 0]
 
 
 def test_row_that_fails_while_sampling_gets_an_error(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,23 +154,15 @@ def test_batch_stops_when_its_input_changes_and_resumes(runner: BatchRunner, mon
     assert without_keys(output.read_text()) == without_keys(whole)
 
 
-def test_batch_resumes_after_the_model_digest_is_stored(runner: BatchRunner) -> None:
-    source = runner.write("in.txt", "question\n")
-    command = (source, "-o", runner.home / "out")
-    assert runner.run(*command).code == 0
-    shown = run_here(runner.script, runner.home, "show", runner.model, "--json")  # computes and stores the digest
-    fingerprint = json.loads((runner.home / "out.meta.json").read_text())["fingerprint"]
-    assert fingerprint["model file"].startswith(json.loads(shown.out)["sha256"])
-    again = runner.run(*command)
-    assert (again.code, len(runner.backends)) == (0, 1), again.err
-
-
 def test_parquet_is_read_and_not_written(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = pyarrow.table({"id": [5.0, None, math.nan], "prompt": ["a", "b", "c"], "seed": [1.0, None, math.nan]})
     source = runner.home / "ids.parquet"
     parquet.write_table(ids, source)
     answers = parse_lines(runner.run(source, "-o", "-").out)
     assert [row["id"] for row in answers] == [5, 2, 3] and answers[0]["seed"] == 1
+    twice = runner.home / "twice.parquet"
+    parquet.write_table(pyarrow.table([pyarrow.array(["a"])] * 2, names=["prompt", "prompt"]), twice)
+    assert "several columns have the same name" in runner.run(twice, "-o", "x.jsonl").err
     damaged = runner.write("damaged.parquet", "PAR1")
     assert f"cannot read {damaged}: Parquet " in runner.run(damaged, "-o", "x.jsonl").err
     assert_error(runner.run(source, "-o", "x.parquet"), 2, "Parquet is supported for input only", "name it .jsonl")
@@ -244,10 +180,11 @@ def test_rows_have_schemas_of_their_own(mistral_user: CommandLine) -> None:
     def form(schema: Any) -> Any:
         return {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
 
-    own = {'{"a":"Köln"}': form(A_CITY), "12": form({"const": 12}), "ok": {}}
+    city = {"type": "object", "properties": {"a": {"enum": ["Köln"]}}, "required": ["a"], "additionalProperties": False}
+    own = {'{"a":"Köln"}': form(city), "12": form({"const": 12}), "ok": {}}
     bodies = [{"messages": [{"role": "user", "content": "hi"}], "max_tokens": 99, **row} for row in own.values()]
     refused = {"messages": bodies[0]["messages"], **form({"type": "objekt"})}
-    lines = "".join(json.dumps({**OPENAI, "body": body}) + "\n" for body in [*bodies, refused])
+    lines = "".join(json.dumps({"custom_id": "o", "body": body}) + "\n" for body in [*bodies, refused])
     command = ("batch", "-", "-o", "-", "--grammar", fixed_reply_grammar("ok", mistral_user.home))
     done = mistral_user.run(*command, stdin=lines)
     *rows, failed = parse_lines(done.out)

@@ -22,13 +22,12 @@ TICKETS = (
     'id,text,extra\na,"Give me my money back, please.",1\nb,Where is my parcel?,2\nc,,3\nd,The lamp is broken.,4\n'
 )
 REFUND = "Is a refund requested? {text}"
-LABELLED = "id,text,refund\na,Money back!,yes\nb,Where is it?,no\nd,Broken.,no\n"
 
 
 @pytest.fixture
 def user(tmp_path: Path) -> CommandLine:
     (tmp_path / "tickets.csv").write_text(TICKETS)
-    (tmp_path / "labelled.csv").write_text(LABELLED)
+    (tmp_path / "labelled.csv").write_text("id,text,refund\na,Money back!,yes\nb,Where is it?,no\nd,Broken.,no\n")
     return CommandLine(tmp_path)
 
 
@@ -129,7 +128,6 @@ def test_rows_may_have_their_own_choices(user: CommandLine) -> None:
 
 
 SETTINGS = {"n": 5, "seed": "x", "temperature": -1, "system": 3, "tools": ["saw"], "json_schema": "none", "model": "T4"}
-SYSTEMS = "Be strict and brief.", "Be calm."
 ROW = {"id": "a", "text": "Money back!", **SETTINGS}
 
 
@@ -157,13 +155,14 @@ def test_any_field_of_a_text_row_is_its_line(user: CommandLine) -> None:
 
 def test_rows_have_no_settings_but_a_system_prompt(user: CommandLine) -> None:
     words = "How urgent is it?", "--score", "1..12"
-    calm, fire = {"role": "system", "content": "Be calm."}, {"role": "user", "content": "Fire!"}
+    messages = [{"role": "system", "content": "Be calm."}, {"role": "user", "content": "Fire!"}]
     own = {"prompt": "Fire!", **SETTINGS, "system": "Be calm."}
-    write_rows(user, {"prompt": "Fire!"}, own, {"messages": [calm, fire], "stop": 1})
+    write_rows(user, {"prompt": "Fire!"}, own, {"messages": messages, "stop": 1})
     done = decide(user, *words, "in.jsonl", "-o", "-", "-s", "Be strict and brief.", "--parallel", "1")
-    texts = [decide(user, *words, "--json", "-s", system, stdin="Fire!").object["mean"] for system in SYSTEMS]
-    assert [row["mean"] for row in rows_of(done.out)] == pytest.approx([*texts, texts[1]], abs=1e-3)
-    assert texts[0] != texts[1]
+    systems = "Be strict and brief.", "Be calm."
+    strict, calm = (decide(user, *words, "--json", "-s", each, stdin="Fire!").object["mean"] for each in systems)
+    assert [row["mean"] for row in rows_of(done.out)] == pytest.approx([strict, calm, calm], abs=1e-3)
+    assert strict != calm
 
 
 def test_a_row_that_only_one_order_refuses_has_one_error(user: CommandLine) -> None:
@@ -240,22 +239,6 @@ def test_labelled_rows_of_a_table_have_the_same_report(user: CommandLine) -> Non
     rows, plain_rows = table_of(user, "out.csv"), table_of(user, "plain.csv")
     assert {row.pop("first_word") for row in rows} <= {"yes", "no"}
     assert [row.pop("reference") for row in rows] == [row["refund"] for row in rows] and rows == plain_rows
-
-
-def test_runs_of_decisions_are_compared(user: CommandLine) -> None:
-    decide(user, REFUND, "labelled.csv", "--label", "refund", "-o", "orders.jsonl", "-q")
-    decide(user, REFUND, "labelled.csv", "--label", "refund", "-o", "one.jsonl", "--letters", "-q")
-    compared = user.run("runs", "compare", "orders.jsonl", "one.jsonl", "--json", directory=user.home)
-    assert compared.code == 0 and compared.object["n"] == 3
-    assert compared.object["differences"]["letters"] == [None, True]
-
-
-def test_yes_and_no_are_the_default_unless_rows_have_choices(user: CommandLine) -> None:
-    rows: list[dict[str, Any]] = [{"text": "a"}, {"text": "b", "choices": ["x", "y"]}]
-    for source, code in ((rows[:1], 0), (rows, 1)):
-        write_rows(user, *source)
-        assert decide(user, REFUND, "in.jsonl", "-o", f"{code}.jsonl").code == 0
-        assert decide(user, REFUND, "in.jsonl", "-o", f"{code}.jsonl", "--choices", "yes,no").code == code
 
 
 # Votes.

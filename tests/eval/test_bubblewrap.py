@@ -25,18 +25,15 @@ from cerebrum_cli.eval import bubblewrap as bubblewrap_module
 from cerebrum_cli.eval.bubblewrap import Bubblewrap, CodeResult, find_bubblewrap
 from cerebrum_cli.eval.call_filter import ALLOWED_CALLS, MACHINES, call_filter
 
-# Numbers on x86_64 and aarch64, or on both.
-DENIED_CALLS = cases.rows("denied_calls")
-# Of x86_64 only.
-DENIED_CALLS_OF_X86 = {"fork": 57, "vfork": 58, "modify_ldt": 154, "x32 fork": 0x40000039, "x32 ptrace": 0x40000209}
 COMMANDS = {"F_SETPIPE_SZ": 1031, "F_SETOWN": 8, "F_SETLEASE": 1024, "F_NOTIFY": 1026}  # of fcntl
 
 
 def denied_calls(machine: str) -> dict[str, int]:
+    """Those that both machines have, some by one number, and those of x86_64 only."""
     column = list(MACHINES).index(machine)
-    calls = {name: (numbers * 2)[column] for name, numbers in DENIED_CALLS.items()}
+    calls = {name: (numbers * 2)[column] for name, numbers in cases.rows("denied_calls").items()}
     if machine == "x86_64":
-        calls |= DENIED_CALLS_OF_X86
+        calls |= {"fork": 57, "vfork": 58, "modify_ldt": 154, "x32 fork": 0x40000039, "x32 ptrace": 0x40000209}
     return calls
 
 
@@ -94,8 +91,6 @@ def test_kernel_denies_calls(bubblewrap: Bubblewrap) -> None:
     assert bubblewrap.run(f"CALLS = {calls!r}\n{DENIED}", "") == CodeResult("passed", "[]\n")
 
 
-# Expressions, each of which must raise an OSError.
-REFUSED = cases.rows("refused_calls")
 REFUSE = """
 import asyncio, fcntl, json, mmap, multiprocessing.shared_memory, os, signal, socket, subprocess, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -110,7 +105,8 @@ for expression in json.loads(EXPRESSIONS):
 
 @pytest.mark.slow
 def test_python_refuses_calls(bubblewrap: Bubblewrap) -> None:
-    expressions = json.dumps(REFUSED)
+    """Each of the expressions must raise an OSError."""
+    expressions = json.dumps(cases.rows("refused_calls"))
     assert bubblewrap.run(f"EXPRESSIONS = {expressions!r}\n{REFUSE}", "") == CodeResult("passed", "")
 
 

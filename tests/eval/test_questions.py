@@ -23,14 +23,11 @@ from cerebrum_cli.eval.eval_options import EvalOptions
 from cerebrum_cli.eval.presets import PRESETS
 from cerebrum_cli.eval.questions import Question, select
 from cerebrum_cli.eval.reading import read_questions
-from cerebrum_cli.eval.runs import Match
 from cerebrum_cli.eval.sources import LoadedTask, find_task, load_task
 from cerebrum_cli.eval.tasks import TASKS, last_boxed
 from cerebrum_cli.library.reference import is_repo_id
 
-ROOT = Path(__file__).parents[2]
 GOOD = {"question": "1 + 1?", "answer": "2"}
-COLORS = ["red", "green", "blue", "white"]
 
 
 def read(*rows: Any, **options: Any) -> list[InputRow]:
@@ -68,12 +65,6 @@ def test_reference_is_a_final_answer_of_gsm8k_or_the_letter_of_a_choice(
     assert row.known["reference"] == reference
 
 
-def test_choices_are_listed_below_the_question() -> None:
-    [row] = read({"question": "Which?", "choices": ["red", 2], "answer": "B"})
-    assert row.prompt == "Which?\n\nA) red\nB) 2\n\nAnswer with the letter of the correct choice."
-    assert row.known == {"reference": "B", "choices": ["red", "2"]}
-
-
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
@@ -95,22 +86,9 @@ def test_questions_of_a_template_need_no_question_field() -> None:
     assert row.prompt == "Solve: P"
     [_, bad] = read({"problem": "P", "answer": "a"}, GOOD, template=template)
     assert bad.error and bad.error.message == "no field `problem`; the fields are: question, answer"
-    [question] = read({"q": "Q", "choices": COLORS, "answer": "blue"}, template=parse_template("{q}\n{choices}"))
-    assert question.prompt == "Q\nA) red\nB) green\nC) blue\nD) white"
+    [question] = read({"q": "Q", "choices": ["red", 2], "answer": "2"}, template=parse_template("{q}\n{choices}"))
+    assert question.prompt == "Q\nA) red\nB) 2"
     assert reason({"question": "", "answer": "2"}, template=parse_template("{question}")) == "the prompt is empty"
-
-
-@pytest.mark.parametrize(
-    ("data", "problem", "hint"),
-    [
-        (b"\n \n", "there are no questions", "put one"),
-        (b'{"q": 1}\n[', "no question can be scored; line 1: no `question`; the fields are: q", "each line needs"),
-    ],
-)
-def test_questions_without_a_good_row_are_refused(data: bytes, problem: str, hint: str) -> None:
-    with pytest.raises(UsageError, match=f"^{problem}$") as caught:
-        read_questions(data)
-    assert caught.value.hint.startswith(hint)
 
 
 def numbered(ids: Iterable[str | int]) -> list[Question]:
@@ -137,7 +115,7 @@ def test_selection_is_the_same_on_every_machine() -> None:
 def test_tasks_and_presets_are_of_the_hub_and_the_catalog() -> None:
     assert [*TASKS] == ["gsm8k", "math", "arc-challenge", "humaneval"]
     assert all(is_repo_id(task.repo_id) for task in TASKS.values())
-    catalog = (ROOT / "models.toml").read_text(encoding="utf-8")
+    catalog = (Path(__file__).parents[2] / "models.toml").read_text(encoding="utf-8")
     assert all(preset.task in TASKS and f"[models.{preset.name}]" in catalog for preset in PRESETS)
 
 
@@ -337,11 +315,3 @@ def test_file_has_questions_a_digest_and_bad_rows(tmp_path: Path) -> None:
         "no field `q`; the fields are: question",
     ]
     assert found.digest == hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@pytest.mark.parametrize("match", [None, "exact"])
-def test_file_of_answers_in_words_says_how_they_are_scored(tmp_path: Path, match: Match | None) -> None:
-    path = tmp_path / "words.jsonl"
-    path.write_text("".join(f'{{"question": "?", "answer": "{answer}"}}\n' for answer in ("Paris", "the Pacific", 7)))
-    remarks = load_source(path, match=match).remarks
-    assert any("last line contains them" in remark for remark in remarks) == (match is None)

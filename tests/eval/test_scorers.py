@@ -145,11 +145,7 @@ def test_scorer_of_code_needs_bubblewrap() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_eval_that_ends_while_programs_run_keeps_the_replies(
-    bubblewrap: Bubblewrap,
-    tmp_path: Path,
-    chatml_model: Path,
-    signum: signal.Signals,
-    code: int,
+    bubblewrap: Bubblewrap, tmp_path: Path, chatml_model: Path, signum: signal.Signals, code: int
 ) -> None:
     """A signal ends the programs, too."""
     ids = [f"H/{number}" for number in range(6)]
@@ -176,9 +172,7 @@ def test_eval_that_ends_while_programs_run_keeps_the_replies(
 
 @pytest.mark.slow
 def test_scorer_runs_as_many_programs_as_cores(
-    new_children: NewChildren,
-    bubblewrap: Bubblewrap,
-    monkeypatch: pytest.MonkeyPatch,
+    new_children: NewChildren, bubblewrap: Bubblewrap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scorers, "thread_count", lambda: 2)
     texts = (reply_with("f", 3), reply_with("f"), "I cannot.", reply_with("f").replace("7", "8"), reply_with("f"))

@@ -21,7 +21,6 @@ from cerebrum_cli.core.conversation import Conversation  # noqa: E402
 from cerebrum_cli.core.errors import PromptTooLong, UsageError  # noqa: E402
 from cerebrum_cli.core.events import FinishEvent, SequenceId, Timings  # noqa: E402
 from cerebrum_cli.core.settings import fold  # noqa: E402
-from cerebrum_cli.engine.llama.llama_backend import LlamaBackend  # noqa: E402
 from cerebrum_cli.engine.llama.load import open_llama  # noqa: E402
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions  # noqa: E402
 from cerebrum_cli.engine.step import StopFlag, TokenRow  # noqa: E402
@@ -40,7 +39,6 @@ CONTEXT = 512
 STORY = "Once upon a time there lived a fox who could count to a hundred and no further."
 TOLERANCE = 1e-3
 CHATML_PROMPT = "<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\n"
-RECOMMENDED = {"temperature": 1.0, "presence_penalty": 1.5}  # which no task is evaluated with
 OneResult = tuple[float, bool]
 
 
@@ -50,7 +48,8 @@ class Harness(CerebrumLM):
     def __init__(
         self, path: Path, format: str | None, ctx: int, add_bos_token: bool | None = None, **given: Any
     ) -> None:
-        settings = fold(RECOMMENDED, {"ctx": ctx, "threads": 1, "format": format}, given)
+        recommended = {"temperature": 1.0, "presence_penalty": 1.5}  # which no task is evaluated with
+        settings = fold(recommended, {"ctx": ctx, "threads": 1, "format": format}, given)
         context = ContextOptions(slots=8, batch_invariant=True)
         source = source_of(path, settings, context=context, raw=format is None)
         self.opened: list[Use] = []
@@ -103,20 +102,13 @@ def planned(model: Harness, prompts: Sequence[tuple[str, dict[str, Any]]]) -> li
     return [request for request in requests if isinstance(request, Continuation)]
 
 
-@contextmanager
-def plain_backend(path: Path) -> Iterator[LlamaBackend]:
-    """A model in F32 that evaluates one token at a time."""
+def plain_scores(path: Path, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[OneResult]:
+    """Log-likelihoods of tokens after a context by a model in F32, each text from its start, one token at a time."""
+    results = []
     sizes = InstalledModel("tiny", (path,)).sizes
     options = in_f32(LoadOptions(path, 2048, sizes, ContextOptions(CONTEXT, n_threads=1)))
     with closing(open_llama(options, lambda event: None, StopFlag())) as backend:
         backend.reserve(CONTEXT)
-        yield backend
-
-
-def plain_scores(path: Path, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[OneResult]:
-    """Log-likelihoods of tokens after a context, each text from its start."""
-    results = []
-    with plain_backend(path) as backend:
         for context, continuation in pairs:
             backend.context.clear(0)
             total, is_greedy = 0.0, True

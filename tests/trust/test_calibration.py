@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from math import nan
 from random import Random
-from typing import Any
 
 import cases
 import numpy
@@ -24,7 +23,6 @@ from cerebrum_cli.trust.calibration import (
     calibrate,
     parse_calibration,
 )
-from cerebrum_cli.trust.calibration_file import describe_mismatch
 from cerebrum_cli.trust.score_map import ScoreMap
 from cerebrum_cli.trust.shift import Shift, find_shift
 from cerebrum_cli.trust.threshold import ScoredRow
@@ -77,29 +75,7 @@ def test_threshold_decides(case: str, groups: list[tuple[float, int, int]], prob
     assert answers(*groups).threshold(0.05) == Threshold(0.05, CONFIDENCE, probability, share), case
 
 
-def test_threshold_needs_more_rows_for_more_confidence() -> None:
-    kinds = [type(answers((SURE, 50, 0)).threshold(0.05, confidence)) for confidence in (0.9, 0.95)]
-    assert kinds == [Threshold, Unreachable]
-
-
-@pytest.mark.parametrize(
-    ("groups", "problem"),
-    [
-        (
-            [(SURE, 30, 0)],
-            "with 45 labelled rows, the smallest error that can be promised is 8%; for 5%, label about 150 more",
-        ),
-        (
-            [(SURE, 300, 100), (EVEN, 300, 300)],
-            "with 1500 labelled rows, the smallest error that can be promised is 30%; "
-            "even the surest answers are too often wrong for 5%",
-        ),
-        (
-            [(SURE, 0, 100)],
-            "with 150 labelled rows, no error can be promised; even the surest answers are too often wrong for 5%",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("groups", "problem"), cases.rows("unreachable_errors"))
 def test_unreachable_names_the_smallest_error_and_the_rows_to_label(
     groups: list[tuple[float, int, int]], problem: str
 ) -> None:
@@ -145,10 +121,7 @@ def test_map_removes_a_bias_and_changes_answers() -> None:
 
 def test_map_is_none_where_probabilities_are_right() -> None:
     random = Random(2)
-    rows = []
-    for _ in range(400):
-        yes = random.random()
-        rows.append((yes, int(random.random() > yes)))
+    rows = [(yes, int(random.random() > yes)) for yes in (random.random() for _ in range(400))]
     assert decisions(rows).probabilities((0.3, 0.7)) == pytest.approx((0.3, 0.7))
 
 
@@ -174,23 +147,13 @@ def test_calibration_rejects_invalid_rows() -> None:
         decisions([])
 
 
-def test_mismatch_names_what_differs_but_not_another_name_of_the_same_file() -> None:
-    assert describe_mismatch(MADE_WITH, {**MADE_WITH, "model": "another name"}) == ""
-    other = {**MADE_WITH, "model": "large", "model file": "another", "letters": True}
-    assert describe_mismatch(MADE_WITH, other) == "model (tiny, now large) and letters (none, now on)"
-
-
-def change(value: Any, path: Sequence[str | int], new: object) -> None:
-    *folders, last = path
-    for name in folders:
-        value = value[name]
-    value[last] = new
-
-
 @pytest.mark.parametrize(("path", "new"), cases.rows("damaged_calibrations"))
 def test_damaged_calibration_is_one_error(path: list[str | int], new: object) -> None:
-    value = json.loads(to_json(decisions(biased_rows(30)).object))
-    change(value, path, new)
+    value = part = json.loads(to_json(decisions(biased_rows(30)).object))
+    *folders, last = path
+    for name in folders:
+        part = part[name]
+    part[last] = new
     with pytest.raises(UsageError, match=r"^refunds\.json: not a calibration \(") as error:
         parse_calibration(json.dumps(value), "refunds.json")
     assert "--calibrate" in str(error.value.hint)
