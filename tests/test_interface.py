@@ -3,20 +3,19 @@
 import asyncio
 import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command_line import ROOT, environment_of, start_python
 from installations import model_on
-from scripted_backend import ScriptedBackend
+from scripted_command import backend_for
 from server_kinds import LlamaServer
 from templates import chosen_format
 from vocabularies import open_vocabulary
 
 import cerebrum_cli
-from cerebrum_cli import Conversation, Model, Reply, open_model
+from cerebrum_cli import CerebrumError, Conversation, Model, Reply, open_model
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.errors import ModelNotFound, NoAnswer, PromptTooLong, UsageError
 from cerebrum_cli.core.events import RefusedEvent
@@ -27,10 +26,10 @@ from cerebrum_cli.replies.concurrent_rows import run_rows
 from cerebrum_cli.replies.interface import Question
 from cerebrum_cli.replies.majority_vote import Outcome, Row
 
-PAGES = ("docs/ask.md", "docs/batch.md", "docs/votes.md", "docs/decide.md")
-TEXT = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
-OPENING, *EXAMPLES = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
-LONG = 50_000  # tokens
+TEXT = "".join(
+    (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in ("ask", "batch", "votes", "decide")
+)
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
 SUM, ANSWER = "What is 12 plus 30?", "12 plus 30 makes 42. The answer is 42."
 
 
@@ -45,16 +44,8 @@ def runnable(example: str) -> str:
     return example.replace("qwen2.5-coder-1.5b", "nano").replace("cerebrum-7b", "nano")
 
 
-def test_library_page_begins_with_a_whole_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with environment_of({"HOME": str(tmp_path), "PATH": ""}):
-        exec(runnable(OPENING), {})
-    assert capsys.readouterr().out.strip()
-
-
 @pytest.mark.parametrize("beside_a_loop", [False, True])
-def test_library_examples_run_as_printed(
-    model: Model, beside_a_loop: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_library_examples_run_as_printed(model: Model, beside_a_loop: bool, capsys: pytest.CaptureFixture[str]) -> None:
     run = [each for each in EXAMPLES if "localhost" not in each and not (beside_a_loop and "asyncio.run" in each)]
 
     def run_examples() -> list[str]:
@@ -130,14 +121,11 @@ def test_library_checks_samples_with_programs(model: Model) -> None:
     assert {reply.program and reply.program.output for reply in vote.replies.values()} == {None}
 
 
-def test_library_refuses_votes_at_a_chosen_temperature_0(model: Model) -> None:
-    refused = pytest.raises(UsageError, match="a vote needs a temperature above 0")
+def test_library_refuses_votes_at_a_chosen_temperature_0() -> None:
     with open_model("nano", temperature=0) as cold:
-        with refused:
+        with pytest.raises(UsageError, match="a vote needs a temperature above 0"):
             cold.vote(SUM, 3)
         assert len(cold.vote(SUM, 2, temperature=0.5, max_tokens=1).replies) == 2
-    with refused:
-        model.vote(SUM, 3, temperature=0)
 
 
 def test_library_raises_for_an_answer_that_its_schema_does_not_accept(model: Model) -> None:
@@ -152,64 +140,51 @@ def test_library_raises_for_an_answer_that_its_schema_does_not_accept(model: Mod
     assert model.reply(SUM, schema={"const": 1}).text == "1"
 
 
-@pytest.mark.parametrize(
-    ("asked", "given", "problem"),
-    [
-        (SUM, {"temprature": 1}, "unknown setting 'temprature'"),
-        (SUM, {"temperature": "hot"}, "invalid temperature: 'hot'"),
-        (SUM, {"ctx": 512}, "ctx is set when a model is opened"),
-        (SUM, {"schema": {}, "grammar": "root"}, "schema and grammar"),
-        *((SUM, {"grammar": wrong}, "invalid grammar") for wrong in (5, ["root"], b"root")),
-        (None, {}, "messages has no messages"),
-        ([{"role": "system", "content": "Be brief."}], {}, "no question to answer"),
-    ],
-)
-def test_library_refuses_a_question(model: Model, asked: Any, given: dict[str, Any], problem: str) -> None:
-    with pytest.raises(UsageError, match=problem):
-        model.reply(asked, **given)
+REFUSED: list[tuple[Callable[[Model], object], type[CerebrumError], str]] = [
+    (lambda model: model.reply(SUM, temprature=1), UsageError, "unknown setting 'temprature'"),
+    (lambda model: model.reply(SUM, temperature="hot"), UsageError, "invalid temperature: 'hot'"),
+    (lambda model: model.reply(SUM, ctx=512), UsageError, "ctx is set when a model is opened"),
+    (lambda model: model.reply(SUM, schema={}, grammar="root"), UsageError, "schema and grammar"),
+    *((lambda model, no=no: model.reply(SUM, grammar=no), UsageError, "invalid grammar") for no in (5, ["root"], b"a")),
+    (lambda model: model.reply(None), UsageError, "messages has no messages"),  # type: ignore[arg-type]
+    (lambda model: model.reply([{"role": "system", "content": "S"}]), UsageError, "no question to answer"),
+    (lambda model: model.reply("x" * 100_000).wait(), PromptTooLong, "the prompt has "),
+    (lambda model: model.vote(SUM, 3, temperature=0), UsageError, "a vote needs a temperature above 0"),
+    (lambda model: list(model.replies([SUM], check="python")), UsageError, "programs check only votes"),
+    (lambda model: open_model("missing"), ModelNotFound, "missing"),
+    (lambda model: open_model("nano", foo=1), UsageError, "unknown setting 'foo'"),
+    (lambda model: open_model("nano", parallel=0), UsageError, "invalid parallel: 0"),
+]
+
+
+@pytest.mark.parametrize(("use", "error", "problem"), REFUSED)
+def test_library_refuses(
+    model: Model, use: Callable[[Model], object], error: type[CerebrumError], problem: str
+) -> None:
+    with pytest.raises(error, match=problem):
+        use(model)
     assert model.reply(Conversation(system_prompt="S").user(SUM)).text  # it still works
 
 
-def test_library_errors_are_the_packages_own(model: Model, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="programs check only votes"):
-        list(model.replies([SUM], check="python"))
-    with pytest.raises(PromptTooLong):
-        model.reply("x" * 100_000).wait()
-    with environment_of({"HOME": str(tmp_path), "PATH": ""}):
-        with pytest.raises(ModelNotFound):
-            open_model("missing")
-        with pytest.raises(UsageError, match="unknown setting 'foo'"):
-            open_model("nano", foo=1)
-        with pytest.raises(UsageError, match="invalid parallel: 0"):
-            open_model("nano", parallel=0)
-
-
 def test_library_lets_an_event_loop_run_on(model: Model) -> None:
+    async def read() -> str:
+        return "".join([piece async for piece in model.reply(SUM)])
+
     async def main() -> tuple[str, int]:
-        ticks = 0
-
-        async def tick() -> None:
-            nonlocal ticks
-            while True:
-                ticks += 1
-                await asyncio.sleep(0)
-
-        ticking = asyncio.create_task(tick())
-        pieces = [piece async for piece in model.reply(SUM)]
-        ticking.cancel()
-        return "".join(pieces), ticks
+        reading, ticks = asyncio.create_task(read()), 0
+        while not reading.done():
+            ticks += 1
+            await asyncio.sleep(0)
+        return reading.result(), ticks
 
     text, ticks = asyncio.run(main())
     assert text == ANSWER and ticks > 10
 
 
 def test_library_cancelled_task_ends_a_reply_that_still_reasons() -> None:
-    opening, prompts = b"[THINK]", set[int]()
-
-    def next_token(held: Sequence[int], seed: int) -> int:
-        prompts.add(len(held))
-        place = len(held) - min(prompts)
-        return opening[place] if place < len(opening) else ord("t")
+    async def read(reply: Reply) -> None:
+        async for _ in reply:
+            pass
 
     async def read_in_part(reply: Reply) -> None:
         task = asyncio.create_task(read(reply))
@@ -218,17 +193,13 @@ def test_library_cancelled_task_ends_a_reply_that_still_reasons() -> None:
         task.cancel()
         await task
 
-    async def read(reply: Reply) -> None:
-        async for _ in reply:
-            pass
-
-    engine = LocalEngine(ScriptedBackend(next_token, context_size=LONG).open)
-    with model_on(engine, chosen_format("chatml")) as model:
+    backend = backend_for({"reply": "[THINK]" + "t" * 50_000}, 1)
+    with model_on(LocalEngine(backend.open), chosen_format("chatml")) as model:
         reply = model.reply(SUM, loop_check=False)
         with pytest.raises(asyncio.CancelledError):
             asyncio.run(read_in_part(reply))
         assert (reply.finish_reason, reply.text) == ("cancelled", "")
-        assert 0 < len(reply.sampled) < LONG / 2
+        assert 0 < len(reply.sampled) < 25_000
 
 
 INTERRUPTED = """

@@ -109,8 +109,6 @@ def test_undo_keeps_the_turn_in_the_tree_and_its_prefix_evaluated(chat: Chat, st
     assert finish(chat.send("Two?")).cached_tokens >= len(prompt("One?") + " First.")
     assert len(children(store, chat.tree.messages[1].id)) == 2
     assert [chat.tree.undo() for _ in range(2)] == ["Two?", "One?"]
-    with pytest.raises(SessionError, match="no question yet"):
-        chat.tree.undo()
     assert chat.conversation.messages == ()
 
 
@@ -123,8 +121,6 @@ def test_redo_restores_undone_turns_one_by_one(chat: Chat) -> None:
     with pytest.raises(PromptTooLong):
         ask(chat, "x" * 5000)
     assert chat.tree.redo() == "Three?"
-    with pytest.raises(SessionError, match="nothing to redo"):
-        chat.tree.redo()
     chat.tree.undo()
     chat.switch_session(chat.tree.session)  # as after a restart
     assert (chat.tree.redo(), contents(chat)) == ("Three?", whole)
@@ -138,9 +134,6 @@ def test_retry_keeps_the_previous_reply_in_the_tree(chat: Chat, store: Store) ->
     versions = [before, chat.tree.require_reply()]
     assert [reply.metadata.params and reply.metadata.params["temperature"] for reply in versions] == [0, 0.5]
     assert children(store, versions[0].parent) == ["First.", "First."]
-    chat.tree.undo()
-    with pytest.raises(SessionError, match="no question yet"):
-        list(chat.retry())
 
 
 def test_continue_extends_a_truncated_reply(endless_chat: Chat) -> None:
@@ -185,20 +178,6 @@ def test_continue_keeps_the_calls_of_a_truncated_reply(start_chat: Start, store:
     assert chat.tree.require_reply().message == replace(called, content="xxxx", tokens=tuple(b"xxxx"))
     list(chat.retry())
     assert chat.tree.require_reply().message.rounds == ()
-
-
-def test_continue_refuses_a_complete_reply_and_one_that_does_not_fit(chat: Chat, endless_chat: Chat) -> None:
-    with pytest.raises(SessionError, match="no reply yet"):
-        list(chat.continue_reply())
-    ask(chat, "One?")
-    with pytest.raises(SessionError, match="the reply is complete"):
-        list(chat.continue_reply())
-    assert contents(chat) == ["One?", "First."]
-    ask(endless_chat, "One?")
-    before = contents(endless_chat)
-    with pytest.raises(SessionError, match="the reply fills the context of 500 tokens, the largest"):
-        list(endless_chat.continue_reply())
-    assert contents(endless_chat) == before
 
 
 def test_continue_completes_a_character_split_between_tokens(start_chat: Start) -> None:

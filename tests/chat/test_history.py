@@ -31,9 +31,8 @@ from cerebrum_cli.main import run
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.terminal.streams import Streams
 
-ONLY = SequenceId(0)
 TIMINGS = Timings(load_s=1.0, prefill_s=0.5, ttft_s=0.75, decode_s=0.3, prefill_tokens=16, decode_steps=1)
-FINISH = FinishEvent(ONLY, "stop", 20, 4, 2, seed=2**32 - 2, context_size=256, timings=TIMINGS)
+FINISH = FinishEvent(SequenceId(0), "stop", 20, 4, 2, seed=2**32 - 2, context_size=256, timings=TIMINGS)
 
 
 def finished(text: str, reasoning: str | None, tokens: tuple[int, ...], finish: FinishEvent = FINISH) -> Reply:
@@ -149,16 +148,11 @@ def test_session_defaults_apply_to_the_same_file_by_any_path(
         assert session.add_defaults({"model": reference}) == {"model": reference}
 
 
-def test_record_keeps_the_reasoning_of_given_messages(history: History) -> None:
+def test_record_keeps_given_reasoning_and_omits_the_tokens_of_a_reply_ended_by_a_stop_string(history: History) -> None:
     given = SUM.assistant("Four.", None, "2 and 2").user("And 3 + 3?")
-    session = history.record(None, given, SIX, LOADED, SETTINGS)
-    assert history.conversation(session, MODEL) == given.assistant("Six.", (9,))
-
-
-def test_record_omits_the_tokens_of_a_reply_ended_by_a_stop_string(history: History) -> None:
-    reply = finished("Four", None, (5, 6, 7), FINISH._replace(by_stop_string=True))
-    session = history.record(None, SUM, reply, LOADED, SETTINGS)
-    assert read_back(history, session) == SUM.assistant("Four")
+    stopped = finished("Six", None, (5, 6, 7), FINISH._replace(by_stop_string=True))
+    for reply, expected in ((SIX, given.assistant("Six.", (9,))), (stopped, given.assistant("Six"))):
+        assert history.conversation(history.record(None, given, reply, LOADED, SETTINGS), MODEL) == expected
 
 
 # Locks: one process at a time holds a session; `test_locks.py` has how a lock ends.
@@ -260,25 +254,17 @@ ROUNDS = (
 )
 
 
-@pytest.fixture
-def called(store: Store) -> Session:
-    """A session with a reply that calls functions, and one that also ends with calls."""
+def test_calls_of_functions_survive_an_export_and_are_fenced_whatever_they_contain(store: Store) -> None:
     dry = Message("assistant", "Dry.", rounds=ROUNDS, reasoning="So.")
     nothing = Message("assistant", "", rounds=ROUNDS[1:])
-    return create_session(store, (dry, ReplyMetadata()), (nothing, ReplyMetadata(finish_reason="cancelled")))
-
-
-def test_calls_of_functions_survive_an_export(store: Store, called: Session) -> None:
-    messages = json.loads(archived(store, called).json)["messages"]
+    session = create_session(store, (dry, ReplyMetadata()), (nothing, ReplyMetadata(finish_reason="cancelled")))
+    messages = json.loads(archived(store, session).json)["messages"]
     assert [message["role"] for message in messages[:4]] == ["user", "assistant", "tool", "tool"]
     assert json.loads(messages[1]["tool_calls"][0]["function"]["arguments"]) == WEATHER.arguments
     assert messages[3]["tool_call_id"] == messages[1]["tool_calls"][1]["id"]
     read_back = conversation_from_messages(messages, "talk.json", is_request=False)
-    assert list(read_back.messages) == [stored.message for stored in store.messages(called)]
-
-
-def test_markdown_fences_calls_whatever_they_contain(store: Store, called: Session) -> None:
-    text = archived(store, called).markdown
+    assert list(read_back.messages) == [stored.message for stored in store.messages(session)]
+    text = archived(store, session).markdown
     weather = """````\nweather(city='Tromsø "N"', days=[1, {'a': None}])\n-> Dry.\n```\n````"""
     reply = f"## Assistant\n\n{weather}\n\n```\nnow()\n->\n```\n\nLet me see.\n\n"
     assert f"{reply}```\npython(code='print(1)\\n')\n-> 1\n```\n\nDry.\n\n## User" in text

@@ -3,10 +3,12 @@
 import contextlib
 import sqlite3
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cases import rows
 from command_line import start_python
 from disks import full_disk
 
@@ -44,20 +46,21 @@ def search_results(sessions: Store, text: str) -> list[tuple[str, str]]:
     return [(hit.session.name, hit.message.message.content) for hit in sessions.search(text)]
 
 
-def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
+def selected(path: Path, query: str) -> list[tuple[Any, ...]]:
     with contextlib.closing(sqlite3.connect(path)) as database:
         return database.execute(query).fetchall()
+
+
+def change(path: Path, statements: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.executescript(statements)
 
 
 @pytest.mark.parametrize("name", ["", " a", "a\nb", "\x1b[2J", "a"], ids=repr)
 def test_store_refuses_unprintable_names_and_names_in_use(sessions: Store, name: str) -> None:
     session, other = sessions.create("a", "chat"), sessions.create("b", "chat")
     problem = "session 'a' already exists" if name == "a" else f"invalid session name: {name!r}"
-    attempts: tuple[Callable[[], object], ...] = (
-        lambda: sessions.create(name, "chat"),
-        lambda: sessions.update_session(other, name=name),
-    )
-    for attempt in attempts:
+    for attempt in (partial(sessions.create, name, "chat"), partial(sessions.update_session, other, name=name)):
         with pytest.raises(SessionError) as caught:
             attempt()
         assert caught.value.message == problem
@@ -97,15 +100,12 @@ METADATA = ReplyMetadata(
 )
 
 
-EMPTY = ReplyMetadata(finish_reason="cancelled", params={}, timings={}, seed=0)
-
-
 @pytest.mark.parametrize(
     ("message", "metadata"),
     [
         (Message("user", "Hello"), ReplyMetadata()),
         (Message("assistant", "Four.", (1, 2, 128_255, 2**31 - 1, 0), reasoning="2 und 2 — 四 😀"), METADATA),
-        (Message("assistant", "", (), reasoning=""), EMPTY),
+        (Message("assistant", "", (), reasoning=""), ReplyMetadata("cancelled", params={}, timings={}, seed=0)),
         (Message("user", " \r\n\t ä é 日本語 😀👩‍👩‍👧 \u2028\ufeff\U0010ffff\x01 "), ReplyMetadata()),
         (Message("assistant", "a" * 2**20, tuple(range(2**18))), METADATA),
     ],
@@ -129,7 +129,7 @@ def test_remove_deletes_all_messages_of_a_session(sessions: Store, path: Path) -
     assert (sessions.find("a"), texts(sessions.messages(other))) == (None, ["one"])
     assert search_results(sessions, "one") == [("b", "one")]
     assert (sessions.remove(other), sessions.summaries()) == (1, [])
-    assert rows(path, "SELECT count(*) FROM messages") == [(0,)]
+    assert selected(path, "SELECT count(*) FROM messages") == [(0,)]
 
 
 def stored_bytes(path: Path) -> bytes:
@@ -151,7 +151,7 @@ def test_vacuum_erases_removed_text_from_the_file(sessions: Store, path: Path) -
         assert [word for word in words if word in stored_bytes(path)] == []
         assert search_results(other, "okapi") == [("kept", "an okapi")]
         assert texts(other.messages(kept)) == ["an okapi"]
-    assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+    assert selected(path, "PRAGMA integrity_check") == [("ok",)]
 
 
 def test_removed_session_cannot_be_changed(sessions: Store, path: Path) -> None:
@@ -167,7 +167,7 @@ def test_removed_session_cannot_be_changed(sessions: Store, path: Path) -> None:
         with pytest.raises(SessionError) as caught:
             change()
         assert "FOREIGN KEY" not in caught.value.message
-    assert rows(path, "SELECT content FROM messages") == []
+    assert selected(path, "SELECT content FROM messages") == []
 
 
 # Search.
@@ -211,7 +211,7 @@ def test_search_finds_messages_on_other_branches(sessions: Store) -> None:
 def test_database_has_no_log_that_its_readers_share(sessions: Store, path: Path) -> None:
     """A write-ahead log needs memory that all readers share, which machines with one file system do not have."""
     add_texts(sessions, sessions.create("a", "chat"), "Why?")
-    assert rows(path, "PRAGMA journal_mode") == [("delete",)]
+    assert selected(path, "PRAGMA journal_mode") == [("delete",)]
 
 
 def test_file_system_without_locks_is_unwritable(path: Path) -> None:
@@ -269,7 +269,7 @@ def test_concurrent_writers_lose_nothing(path: Path) -> None:
     assert [writer.returncode for writer in writers] == [0] * 4
     with contextlib.closing(Store(path)) as sessions:
         stored = {each.session.name: texts(sessions.messages(each.session)) for each in sessions.summaries()}
-    assert rows(path, "PRAGMA user_version") == [(6,)]
+    assert selected(path, "PRAGMA user_version") == [(6,)]
     assert stored == {
         f"{writer}-{number}": [f"question {writer} {number}", f"answer {writer} {number}"]
         for writer in range(4)
@@ -293,7 +293,7 @@ def test_killed_process_leaves_every_committed_message(path: Path) -> None:
         assert committed <= len(numbers) <= committed + 1  # killed before it could print
         assert search_results(sessions, "0")[:1]
         add_texts(sessions, session, "continued")
-    assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+    assert selected(path, "PRAGMA integrity_check") == [("ok",)]
 
 
 # Unusable databases.
@@ -331,9 +331,7 @@ def test_damaged_database_is_reported_and_never_overwritten(path: Path) -> None:
 @pytest.mark.parametrize("version", [4, 99])
 def test_database_of_another_version_is_left_unchanged(path: Path, version: int) -> None:
     path.parent.mkdir()
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        database.execute("CREATE TABLE sessions (something TEXT)")
-        database.execute(f"PRAGMA user_version = {version}")
+    change(path, f"CREATE TABLE sessions (something TEXT); PRAGMA user_version = {version}")
     before = path.read_bytes()
     hint = "use that version, or move the file elsewhere; a new one will be created"
     for error in errors_of(path):
@@ -348,25 +346,11 @@ def test_full_disk_is_reported(path: Path) -> None:
             assert error.hint.startswith("free disk space")
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "UPDATE messages SET content = x'ff'",
-        "UPDATE messages SET created = 1e18",
-        "UPDATE messages SET params = '[1]'",
-        'UPDATE messages SET rounds = \'[{"calls": [], "content": 5, "reasoning": null, "tokens": null}]\'',
-        "UPDATE messages SET tokens = 'text'",
-        "UPDATE sessions SET model = x'00'",
-        "UPDATE sessions SET params = '\"text\"'",
-        "UPDATE sessions SET leaf = 'text'",
-    ],
-)
-def test_values_of_another_type_are_damage(path: Path, damage: str) -> None:
+@pytest.mark.parametrize(("what", "damage"), rows("damaged_sessions"))
+def test_values_of_another_type_are_damage(path: Path, what: str, damage: str) -> None:
     with contextlib.closing(Store(path)) as sessions:
         add_texts(sessions, sessions.create("a", "chat"), "one", "two")
-        with contextlib.closing(sqlite3.connect(path)) as database:
-            database.execute(damage)
-            database.commit()
+        change(path, damage)
         with pytest.raises(SessionError, match=r"is damaged: (malformed (message|session) \d|Could not decode)"):
             for summary in sessions.summaries():
                 sessions.messages(summary.session)
@@ -375,10 +359,7 @@ def test_values_of_another_type_are_damage(path: Path, damage: str) -> None:
 def test_messages_in_a_cycle_end(path: Path) -> None:
     with contextlib.closing(Store(path)) as sessions:
         session = add_texts(sessions, sessions.create("a", "chat"), "one", "two", "three", "four")
-        with contextlib.closing(sqlite3.connect(path)) as database:
-            database.execute("UPDATE messages SET parent = 4 WHERE id = 3")
-            database.execute("UPDATE messages SET parent = 1 WHERE id = 1")
-            database.commit()
+        change(path, "UPDATE messages SET parent = 4 WHERE id = 3; UPDATE messages SET parent = 1 WHERE id = 1")
         for leaf in (None, 1, 2, 3, 4):
             at = sessions.move(session, leaf)
             sessions.undone(at)

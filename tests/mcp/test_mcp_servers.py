@@ -37,36 +37,18 @@ def run(tool: Tool, given: str = "") -> str:
 # Calls.
 
 
-RESULTS = {
-    "structured": '{"a": 1}',
-    "fails": "the call failed: no such city",
-    "asking": "[None, 'List roots not supported']",
-    "noisy": "heard",
-    "kinds": "\n".join(
-        (
-            "one\ufffd",
-            "[image, image/png, 3,000 bytes: left out, since it is no text]",
-            "[audio, audio/wav, 3 bytes: left out, since it is no text]",
-            "[link: file:///a]",
-            "embedded",
-            "[resource, file:///a: left out, since it is no text]",
-        )
-    ),
-}
-
-
 def test_functions_are_listed_page_by_page_and_their_results_are_text(mcp_user: McpUser) -> None:
-    tools = find(mcp_user)
+    tools, results = find(mcp_user), rows("mcp_results")
     assert [*tools] == [*mcp_stand_in.CALLS]
     assert all(tool.asks for tool in tools.values())
     assert tools["echo"].spec.description == "Do echo."
     assert tools["echo"].spec.parameters == {**mcp_stand_in.TEXTS, "required": []}
-    assert {name: run(tools[name]) for name in RESULTS} == RESULTS
+    assert {name: run(tools[name]) for name in results} == results
     assert run(tools["nonsense"]).startswith("the call failed: its server sent an invalid answer: ")
     assert run(tools["echo"], "ä\n€") == "ä\n€"
     assert run(tools["huge"], "1000000") == "x" * 1_000_000
     assert run(tools["echo"], "y" * 1_000_000) == "y" * 1_000_000
-    assert run(tools["counted"]) == str(len(RESULTS) + 5)  # all in one process
+    assert run(tools["counted"]) == str(len(results) + 5)  # all in one process
 
 
 def test_crash_is_a_result_and_the_next_call_starts_the_server_again(mcp_user: McpUser) -> None:
@@ -77,6 +59,8 @@ def test_crash_is_a_result_and_the_next_call_starts_the_server_again(mcp_user: M
     assert run(tools["crash"]) == f"{ended}: exit code 3: ValueError: \x1b[2Jno luck{again}"
     assert run(tools["counted"]) == "1"
     assert run(tools["closes"]) == f"{ended}: it closed its output{again}"
+    assert "it sent a message of more than 16,777,216 bytes" in run(tools["endless_line"])
+    assert run(tools["echo"], "again") == "again"
 
 
 def test_server_that_ended_between_calls_starts_again(new_children: NewChildren, mcp_user: McpUser) -> None:
@@ -90,12 +74,6 @@ def test_late_answer_is_not_that_of_another_call(mcp_user: McpUser) -> None:
     tools = find(mcp_user, timeout=3)  # in which the stand-in must start, too
     assert run(tools["silent"]) == "the call failed: its server gave no answer within 3 s"
     assert [run(tools["echo"], word) for word in ("one", "two")] == ["one", "two"]
-
-
-def test_endless_message_ends_the_server(mcp_user: McpUser) -> None:
-    tools = find(mcp_user)
-    assert "it sent a message of more than 16,777,216 bytes" in run(tools["endless_line"])
-    assert run(tools["echo"], "again") == "again"
 
 
 def test_server_that_cannot_start_again_is_a_result(mcp_user: McpUser, tmp_path: Path) -> None:
@@ -140,28 +118,13 @@ def test_ctrl_c_interrupts_a_call_but_not_the_server(
 
 # Starts.
 
-STARTED, PING = [sys.executable, STAND_IN], '{"jsonrpc": "2.0", "id": 1, "method": "ping"}'
 
-
-@pytest.mark.parametrize(
-    ("words", "timeout", "problem"),
-    [
-        ([*STARTED, "exits"], 20, r"ended: exit code 3: ValueError: \x1b\[2Jno luck"),
-        ([*STARTED, "dumb"], 0.5, "gave no answer within 0.5 s"),
-        ([*STARTED, "slow", "60"], 0.5, "gave no answer within 0.5 s"),
-        (["yes", "This is no MCP."], 1, "gave no answer within 1 s"),
-        (["yes", PING], 1, "gave no answer within 1 s"),
-        ([*STARTED, "refuses"], 20, "answered with an error: Unsupported protocol version"),
-        ([*STARTED, "version", "1.0"], 20, "sent an invalid answer: Unsupported protocol version"),
-        ([*STARTED, "no list"], 20, "sent an invalid answer: "),
-        ([*STARTED, "none"], 20, "has no functions that a model can call"),
-        (["sh", "-c", "exec >&-; exec yes >&2"], 20, "ended: it closed its output: y"),
-    ],
-)
+@pytest.mark.parametrize(("what", "words", "timeout", "problem"), rows("unusable_servers"))
 def test_server_that_cannot_be_used_is_an_error(
-    mcp_user: McpUser, words: list[str], timeout: float, problem: str
+    mcp_user: McpUser, what: str, words: list[str], timeout: float, problem: str
 ) -> None:
-    mcp_user.configure("server", command=words[0], args=words[1:], timeout=timeout)
+    command, *args = [sys.executable, STAND_IN, *words[1:]] if words[0] == "stand-in" else words
+    mcp_user.configure("server", command=command, args=args, timeout=timeout)
     with pytest.raises(UsageError, match=f"the MCP server server {problem}") as error:
         mcp_user.functions("server")
     assert error.value.hint
@@ -195,15 +158,10 @@ def test_server_that_is_unusual_can_be_used(
     assert (run(tools["noisy"]), run(tools["counted"])) == ("heard", "2")
 
 
-def test_digest_covers_variables(mcp_user: McpUser) -> None:
-    for name, value in (("one", "a"), ("two", "b")):
-        mcp_user.configure(name, command=sys.executable, args=[STAND_IN], env={"TOKEN": value})
-    assert len({tool.digest for name in ("one", "two") for tool in mcp_user.functions(name).values()}) == 2
-
-
-def test_command_does_not_replace_a_table_of_its_name(mcp_user: McpUser) -> None:
-    mcp_user.configure("time", command=sys.executable, args=[STAND_IN])
-    assert mcp_user.functions("time", "time")
+def test_digest_covers_variables_and_a_command_replaces_no_table_of_its_name(mcp_user: McpUser) -> None:
+    for name in ("time", "two"):
+        mcp_user.configure(name, command=sys.executable, args=[STAND_IN], env={"TOKEN": name})
+    assert len({tool.digest for name in ("time", "two") for tool in mcp_user.functions(name, "time").values()}) == 2
 
 
 def test_long_description_is_cut(mcp_user: McpUser) -> None:

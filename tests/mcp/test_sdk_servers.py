@@ -146,54 +146,32 @@ def test_url_that_is_no_server_is_an_error(
     assert url in error.value.message and error.value.hint
 
 
-# Servers of the package index, as users have them: time, fetch from a page on this machine, and git, with a state.
-
-
-ZONES = {"Asia/Tokyo": "21:00", "Asia/Dubai": "16:00", "America/Lima": "07:00"}  # and their time at 12:00 UTC
+# Servers of the package index, as users have them.
 
 
 def call(name: str, **arguments: Any) -> str:
     return json.dumps({"name": name, "arguments": arguments})
 
 
-def results(user: McpUser, rows: dict[str, str], server: str) -> list[str]:
-    """Results of the calls that a model makes in its answer to the first of the rows."""
-    words = ("ask", "-y", "--json", "--mcp", f"{PYTHON} -m {server}", next(iter(rows)))
-    done = user.run({**rows, "": "Done."}, *words)
-    assert done.code == 0, done.err
-    return [made["result"] for made in done.object["calls"]]
-
-
-def test_time_of_each_row(mcp_user: McpUser) -> None:
-    source = mcp_user.home / "in.txt"
-    source.write_text("".join(f"{zone}?\n" for zone in [*ZONES, "Mars"]))
-    utc = {"source_timezone": "Etc/UTC", "time": "12:00"}
-    rows = {f"{zone}?": call("convert_time", target_timezone=zone, **utc) for zone in (*ZONES, "Mars")}
-    done = mcp_user.run(
-        {**rows, "": "Done."}, "batch", source, "-o", "-", "--mcp", f"{PYTHON} -m mcp_server_time", "-y"
-    )
-    assert done.code == 0, done.err
-    *known, unknown = [json.loads(line)["calls"][0]["result"] for line in done.out.splitlines()]
-    targets = [json.loads(result)["target"] for result in known]
-    assert {target["timezone"]: target["datetime"][11:16] for target in targets} == ZONES
-    assert unknown.startswith("the call failed: ") and "Mars" in unknown
-
-
-def test_fetch_of_a_page_on_this_machine(mcp_user: McpUser, pages: Loopback) -> None:
-    asked = call("fetch", url=address(pages, "page"), raw=True)
-    [fetched] = results(mcp_user, {"Tides?": asked}, "mcp_server_fetch --allow-private-ips")
-    assert "High at noon." in fetched
-
-
-def test_git_keeps_what_an_earlier_call_did(mcp_user: McpUser) -> None:
+def test_servers_of_the_package_index_run_calls_in_order(mcp_user: McpUser, pages: Loopback) -> None:
     path = str(mcp_user.home / "repository")
     subprocess.run(["git", "init", "-q", "-b", "main", path], check=True)
     name = ("-c", "user.name=A", "-c", "user.email=a@localhost")
     subprocess.run(["git", "-C", path, *name, "commit", "-q", "--allow-empty", "-m", "First"], check=True)
-    rows = {
-        "Branches?": call("git_create_branch", repo_path=path, branch_name="topic"),
-        "from 'main'": call("git_branch", repo_path=path, branch_type="local"),
-    }
-    created, listed = results(mcp_user, rows, f"mcp_server_git --repository {path}")
+    noon = {"source_timezone": "Etc/UTC", "time": "12:00"}
+    calls = (
+        *(call("convert_time", target_timezone=zone, **noon) for zone in ("Asia/Tokyo", "Mars")),
+        call("fetch", url=address(pages, "page"), raw=True),
+        call("git_create_branch", repo_path=path, branch_name="topic"),
+        call("git_branch", repo_path=path, branch_type="local"),
+    )
+    servers = ("mcp_server_time", "mcp_server_fetch --allow-private-ips", f"mcp_server_git --repository {path}")
+    options = [word for server in servers for word in ("--mcp", f"{PYTHON} -m {server}")]
+    done = mcp_user.run({"All?": "\n".join(calls), "": "Done."}, "ask", "-y", "--json", *options, "All?")
+    assert done.code == 0, done.err
+    tokyo, mars, page, created, listed = (made["result"] for made in done.object["calls"])
+    assert json.loads(tokyo)["target"]["datetime"][11:16] == "21:00"
+    assert mars.startswith("the call failed: ") and "Mars" in mars
+    assert "High at noon." in page
     assert created == "Created branch 'topic' from 'main'"
     assert listed.split() == ["*", "main", "topic"]
