@@ -56,18 +56,11 @@ os.environ["TERM"] = "xterm-256color"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def same_cases() -> Iterator[None]:
-    """Leave constants of the modules that a process has imported so far out of the cases of Hypothesis."""
+def same_and_quick() -> Iterator[None]:
+    """Each process has the same cases of Hypothesis, and its commands parse the catalog once and measure few bytes."""
     with pytest.MonkeyPatch.context() as patch:
-        if settings.get_current_profile_name() == "test":
+        if settings.get_current_profile_name() == "test":  # without constants of the modules imported so far
             patch.setattr(providers, "_get_local_constants", Constants, raising=False)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_commands() -> Iterator[None]:
-    """Commands in this process parse the catalog once, and measure the memory's speed with few bytes."""
-    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(catalogue_file, "parse_toml", cache(parse_toml))
         patch.setattr(machine, "READ_BYTES", 2**20)
         yield

@@ -430,15 +430,6 @@ def test_chat_on_a_full_disk_generates_nothing(start_chat: Start, tmp_path: Path
     assert ask(chat, "One?") == ["First."]
 
 
-def test_chat_without_a_database_has_all_it_needs(start_chat: Start) -> None:
-    chat = start_chat(model(), store=Store(None))
-    with full_disk():
-        assert ask(chat, "One?", "Two?") == ["First.", "Second."]
-        assert chat.tree.undo() == "Two?"
-        chat.tree.rename("mine")
-    assert contents(chat) == ["One?", "First."]
-
-
 def test_chat_shows_a_reply_that_cannot_be_saved(start_chat: Start, tmp_path: Path) -> None:
     chat = start_chat(model(), store=Store(tmp_path / "sessions.db"))
     ask(chat, "One?")

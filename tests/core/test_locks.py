@@ -23,8 +23,6 @@ from cerebrum_cli.core.files import (
 
 BUSY = CerebrumError("another process is writing it", "wait for it")
 
-BeforeLock = Callable[[Callable[[], object]], None]
-
 HOLD = """
 import sys
 from pathlib import Path
@@ -45,20 +43,15 @@ while True:
 """
 
 
-@pytest.fixture
-def before_lock(monkeypatch: pytest.MonkeyPatch) -> BeforeLock:
-    """Run an action once, between opening a file and locking it."""
-    flock = fcntl.flock
+def act_before_lock(patch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Act once, between the opening of a file and its lock."""
 
-    def set_up(act: Callable[[], object]) -> None:
-        def act_and_lock(descriptor: int, operation: int) -> None:
-            monkeypatch.setattr(fcntl, "flock", flock)
-            act()
-            flock(descriptor, operation)
+    def act_and_lock(descriptor: int, operation: int) -> None:
+        patch.undo()
+        act()
+        fcntl.flock(descriptor, operation)
 
-        monkeypatch.setattr(fcntl, "flock", act_and_lock)
-
-    return set_up
+    patch.setattr(fcntl, "flock", act_and_lock)
 
 
 def names(directory: Path) -> list[str]:
@@ -100,25 +93,25 @@ def test_lock_waits_and_reports_that_it_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_renamed", [True, False])
 def test_lock_of_a_file_that_was_removed_meanwhile_is_of_a_new_one(
-    tmp_path: Path, before_lock: BeforeLock, is_renamed: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_renamed: bool
 ) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"of the last holder")
-    before_lock(lambda: path.rename(tmp_path / "complete") if is_renamed else path.unlink())
+    act_before_lock(monkeypatch, lambda: path.rename(tmp_path / "complete") if is_renamed else path.unlink())
     with lock_file(path, BUSY) as file:
         file.write(b"mine")
         assert path.read_bytes() == b"mine"
     assert names(tmp_path) == (["complete", "file"] if is_renamed else ["file"])
 
 
-def test_lock_that_another_process_takes_first_is_refused(tmp_path: Path, before_lock: BeforeLock) -> None:
+def test_lock_that_another_process_takes_first_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, others = tmp_path / "file", contextlib.ExitStack()
 
     def replace() -> None:
         path.unlink()
         others.enter_context(lock_file(path, BUSY))
 
-    before_lock(replace)
+    act_before_lock(monkeypatch, replace)
     with others, pytest.raises(CerebrumError, match="another process"):
         lock_file(path, BUSY)
 

@@ -57,12 +57,6 @@ def test_ask_starts_servers_of_commands_and_of_the_configuration(mcp_user: McpUs
     assert ask(mcp_user, "--tool", "stand.counted", "-y", "a?").out == f"{call('echo', 'heard a')}\n"
 
 
-def test_functions_of_servers_need_a_terminal_or_agreement(mcp_user: McpUser) -> None:
-    done = ask(mcp_user, "--mcp", COMMAND, "a?")
-    assert_error(done, 2, "no terminal to confirm calls of echo", "add -y to run functions without asking")
-    assert_error(batch(mcp_user, "--mcp", COMMAND), 2, "this command cannot ask before calls of echo")
-
-
 def test_servers_need_the_sdk(mcp_user: McpUser, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("mcp_server", "mcp_connection", "server_process"):
         monkeypatch.delitem(sys.modules, f"cerebrum_cli.mcp.{name}", raising=False)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from command_line import ROOT
 from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")]
@@ -88,16 +89,7 @@ def open_window(directory: Path, columns: int) -> Iterator[Window]:
         window.tmux("kill-server")
 
 
-def words(count: int, begin: str) -> str:
-    return " ".join(f"{begin}{number:03}" for number in range(count))
-
-
-PROSE = f"{words(60, 'a')}\n\n{words(60, 'b')}\n\n"
-WIDE = f"# Kopf\n\n{words(20, 'w')} {' '.join(f'日本{n:02}語' for n in range(30))} {words(9, 'x')}\n\n"
-LIST = "".join(f"- {words(14, f'l{item}i')}\n  - {words(9, f'm{item}i')}\n" for item in range(5)) + "\n"
-CODE = "```python\n" + "".join(f"c{line:02} = 'd{line:02}'  # e{line:02}\n" for line in range(24)) + "```\n\n"
-TABLE = "| t00 | u00 |\n|---|---|\n" + "".join(f"| t{row:02} | u{row:02} v{row:02} |\n" for row in range(1, 9)) + "\n"
-TEXT = PROSE + LIST + CODE + WIDE + TABLE + "end"
+TEXT = (ROOT / "tests" / "data" / "resized_reply.md").read_text(encoding="utf-8")
 WORD = re.compile(r"[a-z]\d*i?\d+|日本\d+語|Kopf|end")
 
 

@@ -130,14 +130,3 @@ def test_pipes_have_styles_only_with_force_color(
     assert not re.search(r"\x1b\[[^m]*[^m\d;]", done.out), "nothing is erased"
     assert strip_controls(done.out).count("Title") == strip_controls(done.out).count("2. two") == 1
     assert bool(COLOR.search(done.out)) == bool(COLOR.search(failed.err)) == (shown == "colors")
-
-
-# What a test says that waits in vain for the program of a `Person`.
-
-
-@pytest.mark.parametrize(("ending", "code"), [("exit 3", 3), ("kill -9 $$", 137)])
-def test_person_shows_the_screen_of_a_program_that_ends(open_terminal: OpenTerminal, ending: str, code: int) -> None:
-    person = open_terminal("sh", "-c", f"echo no luck; echo on line 2; {ending}")
-    problem = f"the program ended with exit code {code} before it showed 'luck at last'; its screen:"
-    with pytest.raises(AssertionError, match=f"^{problem}\nno luck\non line 2$"):
-        person.wait_for("luck at last")
