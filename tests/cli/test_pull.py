@@ -113,7 +113,7 @@ def test_pull_sends_the_token_to_the_hub_only(hub_user: HubUser, chatml_model: P
         hub_user.pull("owner/own")
     requests = hub_user.hub.log.requests()
     assert {each.token for each in requests if each.part != "cdn"} == {READER}
-    assert {each.authorization for each in requests if each.part == "cdn"} == {None}
+    assert {each.token for each in requests if each.part == "cdn"} == {None}
 
 
 @pytest.mark.slow

@@ -70,13 +70,6 @@ def test_catalogue_rows_recommend_whole_samplings() -> None:
         assert "think" in spec.settings or not (spec.thinking or spec.no_thinking)
 
 
-@pytest.mark.parametrize(
-    "name", ["SmolLM3-MyFinetune.gguf", "gpt-oss-20b-abliterated.gguf", "SmolLM3-Q4_K_M-tuned.gguf"]
-)
-def test_file_named_like_a_row_is_no_model_of_the_catalogue(name: str) -> None:
-    assert not [spec.name for spec in PACKAGED.values() if spec.matches(name)]
-
-
 def row(directory: Path, name: str, text: str) -> ModelSpec:
     (directory / "models.toml").write_text(text, encoding="utf-8")
     specs = load_catalogue([CATALOGUE, directory / "missing.toml", directory / "models.toml"])

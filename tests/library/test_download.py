@@ -22,12 +22,11 @@ from hub_server import ENTRY_NOT_FOUND, FORBIDDEN, SERVER_ERROR, Fault, Request
 from hub_user import HubUser, RecordedProgress, cleaned
 from waiting import assert_returns, wait_until
 
-from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.library import hub_requests, partial_file
 from cerebrum_cli.library.cache import Cache, CachePath
 from cerebrum_cli.library.download import Download
-from cerebrum_cli.library.hub import HubFile, Listing, list_repository
+from cerebrum_cli.library.hub import list_repository
 from cerebrum_cli.library.hub_requests import HubError
 
 REPO, FILE = "owner/large", "large-Q4_K_M.gguf"
@@ -52,11 +51,6 @@ def repository(hub_user: HubUser, large: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(partial_file, "PIECE_BYTES", PIECE)
     monkeypatch.setattr(hub_requests, "MAX_BACKOFF_S", 0.0)
     hub_user.hub.repository(REPO, {FILE: large})
-
-
-def installed(hub_user: HubUser) -> str:
-    """What `pull` prints of the file, which is checked; nothing else is left of it."""
-    return hub_user.installed(FILE, REPO)
 
 
 def place(hub_user: HubUser) -> CachePath:
@@ -89,7 +83,7 @@ def assert_resumes(hub_user: HubUser, size: int) -> None:
     """Pull again, and check that only what is not recorded is requested."""
     left = size - recorded_bytes(hub_user, size)
     assert 0 < left < size
-    assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
+    assert cleaned(hub_user.pull(REPO)) == hub_user.installed(FILE, REPO)
     assert sent(hub_user) == left
 
 
@@ -102,7 +96,7 @@ def forget_requests(hub_user: HubUser) -> None:
 @pytest.mark.slow
 def test_pull_requests_a_large_file_in_pieces(hub_user: HubUser, large: Path) -> None:
     hub_user.hub.arm(replace(CDN, times=8, bytes_per_second=1_000_000))
-    assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
+    assert cleaned(hub_user.pull(REPO)) == hub_user.installed(FILE, REPO)
     size = large.stat().st_size
     ranges = {f"bytes={start}-{start + PIECE - 1 if start + PIECE < size else ''}" for start in range(0, size, PIECE)}
     assert {request.range for request in requested(hub_user)} == ranges
@@ -125,7 +119,7 @@ def test_pull_survives(hub_user: HubUser, fault: dict[str, Any], problem: str, i
     """It tells of a problem that it retries, and of nothing else; from a server without ranges, a file comes whole."""
     hub_user.hub.arm(fault_of(fault))
     *notes, last = cleaned(hub_user.pull(REPO)).splitlines(keepends=True)
-    assert last == installed(hub_user)
+    assert last == hub_user.installed(FILE, REPO)
     assert bool(notes) == bool(problem)
     assert (requested(hub_user)[-1].range is None) == is_whole
     assert all(note.startswith("note: ") and f"{problem}: retrying in 0 s" in note for note in notes)
@@ -145,7 +139,7 @@ def test_pull_reports(hub_user: HubUser, fault: dict[str, Any], error: str, hint
     assert done.out == "" and done.err.splitlines()[-1].startswith(f" hint: {hint}")
     assert place(hub_user).partial.exists() == is_resumable
     armed.disarm()
-    assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
+    assert cleaned(hub_user.pull(REPO)) == hub_user.installed(FILE, REPO)
 
 
 @pytest.mark.slow
@@ -185,7 +179,7 @@ def test_pull_gives_up_after_five_retries_without_progress(hub_user: HubUser) ->
 def test_pull_retries_a_timeout(hub_user: HubUser) -> None:
     hub_user.hub.arm(replace(CDN, hang_after=1_000_000))
     said = cleaned(hub_user.pull(REPO, HF_HUB_DOWNLOAD_TIMEOUT="1"))
-    assert "timed out: retrying in 0 s\n" in said and said.endswith(installed(hub_user))
+    assert "timed out: retrying in 0 s\n" in said and said.endswith(hub_user.installed(FILE, REPO))
 
 
 def test_retries_back_off_until_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +222,7 @@ def test_pull_resumes_after_signals(hub_user: HubUser, large: Path, number: sign
     hub_user.hub.log.clear()
     assert hub_user.run_process("pull", REPO).code == 0
     assert sent(hub_user) == left
-    installed(hub_user)
+    hub_user.installed(FILE, REPO)
 
 
 def test_pull_resumes_a_failed_one(hub_user: HubUser, large: Path) -> None:
@@ -252,7 +246,7 @@ def test_damaged_pull_starts_over(hub_user: HubUser, large: Path, tmp_path: Path
         path.write_bytes(data[:damage] + b"\xff" * 3)
     elif damage != "gone":
         path.symlink_to(victim) if damage == "link" else os.mkfifo(path)
-    assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
+    assert cleaned(hub_user.pull(REPO)) == hub_user.installed(FILE, REPO)
     assert sent(hub_user) == large.stat().st_size
     assert victim.read_bytes() == b"precious"
 
@@ -263,7 +257,7 @@ def test_pull_notices_bytes_that_a_crash_has_lost(hub_user: HubUser, large: Path
     place(hub_user).partial.write_bytes(b"")
     assert_error(hub_user.run("pull", REPO), 1, f"{FILE} was not downloaded correctly", DELETED)
     assert hub_user.blobs(REPO) == {}
-    assert cleaned(hub_user.pull(REPO)) == installed(hub_user)
+    assert cleaned(hub_user.pull(REPO)) == hub_user.installed(FILE, REPO)
 
 
 def test_pull_downloads_what_is_new_on_the_hub(hub_user: HubUser, large: Path, tmp_path: Path) -> None:
@@ -284,7 +278,7 @@ def test_pull_replaces_a_damaged_blob(hub_user: HubUser) -> None:
     blob.write_bytes(data)
     os.utime(blob, ns=(1, 1))
     damaged = f"note: {FILE} in the cache is damaged: downloading it again\n"
-    assert cleaned(hub_user.pull(REPO)) == damaged + installed(hub_user)
+    assert cleaned(hub_user.pull(REPO)) == damaged + hub_user.installed(FILE, REPO)
 
 
 @pytest.mark.usefixtures("no_locks")
@@ -294,15 +288,11 @@ def test_pull_is_refused_where_the_file_system_has_no_locks(hub_user: HubUser) -
     assert hub_user.blobs(REPO) == {}
 
 
-def test_download_checks_disk_space_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=1, free=1_000_000_000))
-    file = HubFile(FILE, 4_000_000_000, "00" * 32)
-    listing = Listing(REPO, "main", "0" * 40, {file.name: file})
-    download = Download(listing, Cache(tmp_path / "hub"), RecordedProgress())
-    with pytest.raises(PullError) as caught:
-        download.require_space((file,))
-    assert caught.value.message == f"{tmp_path}: not enough disk space: needs 4.06 GB; 1.00 GB is free"
-    assert caught.value.hint == "free 3.06 GB, or set HF_HUB_CACHE to a directory on another disk"
+def test_pull_checks_disk_space_first(hub_user: HubUser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=1, free=60_000_000))
+    hint = "or set HF_HUB_CACHE to a directory on another disk"
+    assert_error(hub_user.run("pull", REPO), 1, "not enough disk space: needs 98 MB; 60 MB is free", hint)
+    assert not requested(hub_user)
 
 
 @pytest.mark.slow

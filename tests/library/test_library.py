@@ -147,6 +147,7 @@ def test_library_registers_a_moved_file_by_the_same_name(library: Library, other
     message, hint, _ = error_of(library.resolve, "other")
     assert message == f"other: {other} no longer exists"
     assert hint == "pull it again, or remove it: cerebrum rm other"
+    assert row(library, library.models()[0], library.capacity())["error"] == f"{other}: file not found; {hint}"
     assert pulled(library, moved).path == moved
     copy = Path(shutil.copy(moved, tmp_path / "other.gguf"))
     assert pulled(library, copy).path == copy
@@ -155,15 +156,6 @@ def test_library_registers_a_moved_file_by_the_same_name(library: Library, other
         pulled(library, moved)
     copy.unlink()
     assert pulled(library, moved).path == moved
-
-
-def test_library_missing_file_suggests_pulling_again(library: Library, tmp_path: Path) -> None:
-    gone = tmp_path / "models" / "Packed.Q4_1.gguf"
-    library.registry.add(RegistryEntry("packed", gone, size=1, sha256="00", mtime_ns=1, source="package"))
-    assert error_of(library.resolve, "packed")[1] == "pull it again, or remove it: cerebrum rm packed"
-    listed = row(library, library.models()[0], library.capacity())
-    assert listed["error"] == f"{gone}: file not found; pull it again, or remove it: cerebrum rm packed"
-    assert (listed["size"], listed["format"]) == (1, None)
 
 
 def test_bundled_model_is_referred_to_by_name_and_cannot_be_deleted(library: Library) -> None:

@@ -1,6 +1,7 @@
 """Of the files in a repository, `pull` takes the model that is meant, or asks; of other files it says what they are."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 from cases import rows
+from command_line import assert_error
 from gguf_files import LLAMA, add_values, handmade, tensor, write_file, write_model
 from hub_server import Content
 from hub_user import HubUser, cleaned
@@ -15,42 +17,25 @@ from hub_user import HubUser, cleaned
 REPO = "owner/gpt-oss-120b-GGUF"
 URL = f"https://huggingface.co/{REPO}/resolve/main"
 Files = Mapping[str, Path]
-NEXTN = "nextn.eh_proj.weight"
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A model, and files that accompany models, by what they are."""
+    """Models of two layers, some of them larger, and files that accompany models, by what they are."""
     folder = tmp_path_factory.mktemp("files")
 
-    def written(
-        name: str, architecture: str = "gpt-oss", values: Mapping[str, Any] = {}, size: int = 0, tensor: str = ""
-    ) -> None:
-        """Write a model of two layers; `size` makes the file larger."""
+    def fill(values: Mapping[str, Any], size: int, tensor: str, writer: gguf.GGUFWriter) -> None:
+        add_values(writer, values)
+        if size:
+            writer.add_tensor("blk.0.ffn_up.weight", np.zeros((size // 256, 64), dtype=np.float32))
+        if tensor:
+            writer.add_tensor(tensor, np.zeros((4, 64), dtype=np.float32))
 
-        def fill(writer: gguf.GGUFWriter) -> None:
-            add_values(writer, values)
-            if size:
-                writer.add_tensor("blk.0.ffn_up.weight", np.zeros((size // 256, 64), dtype=np.float32))
-            if tensor:
-                writer.add_tensor(tensor, np.zeros((4, 64), dtype=np.float32))
-
-        write_model(folder / f"{name}.gguf", fill, architecture)
-
-    adapter = {"general.type": "adapter", "adapter.type": "lora"}
-    written("model", size=100_000)
-    written("other", size=200_000)
-    written("eagle3", "eagle3", size=50_000)
-    written("dflash", "dflash")
-    layers = {"glm4moe.block_count": 1, "glm4moe.nextn_predict_layers": 1}
-    written("first", "glm4moe", layers, tensor=f"blk.0.{NEXTN}")
-    written("adapter", values=adapter)
-    written("style", values=adapter, size=400_000)
-    written("renamed", values={"split.count": 3, "split.no": 0})
-    written("swapped-00001-of-00003", values={"split.count": 3, "split.no": 1})
+    for name, (architecture, *added) in rows("files_beside_models").items():
+        write_model(folder / f"{name}.gguf", partial(fill, *added), architecture)
     nextn = gguf.GGUFWriter(folder / "mtp.gguf", "glm4moe")
     nextn.add_block_count(3)
-    nextn.add_tensor(f"blk.2.{NEXTN}", np.zeros((4, 64), dtype=np.float32))
+    nextn.add_tensor("blk.2.nextn.eh_proj.weight", np.zeros((4, 64), dtype=np.float32))
     write_file(nextn)
     imatrix = gguf.GGUFWriter(folder / "imatrix.gguf", "")
     imatrix.kv_data[0].clear()
@@ -112,20 +97,16 @@ def test_file_that_is_no_whole_model_is_refused(hub_user: HubUser, files: Files,
 
 
 @pytest.mark.parametrize(
-    ("known", "unknown", "problem"),
-    [
-        (b"llama", b"qwen9", "unknown model architecture: 'qwen9'"),
-        (b"gpt2", b"newt", "unknown tokenizer: 'newt'"),
-        (b"smollm", b"newtok", "unknown pre-tokenizer type: 'newtok'"),
-    ],
+    ("known", "unknown", "kind"),
+    [("llama", "qwen9", "model architecture"), ("gpt2", "newt", "tokenizer"), ("smollm", "newtok", "pre-tokenizer")],
 )
 def test_file_of_a_newer_model_is_refused_in_the_words_of_llama(
-    hub_user: HubUser, chatml_model: Path, tmp_path: Path, known: bytes, unknown: bytes, problem: str
+    hub_user: HubUser, chatml_model: Path, tmp_path: Path, known: str, unknown: str, kind: str
 ) -> None:
     path = tmp_path / "x.gguf"
-    path.write_bytes(chatml_model.read_bytes().replace(known, unknown))
+    path.write_bytes(chatml_model.read_bytes().replace(known.encode(), unknown.encode()))
     done = hub_user.run("ask", "-m", path, "Why?")
-    assert done.code == 2 and problem in done.err and "update cerebrum" in done.err, done.err
+    assert_error(done, 2, f"unknown {kind}", f": '{unknown}'", "update cerebrum")
 
 
 def test_mirror_without_digests(hub_user: HubUser, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,9 @@ def damage(folder: Path, model: CheckpointModel, kind: str, value: Any) -> None:
             write_texts(folder, value)
         case "texts":
             write_texts(folder, value)
+        case "pipe":
+            path.unlink()
+            os.mkfifo(path)
 
 
 def write_texts(folder: Path, texts: Mapping[str, str | None]) -> None:
@@ -121,6 +124,7 @@ def test_damaged_folder_is_refused(name: str, kind: str, value: Any, problem: st
     with pytest.raises(ModelFileError) as caught:
         read_checkpoint(folder, "tiny")
     assert problem in caught.value.message and hint in caught.value.hint, (caught.value.message, caught.value.hint)
+    assert len(caught.value.message) < 300
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -154,21 +158,6 @@ def test_recommended_settings_that_no_sampler_has_are_left_out(tmp_path: Path) -
         (folder / "generation_config.json").write_text(f'{{"temperature": {number}, "top_p": 0.5, "top_k": {number}}}')
         metadata = read_checkpoint(folder, "tiny").metadata
         assert [key for key in metadata if key.startswith("general.sampling.")] == ["general.sampling.top_p"]
-
-
-def test_pipe_is_no_shard(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path, read_model("llama2"))
-    (folder / "model.safetensors").unlink()
-    os.mkfifo(folder / "model.safetensors")
-    with pytest.raises(ModelFileError):
-        read_checkpoint(folder, "tiny")
-
-
-@pytest.mark.parametrize(("name", "changes", "problem"), rows("unsupported_configurations"))
-def test_unsupported_configuration_is_refused(name: str, changes: dict[str, Any], problem: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match=problem) as caught:
-        read_checkpoint(changed_config(tmp_path, name, changes), "tiny")
-    assert len(caught.value.message) < 300
 
 
 @pytest.mark.parametrize(("name", "omitted", "key", "value"), rows("configuration_defaults"))

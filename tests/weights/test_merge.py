@@ -106,16 +106,6 @@ def test_merge_reuses_the_name_of_a_replaced_or_missing_file(home: Home) -> None
     assert [(row["name"], row["path"]) for row in home.rows] == [("tower", str(home.path / "other.gguf"))]
 
 
-def test_merge_type_converts_all_matrices(home: Home) -> None:
-    home.merge_to_out("--type", "q8_0")
-    types = {name.split(".")[-2]: each.type for name, each in read_tensors([home.out]).items()}
-    assert set(types.values()) == {"Q8_0", "F32"}
-    assert {name for name, kind in types.items() if kind == "F32"} == {"attn_norm", "ffn_norm", "output_norm"}
-    assert home.rows[0]["quantization"] == "Q8_0"
-    done = home.command.run("ask", "-m", "out", "-n", "4", "--json", "Why?")
-    assert (done.code, done.object["completion_tokens"]) == (0, 4), done.err
-
-
 def test_merge_result_is_listed_and_shown_like_other_models(home: Home) -> None:
     assert home.run("pull", home.model).code == 0
     home.merge_to_out()
@@ -137,7 +127,9 @@ def test_merge_result_is_listed_and_shown_like_other_models(home: Home) -> None:
 
 
 def test_merge_result_has_the_prompt_format_of_its_source(home: Home) -> None:
-    home.merge_to_out()
+    home.merge_to_out("--type", "q8_0")
+    assert {each.type for each in read_tensors([home.out]).values()} == {"Q8_0", "F32"}
+    assert home.rows[0]["quantization"] == "Q8_0"
     reply = home.command.run("ask", "-m", "out", "-n", "4", "--json", "Why?").object
     assert (reply["format"], reply["completion_tokens"]) == ("collective-cognition", 4)
     assert home.prompt("out") == home.prompt(home.model) == PROMPT

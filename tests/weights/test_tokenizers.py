@@ -23,14 +23,6 @@ IDS = json.loads((FOLDER / "ids.json").read_text("utf-8"))
 PRE_TOKENIZERS = json.loads((FOLDER / "pre_tokenizers.json").read_text("utf-8"))
 SIZE = 700
 LLAMA, GEMMA, MISTRAL, BYTES = "sentencepiece-llama", "sentencepiece-gemma", "merges-mistral", "byte-level"
-METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": False}
-SPACES = {
-    "type": "Sequence",
-    "normalizers": [
-        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-        {"type": "Replace", "pattern": {"Regex": r"\A▁"}, "content": "▁▁"},
-    ],
-}
 
 
 def copied(name: str, target: Path, changes: Mapping[str, Any] = {}) -> Path:
@@ -82,8 +74,7 @@ def test_llama_gives_the_ids_of_the_tokenizer(name: str, tmp_path: Path) -> None
 
 
 def test_a_space_in_front_as_transformers_5_saves_it(tmp_path: Path) -> None:
-    changes = {"tokenizer/normalizer": SPACES, "tokenizer/pre_tokenizer": METASPACE}
-    found = llama_ids(copied(MISTRAL, tmp_path, changes), tmp_path / "vocabulary.gguf", TEXTS)
+    found = llama_ids(copied(MISTRAL, tmp_path, rows("space_in_front")), tmp_path / "vocabulary.gguf", TEXTS)
     assert found == IDS[MISTRAL]
 
 

@@ -58,12 +58,9 @@ class Request:
         return self.headers.get("range")
 
     @property
-    def authorization(self) -> str | None:
-        return self.headers.get("authorization")
-
-    @property
     def token(self) -> str | None:
-        return self.authorization and self.authorization.removeprefix("Bearer ")
+        authorization = self.headers.get("authorization")
+        return authorization and authorization.removeprefix("Bearer ")
 
 
 @dataclass(frozen=True, slots=True)
