@@ -93,6 +93,14 @@ def test_engine_makes_slots_for_what_waits(
     assert backend.reserved == reserved
 
 
+def test_engine_with_one_slot_grows_once_to_what_a_request_may_take() -> None:
+    backend = ScriptedBackend(GREETING, slots=1, context_size=2048)
+    with running_engine(backend) as engine:
+        for limit in (10, 1500, 500, None):
+            assert ask(engine, "hello ", max_tokens=limit)[0].text == "world"
+    assert backend.reserved == [(16, 1), (1506, 1), (2048, 1)]
+
+
 def test_engine_recovers_after_a_failed_allocation() -> None:
     backend = ScriptedBackend(GREETING, fits=20)
     with running_engine(backend) as engine:
