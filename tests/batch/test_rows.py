@@ -233,8 +233,6 @@ def test_lines_may_have_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
             rows_in(longer)
 
 
-# Generated inputs.
-
 SCRAPS = [*(bytes([each]) for each in b'{}":,[]\n\r\t# \x001'), b"prompt", b"messages"]
 BYTES = st.binary(max_size=60) | st.lists(
     st.sampled_from([*SCRAPS, b"\xff", b"\xe2\x80\xa8", b"\xef\xbb\xbf", b'"prompt":"a"', b"\\ud800", b"id,prompt\n"])
@@ -313,9 +311,6 @@ def test_damaged_file_is_read_or_refused_in_a_line(tmp_path: Path, number: int) 
         read(path)
     except UsageError as error:
         assert error.message and error.hint and "\n" not in error.message + error.hint
-
-
-# Rows that are answered.
 
 
 TOO_LONG = "q" * 500  # of a context of 100 tokens

@@ -239,8 +239,6 @@ def test_setting_with_its_default_does_not_stop_a_resume(output: Path) -> None:
 
 def test_complete_result_is_replaced_only_with_restart(output: Path) -> None:
     run(output)
-    made = f"{output} was made with other settings: model (a, now b)"
-    assert batch_error(lambda: open_batch(output, model="b")) == (made, REPLACE)
     output.write_bytes(b"mine")
     assert batch_error(lambda: open_batch(output))[0] == f"{output} was changed by another program"
     assert (output.read_bytes(), names(output.parent)) == (b"mine", COMPLETE)
@@ -306,24 +304,15 @@ def test_result_is_refused_where_the_file_system_has_no_locks(output: Path) -> N
     )
 
 
-def test_unusable_output_path_is_a_usage_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    cases = {
-        tmp_path: f"{tmp_path} is a directory",
-        Path(): ". is a directory",
-        tmp_path / "nowhere" / "out": f"directory {tmp_path / 'nowhere'} does not exist",
-        tmp_path / "file" / "out": f"{tmp_path / 'file' / 'out'}: Not a directory",
-        tmp_path / "pipe": f"{tmp_path / 'pipe'} is not a regular file",
-        Path("/dev/null"): "/dev/null is not a regular file",
-        tmp_path / "loop": f"{tmp_path / 'loop'}: Too many levels of symbolic links",
-    }
-    for path, message in cases.items():
+def test_output_that_is_a_pipe_or_a_loop_of_links_is_refused(tmp_path: Path) -> None:
+    pipe, loop = tmp_path / "pipe", tmp_path / "loop"
+    os.mkfifo(pipe)
+    loop.symlink_to(loop)
+    for path, problem in ((pipe, " is not a regular file"), (loop, ": Too many levels of symbolic links")):
         with pytest.raises(UsageError) as caught:
             output_paths(path)
-        assert (caught.value.message, bool(caught.value.hint)) == (message, True)
-    assert names(tmp_path) == {"file", "pipe", "loop"}
+        assert (caught.value.message, bool(caught.value.hint)) == (f"{path}{problem}", True)
+    assert names(tmp_path) == {"pipe", "loop"}
 
 
 def test_unwritable_files_are_refused_on_open(output: Path) -> None:

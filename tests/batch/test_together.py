@@ -74,15 +74,13 @@ def test_batch_invariance_whatever_prefix_was_copied(slots: int, monkeypatch: py
             assert answers(engine, [question], 12) == [said]
 
 
-LENGTHS = {0: 300, 1: 400, 2: 7, 3: 512, 4: 300, 5: 290, 6: 3}
-
-
 @pytest.mark.parametrize(("case", "slots", "single", "padded", "outputs"), rows("padded_rows"))
 def test_single_rows_are_padded_from_a_position_on(
     case: str, slots: int, single: list[Any], padded: list[Any], outputs: list[int]
 ) -> None:
     step = [TokenRow(*row) for row in single]
-    found = batch_invariance.pad_single_rows(step, slots, 512, LENGTHS.__getitem__)
+    lengths = (300, 400, 7, 512, 300, 290, 3)
+    found = batch_invariance.pad_single_rows(step, slots, 512, lengths.__getitem__)
     assert found == ([TokenRow(*row) for row in padded], outputs), case
 
 

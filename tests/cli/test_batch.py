@@ -39,11 +39,6 @@ class BatchRunner:
     def answer(self, content: str | bytes | list[Any], *arguments: str | Path, name: str = "in.jsonl") -> list[Any]:
         return parse_lines(self.run(self.write(name, content), "-o", "-", *arguments).out)
 
-    @property
-    def backends(self) -> list[ScriptedBackend]:
-        backends: list[ScriptedBackend] = self.script["backends"]
-        return backends
-
 
 def parse_lines(lines: str) -> list[Any]:
     return [json.loads(line) for line in lines.splitlines()]
@@ -74,10 +69,10 @@ def test_batch_sorts_by_prefix_but_writes_in_input_order(runner: BatchRunner) ->
     source = runner.write("in.txt", "b2\na1\nb1\na2\n")
     runner.run(source, "-o", runner.home / "out", "--parallel", "1")
     assert [each["prompt"] for each in parse_lines((runner.home / "out").read_text())] == ["b2", "a1", "b1", "a2"]
-    assert sequences(runner.backends[0]) == [chatml_prompt(each) + "ok" for each in ("a1", "a2", "b1", "b2")]
+    assert sequences(runner.script["backends"][0]) == [chatml_prompt(each) + "ok" for each in ("a1", "a2", "b1", "b2")]
     runner.run(source, "-o", "-", "--parallel", "1")
     in_order = [chatml_prompt(each) + "ok" for each in ("b2", "a1", "b1", "a2")]
-    assert sequences(runner.backends[1]) == in_order  # streamed
+    assert sequences(runner.script["backends"][1]) == in_order  # streamed
 
 
 @pytest.mark.parametrize("parallel", ["1", "4", "auto", "256"])
@@ -86,7 +81,7 @@ def test_parallel_does_not_change_answers(runner: BatchRunner, parallel: str) ->
     source = "".join(f"{number}\n" for number in range(20, 60))
     answers = runner.answer(source, "--parallel", parallel, name="in.txt")
     assert [each["text"] for each in answers] == list(runner.script["rows"].values())
-    assert runner.backends[0].slots == {"1": 1, "4": 4}.get(parallel, 40)
+    assert runner.script["backends"][0].slots == {"1": 1, "4": 4}.get(parallel, 40)
     assert len({each["seed"] for each in answers}) == 40  # without --seed
 
 
@@ -96,7 +91,7 @@ def test_long_row_takes_no_slots_from_short_ones(runner: BatchRunner) -> None:
     runner.script["cells"] = 60_000
     runner.run(rows, "-o", runner.home / "out")
     runner.run(rows, "-o", "-")
-    grouped, in_order = runner.backends
+    grouped, in_order = runner.script["backends"]
     (short, many), (long, few) = grouped.reserved
     assert (short < 1200 and many, long > 20_000 and few) == (39, 1)
     assert in_order.reserved == [(long, 2)]
@@ -119,9 +114,6 @@ def test_row_that_fails_while_sampling_gets_an_error(runner: BatchRunner, monkey
         first, second, third = parse_lines(output.read_text())
         assert (first["text"], third["text"]) == ("ok", "ok")
         assert second["error"] == {"type": "invalid_request", "message": "no token is allowed: check the grammar"}
-
-
-# Running the same command again.
 
 
 def test_batch_stops_when_its_input_changes_and_resumes(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +141,7 @@ def test_batch_stops_when_its_input_changes_and_resumes(runner: BatchRunner, mon
         "run it again to resume",
     ]
     assert runner.run(*arguments).code == 0
-    assert len(runner.backends[-1].params) == 12 - done
+    assert len(runner.script["backends"][-1].params) == 12 - done
     whole = (runner.home / "whole").read_text().replace("question 11", "question 99")
     assert without_keys(output.read_text()) == without_keys(whole)
 
@@ -170,13 +162,7 @@ def test_parquet_is_read_and_not_written(runner: BatchRunner, monkeypatch: pytes
     assert_error(runner.run(source, "-o", "x.jsonl"), 2, "Parquet files need pyarrow", "cerebrum-cli[eval]")
 
 
-@pytest.fixture
-def mistral_user(new_user: CommandLine, mistral_model: Path) -> CommandLine:
-    (new_user.config / "config.toml").write_text(f'model = {json.dumps(str(mistral_model))}\nformat = "cerebrum"\n')
-    return new_user
-
-
-def test_rows_have_schemas_of_their_own(mistral_user: CommandLine) -> None:
+def test_rows_have_schemas_of_their_own(new_user: CommandLine, mistral_model: Path) -> None:
     def form(schema: Any) -> Any:
         return {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
 
@@ -185,8 +171,8 @@ def test_rows_have_schemas_of_their_own(mistral_user: CommandLine) -> None:
     bodies = [{"messages": [{"role": "user", "content": "hi"}], "max_tokens": 99, **row} for row in own.values()]
     refused = {"messages": bodies[0]["messages"], **form({"type": "objekt"})}
     lines = "".join(json.dumps({"custom_id": "o", "body": body}) + "\n" for body in [*bodies, refused])
-    command = ("batch", "-", "-o", "-", "--grammar", fixed_reply_grammar("ok", mistral_user.home))
-    done = mistral_user.run(*command, stdin=lines)
+    options = ("-o", "-", "-m", mistral_model, "--format", "cerebrum", "--grammar")
+    done = new_user.run("batch", "-", *options, fixed_reply_grammar("ok", new_user.home), stdin=lines)
     *rows, failed = parse_lines(done.out)
     assert [row["text"] for row in rows] == list(own), done.err
     assert rows[0]["final_answer"] is None

@@ -48,9 +48,6 @@ def write_rows(user: CommandLine, *rows: dict[str, Any]) -> None:
     (user.home / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
-# One text.
-
-
 def test_an_answer_and_its_probability(user: CommandLine) -> None:
     done = decide(user, "Is a refund requested?", stdin="Give me my money back.\n")
     answer, probability = done.out.split()
@@ -90,9 +87,6 @@ def test_choices_in_the_reverse_order_have_the_same_probabilities(count: int, le
     assert dict(zip(forward.names, forward.probabilities, strict=True)) == dict(
         zip(backward.names, backward.probabilities, strict=True)
     )
-
-
-# Rows.
 
 
 def test_rows_of_a_table_get_columns(user: CommandLine) -> None:
@@ -165,19 +159,6 @@ def test_rows_have_no_settings_but_a_system_prompt(user: CommandLine) -> None:
     assert strict != calm
 
 
-def test_a_row_that_only_one_order_refuses_has_one_error(user: CommandLine) -> None:
-    template = user.home / "strict.jinja"
-    template.write_text(
-        "{% for message in messages %}{% if 'blue; red' in message.content %}{{ raise_exception('refused') }}"
-        "{% endif %}{{ message.content }}{% endfor %}"
-    )
-    write_rows(user, *({"prompt": color, "choices": ["red", "blue"]} for color in ("Rose.", "Sky.")))
-    done = decide(user, "Which?", "in.jsonl", "-o", "-", "--chat-template", str(template))
-    found = rows_of(done.out)
-    assert len(found) == 2 and done.code == 6
-    assert all("refused" in row["error"]["message"] for row in found)
-
-
 def test_a_row_with_other_choices_is_decided_again(user: CommandLine) -> None:
     def run(*choices: str) -> list[dict[str, str]]:
         write_rows(user, *({"prompt": "Which?", "choices": names.split()} for names in choices))
@@ -205,9 +186,6 @@ def test_settings_that_cannot_change_a_decision_do_not_stop_a_resume(user: Comma
     assert (user.home / "out.csv").read_bytes().startswith(before)
     (user.config / "config.toml").write_text("system = 'Be strict.'")
     assert_error(decide(user, REFUND, "tickets.csv", "-o", "out.csv"), 1, "other settings: system")
-
-
-# Labelled rows.
 
 
 def test_labelled_rows_are_a_run(user: CommandLine) -> None:
@@ -241,9 +219,6 @@ def test_labelled_rows_of_a_table_have_the_same_report(user: CommandLine) -> Non
     assert [row.pop("reference") for row in rows] == [row["refund"] for row in rows] and rows == plain_rows
 
 
-# Votes.
-
-
 def test_votes_are_shares_of_samples(user: CommandLine) -> None:
     words = "Which?", "--choices", "lamp,chair", "--votes", "8", "--seed", "1", "--json"
     found = decide(user, *words, stdin="It glows.").object
@@ -258,21 +233,6 @@ def test_rows_are_decided_by_votes(user: CommandLine) -> None:
     assert done.code == 6
     rows = table_of(user, "out.csv")
     assert [row["probability"] in ("0.5", "0.75", "1.0") for row in rows if not row["error"]] == [True] * 3
-
-
-def test_reasoning_is_off_where_a_template_has_a_switch(user: CommandLine) -> None:
-    template = user.home / "switch.jinja"
-    template.write_text(
-        "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant: "
-        "<think>{% if enable_thinking is defined and enable_thinking is false %}\n</think>\n{% endif %}"
-    )
-    words = "Is it?", "--chat-template", str(template)
-    assert decide(user, *words, stdin="It glows.").code == 0
-    opened = decide(user, *words, "--set", "template_arg=enable_thinking=true", stdin="It glows.")
-    assert_error(opened, 2, "reasons before each answer", "--votes 8")
-
-
-# The library.
 
 
 @pytest.mark.parametrize("name", ["chatml_model", "recurrent_model", "sliding_window_model"])

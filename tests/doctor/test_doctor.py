@@ -30,7 +30,6 @@ from cerebrum_cli.library.installed import NANO
 from cerebrum_cli.main import run
 from cerebrum_cli.terminal.streams import Streams
 
-ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="libraries are named differently")
 UNREACHABLE = "http://127.0.0.1:1"  # nothing listens there
 TOKEN = "hf_ThisIsASecret"
 CPU = Build("0.3.36", "0.25.3", ("CPU",), ("AVX2", "OPENMP"), False, ())
@@ -224,7 +223,7 @@ def test_models_check_warns_about_a_missing_file(tmp_path: Path, chatml_model: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("has_file", [False, pytest.param(True, marks=ON_LINUX)])
+@pytest.mark.parametrize("has_file", [False] if sys.platform != "linux" else [False, True])
 def test_doctor_fails_if_llama_cpp_is_not_loadable(tmp_path: Path, has_file: bool) -> None:
     if has_file:
         (tmp_path / "libllama.so").write_bytes(Path(_ctypes.__file__).read_bytes())

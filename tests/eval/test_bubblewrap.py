@@ -6,6 +6,7 @@ The filter denies `ptrace` whatever Yama, a module of the kernel, allows; and th
 import json
 import os
 import platform
+import re
 import signal
 import struct
 import subprocess
@@ -157,8 +158,7 @@ def test_sandbox_is_refused_without_a_list_of_children(
     bubblewrap: Bubblewrap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bubblewrap_module, "CHILDREN", tmp_path / "children")
-    with pytest.raises(UsageError, match="children is missing"):
-        find_bubblewrap()
+    assert "children is missing" in refusal().message
 
 
 @needs_linux
@@ -174,11 +174,7 @@ def test_sandbox_is_refused_if_bubblewrap_ignores(
     )
     write_program(tmp_path / "bwrap", f'exec {PYTHON} -c {quote(code)} "$@"')
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(UsageError, match=r"does not work here: AssertionError: it (is not|has|can)"):
-        find_bubblewrap()
-
-
-# Where it is refused.
+    assert re.search("does not work here: AssertionError: it (is not|has|can)", refusal().message)
 
 
 def refusal() -> UsageError:
@@ -237,9 +233,6 @@ def test_restriction_of_apparmor_is_named_with_its_remedy(
     for value, hint in (("1\n", "AppArmor forbids it"), ("0\n", "it needs version 0.7")):
         (tmp_path / "restriction").write_text(value)
         assert refusal().hint.startswith(hint)
-
-
-# Programs and their tests.
 
 
 @pytest.mark.slow

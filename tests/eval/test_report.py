@@ -75,9 +75,6 @@ def test_interval_of_nearly_equal_scores_is_near_that_of_equal_ones() -> None:
     assert estimate([0.0] * 49 + [0.125]).interval == pytest.approx((1 - nearly.high, 1 - nearly.low))
 
 
-# The interval of a difference.
-
-
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 200))
 def test_paired_interval_is_that_of_agresti_and_min(lost: int, won: int, same: int) -> None:
     """Half a pair is added to each cell of a table of pairs, then it is Wald's."""
@@ -97,9 +94,6 @@ def test_mcnemar_equals_that_of_statsmodels(lost: int, won: int) -> None:
 
     expected = reference_mcnemar([[0, lost], [won, 0]], exact=True).pvalue if lost + won else 1.0
     assert mcnemar(lost, won) == pytest.approx(expected, rel=1e-9, abs=1e-300)
-
-
-# pass@k.
 
 
 @pytest.mark.parametrize("n", [1, 4, 7])
@@ -205,9 +199,6 @@ def votes() -> Report:
     return summarize([row(*map(sample, answers[number % 5]), tokens=40) for number in range(20)], 4)
 
 
-# The score.
-
-
 def test_score_is_of_all_samples_that_were_generated() -> None:
     samples = [{"text": "The answer is 7.", "finish_reason": "stop"}, {"text": "Well,", "finish_reason": "length"}]
     refused = finished("", finish_reason=None, error={"type": "invalid_json", "message": "not JSON"})
@@ -224,9 +215,6 @@ def test_score_of_decisions_compares_answers() -> None:
     asked = (decided("yes", 0.9), decided("yes", 0.9, answer=None), decided("no", 0.9), decided("yes", 0.9, **failed))
     rows = score(asked, "exact")
     assert [row.accuracy for row in rows] == [1.0, 1.0, 0.0]  # one that is left undecided has a likeliest choice, too
-
-
-# The report.
 
 
 def test_report_has_votes_and_pass_at_of_every_size(votes: Report) -> None:
@@ -275,9 +263,6 @@ def test_vote_of_a_run_wins_as_the_vote_of_a_command(case: str) -> None:
     won = vote_results(scored)[len(samples)]
     assert won.form == (tally.winner and tally.winner.form)
     assert (won.is_checked, won.is_correct) == (bool(tally.winner and tally.winner.is_checked), won.form == "a")
-
-
-# The picture.
 
 
 @pytest.mark.slow

@@ -126,9 +126,6 @@ def test_program_of_a_reply_passes_its_test(case: str, reply: str, has_program: 
         exec(program, {"__name__": "program"})
 
 
-# Programs run once all replies are there.
-
-
 SEVEN = "def check(candidate):\n    assert candidate() == 7\n"
 
 

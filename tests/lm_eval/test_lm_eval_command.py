@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import cases
 import pytest
 from command_line import PYTHON, CommandLine, Finished, assert_error, start_python
 from waiting import wait_until
@@ -41,33 +42,10 @@ def tasks(tmp_path: Path) -> Path:
         for turns, answer in held_out()[:SUMS]:
             choices = [f"The answer is {int(answer) + plus}." for plus in (0, 1, 7)]
             file.write(json.dumps({"question": turns[0], "answer": answer, "choices": choices}) + "\n")
-    scored = {"output_type": "multiple_choice", "doc_to_choice": "choices", "doc_to_target": 0}
-    last_number = [{"function": "regex", "regex_pattern": "(-?[0-9]+)\\.?$"}, {"function": "take_first"}]
-    generated = {
-        "output_type": "generate_until",
-        "doc_to_target": "answer",
-        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 64},
-        "filter_list": [{"name": "number", "filter": last_number}],
-    }
-    rolling = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "question"}
-    write_task(directory, data, "choices", {**scored, "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]})
-    write_task(directory, data, "replies", {**generated, "metric_list": [{"metric": "exact_match"}]})
-    write_task(directory, data, "texts", {**rolling, "metric_list": [{"metric": "bits_per_byte"}]})
+    for task in cases.rows("lm_eval_tasks"):
+        task["dataset_kwargs"] = {"data_files": {"test": str(data)}}
+        (directory / f"{task['task']}.yaml").write_text(json.dumps(task), encoding="utf-8")  # which is YAML too
     return directory
-
-
-def write_task(directory: Path, data: Path, name: str, details: dict[str, Any]) -> None:
-    task = {
-        "task": name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(data)}},
-        "test_split": "test",
-        "fewshot_split": "test",
-        "fewshot_config": {"sampler": "first_n"},
-        "doc_to_text": "{{question}}",
-        **details,
-    }
-    (directory / f"{name}.yaml").write_text(json.dumps(task), encoding="utf-8")  # which is YAML too
 
 
 def start(command: CommandLine, tasks: Path, names: str, *arguments: str | Path) -> subprocess.Popen[str]:

@@ -326,8 +326,6 @@ def test_lm_caches_results_as_they_finish(
         assert "Requests remaining: 15" in caplog.text
 
 
-# Models that think.
-
 SUMS = [turns[0] for turns, _ in held_out()[:50]]
 ANALYSIS = "<|channel|>analysis<|message|>Two ends.<|end|>"
 STOPS = (["makes"], [".", "\n"], ["\n\n", " is"], ["</think>", "The"], ["Question:"])
