@@ -103,9 +103,7 @@ def precise_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(params=MODELS)
 def tiny_model(request: pytest.FixtureRequest) -> Path:
-    path = request.getfixturevalue(request.param)
-    assert isinstance(path, Path)
-    return path
+    return Path(request.getfixturevalue(request.param))
 
 
 @pytest.fixture(scope="session")

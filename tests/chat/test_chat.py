@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from chats import Loadable, children, contents, finish, make_chat, text
+from chats import children, contents, finish, make_chat, text
 from disks import full_disk
 from scripted_backend import ScriptedBackend, endless, replies
 
@@ -21,8 +21,6 @@ from cerebrum_cli.core.conversation import Message
 from cerebrum_cli.core.errors import EngineError, Interrupted, ModelNotFound, PromptTooLong, SessionError
 from cerebrum_cli.core.events import Event, NoticeEvent, TokenEvent
 from cerebrum_cli.core.tools import Round, ToolCall
-from cerebrum_cli.engine.backend import Backend
-from cerebrum_cli.engine.step import StopFlag
 
 
 def prompt(*turns: str) -> str:
@@ -47,7 +45,7 @@ def start_chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Sta
     """A factory of chats whose model is loaded as each of these in turn, then always as the last one."""
     with contextlib.ExitStack() as stack:
 
-        def start(*backends: Callable[[], Loadable], store: Store = store) -> Chat:
+        def start(*backends: Callable[[], ScriptedBackend], store: Store = store) -> Chat:
             left = list(backends)
             chat = make_chat(store, tmp_path, chatml_model, lambda: (left.pop(0) if len(left) > 1 else left[0])())
             stack.callback(chat.close)
@@ -405,13 +403,12 @@ def test_rename_works_before_and_after_the_session_exists(chat: Chat, store: Sto
 # Failures: whatever goes wrong, the conversation can be continued.
 
 
-class BrokenModel:
-    def open(self, tell: Callable[[Event], None], stop: StopFlag) -> Backend:
-        raise EngineError("loading was interrupted")
+def broken_model() -> ScriptedBackend:
+    raise EngineError("loading was interrupted")
 
 
 def test_chat_removes_a_question_that_cannot_be_answered(start_chat: Start) -> None:
-    chat = start_chat(model(), BrokenModel, BrokenModel, model())
+    chat = start_chat(model(), broken_model, broken_model, model())
     ask(chat, "One?")
     with pytest.raises(EngineError):
         list(chat.change_settings({"ctx": 100}))

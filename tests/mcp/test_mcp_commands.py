@@ -37,10 +37,6 @@ def configure(user: McpUser, *arguments: str) -> None:
     user.configure("stand", command=sys.executable, args=[mcp_stand_in.__file__, *arguments])
 
 
-def ask(user: McpUser, *words: str) -> Finished:
-    return user.run(ROWS, "ask", *words)
-
-
 def batch(user: McpUser, *options: str) -> Finished:
     source = user.home / "in.txt"
     source.write_text("a?\nb?\nc?\nd?\n")
@@ -50,24 +46,24 @@ def batch(user: McpUser, *options: str) -> Finished:
 def test_ask_starts_servers_of_commands_and_of_the_configuration(mcp_user: McpUser) -> None:
     configure(mcp_user)
     for options in (("--mcp", COMMAND), ("--tool", "stand"), ("--tool", "stand.echo", "--tool", "stand.counted")):
-        done = ask(mcp_user, *options, "-y", "--json", "a?")
+        done = mcp_user.run(ROWS, "ask", *options, "-y", "--json", "a?")
         assert (done.object["text"], done.code) == ("It is a.", 0), done.err
         assert done.object["calls"] == [{"name": "echo", "arguments": {"text": "heard a"}, "result": "heard a"}]
         assert "echo(text='heard a')\n-> heard a\n" in done.err
-    assert ask(mcp_user, "--tool", "stand.counted", "-y", "a?").out == f"{call('echo', 'heard a')}\n"
+    assert mcp_user.run(ROWS, "ask", "--tool", "stand.counted", "-y", "a?").out == f"{call('echo', 'heard a')}\n"
 
 
 def test_servers_need_the_sdk(mcp_user: McpUser, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("mcp_server", "mcp_connection", "server_process"):
         monkeypatch.delitem(sys.modules, f"cerebrum_cli.mcp.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "mcp", None)  # an import of it raises ModuleNotFoundError
-    done = ask(mcp_user, "--mcp", COMMAND, "a?")
+    done = mcp_user.run(ROWS, "ask", "--mcp", COMMAND, "a?")
     assert_error(done, 2, "MCP servers need mcp: ", "pip install", "cerebrum-cli[mcp]")
 
 
 def test_problem_of_a_server_is_one_line_without_controls(mcp_user: McpUser, open_terminal: OpenTerminal) -> None:
     words = ("--mcp", f"{COMMAND} exits", "a?")
-    assert_error(ask(mcp_user, *words), 2, "ended: exit code 3: ValueError: ", "no luck")
+    assert_error(mcp_user.run(ROWS, "ask", *words), 2, "ended: exit code 3: ValueError: ", "no luck")
     person = open_terminal(sys.executable, SCRIPTED, "{}", "ask", "-m", mcp_user.model, *words)
     person.wait_for("hint: run it yourself to see why:")
     assert "no luck" in person.output and "\x1b[2J" not in person.output

@@ -15,7 +15,7 @@ from cerebrum_cli.terminal.sinks import ReplyDisplay
 from cerebrum_cli.terminal.streams import Streams
 
 FUNCTIONS = '''
-import os, sys, time
+import sys, time
 
 def weather(city: str, days: int = 1) -> str:
     """Forecast for a city."""
@@ -33,18 +33,9 @@ def swallow():
             time.sleep(60)
         except BaseException:
             pass
-
-def leave():
-    """End the process."""
-    os._exit(3)
-
-def close():
-    """Close all."""
-    sys.stdout.close()
-    os.closerange(0, 1000)
 '''
 WEATHER = {"name": "weather", "arguments": {"city": "Oslo", "days": 2}}
-CALLS = {name: f'Wait.\n{{"name": "{name}", "arguments": {{}}}}' for name in ("wait", "swallow", "leave", "close")}
+CALLS = {name: f'Wait.\n{{"name": "{name}", "arguments": {{}}}}' for name in ("wait", "swallow")}
 SCRIPT = {"rows": {"coat?": f"I look.\n{json.dumps(WEATHER)}", **CALLS, "": "No coat."}}
 GRAY = "\x1b[38;5;243m"
 SHOWN = "weather(city='Oslo', days=2)"
@@ -102,16 +93,13 @@ def test_chat_asks_before_each_call_and_ctrl_c_ends_it(open_tools: OpenTerminal,
 
 
 @pytest.mark.slow
-def test_chat_goes_on_after_functions_that_misbehave(open_tools: OpenTerminal, new_user: CommandLine) -> None:
+def test_chat_goes_on_after_a_function_that_ignores_ctrl_c(open_tools: OpenTerminal, new_user: CommandLine) -> None:
     chat = open_tools("chat", "-y")
     chat.type("swallow\r", shows="swallowing")
     chat.type("\x03\x03", shows="note: reply interrupted")
-    for name, how in (("leave", "exit code 3"), ("close", "exit code 1")):
-        chat.type(f"{name}\r", shows=f"-> {name} ended its process ({how}")
-        chat.wait_for("No coat.")
+    chat.type("A coat?\r", shows="No coat.")
     chat.leave()
-    replies = ["swallow", "Wait.\n\n", "leave", "No coat.", "close", "No coat."]
-    assert new_user.contents("tea") == replies
+    assert new_user.contents("tea") == ["swallow", "Wait.\n\n", "A coat?", "No coat."]
 
 
 @pytest.mark.slow

@@ -25,19 +25,9 @@ TYPED = DAY["typed"]
 WORDS = [f"word{number}" for number in range(400)]
 STORIES = {"Tell a story.": " ".join(WORDS), "Tell a fable.": f"{' '.join(WORDS[:40])}\n\nThe end."}
 REPLIES = {**DAY["replies"], **STORIES}
-CAT, OWL, FABLE = "What is a cat?", "Compare it with an owl.", "Tell a fable."
-TURNS = [
-    *(CAT, REPLIES[CAT]),
-    *(FABLE, REPLIES[FABLE]),
-    *("What is the moral?", "Sleep well."),
-    *("a = 1\nb = 2\nWhat is b?", "Yes."),
-    *("One line,\n\nand another.", "Yes."),
-    *("A line,\na second\nand a third.", "Yes."),
-    *(OWL, REPLIES[OWL]),
-    *(FABLE, REPLIES[FABLE]),
-    *("What is a cow?", "No."),
-    *("notes.txt:\n```txt\nThe cat sleeps.\n```\n\nWho sleeps?", REPLIES["Who sleeps?"]),
-]
+OWL, FABLE = "Compare it with an owl.", "Tell a fable."
+ASKED = DAY["turns, without replies that are above"]
+TURNS = [text for question, reply in ASKED for text in (question, reply or REPLIES[question])]
 SCRIPT = {"rows": REPLIES, "seeds": ["Yes."], "pause": 0.001}
 
 

@@ -4,26 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
-from command_line import COMMAND
+from command_line import COMMAND, ROOT
 from hub_server import Fault
 from hub_user import HubUser
 from person import OpenTerminal
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
-
-TINY = """
-[models.tiny]
-repo_id = "someone/tiny-GGUF"
-file = "tiny-{quant}.gguf"
-kv_bytes_per_token = 8
-license = "mit"
-quantizations = {Q8_0 = 225_000}
-tested = true
-"""
-TINY += "".join(
-    f'[models."{name}"]\ntested = false\n'
-    for name in ("qwen2.5-coder-1.5b", "qwen2.5-coder-0.5b", "gemma-3-270m", "starter")
-)
 
 
 def test_ask_without_a_model_lists_some_and_can_be_declined(open_terminal: OpenTerminal) -> None:
@@ -54,7 +40,7 @@ def test_first_run_pulls_the_chosen_model_after_an_interruption_and_continues(
 ) -> None:
     """The tested model, which is the first of the list, is on the Hub of the tests."""
     hub_user.hub.repository("someone/tiny-GGUF", {"tiny-Q8_0.gguf": chatml_model})
-    (hub_user.command.config / "models.toml").write_text(TINY)
+    (hub_user.command.config / "models.toml").write_bytes((ROOT / "tests" / "data" / "first_models.toml").read_bytes())
     hang = hub_user.hub.arm(Fault(part="cdn", hang_after=1000))
     window = open_terminal(COMMAND, *command, **hub_user.environment({}))
     window.wait_for_output("Pull which one?")

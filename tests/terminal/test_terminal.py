@@ -327,13 +327,8 @@ def test_narrow_tables_drop_columns(columns: int, heads: list[str], monkeypatch:
 def test_table_cells_take_one_line_and_may_be_wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "44")
     streams = replace(piped(), out_is_terminal=True)
-    print_sessions(
-        streams,
-        [
-            {**ROWS["session"], "name": "two\nlines", "first": "東京" * 30},
-            {**ROWS["session"], "name": "名前", "first": "Why?"},
-        ],
-    )
+    sessions = (("two\nlines", "東京" * 30), ("名前", "Why?"))
+    print_sessions(streams, [{**ROWS["session"], "name": name, "first": first} for name, first in sessions])
     head, first, second = written(streams.out).splitlines()
     assert first.split()[:2] == ["two", "lines"] and first.endswith("…")
     assert cell_len(first) <= 44

@@ -4,7 +4,8 @@ import sqlite3
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol
+
+from scripted_backend import ScriptedBackend
 
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.history import History
@@ -23,16 +24,11 @@ from cerebrum_cli.replies.source import Installation, ModelSource
 from cerebrum_cli.servers.endpoint import Endpoint, Servers
 
 
-class Loadable(Protocol):
-    def open(self, tell: Callable[[Event], None], stop: StopFlag) -> Backend:
-        """Load it."""
-
-
 def make_chat(
     store: Store,
     directory: Path,
     file: Path,
-    backend: Callable[[], Loadable],
+    backend: Callable[[], ScriptedBackend],
     endpoints: tuple[Endpoint, ...] = (),
     **given: object,
 ) -> Chat:
