@@ -135,34 +135,32 @@ def test_retry_keeps_the_previous_reply_in_the_tree(chat: Chat, store: Store) ->
 
 
 def test_continue_extends_a_truncated_reply(endless_chat: Chat) -> None:
-    chat = endless_chat
-    list(chat.change_settings({"max_tokens": 4}))
-    assert ask(chat, "One?") == ["and"]
-    list(chat.change_settings({"max_tokens": 6}))
-    assert text(chat.continue_reply()) == " so on"
-    assert contents(chat) == ["One?", "and so on"]
-    assert chat.tree.require_reply().message.tokens == tuple(b" and so on")
+    list(endless_chat.change_settings({"max_tokens": 4}))
+    assert ask(endless_chat, "One?") == ["and"]
+    list(endless_chat.change_settings({"max_tokens": 6}))
+    assert text(endless_chat.continue_reply()) == " so on"
+    assert contents(endless_chat) == ["One?", "and so on"]
+    assert endless_chat.tree.require_reply().message.tokens == tuple(b" and so on")
 
 
 def test_continuation_that_never_begins_leaves_the_reply(endless_chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = endless_chat
-    list(chat.change_settings({"max_tokens": 4}))
-    ask(chat, "One?")
+    list(endless_chat.change_settings({"max_tokens": 4}))
+    ask(endless_chat, "One?")
 
     def interrupt(*_: object) -> int:
         raise Interrupted(signal.SIGINT, "")
 
-    for begin in (chat.continue_reply, lambda: chat.reply_from("and")):
+    for begin in (endless_chat.continue_reply, lambda: endless_chat.reply_from("and")):
         with monkeypatch.context() as patched, pytest.raises(Interrupted):
-            patched.setattr(type(chat.loaded.prompts), "count", interrupt)
+            patched.setattr(type(endless_chat.loaded.prompts), "count", interrupt)
             list(begin())
-        assert contents(chat) == ["One?", "and"]
-    events = chat.continue_reply()
+        assert contents(endless_chat) == ["One?", "and"]
+    events = endless_chat.continue_reply()
     next(events)  # of its prompt
     events.close()
-    assert contents(chat) == ["One?", "and"]
-    assert chat.tree.require_reply().metadata.finish_reason == "length"
-    assert text(chat.continue_reply()) == " so"
+    assert contents(endless_chat) == ["One?", "and"]
+    assert endless_chat.tree.require_reply().metadata.finish_reason == "length"
+    assert text(endless_chat.continue_reply()) == " so"
 
 
 def test_continue_keeps_the_calls_of_a_truncated_reply(start_chat: Start, store: Store) -> None:

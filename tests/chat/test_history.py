@@ -208,22 +208,10 @@ def test_refused_model_frees_the_session(chatml_model: Path, tmp_path: Path) -> 
 # A full context: many turns are dropped together, so that it is rare.
 
 
-FIVE_TURNS = (20, 40, 20, 40, 20, 40, 20, 40, 60, 60, 10)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "limit", "drop"),
-    [
-        pytest.param((100, 200, 30), 350, 0, id="it fits"),
-        pytest.param((100, 200, 31), 350, 2, id="it does not fit"),
-        pytest.param(FIVE_TURNS, 350, 6, id="whole turns: half of five"),
-        pytest.param(FIVE_TURNS, 100, 10, id="and of the rest, until it fits"),
-        pytest.param((20, 40, 350), 350, 2, id="without room for a whole reply"),
-        pytest.param((390,), 350, 0, id="nothing to drop"),
-        pytest.param((20, 40, 380), 350, 0, id="it would not help"),
-    ],
-)
-def test_full_context_drops_the_oldest_half_where_that_helps(sizes: tuple[int, ...], limit: int, drop: int) -> None:
+@pytest.mark.parametrize(("what", "sizes", "limit", "drop"), rows("full_contexts"))
+def test_full_context_drops_the_oldest_half_where_that_helps(
+    what: str, sizes: list[int], limit: int, drop: int
+) -> None:
     conversation = Conversation(system_prompt="S")
     for number, size in enumerate(sizes):
         conversation = conversation.assistant("x" * size) if number % 2 else conversation.user("x" * size)

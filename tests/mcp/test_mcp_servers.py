@@ -130,30 +130,14 @@ def test_server_that_cannot_be_used_is_an_error(
     assert error.value.hint
 
 
-LEFT_OUT = (
-    "a function is left out: 'has spaces\\x1b[2J' cannot be its name",
-    "the function refers is left out: its schema cannot be read",
-)
-
-
-@pytest.mark.parametrize(
-    ("behaviour", "value", "problems"),
-    [
-        *(("version", version, ()) for version in ("2024-11-05", "2025-03-26", "2025-06-18")),
-        ("strict", "", ()),  # ends at the probe of the newest version, as servers made with rmcp before 3.0
-        ("logs", "", ()),  # on standard output
-        ("slow", 0.5, ("waiting for the MCP server server",)),
-        ("unusable", "", LEFT_OUT),
-        ("twins", "", ("the second function echo is left out",)),
-    ],
-)
+@pytest.mark.parametrize(("what", "behaviour", "value", "problems"), rows("unusual_servers"))
 def test_server_that_is_unusual_can_be_used(
-    mcp_user: McpUser, monkeypatch: pytest.MonkeyPatch, behaviour: str, value: object, problems: tuple[str, ...]
+    mcp_user: McpUser, monkeypatch: pytest.MonkeyPatch, what: str, behaviour: str, value: str, problems: list[str]
 ) -> None:
     monkeypatch.setattr("cerebrum_cli.mcp.mcp_connection.NOTICE_S", 0.1 if behaviour == "slow" else 30)
     tools = find(mcp_user, behaviour, value)
     notices = mcp_user.err.getvalue().splitlines()
-    assert [notice.rpartition("server server: ")[2].removeprefix("note: ") for notice in notices] == [*problems]
+    assert [notice.rpartition("server server: ")[2].removeprefix("note: ") for notice in notices] == problems
     assert [*tools] == [*mcp_stand_in.CALLS] and tools["echo"].spec.description == "Do echo."
     assert (run(tools["noisy"]), run(tools["counted"])) == ("heard", "2")
 
