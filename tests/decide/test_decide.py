@@ -112,15 +112,6 @@ def test_rows_of_json_lines_are_the_same_for_any_number_at_a_time(user: CommandL
         assert row["answer"] == other["answer"] and row["probability"] == pytest.approx(other["probability"], abs=1e-3)
 
 
-def test_rows_may_have_their_own_choices(user: CommandLine) -> None:
-    choices = ["3", "4"], ["a", "b", "c"], ["yes", "no"]
-    write_rows(user, *({"prompt": "Which?", "choices": names} for names in choices[:2]), {"prompt": "Is it?"})
-    done = decide(user, "Choose.", "in.jsonl", "-o", "-", "--probabilities")
-    assert done.code == 0
-    for row, names in zip(rows_of(done.out), choices, strict=True):
-        assert row["answer"] in names and {f"probability of {name}" for name in names} <= row.keys()
-
-
 SETTINGS = {"n": 5, "seed": "x", "temperature": -1, "system": 3, "tools": ["saw"], "json_schema": "none", "model": "T4"}
 ROW = {"id": "a", "text": "Money back!", **SETTINGS}
 
@@ -140,11 +131,6 @@ def test_fields_with_names_of_settings_are_data(user: CommandLine, name: str, da
     done = decide(user, "Is a refund requested?\n\n{text} {n}", name, "-o", "-")
     assert (done.code, done.object["prompt"]) == (0, "Is a refund requested?\n\nMoney back! 5")
     assert done.object["probability"] == pytest.approx(plain["probability"], abs=1e-3)
-
-
-def test_any_field_of_a_text_row_is_its_line(user: CommandLine) -> None:
-    (user.home / "in.txt").write_text("My money back!\n")
-    assert decide(user, REFUND, "in.txt", "-o", "-").object["prompt"] == "Is a refund requested? My money back!"
 
 
 def test_rows_have_no_settings_but_a_system_prompt(user: CommandLine) -> None:

@@ -19,7 +19,6 @@ from cerebrum_cli.library.installed import NANO
 QUESTION = "Is a refund requested? {text}"
 WORDS = "money back please refund parcel lamp broken late happy again order card never thanks where"
 SURE = {"yes": -0.01, "no": -4.6}
-OTHER = {"yes": "no", "no": "yes"}
 LABELLED, NEW = 90, 24
 CALIBRATED = ("--calibration", "refunds.json", "--max-error", "0.2")
 CALIBRATE = ("labelled.jsonl", "--label", "label", "--calibrate")
@@ -35,7 +34,8 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(user, "texts.jsonl", ({"text": text} for text in texts[:LABELLED]))
     assert decide(user, "texts.jsonl", "-o", "answers.jsonl").code == 0
     answers = [row["answer"] for row in read(user, "answers.jsonl")]
-    labels = [OTHER[answer] if number % 10 == 9 else answer for number, answer in enumerate(answers)]
+    other = {"yes": "no", "no": "yes"}
+    labels = [other[answer] if number % 10 == 9 else answer for number, answer in enumerate(answers)]
     write(user, "labelled.jsonl", ({"text": text, "label": each} for text, each in zip(texts, labels, strict=False)))
     done = decide(user, *CALIBRATE, "refunds.json")
     assert done.code == 0 and "wrote refunds.json, a calibration by 90 labelled rows" in done.err
