@@ -57,10 +57,6 @@ def place(hub_user: HubUser) -> CachePath:
     return CachePath(hub_user.folder(REPO), hub_user.commit(REPO), FILE, hub_user.digest(FILE, REPO))
 
 
-def recorded_bytes(hub_user: HubUser, size: int) -> int:
-    return partial_file.bytes_present(place(hub_user), size)
-
-
 def requested(hub_user: HubUser) -> list[Request]:
     """The requests for the file, but for that of its header."""
     return [request for request in hub_user.hub.log.requests("cdn") if request.range != f"bytes=0-{MIB - 1}"]
@@ -81,7 +77,7 @@ def interrupted(hub_user: HubUser) -> None:
 
 def assert_resumes(hub_user: HubUser, size: int) -> None:
     """Pull again, and check that only what is not recorded is requested."""
-    left = size - recorded_bytes(hub_user, size)
+    left = size - partial_file.bytes_present(place(hub_user), size)
     assert 0 < left < size
     assert cleaned(hub_user.pull(REPO)) == hub_user.installed(FILE, REPO)
     assert sent(hub_user) == left
@@ -200,7 +196,7 @@ def recorded_in_process(hub_user: HubUser, size: int) -> int:
     """Bytes that a process of its own, whose pieces are not those of this one, has recorded."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(partial_file, "PIECE_BYTES", 1 << 24)
-        return recorded_bytes(hub_user, size)
+        return partial_file.bytes_present(place(hub_user), size)
 
 
 @pytest.mark.slow

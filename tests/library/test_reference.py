@@ -82,10 +82,6 @@ def test_reference_of_any_text_is_refused_or_round_trips(text: str) -> None:
             assert part.isprintable()
 
 
-def parts(stem: str, count: int, ending: str = ".gguf") -> tuple[str, ...]:
-    return tuple(f"{stem}-{number:05}-of-{count:05}{ending}" for number in range(1, count + 1))
-
-
 @pytest.mark.parametrize(("quantization", "names"), rows("quantization_names").items())
 def test_variants_quantization_of_a_file_name(quantization: str, names: list[str]) -> None:
     assert [quantization_of(name) for name in names] == [quantization] * len(names)
@@ -102,7 +98,7 @@ def test_variants_group_files_into_models(files: list[str], found: list[tuple[st
 
 
 def test_variants_model_paths_require_the_first_part(tmp_path: Path) -> None:
-    first, second = (tmp_path / name for name in parts("x", 2))
+    first, second = (tmp_path / f"x-0000{number}-of-00002.gguf" for number in (1, 2))
     assert model_paths(first) == (first, second)
     with pytest.raises(ModelFileError) as caught:
         model_paths(second)

@@ -35,7 +35,6 @@ def open_engine(path: Path) -> AbstractContextManager[LocalEngine]:
 
 
 def next_token_logprobs(engine: LocalEngine, prompt: tuple[int, ...], vocabulary: int) -> Logprobs:
-    """Log-probabilities of all tokens after a prompt."""
     request = ScoreRequest(prompt, tuple((token,) for token in range(vocabulary)))
     [scores] = [event.scores for event in engine.score([request]) if isinstance(event, LogprobScores)]
     return np.array([score.logprob_sum for score in scores])

@@ -32,7 +32,6 @@ MODEL = "Tiny-Q4_K_M.gguf"
 
 
 def digest_line(path: Path) -> str:
-    """Output of sha256sum for a file."""
     return f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
 
 

@@ -49,7 +49,6 @@ def tinies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of three layers."""
     return write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "weights", read_model("mistral"))
 
 

@@ -53,18 +53,3 @@ def test_each_tensor_has_the_type_that_llama_quantize_gives_it(file_type: str, u
     assert {tensor.name: tensor.kind.name for tensor in planned.tensors} == dict(
         types_of_llama_cpp(unquantized, file_type)
     )
-
-
-def test_rows_that_do_not_fit_the_blocks_of_a_type_are_told(tmp_path: Path) -> None:
-    shape = Shape(layers=2, width=64, heads=4, kv_heads=2, ffn=40)
-    table = read_table("model", [write_quantized(tmp_path / "model.gguf", shape=shape, encoding="F16")])
-    notice = plan_conversion(table, "Q4_K_S", {}).unfit_notice("Q4_K_S")
-    assert notice
-    assert notice.message == (
-        "16 tensors cannot be quantized as Q4_K_S prescribes: the row length is not divisible by the block size"
-    )
-    assert notice.hint == (
-        "other types are used: Q5_0 instead of Q4_K (11), Q8_0 instead of Q6_K (1), Q5_1 instead of Q5_K (2),"
-        " F16 instead of Q4_K (2)"
-    )
-    assert plan_conversion(table, "BF16", {}).unfit_notice("BF16") is None

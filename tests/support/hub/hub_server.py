@@ -131,7 +131,6 @@ class Fault(CountedFault):
     sent_more: int = 0  # bytes after those asked for
 
     def body(self, reply: Reply) -> memoryview:
-        """What is sent of a reply's body."""
         body = reply.body
         if self.flip_at is not None and reply.start <= self.flip_at < reply.start + len(body):
             changed = bytearray(body)
@@ -173,7 +172,6 @@ class Log:
             return tuple(each for each in self._requests if part in (None, each.part))
 
     def wait_for(self, condition: Callable[[Request], bool]) -> None:
-        """Wait for a request, perhaps under way, of which the condition holds."""
         wait_until(lambda: any(map(condition, self.requests())))
 
 
@@ -363,7 +361,6 @@ class HubServer:
         }
 
     def reply(self, request: Request, ignore_range: bool) -> Reply:
-        """The answer to a request that nothing else goes wrong with."""
         url, asked_range = urlsplit(request.path), "" if ignore_range else request.range or ""
         try:
             if request.part == "cdn":
@@ -418,7 +415,6 @@ class HubServer:
         return Reply(302, (("Location", place), *headers, *linked), memoryview(b"Found."))
 
     def _blob(self, request: Request, path: str, asked_range: str) -> Reply:
-        """Hand out a file of the CDN, which knows it by its digest."""
         *owner_and_name, digest, _ = path.strip("/").split("/")
         repository = self.repositories.get("/".join(owner_and_name))
         commits = [] if repository is None else [*repository.commits.values()]

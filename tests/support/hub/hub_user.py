@@ -103,7 +103,6 @@ class HubUser:
         return self.cache / f"{kind}{repo_id}".replace("/", "--")
 
     def path(self, file: str, repo_id: str = CATALOGUED) -> Path:
-        """Return the path that a file of what is `main` now has in the cache."""
         return self.folder(repo_id) / "snapshots" / self.commit(repo_id) / file
 
     def commit(self, repo_id: str = CATALOGUED) -> str:
