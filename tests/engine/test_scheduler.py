@@ -10,6 +10,7 @@ from asking import ask, collect_replies, generate, running_engine
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from scripted_backend import ALPHABET, ScriptedBackend, endless, expected_reply, random_model, replies, tokens
+from thinkers import CountingControl
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, SequenceId, TokenEvent
@@ -19,7 +20,7 @@ from cerebrum_cli.engine import prompt_cache, requests as engine_requests, sched
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.local_engine import Commands, EngineCommand
 from cerebrum_cli.engine.loop import Loop
-from cerebrum_cli.engine.requests import Request
+from cerebrum_cli.engine.requests import Force, Request
 from cerebrum_cli.engine.scheduler import Scheduler
 from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.step import StopFlag
@@ -57,6 +58,25 @@ def test_unified_cache_copies_to_empty_slots_and_replaces_the_oldest() -> None:
     assert scheduler.slots_to_overwrite[0] is scheduler.slots[2]
     held = {cell for slot in scheduler.slots for cell in slot.cells}
     assert scheduler.has_cells(10, len(held) + 10) and not scheduler.has_cells(10, len(held) + 9)
+
+
+def test_unified_cache_needs_a_shared_beginning_once() -> None:
+    scheduler = Scheduler(2, kv_unified=True)
+    [first], [second] = (sequences_of(Request(tokens(f"the same, {end}")), 1) for end in "ab")
+    scheduler.submit([first], first=False)
+    scheduler.admit(scheduler.next_admission(0, lambda _, length: length), 0)
+    scheduler.record_evaluated(first, scheduler.schedule(lambda position: 100)[0].tokens)
+    needed = len("the same, ab") + scheduling.MIN_FREE_CELLS
+    assert scheduler.can_hold(second, needed) and not scheduler.can_hold(second, needed - 1)
+
+
+def test_forced_tokens_of_several_sequences_share_their_steps() -> None:
+    control = partial(CountingControl, lambda count: Force(tokens("forced")) if count == 2 else None)
+    request = Request(tokens("a"), SamplingParams(max_tokens=12), Ask(n=2), controls=(control,))
+    with running_engine(backend := ScriptedBackend(lambda held, seed: held[0], slots=2)) as engine:
+        said = collect_replies(generate(engine, [request])).values()
+    assert {reply.text[2:8] for reply in said} == {"forced"}
+    assert {len(step) for step in backend.steps[1:]} == {2}
 
 
 # Models that cannot forget their last tokens return to checkpoints.
