@@ -14,39 +14,22 @@ from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Message
 
 
-def ask(user: CommandLine, question: str, reply: str, *more: str | Path, code: int = 0) -> str:
-    """Ask with a grammar that allows only `reply`, and return standard error."""
+def ask(user: CommandLine, question: str, reply: str, *more: str) -> None:
+    """Ask with a grammar that allows only `reply`."""
     done = user.run("ask", "--grammar", fixed_reply_grammar(reply, user.home), *more, question)
-    assert (done.code, done.out) == (code, f"{reply.strip()}\n"), done.err
-    return done.err
+    assert (done.code, done.out) == (0, f"{reply}\n"), done.err
 
 
 def listed(user: CommandLine) -> Any:
     return user.run("sessions", "list", "--json").object
 
 
-def shown(user: CommandLine, name: str) -> Any:
-    return user.run("sessions", "show", name, "--json").object
-
-
 def database(user: CommandLine) -> Path:
     return user.home / "data" / "cerebrum" / "sessions" / "sessions.db"
 
 
-def turns(session: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(message["role"], message["content"]) for message in session["messages"]]
-
-
-def test_ask_saves_the_exchange_and_how_it_was_generated(user: CommandLine) -> None:
-    ask(user, "What is four by five?", "Twenty.", "--temperature", "0.5", "--seed", "7", "-s", "Be brief.")
-    [row] = listed(user)
-    expected = ("what-is-four-by-five", "script", "small", "embedded", 2, "What is four by five?")
-    assert tuple(row[key] for key in ("name", "origin", "model", "format", "messages", "first")) == expected
-    assert turns(shown(user, "what-is-four-by-five")) == [
-        ("system", "Be brief."),
-        ("user", "What is four by five?"),
-        ("assistant", "Twenty."),
-    ]
+def test_ask_saves_how_a_reply_was_generated(user: CommandLine) -> None:
+    ask(user, "What is four by five?", "Twenty.", "--temperature", "0.5", "--seed", "7")
     reply = user.messages("what-is-four-by-five")[1]
     assert (reply["finish_reason"], reply["seed"], reply["params"]["temperature"]) == ("stop", 7, 0.5)
     assert reply["timings"]["prompt_tokens"] > 0
@@ -92,19 +75,11 @@ def test_sessions_rm_erases_all_traces(user: CommandLine) -> None:
     assert [file.name for file in files if file.suffix == ".lock"] == []
     assert not state.exists()
     assert {file.stat().st_mode & 0o077 for file in (directory, *directory.rglob("*"))} == {0}
-    assert turns(shown(user, "what-stays")) == [("user", "What stays?"), ("assistant", "This.")]
-
-
-def test_ask_prints_an_answer_that_cannot_be_saved(user: CommandLine) -> None:
-    database(user).parent.mkdir(parents=True)
-    database(user).write_text("not a database, but long enough to be taken for one" * 50)
-    err = ask(user, "Why?", "So.")
-    assert err.startswith("note: this exchange was not saved: ")
-    assert "Traceback" not in err
+    assert user.contents("what-stays") == ["What stays?", "This."]
 
 
 @pytest.mark.slow
-def test_sessions_rm_deletes_old_ones(user: CommandLine) -> None:
+def test_sessions_rm_deletes_those_older_than_any_age(user: CommandLine) -> None:
     for question in ("Three", "Four"):
         ask(user, question, "So.")
     with closing(sqlite3.connect(database(user), isolation_level=None)) as sessions:
@@ -112,6 +87,8 @@ def test_sessions_rm_deletes_old_ones(user: CommandLine) -> None:
     refused = user.run("sessions", "rm", "--older-than", "30d")
     assert (refused.code, refused.err) == (1, "three not deleted; confirm with -y\n")
     assert user.run("sessions", "rm", "--older-than", "30d", "-y").code == 0
+    for digits in (10, 400, 5000):
+        assert user.run("sessions", "rm", "-y", "--older-than", f"{'9' * digits}d").code == 0
     assert [row["name"] for row in listed(user)] == ["four"]
 
 
@@ -170,8 +147,3 @@ def test_sessions_rm_forgets_the_questions_typed_at_the_prompt(user: CommandLine
             store.add_message(session, Message("user", question))
     assert user.run("sessions", "rm", "-y", "gone").code == 0
     assert list(history.load_history_strings()) == ["Twice?", "Who are you?", "/help", "/set top_k 2"]
-
-
-def test_age_of_any_length_is_understood(user: CommandLine) -> None:
-    for digits in (10, 400, 5000):
-        assert user.run("sessions", "rm", "-y", "--older-than", f"{'9' * digits}d").code == 0
