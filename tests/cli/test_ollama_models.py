@@ -35,21 +35,17 @@ def test_list_found_shows_the_models_of_ollama(new_user: CommandLine, ollama: Pu
     assert [*found(new_user, OLLAMA_MODELS=str(tmp_path / "moved"))] == ["ollama:elsewhere"]
 
 
-def test_list_found_without_models_or_with_damaged_ones(new_user: CommandLine, ollama: Put) -> None:
+def test_list_found_without_models_or_with_missing_or_damaged_ones(new_user: CommandLine, ollama: Put) -> None:
     done = new_user.run("list", "--found")
     assert (done.code, done.out, done.err) == (0, "", "no GGUF models found in Ollama\n")
     blob = ollama("library/small/latest")
+    blob.unlink()
+    assert found(new_user) == {"ollama:small": f"{blob}: file not found"}
+    assert_error(new_user.run("pull", "ollama:small"), 3, f"{blob}: file not found")
     blob.write_bytes(b"GGUF")
     (new_user.home / ".ollama/models/manifests/registry.ollama.ai/library/small/broken").write_text("[")
     [error] = found(new_user).values()
     assert error and str(blob) in error
-
-
-def assert_unreadable(user: CommandLine, directory: Path, reason: str) -> None:
-    problem, hint = f"cannot read {directory}: {reason}", "check its permissions"
-    done = user.run("list", "--found")
-    assert f"note: {problem}\n      {hint}" in done.err and "no GGUF models found" not in done.err
-    assert_error(user.run("pull", "ollama:small"), 3, problem, hint)
 
 
 def test_ollama_store_that_cannot_be_read_is_not_empty(new_user: CommandLine, ollama: Put) -> None:
@@ -57,16 +53,10 @@ def test_ollama_store_that_cannot_be_read_is_not_empty(new_user: CommandLine, ol
     manifests = new_user.home / ".ollama/models/manifests"
     manifests.rename(manifests.with_name("elsewhere"))
     manifests.symlink_to(manifests.name)  # not even root can read a link to itself
-    assert_unreadable(new_user, manifests, "too many levels of symbolic links")
-
-
-def test_model_of_ollama_without_its_blob_is_said_to_be_missing(new_user: CommandLine, ollama: Put) -> None:
-    blob = ollama("library/small/latest")
-    blob.unlink()
-    [(reference, error)] = found(new_user).items()
-    assert (reference, error) == ("ollama:small", f"{blob}: file not found")
-    done = new_user.run("pull", "ollama:small")
-    assert_error(done, 3, f"{blob}: file not found")
+    problem, hint = f"cannot read {manifests}: too many levels of symbolic links", "check its permissions"
+    done = new_user.run("list", "--found")
+    assert f"note: {problem}\n      {hint}" in done.err and "no GGUF models found" not in done.err
+    assert_error(new_user.run("pull", "ollama:small"), 3, problem, hint)
 
 
 @pytest.mark.slow

@@ -146,12 +146,10 @@ def test_command_with_a_taken_name_is_one_warning(name: str, site: Site, new_use
 
 
 @pytest.mark.slow
-def test_commands_in_the_current_directory_are_none(tmp_path: Path, new_user: CommandLine) -> None:
-    described = tmp_path / "here-1.0.dist-info"
-    described.mkdir()
-    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: here\nVersion: 1.0\n")
-    (described / "entry_points.txt").write_text(f"[{GROUP}]\nhere = here:COMMANDS\n")
-    (tmp_path / "here.py").write_text(MODULE.format(("here", "here", "main", "Greet")))
+def test_commands_in_the_current_directory_are_none(
+    tmp_path: Path, new_user: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Site(tmp_path, monkeypatch).install("here", MODULE.format(("here", "here", "main", "Greet")))
     command = [sys.executable, "-m", "cerebrum_cli", "--help"]
     done = subprocess.run(command, cwd=tmp_path, env=new_user.environment(), capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and "here" not in listed(done.stdout)

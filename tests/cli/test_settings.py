@@ -2,14 +2,13 @@
 
 import os
 import tomllib
-from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import CommandLine, assert_error
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.settings import OPTIONS, Settings, fold, read_config
+from cerebrum_cli.core.settings import OPTIONS, Settings, fold
 
 
 def test_settings_later_layers_override_and_none_is_ignored() -> None:
@@ -26,21 +25,12 @@ def test_settings_of_a_mode_apply_while_the_merged_think_is_on_or_off() -> None:
 
 
 def test_settings_convert_each_value_to_its_type() -> None:
-    values: dict[str, Any] = {
-        "lora": ("style.gguf", "tone.gguf:-0.5"),
-        "no_log": True,
-        "cache_gb": 0.5,
-        "system": "",
-        "think": "on",
-    }
+    values: dict[str, Any] = {"lora": ("style.gguf", "tone.gguf:-0.5"), "no_log": True, "cache_gb": 0.5, "system": ""}
     assert fold(values) == Settings(**values)
     assert isinstance(fold({"temperature": 1}).temperature, float)
     assert fold({"gpu_layers": 12, "cpu_moe": 8}) == Settings(gpu_layers="12", cpu_moe="8")
     assert fold({"stop": "one"}).stop == ("one",)
     assert fold({"stop": ["one", "two"]}).stop == ("one", "two")
-
-
-def test_settings_name_the_invalid_item_of_a_list() -> None:
     with pytest.raises(UsageError, match=r"^invalid .*: 1$"):
         OPTIONS["stop"].validate(["a", 1])
 
@@ -50,13 +40,6 @@ def test_settings_refuse_text_that_is_not_utf_8_unless_it_may_name_a_file() -> N
         OPTIONS["system"].validate("\udcff")
     assert refused.value.hint == "it must be UTF-8 text"
     assert fold({"model": "\udcff.gguf"}).model == "\udcff.gguf"
-
-
-def test_config_accepts_dashes_and_underscores(tmp_path: Path) -> None:
-    path = tmp_path / "config.toml"
-    assert read_config(path).settings == {}
-    path.write_text('max-tokens = 5\ntop_k = 3\nstop = ["a"]\n', encoding="utf-8")
-    assert fold(read_config(path).settings) == Settings(max_tokens=5, top_k=3, stop=("a",))
 
 
 EDIT_OR_MOVE = "edit the file, or move it elsewhere"
