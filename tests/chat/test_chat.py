@@ -176,6 +176,14 @@ def test_continue_keeps_the_calls_of_a_truncated_reply(start_chat: Start, store:
     assert chat.tree.require_reply().message.rounds == ()
 
 
+def test_continue_refuses_a_reply_that_fills_the_largest_context(endless_chat: Chat) -> None:
+    ask(endless_chat, "One?")
+    before = contents(endless_chat)
+    with pytest.raises(SessionError, match="the reply fills the context of 500 tokens, the largest"):
+        list(endless_chat.continue_reply())
+    assert contents(endless_chat) == before
+
+
 def test_continue_completes_a_character_split_between_tokens(start_chat: Start) -> None:
     chat = start_chat(lambda: ScriptedBackend(endless({prompt("One?"): " 🦜🦜"}), context_size=200))
     versions: list[Message] = []
