@@ -34,6 +34,7 @@ class Functions:
         assert spec and spec.loader
         module = sys.modules[name] = module_from_spec(spec)
         sys.path.append(str(path.parent))  # it may import its siblings
+        sys.dont_write_bytecode = True  # it would hide a change in the same second that keeps the size
         spec.loader.exec_module(module)
         for key, value in [*vars(module).items()]:
             if key[0] != "_" and getattr(value, "__module__", None) == name and isfunction(unwrap(value)):
