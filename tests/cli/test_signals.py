@@ -54,8 +54,8 @@ class Scene:
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def words(self, line: str) -> list[str]:
-        names = {"MODEL": str(self.model), "LLAMA": self.llama.url, "OLLAMA": self.ollama.url, "MCP": MCP}
-        return [names.get(word, word) for word in shlex.split(line)]
+        names = {"MODEL": str(self.model), "LLAMA": self.llama.url, "OLLAMA": self.ollama.url}
+        return [names.get(word, word.replace("MCP", MCP)) for word in shlex.split(line)]
 
     def start(self, line: str, pause: float = 0.02, around: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         self.script["pause"] = pause  # of the servers, too
@@ -259,7 +259,7 @@ PROCESSES = {
 @pytest.mark.parametrize(("what", "number"), with_signals(PROCESSES))
 def test_other_processes_end_with_a_command(scene: Scene, what: str, number: signal.Signals) -> None:
     """What runs is far from its end: a program has five seconds, and a call a minute."""
-    process = scene.start(PROCESSES[what].replace("'MCP", f"'{MCP}"), pause=0)
+    process = scene.start(PROCESSES[what], pause=0)
     if "Wait?" in PROCESSES[what]:
         wait_until(Path("started").exists)
     elif what == "program of a vote":
