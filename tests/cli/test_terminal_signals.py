@@ -1,10 +1,12 @@
 """Ctrl-C, SIGTERM, SIGHUP and Ctrl-Z at a terminal: replies are saved, and the terminal is restored."""
 
+import fcntl
 import importlib
 import os
 import signal
 import sqlite3
 import sys
+import termios
 import time
 from contextlib import closing, suppress
 from pathlib import Path
@@ -51,7 +53,7 @@ def wait_for_editor(tmp_path: Path) -> int:
 
 
 def wait_for_reader(fifo: Path) -> None:
-    """Wait until a process opens a pipe for reading, and let it wait for what is written."""
+    """Wait until a process has read what is written into a pipe, and let it wait for more."""
     begun: list[int] = []
 
     def is_read() -> bool:
@@ -60,6 +62,9 @@ def wait_for_reader(fifo: Path) -> None:
         return bool(begun)
 
     wait_until(is_read)
+    [pipe] = begun
+    os.write(pipe, b"text")
+    wait_until(lambda: fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)) == bytes(4))
 
 
 def assert_ends(person: Person, code: int, tmp_path: Path) -> None:
@@ -79,7 +84,7 @@ def assert_ends(person: Person, code: int, tmp_path: Path) -> None:
         pytest.param("Yes.", {}, {}, HUP, 3, id="prompt"),
         pytest.param("Yes.", {"load": 60}, {"One?": " 50%"}, TERM, 1, id="loading"),
         pytest.param("Yes.", {}, {"One?": "Yes.", "/edit": None}, TERM, 2, id="editor"),
-        pytest.param("Yes.", {}, {"/file fifo": "> /file fifo"}, TERM, 1, id="slash command"),
+        pytest.param("Yes.", {}, {"/file fifo": "> /file fifo"}, TERM, 3, id="slash command"),
     ],
 )
 def test_first_signal_ends_a_chat(
