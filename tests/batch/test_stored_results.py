@@ -36,6 +36,7 @@ from cerebrum_cli.batch.readers import InputOptions
 from cerebrum_cli.cli.row_commands import resumable
 from cerebrum_cli.core.errors import BatchError, NoServerError, UsageError
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.results import row_file
 from cerebrum_cli.results.results import open_results, open_stream, output_paths
 from cerebrum_cli.results.rows import Results, RowKind
 from cerebrum_cli.results.saved import read_saved
@@ -102,6 +103,21 @@ def test_result_is_in_input_order_with_a_record_beside_it(output: Path) -> None:
     }
     first, *_ = output.read_text().splitlines()
     assert tuple(json.loads(first)) == (*KEYS, "key")
+
+
+def test_finished_rows_are_synced_within_a_second(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the file of a complete result before it replaces the output."""
+    now, synced = [0.0], list[float]()
+    monkeypatch.setattr(row_file, "monotonic", lambda: now[0])
+    monkeypatch.setattr(os, "fsync", lambda _: synced.append(now[0]))
+    results = open_batch(output)
+    for now[0], position in zip((0.1, 0.5, 1.2, 1.3), ORDER, strict=True):
+        results.write_row(position, answer(ROWS[position]))
+    assert [when for when in synced if when > 0.1] == [1.2]
+    now[0] = 2.3
+    results.sync()
+    results.complete()
+    assert synced.count(2.3) > 1
 
 
 def test_finished_rows_are_in_the_partial_file(output: Path) -> None:
