@@ -120,6 +120,17 @@ def test_finished_rows_are_synced_within_a_second(output: Path, monkeypatch: pyt
     assert synced.count(2.3) > 1
 
 
+def test_rows_that_ask_the_same_are_told_apart_however_they_come(output: Path) -> None:
+    kind, rows = known_rows(TEXT, output.name)
+    with contextlib.closing(open_results(output, FINGERPRINT, kind, rows[:1])) as results:
+        results.add_rows(rows[1:2])
+        results.add_rows(rows[1:2])
+        write(results, [2])
+    same = [rows[0], rows[1], rows[1]]
+    with contextlib.closing(open_results(output, FINGERPRINT, kind, same)) as results:
+        assert list(results.missing) == [0, 1]
+
+
 def test_finished_rows_are_in_the_partial_file(output: Path) -> None:
     results = open_batch(output)
     for number, position in enumerate(ORDER, 1):
