@@ -53,10 +53,12 @@ _AMBIGUOUS_LINE = re.compile(r"[\s>]*+(?:[-=`~*_#|+: ]*+|[0-9]++[.)]?\s*+)")
 _PREFIX = re.compile(rf"(?:\s*>(?=\s|\Z))*\s*(?:{LIST_MARKER}(?:\[[ xX]\]\s+)?)?")
 _HEADING = re.compile(r"(#{1,6})\s+")
 _ADDRESS = re.compile(r"https?://[^\s<>\"`|]*[^\s<>\"`|.,;:!?)\]}*_'’”]")
-# Between words, and beside each character of a script without spaces, other than its punctuation.
+_UNSPACED = "[\u2e80-\u9fff\uff00-\uffef]"  # characters of scripts without spaces between words
+_OPENING, _CLOSING = "（「『《〈【", "，。、；：？！）」』》〉】"  # their punctuation, which no row ends or begins with
+# Between words, and beside each character of those scripts.
 _BREAK = re.compile(
-    r"(?<=[^\S\xa0\u202f])(?=\S)|(?<=[\u2e80-\u9fff\uff00-\uffef])(?<![（「『《〈【])(?![\s，。、；：？！）」』》〉】…,.;:!?)*])"
-    r"|(?<=[^\s（「『《〈【“‘(\[])(?=[\u2e80-\u9fff\uff00-\uffef])(?![，。、；：？！）」』》〉】])"
+    rf"(?<=[^\S\xa0\u202f])(?=\S)|(?<={_UNSPACED})(?<![{_OPENING}])(?![\s{_CLOSING}…,.;:!?)*])"
+    rf"|(?<=[^\s{_OPENING}“‘(\[])(?={_UNSPACED})(?![{_CLOSING}])"
 )
 _LINE_BREAK = re.compile(rf"(?P<code>{CODE_SPAN.pattern})|<br ?/?>\s*")
 
@@ -217,7 +219,8 @@ def parts(block: Block, width: int) -> Iterable[Text | Grid]:
             return table_parts(block, width)
         case Display(prefix, text, after):
             shown = formula(text, separator="\n")
-            prefix += "" if prefix.strip() or shown == text else FORMULA_INDENT
+            if shown != text and not prefix.strip():
+                prefix += FORMULA_INDENT
             return hanging(prefix, Text(shown + after), width)
         case Fence(prefix, _, info, number):
             label = f"{CODE_BEGIN} [{number}] {info.strip()}".rstrip()
