@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, dataclass_transform, get_args
 
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.frozen import freeze
 from cerebrum_cli.core.text import Texts, enumeration, well_formed
 
 LORA = "lora"  # key of the adapters among recorded settings
@@ -134,7 +135,7 @@ def switch(help: str, heading: Heading | None = None, **details: Any) -> Any:
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def option_group(group: type[T]) -> type[T]:
     """A frozen dataclass of options, without representation and comparison, which take milliseconds of every start."""
-    return dataclass(frozen=True, kw_only=True, repr=False, eq=False)(group)
+    return freeze(dataclass(init=False, kw_only=True, repr=False, eq=False)(group))  # type: ignore[no-any-return]
 
 
 def options_of(group: type) -> dict[str, Option]:
