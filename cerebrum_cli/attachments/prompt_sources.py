@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from cerebrum_cli.core.declaration import is_address
 from cerebrum_cli.core.environment import is_hub_offline
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent, OnNotice
-from cerebrum_cli.core.files import decode_text, is_file, read_beginning, read_text, readable
+from cerebrum_cli.core.files import decode_text, read_beginning, read_text, readable
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import (
@@ -53,7 +52,6 @@ PICTURE_TYPES = {
 MAX_FOUND_BYTES = 1_000_000  # of a file that was not named itself: larger ones are data, and fill most contexts
 PromptFile = tuple[str, str | Picture]  # the name of a file, and its text, or the picture that it is
 BYTES_PER_TOKEN = 4  # about, in many languages
-PIPED_TOKENS = 2000  # as a diff or a log may have
 LEFT_OUT = "binary files, hidden ones and those in .gitignore are left out; PATH/*.pdf takes documents"
 
 
@@ -207,19 +205,6 @@ class PromptSources:
             raise UsageError("the prompt is `-`, but nothing is piped in", "pipe it in, or give it as an argument")
         if self.messages is None and not self.files:
             fill(self.saved, self.prompt or "")
-
-    def expected_tokens(self, piped: SupportsRead[bytes] | None) -> int:
-        """About how many tokens the question has, before any of its sources is read.
-
-        Documents, pages and directories do not count, and text from another program as PIPED_TOKENS.
-        """
-        named = [path for path in (*self.files, self.messages) if isinstance(path, Path)]
-        size = len(self.prompt or "")
-        for path in named:
-            if is_file(path) and not is_document(path):
-                with suppress(OSError):  # reading it reports the error
-                    size += path.stat().st_size
-        return size // BYTES_PER_TOKEN + (PIPED_TOKENS if piped else 0)
 
     def read(self, piped: SupportsRead[bytes] | None, settings: Settings, system: str | None) -> Conversation:
         """Read all sources. Raises UsageError for a source that cannot be read, PromptTooLong for one without end.

@@ -79,10 +79,11 @@ class AskCommand(AskOptions):
             session = open_history().acquire_named(self.session)
             if session:
                 overrides = session.add_defaults(overrides, is_remote=bool(self.endpoint))
-        source = self.source_of(app, overrides, question, votes)
+        source = self.source_of(app, overrides, votes)
         settings = source.settings
         grammar = self.read_grammar(source)
-        with open_source(source) as loaded:
+        loaded = open_source(source)
+        try:
             from cerebrum_cli.cli.answer import AnswerPrinter, show_prompt
             from cerebrum_cli.core.ask import Ask
 
@@ -102,15 +103,16 @@ class AskCommand(AskOptions):
                     printer.show_vote(votes)
                 else:
                     printer.show_reply()
+        finally:
+            loaded.close(frees=False)
 
-    def source_of(self, app: App, overrides: Layer, question: PromptSources, votes: Votes | None) -> ModelSource:
-        """The model that answers, and the lengths that are expected of the prompt and the answer."""
+    def source_of(self, app: App, overrides: Layer, votes: Votes | None) -> ModelSource:
+        """The model that answers, and the length that is expected of the answer."""
         source = replace(
             self.find_source(app, overrides),
             raw=self.raw,
             vocabulary_only=self.dry_run,
             caches_prompts=True,
-            prompt_tokens=question.expected_tokens(app.streams.piped),
             answer_tokens=SHORT_ANSWER if self.schema or self.grammar else USUAL_ANSWER,
         )
         if votes:

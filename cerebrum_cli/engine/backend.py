@@ -153,5 +153,5 @@ class Backend(Vocabulary, Protocol):
     def state_kind(self) -> str | None:
         """Build, cache types and layout that a state on disk depends on; None if the prompt cache cannot use any."""
 
-    def close(self) -> None:
-        """Free the model and its context."""
+    def close(self, frees: bool = True) -> None:
+        """End what runs; free the model and its context, unless the process ends, whose memory the system frees."""

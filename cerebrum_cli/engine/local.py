@@ -32,11 +32,13 @@ def open_prompt_cache(directory: Path, limit: int, model: str, format: str) -> S
     return StateStore(directory, limit, model, format)
 
 
-def open_engine(options: LoadOptions, open_file: OpenFile, cache: StateStore | None = None) -> Engine:
+def open_engine(
+    options: LoadOptions, open_file: OpenFile, open_cache: Callable[[], StateStore] | None = None
+) -> Engine:
     """Start to load a model, without waiting."""
     from cerebrum_cli.engine.local_engine import LocalEngine
 
-    return LocalEngine(partial(open_file, options), cache)
+    return LocalEngine(partial(open_file, options), open_cache)
 
 
 def clear_prompt_cache(directory: Path) -> None:

@@ -18,12 +18,13 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence as Many
 from dataclasses import dataclass, field
+from importlib import import_module
 from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.events import SequenceId
+from cerebrum_cli.core.events import Event, SequenceId
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.token_ids import TokenIds
@@ -33,9 +34,7 @@ from cerebrum_cli.engine.engine import (
     Engine,
     EventQueue,
 )
-from cerebrum_cli.engine.loop import Loop, Work, fail_work
 from cerebrum_cli.engine.memory import group_lengths
-from cerebrum_cli.engine.prompt_cache import PromptCache, StateStore
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.step import StopFlag
@@ -43,6 +42,12 @@ from cerebrum_cli.engine.step import StopFlag
 if TYPE_CHECKING:
     from cerebrum_cli.engine.engine import OpenBackend
     from cerebrum_cli.engine.loglikelihood import ScoreRequest, ScoringEvent
+    from cerebrum_cli.engine.loop import Loop, Work
+    from cerebrum_cli.engine.prompt_cache import PromptCache, StateStore
+
+
+# Until native code loads, the engine's thread imports modules; others would slow it down by importing their own.
+IMPORTING_S = 0.1
 
 
 class EngineCommand(NamedTuple):
@@ -72,7 +77,12 @@ class Commands:
 
         Sequences that go `first` are admitted before others that wait. Raises EngineError if the engine is closed.
         """
-        command = EngineCommand(lambda loop: loop.submit(work, scope, first), lambda error: fail_work(work, error))
+
+        def fail(error: BaseException) -> None:
+            for item in work:
+                item.emit(error)
+
+        command = EngineCommand(lambda loop: loop.submit(work, scope, first), fail)
         if not self.send(command):
             raise EngineError("the engine is closed")
 
@@ -180,13 +190,17 @@ class LocalCompletions(Completions):
 
 
 class LocalEngine(Engine):
-    """A model on its own thread, which starts loading it immediately; prompts are cached on disk in `state_store`."""
+    """A model on its own thread, which starts loading it immediately; prompts are cached on disk by `open_cache`."""
 
-    def __init__(self, open_backend: OpenBackend, state_store: StateStore | None = None) -> None:
+    def __init__(self, open_backend: OpenBackend, open_cache: Callable[[], StateStore] | None = None) -> None:
         self._open = open_backend
-        self._state_store = state_store
+        self._open_cache = open_cache
         self._commands = Commands(self._stop)
+        self._reports = threading.Event()
+        self._frees = True
         super().__init__("engine")
+        self._reports.wait(IMPORTING_S)
+        import_module("cerebrum_cli.engine.loop")  # which the engine's thread needs next
 
     # For callers, on any thread.
 
@@ -254,7 +268,8 @@ class LocalEngine(Engine):
         if self.is_loaded:
             list(self._commands.call(use))
 
-    def close(self) -> None:
+    def close(self, frees: bool = True) -> None:
+        self._frees = frees
         cancel_all = EngineCommand(lambda loop: loop.cancel(None), lambda _: None, interrupts=True, is_last=True)
         self._commands.send(cancel_all)
         self._thread.join()
@@ -265,15 +280,18 @@ class LocalEngine(Engine):
     def _run(self) -> None:
         start = perf_counter()
         try:
-            backend = self._open(self._loading.put, self._stop)
+            backend = self._open(self._report, self._stop)
         except BaseException as error:
             self.has_failed = True
-            self._loading.put(error)
+            self._report(error)
             self._fail_commands(error)
             return
         self._backend = backend
-        self._loading.put(None)
-        loop = Loop(backend, perf_counter() - start, self._state_store)
+        self._report(None)
+        load_s = perf_counter() - start
+        from cerebrum_cli.engine.loop import Loop
+
+        loop = Loop(backend, load_s, self._open_cache and self._open_cache())
         try:
             while self._commands.execute(loop):
                 loop.step()
@@ -282,7 +300,11 @@ class LocalEngine(Engine):
             self._fail_commands(error)
         finally:
             self._backend = None  # from now on callers get an error, not freed memory
-            backend.close()
+            backend.close(self._frees)
+
+    def _report(self, event: Event | BaseException | None) -> None:
+        self._loading.put(event)
+        self._reports.set()
 
     def _fail_commands(self, error: BaseException) -> None:
         """Answer all commands with the error that ended this thread."""

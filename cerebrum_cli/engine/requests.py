@@ -79,7 +79,7 @@ class LoadOptions:
       load and twice the memory; None decides as `plan_repacking` does
     - `cpu_moe`: number of the first layers whose experts stay in host memory, with "auto" all if only that lets all
       layers fit on the GPUs; "off" is none
-    - `prompt_tokens`, `reply_tokens`: about how many a single prompt and its reply will have; 0 is unknown
+    - `reply_tokens`: about how many a single reply will have; 0 is unknown
     """
 
     path: Path
@@ -91,7 +91,6 @@ class LoadOptions:
     vocabulary_only: bool = False
     whole_context: bool = False
     cpu_moe: str = "auto"
-    prompt_tokens: int = 0
     reply_tokens: int = 0
     adapters: tuple[tuple[Path, float], ...] = ()
     is_verified: bool = False

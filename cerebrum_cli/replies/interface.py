@@ -81,9 +81,9 @@ class Model:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Cancel what is running, free the model, and record how fast it was."""
-        self.engine.close()
+    def close(self, frees: bool = True) -> None:
+        """Cancel what is running, free the model unless the process ends, and record how fast it was."""
+        self.engine.close(frees)
         if self._timings and not self.is_remote:
             self.source.installation.machine.record_replies(self.model.sizes, self._timings)
 

@@ -189,7 +189,7 @@ class ModelSource:
     - `vocabulary_only`: without weights, and so always in this process
     - `is_chat`: memory for the whole context is allocated while the model loads, and weights are repacked
     - `caches_prompts`: on disk
-    - `prompt_tokens`, `answer_tokens`: about how many a single question and its answer will have; 0 is unknown
+    - `answer_tokens`: about how many the answer to a single question will have; 0 is unknown
     """
 
     installation: Installation
@@ -202,7 +202,6 @@ class ModelSource:
     vocabulary_only: bool = False
     is_chat: bool = False
     caches_prompts: bool = False
-    prompt_tokens: int = 0
     answer_tokens: int = 0
 
     def for_chat(self) -> ModelSource:
@@ -282,7 +281,6 @@ class ModelSource:
             vocabulary_only=self.vocabulary_only,
             whole_context=self.is_chat,
             cpu_moe=settings.cpu_moe,
-            prompt_tokens=self.prompt_tokens,
             reply_tokens=self._reply_tokens(thinks),
             adapters=tuple((adapter.path, adapter.scale) for adapter in applied),
             is_verified=model.is_verified,
@@ -360,12 +358,13 @@ class ModelSource:
         """Start to load the model, or to connect to its servers, without waiting."""
         if self.servers and not self.vocabulary_only:
             return self._connect(self.servers)
-        cache = None
+        open_cache = None
         if self.caches_prompts and self.settings.cache_gb and not self.vocabulary_only:
             limit = int(self.settings.cache_gb * 1e9)
             model = f"{self.installation.library.identity(self.model)} {self.model.adapter_identity or ''}".rstrip()
-            cache = open_prompt_cache(self.installation.prompt_cache_directory, limit, model, format_name)
-        return open_engine(self.options(), self.installation.open_file, cache)
+            directory = self.installation.prompt_cache_directory
+            open_cache = partial(open_prompt_cache, directory, limit, model, format_name)
+        return open_engine(self.options(), self.installation.open_file, open_cache)
 
     def _connect(self, servers: Servers) -> Engine:
         from cerebrum_cli.servers.remote_engine import RemoteEngine

@@ -183,7 +183,7 @@ class RemoteEngine(Engine):
         self._stop.set()
         self.call(lambda: self._pool.cancel(lambda _: True) if self._pool else self._stop_serving())
 
-    def close(self) -> None:
+    def close(self, frees: bool = True) -> None:  # noqa: ARG002
         self._stop.set()
         self.call(self._stop_serving)
         self._thread.join()

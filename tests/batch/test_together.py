@@ -43,7 +43,7 @@ def open_engine(
     invariant = batch_invariant and not kv_unified
     context = ContextOptions(context_size, slots, n_threads=1, kv_unified=kv_unified, batch_invariant=invariant)
     options = LoadOptions(NANO, 512, read_header(NANO).sizes, context, whole_context=kv_unified)
-    return loaded(LocalEngine(lambda tell, stop: open_llama(options, tell, stop), states))
+    return loaded(LocalEngine(lambda tell, stop: open_llama(options, tell, stop), (lambda: states) if states else None))
 
 
 def prompt_of(engine: LocalEngine, question: str) -> tuple[int, ...]:

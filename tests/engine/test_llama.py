@@ -32,6 +32,7 @@ from cerebrum_cli.engine.capacity import installed_build
 from cerebrum_cli.engine.llama.bindings import Log
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama, option_notices
+from cerebrum_cli.engine.llama.repacking import Repacking
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.memory import GPU_UBATCH, HEADROOM, Device, FreeMemory, LoadPlan
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions, Request
@@ -175,6 +176,46 @@ def test_load_repacks_weights_where_memory_allows(seven: Path, monkeypatch: pyte
         has_free(monkeypatch, FreeMemory(free))
         with backend_with(replace(options(seven), repack=True)) as backend:
             assert backend.repacks == repacks
+
+
+@pytest.mark.parametrize(("free", "repacks"), [(8 * GIB, True), (0, False)], ids=["free memory", "no memory"])
+def test_reply_goes_on_with_weights_repacked_meanwhile(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, free: int, repacks: bool
+) -> None:
+    monkeypatch.setattr("cerebrum_cli.engine.llama.load.instruction_set", lambda: "x86")
+    asked = replace(options(tiny_model), quantization="Q4_K_M", reply_tokens=100)
+    said = []
+    for repack in (False, None):
+        with engine_with(replace(asked, repack=repack)) as engine:
+            monkeypatch.setattr("cerebrum_cli.engine.llama.llama_backend.free_memory", lambda: FreeMemory(free))
+            story = engine.vocabulary.tokenize([Text(STORY * 3)])
+            replies = [greedy(engine, prompt, 20) for prompt in (story, story * 2)]
+            said.append([(reply.ids, reply.cached) for reply in replies])
+            assert engine.repacks is (repacks and repack is None)
+    assert said[0] == said[1]
+
+
+def test_interrupted_wait_for_repacked_weights_loses_nothing(
+    chatml_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cerebrum_cli.engine.llama.load.instruction_set", lambda: "x86")
+    loads = threading.Event()
+    load = Repacking._load
+
+    def wait_and_load(self: Repacking, path: bytes, params: Any) -> None:
+        loads.wait(10)
+        load(self, path, params)
+
+    monkeypatch.setattr(Repacking, "_load", wait_and_load)
+    stop = StopFlag()
+    with backend_with(replace(options(chatml_model), quantization="Q4_K_M"), 256, stop) as backend:
+        rows = [TokenRow(0, at, 20 + at, at == 9) for at in range(10)]
+        assert backend.decode(rows)
+        stop.set()
+        assert not backend.decode([TokenRow(0, 10, 7, True)]) and backend.context.length(0) == 10
+        stop.clear()
+        loads.set()
+        assert backend.decode([TokenRow(0, 10, 7, True)]) and backend.repacks and backend.context.length(0) == 11
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file names are Unicode")

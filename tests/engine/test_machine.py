@@ -264,23 +264,21 @@ def test_list_forecasts_from_earlier_replies(
 K_QUANT = LoadOptions(Path("m"), 4096, SIZES, quantization="Q4_K_M")
 
 
-@pytest.mark.parametrize(("name", "slots", "options", "instructions", "generation", "repacks"), rows("repacking"))
+@pytest.mark.parametrize(("name", "slots", "options", "instructions", "repacks"), rows("repacking"))
 def test_weights_are_repacked_where_that_pays(
     name: str,
     slots: int,
     options: dict[str, Any],
     instructions: str,
-    generation: int,
     repacks: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(load, "instruction_set", lambda: instructions)
-    monkeypatch.setattr(load, "load_speed", lambda records: Speed(generation=1e9 * generation))
     asked = replace(K_QUANT, context=ContextOptions(slots=slots), **options)
-    assert plan_repacking(asked, 3 * SIZES.weight_bytes, Path()) is repacks
+    assert plan_repacking(asked, 3 * SIZES.weight_bytes) is repacks
 
 
 def test_weights_are_repacked_beside_those_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "instruction_set", lambda: "x86")
     for free, repacks in ((2 * SIZES.weight_bytes, True), (2 * SIZES.weight_bytes - 1, False)):
-        assert plan_repacking(K_QUANT, free, Path()) is repacks
+        assert plan_repacking(K_QUANT, free) is repacks

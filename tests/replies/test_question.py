@@ -155,14 +155,6 @@ def test_template_variables_are_json_or_text() -> None:
     assert template_variables(()) == {}
 
 
-def test_the_length_of_a_question_is_estimated_before_it_is_read(tmp_path: Path) -> None:
-    text = write(tmp_path, "a.txt", "four" * 100)
-    files = (text, write(tmp_path, "b.pdf", "%PDF" * 100), tmp_path, tmp_path / "none")
-    sources = PromptSources("word" * 10, files, text, raw=False, on_notice=no_notices)
-    assert sources.expected_tokens(None) == 10 + 100 + 100
-    assert sources.expected_tokens(BytesIO()) > 1000
-
-
 SEQUENCE = SequenceId(0)
 FINISH = FinishEvent(
     sequence=SEQUENCE,

@@ -13,7 +13,7 @@ import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -97,7 +97,8 @@ if _missing := lacking(name for name, has in _cpu_checks.items() if has and has(
         f"llama.cpp was built for another CPU: this one lacks {', '.join(_missing)}",
         f"rebuild it on this machine: {rebuild_command()}",
     )
-_write_log = llama.llama_log_callback(log.write)  # kept alive: llama.cpp holds the pointer
+_write_log = llama.llama_log_callback(log.write)
+_receivers = [_write_log]  # kept alive: llama.cpp holds a pointer to the last
 llama.llama_log_set(_write_log, None)
 # A failed assertion would start a debugger, too, unless something else prints it.
 _write_assertion = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(lambda message: os.write(2, message + b"\n"))
@@ -107,15 +108,26 @@ llama._lib.ggml_set_abort_callback(_write_assertion)
 _discard_log = ctypes.cast(ctypes.CDLL(None).abs, llama.llama_log_callback)
 
 
-@contextmanager
-def suppress_log() -> Iterator[None]:
+def suppress_log() -> AbstractContextManager[None]:
     """Discard llama.cpp's log, unless it is forwarded: loading a model logs two thousand lines."""
-    if log.forward is None:
-        llama.llama_log_set(_discard_log, None)
+    return _log_to(_discard_log if log.forward is None else _write_log)
+
+
+def keep_log() -> AbstractContextManager[None]:
+    """Keep the problems in llama.cpp's log, also while it is suppressed."""
+    return _log_to(_write_log)
+
+
+@contextmanager
+def _log_to(receiver: Any) -> Iterator[None]:
+    """Send llama.cpp's log to a callback; these contexts are left in the reverse order."""
+    _receivers.append(receiver)
+    llama.llama_log_set(receiver, None)
     try:
         yield
     finally:
-        llama.llama_log_set(_write_log, None)
+        _receivers.pop()
+        llama.llama_log_set(_receivers[-1], None)
 
 
 if not llama._lib.ggml_backend_reg_count():  # the wheel for any processor: load the best kernels for this one

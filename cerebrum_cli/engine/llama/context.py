@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.engine.llama.bindings import SHOW_LOG, llama, log
+from cerebrum_cli.engine.llama.bindings import SHOW_LOG, keep_log, llama, log
 from cerebrum_cli.engine.memory import n_outputs_max, pad_length
 from cerebrum_cli.engine.prompt_cache import write_error
 from cerebrum_cli.engine.requests import ContextOptions
@@ -66,7 +66,8 @@ def create_context(model: Any, params: Any, options: ContextOptions) -> Any:
     log.problems.clear()
     handle = None
     if pad_length(options.length) * options.n_streams < 2**32:  # or n_ctx overflows
-        handle = llama.llama_init_from_model(model, params)
+        with keep_log():
+            handle = llama.llama_init_from_model(model, params)
     if handle:
         return handle
     problems = list(log.problems)

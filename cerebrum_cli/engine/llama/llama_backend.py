@@ -28,13 +28,15 @@ from cerebrum_cli.engine.step import Constraint, StopFlag, TokenRow, TokenScore
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Sampler
     from cerebrum_cli.engine.llama.logits import Candidates
+    from cerebrum_cli.engine.llama.repacking import Repacking
 
 
 class LlamaBackend(LlamaVocabulary):
     """A loaded model. `reserve` creates its context, since creating a large one takes longer than a short answer.
 
     `adapters` of the model apply in every context, each with its scale. `mapped_bytes` of its weights are files in the
-    system's cache, which counts as free memory, although each step reads them.
+    system's cache, which counts as free memory, although each step reads them. A reply goes on with weights that are
+    `repacking`, from its second token on, so that it does not depend on when these are ready.
     """
 
     context: LlamaContext  # which `reserve` creates
@@ -46,6 +48,7 @@ class LlamaBackend(LlamaVocabulary):
         stop: StopFlag,
         adapters: Sequence[tuple[Any, float]],
         mapped_bytes: int,
+        repacking: Repacking | None = None,
     ) -> None:
         super().__init__(model)
         count = ctypes.c_int32()
@@ -57,6 +60,9 @@ class LlamaBackend(LlamaVocabulary):
         self.trimmable_length = 0 if has_recurrent_state(model) else llama.llama_model_n_swa(model) or inf
         self._mapped_bytes = mapped_bytes
         self.repacks = plan.repack
+        self._repacking = repacking
+        self._spare: Any = None  # the same model, with weights that are not used
+        self._has_logits = False
         self._free: FreeMemory | None = None  # before the current context was created
         self._batch_indices: Sequence[int] = ()  # of the rows of the last decode in its batch
         self.capacity = 0
@@ -146,6 +152,9 @@ class LlamaBackend(LlamaVocabulary):
         return batch_invariance.reusable_prefix(length, self.batch_size)
 
     def decode(self, rows: Sequence[TokenRow]) -> bool:
+        if self._repacking and self._has_logits and not self._use_repacked(self._repacking):
+            return False
+        self._has_logits = rows[-1].output
         if not self._batch_invariant:
             self._batch_indices = range(len(rows))
             return self.context.decode(rows)
@@ -155,6 +164,27 @@ class LlamaBackend(LlamaVocabulary):
         for index in {*range(len(padded))}.difference(self._batch_indices):
             self.context.trim(padded[index].slot, padded[index].position)
         return is_done
+
+    def _use_repacked(self, repacking: Repacking) -> bool:
+        """Continue with the repacked weights, and move what has been evaluated to a context of theirs.
+
+        Wait until they are loaded; False if the wait is interrupted. The weights stay as they are where memory does not
+        suffice, or if loading fails.
+        """
+        if not repacking.wait(self._stop):
+            return False
+        self._repacking = None
+        self._spare = repacking.take()
+        if not self._spare or not self._plan.with_context(length=self.capacity).context_needs.fits(free_memory()):
+            return True
+        context = LlamaContext(self._spare, self._made_with, self._stop, ())
+        held = [slot for slot in range(self._made_with.slots) if self.context.length(slot)]
+        if all(context.restore(slot, self.context.checkpoint(slot, is_whole=True)) for slot in held):
+            self.context, context = context, self.context
+            self._model, self._spare = self._spare, self._model  # whose vocabulary remains in use
+            self.repacks = True
+        context.close()
+        return True
 
     def sampler(
         self, params: SamplingParams, seed: int, constraint: Constraint | None, prompt: Sequence[int]
@@ -242,7 +272,12 @@ class LlamaBackend(LlamaVocabulary):
             f" {attention}, sequences {options.n_streams}"
         )
 
-    def close(self) -> None:
+    def close(self, frees: bool = True) -> None:
+        if self._repacking:
+            self._repacking.close()
+        if not frees and not any(self._plan.offloaded):  # drivers may want all memory back
+            return
         self._close_context()
         self._dry.close()
-        llama.llama_model_free(self._model)
+        for model in filter(None, (self._model, self._spare)):
+            llama.llama_model_free(model)

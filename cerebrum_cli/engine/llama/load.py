@@ -16,28 +16,21 @@ from cerebrum_cli.core.events import Emit, LoadEvent, NoticeEvent
 from cerebrum_cli.engine.llama.bindings import SHOW_LOG, bind, expert_overrides, free_memory, llama, log, suppress_log
 from cerebrum_cli.engine.llama.context import Adapters, has_recurrent_state, model_metadata
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.engine.machine import instruction_set, load_speed, save_devices, thread_count
+from cerebrum_cli.engine.llama.repacking import Repacking
+from cerebrum_cli.engine.machine import instruction_set, save_devices, thread_count
 from cerebrum_cli.engine.memory import Device, Devices, FreeMemory, LoadPlan
 from cerebrum_cli.engine.memory_plan import plan_load
 from cerebrum_cli.engine.requests import LoadOptions
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.gguf.sizes import facts_of
 
-# Repacking makes generation faster, but the first token later. The process takes longer, by about as much as it takes
-# to generate some dozens of tokens, and with AVX-512, prompts are evaluated at 0.65 times the speed. Qwen2.5-Coder 1.5B
-# in Q4_K_M on two threads, whole processes, as in the file / repacked:
+# Repacked K-quants generate faster, but take longer to load, and with AVX-512, prompts take 1.4 times as long. So the
+# prompt of a single reply is evaluated with the weights of the file while a second thread repacks them. That delays the
+# first token, but a reply that is longer than this ends earlier.
 #
-# | processor | all but tokens, s | a token, ms | break-even length of the reply, tokens |
-# |---|---|---|---|
-# | AMD EPYC, AVX-512 | 0.76 more | 34 / 26.5 | 84 |
-# | Intel Xeon, AVX-512 | 0.79 more | 117 / 97 | 43 |
-# | Intel Xeon, AVX2 | 0.66 more | 137 / 119 | 41 |
-#
-# What it costs and what it saves are both in proportion to the bytes of the weights, so the number of tokens depends on
-# the processor alone, and grows with its speed of generation.
-TOKENS = 28  # of a reply that make up for the longer load
-TOKENS_PER_GBS = 1.5  # further ones, for each GB/s of generation
-AVX512_PROMPT = 0.2  # further tokens of a reply, for each token of the prompt
+# Qwen2.5-Coder 1.5B in Q4_K_M on two threads of an AMD EPYC with AVX-512, seconds to the first token of a prompt of
+# 46 tokens, and to the 32nd: 0.37 and 1.3 as in the file, 0.78 and 1.5 if repacked at once, 0.61 and 1.4 meanwhile.
+REPACKED_REPLY = 32  # tokens
 
 
 def open_llama(options: LoadOptions, emit: Emit, stop: StopFlag, records: Path | None = None) -> LlamaBackend:
@@ -54,14 +47,23 @@ def open_llama(options: LoadOptions, emit: Emit, stop: StopFlag, records: Path |
     for notice in option_notices(options, free.devices):
         emit(notice)
     if options.repack is None:
-        options = replace(options, repack=plan_repacking(options, free.host, records))
+        options = replace(options, repack=plan_repacking(options, free.host))
     plan = plan_load(options, free, emit)
-    model = load_model(options, plan, free.devices, emit, stop)
+    repacking = None
+    if plan.repack and repacks_meanwhile(options, plan):
+        repacking = Repacking(options.path, load_params(options, plan, free.devices))
+        plan = replace(plan, repack=False)
+    try:
+        model = load_model(options, plan, free.devices, emit, stop)
+    except BaseException:
+        if repacking:
+            repacking.close()
+        raise
     adapters = load_adapters(model, options.adapters)
     if plan.context.slots > 1 and is_sequential(model) and not options.whole_context:  # a chat may never run several
         emit(NoticeEvent("llama.cpp crashes when this model runs several sequences", "running them one at a time"))
     plan = adapted(plan, model)
-    backend = LlamaBackend(model, plan, stop, adapters, mapped_bytes(plan, free))
+    backend = LlamaBackend(model, plan, stop, adapters, mapped_bytes(plan, free), repacking)
     if options.whole_context:
         backend.reserve(plan.context.length)
     return backend
@@ -121,11 +123,7 @@ def adapted(plan: LoadPlan, model: Any) -> LoadPlan:
 
 def load_model(options: LoadOptions, plan: LoadPlan, devices: Sequence[Device], emit: Emit, stop: StopFlag) -> Any:
     """Load the model; raise ModelFileError if llama.cpp rejects it, or if it is no decoder-only model."""
-    params = llama.llama_model_default_params()
-    params.n_gpu_layers = sum(plan.offloaded)
-    params.vocab_only = options.vocabulary_only
-    params.use_extra_bufts = plan.repack
-    place_weights(params, plan, devices)
+    params = load_params(options, plan, devices)
     params.progress_callback = progress_callback(emit, stop)
     path = os.fsencode(options.path)
     log.problems.clear()
@@ -146,6 +144,15 @@ def load_model(options: LoadOptions, plan: LoadPlan, devices: Sequence[Device], 
         llama.llama_model_free(model)
         raise ModelFileError(options.path, f"{kind}, which is not supported", "use a decoder-only model")
     return model
+
+
+def load_params(options: LoadOptions, plan: LoadPlan, devices: Sequence[Device]) -> Any:
+    params = llama.llama_model_default_params()
+    params.n_gpu_layers = sum(plan.offloaded)
+    params.vocab_only = options.vocabulary_only
+    params.use_extra_bufts = plan.repack
+    place_weights(params, plan, devices)
+    return params
 
 
 def place_weights(params: Any, plan: LoadPlan, devices: Sequence[Device]) -> None:
@@ -210,25 +217,29 @@ def _reason(label: str) -> str:
     return next(filter(None, (*labeled, *problems)), "no reason given")
 
 
-def plan_repacking(options: LoadOptions, free: int, records: Path | None) -> bool:
-    """Whether to repack weights with this processor and so many free bytes; `records` has the speed of replies.
+def plan_repacking(options: LoadOptions, free: int) -> bool:
+    """Whether to repack weights with this processor and so many free bytes.
 
     Other weights than K-quants, and those on other processors than x86, are repacked, which is llama.cpp's default:
     Q4_0 as in the file is slower in everything. K-quants on x86 are repacked for a chat, for a batch without AVX-512
     (32 sequences as in the file are 1.05 to 1.15 times as fast with it, 0.9 times without), and for a single reply
-    unless it is expected to end later, if memory also holds the file: otherwise the next command would read it again.
+    unless it is expected to be short, if memory also holds the file: otherwise the next command would read it again.
     """
     instructions = instruction_set()
-    is_k_quant = "_K" in (options.quantization or "")
-    if not is_k_quant or instructions not in ("x86", "avx512") or options.whole_context:
+    if not is_k_quant(options) or instructions not in ("x86", "avx512") or options.whole_context:
         return True
     if options.context.slots > 1:
         return instructions == "x86"
     if 2 * options.sizes.weight_bytes > free:
         return False
-    if not options.reply_tokens:
-        return True
-    generation = load_speed(records).generation if records else 0
-    longer_load = TOKENS + TOKENS_PER_GBS * generation / 1e9
-    longer_prompt = AVX512_PROMPT * options.prompt_tokens if instructions == "avx512" else 0
-    return options.reply_tokens > longer_load + longer_prompt
+    return not options.reply_tokens or options.reply_tokens > REPACKED_REPLY
+
+
+def repacks_meanwhile(options: LoadOptions, plan: LoadPlan) -> bool:
+    """Whether weights are repacked while the prompt of a single reply is evaluated with those of the file."""
+    is_single = options.context.slots == 1 and not options.whole_context
+    return is_single and is_k_quant(options) and not (any(plan.offloaded) or options.adapters)
+
+
+def is_k_quant(options: LoadOptions) -> bool:
+    return "_K" in (options.quantization or "")

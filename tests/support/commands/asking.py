@@ -99,7 +99,7 @@ def loaded(engine: LocalEngine) -> Iterator[LocalEngine]:
 
 @contextmanager
 def running_engine(backend: ScriptedBackend, states: StateStore | None = None) -> Iterator[LocalEngine]:
-    with loaded(LocalEngine(backend.open, states)) as engine:
+    with loaded(LocalEngine(backend.open, (lambda: states) if states else None)) as engine:
         yield engine
     assert backend.closed
 

@@ -367,7 +367,7 @@ class ScriptedBackend:
         self._fill(slot, held)
         return True
 
-    def close(self) -> None:
+    def close(self, frees: bool = True) -> None:
         self._working()
         assert not self.samplers, "samplers were not closed"
         self.closed = True

@@ -44,7 +44,7 @@ def open_engine(
 
 
 def engine_with(options: LoadOptions, store: StateStore | None = None) -> AbstractContextManager[LocalEngine]:
-    return loaded(LocalEngine(lambda tell, stop: open_llama(options, tell, stop), store))
+    return loaded(LocalEngine(lambda tell, stop: open_llama(options, tell, stop), (lambda: store) if store else None))
 
 
 @contextmanager
