@@ -45,7 +45,7 @@ from cerebrum_cli.engine.requests import Request
 if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
 
-TOGETHER = 100  # questions whose prompts are evaluated together
+TOGETHER = 300  # questions whose prompts are evaluated together, their common beginning once
 REASONS = "this model reasons before each answer, so no probability can be read from how its reply begins"
 UNUSED = (*SAMPLING_KEYS, "think", "loop_check")  # settings of replies that are generated
 LIKELIEST = 20  # first tokens: the most that the OpenAI API and vLLM give

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.replies.source import ModelSource
 
-SLOTS = 8  # prompts that are evaluated together; with more, attention over the shared cache takes longer
+SLOTS = 32  # prompts that are evaluated together, in large steps
 
 
 @option_group
