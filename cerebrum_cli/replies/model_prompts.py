@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 
 from cerebrum_cli.core.ask import Ask
@@ -37,6 +37,7 @@ class Prompts:
     chosen_format: ChosenFormat
     trained_context: int
     is_remote: bool
+    _rendered: tuple[Conversation, PromptParts] | None = field(default=None, init=False)  # the last
 
     @cached_property
     def format(self) -> PromptFormat:
@@ -135,10 +136,16 @@ class Prompts:
         if conversation.tools and self.format.verbatim:
             raise UsageError("functions need a prompt format", "omit --raw")
         require_no_pictures(conversation, self.chosen_format)
-        prompt = self.format.render(conversation)
+        prompt = self._render(conversation)
         if least := least_tokens(self.engine.vocabulary, self._largest_context, prompt):
             raise self._too_long(least, "at least ")
         return prompt
+
+    def _render(self, conversation: Conversation) -> PromptParts:
+        """Render a conversation, unless it was the last that was rendered."""
+        if self._rendered is None or self._rendered[0] != conversation:
+            self._rendered = conversation, self.format.render(conversation)
+        return self._rendered[1]
 
     def notices(self, conversation: Conversation) -> Iterator[NoticeEvent]:
         """What the prompt of a conversation lacks."""
@@ -168,7 +175,7 @@ class Prompts:
     def count(self, conversation: Conversation) -> int:
         """Number of tokens in the prompt of a conversation; the least possible number of one that cannot fit."""
         vocabulary = self.engine.vocabulary
-        parts = self.format.render(conversation)
+        parts = self._render(conversation)
         return least_tokens(vocabulary, self.engine.context_size, parts) or len(vocabulary.tokenize(parts))
 
     def text(self, conversation: Conversation) -> str:

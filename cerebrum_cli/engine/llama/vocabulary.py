@@ -57,6 +57,7 @@ class LlamaVocabulary:
         self._template = (llama.llama_model_chat_template(model, None) or b"").decode(errors="replace")
         self._has_regex = llama.llama_vocab_type(self._vocab) == llama.LLAMA_VOCAB_TYPE_BPE
         self.size: int = llama.llama_vocab_n_tokens(self._vocab)
+        self._known: dict[tuple[tuple[Text, ...], bool], list[int]] = {}  # plain text of the last prompt
         self._special = {name: self._special_token(model, name) for name in DEFAULTS}
 
     def tokenize(self, parts: Iterable[PromptPart]) -> TokenIds:
@@ -71,13 +72,16 @@ class LlamaVocabulary:
             else:
                 items.append(part)
         ids = []
-        run = []  # without special tokens
+        run: list[Text] = []  # without special tokens
         continues = False
+        known, self._known = self._known, {}
         for item in (*items, Tokens(())):
             if isinstance(item, Text):
                 run.append(item)
                 continue
-            ids += self._tokenize_plain(run, continues)
+            key = tuple(run), continues
+            self._known[key] = known[key] if key in known else self._tokenize_plain(run, continues)
+            ids += self._known[key]
             run.clear()
             ids += self._checked_ids(item.ids)
             continues = bool(ids) and not llama.llama_vocab_get_attr(self._vocab, ids[-1]) & CONTROL
