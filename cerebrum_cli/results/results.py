@@ -185,7 +185,7 @@ class StoredResults(Results):
         self._retries = _TO_RETRY if retry_failed else 0
         self._digests: list[Digest] = []
         self._numbers = array("Q")
-        self._asked: set[Digest] = set()
+        self._asked: set[Digest] = set()  # empty for rows that were added at once, and are all different
         self._repeats: Counter[Digest] = Counter()  # after the first row that asks the same
         self._output_stamp = _stamp(paths.output)
         self._is_closed = False
@@ -194,7 +194,7 @@ class StoredResults(Results):
         """Add the next rows of the input. Repeated questions get keys of their own, by their order."""
         first = len(self._digests)
         for digest, number in rows:
-            self._digests.append(digest)
+            self._digests.append(self._partial.shared(digest))
             self._numbers.append(number)
         self._tell_apart(first)
         self.finished.add_rows(self._flags_of(self._digests[first:]))
@@ -202,11 +202,13 @@ class StoredResults(Results):
     def _tell_apart(self, first: int) -> None:
         """Give each row from the first on, of those that ask the same, another digest."""
         new = set(self._digests[first:])
-        if len(new) == len(self._digests) - first and new.isdisjoint(self._asked):
-            if self._asked:
-                self._asked |= new
-            else:  # most inputs are added whole
-                self._asked = new
+        has_all = len(new) == len(self._digests) - first
+        if first == 0 and has_all:  # most inputs are added whole
+            return
+        if not self._asked:
+            self._asked = set(self._digests[:first])
+        if has_all and new.isdisjoint(self._asked):
+            self._asked |= new
             return
         for position in range(first, len(self._digests)):
             digest = self._digests[position]

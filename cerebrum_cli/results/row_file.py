@@ -41,6 +41,7 @@ class RowFile:
         self.header: JsonDict | None = None
         self.rows: dict[Digest, int] = {}
         self.flags: dict[Digest, int] = {}
+        self._digests: list[Digest] = []  # by line
         self._starts = array("Q", [0])  # of the lines of rows, and of what will be written next
         self._is_synced = True
         self._due = 0.0
@@ -63,7 +64,7 @@ class RowFile:
             return  # the process was killed while it wrote
         self.header = read_header(first, self.path)
         start = len(first)
-        starts, rows, flags = array("Q", [start]), self.rows, self.flags
+        starts, rows, flags, digests = array("Q", [start]), self.rows, self.flags, self._digests
         for number, line in enumerate(lines):
             if line[-1] != _LINE_FEED:  # the process was killed while it wrote
                 break
@@ -73,6 +74,7 @@ class RowFile:
             elif flags:
                 flags.pop(digest, None)  # of a row that was asked again
             rows[digest] = number
+            digests.append(digest)
             start += len(line)
             starts.append(start)
         self._starts = starts
@@ -95,6 +97,7 @@ class RowFile:
         """Write the line of a row. Raises BatchError, and then nothing of it is written."""
         self._write(line)
         self.rows[key.digest] = len(self._starts) - 2
+        self._digests.append(key.digest)
         self.flags.pop(key.digest, None)
         if key.flags != RowFlag.FINISHED:
             self.flags[key.digest] = key.flags
@@ -110,6 +113,11 @@ class RowFile:
             os.fsync(self._file.fileno())
         self._is_synced = True
         self._due = monotonic() + SYNC_S
+
+    def shared(self, digest: Digest) -> Digest:
+        """The digest as it is stored here, if it is: a million others would take 60 MB."""
+        number = self.rows.get(digest)
+        return digest if number is None else self._digests[number]
 
     def lines(self, digests: Iterable[Digest]) -> Iterator[bytes]:
         """Yield the lines of rows."""
