@@ -22,7 +22,7 @@ from benchmarks.harness import RESULTS, ROOT, require_peers
 BENCHMARKS = {  # options of each; one that is named in NEEDED is left out without it
     "ask": (),
     "start": ("shape",),
-    "chat": ("data", "shape"),
+    "chat": ("data", "model"),
     "batch": ("data", "shape"),
     "large_batch": (),
     "real": ("data", "model"),

@@ -159,8 +159,26 @@ def pair(ours: Callable[[], T], peer: Callable[[], U], number: int) -> tuple[T, 
     return ours(), peer()
 
 
-def medians(pairs: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
+def peak_private_mib(command: Sequence[str], environment: Environment | None = None) -> float:
+    """Peak of a process's memory that no file backs, in MiB; on Linux."""
+    peak = 0
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )
+    with time_limit(process):
+        while process.poll() is None:
+            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+                if line.startswith("RssAnon:"):
+                    peak = max(peak, int(line.split()[1]))
+            time.sleep(0.002)
+    if process.returncode:
+        raise RuntimeError(f"{command} failed with exit code {process.returncode}")
+    return peak / 2**10
+
+
+def medians(pairs: Iterable[tuple[float, float]]) -> tuple[float, float, float]:
     """Medians of both sides, and of the pairwise ratios."""
+    pairs = list(pairs)
     return (
         statistics.median(a for a, _ in pairs),
         statistics.median(b for _, b in pairs),

@@ -9,9 +9,9 @@ is a separate process, alternating with the peer's, after one warm-up each.
 first    From exec to the first byte of the reply, for prompts of about SHORT and LONG tokens, against llama-completion
          with the rendered prompt and the same context. Then the second question of a session whose first prompt had
          LONG tokens, against llama-completion with all of it.
-decode   STEPS tokens from the start of a text, against llama-bench with weights repacked or not, as ours, and against
-         llama-cpp-python's `Llama`, which repacks them.
-ask      A whole process that answers a question with ANSWER tokens, against llama-completion.
+decode   STEPS tokens from the start of a text, against llama-bench.
+ask      A whole process that answers a question with 32 to 250 tokens, and its peak memory, against llama-completion.
+decide   Rows of decisions/news.jsonl in DIR, labelled news, against llama-bench.
 batch    Questions of GSM8K in `cerebrum batch`, against llama-server with SERVER_SLOTS slots, of which the best counts,
          and against the limit that llama-batched-bench gives for prompts of one length.
 edit     A file of LINES lines, written again with one name changed: tokens per second, against speculative=off, with
@@ -23,10 +23,12 @@ from __future__ import annotations
 import csv
 import inspect
 import json
+import os
 import statistics
 import tempfile
+import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.answering import THREADS, gsm8k, tokenized_prompts
@@ -44,18 +46,24 @@ from benchmarks.harness import (
     kernels,
     medians,
     pair,
+    peak_private_mib,
     record,
     require_peers,
     run,
     time_to_first_byte,
 )
 from benchmarks.server import batched_bench
+from cerebrum_cli.engine.step import TokenRow
+from cerebrum_cli.replies.interface import open_model
 
 SHORT, LONG = 60, 2000  # tokens of a prompt
-STEPS, ANSWER = 128, 64
+STEPS = 128
+ANSWERS = {32: "<= 0.75", 128: "<= 0.98", 250: "<= 0.98"}  # tokens
+DECISIONS = 300
 SERVER_SLOTS = (4, 8, 16)
 LINES = 200
-QUESTION = "Write a Python function that returns the n-th Fibonacci number."
+EXPLAIN = "Explain in detail how a binary search tree works, with insertion, deletion and traversal, and an example."
+SECTION, SECTIONS = "Which section is this news from?", "world,sports,business,science and technology"
 FOLLOW_UP = "Which of these questions is the hardest?"
 EDIT = "Rename the parameter `dialect` to `style` everywhere in this file. Print the whole file, and nothing else.\n\n"
 
@@ -129,55 +137,87 @@ def first_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
     yield Row(label, f"{ours_s:.2f} s", f"{peer_s:.2f} s", ratio, "<= 0.6")
 
 
-def decode_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
+def decode_rows(options: Namespace, _: Environment) -> Iterator[Row]:
     """Compare the speed of single-stream decode, in tokens per second."""
-    model, runs = options.model, options.runs
-    ask = ask_command(model, STEPS + 1, "--no-log", "--raw", "The", "--json", "--set", "speculative=off")
+    model = options.model
     bench = [str(PEER_PROGRAMS / "llama-bench"), "-m", str(model), "-p", "0", "-n", str(STEPS), "-r", "1"]
-    repacked = "not repacked" not in run([*ask, "--stats"], environment=environment).errors
-    bench += ["-t", str(THREADS), "-o", "json", "--repack", "1" if repacked else "0"]
-
-    def ours() -> float:
-        reply = json.loads(run(ask, environment=environment).output)
-        if reply["completion_tokens"] != STEPS + 1:
-            raise RuntimeError(f"the model stopped after {reply['completion_tokens']} tokens")
-        return float(reply["timings"]["tokens_per_second"])
-
-    peers = {
-        "llama-bench": lambda: float(json.loads(run(bench).output)[0]["avg_ts"]),
-        "llama-cpp-python (repacked)": lambda: in_subprocess(python_rate, str(model)),
-    }
-    for name, peer in peers.items():
-        ours_rate, peer_rate, ratio = alternate(ours, peer, 2 * runs)
-        label = f"decode of {STEPS} tokens, {name_of(model)}, {'' if repacked else 'not '}repacked, {name}"
-        yield Row(label, f"{ours_rate:.1f} tok/s", f"{peer_rate:.1f} tok/s", ratio, ">= 0.97")
+    bench += ["-t", str(THREADS), "-o", "json"]
+    ours_rate, peer_rate, ratio = alternate(
+        lambda: in_subprocess(decode_rate, str(model)),
+        lambda: float(json.loads(run(bench).output)[0]["avg_ts"]),
+        2 * options.runs,
+    )
+    label = f"decode of {STEPS} tokens, {name_of(model)}, llama-bench"
+    yield Row(label, f"{ours_rate:.1f} tok/s", f"{peer_rate:.1f} tok/s", ratio, ">= 0.97")
 
 
-def python_rate(model: str) -> float:
-    """Tokens per second of llama-cpp-python's own loop; to be called in a subprocess."""
-    from itertools import islice
-    from time import perf_counter
-
-    from llama_cpp import Llama
-
-    llama = Llama(model, n_ctx=512, n_threads=THREADS, n_threads_batch=THREADS, verbose=False)
-    tokens = llama.generate(llama.tokenize(b"The"), temp=0.0)
-    next(tokens)
-    start = perf_counter()
-    count = sum(1 for _ in islice(tokens, STEPS))
-    return count / (perf_counter() - start)
+def decode_rate(model: str) -> float:
+    """Tokens per second of a reply, with weights repacked as in a chat; to be called in a subprocess."""
+    with open_model(model, raw=True, temperature=0, speculative=False, threads=THREADS) as loaded:
+        reply = loaded.reply("The", max_tokens=STEPS + 1)
+        return reply.finish.timings.tokens_per_second
 
 
 def answer_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
-    """Compare a whole process that answers a question."""
+    """Compare a whole process that answers a question, and its memory beside the file, which is mapped."""
     model = options.model
-    ask = ask_command(model, ANSWER, "--set", "cache_gb=0", QUESTION)
-    peer = completion_peers(ask, str(model), ANSWER, environment)[0]
-    ours_s, peer_s, ratio = alternate(
-        lambda: run(ask, environment=environment).seconds, lambda: run(peer.command).seconds, options.runs
+    for tokens, target in ANSWERS.items():
+        ask = ask_command(model, tokens, "--set", "cache_gb=0", EXPLAIN)
+        peer = completion_peers(ask, str(model), tokens, environment)[0]
+        ours_s, peer_s, ratio = alternate(
+            lambda: run(ask, environment=environment).seconds,  # noqa: B023
+            lambda: run(peer.command).seconds,  # noqa: B023
+            options.runs,
+        )
+        what = f"{tokens} tokens, {name_of(model)}"
+        beside = f"llama-completion --no-warmup, {peer.context}"
+        yield Row(f"ask, {what}, whole process / {beside}", f"{ours_s:.2f} s", f"{peer_s:.2f} s", ratio, target)
+    ours_mib, peer_mib, ratio = alternate(
+        lambda: peak_private_mib(ask, environment), lambda: peak_private_mib(peer.command, environment), options.runs
     )
-    label = f"ask, {ANSWER} tokens, {name_of(model)}, whole process / llama-completion --no-warmup, {peer.context}"
-    yield Row(label, f"{ours_s:.2f} s", f"{peer_s:.2f} s", ratio, "<= 1.05")
+    label = f"ask, {what}, peak memory beside mapped files / {beside}"
+    yield Row(label, f"{ours_mib:.0f} MiB", f"{peer_mib:.0f} MiB", ratio, "<= 1.1")
+
+
+def decide_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
+    """Compare the prompt tokens that `cerebrum decide` evaluates a second, in its whole process, with llama-bench."""
+    bench = [str(PEER_PROGRAMS / "llama-bench"), "-m", str(options.model), "-p", "512", "-n", "0", "-r", "1"]
+    bench += ["-t", str(THREADS), "--repack", "0", "-o", "json"]
+    rows = options.data / "decisions" / "news.jsonl"
+    with tempfile.TemporaryDirectory() as name:
+        source = Path(name) / "rows.jsonl"
+        source.write_text("".join(rows.read_text().splitlines(keepends=True)[:DECISIONS]))
+        ours_rate, peer_rate, ratio = medians(
+            pair(
+                lambda: in_subprocess(decide_rate, options.model, source, environment),
+                lambda: float(json.loads(run(bench).output)[0]["avg_ts"]),
+                number,
+            )
+            for number in range(options.runs)
+        )
+    label = f"decide, {DECISIONS} rows, {name_of(options.model)}, whole process / llama-bench -p 512, not repacked"
+    yield Row(label, f"{ours_rate:.1f} tok/s", f"{peer_rate:.1f} tok/s", ratio, ">= 0.95")
+
+
+def decide_rate(model: Path, source: Path, environment: Environment) -> float:
+    """Prompt tokens per second of deciding rows; to be called in a subprocess."""
+    start = time.perf_counter()
+    from cerebrum_cli.engine.llama.context import LlamaContext
+    from cerebrum_cli.main import run as run_command
+
+    os.environ.update(environment)
+    decode = LlamaContext.decode
+    counts: list[int] = []
+
+    def counted(self: LlamaContext, rows: Sequence[TokenRow]) -> bool:
+        counts.append(len(rows))
+        return decode(self, rows)
+
+    LlamaContext.decode = counted  # type: ignore[method-assign]
+    words = ["decide", "-m", str(model), SECTION, str(source), "-o", f"{source}.csv", "--choices", SECTIONS, "-q"]
+    if code := run_command([*words, "--restart", "--set", f"threads={THREADS}"]):
+        raise RuntimeError(f"cerebrum decide failed with exit code {code}")
+    return sum(counts) / (time.perf_counter() - start)
 
 
 def batch_rows(options: Namespace, _: Environment) -> Iterator[Row]:
@@ -242,6 +282,7 @@ PARTS = {
     "first": first_rows,
     "decode": decode_rows,
     "ask": answer_rows,
+    "decide": decide_rows,
     "batch": batch_rows,
     "edit": edit_rows,
 }

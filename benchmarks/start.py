@@ -9,8 +9,8 @@ phases   A question to the starter model, traced by benchmarks/traced.py: a tabl
 imports  The phases before llama.cpp starts to load the model, against the start of a bare Python interpreter.
 token    The same question without tracing, against llama-completion, which gets the rendered prompt: with the context
          that ours allocates, and with the one it allocates by itself.
-large    With FILE, a model that benchmarks/mistral_shape.py has written: a prompt of 60 tokens; first token
-         and whole answer against llama-completion with the same context, as it is and with --no-repack.
+large    With FILE, a model that benchmarks/mistral_shape.py has written: the first token after a prompt of 60 tokens,
+         against llama-completion with the same context, as it is and with --no-repack.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ from benchmarks.harness import (
 
 HEADING = "The first token"
 QUESTION = "What is the capital of France?"
-RUNS, SHAPE_RUNS = 7, 3
-LARGE_PROMPT, LARGE_REPLY = 60, 256  # tokens
+RUNS = 7
+LARGE_PROMPT = 60  # tokens
 
 
 def main() -> None:
     """Measure all rows and record them unless this is a dry run."""
     parser = argument_parser(__doc__)
     parser.add_argument("--shape", metavar="FILE", help="a model of Mistral-7B's shape")
-    parser.add_argument("--runs", type=int, help=f"[default: {RUNS}; with FILE: {SHAPE_RUNS}]")
+    parser.add_argument("--runs", type=int, default=RUNS)
     options = parser.parse_args()
     require_peers()
-    runs, model = options.runs or RUNS, str(model_path("starter"))
+    runs, model = options.runs, str(model_path("starter"))
     with tempfile.TemporaryDirectory() as name:
         ask = [*ask_command(model), "--set", f"threads={THREADS}", "--no-log", QUESTION]
         record(HEADING, [cold_start_row(ask, isolated_environment(Path(name)), runs)], options.dry_run)
@@ -132,44 +132,21 @@ def first_token_rows(model: str, ask: Sequence[str], environment: Environment, r
         yield Row(label, f"{ours_s * 1e3:.0f} ms", f"{peer_s * 1e3:.0f} ms", ratio, "<= 1.6")
 
 
-def large_model_rows(model: str, environment: Environment, runs: int | None) -> Iterator[Row]:
-    """Compare the first token, and a whole answer, with those of llama-completion with and without repacking."""
-    ask = [
-        SCRIPT,
-        "ask",
-        "-m",
-        model,
-        "--set",
-        f"threads={THREADS}",
-        "--no-log",
-        "--set",
-        "cache_gb=0",
-    ]
+def large_model_rows(model: str, environment: Environment, runs: int) -> Iterator[Row]:
+    """Compare the first token with that of llama-completion, with and without repacking."""
+    ask = [*ask_command(model), "--set", f"threads={THREADS}", "--no-log", "--set", "cache_gb=0"]
     ask += ["--temperature", "0", "--raw", text_of_length(LARGE_PROMPT, ask, environment)]
-    for what, tokens, measure, pairs, targets in (
-        ("first token", 1, time_to_first_byte, runs or RUNS, ("<= 0.7", "<= 1.25")),
-        ("whole answer", LARGE_REPLY, process_seconds, runs or SHAPE_RUNS, ("<= 1.25", "<= 1.1")),
-    ):
-        ours = [*ask, "-n", str(tokens)]
-        reply = json.loads(run([*ours, "--json"], environment=environment).output)
-        if reply["completion_tokens"] != tokens:
-            raise RuntimeError(f"the model stopped after {reply['completion_tokens']} tokens")
-        peer = completion_peers(ours, model, tokens, environment)[0]
-        for option, target in zip(((), ("--no-repack",)), targets, strict=True):
-            theirs = [*peer.command, "--ignore-eos", *option]
-            ours_s, peer_s, ratio = alternate(
-                lambda: measure(ours, environment),  # noqa: B023
-                lambda: measure(theirs, environment),  # noqa: B023
-                pairs,
-            )
-            program = " ".join(["llama-completion --no-warmup", *option])
-            label = f"{what}, 7B shape, {LARGE_PROMPT} + {tokens} tokens: cerebrum ask / {program}"
-            yield Row(f"{label}, {peer.context}", f"{ours_s:.2f} s", f"{peer_s:.2f} s", ratio, target)
-
-
-def process_seconds(command: Sequence[str], environment: Environment) -> float:
-    """Wall time of a process."""
-    return run(command, environment=environment).seconds
+    peer = completion_peers(ask, model, 1, environment)[0]
+    for option, target in (((), "<= 0.7"), (("--no-repack",), "<= 1.25")):
+        theirs = [*peer.command, "--ignore-eos", *option]
+        ours_s, peer_s, ratio = alternate(
+            lambda: time_to_first_byte(ask, environment),
+            lambda: time_to_first_byte(theirs, environment),  # noqa: B023
+            runs,
+        )
+        program = " ".join(["llama-completion --no-warmup", *option])
+        label = f"first token, 7B shape, {LARGE_PROMPT} + 1 tokens: cerebrum ask / {program}, {peer.context}"
+        yield Row(label, f"{ours_s:.2f} s", f"{peer_s:.2f} s", ratio, target)
 
 
 def text_of_length(tokens: int, ask: Sequence[str], environment: Environment) -> str:
