@@ -17,7 +17,7 @@ from cerebrum_cli.core.sampling import SamplingParams, TokenBias
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.engine.drafter import MAX_DRAFT
 from cerebrum_cli.engine.llama import batch_invariance
-from cerebrum_cli.engine.llama.bindings import free_memory, hardware, library_text, llama
+from cerebrum_cli.engine.llama.bindings import SHOW_LOG, free_memory, hardware, library_text, llama
 from cerebrum_cli.engine.llama.context import LlamaContext, has_recurrent_state, uses_long_rope
 from cerebrum_cli.engine.llama.sampler import DryPrototype, LlamaSampler, create_chain
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
@@ -177,13 +177,14 @@ class LlamaBackend(LlamaVocabulary):
         self._spare = repacking.take()
         if not self._spare or not self._plan.with_context(length=self.capacity).context_needs.fits(free_memory()):
             return True
-        context = LlamaContext(self._spare, self._made_with, self._stop, ())
-        held = [slot for slot in range(self._made_with.slots) if self.context.length(slot)]
-        if all(context.restore(slot, self.context.checkpoint(slot, is_whole=True)) for slot in held):
-            self.context, context = context, self.context
-            self._model, self._spare = self._spare, self._model  # whose vocabulary remains in use
-            self.repacks = True
-        context.close()
+        self._model, self._spare = self._spare, self._model  # whose vocabulary remains in use
+        self.repacks = True
+        slots = [slot for slot in range(self._made_with.slots) if self.context.length(slot)]
+        states = {slot: self.context.checkpoint(slot, is_whole=True) for slot in slots}
+        self.context.close()
+        self.context = LlamaContext(self._model, self._made_with, self._stop, ())
+        if not all(self.context.restore(slot, state) for slot, state in states.items()):
+            raise EngineError("llama.cpp cannot go on with repacked weights", SHOW_LOG)
         return True
 
     def sampler(
