@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
+from functools import lru_cache
 from operator import index
 from typing import Any, Literal, NamedTuple
 
@@ -189,6 +190,12 @@ def message_values(message: Message, metadata: ReplyMetadata) -> tuple[Any, ...]
 
 
 def message_from_row(row: sqlite3.Row) -> StoredMessage:
+    return _message(tuple(row.keys()), tuple(row))
+
+
+@lru_cache(maxsize=512)  # each turn of a chat reads all its messages
+def _message(columns: tuple[str, ...], contents: tuple[Any, ...]) -> StoredMessage:
+    row = dict(zip(columns, contents, strict=True))
     with _reading("message", row):
         values = {column: row[column] for column in METADATA_COLUMNS}
         for column in JSON_COLUMNS:
@@ -211,17 +218,17 @@ def _round(calls: list[JsonDict], tokens: list[int] | None, **texts: str) -> Rou
 
 
 def session_from_row(row: sqlite3.Row) -> Session:
-    with _reading("session", row):
-        values = dict(row)
+    values = dict(row)
+    with _reading("session", values):
         values["params"] = json.loads(row["params"] or "{}") or {}
         return from_json(Session, values)
 
 
 @contextmanager
-def _reading(kind: str, row: sqlite3.Row) -> Iterator[None]:
+def _reading(kind: str, row: JsonDict) -> Iterator[None]:
     try:
         if not YEAR_1 <= row["created"] <= YEAR_9999:
             raise ValueError("an invalid time")
         yield
     except (*DAMAGE, OSError, struct.error) as error:
-        raise sqlite3.DatabaseError(f"malformed {kind} {row[0]}") from error
+        raise sqlite3.DatabaseError(f"malformed {kind} {row['id']}") from error
