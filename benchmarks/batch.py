@@ -73,10 +73,10 @@ def main() -> None:
     require_peers()
     runs, questions = options.runs or 3, gsm8k(options.data, options.questions)
     if "server" in parts:
-        row = server_row("starter", "starter", questions, options.tokens, runs, ">= 1.05")
+        row = server_row("starter", "starter", questions, options.tokens, runs, ">= 1.11")
         record(HEADING, [row], options.dry_run)
         bf16_file = in_subprocess(write_bf16, model_path("starter"))
-        row = server_row("starter as BF16", str(bf16_file), questions, options.tokens, runs, ">= 1.3")
+        row = server_row("starter as BF16", str(bf16_file), questions, options.tokens, runs, ">= 1.34")
         record(HEADING, [row], options.dry_run)
     if "shape" in parts and options.shape:
         subset, tokens = questions[:SHAPE_QUESTIONS], min(SHAPE_TOKENS, options.tokens)

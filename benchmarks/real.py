@@ -63,7 +63,7 @@ DECISIONS = 300
 SERVER_SLOTS = (4, 8, 16)
 LINES = 200
 EXPLAIN = "Explain in detail how a binary search tree works, with insertion, deletion and traversal, and an example."
-SECTION, SECTIONS = "Which section is this news from?", "world,sports,business,science and technology"
+SECTION, SECTIONS = "Which section is this news from? {text}", "world,sports,business,science and technology"
 FOLLOW_UP = "Which of these questions is the hardest?"
 EDIT = "Rename the parameter `dialect` to `style` everywhere in this file. Print the whole file, and nothing else.\n\n"
 
@@ -181,7 +181,7 @@ def answer_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
 
 def decide_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
     """Compare the prompt tokens that `cerebrum decide` evaluates a second, in its whole process, with llama-bench."""
-    bench = [str(PEER_PROGRAMS / "llama-bench"), "-m", str(options.model), "-p", "512", "-n", "0", "-r", "1"]
+    bench = [str(PEER_PROGRAMS / "llama-bench"), "-m", str(options.model), "-p", "512", "-n", "0", "-r", "10"]
     bench += ["-t", str(THREADS), "--repack", "0", "-o", "json"]
     rows = options.data / "decisions" / "news.jsonl"
     with tempfile.TemporaryDirectory() as name:
