@@ -208,7 +208,11 @@ def test_interrupted_wait_for_repacked_weights_loses_nothing(
 
     monkeypatch.setattr(Repacking, "_load", wait_and_load)
     stop = StopFlag()
-    with backend_with(replace(options(chatml_model), quantization="Q4_K_M"), 256, stop) as backend:
+    asked = replace(options(chatml_model), quantization="Q4_K_M")
+    with backend_with(asked) as backend:
+        assert backend.repacks, "all rows of a batch are evaluated with the same weights"
+    with backend_with(replace(asked, reply_tokens=100), 256, stop) as backend:
+        assert not backend.repacks
         rows = [TokenRow(0, at, 20 + at, at == 9) for at in range(10)]
         assert backend.decode(rows)
         stop.set()

@@ -237,7 +237,7 @@ def plan_repacking(options: LoadOptions, free: int) -> bool:
 
 def repacks_meanwhile(options: LoadOptions, plan: LoadPlan) -> bool:
     """Whether weights are repacked while the prompt of a single reply is evaluated with those of the file."""
-    is_single = options.context.slots == 1 and not options.whole_context
+    is_single = bool(options.reply_tokens) and options.context.slots == 1  # not a batch with one row at a time
     return is_single and is_k_quant(options) and not (any(plan.offloaded) or options.adapters)
 
 
