@@ -1,7 +1,6 @@
 """Measure the prompt tokens that a chat evaluates in its turns, and the time to resume a session.
 
-Needs `cerebrum pull starter`. Usage: python -m benchmarks.chat [--data DIR] [--model FILE] [--only PART] [--runs N]
-           [--dry-run]
+Needs `cerebrum pull starter`. Usage: python -m benchmarks.chat [--data DIR] [--model FILE] [--only PART] [--dry-run]
 
 DIR contains mt-bench-80.jsonl, the file fastchat/llm_judge/data/mt_bench/question.jsonl of lm-sys/FastChat: one object
 per line, whose `turns` is a list of two questions. Without it, `turns` is skipped. FILE is an instruction model for

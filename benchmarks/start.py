@@ -42,7 +42,6 @@ from benchmarks.harness import (
 
 HEADING = "The first token"
 QUESTION = "What is the capital of France?"
-RUNS = 7
 LARGE_PROMPT = 60  # tokens
 
 
@@ -50,7 +49,7 @@ def main() -> None:
     """Measure all rows and record them unless this is a dry run."""
     parser = argument_parser(__doc__)
     parser.add_argument("--shape", metavar="FILE", help="a model of Mistral-7B's shape")
-    parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument("--runs", type=int, default=7)
     options = parser.parse_args()
     require_peers()
     runs, model = options.runs, str(model_path("starter"))
