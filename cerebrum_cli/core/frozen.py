@@ -35,7 +35,7 @@ def frozen(kind: type[T]) -> type[T]:
 
 def freeze(kind: Any) -> Any:
     """Give a dataclass without a constructor one, after which its fields cannot be assigned."""
-    names = [field.name for field in fields(kind)]
+    names = {field.name for field in fields(kind)}
     positional = [field.name for field in fields(kind) if field.init and not field.kw_only]
     defaults = {field.name: field.default for field in fields(kind) if field.default is not MISSING}
     factories = {field.name: field.default_factory for field in fields(kind) if field.default_factory is not MISSING}
@@ -46,8 +46,8 @@ def freeze(kind: Any) -> Any:
         for name, create in factories.items():
             if name not in given:
                 given[name] = create()
-        if len(given) != len(names) or len(values) > len(positional) or not given.keys() >= set(names):
-            raise TypeError(f"{kind.__qualname__}() takes {', '.join(names)}")
+        if given.keys() != names or len(values) > len(positional):
+            raise TypeError(f"{kind.__qualname__}() takes {', '.join(sorted(names))}")
         for name, value in given.items():
             _assign(self, name, value)
         if is_checked:

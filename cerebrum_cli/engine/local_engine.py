@@ -36,13 +36,13 @@ from cerebrum_cli.engine.engine import (
 )
 from cerebrum_cli.engine.memory import group_lengths
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.engine.sequence import Sequence
+from cerebrum_cli.engine.sequence import Sequence, Work, fail_work
 from cerebrum_cli.engine.step import StopFlag
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.engine import OpenBackend
     from cerebrum_cli.engine.loglikelihood import ScoreRequest, ScoringEvent
-    from cerebrum_cli.engine.loop import Loop, Work
+    from cerebrum_cli.engine.loop import Loop
     from cerebrum_cli.engine.prompt_cache import PromptCache, StateStore
 
 
@@ -77,12 +77,7 @@ class Commands:
 
         Sequences that go `first` are admitted before others that wait. Raises EngineError if the engine is closed.
         """
-
-        def fail(error: BaseException) -> None:
-            for item in work:
-                item.emit(error)
-
-        command = EngineCommand(lambda loop: loop.submit(work, scope, first), fail)
+        command = EngineCommand(lambda loop: loop.submit(work, scope, first), lambda error: fail_work(work, error))
         if not self.send(command):
             raise EngineError("the engine is closed")
 

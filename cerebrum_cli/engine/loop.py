@@ -15,7 +15,7 @@ from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.memory import plan_cache
 from cerebrum_cli.engine.prompt_cache import Checkpoints, PromptCache, StateStore
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Share, rows_of
-from cerebrum_cli.engine.sequence import Sequence
+from cerebrum_cli.engine.sequence import Sequence, Work, fail_work
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Backend
@@ -162,9 +162,6 @@ class Placement:
         if sequence.sampler is not None:
             sequence.sampler.close()
             sequence.sampler = None
-
-
-Work = Collection["Sequence | ScoreJob"]
 
 
 class Loop:
@@ -378,8 +375,3 @@ class Loop:
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
             self._placement.release(sequence)
             sequence.emit(error)
-
-
-def fail_work(work: Work, error: BaseException) -> None:
-    for item in work:
-        item.emit(error)

@@ -34,7 +34,7 @@ from cerebrum_cli.gguf.sizes import ModelSizes
 
 THINKING_CONTEXT = 32_768  # of a model that thinks, if memory allows; cards of such models suggest as much
 LARGE_UBATCH = 512  # tokens, on a CPU
-MANY_SLOTS = 32
+MANY_SLOTS = 32  # of one cache, so that short texts fill such steps
 HOST_EXPERTS_UBATCH = 2048  # each step copies experts to the GPU; gpt-oss-20b prefills 3 times as fast as with 512
 UNIFIED_STATE_BYTES = 512 * 2**20  # of the recurrent states of all slots in a unified cache
 
@@ -172,8 +172,9 @@ def resolve(context: ContextOptions, sizes: ModelSizes, offloaded: LayerCounts) 
 
     On a CPU, a mixture of experts gets larger steps, since tiled kernels need 8 rows for each expert. Measured with 64
     experts of which 8 are used, in Q4_K_M, 1,024 prompt tokens, on two cores with AVX-512: 9.4 ms of CPU time a token
-    with 128 rows, 7.3 ms with 256 and 6.4 ms with 512; repacked 12.1, 11.6 and 11.2 ms. So do many short texts in one
-    cache: 1.08 times as fast with Qwen2.5-Coder 1.5B in Q4_K_M. A long prompt is 0.94 times as fast in such steps.
+    with 128 rows, 7.3 ms with 256 and 6.4 ms with 512; repacked 12.1, 11.6 and 11.2 ms. Many short texts in
+    one cache get them, too: Qwen2.5-Coder 1.5B in Q4_K_M evaluates these 1.08 times as fast, but a long prompt only
+    0.94 times.
     """
     n_ubatch = context.n_ubatch
     if not n_ubatch and any(offloaded):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
@@ -25,6 +26,7 @@ from cerebrum_cli.engine.step import Constraint
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Backend, Sampler
+    from cerebrum_cli.engine.loglikelihood import ScoreJob
 
 
 @dataclass(eq=False)
@@ -184,3 +186,11 @@ class Sequence(ReplySample):
             by_stop_string=self.text.is_stopped,
             is_followed=is_followed,
         )
+
+
+Work = Collection["Sequence | ScoreJob"]
+
+
+def fail_work(work: Work, error: BaseException) -> None:
+    for item in work:
+        item.emit(error)

@@ -179,7 +179,7 @@ def test_load_repacks_weights_where_memory_allows(seven: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(("free", "repacks"), [(8 * GIB, True), (0, False)], ids=["free memory", "no memory"])
-def test_reply_goes_on_with_weights_repacked_meanwhile(
+def test_reply_continues_with_weights_repacked_meanwhile(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, free: int, repacks: bool
 ) -> None:
     monkeypatch.setattr("cerebrum_cli.engine.llama.load.instruction_set", lambda: "x86")

@@ -35,8 +35,8 @@ class LlamaBackend(LlamaVocabulary):
     """A loaded model. `reserve` creates its context, since creating a large one takes longer than a short answer.
 
     `adapters` of the model apply in every context, each with its scale. `mapped_bytes` of its weights are files in the
-    system's cache, which counts as free memory, although each step reads them. A reply goes on with weights that are
-    `repacking`, from its second token on, so that it does not depend on when these are ready.
+    system's cache, which counts as free memory, although each step reads them. A reply continues with weights that
+    are `repacking`, from its second token on, so that it does not depend on when these are ready.
     """
 
     context: LlamaContext  # which `reserve` creates
@@ -184,7 +184,7 @@ class LlamaBackend(LlamaVocabulary):
         self.context.close()
         self.context = LlamaContext(self._model, self._made_with, self._stop, ())
         if not all(self.context.restore(slot, state) for slot, state in states.items()):
-            raise EngineError("llama.cpp cannot go on with repacked weights", SHOW_LOG)
+            raise EngineError("llama.cpp cannot continue with repacked weights", SHOW_LOG)
         return True
 
     def sampler(

@@ -49,7 +49,7 @@ class Repacking:
         return model
 
     def close(self) -> None:
-        """Stop to load, and free the model unless it was taken."""
+        """Stop loading, and free the model unless it was taken."""
         self._stop.set()
         if model := self.take():
             llama.llama_model_free(model)
