@@ -19,6 +19,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.engine.requests import ContextOptions
+from cerebrum_cli.engine.step import TokenRow
 from cerebrum_cli.formats.prompt_format import CEREBRUM
 from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.majority_vote import Outcome, Row
@@ -51,6 +52,28 @@ class BatchJob:
     settings: Mapping[str, Any] = field(default_factory=dict)
     parallel: int | None = None
     ignore_eos: bool = False
+
+
+@dataclass
+class Decoding:
+    """The rows that llama.cpp decodes in this process, and the seconds that it takes, from now on."""
+
+    rows: int = 0
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        from cerebrum_cli.engine.llama.context import LlamaContext
+
+        decode = LlamaContext.decode
+
+        def observed(context: LlamaContext, rows: Sequence[TokenRow]) -> bool:
+            start = time.perf_counter()
+            is_done = decode(context, rows)
+            self.seconds += time.perf_counter() - start
+            self.rows += len(rows)
+            return is_done
+
+        LlamaContext.decode = observed  # type: ignore[method-assign, assignment]
 
 
 def gsm8k(directory: Path, count: int) -> list[Question]:

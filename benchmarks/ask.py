@@ -58,19 +58,8 @@ def main() -> None:
 
 def ask_command(model: str, tokens: int, *prompt: str) -> list[str]:
     """Command that generates at most `tokens` tokens."""
-    return [
-        SCRIPT,
-        "ask",
-        "-m",
-        model,
-        "-n",
-        str(tokens),
-        "--set",
-        f"threads={THREADS}",
-        "--set",
-        "cache_gb=0",
-        *prompt,
-    ]
+    command = [SCRIPT, "ask", "-m", model, "-n", str(tokens), "--set", f"threads={THREADS}", "--set", "cache_gb=0"]
+    return [*command, *prompt]
 
 
 def decode_row(model: str, environment: Environment, runs: int) -> Row:

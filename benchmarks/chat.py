@@ -1,6 +1,7 @@
 """Measure the prompt tokens that a chat evaluates in its turns, and the time to resume a session.
 
-Needs `cerebrum pull starter`. Usage: python -m benchmarks.chat [--data DIR] [--model FILE] [--only PART] [--dry-run]
+Needs `cerebrum pull starter`. Usage: python -m benchmarks.chat [--data DIR] [--model FILE] [--only PART] [--runs N]
+           [--dry-run]
 
 DIR contains mt-bench-80.jsonl, the file fastchat/llm_judge/data/mt_bench/question.jsonl of lm-sys/FastChat: one object
 per line, whose `turns` is a list of two questions. Without it, `turns` is skipped. FILE is an instruction model for
@@ -29,6 +30,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.answering import Decoding
 from benchmarks.harness import Row, alternate, argument_parser, in_subprocess, record
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.message_tree import MessageTree
@@ -36,7 +38,6 @@ from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.settings import Layer
-from cerebrum_cli.engine.step import TokenRow
 from cerebrum_cli.replies.interface import open_source
 from cerebrum_cli.replies.source import ModelSource
 
@@ -228,27 +229,17 @@ def until_first_token(chat: Chat) -> Iterator[Event]:
 
 def seconds_beside_decoding(model: str) -> tuple[float, float]:
     """Seconds of the last turn, and of the second; to be called in a subprocess."""
-    from cerebrum_cli.engine.llama.context import LlamaContext
-
-    decode, decoding = LlamaContext.decode, [0.0]
+    decoding = Decoding()
     beside: list[float] = []
-
-    def timed(self: LlamaContext, rows: Sequence[TokenRow]) -> bool:
-        start = time.perf_counter()
-        is_done = decode(self, rows)
-        decoding[0] += time.perf_counter() - start
-        return is_done
-
-    LlamaContext.decode = timed  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as name:
         chat = open_chat(Path(name), model=model, ctx=2 * LONG_SESSION, cache_gb=0)
         list(chat.loaded.load())
         for number in range(LONG_TURNS):
-            decoding[0], start = 0.0, time.perf_counter()
+            decoding.seconds, start = 0.0, time.perf_counter()
             question = f"{number}. {LONG_MESSAGE * (LONG_SESSION // LONG_TURNS // 100)}"
             for event in chat.send(question):
                 if isinstance(event, TokenEvent) and len(beside) == number:
-                    beside.append(time.perf_counter() - start - decoding[0])
+                    beside.append(time.perf_counter() - start - decoding.seconds)
                     chat.loaded.cancel()
         close_chat(chat)
     return beside[-1], beside[1]

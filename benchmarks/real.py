@@ -28,10 +28,10 @@ import statistics
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.answering import THREADS, gsm8k, tokenized_prompts
+from benchmarks.answering import THREADS, Decoding, gsm8k, tokenized_prompts
 from benchmarks.batch import best_slots, make_job, server_rounds
 from benchmarks.completion import completion_peers, preview
 from benchmarks.harness import (
@@ -53,7 +53,6 @@ from benchmarks.harness import (
     time_to_first_byte,
 )
 from benchmarks.server import batched_bench
-from cerebrum_cli.engine.step import TokenRow
 from cerebrum_cli.replies.interface import open_model
 
 SHORT, LONG = 60, 2000  # tokens of a prompt
@@ -202,22 +201,14 @@ def decide_rows(options: Namespace, environment: Environment) -> Iterator[Row]:
 def decide_rate(model: Path, source: Path, environment: Environment) -> float:
     """Prompt tokens per second of deciding rows; to be called in a subprocess."""
     start = time.perf_counter()
-    from cerebrum_cli.engine.llama.context import LlamaContext
     from cerebrum_cli.main import run as run_command
 
     os.environ.update(environment)
-    decode = LlamaContext.decode
-    counts: list[int] = []
-
-    def counted(self: LlamaContext, rows: Sequence[TokenRow]) -> bool:
-        counts.append(len(rows))
-        return decode(self, rows)
-
-    LlamaContext.decode = counted  # type: ignore[method-assign]
+    decoding = Decoding()
     words = ["decide", "-m", str(model), SECTION, str(source), "-o", f"{source}.csv", "--choices", SECTIONS, "-q"]
     if code := run_command([*words, "--restart", "--set", f"threads={THREADS}"]):
         raise RuntimeError(f"cerebrum decide failed with exit code {code}")
-    return sum(counts) / (time.perf_counter() - start)
+    return decoding.rows / (time.perf_counter() - start)
 
 
 def batch_rows(options: Namespace, _: Environment) -> Iterator[Row]:
