@@ -243,13 +243,21 @@ DAMAGES: tuple[tuple[Callable[[bytes], bytes], str], ...] = (
 )
 
 
+@pytest.mark.parametrize("quantization", ["Q8_0", "Q4_K_M"], ids=["loaded once", "repacked meanwhile"])
 @pytest.mark.parametrize(("change", "reason"), DAMAGES)
 def test_load_of_a_damaged_file_gives_the_reason(
-    chatml_model: Path, tmp_path: Path, change: Callable[[bytes], bytes], reason: str
+    chatml_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[bytes], bytes],
+    reason: str,
+    quantization: str,
 ) -> None:
+    monkeypatch.setattr("cerebrum_cli.engine.llama.load.instruction_set", lambda: "x86")
     path = tmp_path / "damaged.gguf"
     path.write_bytes(change(chatml_model.read_bytes()))
-    with pytest.raises(ModelFileError) as caught, backend_with(unread(path)):
+    damaged = unread(path, quantization=quantization, reply_tokens=100)
+    with pytest.raises(ModelFileError) as caught, backend_with(damaged):
         pass
     assert caught.value.message.startswith(f"{path}: llama.cpp cannot load it: ")
     assert reason in caught.value.message

@@ -13,7 +13,16 @@ from typing import Any
 
 from cerebrum_cli.core.errors import EngineError, ModelFileError
 from cerebrum_cli.core.events import Emit, LoadEvent, NoticeEvent
-from cerebrum_cli.engine.llama.bindings import SHOW_LOG, bind, expert_overrides, free_memory, llama, log, suppress_log
+from cerebrum_cli.engine.llama.bindings import (
+    SHOW_LOG,
+    bind,
+    expert_overrides,
+    free_memory,
+    keep_log,
+    llama,
+    log,
+    suppress_log,
+)
 from cerebrum_cli.engine.llama.context import Adapters, has_recurrent_state, model_metadata
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.repacking import Repacking
@@ -132,8 +141,9 @@ def load_model(options: LoadOptions, plan: LoadPlan, devices: Sequence[Device], 
         Thread(target=import_module, args=("numpy",), daemon=True).start()
     with suppress_log():
         model = llama.llama_model_load_from_file(path, params)
-    if not model and not stop:  # again, with logging
-        model = llama.llama_model_load_from_file(path, params)
+    if not model and not stop:
+        with keep_log():  # the model may be repacked meanwhile, which suppresses it
+            model = llama.llama_model_load_from_file(path, params)
     if not model:
         if stop:
             raise EngineError("loading interrupted")
