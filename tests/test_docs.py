@@ -18,6 +18,7 @@ from checkpoint_models import read_model, write_checkpoint, write_json, write_we
 from command_line import COMMAND, ROOT, CommandLine, Finished
 from dataset_files import table
 from documents import pdf
+from guard import Guard, GuardedProcess, build_guard, guarded_process
 from hub_server import DATASETS, HubServer
 from model_servers import ModelServer
 from ollama_store import put_layer
@@ -189,7 +190,8 @@ def checkout(tmp_path: Path, thinker: Path, checkpoints: dict[str, Path], adapte
     """A directory with the files that the examples name, some of which pages print."""
     checkout = tmp_path / "checkout"
     (checkout / "src").mkdir(parents=True)
-    shutil.copy(ROOT / "README.md", checkout)
+    for name in ("README.md", ".gitignore"):
+        shutil.copy(ROOT / name, checkout)
     (checkout / "benchmarks").symlink_to(ROOT / "benchmarks")
     for name in LOCAL:
         shutil.copy(thinker, checkout / name)
@@ -213,6 +215,19 @@ def checkout(tmp_path: Path, thinker: Path, checkpoints: dict[str, Path], adapte
     return checkout
 
 
+@pytest.fixture(scope="module")
+def guard_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_guard(tmp_path_factory.mktemp("guard"))
+
+
+@pytest.fixture
+def guard(guard_library: Path, tmp_path: Path, command: CommandLine, checkout: Path) -> Guard:
+    """Files may be created where the user works, and in the directories that docs/settings.md names."""
+    caches = [command.home / ".cache" / name for name in ("cerebrum", "matplotlib")]
+    directories = [command.config, command.home / "data" / "cerebrum", command.home / "hf", *caches]
+    return Guard(guard_library, tmp_path / "guard", [checkout, *directories])
+
+
 @pytest.fixture
 def programs(tmp_path: Path) -> Path:
     folder = tmp_path / "bin"
@@ -233,7 +248,12 @@ def test_examples_run_as_printed(
     checkout: Path,
     programs: Path,
     thinker: Path,
+    guard: Guard,
 ) -> None:
+    """Every line works in the order of its page, connects only to this machine, and creates files in known places.
+
+    What it leaves in a clone of the repository is ignored by git.
+    """
     path = f"{programs}:{Path(COMMAND).parent}:/usr/bin:/bin"
     env = {"CEREBRUM_MAX_TOKENS": "8", "PATH": path, "EDITOR": "editor", "LAB_KEY": "sesame"}
     env |= hub.environment(command.home / "hf")
@@ -244,13 +264,22 @@ def test_examples_run_as_printed(
     lines, failures = commands(page), []
     needed = [model for named, model in NEEDED["installed"].items() if named in "".join(lines)]
     setup = [f"cerebrum pull {model}" for model in needed if page not in IN_ORDER]
-    for line in (*setup, *lines):
-        if "language=" in line:  # of a prompt that the page shows
-            (command.config / "prompts" / "tr.md").write_text(blocks(page, "text")[-1])
-        done = run_line(at(servers, shortened(line)), command, checkout, env)
-        if done.code not in SUCCESS or "Traceback" in done.err:
-            failures.append((line, done.code, done.err[-500:]))
+    git(checkout, "init", "--quiet")
+    git(checkout, "add", "--all", "--force")
+    with guarded_process(guard) as process:
+        for line in (*setup, *lines):
+            if "language=" in line:  # of a prompt that the page shows
+                (command.config / "prompts" / "tr.md").write_text(blocks(page, "text")[-1])
+            done = run_line(at(servers, shortened(line)), command, checkout, env | guard.environment, process)
+            violations = guard.violations()
+            if done.code not in SUCCESS or "Traceback" in done.err or violations:
+                failures.append((line, done.code, done.err[-500:], violations))
     assert failures == []
+    assert [line for line in git(checkout, "status", "--short").splitlines() if line.startswith("??")] == []
+
+
+def git(directory: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=directory, capture_output=True, check=True, text=True).stdout
 
 
 def shortened(line: str, limit: int = 3) -> str:
@@ -265,10 +294,12 @@ def at(servers: Mapping[str, str], text: str) -> str:
     return text
 
 
-def run_line(line: str, command: CommandLine, directory: Path, env: Mapping[str, str]) -> Finished:
-    """Run a line in a shell, or in this process if it is a single command."""
+def run_line(
+    line: str, command: CommandLine, directory: Path, env: Mapping[str, str], process: GuardedProcess
+) -> Finished:
+    """Run a line in a shell, or in that process if it is a single command."""
     if line.startswith("cerebrum ") and not SHELL.search(line.partition("  #")[0]):
-        return command.run(*shlex.split(line.replace(r"\$", "$"), comments=True)[1:], env=env, directory=directory)
+        return process.run(command, shlex.split(line.replace(r"\$", "$"), comments=True)[1:], env, directory)
     environment = command.environment(env)
     ran = subprocess.run(
         ["bash", "-c", line], cwd=directory, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=120

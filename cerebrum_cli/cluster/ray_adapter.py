@@ -174,10 +174,13 @@ def start_node(workers: int) -> str:
     Raises EndpointError.
     """
     import ray
+    from ray._private import services
 
     from cerebrum_cli.engine.capacity import thread_count
 
     options = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False, "log_to_driver": False}
+    # without a dashboard, it only reports usage; where that is disabled, it still asks who hosts the machine
+    services.start_api_server = lambda *_, **__: ("", None)
     try:
         context = ray.init("local", num_cpus=max(thread_count(), workers), **options)
     except Exception as error:

@@ -17,6 +17,7 @@ from cerebrum_cli.cli.command import BaseCommand, argument
 from cerebrum_cli.cli.options import json_option
 from cerebrum_cli.core.declaration import PATH, option, option_group, switch
 from cerebrum_cli.core.differences import describe_differences
+from cerebrum_cli.core.environment import set_environment_default
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.text import enumeration, format_count, format_names, strip_controls
@@ -73,6 +74,7 @@ def print_run(app: App, run: Run, json: bool, plot: Path | None = None) -> None:
     if plot:  # first: a report is not followed by an error
         from cerebrum_cli.eval.plot import draw_decisions, draw_report, write_picture
 
+        set_environment_default("MPLCONFIGDIR", str(app.cache_directory / "matplotlib"))
         title = f"{run.task}: {run.model}"
         figure = draw_decisions(found, title) if isinstance(found, DecisionFigures) else draw_report(found, title)
         write_picture(plot, figure)

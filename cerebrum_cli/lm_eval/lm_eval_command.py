@@ -50,6 +50,8 @@ class LmEvalCommand(ConcurrencyOptions):
         if find_spec("lm_eval") is None:
             raise UsageError("lm-eval is not installed", pip_install('"cerebrum-cli[lm-eval]"'))
         source = self.find_source(app, self.overrides)
+        set_environment_default("HF_HUB_DISABLE_TELEMETRY", "1")
+        set_environment_default("HF_UPDATE_DOWNLOAD_COUNTS", "0")
         if self.offline:
             set_environment_default("HF_HUB_OFFLINE", "1")
             set_environment_default("HF_DATASETS_OFFLINE", "1")

@@ -126,11 +126,12 @@ def test_random_words_of_a_document_are_unchanged() -> None:
     assert read(Path("a.docx")) == read(Path("a.html")) == "\n\n".join(paragraphs) + "\n"
 
 
-def test_document_of_another_kind_than_its_name() -> None:
-    Path("a.pdf").write_bytes(HTML)
+def test_page_of_a_login_that_was_saved_as_a_document_is_read() -> None:
+    Path("a.pdf").write_bytes(b"\xef\xbb\xbf\n" + HTML)
     assert read(Path("a.pdf")) == "# Fruit\n\nA **pear**.\n"
     write_docx(Path("b.pdf"), "A pear.")
-    assert read(Path("b.pdf")) == "A pear.\n"
+    problem = "b.pdf cannot be converted: PdfConverter threw PDFSyntaxError with message: No /Root object! - Is this"
+    assert refusal(Path("b.pdf")) == f"{problem} really a PDF?"
 
 
 def test_document_that_unpacks_to_gigabytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

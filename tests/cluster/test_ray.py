@@ -19,6 +19,7 @@ import pytest
 import ray_machines
 from batch_files import output_object, stored_lines
 from command_line import CommandLine, assert_error
+from guard import Guard, build_guard, own_addresses
 from tiny_models import Shape, write_quantized
 from waiting import wait_until
 
@@ -248,9 +249,18 @@ def directory() -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_ray_local_leaves_no_processes_or_files(user: CommandLine, chatml_model: Path, directory: str) -> None:
-    local = user.run(*arguments(chatml_model, "node", "local:2"), env={"RAY_TMPDIR": directory})
+def test_ray_local_leaves_no_processes_or_files(
+    user: CommandLine, chatml_model: Path, directory: str, tmp_path: Path
+) -> None:
+    own = (
+        "8.8.8.8",
+        "0.0.0.0",
+        *own_addresses(),
+    )  # a socket that is connected by UDP shows the address, and sends nothing
+    guard = Guard(build_guard(tmp_path), tmp_path / "guard", [user.home, Path(directory)], own)
+    local = user.run(*arguments(chatml_model, "node", "local:2"), env={**guard.environment, "RAY_TMPDIR": directory})
     assert (local.code, local.out) == (0, "")
+    assert guard.violations() == []
     assert len((user.home / "node").read_text().splitlines()) == CLUSTER_ROWS
     assert not commands_with(directory)
     assert not list(Path(directory, "ray").glob("session_2*"))

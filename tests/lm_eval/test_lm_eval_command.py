@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import cases
 import pytest
 from command_line import PYTHON, CommandLine, Finished, assert_error, start_python
+from guard import Guard, build_guard
 from waiting import wait_until
 
 from scripts.nano.measure import MODEL_FILE
@@ -21,12 +23,21 @@ pytestmark = pytest.mark.slow
 
 MODEL = ("-m", str(MODEL_FILE), "--format", "cerebrum")
 SUMS = 40
+OWN_DIRECTORIES = ("config/cerebrum", "data/cerebrum", ".cache/cerebrum", ".cache/huggingface")
 RUN = """
 import sys
-from lm_eval.tasks import manager
-manager.__file__ = sys.argv[1]  # reading all of lm-eval's own tasks takes 10 s
 from cerebrum_cli.__main__ import main
-sys.argv = ["cerebrum", *sys.argv[2:]]
+from cerebrum_cli.lm_eval import lm_eval_command
+
+register, (file, *arguments) = lm_eval_command.register, sys.argv[1:]
+
+def register_without_tasks(*values):
+    from lm_eval.tasks import manager
+    manager.__file__ = file  # reading all of lm-eval's own tasks takes 10 s
+    register(*values)
+
+lm_eval_command.register = register_without_tasks
+sys.argv = ["cerebrum", *arguments]
 main()
 """
 needs_lm_eval = pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs the extra lm-eval")
@@ -48,11 +59,13 @@ def tasks(tmp_path: Path) -> Path:
     return directory
 
 
-def start(command: CommandLine, tasks: Path, names: str, *arguments: str | Path) -> subprocess.Popen[str]:
+def start(
+    command: CommandLine, tasks: Path, names: str, *arguments: str | Path, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
     """Run tasks of a directory in a child process."""
     command.vouch_for_models()
-    given = ("lm-eval", *MODEL, "--offline", "--tasks", names, *arguments)
-    return start_python(RUN, tasks / "manager.py", *given, home=command.home)
+    given = ("lm-eval", *MODEL, "--tasks", names, *arguments)
+    return start_python(RUN, tasks / "manager.py", *given, home=command.home, env=env)
 
 
 def finished(process: subprocess.Popen[str]) -> Finished:
@@ -82,6 +95,13 @@ def test_lm_eval_runs_tasks_and_saves_their_results(command: CommandLine, tasks:
     assert recorded["model_sha256"].startswith(hashlib.sha256(MODEL_FILE.read_bytes()).hexdigest())
     replies = [sample["resps"][0][0] for sample in samples_of(results.parent, "replies")]
     assert len(replies) == SUMS and not any(reply.startswith(" ") or "\n" in reply for reply in replies)
+
+
+@needs_lm_eval
+def test_lm_eval_connects_to_nothing_for_local_tasks(command: CommandLine, tasks: Path, tmp_path: Path) -> None:
+    guard = Guard(build_guard(tmp_path), tmp_path / "guard", [command.home / name for name in OWN_DIRECTORIES])
+    assert finished(start(command, tasks, "replies", env=guard.environment)).code == 0
+    assert guard.violations() == []
 
 
 @needs_lm_eval

@@ -236,14 +236,16 @@ def fixed_reply_grammar(text: str, directory: Path) -> Path:
     return path
 
 
-def start_python(code: str, *arguments: object, home: Path | None = None) -> subprocess.Popen[str]:
+def start_python(
+    code: str, *arguments: object, home: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
     """Run Python code in a child process of a user; it can import the helpers of the tests."""
     support = Path(__file__).parents[1]
     folders = map(str, (ROOT, support, *(folder for folder in support.iterdir() if folder.is_dir())))
     paths = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", str(ROOT))])  # or another build of llama.cpp
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
-        env={**(CommandLine(home).environment() if home else os.environ), "PYTHONPATH": paths},
+        env={**(CommandLine(home).environment() if home else os.environ), "PYTHONPATH": paths, **(env or {})},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

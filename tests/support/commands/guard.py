@@ -1,0 +1,110 @@
+"""Run the commands of a user in a process that notes what leaves the machine, and which files it creates (Linux)."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from command_line import CommandLine, Finished, start_python
+
+SOURCE = Path(__file__).with_name("guard.c")
+LOOPBACK = ("127.", "::1", "localhost", "::ffff:127.")
+SYSTEM = ("/dev/", "/proc/")
+RUNNER = """
+import json, sys
+from pathlib import Path
+from command_line import CommandLine
+
+for line in sys.stdin:
+    home, arguments, env, directory = json.loads(line)
+    done = CommandLine(Path(home)).run(*arguments, env=env, directory=Path(directory))
+    print(json.dumps([done.code, done.out, done.err]), flush=True)
+"""
+
+
+def build_guard(directory: Path) -> Path:
+    """The library that takes notes; the test is skipped where it cannot be built or loaded."""
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs a C compiler, on Linux")
+    library = directory / "guard.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, SOURCE, "-ldl"], check=True)
+    return library
+
+
+def own_addresses() -> list[str]:
+    return [address.address for addresses in psutil.net_if_addrs().values() for address in addresses]
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Notes of what programs do that have its environment.
+
+    They may connect to loopback and to `hosts`, and create files in `directories`, and in that of temporary files if
+    they remove them.
+    """
+
+    library: Path
+    directory: Path
+    directories: Sequence[Path]
+    hosts: Sequence[str] = ()
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "notes"
+
+    @property
+    def temporary(self) -> Path:
+        return self.directory / "tmp"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        self.temporary.mkdir(parents=True, exist_ok=True)
+        return {"LD_PRELOAD": str(self.library), "GUARD_LOG": str(self.log), "TMPDIR": str(self.temporary)}
+
+    def violations(self) -> list[str]:
+        """What was noted, other than what is allowed, and temporary files that are left; forgets all."""
+        notes = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        self.log.unlink(missing_ok=True)
+        left = [f"leave {path.name}" for path in self.temporary.iterdir()]
+        return [*dict.fromkeys(note for note in notes if not self._permits(*note.split(" ", 1))), *left]
+
+    def _permits(self, what: str, value: str) -> bool:
+        if what != "create":
+            return value.startswith(LOOPBACK) or value.removeprefix("::ffff:") in self.hosts
+        path = os.path.normpath(value)
+        return path.startswith(SYSTEM) or any(
+            Path(path).is_relative_to(folder) or folder.is_relative_to(path)  # above it, a directory that exists
+            for folder in (self.temporary, *self.directories)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GuardedProcess:
+    """Runs commands one after the other, which saves the start of a process for each."""
+
+    process: subprocess.Popen[str]
+
+    def run(self, command: CommandLine, arguments: Sequence[str], env: Mapping[str, str], directory: Path) -> Finished:
+        assert self.process.stdin and self.process.stdout and self.process.stderr
+        self.process.stdin.write(json.dumps([str(command.home), arguments, dict(env), str(directory)]) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        assert answer, self.process.stderr.read()
+        return Finished(*json.loads(answer))
+
+
+@contextmanager
+def guarded_process(guard: Guard) -> Iterator[GuardedProcess]:
+    with start_python(RUNNER, env=guard.environment) as process:
+        yield GuardedProcess(process)
+        assert process.stdin
+        process.stdin.close()
+        assert process.wait(60) == 0
