@@ -31,6 +31,7 @@ SHAPE ?=
 MODEL ?=
 NAME ?= qwen2.5-coder
 ARGS ?=
+PAGES := README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md docs
 VENV := .venv
 BIN := $(VENV)/bin
 # Without bytecode, each of the hundreds of processes of the tests would compile the package.
@@ -90,11 +91,13 @@ coverage: setup
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mdformat --check $(PAGES)
 	$(BIN)/mypy
 
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/mdformat $(PAGES)
 
 lock: # with the versions of requirements.txt, where they still fit
 	uv pip compile --universal --python-version 3.11 --all-extras --group dev --generate-hashes -q -o requirements.txt pyproject.toml

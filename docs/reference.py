@@ -166,7 +166,7 @@ def chat_page() -> str:
 def settings_page() -> str:
     """Every key of `config.toml`, `--set` and `/set`."""
     group: Any = assembled(COMMANDS, COMMANDS)
-    lines = ["# Keys of settings", "", NOTE, "", "| Key | Default | Value | Meaning |", "|---|---|---|---|"]
+    lines = ["# Keys of settings", "", NOTE, "", "| Key | Default | Value | Meaning |", "| -- | -- | -- | -- |"]
     for key, *others in setting_rows(group.commands["chat"].settable):  # which takes all
         lines.append(f"| {' | '.join([f'`{key}`', *others])} |")
     return "\n".join(lines) + "\n"

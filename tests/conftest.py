@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -53,6 +54,14 @@ if hasattr(signal, "SIGHUP"):
 for variable in TERMINAL_VARIABLES:
     os.environ.pop(variable, None)
 os.environ["TERM"] = "xterm-256color"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print why tests were skipped: a line for each reason."""
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports)
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count} skipped: {reason}")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -133,7 +142,7 @@ def bubblewrap() -> Bubblewrap:
     try:
         return find_bubblewrap()
     except UsageError as error:
-        pytest.skip(error.message)
+        pytest.skip(f"needs bubblewrap: {error.message}")
 
 
 @pytest.fixture

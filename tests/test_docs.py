@@ -114,7 +114,19 @@ def test_commands_in_examples_have_valid_options(page: str) -> None:
 
 
 def test_the_readme_can_be_read_in_minutes() -> None:
-    assert len((ROOT / "README.md").read_text().split()) <= 700
+    assert len(re.findall(r"\S*\w\S*", (ROOT / "README.md").read_text())) <= 650
+
+
+def test_the_readme_names_the_commands_that_start_and_test_it() -> None:
+    lines = [line.partition("#")[0].strip() for line in "".join(blocks("README.md", "sh")).splitlines()]
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
+    assert {"make demo", "make test"} <= set(lines) and {"demo", "test"} <= set(targets)
+
+
+def test_the_list_of_pages_is_complete() -> None:
+    index = ROOT / "docs" / "README.md"
+    listed = {(index.parent / link).resolve() for link in re.findall(r"\]\(([^)#]+\.md)\)", index.read_text())}
+    assert [page for page in PAGES if (ROOT / page).resolve() not in {*listed, index, ROOT / "README.md"}] == []
 
 
 # Examples.

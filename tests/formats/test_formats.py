@@ -13,10 +13,11 @@ from cerebrum_cli.core.conversation import Conversation, Text, Tokens, conversat
 from cerebrum_cli.core.errors import CerebrumError, FormatError, UsageError
 from cerebrum_cli.core.vocabulary import detokenize
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.formats.choice import choose_format, special_tokens
+from cerebrum_cli.formats.choice import EMBEDDED, FORMAT_NAMES, choose_format, special_tokens
 from cerebrum_cli.formats.prompt_format import CEREBRUM, COLLECTIVE_COGNITION, PromptFormat, join_parts
 
 BOS, EOS = 1, 2
+CONTEXT_SIZE = 512
 FORMATS = (CEREBRUM, COLLECTIVE_COGNITION)
 NO_FORMAT = CEREBRUM.without_format(None)
 Case = dict[str, Any]
@@ -32,6 +33,20 @@ def test_prompt_matches_the_golden_text_and_ids(prompt_format: PromptFormat, cas
     parts = prompt_format.render(conversation_from_messages(case["messages"], "case"))
     assert "<s>" + text_of(parts) == case["prompt"]
     assert list(mistral.tokenize(parts)) == case["mistral_v1_token_ids"]
+
+
+@pytest.mark.parametrize("case", rows("formats/templates"), ids=lambda case: case["format"])
+def test_prompt_of_a_named_template_matches_the_golden_text(case: Case, mistral: LlamaBackend) -> None:
+    messages = [{"role": role, "content": content} for role, content in case["messages"]]
+    prompt_format = chosen_format(case["format"]).build(mistral, CONTEXT_SIZE)
+    assert text_of(prompt_format.render(conversation_from_messages(messages, "case"))) == case["prompt"]
+
+
+def test_every_format_has_golden_prompts() -> None:
+    with_prompts = {prompt_format.name for prompt_format in FORMATS} | {
+        case["format"] for case in rows("formats/templates")
+    }
+    assert with_prompts == {*FORMAT_NAMES} - {EMBEDDED}
 
 
 @given(st.lists(st.sampled_from(["</s>", "<s>", "<unk>", "</", "s>", "<", ">", "\n", " ", "User:", "a"])).map("".join))
@@ -85,9 +100,6 @@ def test_join_parts_merges_adjacent_and_drops_empty_texts() -> None:
 
 
 # The format of a model: requested, known or embedded, and never guessed.
-
-
-CONTEXT_SIZE = 512
 
 
 @pytest.mark.parametrize(("requested", "known", "template", "chosen"), rows("chosen_formats"))
