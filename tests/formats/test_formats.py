@@ -13,7 +13,7 @@ from cerebrum_cli.core.conversation import Conversation, Text, Tokens, conversat
 from cerebrum_cli.core.errors import CerebrumError, FormatError, UsageError
 from cerebrum_cli.core.vocabulary import detokenize
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.formats.choice import EMBEDDED, FORMAT_NAMES, choose_format, special_tokens
+from cerebrum_cli.formats.choice import FORMAT_NAMES, choose_format, special_tokens
 from cerebrum_cli.formats.prompt_format import CEREBRUM, COLLECTIVE_COGNITION, PromptFormat, join_parts
 
 BOS, EOS = 1, 2
