@@ -11,6 +11,7 @@ from vocabularies import MARKS, text_of
 
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens, conversation_from_messages
 from cerebrum_cli.core.errors import CerebrumError, FormatError, UsageError
+from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.core.vocabulary import detokenize
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.formats.choice import FORMAT_NAMES, choose_format, special_tokens
