@@ -135,7 +135,7 @@ def test_page_of_a_login_that_was_saved_as_a_document_is_read() -> None:
 
 
 def test_document_that_unpacks_to_gigabytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompt_sources, "MEMORY_BYTES", 1_000_000_000)  # 4 GiB take long to fill
+    monkeypatch.setattr(prompt_sources, "MEMORY_BYTES", 400_000_000)  # 4 GiB take long to fill
     write_docx(folder / "bomb.docx", "A pear.", padding=1000)
     assert "bomb.docx cannot be converted: DocxConverter threw MemoryError" in refusal(Path("bomb.docx"))
 

@@ -39,7 +39,7 @@ from cerebrum_cli.results.results import open_results
 from cerebrum_cli.servers.endpoint import Endpoint, Servers
 
 ROWS = 40
-CLUSTER_ROWS = 80
+CLUSTER_ROWS = 60
 READY = WorkerReport("1", "here", "", "", ({"kind": "vllm", "model": "m"},))
 Messages = Iterator[Message]
 
@@ -212,7 +212,7 @@ def address(user: CommandLine) -> Iterator[str]:
 
 
 def arguments(model: Path, output: str, address: str = "") -> list[str]:
-    settings = ["--parallel", "4", "-n", "200", "--seed", "1", "--format", "own.jinja"]
+    settings = ["--parallel", "4", "-n", "120", "--seed", "1", "--format", "own.jinja"]
     return ["batch", "in.txt", "-o", output, "-m", str(model), *settings, *(["--ray", address] if address else [])]
 
 
@@ -256,9 +256,9 @@ def test_ray_local_leaves_no_processes_or_files(
         "8.8.8.8",
         "0.0.0.0",
         *own_addresses(),
-    )  # a socket that is connected by UDP shows the address, and sends nothing
+    )  # the first for a UDP socket that shows the address, and sends nothing
     guard = Guard(build_guard(tmp_path), tmp_path / "guard", [user.home, Path(directory)], own)
-    local = user.run(*arguments(chatml_model, "node", "local:2"), env={**guard.environment, "RAY_TMPDIR": directory})
+    local = user.run(*arguments(chatml_model, "node", "local"), env={**guard.environment, "RAY_TMPDIR": directory})
     assert (local.code, local.out) == (0, "")
     assert guard.violations() == []
     assert len((user.home / "node").read_text().splitlines()) == CLUSTER_ROWS
@@ -268,7 +268,7 @@ def test_ray_local_leaves_no_processes_or_files(
 
 @pytest.mark.slow
 def test_ray_that_starts_ends_with_a_killed_command(user: CommandLine, chatml_model: Path, directory: str) -> None:
-    command = user.start(*arguments(chatml_model, "killed", "local:2"), env={"RAY_TMPDIR": directory})
+    command = user.start(*arguments(chatml_model, "killed", "local"), env={"RAY_TMPDIR": directory})
     wait_until(lambda: bool(commands_with(directory)))
     command.kill()
     command.communicate()

@@ -8,7 +8,7 @@ from math import exp, inf, log, nan
 import pytest
 from installations import source_of
 from model_servers import ModelServer
-from remote_engines import remote_engine, serving_kind
+from remote_engines import remote_engine, serving_kind, set_patience
 from scripted_backend import END
 from server_kinds import KINDS, LlamaServer, OllamaServer
 from templates import chosen_format
@@ -94,8 +94,9 @@ def test_a_model_that_would_answer_something_else_is_noticed() -> None:
 @pytest.mark.parametrize("kind", [LlamaServer, OllamaServer])
 @pytest.mark.parametrize(("logprob", "is_possible"), [(800.0, False), (nan, False), (1e-7, True), (-inf, True)])
 def test_impossible_log_probabilities_are_a_damaged_reply(
-    kind: type[ModelServer], logprob: float, is_possible: bool
+    kind: type[ModelServer], logprob: float, is_possible: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    set_patience(monkeypatch)
     with asking(kind, {"y": logprob, "n": -2.0}) as (model, _):
         for _ in range(2):  # after which the server is not asked again
             with nullcontext() if is_possible else pytest.raises(EndpointError, match="damaged reply"):

@@ -12,6 +12,7 @@ from waiting import NewChildren, wait_for_end
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.programs import monty as monty_module
+from cerebrum_cli.programs import monty as monty_module
 from cerebrum_cli.programs.monty import Monty, ProgramResult, find_monty, program_in
 
 
@@ -28,6 +29,7 @@ def test_hostile_programs_end_in_time_and_leave_nothing(
     new_children: NewChildren, monty: Monty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(monty_module, "TIMEOUT_S", 1.0)
     start = time.monotonic()
     with ThreadPoolExecutor(4) as threads:
         results = dict(zip(HOSTILE, threads.map(monty.run, HOSTILE), strict=True))

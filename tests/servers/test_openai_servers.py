@@ -125,7 +125,10 @@ def test_served_model_needs_servers_of_one_kind_that_answer(server: OllamaServer
     assert_error(ask("ask", "2 + 2?"), 7, "Connection refused", "start the server there")
 
 
-def test_question_goes_to_the_first_server_that_answers(server: OllamaServer, ask: Ask) -> None:
+def test_question_goes_to_the_first_server_that_answers(
+    server: OllamaServer, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_patience(monkeypatch, JOIN_S=0.1)
     with OllamaServer(server.model, context_size=5000) as other:
         other.models = server.models
         question = ("ask", "2 + 3?", "-m", MODEL, "--final", "--endpoint", other.url)
