@@ -130,7 +130,7 @@ class Chat:
             recorder.end_early(error, previous_leaf)
             raise
 
-    # What is known of them.
+    # The conversation, its model and its settings.
 
     @property
     def conversation(self) -> Conversation:

@@ -232,7 +232,7 @@ class History:
 
 
 def forget_questions(path: Path, questions: Collection[str]) -> None:
-    """Remove questions from the prompt's history, in the form that prompt_toolkit writes."""
+    """Remove questions from the input history (prompt_toolkit's file format)."""
     gone = [question.strip(_AROUND) for question in questions]
 
     def without(entry: Match) -> str:

@@ -92,7 +92,7 @@ def read_question(app: App, words: list[str]) -> str | None:
 
 
 def is_question(argument: str) -> bool:
-    """Whether an argument is not the reference of a model, or looks more like a question."""
+    """Whether an argument is a question rather than a model's name."""
     from cerebrum_cli.core.files import as_path, is_file, looks_like_path
 
     if "://" in argument or (looks_like_path(argument) and is_file(as_path(argument))):

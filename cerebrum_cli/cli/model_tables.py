@@ -25,13 +25,26 @@ Row = JsonObject
 
 
 def speed_text(row: Row) -> str | None:
-    """Forecast of a model: "9.1 t/s after 8 s", or "9.1 t/s, thinks 4 min"."""
+    """Forecast of a model in a table: "9.1 t/s after 8 s", or "9.1 t/s, 4 min of reasoning"."""
     speed = row["speed"]
     if speed is None:
         return None
     if seconds := speed["thinking_s"]:
-        return f"{speed['tokens_per_second']:g} t/s, thinks {max(1, round(seconds / 60))} min"
+        return f"{speed['tokens_per_second']:g} t/s, {max(1, round(seconds / 60))} min of reasoning"
     return f"{speed['tokens_per_second']:g} t/s after {speed['first_token_s']:g} s"
+
+
+def forecast(row: Row) -> str | None:
+    """Forecast of a model as a sentence: "about 9.1 tokens/s; first word after 8 s for a 200-token prompt"."""
+    from cerebrum_cli.engine.capacity import PROMPT_TOKENS
+
+    speed = row["speed"]
+    if speed is None:
+        return None
+    first = f"first word after {speed['first_token_s']:g} s for a {PROMPT_TOKENS}-token prompt"
+    if seconds := speed["thinking_s"]:
+        first = f"{max(1, round(seconds / 60))} min of reasoning before the answer"
+    return f"about {speed['tokens_per_second']:g} tokens/s; {first}"
 
 
 def is_url(reference: str) -> bool:

@@ -268,10 +268,7 @@ class AskOptions(QuestionOptions, GenerationOptions):
     no_markdown: bool = switch("Plain text, even on a terminal", "Output")
 
     def with_saved(self, saved: SavedPrompt) -> Self:
-        """This with the settings of a saved prompt, and the schema or code block it asks for, unless others are given.
-
-        Its settings are above variables and below the command line.
-        """
+        """A copy with a saved prompt applied; options on the command line win, and environment variables do not."""
         settings = without_keys(saved.settings, self.overrides.typed)
         command = replace(self, overrides=SourcedLayer(self.overrides, settings))
         if self.schema or self.extract_flag:

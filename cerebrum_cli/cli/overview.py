@@ -16,7 +16,7 @@ WIDTHS = (50, 78)  # of the text, at least and at most
 
 
 def overview(commands: Iterable[Command], columns: int) -> str:
-    """The help for a terminal with so many columns."""
+    """The help for a terminal with this many columns."""
     least, most = WIDTHS
     width = max(min(columns - 2, most), least)
     lines = [

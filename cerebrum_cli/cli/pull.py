@@ -11,9 +11,9 @@ import typer
 from cerebrum_cli.cli.command import BaseCommand, argument, environment_layer, known_models
 from cerebrum_cli.cli.model_choice import choose_model, note_precedence, pull_model
 from cerebrum_cli.cli.model_tables import (
+    forecast,
     print_candidates,
     print_repositories,
-    speed_text,
 )
 from cerebrum_cli.cli.options import PullOptions, json_option, offline_option
 from cerebrum_cli.core.declaration import flag, option, option_group, switch
@@ -129,12 +129,11 @@ def make_default(app: App, model: InstalledModel) -> None:
 def report_next_step(app: App, model: InstalledModel) -> None:
     """Report how fast an installed model should be, and the command that tries it."""
     from cerebrum_cli.cli.model_objects import row
-    from cerebrum_cli.engine.capacity import FORECAST
     from cerebrum_cli.replies.source import ModelSource
 
     app.machine.record_bandwidth()
-    if speed := speed_text(row(app.library, model, app.library.capacity())):
-        app.streams.note(f"expected {FORECAST}: {speed}")
+    if expected := forecast(row(app.library, model, app.library.capacity())):
+        app.streams.note(expected)
     try:
         _ = ModelSource(app, model, app.settings({}, model.recommended)).chosen_format
     except FormatError:

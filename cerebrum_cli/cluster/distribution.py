@@ -47,10 +47,7 @@ MissingRows = Callable[[Results], Iterable[tuple[int, InputRow]]]
 def distribute(
     source: ModelSource, missing: MissingRows, asker: Asker, run: Results, address: str, workers: int | None
 ) -> Distribution:
-    """What asks the rows that `run` lacks on the cluster that `--ray` names.
-
-    Raises UsageError.
-    """
+    """Answer the missing rows of a run on a Ray cluster. Raises UsageError."""
     model = source.model
     slots = source.slots
     servers = source.servers

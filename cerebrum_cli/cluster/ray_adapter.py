@@ -61,9 +61,9 @@ def answer_blocks(
 ) -> Generator[Message, None, None]:
     """Yield answers to blocks as they are finished, reports of workers, b"" as their sign of life, and None otherwise.
 
-    `address` is that of a cluster; a number starts a node on this machine, with so many workers unless `workers` names
-    their number. Without any, there is one on each GPU, or on each node. Blocks whose worker or node is lost are left
-    out. Raises EndpointError.
+    `address` is that of a cluster; a number starts a node on this machine, with that many workers unless `workers`
+    names another number. Without either, there is one on each GPU, or on each node. Blocks whose worker or node is lost
+    are left out. Raises EndpointError.
     """
     if not find_spec("ray"):
         raise EndpointError("ray is not installed", pip_install("'cerebrum-cli[ray]'"))

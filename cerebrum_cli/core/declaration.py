@@ -139,7 +139,7 @@ def option_group(group: type[T]) -> type[T]:
 
 
 def options_of(group: type) -> dict[str, Option]:
-    """The options of a dataclass by name; not those that it inherits but names in `without`."""
+    """The options of a dataclass, by name, without those named in `without`."""
     options = {}
     hidden = getattr(group, "without", ())
     for member in fields(group):

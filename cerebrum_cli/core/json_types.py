@@ -42,7 +42,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 def is_nested_deeper(value: Any, levels: int) -> bool:
-    """Whether lists and objects are nested in a value of JSON in more than so many levels."""
+    """Whether lists and objects in a JSON value are nested more than `levels` deep."""
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return any(levels == 1 or is_nested_deeper(item, levels - 1) for item in items if isinstance(item, (dict, list)))
 

@@ -14,7 +14,7 @@ POSSIBLE_CHARACTERS = 8  # for each token of the context, which are tokenized wi
 
 
 class Vocabulary(Protocol):
-    """Converts text to tokens and back; for any thread."""
+    """Converts text to tokens and back."""
 
     def tokenize(self, parts: Iterable[PromptPart]) -> TokenIds:
         """Tokenize a prompt; untrusted text never becomes a special token."""

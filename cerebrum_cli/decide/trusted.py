@@ -39,7 +39,7 @@ class Trust:
         return ("decided",) if self.threshold else ()
 
     def values(self, decision: Decision) -> JsonDict:
-        """What a row says of a decision besides: no answer if it is not decided."""
+        """Extra keys of a decided row: its `decided` flag, and no answer below the threshold."""
         if self.threshold is None:
             return {}
         is_decided = decision.probability >= self.threshold.probability

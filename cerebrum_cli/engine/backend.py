@@ -1,4 +1,4 @@
-"""The interface between the engine and a library that runs models; at run time nothing needs it."""
+"""The interface between the engine and a library that runs models."""
 
 from __future__ import annotations
 

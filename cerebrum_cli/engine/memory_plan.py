@@ -136,7 +136,7 @@ def fitting_slots(options: LoadOptions, length: int, free: FreeMemory) -> int:
 
 
 def place(options: LoadOptions, length: int, slots: int, devices: Devices) -> LoadPlan:
-    """Place weights beside a context of this length with so many slots.
+    """Place weights beside a context of this length with this many slots.
 
     Layers go to GPUs, and all experts to the CPU if only that lets all layers fit.
     """

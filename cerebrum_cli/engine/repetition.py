@@ -15,8 +15,8 @@ SHORT_PERIOD, MAX_PERIOD = 64, 512  # tokens of a passage
 SHORT_COPIES, LONG_COPIES = 8, 4  # of a passage up to SHORT_PERIOD, and of a longer one
 MIN_TOKENS = 256  # of all copies
 STEP = 32  # tokens between two checks, each of which takes some microseconds
-# The last entries of a list go round if they are copies of a cycle that have so many characters, or more. Numbers may:
-# they are often the cells of a table.
+# The last entries of a list repeat if they are this many copies of a cycle, with at least this many characters. Numbers
+# may: they are often the cells of a table.
 ENTRY_COPIES, ENTRY_CHARACTERS = 4, 160
 MAX_CYCLE = 2000  # characters
 

@@ -130,7 +130,7 @@ class Request:
     A sample that ends by itself is followed by a reply to `follow_up`, whose prompt tokens continue it.
 
     `as_messages`, a server gets the conversation and applies its own chat template: the tokens of the prompt only
-    estimate its length, and the grammar is of a JSON Schema. Servers report the `likeliest` first tokens, so many.
+    estimate its length, and the grammar is of a JSON Schema. Servers report the `likeliest` most probable first tokens.
     """
 
     prompt_tokens: Tokens

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LEAST = 1e-6  # probability of a label, as results have six decimals
 COMPARED_ERROR = 0.05  # of two runs
-RARELY, LEAST_LABELS = 0.25, 5  # a choice is given so much more rarely than it is right, of at least so many labels
+RARELY, LEAST_LABELS = 0.25, 5  # a choice of at least 5 labels is rare if it is given for under a quarter of them
 MOST_COLUMNS = 8  # of a confusion table; with more choices, the most frequent confusions are listed
 
 

@@ -49,7 +49,7 @@ class Questions:
 
 
 def question_flags(object: JsonObject) -> int:
-    """The flags of a row: a question with a reply has not failed, since any reply is scored, nor is it undecided."""
+    """The flags of a row. A question with any reply counts as answered: the score judges it."""
     error = object["error"] if object["finish_reason"] is None else None
     return row_flags({**object, "error": error}) & ~RowFlag.UNDECIDED
 

@@ -163,6 +163,6 @@ def checked_votes(rows: Sequence[ScoredQuestion]) -> Checked | None:
 
 
 def pass_estimates(rows: Sequence[ScoredQuestion], samples: int) -> dict[int, Estimate]:
-    """pass@k of questions with so many samples each."""
+    """pass@k of questions with `samples` samples each."""
     correct = [sum(sample.is_correct for sample in row.samples) for row in rows]
     return {k: estimate([pass_at(samples, count, k) for count in correct]) for k in vote_sizes(samples)}

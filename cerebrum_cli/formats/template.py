@@ -2,8 +2,8 @@
 
 To tell the template's own text from that of the messages, the template is rendered twice: with the messages, and with
 placeholders in the place of their texts. The two must agree. A reply that keeps its tokens is a placeholder in both,
-and the prompt holds exactly these tokens; templates that drop reasoning get the text of replies instead. Each rendering
-has placeholders of its own, which no message can contain.
+and the prompt holds exactly these tokens; templates that drop reasoning get the text of replies instead. Placeholders
+are random digits, drawn once for a process, so no message contains one.
 """
 
 from __future__ import annotations

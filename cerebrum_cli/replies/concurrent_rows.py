@@ -1,4 +1,4 @@
-"""One way through many rows: rows in, and their replies and votes out, as they finish.
+"""Answer many rows concurrently, and yield each reply or vote as it finishes.
 
 Rows are read in windows. On this machine, those of similar length run together, the shortest first, and those with a
 common prefix one after the other. Servers get rows in the given order, as they can take them, without windows unless

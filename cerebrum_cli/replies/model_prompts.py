@@ -199,7 +199,7 @@ class Prompts:
         return tuple(vocabulary.special_token_ids([text]))
 
     def require_room(self, tokens: int) -> None:
-        """Raise PromptTooLong if so many tokens leave no room for a reply."""
+        """Raise PromptTooLong if a prompt of this many tokens leaves no room for a reply."""
         if tokens >= self.engine.context_size:
             raise self._too_long(tokens)
 
@@ -224,7 +224,7 @@ def require_no_pictures(conversation: Conversation, chosen: ChosenFormat) -> Non
     """Raise UsageError for pictures, unless a server gets the conversation itself."""
     if conversation.pictures and chosen.name != SERVER:
         hint = "add --endpoint URL of a server of chat completions, such as Ollama, whose model sees them"
-        raise UsageError("this model gets tokens, and cannot see pictures", hint)
+        raise UsageError("this model cannot see pictures", hint)
 
 
 def final_markup(prompt: PromptParts) -> str:

@@ -189,7 +189,7 @@ class ModelSource:
     - `vocabulary_only`: without weights, and so always in this process
     - `is_chat`: memory for the whole context is allocated while the model loads, and weights are repacked
     - `caches_prompts`: on disk
-    - `answer_tokens`: about how many the answer to a single question will have; 0 is unknown
+    - `answer_tokens`: expected tokens of the answer to a single question; 0 if unknown
     """
 
     installation: Installation
@@ -205,7 +205,7 @@ class ModelSource:
     answer_tokens: int = 0
 
     def for_chat(self) -> ModelSource:
-        """This for a chat, which is greedy only if that is recommended or set, as the cards of Cerebrum do."""
+        """A copy for chats. Temperature stays 0 only where the model's card or the user sets it."""
         settings = self.settings
         is_cerebrum = "cerebrum" in (settings.format, self.model.known_format)
         if settings.origin("temperature") == DEFAULT and not is_cerebrum:
@@ -219,19 +219,19 @@ class ModelSource:
         )
 
     def for_samples(self, by: str, slots: int | None = None) -> ModelSource:
-        """This for several samples of a prompt, which `by` asks for. Raises UsageError for a chosen temperature 0."""
+        """A copy for several samples of a prompt, by the option `by`. Raises UsageError if temperature 0 is set."""
         context = self.context if slots is None else replace(self.context, slots=slots)
         return replace(self, settings=self.settings.for_samples(by), context=context)
 
     def for_rows(self, samples: int = MAX_PARALLEL, earlier: Sequence[Mapping[str, str]] = ()) -> ModelSource:
-        """This for at most so many samples together, or for servers like the `earlier` ones."""
+        """A copy for up to `samples` concurrent samples. Servers must be like those of the `earlier` run."""
         if self.servers:
             return replace(self, servers=replace(self.servers, earlier=earlier or self.servers.earlier))
         return replace(self, context=replace(self.context, slots=min(self.slots, samples)))
 
     @property
     def slots(self) -> int:
-        """The number of sequences that are generated together on this machine."""
+        """Number of sequences generated concurrently on this machine."""
         return self.context.slots or AUTO_PARALLEL
 
     @property

@@ -220,7 +220,7 @@ class Tally:
         return more
 
     def _is_decided_with(self, more: int) -> bool:
-        """Whether it would be with so many more samples that agree with the leader, replies and programs."""
+        """Whether the vote is decided if `more` samples, replies and programs, all agree with the leader."""
         votes, new = self.votes, Count("", 0, "")
         first, *others = (*self.counts, new)
         left = votes.maximum - self.samples - more

@@ -233,7 +233,7 @@ class StoredResults(Results):
 
     @property
     def left_out(self) -> int:
-        """How many more rows are finished than this input has; so many are lost once it is answered."""
+        """Finished rows that the input no longer contains. They are dropped when the run completes."""
         return max(0, len(self._partial.rows.keys() | self._earlier.keys()) - self.size)
 
     def require_rows_of_input(self) -> None:

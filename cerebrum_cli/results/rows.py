@@ -41,7 +41,7 @@ ONLY_FINISHED = b".%d." % RowFlag.FINISHED  # the FLAGS of a line
 
 
 class Key(NamedTuple):
-    """The row's number in the input, negative for one with an id of its own; its flags; the digest of what it asks."""
+    """The row's number in the input, negative for one with an id of its own; its flags; the digest of its bytes."""
 
     number: int
     flags: int

@@ -42,7 +42,7 @@ class UnreadableReplyError(LostServerError):
 
 @dataclass(eq=False)
 class BusyServerError(ExchangeError):
-    """The server takes no more requests for so many seconds."""
+    """The server is busy for `retry_after` seconds."""
 
     retry_after: float
 

@@ -20,7 +20,7 @@ VERSION = 1  # of the JSON object
 CONFIDENCE = 0.9
 WANTED_ERRORS = (0.01, 0.02, 0.05, 0.1)
 FITTING = 3  # one row in this many fits the map, the others choose thresholds
-LEAST_MORE = 10  # a suggestion is at least one row for so many labelled ones: these missed the threshold by bad luck
+LEAST_MORE = 10  # suggest at least a tenth of the labelled rows: these missed the threshold by bad luck
 SEED = 0
 HOW_TO_MAKE = "make one from labelled rows: --label COLUMN --calibrate FILE"
 

@@ -39,7 +39,7 @@ RULES = tuple(tuple(row.split()) for row in _RULES.strip().splitlines())
 _MIXTURES = "Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_K_S Q5_K_M Q6_K IQ4_NL"
 MIXTURES = tuple(_MIXTURES.split())
 GROUPED = 4  # query heads for each head of keys and values
-_MANY_EXPERTS = 8  # with so many, attention is a small part of a model
+_MANY_EXPERTS = 8  # with this many, attention is a small part of a model
 _OUTPUT_IN_Q5_K = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M", "IQ4_NL")  # of attention, with many experts
 
 

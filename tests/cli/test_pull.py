@@ -166,7 +166,7 @@ def test_pull_names_a_next_command_that_works(tmp_path: Path) -> None:
         streams = Streams(StringIO(), errors, None, False, True, False)
         assert run(["pull", str(file)], app_for({}, tmp_path, streams)) == 0
         text = " ".join(errors.getvalue().split())
-        assert text.endswith(shown) and " expected speed after a prompt of 200 tokens: " in text
+        assert text.endswith(shown) and " for a 200-token prompt" in text
 
 
 def test_pull_without_links_lays_files_where_huggingface_hub_does(

@@ -12,7 +12,6 @@ from waiting import NewChildren, wait_for_end
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.programs import monty as monty_module
-from cerebrum_cli.programs import monty as monty_module
 from cerebrum_cli.programs.monty import Monty, ProgramResult, find_monty, program_in
 
 

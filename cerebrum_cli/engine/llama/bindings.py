@@ -120,7 +120,7 @@ def keep_log() -> AbstractContextManager[None]:
 
 @contextmanager
 def _log_to(receiver: Any) -> Iterator[None]:
-    """Send llama.cpp's log to a callback; these contexts are left in the reverse order."""
+    """Send llama.cpp's log to a callback. These contexts must be left in the reverse order."""
     _receivers.append(receiver)
     llama.llama_log_set(receiver, None)
     try:

@@ -228,7 +228,7 @@ def _reason(label: str) -> str:
 
 
 def plan_repacking(options: LoadOptions, free: int) -> bool:
-    """Whether to repack weights with this processor and so many free bytes.
+    """Whether to repack weights on this processor, with `free` bytes of memory.
 
     Other weights than K-quants, and those on other processors than x86, are repacked, which is llama.cpp's default:
     Q4_0 as in the file is slower in everything. K-quants on x86 are repacked for a chat, for a batch without AVX-512

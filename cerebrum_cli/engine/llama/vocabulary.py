@@ -261,7 +261,7 @@ class LlamaVocabulary:
 
 
 def _with_stack(size: int, call: Callable[..., list[int]], *arguments: object) -> list[int]:
-    """Call a function in a thread that has a stack of so many bytes, and at least 16 MB."""
+    """Call a function in a thread whose stack has `size` bytes, at least 16 MB."""
     with STACK_SIZE:
         from concurrent.futures import ThreadPoolExecutor
 

@@ -29,9 +29,8 @@ def run_chat(
 ) -> int:
     """Ask the first `question`, run a chat until the user exits, and close it; return the exit code.
 
-    `typed` is what may name files in the question: not what was piped in.
-    `saved` and `files`, with names and contents, go before the first question. Raises Interrupted if Ctrl-C ends a
-    script, or another signal the chat.
+    `typed` is the part of the question that the user typed; only this may name files. `saved` and `files`, with names
+    and contents, go before the first question. Raises Interrupted if Ctrl-C ends a script, or another signal the chat.
     """
     with Signals(display.streams) as signals:
         display.signals = signals

@@ -93,7 +93,7 @@ class Repl:
         return None
 
     def toolbar(self) -> str:
-        """The first of its segments, as many as one row has room for."""
+        """As many of its segments as fit in one row."""
         from rich.cells import cell_len
 
         columns = self.streams.columns
@@ -218,7 +218,7 @@ class Repl:
         self.display.wait(events, self.chat.loaded.model.name, self.chat.cancel)
 
     def ask(self, text: str, paths: Sequence[Path] = ()) -> None:
-        """Ask a question, below the files and in the saved prompt that wait for it; `paths` are files that it names."""
+        """Ask a question, after any attached files, inside the pending saved prompt. `paths` are files it names."""
         try:
             named = read_files(paths, self.streams.note, self.offline)
             if named:

@@ -47,8 +47,8 @@ def own_addresses() -> list[str]:
 class Guard:
     """Notes of what programs do that have its environment.
 
-    They may connect to loopback and to `hosts`, and create files in `directories`, and in that of temporary files if
-    they remove them.
+    They may connect to loopback and to `hosts`. They may create bytecode, files in `directories`, and temporary files
+    that they remove.
     """
 
     library: Path
@@ -80,9 +80,13 @@ class Guard:
         if what != "create":
             return value.startswith(LOOPBACK) or value.removeprefix("::ffff:") in self.hosts
         path = os.path.normpath(value)
-        return path.startswith(SYSTEM) or any(
-            Path(path).is_relative_to(folder) or folder.is_relative_to(path)  # above it, a directory that exists
-            for folder in (self.temporary, *self.directories)
+        return (
+            path.startswith(SYSTEM)
+            or "__pycache__" in Path(path).parts
+            or any(
+                Path(path).is_relative_to(folder) or folder.is_relative_to(path)  # above it, a directory that exists
+                for folder in (self.temporary, *self.directories)
+            )
         )
 
 
