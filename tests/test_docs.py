@@ -1,14 +1,17 @@
 """The documentation: generated pages are current, links lead somewhere, and examples run as printed on tiny models."""
 
 import json
+import os
 import re
 import runpy
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -228,16 +231,10 @@ def checkout(tmp_path: Path, thinker: Path, checkpoints: dict[str, Path], adapte
 
 
 @pytest.fixture(scope="module")
-def guard_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_guard(tmp_path_factory.mktemp("guard"))
-
-
-@pytest.fixture
-def guard(guard_library: Path, tmp_path: Path, command: CommandLine, checkout: Path) -> Guard:
-    """Files may be created where the user works, and in the directories that docs/settings.md names."""
-    caches = [command.home / ".cache" / name for name in ("cerebrum", "matplotlib")]
-    directories = [command.config, command.home / "data" / "cerebrum", command.home / "hf", *caches]
-    return Guard(guard_library, tmp_path / "guard", [checkout, *directories])
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedProcess]:
+    directory = tmp_path_factory.mktemp("guard")
+    with guarded_process(Guard(build_guard(directory), directory)) as process:
+        yield process
 
 
 @pytest.fixture
@@ -251,6 +248,24 @@ def programs(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+def test_guard_notes_names_addresses_and_files(guarded: GuardedProcess, tmp_path: Path) -> None:
+    if guarded.guard.library is None:
+        pytest.skip("needs a C compiler, on Linux")
+    code = (
+        "import socket, sys, tempfile; open(sys.argv[1], 'w'); tempfile.mkdtemp()\n"
+        "try: socket.create_connection(('localhost', 1))\nexcept OSError: pass\n"
+        "try: socket.getaddrinfo('telemetry.invalid', 443)\nexcept OSError: pass\n"
+        "socket.socket(type=socket.SOCK_DGRAM).connect(('192.0.2.1', 9))"
+    )
+    env = {**os.environ, **guarded.guard.environment}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "new")], env=env, check=True)
+    [new, name, address, left] = guarded.guard.violations()
+    assert (new, name, address) == (f"create {tmp_path}/new", "lookup telemetry.invalid", "connect 192.0.2.1")
+    assert left.startswith("leave tmp")
+    shutil.rmtree(guarded.guard.temporary)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh") and page != "CONTRIBUTING.md"])
 def test_examples_run_as_printed(
     page: str,
@@ -260,12 +275,20 @@ def test_examples_run_as_printed(
     checkout: Path,
     programs: Path,
     thinker: Path,
-    guard: Guard,
+    guarded: GuardedProcess,
 ) -> None:
     """Every line works in the order of its page, connects only to this machine, and creates files in known places.
 
-    What it leaves in a clone of the repository is ignored by git.
+    Those are where the user works, and the directories that docs/settings.md names. What a line leaves in a clone of
+    the repository is ignored by git.
     """
+    own = [
+        command.config,
+        command.home / "data" / "cerebrum",
+        command.home / ".cache" / "cerebrum",
+        command.home / "hf",
+    ]
+    guard = replace(guarded.guard, directories=[checkout, *own])
     path = f"{programs}:{Path(COMMAND).parent}:/usr/bin:/bin"
     env = {"CEREBRUM_MAX_TOKENS": "8", "PATH": path, "EDITOR": "editor", "LAB_KEY": "sesame"}
     env |= hub.environment(command.home / "hf")
@@ -278,14 +301,13 @@ def test_examples_run_as_printed(
     setup = [f"cerebrum pull {model}" for model in needed if page not in IN_ORDER]
     git(checkout, "init", "--quiet")
     git(checkout, "add", "--all", "--force")
-    with guarded_process(guard) as process:
-        for line in (*setup, *lines):
-            if "language=" in line:  # of a prompt that the page shows
-                (command.config / "prompts" / "tr.md").write_text(blocks(page, "text")[-1])
-            done = run_line(at(servers, shortened(line)), command, checkout, env | guard.environment, process)
-            violations = guard.violations()
-            if done.code not in SUCCESS or "Traceback" in done.err or violations:
-                failures.append((line, done.code, done.err[-500:], violations))
+    for line in (*setup, *lines):
+        if "language=" in line:  # of a prompt that the page shows
+            (command.config / "prompts" / "tr.md").write_text(blocks(page, "text")[-1])
+        done = run_line(at(servers, shortened(line)), command, checkout, env | guard.environment, guarded)
+        violations = guard.violations()
+        if done.code not in SUCCESS or "Traceback" in done.err or violations:
+            failures.append((line, done.code, done.err[-500:], violations))
     assert failures == []
     assert [line for line in git(checkout, "status", "--short").splitlines() if line.startswith("??")] == []
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import pytest
 from command_line import CommandLine, Finished, start_python
 
 SOURCE = Path(__file__).with_name("guard.c")
@@ -29,11 +28,11 @@ for line in sys.stdin:
 """
 
 
-def build_guard(directory: Path) -> Path:
-    """The library that takes notes; the test is skipped where it cannot be built or loaded."""
+def build_guard(directory: Path) -> Path | None:
+    """The library that takes notes; None where it cannot be built or loaded."""
     compiler = shutil.which("cc")
     if compiler is None or sys.platform != "linux":
-        pytest.skip("needs a C compiler, on Linux")
+        return None
     library = directory / "guard.so"
     subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, SOURCE, "-ldl"], check=True)
     return library
@@ -45,15 +44,15 @@ def own_addresses() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Notes of what programs do that have its environment.
+    """Notes of what programs do that have its environment; without a library, only of temporary files that are left.
 
     They may connect to loopback and to `hosts`. They may create bytecode, files in `directories`, and temporary files
     that they remove.
     """
 
-    library: Path
+    library: Path | None
     directory: Path
-    directories: Sequence[Path]
+    directories: Sequence[Path] = ()
     hosts: Sequence[str] = ()
 
     @property
@@ -67,7 +66,8 @@ class Guard:
     @property
     def environment(self) -> dict[str, str]:
         self.temporary.mkdir(parents=True, exist_ok=True)
-        return {"LD_PRELOAD": str(self.library), "GUARD_LOG": str(self.log), "TMPDIR": str(self.temporary)}
+        preloaded = {"LD_PRELOAD": str(self.library)} if self.library else {}
+        return {**preloaded, "GUARD_LOG": str(self.log), "TMPDIR": str(self.temporary)}
 
     def violations(self) -> list[str]:
         """What was noted, other than what is allowed, and temporary files that are left; forgets all."""
@@ -94,6 +94,7 @@ class Guard:
 class GuardedProcess:
     """Runs commands one after the other, which saves the start of a process for each."""
 
+    guard: Guard
     process: subprocess.Popen[str]
 
     def run(self, command: CommandLine, arguments: Sequence[str], env: Mapping[str, str], directory: Path) -> Finished:
@@ -108,7 +109,7 @@ class GuardedProcess:
 @contextmanager
 def guarded_process(guard: Guard) -> Iterator[GuardedProcess]:
     with start_python(RUNNER, env=guard.environment) as process:
-        yield GuardedProcess(process)
+        yield GuardedProcess(guard, process)
         assert process.stdin
         process.stdin.close()
         assert process.wait(60) == 0
