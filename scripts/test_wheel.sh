@@ -35,7 +35,7 @@ print('$1:', *installed_build().cpu_features)"
     }
     PYTHONPATH=$kernels $python -m pytest --numprocesses 2 --dist loadfile -m "not fuzz and not hypothesis" \
         --ignore-glob "*_remote*" --ignore-glob "*_client.py" --ignore-glob "*_endpoint.py" \
-        tests/engine tests/weights/test_codec.py tests/batch/test_together.py tests/cli/test_architectures.py "$@"
+        tests/engine tests/weights/test_codec.py tests/cli/test_architectures.py "$@"
 }
 
 check best '*' "$@"
