@@ -115,7 +115,9 @@ def recorded_pieces(place: CachePath, size: int) -> list[FilePiece]:
     if not record.startswith(header) or len(counts) != len(pieces) * _COUNT.size:
         return []
     for piece, (count,) in zip(pieces, _COUNT.iter_unpack(counts), strict=True):
-        piece.position = min(piece.start + count, piece.stop)
+        if count > piece.missing:
+            return []
+        piece.position += count
     return pieces
 
 

@@ -226,7 +226,8 @@ def test_pull_resumes_a_failed_one(hub_user: HubUser, large: Path) -> None:
     assert_resumes(hub_user, large.stat().st_size)
 
 
-DAMAGES = [*product(("partial", "record"), ("gone", "link", "pipe")), *product(("record",), (0, 30, 90, 1_000))]
+MORE = "more than a piece has"
+DAMAGES = [*product(("partial", "record"), ("gone", "link", "pipe")), *product(("record",), (0, 30, 90, 1_000, MORE))]
 
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGES)
@@ -240,6 +241,8 @@ def test_damaged_pull_starts_over(hub_user: HubUser, large: Path, tmp_path: Path
     path.unlink()
     if isinstance(damage, int):
         path.write_bytes(data[:damage] + b"\xff" * 3)
+    elif damage == MORE:
+        path.write_bytes(data[:-8] + b"\xff" * 8)
     elif damage != "gone":
         path.symlink_to(victim) if damage == "link" else os.mkfifo(path)
     assert cleaned(hub_user.pull(REPO)) == hub_user.installed(FILE, REPO)
