@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mcp_sdk_server
 import pytest
 from command_line import PYTHON
 from loopback import Loopback, LoopbackHandler
@@ -21,7 +20,8 @@ from cerebrum_cli.core.errors import UsageError
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = mcp_sdk_server.__file__
+SCRIPT = str(Path(__file__).parents[1] / "support" / "servers" / "mcp_sdk_server.py")  # an import takes a second
+POEM = "  ä € \U0001f600\n\n\tend "
 
 
 def free_port() -> int:
@@ -67,7 +67,7 @@ def test_functions_and_results_of_an_sdk_server(mcp_user: McpUser, http_server: 
     assert spec.parameters["properties"]["days"]["type"] == "integer"
     assert json.loads(tools["weather"].run({"city": "Oslo", "days": 2})) == {"city": "Oslo", "degrees": 9.0}
     assert tools["weather"].run({"city": "Oslo", "days": "?"}).startswith("the call failed: ")
-    assert tools["poem"].run({}) == mcp_sdk_server.poem()
+    assert tools["poem"].run({}) == POEM
     assert tools["picture"].run({}) == "[image, image/png, 20 bytes: left out, since it is no text]"
     first, second = (int(tools["counted"].run({})) for _ in range(2))
     assert second == first + 1
@@ -87,7 +87,7 @@ def test_headers_and_the_timeout_of_a_table_apply(mcp_user: McpUser, http_server
     assert tools["authorization"].run({}) == "Bearer secret"
     failed = "the call failed: its server gave no answer within 1 s"
     assert tools["endless"].run({"marker": str(tmp_path / "started")}) == failed
-    assert tools["poem"].run({}) == mcp_sdk_server.poem()
+    assert tools["poem"].run({}) == POEM
 
 
 def test_http_server_that_ended_is_reached_again(mcp_user: McpUser) -> None:
@@ -97,7 +97,7 @@ def test_http_server_that_ended_is_reached_again(mcp_user: McpUser) -> None:
     assert "cannot be reached: " in tools["poem"].run({})
     server.stop()
     server.start()
-    assert tools["poem"].run({}) == mcp_sdk_server.poem()
+    assert tools["poem"].run({}) == POEM
     server.stop()
 
 

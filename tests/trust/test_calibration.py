@@ -9,7 +9,6 @@ import cases
 import numpy
 import pytest
 from hypothesis import given, settings, strategies as st
-from scipy.stats import beta, binom
 
 from benchmarks.trust import POPULATION, SEED, SHAPES
 from cerebrum_cli.core.errors import UsageError
@@ -51,6 +50,8 @@ def calibration_with(rows: Sequence[ScoredRow]) -> Calibration:
 @pytest.mark.slow
 @pytest.mark.parametrize(("error", "confidence"), [(0.05, 0.9), (0.01, 0.95), (0.1, 0.99), (0.5, 0.8)])
 def test_threshold_passes_as_the_bound_of_clopper_and_pearson(error: float, confidence: float) -> None:
+    from scipy.stats import beta, binom
+
     for size in (1, 7, 45, 46, 230, 500):
         most = int(binom.ppf(1 - confidence, size, error))
         for wrong in range(max(0, most - 2), min(size, most + 3)):
@@ -203,6 +204,8 @@ def test_any_decisions_can_be_calibrated_and_stored(rows: list[tuple[float, int]
 @pytest.mark.parametrize("shape", ["strong", "ties: votes of 8", "useless"])
 def test_promised_error_is_kept_in_most_draws(shape: str) -> None:
     """A small version of benchmarks/trust.py, at 10% error: exceeded in at most 10% of the draws, and noise."""
+    from scipy.stats import binom
+
     draws, error = 100, 0.1
     population = SHAPES[shape](numpy.random.default_rng(SEED))
     random = numpy.random.default_rng(5)
@@ -251,6 +254,8 @@ def test_rows_differ_if_they_are_enough_and_not_all_alike(
 @pytest.mark.parametrize("labelled", [5, 40])
 def test_rows_alike_rarely_seem_to_differ(labelled: int) -> None:
     """At most 1% of draws; the probabilities of both kinds of rows are skewed."""
+    from scipy.stats import binom
+
     random = numpy.random.default_rng(1)
     draws, alarms = 200, 0
     for _ in range(draws):
