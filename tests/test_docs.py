@@ -44,7 +44,7 @@ SUCCESS = (0, 4, 5, 6)  # a prompt may not fit in the context of a tiny model, a
 ASKS = re.compile(r"cerebrum (sessions )?rm ")  # for confirmation
 EVALUATES = re.compile(r"cerebrum (lm-)?eval ")
 SHELL = re.compile(r"[|&;<>]|(?<!\\)\$")
-IN_ORDER = ("README.md", "docs/getting-started.md", ABOUT_MODELS)  # from the first line to the last, in an empty home
+FROM_NOTHING = ("README.md", "docs/getting-started.md", ABOUT_MODELS)  # in a home without a model
 LOCAL = ("model.gguf", "actor.gguf", "instruct.gguf", "SmolLM2-135M-Instruct.Q4_1.gguf")
 CONFIGURATION = {"docs/servers.md": "config.toml", ABOUT_MODELS: "models.toml"}
 PRINTED_FORMATS = ("cerebrum", "collective-cognition", "mistral")  # of which the page has prompts, in this order
@@ -136,13 +136,12 @@ def test_the_list_of_pages_is_complete() -> None:
 
 
 def commands(page: str) -> list[str]:
-    """Lines of the shell blocks of a page that can be run here; except in order, those that write a file come first."""
-    with_output = [block.partition("\n")[0].removeprefix("$ ") for block in blocks(page, "console")]
-    text = "\n".join([*with_output, *blocks(page, "sh")]).replace("\\\n", "")
-    lines = [line for line in text.splitlines() if line and not SKIPPED.search(line)]
-    if page not in IN_ORDER:
-        lines.sort(key=lambda line: not line.startswith("printf"))
-    return lines + UNPRINTED.get(page, [])
+    """Commands of a page that can be run here, in its order."""
+    text = ""
+    for language, block in re.findall(r"^```(sh|console)\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S):
+        text += block if language == "sh" else block.partition("\n")[0].removeprefix("$ ") + "\n"
+    lines = text.replace("\\\n", "").splitlines()
+    return [line for line in lines if line and not SKIPPED.search(line)] + UNPRINTED.get(page, [])
 
 
 def checkpoint_of(layers: int, folder: Path) -> Path:
@@ -298,7 +297,7 @@ def test_examples_run_as_printed(
         shutil.copy(checkout / "style.gguf", command.config)
     lines, failures = commands(page), []
     needed = [model for named, model in NEEDED["installed"].items() if named in "".join(lines)]
-    setup = [f"cerebrum pull {model}" for model in needed if page not in IN_ORDER]
+    setup = [f"cerebrum pull {model}" for model in needed if page not in FROM_NOTHING]
     git(checkout, "init", "--quiet")
     git(checkout, "add", "--all", "--force")
     for line in (*setup, *lines):
