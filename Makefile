@@ -31,7 +31,8 @@ SHAPE ?=
 MODEL ?=
 NAME ?= qwen2.5-coder
 ARGS ?=
-PAGES := README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md docs
+# All but benchmarks/RESULTS.md, which the benchmarks write.
+PAGES := README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md docs scripts/nano/README.md .github/pull_request_template.md
 VENV := .venv
 BIN := $(VENV)/bin
 # Without bytecode, each of the hundreds of processes of the tests would compile the package.

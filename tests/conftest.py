@@ -19,6 +19,7 @@ import psutil
 import pytest
 from command_line import SOUND_MODELS, TERMINAL_VARIABLES, CommandLine
 from gguf_files import rewritten
+from guard import built_guard
 from hub_server import HubServer
 from hub_user import OTHER, READER, HubUser
 from hypothesis import settings
@@ -135,6 +136,12 @@ def starter(pytestconfig: pytest.Config) -> Path:
     pulled = owner.run("pull", "starter", "--quiet")
     assert pulled.code == 0, pulled.err
     return sound(Path(owner.run("show", "starter", "--json").object["path"]))
+
+
+@pytest.fixture(scope="session")
+def guard_library() -> Iterator[Path | None]:
+    with built_guard() as library:
+        yield library
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,8 @@ def is_page(path: Path) -> bool:
     """Whether a file is HTML, whatever its name: the "PDF" of a download may be the page of an error or a login."""
     with path.open("rb") as file:
         beginning = file.read(1024)
-    return beginning.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<"
+    beginning = beginning.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return beginning.startswith(b"<") and (b"<!doctype html" in beginning or b"<html" in beginning)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ def speed_text(row: Row) -> str | None:
     speed = row["speed"]
     if speed is None:
         return None
-    if seconds := speed["thinking_s"]:
-        return f"{speed['tokens_per_second']:g} t/s, {max(1, round(seconds / 60))} min of reasoning"
+    if reasoning := _reasoning_time(speed):
+        return f"{speed['tokens_per_second']:g} t/s, {reasoning}"
     return f"{speed['tokens_per_second']:g} t/s after {speed['first_token_s']:g} s"
 
 
@@ -42,9 +42,14 @@ def forecast(row: Row) -> str | None:
     if speed is None:
         return None
     first = f"first word after {speed['first_token_s']:g} s for a {PROMPT_TOKENS}-token prompt"
-    if seconds := speed["thinking_s"]:
-        first = f"{max(1, round(seconds / 60))} min of reasoning before the answer"
+    if reasoning := _reasoning_time(speed):
+        first = f"{reasoning} before the answer"
     return f"about {speed['tokens_per_second']:g} tokens/s; {first}"
+
+
+def _reasoning_time(speed: JsonObject) -> str:
+    seconds = speed["thinking_s"]
+    return f"{max(1, round(seconds / 60))} min of reasoning" if seconds else ""
 
 
 def is_url(reference: str) -> bool:

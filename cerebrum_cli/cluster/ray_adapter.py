@@ -180,6 +180,8 @@ def start_node(workers: int) -> str:
 
     options = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False, "log_to_driver": False}
     # without a dashboard, it only reports usage; where that is disabled, it still asks who hosts the machine
+    if not hasattr(services, "start_api_server"):
+        raise EndpointError("this version of Ray is not supported", pip_install("'ray<2.61'"))
     services.start_api_server = lambda *_, **__: ("", None)
     try:
         context = ray.init("local", num_cpus=max(thread_count(), workers), **options)

@@ -4,6 +4,7 @@ import itertools
 import json
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import pytest
 import ray_machines
 from batch_files import output_object, stored_lines
 from command_line import CommandLine, assert_error
-from guard import Guard, build_guard, own_addresses
+from guard import Guard, own_addresses
 from tiny_models import Shape, write_quantized
 from waiting import wait_until
 
@@ -39,7 +40,7 @@ from cerebrum_cli.results.results import open_results
 from cerebrum_cli.servers.endpoint import Endpoint, Servers
 
 ROWS = 40
-CLUSTER_ROWS = 60
+CLUSTER_ROWS = 80
 READY = WorkerReport("1", "here", "", "", ({"kind": "vllm", "model": "m"},))
 Messages = Iterator[Message]
 
@@ -211,8 +212,8 @@ def address(user: CommandLine) -> Iterator[str]:
         process.communicate()
 
 
-def arguments(model: Path, output: str, address: str = "") -> list[str]:
-    settings = ["--parallel", "4", "-n", "120", "--seed", "1", "--format", "own.jinja"]
+def arguments(model: Path, output: str, address: str = "", tokens: int = 200) -> list[str]:
+    settings = ["--parallel", "4", "-n", str(tokens), "--seed", "1", "--format", "own.jinja"]
     return ["batch", "in.txt", "-o", output, "-m", str(model), *settings, *(["--ray", address] if address else [])]
 
 
@@ -250,15 +251,14 @@ def directory() -> Iterator[str]:
 
 @pytest.mark.slow
 def test_ray_local_leaves_no_processes_or_files(
-    user: CommandLine, chatml_model: Path, directory: str, tmp_path: Path
+    user: CommandLine, chatml_model: Path, directory: str, tmp_path: Path, guard_library: Path | None
 ) -> None:
-    own = (
-        "8.8.8.8",
-        "0.0.0.0",
-        *own_addresses(),
-    )  # the first for a UDP socket that shows the address, and sends nothing
-    guard = Guard(build_guard(tmp_path), tmp_path / "guard", [user.home, Path(directory)], own)
-    local = user.run(*arguments(chatml_model, "node", "local"), env={**guard.environment, "RAY_TMPDIR": directory})
+    outside = ("8.8.8.8", "2001:4860:4860::8888")  # of a UDP socket, which sends nothing, and shows the own address
+    own = (*outside, "0.0.0.0", socket.gethostname(), *own_addresses())
+    guard = Guard(guard_library, tmp_path / "guard", [user.home, Path(directory)], own)
+    local = user.run(
+        *arguments(chatml_model, "node", "local:2", tokens=20), env={**guard.environment, "RAY_TMPDIR": directory}
+    )
     assert (local.code, local.out) == (0, "")
     assert guard.violations() == []
     assert len((user.home / "node").read_text().splitlines()) == CLUSTER_ROWS

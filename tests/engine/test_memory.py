@@ -100,7 +100,7 @@ def test_plan_is_within_3_percent_of_logged_buffers(
     model: str, options: ContextOptions, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if model == "sliding_window_model" and options.kv_unified:
-        pytest.skip("windows are never shared")
+        pytest.skip("needs a shared cache, which windows never have")
     path: Path = request.getfixturevalue(model)
     sizes = read_header(path).sizes
     planned = LoadPlan(sizes, options).needs.total - checkpoint_budget(sizes, options)  # which are ours

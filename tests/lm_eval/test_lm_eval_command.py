@@ -13,7 +13,7 @@ from typing import Any
 import cases
 import pytest
 from command_line import PYTHON, CommandLine, Finished, assert_error, start_python
-from guard import Guard, build_guard
+from guard import Guard
 from waiting import wait_until
 
 from scripts.nano.measure import MODEL_FILE
@@ -80,9 +80,11 @@ def samples_of(directory: Path, task: str) -> list[dict[str, Any]]:
 
 
 @needs_lm_eval
-def test_lm_eval_runs_tasks_and_saves_their_results(command: CommandLine, tasks: Path, tmp_path: Path) -> None:
+def test_lm_eval_runs_tasks_and_saves_their_results(
+    command: CommandLine, tasks: Path, tmp_path: Path, guard_library: Path | None
+) -> None:
     directories = [*(command.home / name for name in OWN_DIRECTORIES), tmp_path / "results"]
-    guard = Guard(build_guard(tmp_path), tmp_path / "guard", directories)
+    guard = Guard(guard_library, tmp_path / "guard", directories)
     options = ("--apply_chat_template", "--log_samples", "--output_path", tmp_path / "results")
     done = finished(start(command, tasks, "choices,texts,replies", *options, env=guard.environment))
     assert done.code == 0, done.err

@@ -1,5 +1,6 @@
 /* Notes in the file of GUARD_LOG, a line each, the names that a program looks up, the addresses that it connects or
-   sends to, and the files and directories that it creates. The dynamic linker loads it before the C library. */
+   sends to, and the files and directories that it creates, also as the new name of another one. The dynamic linker
+   loads it before the C library, whose functions it calls. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <dlfcn.h>
@@ -78,7 +79,13 @@ int gethostbyname_r(const char *name, struct hostent *entry, char *buffer, size_
     return NEXT(gethostbyname_r)(name, entry, buffer, size, result, error);
 }
 
-/* Connections, also of programs with a resolver of their own. */
+int getnameinfo(const struct sockaddr *address, socklen_t length, char *host, socklen_t host_size, char *service,
+                socklen_t service_size, int flags) {
+    if (host && !(flags & NI_NUMERICHOST)) note_address("lookup", address);
+    return NEXT(getnameinfo)(address, length, host, host_size, service, service_size, flags);
+}
+
+/* Connections, also those of a program to a name server, if it has a resolver of its own. */
 
 int connect(int socket, const struct sockaddr *address, socklen_t length) {
     note_address("connect", address);
@@ -88,6 +95,16 @@ int connect(int socket, const struct sockaddr *address, socklen_t length) {
 ssize_t sendto(int socket, const void *data, size_t size, int flags, const struct sockaddr *address, socklen_t length) {
     note_address("connect", address);
     return NEXT(sendto)(socket, data, size, flags, address, length);
+}
+
+ssize_t sendmsg(int socket, const struct msghdr *message, int flags) {
+    note_address("connect", message->msg_name);
+    return NEXT(sendmsg)(socket, message, flags);
+}
+
+int sendmmsg(int socket, struct mmsghdr *messages, unsigned int count, int flags) {
+    for (unsigned int at = 0; at < count; at++) note_address("connect", messages[at].msg_hdr.msg_name);
+    return NEXT(sendmmsg)(socket, messages, count, flags);
 }
 
 /* Files. */
@@ -138,4 +155,64 @@ int creat(const char *path, mode_t mode) {
 int mkdir(const char *path, mode_t mode) {
     note_file(AT_FDCWD, path);
     return NEXT(mkdir)(path, mode);
+}
+
+int mkdirat(int directory, const char *path, mode_t mode) {
+    note_file(directory, path);
+    return NEXT(mkdirat)(directory, path, mode);
+}
+
+char *mkdtemp(char *pattern) {
+    char *path = NEXT(mkdtemp)(pattern);
+    if (path) note_file(AT_FDCWD, path);
+    return path;
+}
+
+#define MKSTEMP(name)                            \
+    int name(char *pattern) {                    \
+        int file = NEXT(name)(pattern);          \
+        if (file >= 0) note_file(AT_FDCWD, pattern); \
+        return file;                             \
+    }
+MKSTEMP(mkstemp)
+MKSTEMP(mkstemp64)
+
+#define MKOSTEMP(name)                           \
+    int name(char *pattern, int flags) {         \
+        int file = NEXT(name)(pattern, flags);   \
+        if (file >= 0) note_file(AT_FDCWD, pattern); \
+        return file;                             \
+    }
+MKOSTEMP(mkostemp)
+MKOSTEMP(mkostemp64)
+
+/* Other names of files. */
+
+#define NAMED(name)                                   \
+    int name(const char *source, const char *target) { \
+        note_file(AT_FDCWD, target);                  \
+        return NEXT(name)(source, target);            \
+    }
+NAMED(rename)
+NAMED(link)
+NAMED(symlink)
+
+int renameat(int from, const char *source, int to, const char *target) {
+    note_file(to, target);
+    return NEXT(renameat)(from, source, to, target);
+}
+
+int renameat2(int from, const char *source, int to, const char *target, unsigned int flags) {
+    note_file(to, target);
+    return NEXT(renameat2)(from, source, to, target, flags);
+}
+
+int linkat(int from, const char *source, int to, const char *target, int flags) {
+    note_file(to, target);
+    return NEXT(linkat)(from, source, to, target, flags);
+}
+
+int symlinkat(const char *source, int to, const char *target) {
+    note_file(to, target);
+    return NEXT(symlinkat)(source, to, target);
 }

@@ -5,17 +5,20 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
+from threading import Timer
 
 import psutil
 from command_line import CommandLine, Finished, start_python
 
 SOURCE = Path(__file__).with_name("guard.c")
-LOOPBACK = ("127.", "::1", "localhost", "::ffff:127.")
 SYSTEM = ("/dev/", "/proc/")
+TIMEOUT_S = 120.0  # of a command
 RUNNER = """
 import json, sys
 from pathlib import Path
@@ -28,18 +31,31 @@ for line in sys.stdin:
 """
 
 
-def build_guard(directory: Path) -> Path | None:
+@contextmanager
+def built_guard() -> Iterator[Path | None]:
     """The library that takes notes; None where it cannot be built or loaded."""
     compiler = shutil.which("cc")
     if compiler is None or sys.platform != "linux":
-        return None
-    library = directory / "guard.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, SOURCE, "-ldl"], check=True)
-    return library
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="guard", dir="/tmp") as directory:  # LD_PRELOAD splits at spaces
+        library = Path(directory) / "guard.so"
+        built = subprocess.run(
+            [compiler, "-shared", "-fPIC", "-O1", "-o", library, SOURCE, "-ldl"], capture_output=True
+        )
+        yield library if built.returncode == 0 else None
 
 
 def own_addresses() -> list[str]:
-    return [address.address for addresses in psutil.net_if_addrs().values() for address in addresses]
+    addresses = [address.address for interface in psutil.net_if_addrs().values() for address in interface]
+    return [address.partition("%")[0] for address in addresses]
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host.removeprefix("::ffff:")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +71,9 @@ class Guard:
     directories: Sequence[Path] = ()
     hosts: Sequence[str] = ()
 
+    def __post_init__(self) -> None:
+        self.temporary.mkdir(parents=True, exist_ok=True)
+
     @property
     def log(self) -> Path:
         return self.directory / "notes"
@@ -65,20 +84,21 @@ class Guard:
 
     @property
     def environment(self) -> dict[str, str]:
-        self.temporary.mkdir(parents=True, exist_ok=True)
         preloaded = {"LD_PRELOAD": str(self.library)} if self.library else {}
         return {**preloaded, "GUARD_LOG": str(self.log), "TMPDIR": str(self.temporary)}
 
     def violations(self) -> list[str]:
-        """What was noted, other than what is allowed, and temporary files that are left; forgets all."""
+        """What was noted other than what is allowed, and temporary files that are left; forgets and removes them."""
         notes = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         self.log.unlink(missing_ok=True)
         left = [f"leave {path.name}" for path in self.temporary.iterdir()]
+        shutil.rmtree(self.temporary)
+        self.temporary.mkdir()
         return [*dict.fromkeys(note for note in notes if not self._permits(*note.split(" ", 1))), *left]
 
     def _permits(self, what: str, value: str) -> bool:
         if what != "create":
-            return value.startswith(LOOPBACK) or value.removeprefix("::ffff:") in self.hosts
+            return is_loopback(value) or value.removeprefix("::ffff:") in self.hosts
         path = os.path.normpath(value)
         return (
             path.startswith(SYSTEM)
@@ -101,8 +121,11 @@ class GuardedProcess:
         assert self.process.stdin and self.process.stdout and self.process.stderr
         self.process.stdin.write(json.dumps([str(command.home), arguments, dict(env), str(directory)]) + "\n")
         self.process.stdin.flush()
+        late = Timer(TIMEOUT_S, self.process.kill)
+        late.start()
         answer = self.process.stdout.readline()
-        assert answer, self.process.stderr.read()
+        late.cancel()
+        assert answer, (arguments, self.process.stderr.read())
         return Finished(*json.loads(answer))
 
 
