@@ -47,7 +47,7 @@ if [ "$kind" != "${kind%-zig}" ]; then
     export ZIG_GLOBAL_CACHE_DIR="$zig/cache" ZIG_LOCAL_CACHE_DIR="$zig/cache"
     options="$options -DGGML_OPENMP=OFF"
 fi
-echo "building llama.cpp for this machine; this takes minutes, once"
+echo "building llama.cpp for this machine; this takes a few minutes the first time"
 quoted=$(printf "'%s'" "$(printf '%s' "$PWD/scripts/llama.cmake" | sed "s/'/'\\\\''/g")")  # split like words of a shell
 export CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$quoted $options ${CMAKE_ARGS:-}"
 export FORCE_CMAKE=1 CMAKE_BUILD_PARALLEL_LEVEL="$(getconf _NPROCESSORS_ONLN)"
