@@ -10,11 +10,7 @@ import typer
 
 from cerebrum_cli.cli.command import BaseCommand, argument, environment_layer, known_models
 from cerebrum_cli.cli.model_choice import choose_model, note_precedence, pull_model
-from cerebrum_cli.cli.model_tables import (
-    forecast,
-    print_candidates,
-    print_repositories,
-)
+from cerebrum_cli.cli.model_tables import forecast, print_candidates, print_repositories
 from cerebrum_cli.cli.options import PullOptions, json_option, offline_option
 from cerebrum_cli.core.declaration import flag, option, option_group, switch
 from cerebrum_cli.core.errors import FormatError, UsageError

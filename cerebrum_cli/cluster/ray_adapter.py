@@ -174,15 +174,11 @@ def start_node(workers: int) -> str:
     Raises EndpointError.
     """
     import ray
-    from ray._private import services
 
     from cerebrum_cli.engine.capacity import thread_count
 
     options = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False, "log_to_driver": False}
-    # without a dashboard, it only reports usage; where that is disabled, it still asks who hosts the machine
-    if not hasattr(services, "start_api_server"):
-        raise EndpointError("this version of Ray is not supported", pip_install("'ray<2.61'"))
-    services.start_api_server = lambda *_, **__: ("", None)
+    omit_api_server()
     try:
         context = ray.init("local", num_cpus=max(thread_count(), workers), **options)
     except Exception as error:
@@ -190,6 +186,18 @@ def start_node(workers: int) -> str:
         problem = f"Ray cannot start: {place}{reason_of(error)}"
         raise EndpointError(problem, "correct that, or omit --ray to use this machine alone") from error
     return str(context.address_info["session_dir"])
+
+
+def omit_api_server() -> None:
+    """Let nodes that this process starts have no API server. Raises EndpointError for a Ray without this function.
+
+    Without a dashboard, the server only reports usage. Even if that is disabled, it asks which cloud hosts the machine.
+    """
+    from ray._private import services
+
+    if not hasattr(services, "start_api_server"):
+        raise EndpointError("this version of Ray is not supported", pip_install("'ray<2.61'"))
+    services.start_api_server = lambda *_, **__: ("", None)
 
 
 def reason_of(error: Exception) -> str:

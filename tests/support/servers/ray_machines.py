@@ -5,16 +5,17 @@ import shutil
 import sys
 from pathlib import Path
 
+from cerebrum_cli.cluster.ray_adapter import omit_api_server
+
 CPUS = 2  # of each node, for two runs at a time
 STORE_BYTES = 100 * 2**20
 
 
 def main() -> None:
     """Start the nodes, and write the address; stop at the end of standard input."""
-    from ray._private import services
     from ray.cluster_utils import Cluster
 
-    services.start_api_server = lambda *_, **__: ("", None)  # as `--ray local` does
+    omit_api_server()
     other = Path(sys.argv[1]) / "other" / "cerebrum_cli"
     other.mkdir(parents=True)
     (other / "__init__.py").write_text("__version__ = '99'\n")
