@@ -11,8 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cerebrum_cli.batch.answering import BatchOptions, answer_rows
-from cerebrum_cli.batch.input_row import InputRow as Question, prompt_row, row_flags
 from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
@@ -24,8 +22,11 @@ from cerebrum_cli.formats.prompt_format import CEREBRUM
 from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.majority_vote import Outcome, Row
 from cerebrum_cli.replies.source import AUTO_PARALLEL, ModelSource
-from cerebrum_cli.results.results import open_results
-from cerebrum_cli.results.rows import RowKind, digest_of
+from cerebrum_cli.rows.answering import BatchOptions, answer_rows
+from cerebrum_cli.rows.read import RowList
+from cerebrum_cli.rows.record import Record
+from cerebrum_cli.rows.row import InputRow as Question, prompt_row
+from cerebrum_cli.rows.run import open_run
 from cerebrum_cli.terminal.sinks import render
 
 THREADS = 2
@@ -107,19 +108,19 @@ def run_batch(job: BatchJob) -> BatchResult:
     """Run a batch as `cerebrum batch` does, writing to a file; to be called in a subprocess."""
     settings = benchmark_settings(job.settings)
     options = BatchOptions(settings)
-    rows = [(digest_of(str(question).encode()), question.number) for question in job.questions]
+    rows = RowList(tuple((question.asked, question) for question in job.questions))
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "answers.jsonl"
         with (
-            closing(open_results(output, {}, RowKind(row_flags, str), rows)) as result,
+            closing(open_run(output, Record({}), rows)) as run,
             opened_model(job, settings) as loaded,
         ):
             if job.ignore_eos:
                 ignore_eos(loaded)
             start = time.perf_counter()
-            events = answer_rows(loaded, enumerate(job.questions), options, result)
+            events = answer_rows(loaded, run, options)
             render(events, loaded.cancel, ())
-            result.complete()
+            run.complete()
             seconds = time.perf_counter() - start
         lines = output.read_text(encoding="utf-8").splitlines()
     objects = tuple(json.loads(line) for line in lines)

@@ -48,7 +48,7 @@ from benchmarks.harness import (
 )
 from benchmarks.quantized import BF16, quantize
 from benchmarks.server import batched_bench, time_server
-from cerebrum_cli.batch.input_row import InputRow as Question
+from cerebrum_cli.rows.row import InputRow as Question
 
 HEADING = "A batch"
 PARTS = ("server", "shape")

@@ -44,8 +44,7 @@ from benchmarks.harness import (
 )
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.results.results import output_paths
-from cerebrum_cli.results.row_file import read_lines
+from cerebrum_cli.rows.saved import read_saved
 from cerebrum_cli.servers.description import PROBE
 
 ROWS = 5_000
@@ -113,7 +112,8 @@ def kill(batch: Batch, source: Path, servers: Servers) -> float:
 def resume_row(label: str, batch: Batch, source: Path, servers: Servers, rows: int, before: float) -> Row:
     """Run a killed batch again, and check the result."""
     output = batch.output("killed")
-    written = sum(1 for _ in read_lines(output_paths(output).partial))
+    saved = read_saved(output)
+    written = len(saved.lines or ()) if saved else 0
     start = time.monotonic()
     with batch.process(source, "killed", servers.urls):
         seconds = servers.reply_time() - start

@@ -24,7 +24,6 @@ import numpy
 from benchmarks.harness import argument_parser
 from cerebrum_cli.trust.calibration import (
     Calibration,
-    LabelledDecision,
     calibrate,
 )
 from cerebrum_cli.trust.score_map import LEAST, ScoreMap, fit_map
@@ -45,9 +44,8 @@ class Population(NamedTuple):
 
     def calibrate(self, rows: Any) -> Calibration:
         probabilities, labels = self.probabilities[rows].tolist(), self.labels[rows].tolist()
-        pairs = zip(probabilities, labels, strict=True)
         choices = tuple(map(str, range(self.probabilities.shape[1])))
-        return calibrate([LabelledDecision(row, label) for row, label in pairs], choices, {})
+        return calibrate(probabilities, labels, choices, {})
 
     def scored(self, score_map: ScoreMap) -> Scored:
         """The answers of all rows."""

@@ -10,25 +10,17 @@ import typer
 
 from cerebrum_cli.cli.command import argument, settings_options
 from cerebrum_cli.cli.options import GenerationOptions
-from cerebrum_cli.cli.row_commands import (
-    RowFileOptions,
-    RowOptions,
-    Work,
-    answer_missing,
-    resumable,
-)
+from cerebrum_cli.cli.row_commands import RowFileOptions, RowOptions, answer_run
 from cerebrum_cli.core.declaration import PATH, option, option_group
 from cerebrum_cli.core.errors import SOME_FAILED, UsageError
-from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, Layer, SourcedLayer
+from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, SourcedLayer
 
 if TYPE_CHECKING:
-    from cerebrum_cli.batch.answering import BatchOptions
-    from cerebrum_cli.batch.readers import BatchInput
     from cerebrum_cli.cli.app import App
+    from cerebrum_cli.core.row_events import RowCounts
     from cerebrum_cli.replies.source import ModelSource
-    from cerebrum_cli.results.rows import Results
+    from cerebrum_cli.rows.answering import BatchOptions
+    from cerebrum_cli.rows.read import Input
 
 STANDARD = Path("-")  # standard input or output
 
@@ -58,9 +50,9 @@ class BatchCommand(RowFileOptions, RowOptions, GenerationOptions):
     template: str | None = option("Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT")
 
     def run(self, app: App) -> None:
-        from cerebrum_cli.batch.readers import InputOptions
         from cerebrum_cli.core.row_fields import parse_template
-        from cerebrum_cli.results.results import output_paths
+        from cerebrum_cli.rows.read import InputOptions
+        from cerebrum_cli.rows.run import output_paths
 
         output = self.output
         if output is None:
@@ -70,77 +62,38 @@ class BatchCommand(RowFileOptions, RowOptions, GenerationOptions):
             output_paths(output, None if source == STANDARD else source)
         template = None if self.template is None else parse_template(self.template)
         with InputOptions(template, self.delimiter).open(source, app.streams.piped, output) as rows:
-            without_answer = BatchRun.prepare(app, rows, output, self.overrides, self).answer()
-        if without_answer:
+            counts = self.answer(app, rows, output)
+        if counts.failed or counts.undecided:
             raise typer.Exit(SOME_FAILED)
 
+    def answer(self, app: App, rows: Input, output: Path) -> RowCounts:
+        """Answer the rows that have no answer yet. Raises Interrupted with how to resume."""
+        from cerebrum_cli.rows.record import Record
 
-@frozen
-class BatchRun:
-    """The rows of a batch, its output, the model, and how each row is asked."""
+        source, asker = self.find_asker(app)
+        if output == STANDARD and self.place_flag:
+            raise UsageError(f"{self.place_flag} cannot stream to standard output", "name a file with -o OUTPUT")
+        made_with = {**rows.fingerprint, **asker.fingerprint(source), **self.tool_record(asker.tools)}
+        table = rows.table(output, fields=asker.grammar.fields if asker.grammar else ())
+        record = Record(made_with, source.model.adapter_params)
+        run = self.open_run(output, record, rows, table, app.streams.answer)
+        answer_run(app, source, self, run, asker, "rows")
+        return run.counts
 
-    app: App
-    rows: BatchInput
-    output: Path
-    options: BatchCommand
-    source: ModelSource
-    asked: BatchOptions
+    def find_asker(self, app: App) -> tuple[ModelSource, BatchOptions]:
+        """The model, and how each row is asked. Raises UsageError, ModelNotFound."""
+        from cerebrum_cli.rows.answering import BatchOptions
 
-    @classmethod
-    def prepare(cls, app: App, rows: BatchInput, output: Path, overrides: Layer, options: BatchCommand) -> BatchRun:
-        """Find the model, its settings, the functions and the grammar. Raises UsageError, ModelNotFound."""
-        from cerebrum_cli.batch.answering import BatchOptions
-
-        tools = options.find_tools(app)
-        votes = options.vote_bounds()
-        source = options.find_source(app, overrides)
+        tools = self.find_tools(app)
+        votes = self.vote_bounds()
+        source = self.find_source(app, self.overrides)
         if votes:
             source = source.for_samples("--votes")
         modes = {}
         for is_on, mode in MODES.items():  # a model may recommend other sampling for each
-            settings = app.settings(SourcedLayer(overrides, {"think": is_on}), source.model.recommended)
+            settings = app.settings(SourcedLayer(self.overrides, {"think": is_on}), source.model.recommended)
             if votes:
                 settings = settings.for_samples("--votes")
             modes[mode] = replace(source.settings, **{key: getattr(settings, key) for key in SAMPLING_KEYS})
-        asked = BatchOptions(
-            source.settings,
-            grammar=options.read_grammar(source),
-            votes=votes,
-            modes=modes,
-            tools=tools,
-        )
-        return cls(app, rows, output, options, source, asked)
-
-    @property
-    def fingerprint(self) -> JsonDict:
-        """Everything that the answers depend on besides the rows, by readable names."""
-        fingerprint = self.rows.fingerprint | self.asked.fingerprint(self.source)
-        return fingerprint | self.options.tool_record(self.asked.tools)
-
-    def open_results(self) -> Results:
-        """The result, with the rows that earlier runs finished. Raises UsageError, BatchError."""
-        from cerebrum_cli.results.results import open_results, open_stream
-
-        options = self.options
-        grammar = self.asked.grammar
-        kind = self.rows.kind_for(self.output, fields=grammar.fields if grammar else ())
-        rows = self.rows.known_rows()
-        if self.output != STANDARD:
-            notes = self.source.model.adapter_params
-            return open_results(self.output, self.fingerprint, kind, rows, options.restart, options.retry_failed, notes)
-        if options.place_flag:
-            raise UsageError(f"{options.place_flag} cannot stream to standard output", "name a file with -o OUTPUT")
-        if options.retry_failed:
-            raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
-        return open_stream(self.app.streams.answer, kind, rows)
-
-    def answer(self) -> int:
-        """Answer the rows that have no answer yet; return how many failed or are undecided.
-
-        Raises Interrupted with how to resume.
-        """
-        results = self.open_results()
-        results.has_more = not self.rows.is_whole
-        with resumable(results, "rows", self.options.restart):
-            answer_missing(self.app, self.source, self.options, results, Work(self.rows.missing_rows, self.asked))
-        return results.counts.failed + results.counts.undecided
+        grammar = self.read_grammar(source)
+        return source, BatchOptions(source.settings, grammar, votes, modes, tools)

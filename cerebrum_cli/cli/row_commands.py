@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.cli.command import BaseCommand
 from cerebrum_cli.cli.options import AnswerOptions, ConstrainedOptions, ToolOptions, name_grammar_in_errors
@@ -16,26 +17,21 @@ from cerebrum_cli.core.settings import MAX_PARALLEL
 from cerebrum_cli.core.tools import Tools
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
-    from cerebrum_cli.batch.answering import Asker
-    from cerebrum_cli.batch.input_row import InputRow
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.json_types import JsonDict
     from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.library.installed import InstalledModel
     from cerebrum_cli.replies.source import ModelSource
-    from cerebrum_cli.results.rows import Results
+    from cerebrum_cli.rows.answering import Asker
+    from cerebrum_cli.rows.output_tables import ResultTable
+    from cerebrum_cli.rows.read import Rows
+    from cerebrum_cli.rows.record import Record
+    from cerebrum_cli.rows.run import Run
     from cerebrum_cli.servers.endpoint import Servers
 
 Answering = tuple[Events, Callable[[], None]]  # the events, and what cancels them
-
-
-class Work(NamedTuple):
-    """What yields the rows that Results lack, with their positions; and what asks them."""
-
-    missing: Callable[[Results], Iterable[tuple[int, InputRow]]]
-    asker: Asker
 
 
 @option_group
@@ -44,6 +40,27 @@ class ResumeOptions(BaseCommand):
 
     restart: bool = switch("Start over; replace earlier answers when done", "Output")
     retry_failed: bool = switch("Ask again for rows that failed, and undecided votes", "Output")
+
+    def open_run(
+        self,
+        output: Path,
+        record: Record,
+        rows: Rows,
+        table: ResultTable | None,
+        write: Callable[[str], None],
+        unit: str = "row",
+    ) -> Run:
+        """The run of an output, with the rows that earlier runs finished; `write` is for standard output.
+
+        Raises UsageError, BatchError.
+        """
+        from cerebrum_cli.rows.run import StreamedRun, open_run
+
+        if output != Path("-"):
+            return open_run(output, record, rows, table, self.restart, self.retry_failed, unit)
+        if self.retry_failed:
+            raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
+        return StreamedRun(rows, write)
 
 
 @option_group
@@ -84,14 +101,14 @@ class ConcurrencyOptions(AnswerOptions):
         return servers and replace(servers, window=self.window or None)
 
     @contextmanager
-    def answering(self, source: ModelSource, results: Results, work: Work) -> Iterator[Answering]:
-        """What answers the rows that are missing in the results: here or on servers."""
-        from cerebrum_cli.batch.answering import answer_rows
+    def answering(self, source: ModelSource, run: Run, asker: Asker) -> Iterator[Answering]:
+        """What answers the missing rows of a run: here or on servers."""
         from cerebrum_cli.replies.interface import open_source
+        from cerebrum_cli.rows.answering import answer_rows
 
-        rows = MAX_PARALLEL if results.has_more else results.missing_count
-        with open_source(source.for_rows(rows * work.asker.samples, results.servers)) as loaded:
-            yield answer_rows(loaded, work.missing(results), work.asker, results), loaded.cancel
+        rows = MAX_PARALLEL if run.has_more else run.missing_count
+        with open_source(source.for_rows(rows * asker.samples, run.servers)) as loaded:
+            yield answer_rows(loaded, run, asker), loaded.cancel
 
 
 @option_group
@@ -117,16 +134,16 @@ class RowOptions(ToolOptions, ConstrainedOptions, ConcurrencyOptions):
         return app.library.resolve(requested.model)
 
     @contextmanager
-    def answering(self, source: ModelSource, results: Results, work: Work) -> Iterator[Answering]:
+    def answering(self, source: ModelSource, run: Run, asker: Asker) -> Iterator[Answering]:
         if self.ray is not None:
-            if results.has_more:  # rows that a worker lost are read again
+            if run.has_more:  # rows that a worker lost are read again
                 raise UsageError("--ray needs the rows as a file", "save them, and name the file")
             from cerebrum_cli.cluster.distribution import distribute
 
-            distributed = distribute(source, work.missing, work.asker, results, self.ray, self.ray_workers)
+            distributed = distribute(source, asker, run, self.ray, self.ray_workers)
             yield distributed.answer(), distributed.cancelled.set
             return
-        with name_grammar_in_errors(self.schema, self.grammar), super().answering(source, results, work) as answering:
+        with name_grammar_in_errors(self.schema, self.grammar), super().answering(source, run, asker) as answering:
             yield answering
 
     def find_tools(self, app: App) -> Tools:
@@ -152,45 +169,47 @@ class RowOptions(ToolOptions, ConstrainedOptions, ConcurrencyOptions):
         return {"set of functions": ", ".join(parts)} if parts else {}
 
 
+def answer_run(app: App, source: ModelSource, options: ConcurrencyOptions, run: Run, asker: Asker, unit: str) -> None:
+    """Answer the missing rows of a run, with progress, and complete it; print the summary if none is missing.
+
+    Raises Interrupted with how to resume, and the errors of `resumable`.
+    """
+    from cerebrum_cli.terminal.progress import BatchProgress
+    from cerebrum_cli.terminal.sinks import render
+
+    streams = app.streams
+    for notice in run.take_notices():
+        streams.note(notice)
+    with resumable(run, unit):
+        if not (run.missing_count or run.has_more):
+            with closing(BatchProgress(streams, draws=False, found=len(run.finished))) as summary:
+                summary.emit(run.progress)
+        else:
+            shares_terminal = run.in_order and streams.out_is_terminal
+            draws = streams.can_redraw and not (options.verbose or shares_terminal)
+            model = None if options.verbose else source.model.name
+            sinks = [BatchProgress(streams, draws, model, len(run.finished))]
+            with options.answering(source, run, asker) as (events, cancel):
+                render(events, cancel, sinks)
+    for notice in run.take_notices():
+        streams.note(notice)
+
+
 @contextmanager
-def resumable(results: Results, unit: str, restart: bool) -> Iterator[None]:
-    """Complete results at the end, and close them.
+def resumable(run: Run, unit: str) -> Iterator[None]:
+    """Complete a run at the end, and close it.
 
     The hint of a signal, or of a server, an engine or a disk that failed, gets what is saved, and how to resume.
     """
     try:
         yield
-        results.complete()
+        run.complete()
     except (Interrupted, EndpointError, EngineError, BatchError) as error:
         hints = [error.hint]
-        if results.saved_in:
-            done = results.what_is_saved(unit) or f"0 of {results.size} {unit} done"
-            hints.append(f"{done}; run it again{how_to_resume(results, restart)}")
+        if run.saved_in:
+            done = run.what_is_saved(unit) or f"0 of {run.size} {unit} done"
+            hints.append(f"{done}; run it again {run.how_to_resume}")
         error.hint = "; ".join(filter(None, hints))
         raise
     finally:
-        results.close()
-
-
-def how_to_resume(results: Results, restart: bool) -> str:
-    if not restart:
-        return " to resume"
-    return " without --restart to resume" if results.finished else " with --restart"
-
-
-def answer_missing(app: App, source: ModelSource, options: ConcurrencyOptions, results: Results, work: Work) -> None:
-    """Answer the rows that are missing in the results, with progress; print the summary if none is."""
-    from cerebrum_cli.terminal.progress import BatchProgress
-    from cerebrum_cli.terminal.sinks import render
-
-    streams = app.streams
-    if not (results.missing_count or results.has_more):
-        with closing(BatchProgress(streams, draws=False, found=len(results.finished))) as summary:
-            summary.emit(results.progress)
-        return
-    shares_terminal = results.in_order and streams.out_is_terminal
-    draws = streams.can_redraw and not (options.verbose or shares_terminal)
-    model = None if options.verbose else source.model.name
-    sinks = [BatchProgress(streams, draws, model, len(results.finished))]
-    with options.answering(source, results, work) as (events, cancel):
-        render(events, cancel, sinks)
+        run.close()

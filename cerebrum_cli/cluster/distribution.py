@@ -15,8 +15,6 @@ from threading import Event
 from time import monotonic
 from typing import cast
 
-from cerebrum_cli.batch.answering import Asker, answer_rows
-from cerebrum_cli.batch.input_row import InputRow
 from cerebrum_cli.cluster.ray_adapter import Message, Plan, Records, WorkerReport, answer_blocks
 from cerebrum_cli.core import events
 from cerebrum_cli.core.errors import EndpointError, ModelFileError, ModelNotFound, NoServerError, UsageError
@@ -28,7 +26,9 @@ from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
 from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.source import Installation, ModelSource
-from cerebrum_cli.results.rows import FinishedRows, Results
+from cerebrum_cli.rows.answering import Asker, answer_rows
+from cerebrum_cli.rows.row import InputRow
+from cerebrum_cli.rows.run import FinishedRows, Run
 
 INPUT = "input"  # the last key of an object that has it
 ADDRESS = re.compile(r"auto|[^\s/:]+:\d{1,5}")
@@ -41,12 +41,7 @@ START_S = 120.0  # in which Ray and a worker start
 PATIENCE_S = START_S + 600.0  # without a worker
 
 
-MissingRows = Callable[[Results], Iterable[tuple[int, InputRow]]]
-
-
-def distribute(
-    source: ModelSource, missing: MissingRows, asker: Asker, run: Results, address: str, workers: int | None
-) -> Distribution:
+def distribute(source: ModelSource, asker: Asker, run: Run, address: str, workers: int | None) -> Distribution:
     """Answer the missing rows of a run on a Ray cluster. Raises UsageError."""
     model = source.model
     slots = source.slots
@@ -67,7 +62,7 @@ def distribute(
     )
     job = NodeJob(identity, model.path, model.reference, portable, asker)
     cluster = partial(answer_blocks, parse_cluster(address), workers, not servers)
-    return Distribution(cluster, job, run, missing, slots // asker.samples)
+    return Distribution(cluster, job, run, slots // asker.samples)
 
 
 def parse_cluster(text: str) -> str | int:
@@ -81,12 +76,11 @@ def parse_cluster(text: str) -> str | int:
 
 @dataclass(slots=True)
 class Distribution:
-    """Answers the rows of some work on a cluster, `slots` rows at a time on each node, until it is `cancelled`."""
+    """Answers the missing rows of a run on a cluster, `slots` rows at a time on each node, until it is `cancelled`."""
 
     cluster: Callable[[Plan], Generator[Message, None, None]]
     job: NodeJob
-    run: Results
-    missing: MissingRows
+    run: Run
     slots: int
     patience: float = PATIENCE_S
     cancelled: Event = field(default_factory=Event)
@@ -101,7 +95,8 @@ class Distribution:
         run = self.run
         while (missing := run.missing_count) and not self.cancelled.is_set():
             if self._fruitless == MAX_FRUITLESS:
-                problem = f"workers fail on {missing} rows, beginning with row {next(run.missing) + 1}"
+                first = run.finished.flags.index(0) + 1
+                problem = f"workers fail on {missing} rows, beginning with row {first}"
                 raise EndpointError(problem, "see the Ray logs of the nodes in /tmp/ray")
             yield from self._answer_once()
             self._fruitless = self._fruitless + 1 if missing == run.missing_count else 0
@@ -127,7 +122,7 @@ class Distribution:
         most = max(BLOCK, min(SHORT_BLOCK, BLOCK_TOKENS // (self.job.source.settings.max_tokens or BLOCK_TOKENS)))
         size = min(most, -(-rows_each // BLOCKS_EACH))
         concurrency = min(self.slots // size + 2, max(2, -(-rows_each // size)))
-        missing = iter(self.missing(self.run))
+        missing = self.run.missing()
         if self._fruitless:  # one row may have ended each worker: find others
             missing, size, concurrency = islice(missing, BLOCKS_EACH * workers), 1, 2
         blocks = iter(lambda: list(islice(missing, size)), [])
@@ -163,9 +158,9 @@ class Distribution:
 
     def _write(self, answer: bytes) -> Events:
         objects, tokens, notices = pickle.loads(answer)
-        for position, (object, has_own_id) in objects.items():
-            if position not in self.run.finished:
-                self.run.write_row(position, object, has_own_id)
+        for place, object in objects.items():
+            if self.run.position_of(place) not in self.run.finished:
+                self.run.write(place, object)
         self._tokens += tokens
         yield from notices
         yield events.ServersEvent(self._tokens)
@@ -174,19 +169,23 @@ class Distribution:
 # On a node.
 
 
-class BlockResult(Results):
-    """The result of a block, in memory: its objects by position."""
+class Block(Run):
+    """Rows by place that a node answers, and their objects."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: Iterable[tuple[int, InputRow]]) -> None:
         self.finished = FinishedRows()
         self.notes = {}
-        self.written: dict[int, tuple[JsonObject, bool]] = {}
+        self.written: dict[int, JsonObject] = {}
+        self._block = rows
 
-    def write_row(self, position: int, object: JsonObject, has_own_id: bool = False) -> None:
+    def missing(self) -> Iterator[tuple[int, InputRow]]:
+        return iter(self._block)
+
+    def write(self, place: int, object: JsonObject) -> None:
         written = {**object, "server": platform.node()}
         if INPUT in written:
             written[INPUT] = written.pop(INPUT)
-        self.written[position] = written, has_own_id
+        self.written[place] = written
 
 
 @frozen
@@ -221,13 +220,13 @@ class NodeJob:
         return answer, [{"kind": "ray", "build": llama, "processor": library.hardware}]
 
     def answer(self, model: Model, block: bytes) -> bytes:
-        result, tokens, notices = BlockResult(), 0, list[NoticeEvent]()
-        for event in answer_rows(model, pickle.loads(block), self.asker, result):
+        run, tokens, notices = Block(pickle.loads(block)), 0, list[NoticeEvent]()
+        for event in answer_rows(model, run, self.asker):
             if isinstance(event, events.FinishEvent):
                 tokens += event.completion_tokens
             elif isinstance(event, NoticeEvent):
                 notices.append(event)
-        return pickle.dumps((result.written, tokens, notices))
+        return pickle.dumps((run.written, tokens, notices))
 
 
 def find_file(library: Library, file: NodeJob) -> InstalledModel:

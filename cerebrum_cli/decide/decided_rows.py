@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.batch.answering import FinishedRow
 from cerebrum_cli.core.decision import PLACES, PROBABILITY_OF, Decision
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import Event, StageEvent
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.row_fields import RowError, field_text
 from cerebrum_cli.core.text import Texts, format_names, truncate
 from cerebrum_cli.decide.by_likelihood import require_distinct
 from cerebrum_cli.decide.choice_questions import AskedQuestion, ChoiceQuestion, Decided, PlacedQuestion
 from cerebrum_cli.decide.deciding import decide
 from cerebrum_cli.decide.given_choices import SHOWN, YES_OR_NO, Choice, GivenChoices, choices_of
-from cerebrum_cli.results.rows import RowFlag
+from cerebrum_cli.rows.answering import RowAnswer
+from cerebrum_cli.rows.output_tables import INPUT
+from cerebrum_cli.rows.row import LINE, REFERENCE, InputRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from cerebrum_cli.batch.input_row import InputRow
     from cerebrum_cli.decide.trusted import Trust
     from cerebrum_cli.replies.interface import Model
 
-LINE, INPUT = "line", "input"  # of a row: its number, for errors, and what was read
 CHOICES = "choices"  # key of a row that has its own
 FIRST_WORD = "first_word"  # key of a labelled row: the answer to the question as it was written
-REFERENCE = "reference"  # key of a labelled row: the right answer
 
 
 @frozen
@@ -40,7 +38,7 @@ class DecisionAsker:
 
     A `placed` question is that with which the prompts of all rows begin or end. Without `choices`, a row has its own,
     or is answered by yes or no. `label` names the column with the right answer.
-    `writes_all` probabilities, `copies_input`, to a result that may be a table.
+    `writes_all` probabilities, to a result that may be a table.
     """
 
     question: str
@@ -51,7 +49,6 @@ class DecisionAsker:
     votes: int | None = None
     label: str | None = None
     writes_all: bool = False
-    copies_input: bool = False
     is_table: bool = False
     trust: Trust | None = None
 
@@ -78,36 +75,45 @@ class DecisionAsker:
             keys += (FIRST_WORD, REFERENCE)
         return tuple(keys)
 
-    def answer(
-        self, model: Model, rows: Iterable[tuple[int, InputRow]], in_order: bool
-    ) -> Iterator[Event | FinishedRow]:
+    def answer(self, model: Model, rows: Iterable[tuple[int, InputRow]], in_order: bool) -> Iterator[Event | RowAnswer]:
         if self.choices and not self.votes:
             require_distinct(model, self.choices, self.by_letter)
-        asked = (AskedQuestion((position, row), self.question_of(row)) for position, row in rows)
+        asked = (AskedQuestion((place, row), self.question_of(row)) for place, row in rows)
         for event in decide(model, asked, self.votes, in_order):
             if isinstance(event, Decided):
-                position, row = event.key
-                yield FinishedRow(position, self.object(row, event.result), row.has_own_id)
+                place, row = event.key
+                yield RowAnswer(place, self.object(row, event.result))
             elif not isinstance(event, StageEvent):  # the progress counts rows
                 yield event
 
-    def question_of(self, row: InputRow) -> ChoiceQuestion | CerebrumError:
-        """The question of a row, or why it has none."""
-        conversation = row.conversation
-        if conversation is None:
-            return UsageError(row.error.message if row.error else "the row is invalid")
+    def completed(self, row: InputRow) -> InputRow:
+        """A row with the question, its own choices and its right answer, by its input; or with its error."""
+        if row.conversation is None:
+            return row
         fields = row.input if isinstance(row.input, dict) else dict.fromkeys(self.fields, row.input)  # a line of text
-        if self.fields and all(name in fields and is_empty(fields[name]) for name in self.fields):
-            return UsageError("the text is empty")
-        if self.question:
-            conversation = conversation.with_question(f"{conversation.question}\n\n{self.question}")
+        known, conversation = row.known, row.conversation
         try:
             choices = self.choices_for(row.input)
+            if self.label is not None:
+                known = {REFERENCE: self.reference_of(row.input)}
+            if self.fields and all(name in fields and is_empty(fields[name]) for name in self.fields):
+                raise UsageError("the text is empty")
+        except UsageError as problem:
+            return replace(row, conversation=None, error=RowError.of(problem), known=known)
+        if self.question:
+            conversation = conversation.with_question(f"{conversation.question}\n\n{self.question}")
+        own = None if choices == self.given else choices.names
+        return replace(row, conversation=conversation, choices=own, known=known)
+
+    def question_of(self, row: InputRow) -> ChoiceQuestion | CerebrumError:
+        """The question of a row, or why it has none."""
+        if row.conversation is None:
+            return UsageError(row.error.message if row.error else "the row is invalid")
+        choices = self.given if row.choices is None else choices_of(map(Choice, row.choices))
+        try:
             if self.trust:
                 self.trust.require(choices.names)
-            if self.label is not None:
-                self.reference_of(row)
-            return ChoiceQuestion(conversation, choices, self.by_letter, self.placed)
+            return ChoiceQuestion(row.conversation, choices, self.by_letter, self.placed)
         except UsageError as problem:
             return problem
 
@@ -119,9 +125,9 @@ class DecisionAsker:
             raise UsageError(problem, "omit --probabilities, or name the output .jsonl")
         return self.choices or own or YES_OR_NO
 
-    def reference_of(self, row: InputRow) -> str:
+    def reference_of(self, values: Any) -> str:
         """The choice that the label of a row names, in any case. Raises UsageError for another label, or without."""
-        column, choices, values = self.label or "", self.choices_for(row.input), row.input
+        column, choices = self.label or "", self.choices_for(values)
         if not isinstance(values, dict) or column not in values:
             known = format_names(list(values)) if isinstance(values, dict) else "none"
             raise UsageError(f"the row has no field {column!r}", f"the fields are: {known}")
@@ -134,12 +140,9 @@ class DecisionAsker:
 
     def object(self, row: InputRow, result: Decision | CerebrumError) -> JsonDict:
         """The output object of a row."""
-        object = {"id": row.id, "prompt": row.prompt, **dict.fromkeys(self.keys), "error": None}
-        if self.copies_input:
+        object = {"id": row.id, "prompt": row.prompt, **dict.fromkeys(self.keys), "error": None, **row.known}
+        if row.input is not None:
             object[INPUT] = row.input
-        if self.label is not None:
-            with suppress(UsageError):
-                object[REFERENCE] = self.reference_of(row)
         if isinstance(result, Decision) and self.label is not None:
             object[FIRST_WORD] = result.first_word or None
         if isinstance(result, CerebrumError):
@@ -152,10 +155,6 @@ class DecisionAsker:
 
 def is_empty(value: Any) -> bool:
     return value is None or not field_text(value).strip()
-
-
-def has_own_choices(row: InputRow) -> bool:
-    return isinstance(row.input, dict) and row.input.get(CHOICES) not in (None, "")
 
 
 def own_choices(fields: Any) -> GivenChoices | None:
@@ -183,9 +182,3 @@ def decision_values(decision: Decision, writes_all: bool) -> JsonDict:
         for name, probability in zip(decision.names, decision.probabilities, strict=True):
             values[probability_key(name)] = round(probability, PLACES)
     return values
-
-
-def row_flags(object: JsonObject) -> int:
-    if object["error"] is not None:
-        return RowFlag.FINISHED | RowFlag.FAILED
-    return RowFlag.FINISHED | (RowFlag.UNDECIDED if object.get("decided") is False else 0)

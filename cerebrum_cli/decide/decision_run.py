@@ -1,47 +1,33 @@
-"""One run: rows, what asks them, and the file that gets the decisions."""
+"""What decisions of rows depend on, as their record and a calibration say it."""
 
 from __future__ import annotations
 
-from dataclasses import field, replace
-from pathlib import Path
+from dataclasses import field
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.batch.readers import BatchInput
-from cerebrum_cli.cli.row_commands import Work, answer_missing, resumable
-from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.decide.by_likelihood import UNUSED
 from cerebrum_cli.decide.choice_questions import described
-from cerebrum_cli.decide.decided_rows import DecisionAsker, row_flags
-from cerebrum_cli.results.output_tables import COLUMNS, INCLUDE_INPUT
-from cerebrum_cli.results.results import open_results, open_stream
+from cerebrum_cli.decide.decided_rows import DecisionAsker
+from cerebrum_cli.rows.output_tables import COLUMNS
+from cerebrum_cli.rows.read import Input
 
 if TYPE_CHECKING:
-    from cerebrum_cli.cli.app import App
-    from cerebrum_cli.decide.decide_options import DecideOptions
     from cerebrum_cli.replies.source import ModelSource
-    from cerebrum_cli.results.rows import Results, RowKind
 
-STANDARD = Path("-")  # standard input or output
 METHOD = 6  # of the prompts and the averages; raise it when a decision may change
-NOT_CALIBRATED = ("template", COLUMNS, INCLUDE_INPUT, "input format", "seed")  # what a calibration may differ in
+NOT_CALIBRATED = ("template", COLUMNS, "input format", "seed")  # what a calibration may differ in
 
 
 @frozen
 class DecisionRun:
-    """Rows, what asks them by which model, and the output; `known` is what else its record says."""
+    """Rows, and what asks them by which model; `known` is what else the record of the output says."""
 
-    rows: BatchInput
+    rows: Input
     asker: DecisionAsker
     model: ModelSource
-    output: Path
     known: JsonObject = field(default_factory=dict)
-
-    @property
-    def kind(self) -> RowKind:
-        """The rows of the output. Raises UsageError."""
-        return replace(self.rows.kind_for(self.output, self.asker.keys), flags=row_flags)
 
     @property
     def conditions(self) -> JsonDict:
@@ -51,7 +37,6 @@ class DecisionRun:
         return {
             **self.rows.fingerprint,
             **{key: value for key, value in self.model.fingerprint(None).items() if key not in unused},
-            INCLUDE_INPUT: asker.copies_input,
             "question": asker.question,
             "choices": asker.choices and [list(choice) for choice in asker.choices.items],
             COLUMNS: list(asker.keys),
@@ -77,20 +62,3 @@ class DecisionRun:
         if not (model.settings.format or model.model.is_served) and model.model.header.chat_template:
             left_out.add("format")
         return {key: value for key, value in conditions.items() if key not in left_out and value not in (None, False)}
-
-    def decide(self, app: App, options: DecideOptions, kind: RowKind) -> Results:
-        """Decide the rows that the output lacks. Raises UsageError, BatchError, Interrupted with how to resume."""
-        results = self._open_results(app, options, kind)
-        results.has_more = not self.rows.is_whole
-        with resumable(results, "rows", options.restart):
-            answer_missing(app, self.model, options, results, Work(self.rows.missing_rows, self.asker))
-        return results
-
-    def _open_results(self, app: App, options: DecideOptions, kind: RowKind) -> Results:
-        """The result, with the rows that earlier runs decided."""
-        rows, notes = self.rows.known_rows(), self.model.model.adapter_params
-        if self.output != STANDARD:
-            return open_results(self.output, self.conditions, kind, rows, options.restart, options.retry_failed, notes)
-        if options.retry_failed:
-            raise UsageError("--retry-failed requires a file with earlier decisions", "give it as -o OUTPUT")
-        return open_stream(app.streams.answer, kind, rows)

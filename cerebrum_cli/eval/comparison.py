@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.eval.answered import Answered
 from cerebrum_cli.eval.estimates import Interval, mcnemar, mean, paired_interval
-from cerebrum_cli.eval.questions import ScoredQuestion
 from cerebrum_cli.eval.report import VoteResult, vote_results
 
 LEVEL = 0.05
@@ -41,14 +41,14 @@ class Comparison:
     is_significant: bool
 
 
-def compare(a: Sequence[ScoredQuestion], b: Sequence[ScoredQuestion], votes: bool = True) -> Comparison:
+def compare(a: Sequence[Answered], b: Sequence[Answered], votes: bool = True) -> Comparison:
     """Compare two runs, given their rows of the same questions in the same order. Programs are not put to `votes`.
 
     The difference is significant if its interval excludes 0, and of single samples, if the p value is below LEVEL, too.
     """
     differences = [after.accuracy - before.accuracy for before, after in zip(a, b, strict=True)]
     interval = paired_interval(differences)
-    are_single = all(len(row.samples) == 1 for row in (*a, *b))
+    are_single = all(len(row.verdicts) == 1 for row in (*a, *b))
     changes = changes_of(a, b) if votes or are_single else None
     is_likely_chance = are_single and changes is not None and changes.p_value >= LEVEL
     return Comparison(
@@ -62,7 +62,7 @@ def compare(a: Sequence[ScoredQuestion], b: Sequence[ScoredQuestion], votes: boo
     )
 
 
-def changes_of(a: Sequence[ScoredQuestion], b: Sequence[ScoredQuestion]) -> Changes:
+def changes_of(a: Sequence[Answered], b: Sequence[Answered]) -> Changes:
     pairs = list(zip(map(vote_of, a), map(vote_of, b), strict=True))
     right_to_wrong = sum(before.is_correct and not after.is_correct for before, after in pairs)
     wrong_to_right = sum(after.is_correct and not before.is_correct for before, after in pairs)
@@ -70,8 +70,8 @@ def changes_of(a: Sequence[ScoredQuestion], b: Sequence[ScoredQuestion]) -> Chan
     return Changes(right_to_wrong, wrong_to_right, mcnemar(right_to_wrong, wrong_to_right), flips)
 
 
-def vote_of(row: ScoredQuestion) -> VoteResult:
-    return vote_results(row)[len(row.samples)]
+def vote_of(row: Answered) -> VoteResult:
+    return vote_results(row)[len(row.verdicts)]
 
 
 def is_flip(before: VoteResult, after: VoteResult) -> bool:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from math import fsum, log
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import Texts
+from cerebrum_cli.eval.answered import Answered
 from cerebrum_cli.eval.estimates import Estimate, wilson
-from cerebrum_cli.eval.run_rows import RunRow, likeliest
 from cerebrum_cli.terminal.tables import print_table
-from cerebrum_cli.trust.calibration import CONFIDENCE, WANTED_ERRORS, LabelledDecision, calibrate
+from cerebrum_cli.trust.calibration import CONFIDENCE, WANTED_ERRORS, Calibration, calibrate
 
 if TYPE_CHECKING:
     from cerebrum_cli.terminal.streams import Streams
@@ -23,22 +23,6 @@ LEAST = 1e-6  # probability of a label, as results have six decimals
 COMPARED_ERROR = 0.05  # of two runs
 RARELY, LEAST_LABELS = 0.25, 5  # a choice of at least 5 labels is rare if it is given for under a quarter of them
 MOST_COLUMNS = 8  # of a confusion table; with more choices, the most frequent confusions are listed
-
-
-@frozen
-class LabelledRow:
-    """The name of the right choice, and the probability of each choice."""
-
-    label: str
-    probabilities: Mapping[str, float]
-
-    @property
-    def answer(self) -> str:
-        return likeliest(self.probabilities)
-
-    @property
-    def probability(self) -> float:
-        return max(self.probabilities.values())
 
 
 @frozen
@@ -139,40 +123,38 @@ class DecisionFigures:
         print_table(streams, ("label", "answer", "rows"), wrong[: 2 * MOST_COLUMNS], numbers=("rows",))
 
 
-def decision_figures(finished: Sequence[RunRow]) -> DecisionFigures | None:
-    """Figures of finished rows; None if none is a labelled decision."""
-    rows = labelled_rows(finished)
-    if not rows:
-        return None
-    losses = [-log(max(LEAST, row.probabilities.get(row.label, 0.0))) for row in rows]
-    names = tuple(rows[0].probabilities)
-    have_same = all(row.probabilities.keys() == rows[0].probabilities.keys() for row in rows)
+def decision_figures(rows: Sequence[Answered]) -> DecisionFigures:
+    """Figures of scored decisions, at least one."""
+    losses = [-log(max(LEAST, (row.probabilities or {}).get(row.reference, 0.0))) for row in rows]
+    names = names_of(rows)
     return DecisionFigures(
         n=len(rows),
         log_loss=fsum(losses) / len(losses),
-        confusions=Counter((row.label, row.answer) for row in rows),
-        first_words_right=sum(row.first_word == row.reference for row in finished if row.probabilities),
+        confusions=Counter((row.reference, row.likeliest) for row in rows),
+        first_words_right=sum(row.first_word == row.reference for row in rows),
         errors=errors_by_sureness(rows),
-        promised=calibrate(labelled_decisions(rows, names), names, {}).promises if have_same else {},
+        promised=calibration_of(rows, names, {}).promises if names else {},
     )
 
 
-def labelled_rows(rows: Iterable[RunRow]) -> list[LabelledRow]:
-    """The decided rows that have a label."""
-    return [LabelledRow(row.reference, row.probabilities) for row in rows if row.probabilities]
+def names_of(rows: Sequence[Answered]) -> Texts:
+    """The names of the choices of decisions; none if they differ."""
+    first = rows[0].probabilities or {}
+    return tuple(first) if all(first.keys() == (row.probabilities or {}).keys() for row in rows) else ()
 
 
-def labelled_decisions(rows: Sequence[LabelledRow], names: Texts) -> list[LabelledDecision]:
-    """Rows with the same choices, as they calibrate."""
-    return [LabelledDecision([row.probabilities[name] for name in names], names.index(row.label)) for row in rows]
+def calibration_of(rows: Sequence[Answered], names: Texts, made_with: JsonObject) -> Calibration:
+    """The calibration by decisions among choices with these names. Raises UsageError without any."""
+    probabilities = [[row.probabilities[name] for name in names] for row in rows if row.probabilities]
+    return calibrate(probabilities, [names.index(row.reference) for row in rows], names, made_with)
 
 
-def errors_by_sureness(rows: Sequence[LabelledRow]) -> list[float]:
+def errors_by_sureness(rows: Sequence[Answered]) -> list[float]:
     """The share of wrong answers among the surest 1, 2, ... rows; those as sure as another are taken with it."""
     errors: list[float] = []
     wrong = 0
     for _, group in groupby(sorted(rows, key=lambda row: -row.probability), key=lambda row: row.probability):
-        found = [row.answer == row.label for row in group]
+        found = [row.likeliest in row.references for row in group]
         wrong += found.count(False)
         errors += [wrong / (len(errors) + len(found))] * len(found)
     return errors

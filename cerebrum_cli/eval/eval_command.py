@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from cerebrum_cli.cli.command import argument, settings_options
-from cerebrum_cli.cli.row_commands import Work, answer_missing, resumable
+from cerebrum_cli.cli.row_commands import answer_run
 from cerebrum_cli.core.declaration import PATH, option, option_group
-from cerebrum_cli.core.errors import SOME_FAILED, BatchError, UsageError
+from cerebrum_cli.core.errors import SOME_FAILED, UsageError
 from cerebrum_cli.core.settings import REPLY_KEYS
-from cerebrum_cli.core.text import format_count, format_utc
+from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.eval.completions import tasks
 from cerebrum_cli.eval.eval_options import EvalOptions
 
@@ -48,7 +48,7 @@ class EvalCommand(EvalOptions):
         from cerebrum_cli.eval.preview import show_preview
         from cerebrum_cli.eval.runs import read_run, require_run_file, run_path
         from cerebrum_cli.eval.runs_command import print_run
-        from cerebrum_cli.results.results import output_paths
+        from cerebrum_cli.rows.run import output_paths
 
         if self.dry_run and self.json:
             raise UsageError.conflict("--dry-run", "--json")
@@ -63,35 +63,24 @@ class EvalCommand(EvalOptions):
         failed = ask_questions(app, prepared, path, self)
         try:
             print_run(app, read_run(path), self.json)
-        except UsageError as error:  # no question was answered
-            app.streams.error(error)
+        except UsageError as error:
+            if not failed:
+                raise
+            app.streams.error(error)  # no question was answered
         if failed:
             raise typer.Exit(SOME_FAILED)
 
 
 def ask_questions(app: App, prepared: PreparedEvaluation, path: Path, options: EvalCommand) -> int:
     """Ask the questions that have no answer yet; return how many failed. Raises Interrupted with how to resume."""
-    from cerebrum_cli.batch.input_row import name_row
-    from cerebrum_cli.eval.questions import question_flags
-    from cerebrum_cli.eval.scorers import opened_scorer
-    from cerebrum_cli.results.results import open_results
-    from cerebrum_cli.results.rows import RowKind
+    from cerebrum_cli.eval.scores import SCORES
+    from cerebrum_cli.rows.record import Record
 
-    with opened_scorer(prepared.task.match):  # what it refuses is refused before the model is loaded
+    with SCORES[prepared.task.match].open():  # what it refuses is refused before the model is loaded
         pass
-    kind = RowKind(question_flags, lambda object: name_row("line", object))
-    questions = prepared.questions
-    results = open_results(
-        path, prepared.fingerprint, kind, questions.known_rows, options.restart, options.retry_failed, prepared.notes
-    )
-    if results.left_out:  # questions were not changed, but removed
-        results.close()
-        raise BatchError(
-            f"{path} has answers to {format_count(results.left_out, 'more question')}",
-            "use the same questions or more, choose another -o, or use --restart to start over",
-        )
-    if results.missing_count:
-        results.notes = {**results.notes, "date": format_utc(time.time())}
-    with resumable(results, "questions", options.restart):
-        answer_missing(app, prepared.source, options, results, Work(questions.missing_rows, prepared.asker))
-    return results.counts.failed
+    record = Record(prepared.fingerprint, prepared.notes)
+    run = options.open_run(path, record, prepared.questions, None, app.streams.answer, "question")
+    if run.missing_count:
+        run.notes = {**run.notes, "date": format_utc(time.time())}
+    answer_run(app, prepared.source, options, run, prepared.asker, "questions")
+    return run.counts.failed

@@ -5,24 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.batch.answering import BatchOptions
 from cerebrum_cli.core.ask import Votes
 from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import SourcedLayer
+from cerebrum_cli.eval.answered import CHOICES
 from cerebrum_cli.eval.presets import CONDITION_KEYS, PRESET, find_preset
-from cerebrum_cli.eval.questions import CHOICES, Questions, select
+from cerebrum_cli.eval.reading import select
 from cerebrum_cli.eval.runs import CHECK, MATCH, SAMPLES, provenance
 from cerebrum_cli.eval.sources import LoadedTask, find_task, load_task
 from cerebrum_cli.eval.tasks import Task
+from cerebrum_cli.rows.answering import BatchOptions
 from cerebrum_cli.terminal.progress import FileProgress
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.eval.eval_options import EvalOptions
     from cerebrum_cli.replies.source import ModelSource
+    from cerebrum_cli.rows.read import RowList
 
 LIMITED = "decide --limit beforehand: raising it until a result looks significant finds differences by chance"
 
@@ -35,7 +37,7 @@ class PreparedEvaluation:
     """
 
     task: Task
-    questions: Questions
+    questions: RowList
     asker: BatchOptions
     source: ModelSource
     fingerprint: JsonObject
@@ -64,8 +66,8 @@ def prepare(app: App, name: str, options: EvalOptions) -> PreparedEvaluation:
     if options.check:
         require_check(task, source)
     with FileProgress(app.streams) as progress:
-        loaded = load_task(task, progress, options.offline)
-    if options.check and any(CHOICES in question.row.known for question in loaded.questions):
+        loaded = load_task(task, progress, options)
+    if options.check and any(CHOICES in row.known for _, row in loaded.questions.rows):
         raise UsageError("--check applies to answers that a program can compute", "omit --check, or the choices")
     votes = None
     if samples > 1 or options.check:
@@ -93,16 +95,16 @@ def require_check(task: Task, source: ModelSource) -> None:
     source.require_check()
 
 
-def notes_of(task: Task, loaded: LoadedTask, questions: Questions, source: ModelSource) -> JsonDict:
+def notes_of(task: Task, loaded: LoadedTask, questions: RowList, source: ModelSource) -> JsonDict:
     """What the record of a run remembers for its report."""
     model = source.model
-    is_limited = len(questions.questions) < len(loaded.questions)
+    is_limited = len(questions.rows) < len(loaded.questions.rows)
     return {
         MATCH: task.match,
         "reference": without_home(model.reference),
         **{key: list(map(without_home, paths)) for key, paths in model.adapter_params.items()},
         "quantization": model.quantization,
         "question file": loaded.digest,
-        "all questions": len(loaded.questions),
+        "all questions": len(loaded.questions.rows),
         "remarks": [*loaded.remarks, LIMITED] if is_limited else [*loaded.remarks],
     }

@@ -1,30 +1,33 @@
-"""Read questions from JSON objects; one that cannot be scored becomes a row with an error.
+"""Read questions from the fields of rows; one that cannot be scored becomes a row with an error.
 
 {"question": "...", "answer": "... #### 72"}                    text, as in GSM8K
-{"question": "...", "choices": ["...", "..."], "answer": "B"}   the letter of a choice, or its text
+{"question": "...", "choices": ["...", "..."], "answer": "B"}   the letter of a choice, its text, or its index from 0
+{"question": "...", "answer": ["4", "four"]}                    several right answers
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
+from hashlib import sha256
 from math import isfinite
 from string import ascii_uppercase as LETTERS
 from typing import Any
 
-from cerebrum_cli.batch.input_row import InputRow, invalid_row, prompt_row
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.row_fields import InvalidRow, RowId, Template, own_id, parse_line
-from cerebrum_cli.core.text import Texts, truncate, well_formed
-from cerebrum_cli.eval.questions import CHOICES, ENTRY_POINT, STUB, Question
-from cerebrum_cli.eval.runs import REFERENCE
-from cerebrum_cli.results.rows import digest_of
+from cerebrum_cli.core.row_fields import InvalidRow, RowId, Template, own_id
+from cerebrum_cli.core.text import Texts, enumeration, truncate, well_formed
+from cerebrum_cli.eval.answered import CHOICES, ENTRY_POINT, STUB
+from cerebrum_cli.rows.keys import Digest
+from cerebrum_cli.rows.read import Input, InputOptions, RowList
+from cerebrum_cli.rows.row import REFERENCE, InputRow, prompt_row
 
 QUESTION_TEMPLATE = "{question}"  # of a question without a template of its own
 CHOICE_TEMPLATE = "{question}\n\n{choices}\n\nAnswer with the letter of the correct choice."  # of one with choices
-_BOM = b"\xef\xbb\xbf"
 _MAX_SHOWN = 60  # characters of a value in a reason
 _FINAL = re.compile(r".*(?<!#)####(?!#)(.*)")  # in the last line of a solution in GSM8K
 
@@ -33,49 +36,57 @@ Fields = JsonObject  # of a row
 Convert = Callable[[Fields], Fields]
 
 
-def read_questions(data: bytes, template: Template | None = None, convert: Convert | None = None) -> list[Question]:
-    """Read questions from lines of JSON. Raises UsageError if none can be scored.
+def question_options(
+    template: Template | None, convert: Convert | None, answer: str, delimiter: str | None
+) -> InputOptions:
+    """How questions are read whose right answers are in the field `answer`.
 
     A `template` gets the row's fields, with `choices` as lines. Without it, a question has QUESTION_TEMPLATE, and one
     with choices CHOICE_TEMPLATE. `convert` adds fields to a row.
     """
-    lines = enumerate(data.removeprefix(_BOM).split(b"\n"), 1)
-    questions = [
-        Question(digest_of(line.strip()), _read_line(number, line, template, convert))
-        for number, line in lines
-        if line.strip()
-    ]
-    if not questions:
-        raise UsageError("there are no questions", 'put one {"question": "...", "answer": "..."} on each line')
-    if all(question.row.error for question in questions):
-        first = questions[0].row
-        assert first.error
-        raise UsageError(
-            f"no question can be scored; line {first.number}: {first.error.message}",
-            'each line needs `answer`, and `question` or the fields of a template, such as --template "{problem}"',
-        )
-    return questions
 
-
-def _read_line(number: int, line: bytes, template: Template | None, convert: Convert | None) -> InputRow:
-    id: RowId = number
-    try:
-        row = _fields(line, convert)
-        id = own_id(row, number, ("id",))
+    def row_of(number: int, _: RowId, fields: Fields) -> InputRow:
+        row = _converted(fields, convert)
         choices = _choices(row.get("choices"))
         prompt = _prompt(row, choices, template)
-        return replace(prompt_row(number, id, prompt), known=_known(row, choices))
-    except InvalidRow as invalid:
-        return invalid_row(number, invalid.id or id, None, invalid)
+        return replace(prompt_row(number, own_id(row, number), prompt), known=_known(row, choices, answer))
+
+    return InputOptions(delimiter=delimiter, row_of=row_of)
 
 
-def _fields(line: bytes, convert: Convert | None) -> Fields:
-    try:
-        row = parse_line(line.decode())
-    except UnicodeDecodeError as error:
-        raise InvalidRow(f"byte {error.start + 1} is not UTF-8", "invalid_utf8") from error
-    if not isinstance(row, dict):
-        raise InvalidRow("not a JSON object")
+def read_questions(inputs: Iterable[Input]) -> RowList:
+    """Read the questions of inputs, numbered one after the other. Raises UsageError if none can be scored."""
+    questions: list[tuple[Digest, InputRow]] = []
+    unit = ""
+    for rows in inputs:
+        unit = rows.unit
+        before = questions[-1][1].number if questions else 0
+        for number, data in rows.records():
+            questions.append((rows.source_of(data), rows.read(before + number, data)))
+    if all(row.error for _, row in questions):
+        _, first = questions[0]
+        assert first.error
+        raise UsageError(
+            f"no question can be scored; {unit} {first.number}: {first.error.message}",
+            'each line needs `answer`, and `question` or the fields of a template, such as --template "{problem}"',
+        )
+    return RowList(tuple(questions), unit)
+
+
+def select(questions: RowList, limit: int | None = None) -> RowList:
+    """Put questions in a random order and take the first of them: a smaller limit gives a prefix of a larger one.
+
+    A question's place depends on its id alone, not on the other questions.
+    """
+
+    def rank(question: tuple[Digest, InputRow]) -> tuple[bytes, int]:
+        _, row = question
+        return sha256(f"0 {type(row.id).__name__} {row.id}".encode()).digest(), row.number
+
+    return RowList(tuple(sorted(questions.rows, key=rank)[:limit]), questions.unit)
+
+
+def _converted(row: Fields, convert: Convert | None) -> Fields:
     if convert is None:
         return row
     try:
@@ -84,25 +95,42 @@ def _fields(line: bytes, convert: Convert | None) -> Fields:
         raise _missing(str(error.args[0]), row) from error
 
 
-def _known(row: Fields, choices: Texts) -> JsonDict:
-    """What is known of the right answer, as keys of the row's object."""
-    answer = _required(row, "answer")
+def _known(row: Fields, choices: Texts, answer: str) -> JsonDict:
+    """What is known of the right answer, or of several, as keys of the row's object."""
+    given = _list_of(row.get(answer))
+    if not given:
+        raise _missing(answer, row)
     if choices:
-        return {REFERENCE: _correct_choice(answer, choices), CHOICES: list(choices)}
-    known: JsonDict = {REFERENCE: _final_answer(answer)}
+        found = [_correct_choice(value, choices, answer) for value in given]
+    else:
+        found = [_final_answer(_text(value, answer), answer) for value in given]
+    known: JsonDict = {REFERENCE: found if len(found) > 1 else found[0]}
+    if choices:
+        known[CHOICES] = list(choices)
     if STUB in row:
         known |= {STUB: str(row[STUB]), ENTRY_POINT: str(row[ENTRY_POINT])}
     return known
 
 
+def _list_of(value: Any) -> list[Any]:
+    """The items of a list, or of the JSON of one in a table; another value is the only item."""
+    if isinstance(value, str) and value.startswith("["):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    if isinstance(value, list):
+        return value
+    return [] if value is None else [value]
+
+
 def _choices(value: Any) -> Texts:
-    if value is None or value == []:
+    choices = _list_of(value)
+    if not choices:
         return ()
-    if not isinstance(value, list):
+    if choices == [value]:
         raise InvalidRow("`choices` must be a list of texts")
-    if not 2 <= len(value) <= len(LETTERS):
-        raise InvalidRow(f"`choices` must have 2 to {len(LETTERS)} items, not {len(value)}")
-    return tuple(_text(choice, "choices") for choice in value)
+    if not 2 <= len(choices) <= len(LETTERS):
+        raise InvalidRow(f"`choices` must have 2 to {len(LETTERS)} items, not {len(choices)}")
+    return tuple(_text(choice, "choices") for choice in choices)
 
 
 def _prompt(row: Fields, choices: Texts, template: Template | None) -> str:
@@ -137,24 +165,27 @@ def _text(value: Any, name: str) -> str:
     return text
 
 
-def _final_answer(answer: str) -> str:
-    final = _FINAL.match(answer.rpartition("\n")[2])
+def _final_answer(text: str, name: str) -> str:
+    final = _FINAL.match(text.rpartition("\n")[2])
     if final is None:
-        return answer
+        return text
     if not final[1].strip():
-        raise InvalidRow("`answer` has nothing after its ####")
+        raise InvalidRow(f"`{name}` has nothing after its ####")
     return final[1].strip()
 
 
-def _correct_choice(answer: str, choices: Texts) -> str:
-    """The letter of the choice that an answer names by its letter, or its text."""
-    named = [letter for letter, choice in zip(LETTERS, choices, strict=False) if answer in (letter, choice)]
+def _correct_choice(value: Any, choices: Texts, name: str) -> str:
+    """The letter of the choice that an answer names by its letter, its text, or its index from 0, as MMLU does."""
+    text = _text(value, name)
+    named = {letter for letter, choice in zip(LETTERS, choices, strict=False) if text in (letter, choice)}
+    if type(value) is int and 0 <= value < len(choices):
+        named.add(LETTERS[value])
     if len(named) > 1:
-        raise InvalidRow(f"ambiguous `answer`: {_shown(answer)} may mean choice {' or '.join(named)}")
+        raise InvalidRow(f"ambiguous `{name}`: {_shown(value)} may mean choice {enumeration(sorted(named), 'or')}")
     if not named:
-        problem = f"invalid `answer`: {_shown(answer)} is none of the {len(choices)} choices"
-        raise InvalidRow(f"{problem}; give its letter, or its text")
-    return named[0]
+        problem = f"invalid `{name}`: {_shown(value)} is none of the {len(choices)} choices"
+        raise InvalidRow(f"{problem}; give its letter, its text, or its index from 0")
+    return named.pop()
 
 
 def _shown(value: Any) -> str:

@@ -9,8 +9,8 @@ from cerebrum_cli.answers.equality import equals_reference
 from cerebrum_cli.core.ask import Votes
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.eval.answered import Answered
 from cerebrum_cli.eval.estimates import Estimate, estimate, pass_at, vote_sizes
-from cerebrum_cli.eval.questions import ScoredQuestion
 from cerebrum_cli.replies.tally import Tally, comes_to
 
 MAJORITY, WITH_PROGRAMS = "maj", "checked"  # kinds of votes
@@ -75,36 +75,36 @@ class Report:
         return object
 
 
-def summarize(rows: Sequence[ScoredQuestion], samples: int, votes: bool = True, checks: bool = False) -> Report:
+def summarize(rows: Sequence[Answered], samples: int, votes: bool = True, checks: bool = False) -> Report:
     """Summarize a run, which may be in progress, with at least one row.
 
     `samples` is how many of them each question gets. Programs are not put to `votes`. If it `checks`, programs that
     were written after the samples vote, too.
     """
-    complete = [row for row in rows if len(row.samples) == samples]
+    complete = [row for row in rows if len(row.verdicts) == samples]
     kinds = (MAJORITY, WITH_PROGRAMS) if checks else (MAJORITY,)
-    taken = [sample for row in rows for sample in row.samples]
-    truncated = sum(sample.is_truncated for sample in taken)
+    taken = [verdict for row in rows for verdict in row.verdicts]
+    truncated = sum(verdict.is_truncated for verdict in taken)
     return Report(
         n=len(rows),
         samples=samples,
         accuracy=estimate([row.accuracy for row in rows]),
         votes=tuple(vote for kind in kinds for vote in vote_reports(complete, kind)) if votes and complete else (),
         pass_at=pass_estimates(complete, samples) if complete else {},
-        no_answer=(sum(sample.has_no_answer for sample in taken) - truncated) / len(taken),
+        no_answer=(sum(verdict.has_no_answer for verdict in taken) - truncated) / len(taken),
         truncated=truncated / len(taken),
         tokens=sum(row.tokens for row in rows) / len(taken),
         checked=checked_votes(complete) if checks else None,
     )
 
 
-def vote_reports(rows: Sequence[ScoredQuestion], kind: str) -> list[VoteReport]:
+def vote_reports(rows: Sequence[Answered], kind: str) -> list[VoteReport]:
     """Votes of a kind on questions of as many samples each."""
     results = [vote_results(row, kind == WITH_PROGRAMS) for row in rows]
     tokens = sum(row.tokens for row in rows)
     if kind == WITH_PROGRAMS:
         tokens += sum(row.program_tokens for row in rows)
-    each = tokens / sum(len(row.samples) for row in rows)
+    each = tokens / sum(len(row.verdicts) for row in rows)
     return [VoteReport(kind, k, estimate([result[k].is_correct for result in results]), k * each) for k in results[0]]
 
 
@@ -117,52 +117,54 @@ class VoteResult:
     is_checked: bool = False
 
 
-def vote_results(row: ScoredQuestion, with_programs: bool = True) -> dict[int, VoteResult]:
+def vote_results(row: Answered, with_programs: bool = True) -> dict[int, VoteResult]:
     """The votes of the first k samples, for every k of `vote_sizes`.
 
     Of several samples, one that ended in a repetition votes for nothing. Programs vote, too, unless it is without them.
     """
-    tally, results = Tally(Votes(1, len(row.samples))), {}
-    sizes = vote_sizes(len(row.samples))
-    for k, sample in enumerate(row.samples, 1):
-        is_repetition = sample.finish_reason == "repetition" and len(row.samples) > 1
-        answer = None if is_repetition else sample.answer
-        tally = tally.add(answer, sample.is_stated, sample.program if with_programs else None)
+    tally, results = Tally(Votes(1, len(row.verdicts))), {}
+    sizes = vote_sizes(len(row.verdicts))
+    for k, verdict in enumerate(row.verdicts, 1):
+        is_repetition = verdict.finish_reason == "repetition" and len(row.verdicts) > 1
+        answer = None if is_repetition else verdict.answer
+        tally = tally.add(answer, verdict.is_stated, verdict.program if with_programs else None)
         if k in sizes:
             results[k] = vote_result(row, tally)
     return results
 
 
-def vote_result(row: ScoredQuestion, tally: Tally) -> VoteResult:
+def vote_result(row: Answered, tally: Tally) -> VoteResult:
     winner, number = tally.winner, tally.winning_sample
     if winner is None or number is None:
         return VoteResult(None, False)
-    sample = row.samples[number]
-    is_correct = sample.is_correct
+    verdict = row.verdicts[number]
+    is_correct = verdict.is_correct
     if tally.answers[number].form != winner.form:  # only programs come to it
-        output = sample.program.output if sample.program else None
-        is_correct = equals_reference(winner.answer, row.reference) or comes_to(output or "", row.reference)
+        output = (verdict.program.output if verdict.program else None) or ""
+        is_correct = any(
+            equals_reference(winner.answer, reference) or comes_to(output, reference) for reference in row.references
+        )
     return VoteResult(winner.form, is_correct, winner.is_checked)
 
 
-def wrong_answers(rows: Sequence[ScoredQuestion], has_votes: bool) -> Iterator[tuple[ScoredQuestion, str | None]]:
+def wrong_answers(rows: Sequence[Answered], has_votes: bool) -> Iterator[tuple[Answered, str | None]]:
     """Yield the questions that were answered wrongly, with the answer of the vote, or of the first of all programs."""
     for row in rows:
-        if len(row.samples) == 1 or not has_votes:
-            if not any(sample.is_correct for sample in row.samples):
-                yield row, row.samples[0].answer
-        elif not (vote := vote_results(row)[len(row.samples)]).is_correct:
+        if len(row.verdicts) == 1 or not has_votes:
+            if not any(verdict.is_correct for verdict in row.verdicts):
+                yield row, row.verdicts[0].answer
+        elif not (vote := vote_results(row)[len(row.verdicts)]).is_correct:
             yield row, vote.form
 
 
-def checked_votes(rows: Sequence[ScoredQuestion]) -> Checked | None:
+def checked_votes(rows: Sequence[Answered]) -> Checked | None:
     """The votes of all samples whose answer a reply and a program came to; None without any."""
-    votes = [vote_results(row)[len(row.samples)] for row in rows]
+    votes = [vote_results(row)[len(row.verdicts)] for row in rows]
     right = [float(vote.is_correct) for vote in votes if vote.is_checked]
     return Checked(len(right), estimate(right)) if right else None
 
 
-def pass_estimates(rows: Sequence[ScoredQuestion], samples: int) -> dict[int, Estimate]:
+def pass_estimates(rows: Sequence[Answered], samples: int) -> dict[int, Estimate]:
     """pass@k of questions with `samples` samples each."""
-    correct = [sum(sample.is_correct for sample in row.samples) for row in rows]
+    correct = [sum(verdict.is_correct for verdict in row.verdicts) for row in rows]
     return {k: estimate([pass_at(samples, count, k) for count in correct]) for k in vote_sizes(samples)}

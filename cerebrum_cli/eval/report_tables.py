@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.eval.decisions import DecisionFigures
     from cerebrum_cli.eval.estimates import Estimate
     from cerebrum_cli.eval.report import Report, VoteReport
-    from cerebrum_cli.eval.runs import Run
+    from cerebrum_cli.eval.runs import SavedRun
 
 ESTIMATES = ("", "value", "95% interval")
 VOTES = ("vote", "accuracy", "95% interval", "tokens")
@@ -43,7 +43,7 @@ FACTS = (
 )
 
 
-def print_report(streams: Streams, report: Report, run: Run, failed: int) -> None:
+def print_report(streams: Streams, report: Report, run: SavedRun, failed: int) -> None:
     samples = format_count(report.samples, "sample")
     title = f"{run.task}: {run.model}, {format_count(report.n, 'question')}, {samples} each"
     is_single = report.samples == 1
@@ -61,7 +61,7 @@ def print_report(streams: Streams, report: Report, run: Run, failed: int) -> Non
     streams.answer(f"\n{field_lines(facts_of(run))}")
 
 
-def print_decisions(streams: Streams, figures: DecisionFigures, run: Run, failed: int) -> None:
+def print_decisions(streams: Streams, figures: DecisionFigures, run: SavedRun, failed: int) -> None:
     title = f"{run.task}: {run.model}"
     if votes := run.fingerprint.get("votes"):
         title += f", {format_count(votes, 'vote')} each"
@@ -84,17 +84,17 @@ def rounded(accuracy: Estimate) -> str:
     return f"{accuracy.value:.0%} right ({100 * low:.0f} to {100 * high:.0f})"
 
 
-def print_headline(streams: Streams, run: Run, line: str, title: str) -> None:
+def print_headline(streams: Streams, run: SavedRun, line: str, title: str) -> None:
     """Print the figure that counts, and what it is of."""
     streams.answer(f"{line}\n")
     if run.sampling:
         title += f", {sampling_text(run.sampling)}"
-    if not run.saved.is_complete:
+    if not run.result.is_complete:
         title += "; the run is not complete"
     print_title(streams, title)
 
 
-def facts_of(run: Run) -> JsonDict:
+def facts_of(run: SavedRun) -> JsonDict:
     """What the record of a run has of FACTS, on a line each."""
     record = {**run.fingerprint, **run.notes}
     record[LORA] = ", ".join(record.get(LORA, ())) or None
@@ -123,7 +123,7 @@ def vote_row(vote: VoteReport) -> Texts:
 
 
 def print_comparison(
-    streams: Streams, comparison: Comparison, runs: Sequence[Run], names: Sequence[str], differing: str
+    streams: Streams, comparison: Comparison, runs: Sequence[SavedRun], names: Sequence[str], differing: str
 ) -> None:
     """Print two runs side by side by their names; `differing` says what differs besides their models."""
     before, after = runs

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import re
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.conversation import Conversation, Text
-from cerebrum_cli.core.differences import Differences
+from cerebrum_cli.core.differences import MODEL, Differences
 from cerebrum_cli.core.errors import DAMAGE, BatchError, UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject, from_json, known_values
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.text import Texts, text_digest
 from cerebrum_cli.core.version import __version__
-from cerebrum_cli.eval.run_rows import RunRow, read_row
-from cerebrum_cli.results.output_tables import COLUMNS, INCLUDE_INPUT
-from cerebrum_cli.results.saved import SavedResult, read_saved
+from cerebrum_cli.eval.answered import Answered, read_answered
+from cerebrum_cli.eval.scores import Match
+from cerebrum_cli.rows.output_tables import COLUMNS
+from cerebrum_cli.rows.saved import SavedResult, read_saved
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.source import ModelSource
 
-Match = Literal["answer", "exact", "math", "code"]  # how replies are scored
-MATCHES: tuple[Match, ...] = get_args(Match)[:-1]  # to choose from; "code" is for tasks
-
 MATCH = "match"  # a key of the notes: a run is scored whenever it is shown
 # Keys of a fingerprint.
-TASK, MODEL = "task", "model"
+TASK = "task"
 SAMPLES, CHECK = "samples", "check"  # the number of samples, and the language of programs that vote, too
-REFERENCE = "reference"  # key of a row: its right answer
 SUFFIX = ".jsonl"
 _NOT_IN_NAMES = re.compile(r"[^\w.]+")
 _DIGITS = 8  # of a digest in a name
@@ -37,62 +33,56 @@ _MAX_NAME = 200  # bytes; file systems have 255, of which suffixes take some
 
 
 @frozen
-class _Made:
-    """What a run was made with: the values of its record that are read."""
+class SavedRun:
+    """The finished rows of an evaluation, and what they were made with."""
 
+    path: Path
+    result: SavedResult
+    rows: tuple[Answered, ...]
     task: str
     model: str
-    match: Match = "exact"  # of decisions
-    samples: int | None = None
+    match: Match
+    samples: int = 1
     check: str | None = None
     think: str | None = None
-    lora: Texts = ()
     remarks: Texts = ()
     conditions: tuple[JsonObject, ...] = ()
 
+    @property
+    def name(self) -> str:
+        return self.path.name.removesuffix(SUFFIX)
 
-class Run:
-    """The finished rows of an evaluation, and what they were made with. Raises one of DAMAGE for another result."""
+    @property
+    def fingerprint(self) -> JsonObject:
+        return self.result.record.fingerprint
 
-    def __init__(self, path: Path, saved: SavedResult) -> None:
-        self.name = path.name.removesuffix(SUFFIX)
-        self.path = path
-        self.saved = saved
-        self.fingerprint: JsonObject = saved.record.fingerprint
-        self.notes: JsonObject = saved.record.notes
-        made = from_json(_Made, known_values(_Made, {**self.notes, **self.fingerprint}))
-        self.task, self.model, self.match = made.task, made.model, made.match
-        self.samples = made.samples or 1
-        self.checks = made.check is not None
-        self.remarks, self.conditions = made.remarks, made.conditions
+    @property
+    def notes(self) -> JsonObject:
+        return self.result.record.notes
+
+    @property
+    def sampling(self) -> JsonDict:
         known = {key: self.fingerprint[key] for key in SAMPLERS if self.fingerprint.get(key) is not None}
-        self.sampling = samplers_in_effect(known) | ({"think": made.think} if made.think else {})
+        return samplers_in_effect(known) | ({"think": self.think} if self.think else {})
 
-    @cached_property
-    def rows(self) -> list[RunRow]:
-        """The finished rows. Raises UsageError for a damaged file."""
-        try:
-            return list(map(read_row, self.saved.objects()))
-        except (BatchError, *DAMAGE) as error:
-            raise not_a_run(self.path) from error
-
-    def differences(self, other: Run) -> Differences:
+    def differences(self, other: SavedRun) -> Differences:
         """What two runs were made with, besides their models: names and both values."""
-        found = self.saved.record.differences(other.saved.record)
+        found = self.result.record.differences(other.result.record)
         if self.match != other.match:
             found[MATCH] = self.match, other.match
-        unnamed = {TASK, COLUMNS, INCLUDE_INPUT}
-        if MODEL in found:
-            unnamed |= {MODEL, "model file"}
-        return {key: values for key, values in found.items() if key not in unnamed}
+        return {key: values for key, values in found.items() if key not in (TASK, COLUMNS, MODEL)}
 
 
-def read_run(path: Path) -> Run:
-    """The run at a path. Raises UsageError."""
+def read_run(path: Path) -> SavedRun:
+    """The run at a path. Raises UsageError, also for a damaged one."""
     try:
-        if saved := read_saved(path):
-            return Run(path, saved)
-    except (BatchError, *DAMAGE) as error:
+        result = read_saved(path)
+        if result:
+            made_with = {**result.record.notes, **result.record.fingerprint}
+            rows = tuple(read_answered(object, key.source) for object, key in result.rows())
+            made = known_values(SavedRun, made_with)
+            return from_json(SavedRun, {**made, "path": path, "result": result, "rows": rows})
+    except (BatchError, OSError, *DAMAGE) as error:
         raise not_a_run(path) from error
     if path.exists():
         raise not_a_run(path)

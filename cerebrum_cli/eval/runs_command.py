@@ -25,9 +25,10 @@ from cerebrum_cli.core.text import enumeration, format_count, format_names, stri
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.json_types import JsonDict, JsonObject
-    from cerebrum_cli.eval.questions import ScoredQuestion
+    from cerebrum_cli.eval.answered import Answered
+    from cerebrum_cli.eval.decisions import DecisionFigures
     from cerebrum_cli.eval.report import Report
-    from cerebrum_cli.eval.runs import Run
+    from cerebrum_cli.eval.runs import SavedRun
     from cerebrum_cli.terminal.streams import Streams
 
 RUN_HELP = "File of a run"
@@ -48,7 +49,7 @@ class ShowRun(BaseCommand):
 
     def run(self, app: App) -> None:
         from cerebrum_cli.eval.runs import read_run
-        from cerebrum_cli.eval.scorers import require_run_code
+        from cerebrum_cli.eval.scores import require_run_code
 
         if self.plot:
             from cerebrum_cli.eval.plot import require_picture
@@ -64,12 +65,12 @@ class ShowRun(BaseCommand):
             print_run(app, run, self.json, self.plot)
 
 
-def print_run(app: App, run: Run, json: bool, plot: Path | None = None) -> None:
+def print_run(app: App, run: SavedRun, json: bool, plot: Path | None = None) -> None:
     """Print the report of a run: tables, or a JSON object. Raises UsageError for a run without an answer."""
-    from cerebrum_cli.eval.decisions import DecisionFigures, decision_figures
+    from cerebrum_cli.eval.decisions import DecisionFigures
     from cerebrum_cli.eval.report_tables import print_decisions, print_report
 
-    streams, found = app.streams, decision_figures(run.rows) or report_of(app, run)
+    streams, found = app.streams, report_of(app, run)
     failed = len(run.rows) - found.n
     if plot:  # first: a report is not followed by an error
         from cerebrum_cli.eval.plot import draw_decisions, draw_report, write_picture
@@ -92,19 +93,24 @@ def print_run(app: App, run: Run, json: bool, plot: Path | None = None) -> None:
         streams.draw(f"answers are in {run.path}\n")
 
 
-def report_of(app: App, run: Run) -> Report:
-    """The report of a run of generated replies. Raises UsageError for one without an answer."""
+def report_of(app: App, run: SavedRun) -> Report | DecisionFigures:
+    """The report of a run. Raises UsageError for one without an answer."""
+    from cerebrum_cli.eval.decisions import decision_figures
     from cerebrum_cli.eval.report import summarize
+    from cerebrum_cli.eval.scores import SCORES
 
     rows = scored(app, run)
     if not rows:
         errors = [row.error.message for row in run.rows if row.error]
         reason = errors[0] if errors else "none has finished"
         raise UsageError(f"no question of {run.name} was answered: {reason}", "run it again with other settings")
-    return summarize(rows, run.samples, votes=run.match != "code", checks=run.checks)
+    kind = SCORES[run.match]
+    if kind.has_probabilities:
+        return decision_figures(rows)
+    return summarize(rows, run.samples, kind.has_votes, checks=run.check is not None)
 
 
-def run_object(run: Run, figures: JsonObject, failed: int) -> JsonDict:
+def run_object(run: SavedRun, figures: JsonObject, failed: int) -> JsonDict:
     """The object that `--json` prints, with what is known of a run."""
     from cerebrum_cli.eval.runs import MATCH
 
@@ -113,7 +119,7 @@ def run_object(run: Run, figures: JsonObject, failed: int) -> JsonDict:
         "model": run.model,
         **figures,
         "failed": failed,
-        "complete": run.saved.is_complete,
+        "complete": run.result.is_complete,
         "sampling": run.sampling or None,
         "match": run.notes.get(MATCH),
         "quantization": run.notes.get("quantization"),
@@ -125,17 +131,16 @@ def run_object(run: Run, figures: JsonObject, failed: int) -> JsonDict:
     return {key: value for key, value in object.items() if value is not None}
 
 
-def print_wrong(app: App, run: Run, json: bool) -> None:
+def print_wrong(app: App, run: SavedRun, json: bool) -> None:
     """Print the questions whose answer is wrong, or that of their vote, with the right answer."""
     from cerebrum_cli.eval.report import wrong_answers
+    from cerebrum_cli.eval.scores import SCORES
     from cerebrum_cli.terminal.tables import excerpt, print_rows, print_table
 
-    prompts = {row.digest: row.prompt for row in run.rows}
-    undecided = {row.digest for row in run.rows if row.probabilities and row.answer is None}
     rows: list[JsonDict] = [
-        {"id": row.id, "answer": answer, "reference": row.reference, "question": prompts[row.digest]}
-        for row, answer in wrong_answers(scored(app, run), has_votes=run.match != "code")
-        if row.digest not in undecided
+        {"id": row.id, "answer": answer, "reference": row.reference, "question": row.prompt}
+        for row, answer in wrong_answers(scored(app, run), SCORES[run.match].has_votes)
+        if not (row.probabilities and row.answer is None)
     ]
 
     def as_table(streams: Streams, rows: Iterable[JsonObject]) -> None:
@@ -145,16 +150,16 @@ def print_wrong(app: App, run: Run, json: bool) -> None:
     print_rows(app.streams, rows, json, as_table, "no question was answered wrongly")
 
 
-def scored(app: App, run: Run) -> list[ScoredQuestion]:
+def scored(app: App, run: SavedRun) -> list[Answered]:
     """The scored rows of a run, with progress. Raises UsageError if programs cannot run here."""
-    from cerebrum_cli.eval.score import score
+    from cerebrum_cli.eval.scores import score
     from cerebrum_cli.terminal.progress import FileProgress, interruptible
 
     with interruptible("nothing is lost: show the run to score it again"), FileProgress(app.streams) as progress:
         return score(run.rows, run.match, partial(progress.update, "scoring"))
 
 
-def run_remarks(run: Run) -> Iterator[str]:
+def run_remarks(run: SavedRun) -> Iterator[str]:
     from cerebrum_cli.eval.math_verify import INSTALL, math_verify_version
 
     yield from run.remarks
@@ -183,7 +188,7 @@ class CompareRuns(BaseCommand):
         from cerebrum_cli.eval.decisions import decision_figures
         from cerebrum_cli.eval.report_tables import print_comparison
         from cerebrum_cli.eval.runs import read_run
-        from cerebrum_cli.eval.scorers import require_run_code
+        from cerebrum_cli.eval.scores import SCORES, require_run_code
 
         runs = read_run(Path(self.before)), read_run(Path(self.after))
         for run in runs:
@@ -191,9 +196,9 @@ class CompareRuns(BaseCommand):
         names = [run.name for run in runs]
         if names[0] == names[1]:
             names = [self.before, self.after]
-        has_votes = all(run.match != "code" for run in runs)
+        kinds = [SCORES[run.match] for run in runs]
         first, second = paired(app, runs, names)
-        comparison = compare(first, second, has_votes)
+        comparison = compare(first, second, all(kind.has_votes for kind in kinds))
         differing = runs[0].differences(runs[1])
         if self.json:
             app.streams.answer({**asdict(comparison), "differences": differing})
@@ -201,27 +206,27 @@ class CompareRuns(BaseCommand):
         print_comparison(app.streams, comparison, runs, names, enumeration(describe_differences(differing, " and")))
         text = strip_controls(conclusion(comparison, *names))
         app.streams.answer(f"\n{app.streams.wrapped(text)}\n")
-        of_first, of_second = (decision_figures(run.rows) for run in runs)
-        if of_first and of_second:
+        if all(kind.has_probabilities for kind in kinds):
+            of_first, of_second = (decision_figures([row for row in run.rows if row.has_reply]) for run in runs)
             line = strip_controls(of_first.compare(of_second, names))
             app.streams.answer(f"\n{app.streams.wrapped(line)}\n")
 
 
-def paired(app: App, runs: Sequence[Run], names: Sequence[str]) -> list[list[ScoredQuestion]]:
+def paired(app: App, runs: Sequence[SavedRun], names: Sequence[str]) -> list[list[Answered]]:
     """The scored rows of both runs that ask the same, in one order. Raises UsageError without any."""
-    first, second = ({row.digest: row for row in scored(app, run)} for run in runs)
-    common = [digest for digest in first if digest in second]
+    first, second = ({row.source: row for row in scored(app, run)} for run in runs)
+    common = [source for source in first if source in second]
     if not common:
         problem = f"{names[0]} and {names[1]} have no answered question in common"
         raise UsageError(problem, "evaluate the same task or the same file")
     for note in (*left_out(names, first, second), *left_out(names[::-1], second, first)):
         app.streams.note(NoticeEvent(note))
-    return [[rows[digest] for digest in common] for rows in (first, second)]
+    return [[rows[source] for source in common] for rows in (first, second)]
 
 
-def left_out(names: Sequence[str], rows: dict[str, ScoredQuestion], others: dict[str, ScoredQuestion]) -> Iterator[str]:
+def left_out(names: Sequence[str], rows: dict[int, Answered], others: dict[int, Answered]) -> Iterator[str]:
     """Yield a note that names the questions of a run without a result in another."""
-    if unpaired := [str(row.id) for digest, row in rows.items() if digest not in others]:
+    if unpaired := [str(row.id) for source, row in rows.items() if source not in others]:
         count = format_count(len(unpaired), "question")
         yield f"left out {count} of {names[0]} without a result in {names[1]}: {format_names(unpaired)}"
 

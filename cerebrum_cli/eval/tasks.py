@@ -10,7 +10,7 @@ from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.row_fields import InvalidRow
 from cerebrum_cli.core.text import braced
 from cerebrum_cli.eval.reading import Convert
-from cerebrum_cli.eval.runs import Match
+from cerebrum_cli.eval.scores import Match
 
 BOXES = ("\\boxed", "\\fbox")
 

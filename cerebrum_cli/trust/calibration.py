@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from math import ceil, isfinite
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 from cerebrum_cli.core.errors import DAMAGE, UsageError
 from cerebrum_cli.core.frozen import frozen
@@ -23,13 +23,6 @@ FITTING = 3  # one row in this many fits the map, the others choose thresholds
 LEAST_MORE = 10  # suggest at least a tenth of the labelled rows: these missed the threshold by bad luck
 SEED = 0
 HOW_TO_MAKE = "make one from labelled rows: --label COLUMN --calibrate FILE"
-
-
-class LabelledDecision(NamedTuple):
-    """The probabilities of the choices, and the position of the right one."""
-
-    probabilities: Sequence[float]
-    label: int
 
 
 @frozen
@@ -118,23 +111,25 @@ class Calibration:
         return {"version": VERSION, **asdict(self)}
 
 
-def calibrate(rows: Sequence[LabelledDecision], choices: Texts, made_with: JsonObject) -> Calibration:
-    """Calibrate decisions among these choices. Raises UsageError without rows, and for an invalid row.
+def calibrate(
+    probabilities: Sequence[Sequence[float]], labels: Sequence[int], choices: Texts, made_with: JsonObject
+) -> Calibration:
+    """Calibrate decisions among these choices, by the probabilities of labelled rows and the positions of their labels.
 
-    A third of the rows, drawn by position, fits the map.
+    A third of the rows, drawn by position, fits the map. Raises UsageError without rows, and for an invalid row.
     """
-    if not rows:
+    if not labels:
         raise UsageError("no labelled rows to calibrate with", "label some rows")
     count = len(choices)
-    for number, row in enumerate(rows, 1):
-        _require(len(row.probabilities) == count and 0 <= row.label < count, number, "other choices")
-        _require(all(map(_is_share, row.probabilities)), number, "a probability that is not from 0 to 1")
-    order = list(range(len(rows)))
+    for number, (row, label) in enumerate(zip(probabilities, labels, strict=True), 1):
+        _require(len(row) == count and 0 <= label < count, number, "other choices")
+        _require(all(map(_is_share, row)), number, "a probability that is not from 0 to 1")
+    order = list(range(len(labels)))
     Random(SEED).shuffle(order)
-    fitting = [rows[position] for position in order[: len(rows) // FITTING]]
-    score_map = fit_map([row.probabilities for row in fitting], [row.label for row in fitting], count)
-    scored = tuple(_scored(score_map, rows[position]) for position in order[len(fitting) :])
-    return Calibration(made_with, choices, score_map, len(rows), scored)
+    fitting, others = order[: len(order) // FITTING], order[len(order) // FITTING :]
+    score_map = fit_map([probabilities[row] for row in fitting], [labels[row] for row in fitting], count)
+    scored = tuple(_scored(score_map, probabilities[row], labels[row]) for row in others)
+    return Calibration(made_with, choices, score_map, len(labels), scored)
 
 
 def parse_calibration(text: str, where: str) -> Calibration:
@@ -165,10 +160,9 @@ def _check(calibration: Calibration) -> None:
         raise ValueError(f"invalid {invalid[0]}")
 
 
-def _scored(score_map: ScoreMap, row: LabelledDecision) -> ScoredRow:
-    probabilities = score_map.apply(row.probabilities)
-    probability = max(probabilities)
-    return ScoredRow(probability, probabilities.index(probability) == row.label)
+def _scored(score_map: ScoreMap, probabilities: Sequence[float], label: int) -> ScoredRow:
+    mapped = score_map.apply(probabilities)
+    return ScoredRow(max(mapped), mapped.index(max(mapped)) == label)
 
 
 def _require(is_valid: bool, number: int, problem: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cerebrum_cli.core.differences import describe_differences, differing_values
+from cerebrum_cli.core.differences import describe_differences, differing_conditions
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import (
     atomic_write,
@@ -20,7 +20,6 @@ from cerebrum_cli.core.text import enumeration
 from cerebrum_cli.trust.calibration import HOW_TO_MAKE, Calibration, parse_calibration
 
 MAX_BYTES = 100_000_000  # a labelled row takes 30
-MODEL, MODEL_FILE = "model", "model file"  # the name of a model, and the digest of its file, which is what counts
 
 
 def save_calibration(path: Path, calibration: Calibration) -> None:
@@ -45,7 +44,8 @@ def load_calibration(path: Path, made_with: JsonObject) -> Calibration:
     if not exists(path):
         raise UsageError(f"{path} does not exist", HOW_TO_MAKE)
     calibration = read_calibration(path)
-    if difference := describe_mismatch(calibration.made_with, made_with):
+    if found := differing_conditions(calibration.made_with, made_with):
+        difference = enumeration(describe_differences(found, ", now"))
         problem = f"{path} was made with something else: {difference}"
         raise UsageError(problem, "use what it was made with, or calibrate for this with --calibrate")
     return calibration
@@ -56,13 +56,3 @@ def read_calibration(path: Path) -> Calibration:
     with readable(path):
         data = read_small(path, MAX_BYTES)
     return parse_calibration(decode_text(data, str(path), MAX_BYTES, UsageError), str(path))
-
-
-def describe_mismatch(before: JsonObject, now: JsonObject) -> str:
-    """What differs, with both values; empty if nothing does. The same file may be a model of another name."""
-    found = differing_values(before, now)
-    names = found.pop(MODEL, None)
-    if names and MODEL_FILE in found:
-        del found[MODEL_FILE]
-        found = {MODEL: names, **found}
-    return enumeration(describe_differences(found, ", now"))

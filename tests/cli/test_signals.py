@@ -13,10 +13,10 @@ from typing import Any
 import mcp_stand_in
 import psutil
 import pytest
-from batch_files import stored_lines
 from command_line import COMMAND, CommandLine, Finished
 from merges import stack
 from person import OpenTerminal
+from row_files import stored_lines
 from scripted_command import backend_for, run_here, start_scripted
 from server_kinds import LlamaServer, OllamaServer
 from waiting import TIMEOUT_S, user_seconds, wait_for_end, wait_until

@@ -18,13 +18,12 @@ from typing import Any, cast
 import psutil
 import pytest
 import ray_machines
-from batch_files import output_object, stored_lines
 from command_line import CommandLine, assert_error
 from guard import Guard, own_addresses
+from row_files import output_object, stored_lines
 from tiny_models import Shape, write_quantized
 from waiting import wait_until
 
-from cerebrum_cli.batch.readers import InputOptions
 from cerebrum_cli.cluster import ray_adapter as ray_cluster
 from cerebrum_cli.cluster.distribution import Distribution, NodeJob, find_file
 from cerebrum_cli.cluster.ray_adapter import Message, Plan, WorkerReport
@@ -36,7 +35,9 @@ from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.library import Library
 from cerebrum_cli.library.registry import Registry, RegistryEntry, hash_file
 from cerebrum_cli.replies.source import ModelSource
-from cerebrum_cli.results.results import open_results
+from cerebrum_cli.rows.read import InputOptions
+from cerebrum_cli.rows.record import Record
+from cerebrum_cli.rows.run import open_run
 from cerebrum_cli.servers.endpoint import Endpoint, Servers
 
 ROWS = 40
@@ -46,7 +47,7 @@ Messages = Iterator[Message]
 
 
 def answered(block: bytes, text: str = "") -> bytes:
-    rows = {position: (output_object(row, text=text or row.prompt), False) for position, row in pickle.loads(block)}
+    rows = {place: output_object(row, text=text or row.prompt) for place, row in pickle.loads(block)}
     return pickle.dumps((rows, 10 * len(rows), [NoticeEvent("slow", "")]))
 
 
@@ -85,9 +86,9 @@ def answer_all(source: Path, cluster: ScriptedCluster, **options: Any) -> tuple[
     job, output = node_job("", source, Servers(())), source.with_name("out.jsonl")
     with (
         InputOptions().open(source, None, output) as rows,
-        closing(open_results(output, {"model": "a"}, rows.kind_for(output), rows.known_rows())) as results,
+        closing(open_run(output, Record({"model": "a"}), rows)) as results,
     ):
-        events = list(Distribution(cluster, job, results, rows.missing_rows, 64, **options).answer())
+        events = list(Distribution(cluster, job, results, 64, **options).answer())
         results.complete()
         assert results.notes["servers"][0] == READY.records[0]
     return events, [json.loads(line)["text"] for line in output.read_text().splitlines()]

@@ -202,6 +202,7 @@ def test_labelled_rows_of_a_table_have_the_same_report(user: CommandLine) -> Non
     assert plain.code == 0
     rows, plain_rows = table_of(user, "out.csv"), table_of(user, "plain.csv")
     assert {row.pop("first_word") for row in rows} <= {"yes", "no"}
+    assert all(row.pop("key") != plain_row.pop("key") for row, plain_row in zip(rows, plain_rows, strict=True))
     assert [row.pop("reference") for row in rows] == [row["refund"] for row in rows] and rows == plain_rows
 
 

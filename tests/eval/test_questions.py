@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,16 +16,16 @@ from dataset_files import table
 from hub_server import DATASETS
 from hub_user import HubUser
 
-from cerebrum_cli.batch.input_row import InputRow, prompt_row
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.row_fields import parse_template
+from cerebrum_cli.core.row_fields import Template, parse_template
 from cerebrum_cli.eval.eval_options import EvalOptions
 from cerebrum_cli.eval.presets import PRESETS
-from cerebrum_cli.eval.questions import Question, select
-from cerebrum_cli.eval.reading import read_questions
+from cerebrum_cli.eval.reading import Convert, question_options, read_questions, select
 from cerebrum_cli.eval.sources import LoadedTask, find_task, load_task
 from cerebrum_cli.eval.tasks import TASKS, last_boxed
+from cerebrum_cli.rows.read import RowList
+from cerebrum_cli.rows.row import InputRow, prompt_row
 
 GOOD = {"question": "1 + 1?", "answer": "2"}
 
@@ -32,7 +33,18 @@ GOOD = {"question": "1 + 1?", "answer": "2"}
 def read(*rows: Any, **options: Any) -> list[InputRow]:
     """Read rows as lines of JSON; bytes are a line as they are."""
     lines = (row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows)
-    return [question.row for question in read_questions(b"\n".join(lines), **options)]
+    return read_text(b"\n".join(lines), "jsonl", **options)
+
+
+def read_text(
+    data: bytes, shape: str, template: Template | None = None, convert: Convert | None = None, answer: str = "answer"
+) -> list[InputRow]:
+    reading = question_options(template, convert, answer, None)
+    with tempfile.NamedTemporaryFile(suffix=f".{shape}") as file:
+        file.write(data)
+        file.flush()
+        with reading.open(Path(file.name), None) as rows:
+            return [row for _, row in read_questions([rows]).rows]
 
 
 def reason(row: Any, **options: Any) -> str:
@@ -90,22 +102,22 @@ def test_questions_of_a_template_need_no_question_field() -> None:
     assert reason({"question": "", "answer": "2"}, template=parse_template("{question}")) == "the prompt is empty"
 
 
-def numbered(ids: Iterable[str | int]) -> list[Question]:
-    return [Question(b"%d" % number, prompt_row(number, id, "?")) for number, id in enumerate(ids, 1)]
+def numbered(ids: Iterable[str | int]) -> RowList:
+    return RowList(tuple((number, prompt_row(number, id, "?")) for number, id in enumerate(ids, 1)))
 
 
 def test_selection_is_a_prefix_of_a_larger_one() -> None:
     questions = numbered(range(1, 401))
-    chosen = select(questions, 400).questions
-    assert {each.digest for each in chosen} == {each.digest for each in questions} and list(chosen) != questions
-    assert select(questions, 200).questions == chosen[:200]
-    assert select(reversed(questions)).questions == chosen
-    assert select(questions[:300]).questions == tuple(each for each in chosen if each.row.number <= 300)
+    chosen = select(questions, 400).rows
+    assert sorted(chosen, key=lambda each: each[0]) == list(questions.rows) and chosen != questions.rows
+    assert select(questions, 200).rows == chosen[:200]
+    assert select(RowList(questions.rows[::-1])).rows == chosen
+    assert select(RowList(questions.rows[:300])).rows == tuple(each for each in chosen if each[0] <= 300)
 
 
 def test_selection_is_the_same_on_every_machine() -> None:
     questions = numbered(("a", "b", 1, "1", 2, "ü"))
-    assert [question.row.id for question in select(questions).questions] == ["1", 1, "ü", "b", "a", 2]
+    assert [row.id for _, row in select(questions).rows] == ["1", 1, "ü", "b", "a", 2]
 
 
 def test_presets_are_of_tasks_and_the_catalog() -> None:
@@ -164,12 +176,11 @@ def load(
     """Load a task, whose prompts are the questions alone, as a user with more environment variables."""
     task = replace(TASKS[name], template="", follows="")
     with environment_of(hub_user.command.environment(hub_user.environment(variables))):
-        return load_task(task, Notices() if notices is None else notices, offline)
+        return load_task(task, Notices() if notices is None else notices, EvalOptions(offline=offline))
 
 
 def summary(loaded: LoadedTask) -> list[tuple[str | int, str | None, str]]:
-    rows = (question.row for question in loaded.questions)
-    return [(row.id, row.prompt, row.known["reference"]) for row in rows if not row.error]
+    return [(row.id, row.prompt, row.known["reference"]) for _, row in loaded.questions.rows if not row.error]
 
 
 def refusal(hub_user: HubUser, task: str, **options: Any) -> list[str]:
@@ -192,7 +203,8 @@ def test_dataset_is_downloaded_once_and_then_read_offline(hub_user: HubUser) -> 
 
 
 def load_source(source: str | Path, **options: Any) -> LoadedTask:
-    return load_task(find_task(str(source), EvalOptions(**options)), Notices(), offline=False)
+    given = EvalOptions(**options)
+    return load_task(find_task(str(source), given), Notices(), given)
 
 
 def test_protocol_asks_for_a_form_and_a_preset_asks_as_its_card_does(hub_user: HubUser) -> None:
@@ -200,10 +212,10 @@ def test_protocol_asks_for_a_form_and_a_preset_asks_as_its_card_does(hub_user: H
         found, of_card = load_source("gsm8k"), load_source("gsm8k", preset="cerebrum-7b")
         own = load_source("gsm8k", template="{question} Briefly.")
     form = 'on the last line write "Answer:" and the final number.'
-    prompts = [each.questions[0].row.prompt for each in (found, of_card, own)]
+    prompts = [each.questions.rows[0][1].prompt for each in (found, of_card, own)]
     assert prompts == [f"0 + 1?\n\nReason step by step, and {form}", "0 + 1?", "0 + 1? Briefly."]
     assert [each.fingerprint["protocol"] for each in (found, of_card, own)] == ["gsm8k 1", None, None]
-    assert len({tuple(each.digest for each in loaded.questions) for loaded in (found, of_card, own)}) == 1
+    assert len({tuple(source for source, _ in loaded.questions.rows) for loaded in (found, of_card, own)}) == 1
     assert any(remark.startswith("protocol gsm8k, version 1: zero-shot") for remark in found.remarks)
     assert not any(remark.startswith("protocol") for remark in of_card.remarks)
 
@@ -268,7 +280,7 @@ def test_dataset_of_arc_has_choices(hub_user: HubUser) -> None:
         ("M_1", f"Which?\n\nA) a\nB) b\n\n{ask}", "B"),
         ("M_2", f"How many?\n\nA) 2\nB) 1\n\n{ask}", "A"),
     ]
-    error = found.questions[2].row.error
+    error = found.questions.rows[2][1].error
     assert error and error.message == "invalid `answerKey`: 'C' is none of the labels"
 
 
@@ -301,7 +313,7 @@ def test_file_has_questions_a_digest_and_bad_rows(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text('{"q": "1 + 1?", "answer": 2}\n{"question": "?"}\n')
     found = load_source(path, template="{q} =")
-    assert [each.row.error and each.row.error.message for each in found.questions] == [
+    assert [row.error and row.error.message for _, row in found.questions.rows] == [
         None,
         "no field `q`; the fields are: question",
     ]

@@ -14,39 +14,39 @@ from hypothesis import given, strategies as st
 
 from cerebrum_cli.core.ask import Votes
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.eval.answered import Answered, Sample, Verdict, read_answered
 from cerebrum_cli.eval.comparison import Changes, Comparison, compare, conclusion
 from cerebrum_cli.eval.decisions import DecisionFigures, decision_figures
 from cerebrum_cli.eval.estimates import estimate, mcnemar, mean, paired_interval, pass_at, vote_sizes
 from cerebrum_cli.eval.plot import draw_report, require_picture, write_picture
-from cerebrum_cli.eval.questions import ScoredQuestion, ScoredSample
 from cerebrum_cli.eval.report import Report, summarize, vote_results
-from cerebrum_cli.eval.run_rows import RunRow, read_row
-from cerebrum_cli.eval.score import score
+from cerebrum_cli.eval.scores import score
 from cerebrum_cli.replies.tally import Program, Tally
 
-KEY = {"id": 1, "prompt": "3 + 4?", "error": None, "key": "1.1.0123456789abcdef0123"}
+ROW = {"id": 1, "prompt": "3 + 4?", "error": None}
+SOURCE = 12345
 
 
-def sample(answer: str | None, finish_reason: str = "stop", output: str | None = None) -> ScoredSample:
-    """A scored reply; 7 is correct."""
-    program = None if output is None else Program("", output)
-    return ScoredSample(answer, answer == "7", True, finish_reason, program)
+def sample(answer: str | None, finish_reason: str = "stop") -> Verdict:
+    """The score of a reply; 7 is correct."""
+    return Verdict(answer, answer == "7", True, Sample(answer or "", finish_reason))
 
 
-def row(*samples: ScoredSample, tokens: int = 10) -> ScoredQuestion:
-    return ScoredQuestion(1, "d", "7", samples, tokens, 5 * len(samples))
+def row(*verdicts: Verdict, tokens: int = 10) -> Answered:
+    samples = tuple(verdict.sample for verdict in verdicts if verdict.sample)
+    return Answered(1, SOURCE, ("7",), samples=samples, completion_tokens=tokens, verdicts=verdicts)
 
 
-def finished(text: str, **values: object) -> RunRow:
-    """The object of a row that asks for a sum, as the loop writes it."""
+def finished(text: str, **values: object) -> Answered:
+    """The row of an object that asks for a sum, as the loop writes it."""
     object = {"text": text, "finish_reason": "stop", "votes": None, "completion_tokens": 9, "reference": "7"}
-    return read_row({**KEY, **object, **values})
+    return read_answered({**ROW, **object, **values}, SOURCE)
 
 
-def decided(label: str, yes: float, first_word: str = "", **values: object) -> RunRow:
-    """The object of a labelled row, as `decide` writes it."""
+def decided(label: str, yes: float, first_word: str = "", **values: object) -> Answered:
+    """The row of an object that was labelled, as `decide` writes it."""
     given = {"reference": label, "probability of yes": yes, "probability of no": 1 - yes, "first_word": first_word}
-    return read_row({**KEY, "answer": "yes", **given, **values})
+    return read_answered({**ROW, "answer": "yes", **given, **values}, SOURCE)
 
 
 scores = st.lists(st.sampled_from([0.0, 1.0]) | st.floats(0, 1), min_size=1, max_size=50)
@@ -111,7 +111,7 @@ def test_votes_are_reported_for_all_sizes_or_powers_of_two() -> None:
 RIGHT, WRONG, OTHER, SILENT = (row(sample(answer)) for answer in ("7", "8", "9", None))
 
 
-def pair(both: int, lost: int, won: int, neither: int = 0) -> tuple[list[ScoredQuestion], list[ScoredQuestion]]:
+def pair(both: int, lost: int, won: int, neither: int = 0) -> tuple[list[Answered], list[Answered]]:
     """Two runs of single samples: questions both have right, only the first, only the second, neither."""
     a = [RIGHT] * (both + lost) + [WRONG] * (won + neither)
     b = [RIGHT] * both + [WRONG] * lost + [RIGHT] * won + [WRONG] * neither
@@ -154,10 +154,8 @@ def test_conclusion_names_the_better_run(counts: tuple[int, int, int, int], word
     assert conclusion(compare(*pair(*counts)), "A", "B").startswith(words)
 
 
-def figures(*rows: RunRow) -> DecisionFigures:
-    found = decision_figures(rows)
-    assert found
-    return found
+def figures(*rows: Answered) -> DecisionFigures:
+    return decision_figures(rows)
 
 
 def test_log_loss_confusions_and_errors_by_sureness() -> None:
@@ -188,10 +186,6 @@ def test_first_word_that_is_right_more_often_is_a_warning() -> None:
     assert [*figures(decided("no", 0.6, "yes"), decided("yes", 0.6, "yes")).warnings] == []
 
 
-def test_rows_without_probabilities_have_no_figures() -> None:
-    assert decision_figures([finished("yes")]) is None
-
-
 @pytest.fixture
 def votes() -> Report:
     """A report of 20 questions with 4 samples each."""
@@ -204,16 +198,25 @@ def test_score_is_of_all_samples_that_were_generated() -> None:
     refused = finished("", finish_reason=None, error={"type": "invalid_json", "message": "not JSON"})
     no_json = finished("{", finish_reason="length", error={"type": "incomplete_output", "message": "truncated"})
     rows = score([finished("It is 8."), refused, finished("", votes={"samples": samples}), no_json], "answer")
-    assert [[each.answer for each in row.samples] for row in rows] == [["8"], ["7", None], [None]]
-    assert [[each.is_correct for each in row.samples] for row in rows] == [[False], [True, False], [False]]
-    assert [each.is_truncated for row in rows for each in row.samples] == [False, False, True, True]
-    assert {(row.digest, row.tokens) for row in rows} == {("0123456789abcdef0123", 9)}
+    assert [[each.answer for each in row.verdicts] for row in rows] == [["8"], ["7", None], [None]]
+    assert [[each.is_correct for each in row.verdicts] for row in rows] == [[False], [True, False], [False]]
+    assert [each.is_truncated for row in rows for each in row.verdicts] == [False, False, True, True]
+    assert {(row.source, row.tokens) for row in rows} == {(SOURCE, 9)}
+
+
+def test_any_of_several_right_answers_is_right() -> None:
+    texts = ("It is 7.", "It is seven.", "It is 8.")
+    found = [finished(text, reference=["7", "seven"]) for text in texts]
+    for match in ("answer", "math"):
+        assert [row.accuracy for row in score(found, match)] == [1.0, 1.0, 0.0]
+    assert [row.accuracy for row in score([finished("seven", reference=["7", "seven"])], "exact")] == [1.0]
+    assert found[0].reference == "7 or seven"
 
 
 def test_score_of_decisions_compares_answers() -> None:
     failed: dict[str, Any] = {"answer": None, "error": {"type": "invalid_request", "message": "empty"}}
     asked = (decided("yes", 0.9), decided("yes", 0.9, answer=None), decided("no", 0.9), decided("yes", 0.9, **failed))
-    rows = score(asked, "exact")
+    rows = score(asked, "choice")
     assert [row.accuracy for row in rows] == [1.0, 1.0, 0.0]  # one that is left undecided has a likeliest choice, too
 
 
@@ -254,13 +257,14 @@ CASES = ("a.a.b.", "a.a.bb", "a.b.cb", "ab..", "acbc", "aabbb.", "...b", "abba",
 
 @pytest.mark.parametrize("case", CASES)
 def test_vote_of_a_run_wins_as_the_vote_of_a_command(case: str) -> None:
-    tally, samples = Tally(Votes(8, 8, checks=True)), list[ScoredSample]()
+    tally, verdicts = Tally(Votes(8, 8, checks=True)), list[Verdict]()
     for reply, output in zip(case[::2], case[1::2], strict=True):
         answer, printed = (None if letter == "." else letter for letter in (reply, output))
         tally = tally.add(answer, answer is not None, Program("", printed))
-        samples.append(ScoredSample(answer, answer == "a", answer is not None, "stop", Program("", printed)))
-    scored = ScoredQuestion(1, "d", "a", tuple(samples), 10, 0)
-    won = vote_results(scored)[len(samples)]
+        sample = Sample("", "stop", "", printed)
+        verdicts.append(Verdict(answer, answer == "a", answer is not None, sample))
+    scored = Answered(1, SOURCE, ("a",), verdicts=tuple(verdicts))
+    won = vote_results(scored)[len(verdicts)]
     assert won.form == (tally.winner and tally.winner.form)
     assert (won.is_checked, won.is_correct) == (bool(tally.winner and tally.winner.is_checked), won.form == "a")
 

@@ -7,8 +7,8 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from batch_files import stored_lines
 from person import OpenTerminal
+from row_files import stored_lines
 from waiting import wait_until
 
 from cerebrum_cli.core.events import PromptEvent, SequenceId, TokenEvent

@@ -16,7 +16,6 @@ from cerebrum_cli.core.json_types import to_json
 from cerebrum_cli.trust.calibration import (
     CONFIDENCE,
     Calibration,
-    LabelledDecision,
     Threshold,
     Unreachable,
     calibrate,
@@ -32,7 +31,7 @@ MADE_WITH = {"model": "tiny", "model file": "digest", "question": "Is it?"}
 
 def decisions(rows: Sequence[tuple[float, int]]) -> Calibration:
     """Of rows with the probability of yes, and the position of the label."""
-    return calibrate([LabelledDecision((yes, 1 - yes), label) for yes, label in rows], YES_NO, MADE_WITH)
+    return calibrate([(yes, 1 - yes) for yes, _ in rows], [label for _, label in rows], YES_NO, MADE_WITH)
 
 
 def answers(*groups: tuple[float, int, int]) -> Calibration:
@@ -128,11 +127,12 @@ def test_map_is_none_where_probabilities_are_right() -> None:
 
 def test_calibration_with_a_choice_that_no_label_names() -> None:
     random = Random(4)
-    rows = []
+    rows, labels = [], []
     for _ in range(150):
         first = random.random()
-        rows.append(LabelledDecision((0.7 * first, 0.7 * (1 - first), 0.3), int(random.random() > first)))
-    calibration = calibrate(rows, ("a", "b", "c"), {})
+        rows.append((0.7 * first, 0.7 * (1 - first), 0.3))
+        labels.append(int(random.random() > first))
+    calibration = calibrate(rows, labels, ("a", "b", "c"), {})
     assert 0 < calibration.probabilities((0.4, 0.3, 0.3))[2] < 0.3
 
 
@@ -143,7 +143,7 @@ def test_calibration_rejects_invalid_rows() -> None:
     with pytest.raises(UsageError, match="labelled row 1 has other choices"):
         decisions([(0.5, 2)])
     with pytest.raises(UsageError, match="labelled row 1 has other choices"):
-        calibrate([LabelledDecision((0.2, 0.3, 0.5), 0)], YES_NO, {})
+        calibrate([(0.2, 0.3, 0.5)], [0], YES_NO, {})
     with pytest.raises(UsageError, match="no labelled rows"):
         decisions([])
 

@@ -1,4 +1,4 @@
-"""A small batch, its input and its results."""
+"""A small batch, its input and its runs."""
 
 import contextlib
 import os
@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from cerebrum_cli.batch.readers import BatchInput, InputOptions
 from cerebrum_cli.core.row_fields import RowError, parse_template
-from cerebrum_cli.results.results import open_results
-from cerebrum_cli.results.rows import Results, RowKind
+from cerebrum_cli.rows.output_tables import table_for
+from cerebrum_cli.rows.read import Input, InputOptions, RowList
+from cerebrum_cli.rows.record import Record
+from cerebrum_cli.rows.run import Run, open_run
 
 T = TypeVar("T")
 InputRow = Any  # a row that `batch` has read
@@ -24,7 +25,7 @@ FINGERPRINT: dict[str, Any] = {"model": "a", "temperature": 0.7, "stop": ("x",),
 @contextlib.contextmanager
 def open_rows(
     data: bytes | str, shape: str = "txt", template: str | None = None, output: str = "out.jsonl", **options: Any
-) -> Iterator[BatchInput]:
+) -> Iterator[Input]:
     """Open the rows of a file."""
     reading = InputOptions(None if template is None else parse_template(template), **options)
     with tempfile.NamedTemporaryFile(suffix=f".{shape}") as file:
@@ -64,29 +65,38 @@ def answer(row: InputRow, text: str = "So.") -> dict[str, Any]:
     return output_object(row, text=f"{text} {row.prompt}", finish_reason="stop", seed=1)
 
 
-@cache
-def known_rows(text: str, output: str) -> tuple[RowKind, list[tuple[bytes, int]]]:
-    with open_rows(text, output=output) as rows:
-        return rows.kind_for(Path(output)), list(rows.known_rows())
+@cache  # before the calls of a process that is killed are counted
+def lines_of(text: str, shape: str = "txt", **options: Any) -> RowList:
+    """The rows of a text."""
+    with open_rows(text, shape, **options) as rows:
+        return RowList(tuple((rows.source_of(data), rows.read(number, data)) for number, data in rows.records()))
 
 
 def open_batch(
     output: Path, restart: bool = False, text: str = TEXT, retry_failed: bool = False, **changed: Any
-) -> Results:
-    return open_results(output, {**FINGERPRINT, **changed}, *known_rows(text, output.name), restart, retry_failed)
+) -> Run:
+    made_with = Record({**FINGERPRINT, **changed})
+    return open_run(output, made_with, lines_of(text), table_for(output, None), restart, retry_failed)
 
 
 def finish(
-    results: Results, rows: Sequence[InputRow], answer_text: str, order: Iterable[int] = (), most: int = 99
+    run: Run, rows: Sequence[InputRow], answer_text: str, order: Iterable[int] = (), most: int = 99
 ) -> list[int]:
-    """Answer missing rows, up to a number of them, and complete the result if it has all; their positions."""
-    with contextlib.closing(results):
-        missing = [position for position in order or range(len(rows)) if position not in results.finished][:most]
-        for position in missing:
-            results.write_row(position, answer(rows[position], answer_text))
-        if len(results.finished) == len(rows):
-            results.complete()
+    """Answer missing rows, up to a number of them, and complete the run if it has all; their positions."""
+    with contextlib.closing(run):
+        missing = [position for position in order or range(len(rows)) if position not in run.finished][:most]
+        write_answers(run, missing, answer_text)
+        if len(run.finished) == len(rows):
+            run.complete()
     return missing
+
+
+def write_answers(run: Run, positions: Iterable[int], text: str = "So.") -> None:
+    """Answer missing rows, by their positions."""
+    missing = {run.position_of(place): (place, row) for place, row in run.missing()}
+    for position in positions:
+        place, row = missing[position]
+        run.write(place, answer(row, text))
 
 
 def run(output: Path, restart: bool = False, text: str = "So.", **changed: Any) -> list[int]:
@@ -94,9 +104,8 @@ def run(output: Path, restart: bool = False, text: str = "So.", **changed: Any) 
 
 
 def run_some(output: Path, *positions: int, restart: bool = False, text: str = "So.", **changed: Any) -> None:
-    with contextlib.closing(open_batch(output, restart, **changed)) as results:
-        for position in positions:
-            results.write_row(position, answer(ROWS[position], text))
+    with contextlib.closing(open_batch(output, restart, **changed)) as run:
+        write_answers(run, positions, text)
 
 
 def stored_lines(path: Path) -> list[str]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-from cerebrum_cli.batch.input_row import InputRow, invalid_row, prompt_row
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.json_types import to_json
 from cerebrum_cli.core.row_fields import InvalidRow, Template, own_id
 from cerebrum_cli.core.text import Texts, format_count
-from cerebrum_cli.results.output_tables import MAX_FIELD_BYTES
-from cerebrum_cli.results.rows import Digest, digest_of
+from cerebrum_cli.rows.keys import Digest, digest_of
+from cerebrum_cli.rows.output_tables import MAX_FIELD_BYTES
+from cerebrum_cli.rows.row import InputRow, RowOf, invalid_row, prompt_row
 
 _PROMPT_COLUMN = Template("{prompt}", ("prompt",))
-_SEPARATOR = "\x1f"  # of fields, in a digest
+_DELIMITER_LINE = re.compile(rb"sep=(.)\r?\n")  # with which Excel begins a table
 
 
 @frozen
@@ -25,7 +28,8 @@ class TableRows:
 
     `columns` are the positions of the columns in `header`, among `width` of them: those without a name are left out,
     except the first one, which is an index as pandas writes it. The prompt is rendered from the record by `template`. A
-    record with too many or too few fields, or with a value that has no name, is an error of its row.
+    record with too many or too few fields, or with a value that has no name, is an error of its row. `row_of` makes a
+    row of the fields that have a value, instead of the template.
     """
 
     shape: str
@@ -34,6 +38,7 @@ class TableRows:
     columns: Sequence[int]
     width: int
     template: Template
+    row_of: RowOf | None = None
 
     unit = "record"
 
@@ -43,9 +48,8 @@ class TableRows:
         next(records, None)  # the header
         yield from enumerate(records, 1)
 
-    def digest(self, record: Sequence[str]) -> Digest:
-        """The digest of all that a row asks."""
-        return digest_of(_SEPARATOR.join((*self.header, *record)).encode())
+    def source_of(self, record: Sequence[str]) -> Digest:
+        return digest_of(to_json([self.header, record]).encode())
 
     def read(self, number: int, record: Sequence[str]) -> InputRow:
         fields = {
@@ -61,33 +65,46 @@ class TableRows:
             for column, value in enumerate(record):
                 if value.strip() and column not in self.columns:
                     raise InvalidRow(f"column {column + 1} has a value, but no name", "invalid_record")
+            if self.row_of:
+                filled = {name: value for name, value in fields.items() if value}
+                return replace(self.row_of(number, id, filled), input=fields)
             return prompt_row(number, id, self.template.render(fields), fields)
         except InvalidRow as invalid:
             return invalid_row(number, id, None, invalid, fields)
 
 
 def open_table(
-    head: bytes, shape: str, delimiters: Sequence[str], template: Template | None, hint: str = ""
+    head: bytes,
+    shape: str,
+    delimiters: Sequence[str],
+    template: Template | None,
+    hint: str = "",
+    row_of: RowOf | None = None,
 ) -> TableRows:
     """The table that begins with `head`, with the delimiter that separates the columns with prompts from others.
 
     Raises UsageError, which begins with this hint if one of these columns is missing.
     """
+    if declared := _DELIMITER_LINE.match(head):
+        head, delimiters = head[declared.end() :], declared[1].decode(errors="replace")
     first_line = head.partition(b"\n")[0].decode(errors="replace")
     problems = []
     for delimiter in sorted(delimiters, key=first_line.count, reverse=True):
         try:
-            return _open_table(head, shape, delimiter, template or _PROMPT_COLUMN, hint)
+            return _open_table(head, shape, delimiter, template, hint, row_of)
         except UsageError as problem:
             problems.append(problem)
     raise problems[0]
 
 
-def _open_table(head: bytes, shape: str, delimiter: str, template: Template, hint: str) -> TableRows:
+def _open_table(
+    head: bytes, shape: str, delimiter: str, template: Template | None, hint: str, row_of: RowOf | None
+) -> TableRows:
+    template = template or _PROMPT_COLUMN
     names = [name.strip() for name in next(_records(head.splitlines(keepends=True), delimiter), [])]
     columns = [column for column, name in enumerate(names) if name or column == 0]
     header = tuple(names[column] for column in columns)
-    for name in template.fields:
+    for name in () if row_of else template.fields:
         if header and name not in header:
             raise UsageError(f"the input has no column `{name}`", f"{hint}the columns are: {', '.join(names)}")
     if repeated := [name for name, count in Counter(header).items() if count > 1]:
@@ -95,11 +112,11 @@ def _open_table(head: bytes, shape: str, delimiter: str, template: Template, hin
         raise UsageError(
             f"the input has more than one column {', '.join(names)}", "rename or remove all but one of them"
         )
-    return TableRows(shape, delimiter, header, columns, len(names), template)
+    return TableRows(shape, delimiter, header, columns, len(names), template, row_of)
 
 
 def _records(lines: Iterable[bytes], delimiter: str) -> Iterator[list[str]]:
-    """Yield the records that are not blank."""
+    """Yield the records that are not blank, without a line that only names the delimiter."""
     csv.field_size_limit(MAX_FIELD_BYTES)
     line = 1  # of the record that is read
     reader = csv.reader(_decoded(lines), delimiter=delimiter, strict=True)
@@ -117,6 +134,8 @@ def _records(lines: Iterable[bytes], delimiter: str) -> Iterator[list[str]]:
 
 def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
     for number, line in enumerate(lines, 1):
+        if number == 1 and _DELIMITER_LINE.fullmatch(line):
+            continue
         try:
             yield line.decode()
         except UnicodeDecodeError as error:

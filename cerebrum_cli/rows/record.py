@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import asdict, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Self
 
 from cerebrum_cli.core.declaration import LORA, parse_adapter
-from cerebrum_cli.core.differences import Differences, describe_differences
+from cerebrum_cli.core.differences import Differences, describe_differences, differing_conditions
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.files import atomic_write, read_small_json, translate_os_errors
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject, from_json, to_json
 from cerebrum_cli.core.row_events import RowCounts
-from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import enumeration
 
-VERSION = 2
+VERSION = 3
 _MAX_DIFFERENCES = 3  # in an error message
 REPLACE = "use --restart to replace it, or choose another -o"
 
@@ -26,7 +25,8 @@ REPLACE = "use --restart to replace it, or choose another -o"
 class OutputPaths:
     """The path of a result, and those of the files beside it.
 
-    `partial` has the finished rows until all are, and `meta` the settings that the result is made with.
+    `partial` has the finished rows until all are, with the settings that they are made with; `meta` has the settings of
+    the result, and changes together with it. `removed` has answers to rows that the input no longer had.
     """
 
     output: Path
@@ -45,8 +45,12 @@ class OutputPaths:
         return self.output.with_name(f"{self.output.name}.meta.json")
 
     @property
+    def removed(self) -> Path:
+        return self.output.with_name(f"{self.output.name}.removed.jsonl")
+
+    @property
     def all(self) -> tuple[Path, ...]:
-        return (self.output, self.partial, self.meta)
+        return (self.output, self.partial, self.meta, self.removed)
 
 
 def output_errors(path: Path) -> AbstractContextManager[None]:
@@ -90,25 +94,6 @@ class Record:
         """Names of the adapters' files, each with its scale unless that is 1."""
         adapters = map(parse_adapter, self.notes.get(LORA, ()))
         return ", ".join(Path(path).name + (f":{scale:g}" if scale != 1 else "") for path, scale in adapters) or "none"
-
-
-def differing_conditions(first: JsonObject, second: JsonObject) -> Differences:
-    """Both values of each key for which two fingerprints differ; a setting that one lacks has its default there.
-
-    So a setting that is new leaves older results as they are.
-    """
-    defaults = asdict(Settings())
-    found = {}
-    for key in {**second, **first}:
-        before, after = (fingerprint.get(key, defaults.get(key)) for fingerprint in (first, second))
-        if to_json(_unless_off(before)) != to_json(_unless_off(after)):
-            found[key] = before, after
-    return found
-
-
-def _unless_off(value: Any) -> Any:
-    """The value, or None for a switch that is off: older results may lack the switch."""
-    return None if value is False else value
 
 
 def read_record(path: Path) -> Record | None:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
-from cerebrum_cli.batch.input_row import InputRow, row_object
 from cerebrum_cli.core.ask import Ask, Votes
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import Event, Events, NoticeEvent
@@ -22,18 +21,18 @@ from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.majority_vote import MajorityVote, Outcome, Row
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.source import ModelSource
-from cerebrum_cli.results.rows import Results
+from cerebrum_cli.rows.row import InputRow, row_object
+from cerebrum_cli.rows.run import Run
 
 MAX_IDS = 100_000  # to compare with those of later rows
 MAX_NOTICE = 400  # characters
 
 
-class FinishedRow(NamedTuple):
-    """The output object of a row, whose id may be its own or its number in the input."""
+class RowAnswer(NamedTuple):
+    """The place of a finished row, and its output object."""
 
-    position: int
+    place: int
     object: JsonDict
-    has_own_id: bool
 
 
 class Asker(Protocol):
@@ -43,30 +42,28 @@ class Asker(Protocol):
     def samples(self) -> int:
         """The most samples of a row."""
 
-    def answer(
-        self, model: Model, rows: Iterable[tuple[int, InputRow]], in_order: bool
-    ) -> Iterator[Event | FinishedRow]:
-        """Ask a loaded model; yield all events, and each row as it finishes, or in the order of their positions.
+    def answer(self, model: Model, rows: Iterable[tuple[int, InputRow]], in_order: bool) -> Iterator[Event | RowAnswer]:
+        """Ask a loaded model for rows by place; yield all events, and each row as it finishes, or in their order.
 
         Rows that cannot be asked finish with an error. After a cancel, rows are missing.
         """
 
 
-def answer_rows(model: Model, rows: Iterable[tuple[int, InputRow]], asker: Asker, results: Results) -> Events:
-    """Answer rows, and write each to the results; yield all events, and a RowEvent for each row.
+def answer_rows(model: Model, run: Run, asker: Asker) -> Events:
+    """Answer the missing rows of a run, and write each; yield all events, and a RowEvent for each row.
 
-    The caller completes the results.
+    The caller completes the run.
     """
     yield from model.load()
-    yield results.progress
+    yield run.progress
     has_origin = False  # what generates is known once something is generated
-    for event in asker.answer(model, rows, results.in_order):
-        if isinstance(event, FinishedRow):
-            has_origin = has_origin or results.note_origin(model)
-            results.write_row(event.position, event.object, event.has_own_id)
-            yield results.progress
+    for event in asker.answer(model, run.missing(), run.in_order):
+        if isinstance(event, RowAnswer):
+            has_origin = has_origin or run.note_origin(model)
+            run.write(*event)
+            yield run.progress
         else:
-            results.sync()
+            run.sync()
             yield event
 
 
@@ -88,20 +85,20 @@ class BatchOptions:
         """The most samples of a row."""
         return self.votes.maximum if self.votes else 1
 
-    def for_row(self, position: int, row: Layer) -> Settings:
+    def for_row(self, place: int, row: Layer) -> Settings:
         settings = self.settings
         if think := row.get("think"):
             settings = self.modes.get(MODES[think != "off"], settings)
         if not row and settings.seed is None:
             return settings
         origins = {**settings.origins, **SourcedLayer(row).origins}
-        return replace(settings, **{"seed": self.seed(position), **row}, origins=origins)
+        return replace(settings, **{"seed": self.seed(place), **row}, origins=origins)
 
-    def seed(self, position: int) -> int | None:
+    def seed(self, place: int) -> int | None:
         """The seed of a row's first sample; no two samples of one run share a seed."""
         if self.settings.seed is None:
             return None
-        return (self.settings.seed + position * self.samples) % SEEDS
+        return (self.settings.seed + place * self.samples) % SEEDS
 
     def fingerprint(self, source: ModelSource) -> JsonDict:
         """Everything the answers depend on besides the prompts and functions, by readable names."""
@@ -112,23 +109,21 @@ class BatchOptions:
                 fingerprint[mode] = settings.samplers
         return fingerprint
 
-    def answer(
-        self, model: Model, rows: Iterable[tuple[int, InputRow]], in_order: bool
-    ) -> Iterator[Event | FinishedRow]:
+    def answer(self, model: Model, rows: Iterable[tuple[int, InputRow]], in_order: bool) -> Iterator[Event | RowAnswer]:
         model.check_settings(self.settings)
         for event in model.run_rows(rows_to_ask(model, rows, self), in_order=in_order):
             if not isinstance(event, Outcome):
                 yield event
             elif not (isinstance(event.result, Reply) and event.result.finish_reason == "cancelled"):
-                position, row = event.row.key
-                yield FinishedRow(position, row_object(event), row.has_own_id)
+                place, _ = event.row.key
+                yield RowAnswer(place, row_object(event))
 
 
 def rows_to_ask(model: Model, rows: Iterable[tuple[int, InputRow]], options: BatchOptions) -> Iterator[Row]:
     notices = RowNotices()
-    for position, row in rows:
+    for place, row in rows:
         model.note(notices.of(row))
-        yield row_to_ask(position, row, options, model.source)
+        yield row_to_ask(place, row, options, model.source)
     model.note(notices.of_keys)
 
 
@@ -159,12 +154,12 @@ class RowNotices:
         return NoticeEvent(truncate(problem, MAX_NOTICE), "cerebrum ask --set help lists the settings of rows")
 
 
-def row_to_ask(position: int, row: InputRow, options: BatchOptions, source: ModelSource) -> Row:
+def row_to_ask(place: int, row: InputRow, options: BatchOptions, source: ModelSource) -> Row:
     """What is asked for a row."""
-    key = (position, row)
+    key = (place, row)
     if row.conversation is None:
         return Row(key, UsageError("the row is invalid"))
-    settings = options.for_row(position, row.settings)
+    settings = options.for_row(place, row.settings)
     grammar = options.grammar
     vote = MajorityVote(options.votes) if options.votes else None
     try:

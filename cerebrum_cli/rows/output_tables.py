@@ -5,22 +5,26 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.row_fields import field_text
 from cerebrum_cli.core.text import Texts, well_formed
+from cerebrum_cli.rows.keys import Key, key_cell, key_of_cells
 
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}  # of the tables that are read; those written have the first
 PARQUET = "parquet"
+ID_AND_PROMPT = ("id", "prompt")  # columns of a table if the input has none
+INPUT = "input"  # the key of a row's input in its output object, from which a table has columns
+NO_NUMBER = 2**32 - 1  # of a key: the row has to be written anew
 INCLUDE_INPUT = "include input"  # of a fingerprint: whether objects have the input, for a table
 COLUMNS = "columns"  # of a fingerprint: the keys of an answer, if they are others
 ANSWER_KEYS = ("text", "final_answer", "finish_reason")
 MAX_FIELD_BYTES = 64_000_000  # of an unclosed quote, the rest of a table would be a field
-RECORD = "record"  # the only key, besides `key`, of a row that was read from a table
 _JSON_SUFFIXES = ("", ".jsonl", ".ndjson", ".json")
 
 
@@ -46,66 +50,66 @@ class ResultTable:
 
     @property
     def header(self) -> Texts:
-        first = tuple(map(well_formed, self.columns or ("id", "prompt")))
-        names = [*first]
+        return self._header(self.columns or ID_AND_PROMPT)
+
+    def _header(self, columns: Texts) -> Texts:
+        names = [well_formed(name) for name in columns]
         for key in (*self.fields, *self.keys, "error", "key"):
             names.append(_free_name(key, names))
         return tuple(names)
 
-    def lines(self, objects: Iterable[JsonObject]) -> Iterator[bytes]:
-        """Encode the objects of rows, with a header before them."""
+    def lines(self, rows: Iterable[tuple[JsonObject, Key]], check: int) -> Iterator[bytes]:
+        """Encode the objects of rows with their keys, with a header before them."""
         line = _Line()
-        write = csv.writer(line, delimiter=self.delimiter, lineterminator="\n").writerow
-        write(self.header)
-        yield line.text.encode()
-        for object in objects:
-            write(self._record(object))
-            yield line.text.encode()
+        # Line feeds and carriage returns are quoted because the terminator has them.
+        write = csv.writer(line, delimiter=self.delimiter, lineterminator="\r\n").writerow
+        for cells in chain([self.header], self._records(rows, check)):
+            write(cells)
+            yield f"{line.text[:-2]}\n".encode()
 
-    def _record(self, object: JsonObject) -> list[Any]:
-        if RECORD in object:
-            return [*object[RECORD], object["key"]]
-        error = object["error"] and f"{object['error']['type']}: {object['error']['message']}"
-        fields = object.get("input") if self.columns else object
-        read = fields if isinstance(fields, dict) else {}  # of a line that is no object, nothing
-        first = self.columns or ("id", "prompt")
+    def _records(self, rows: Iterable[tuple[JsonObject, Key]], check: int) -> Iterator[Sequence[str]]:
+        for object, key in rows:
+            cells = ["" if value is None else str(value) for value in self._cells(object)]
+            yield *cells, key_cell(cells, key, check)
+
+    def _cells(self, object: JsonObject) -> Iterator[Any]:
+        input = object.get(INPUT) if self.columns else object
+        known = input if isinstance(input, dict) else {}  # of a line that is no object, nothing
+        yield from (cell(known.get(name)) for name in self.columns or ID_AND_PROMPT)
         answer = json_object(object["text"]) if self.fields else {}
-        cells = [*(cell(read.get(name)) for name in first), *(cell(answer.get(name)) for name in self.fields)]
-        return [*cells, *map(object.get, self.keys), error, object["key"]]
+        yield from (cell(answer.get(name)) for name in self.fields)
+        yield from map(object.get, self.keys)
+        error = object["error"]
+        yield error and f"{error['type']}: {error['message']}"
 
-    def objects(self, file: BinaryIO) -> Iterator[JsonDict]:
-        """Yield the rows of a table as objects that `lines` encodes as they were. Raises ValueError for another."""
+    def read(self, file: Iterable[bytes], check: int) -> Iterator[tuple[JsonDict, Key]]:
+        """Yield the objects of the rows, with values as text, and their keys. Raises ValueError for another table.
+
+        Other columns of the input do not matter; the number of a row before other columns is NO_NUMBER.
+        """
         csv.field_size_limit(MAX_FIELD_BYTES)
         records = csv.reader((line.decode() for line in file), delimiter=self.delimiter)
         try:
-            if tuple(next(records, ())) != self.header:
+            header = tuple(next(records, ()))
+            first = len(header) - len(self.fields) - len(self.keys) - 2
+            if header != self._header(header[: max(0, first)]):
                 raise ValueError("other columns")
-            for *record, key in records:
-                yield {RECORD: record, "key": key}
+            for *cells, last in records:
+                key = key_of_cells(cells, last, check)
+                if header != self.header:
+                    key = key._replace(number=NO_NUMBER)
+                yield self._object(header[:first], cells), key
         except csv.Error as error:
             raise ValueError(str(error)) from error
 
-
-def read_table(output: Path, keys: Texts) -> Iterator[JsonDict]:
-    """Yield the rows of a table as objects with its columns as text, the values of `keys`, the error and the key.
-
-    Raises ValueError for another file.
-    """
-    csv.field_size_limit(MAX_FIELD_BYTES)
-    names = (*keys, "error", "key")
-    with output.open(encoding="utf-8", newline="") as file:
-        records = csv.reader(file, delimiter=DELIMITERS[str(table_type(output))][0])
-        try:
-            header = next(records, [])
-            for number, record in enumerate(records, 1):
-                object: JsonDict = {"id": number, "prompt": "", **dict(zip(header, record, strict=True))}
-                object |= {name: text or None for name, text in zip(names, record[-len(names) :], strict=True)}
-                if object["error"]:
-                    kind, _, message = object["error"].partition(": ")
-                    object["error"] = {"type": kind, "message": message}
-                yield object
-        except csv.Error as error:
-            raise ValueError(str(error)) from error
+    def _object(self, columns: Texts, cells: Sequence[str]) -> JsonDict:
+        input = dict(zip(columns, cells, strict=False))
+        values = zip((*self.keys, "error"), cells[len(columns) + len(self.fields) :], strict=True)
+        object: JsonDict = {key: text or None for key, text in values}
+        if object["error"]:
+            kind, _, message = object["error"].partition(": ")
+            object["error"] = {"type": kind, "message": message}
+        return {**({INPUT: input} if self.columns else input), **object}
 
 
 def table_type(output: Path) -> str | None:

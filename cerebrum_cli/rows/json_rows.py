@@ -11,15 +11,15 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from cerebrum_cli.batch.input_row import InputRow, invalid_row, require_prompt
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.declaration import InvalidValue
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.row_fields import ID_KEYS, InvalidRow, RowId, Template, has_own_id, own_id, parse_line
+from cerebrum_cli.core.row_fields import ID_KEYS, InvalidRow, RowId, Template, own_id, parse_line
 from cerebrum_cli.core.settings import GENERATION_KEYS, OPTIONS, SourcedLayer
 from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.rows.row import InputRow, RowOf, invalid_row, require_prompt
 
 # Names of settings, OpenAI's among them; later ones win.
 _SETTINGS = {
@@ -59,15 +59,19 @@ _KNOWN = {
 }
 
 
-def read_json_row(number: int, line: str, template: Template | None, has_settings: bool = True) -> InputRow:
+def read_json_row(
+    number: int, line: str, template: Template | None, has_settings: bool = True, row_of: RowOf | None = None
+) -> InputRow:
+    """The row of a line, or with its error."""
     id: RowId = number
-    is_own, prompt = False, None
+    prompt = None
     input: Any = line
     try:
         input = parse_line(line)
         item = _object(input, line)
-        is_own = has_own_id(item)
         id = own_id(item, number)
+        if row_of:
+            return replace(row_of(number, id, item), input=item)
         request = _request(item)
         fields = template.fields if template else ()
         rest = {}
@@ -79,9 +83,9 @@ def read_json_row(number: int, line: str, template: Template | None, has_setting
         prompt = conversation.question
         unused = () if template else tuple(filter(rest.get, rest.keys() - _KNOWN))
         values = _settings(rest), None, input, unused, _grammar(rest)
-        return InputRow(number, id, prompt, conversation, *values, has_own_id=is_own)
+        return InputRow(number, id, prompt, conversation, *values)
     except InvalidRow as invalid:
-        return replace(invalid_row(number, invalid.id or id, prompt, invalid, input), has_own_id=is_own)
+        return invalid_row(number, invalid.id or id, prompt, invalid, input)
     except RecursionError:
         return invalid_row(number, id, prompt, InvalidRow("nested too deeply", "invalid_json"), line)
 

@@ -1,4 +1,4 @@
-"""One row of a batch: its prompt and settings, or its error; and the object that is written for it.
+"""One row of an input: its prompt and settings, or its error; and the object that is written for it.
 
 Errors of a row by `type`; errors while generating have other types:
 
@@ -14,20 +14,22 @@ Errors of a row by `type`; errors while generating have other types:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import TRUNCATED as TRUNCATED_REASONS, Origin, RefusedEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.json_types import JsonDict, JsonObject, to_json
 from cerebrum_cli.core.row_fields import INCOMPLETE, InvalidRow, RowError, RowId
 from cerebrum_cli.core.text import Texts, well_formed
 from cerebrum_cli.replies.majority_vote import MajorityVote, Outcome
 from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.results.rows import RowFlag
+from cerebrum_cli.rows.keys import Digest, RowFlag, digest_of
+from cerebrum_cli.rows.output_tables import INPUT
 
 OUTPUT_KEYS = (
     "id",
@@ -44,19 +46,19 @@ OUTPUT_KEYS = (
 )
 REASONING_CLOSED_AT = "reasoning_closed_at"  # a key of replies whose reasoning is limited
 LINE = "line"  # the key of a row that failed
-INPUT = "input"  # the key of a row's input in its output object
+REFERENCE = "reference"  # the key of the right answer, in the object of a row for which it is known
 
 
 @frozen
 class InputRow:
-    """One question of a batch.
+    """What a row asks, and what is known of the right answer.
 
-    `number` counts lines (txt, jsonl) or records (csv, tsv) from 1; `id` is the same unless it `has_own_id`. `prompt`
-    is the last question of the conversation; None if unknown. `conversation` is None for a row with an error; its
-    `system_prompt` is None if the row has none. `settings` holds the row's validated sampling settings. `input` is the
-    row as it was read, unless the output does not carry it, and `unused` are its keys without effect. `grammar` is that
-    of its answer, instead of the batch's. `known` are further keys of its output object: what is known of the right
-    answer.
+    `number` counts lines (txt, jsonl) or records (csv, tsv) from 1; `id` is the same unless the row has its own.
+    `prompt` is the last question of the conversation; None if unknown. `conversation` is None for a row with an error;
+    its `system_prompt` is None if the row has none. `settings` holds the row's validated sampling settings. `input` is
+    the row as it was read, and `unused` are its keys without effect. `grammar` is that of its answer, and `choices` are
+    those of a decision, instead of those of all rows. `known` are further keys of its output object: what is known of
+    the right answer.
     """
 
     number: int
@@ -68,8 +70,31 @@ class InputRow:
     input: Any = None
     unused: Texts = ()
     grammar: Grammar | None = None
+    choices: Any = None
     known: JsonObject = field(default_factory=dict)
-    has_own_id: bool = field(default=False, compare=False)
+
+    @property
+    def asked(self) -> Digest:
+        """The digest of what the row asks, whatever text it was read from."""
+        if self.conversation is None:
+            assert self.error
+            return digest_of(to_json([self.error.type, self.error.message]).encode())
+        messages = [
+            [message.role, message.content, message.reasoning, [picture.url for picture in message.pictures]]
+            + [[round.content, *map(asdict, round.calls)] for round in message.rounds]
+            for message in (*self.conversation.messages, *filter(None, [self.conversation.prefill]))
+        ]
+        grammar = self.grammar and [self.grammar.kind, self.grammar.text]
+        asked = [self.conversation.system_prompt, messages, dict(self.settings), grammar, self.choices]
+        return digest_of(to_json(asked).encode())
+
+    @property
+    def keys(self) -> JsonDict:
+        """The keys of its output object that are those of the row itself."""
+        return {"id": self.id, "prompt": self.prompt, **self.known}
+
+
+RowOf: TypeAlias = Callable[[int, RowId, JsonObject], InputRow]  # a row by its number, id and fields; or InvalidRow
 
 
 def require_prompt(text: str) -> str:
@@ -80,27 +105,33 @@ def require_prompt(text: str) -> str:
 
 def prompt_row(number: int, id: RowId, prompt: str, input: Any = None) -> InputRow:
     prompt = require_prompt(prompt)
-    return InputRow(number, id, prompt, Conversation().user(prompt), {}, None, input, has_own_id=id != number)
+    return InputRow(number, id, prompt, Conversation().user(prompt), {}, None, input)
 
 
 def invalid_row(number: int, id: RowId, prompt: str | None, invalid: InvalidRow, input: Any = None) -> InputRow:
-    return InputRow(number, id, prompt, None, {}, invalid.error, input, has_own_id=id != number)
+    return InputRow(number, id, prompt, None, {}, invalid.error, input)
 
 
 def name_row(unit: str, object: JsonObject) -> str:
     return f"row {object['id']}" if object["id"] != object[LINE] else f"{unit} {object[LINE]}"
 
 
-def row_flags(object: JsonObject) -> int:
-    if object["error"] is not None:
+def flags_of(object: JsonObject) -> int:
+    """The RowFlags of a finished row. A reply to a question whose answer is known counts as one: a score judges it."""
+    reason, is_scored = object.get("finish_reason"), REFERENCE in object
+    if object["error"] is not None and not (reason and is_scored):
         return RowFlag.FINISHED | RowFlag.FAILED
     flags = RowFlag.FINISHED
-    if object["finish_reason"] in TRUNCATED_REASONS:
+    if object.get("decided") is False:
+        flags |= RowFlag.UNDECIDED
+    if reason is None:
+        return flags
+    if reason in TRUNCATED_REASONS:
         flags |= RowFlag.TRUNCATED
     if not (object["text"].strip() or object.get("calls")):
         flags |= RowFlag.EMPTY
     votes = object["votes"]
-    if votes is not None and (votes["winner"] is None or votes["tie"]):
+    if votes is not None and (votes["winner"] is None or votes["tie"]) and not is_scored:
         flags |= RowFlag.UNDECIDED
     return flags
 

@@ -16,17 +16,14 @@ from typing import Any
 import cases
 import pyarrow
 import pytest
-from batch_files import InputRow, open_rows, output_object, rows_in
 from hypothesis import given, strategies as st
 from installations import model_on
 from pyarrow import parquet
 from remote_engines import remote_engine, serving
+from row_files import InputRow, lines_of, open_rows, output_object, rows_in
 from scripted_backend import END, ScriptedBackend
 from templates import chosen_format
 
-from cerebrum_cli.batch.answering import BatchOptions, RowNotices, answer_rows
-from cerebrum_cli.batch.input_row import row_flags
-from cerebrum_cli.batch.readers import HEAD_ROWS, SHAPES, InputOptions, Shape
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import BatchError, UsageError
@@ -40,8 +37,9 @@ from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.replies.concurrent_rows import run_rows
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.majority_vote import Outcome, Row
-from cerebrum_cli.results.results import open_stream
-from cerebrum_cli.results.rows import RowKind
+from cerebrum_cli.rows.answering import BatchOptions, RowNotices, answer_rows
+from cerebrum_cli.rows.read import HEAD_ROWS, SHAPES, InputOptions, Shape
+from cerebrum_cli.rows.run import StreamedRun
 
 
 def json_row(value: Any, **options: Any) -> InputRow:
@@ -173,7 +171,7 @@ def test_rows_are_read_again_and_have_keys(shape: Shape, text: str) -> None:
     """They do not depend on line ends, or on blank lines and comments."""
     with open_rows(text, shape) as rows:
         known = list(rows.known_rows())
-        assert [row.number for row in rows] == [row.number for row in rows] == [number for _, number in known]
+        assert [row.number for row in rows] == [row.number for row in rows] == [row.number for _, row in known]
     assert len({digest for digest, _ in known}) == len(known) > 1
     with open_rows(text.replace("\n", "\n\n", 1).replace("\r\n", "\n"), shape) as rows:
         assert [digest for digest, _ in rows.known_rows()][1:] == [digest for digest, _ in known[1:]]
@@ -183,7 +181,7 @@ def test_rows_are_read_again_and_have_keys(shape: Shape, text: str) -> None:
 def test_csv_field_may_be_large_but_an_unclosed_quote_does_not_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     [row] = rows_in("prompt\n" + "x" * 300_000, "csv")
     assert row.prompt == "x" * 300_000
-    monkeypatch.setattr("cerebrum_cli.batch.table_rows.MAX_FIELD_BYTES", 16_000_000)
+    monkeypatch.setattr("cerebrum_cli.rows.table_rows.MAX_FIELD_BYTES", 16_000_000)
     record = b"a" * 1000 + b"\n"
     with pytest.raises(UsageError, match=r"field larger than field limit \(16000000\) \(row at line 2\)"):
         rows_in(b'prompt\n"' + record * 20_000, "csv")
@@ -196,9 +194,9 @@ def test_pipe_is_read_once_as_rows_are_needed(tmp_path: Path, lines: int, is_who
     writer = threading.Thread(target=path.write_bytes, args=[text])
     writer.start()
     with InputOptions().open(path, None, Path("out.jsonl")) as rows:
-        results = open_stream(print, rows.kind_for(Path("out.jsonl")), rows.known_rows())
+        results = StreamedRun(rows, print)
         assert (results.size, rows.is_whole) == (min(lines, HEAD_ROWS), is_whole)
-        assert [row.number for _, row in rows.missing_rows(results)] == [*range(1, lines + 1)]
+        assert [row.number for _, row in results.missing()] == [*range(1, lines + 1)]
         assert results.size == lines
         with nullcontext() if is_whole else pytest.raises(UsageError, match="can be read only once"):
             assert len(list(rows)) == lines
@@ -212,7 +210,7 @@ def test_input_that_changes_is_an_error_and_a_replaced_one_is_not(tmp_path: Path
     with InputOptions().open(path, None, Path("out.jsonl")) as rows:
         path.rename(tmp_path / "old")
         path.write_text("c\nd\n")
-        missing = rows.missing_rows(open_stream(print, rows.kind_for(Path("out.jsonl")), rows.known_rows()))
+        missing = StreamedRun(rows, print).missing()
         assert next(missing)[1].prompt == "a"
         if change == "append":
             (tmp_path / "old").write_text("a\nb\nc\n")
@@ -224,7 +222,7 @@ def test_input_that_changes_is_an_error_and_a_replaced_one_is_not(tmp_path: Path
 
 
 def test_lines_may_have_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cerebrum_cli.batch.readers.MAX_LINE_BYTES", 3_000_000)
+    monkeypatch.setattr("cerebrum_cli.rows.input_file.MAX_LINE_BYTES", 3_000_000)
     line = b"a" * 3_000_000
     data = b"\n".join([b"x", line, line, b"", b"y", line])
     assert [row.number for row in rows_in(data)] == [1, 2, 3, 5, 6]
@@ -332,11 +330,10 @@ def model(engine: Engine) -> Iterator[Model]:
 
 
 def test_errors_of_a_cancelled_batch_are_written(model: Model) -> None:
-    rows = rows_in(f'{{"prompt": "{TOO_LONG}"}}\n' * 50, "jsonl")
     lines: list[str] = []
-    result = open_stream(lines.append, RowKind(row_flags, str), [(b"", row.number) for row in rows])
+    run = StreamedRun(lines_of(f'{{"prompt": "{TOO_LONG}"}}\n' * 50, "jsonl"), lines.append)
     written = []
-    for event in answer_rows(model, enumerate(rows), BatchOptions(Settings()), result):
+    for event in answer_rows(model, run, BatchOptions(Settings())):
         if isinstance(event, RowEvent):
             written.append(len(lines))
             if event.done == 20:

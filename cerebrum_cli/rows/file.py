@@ -1,0 +1,287 @@
+"""OUTPUT.partial: a header, then a line for each finished row, in the order in which they finish.
+
+A line is the row's object as JSON, with its key as the last value. Lines are written as the rows finish, so that
+nothing is lost if the process is killed, and synced within a second. A new file replaces an earlier one with its first
+row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, suppress
+from io import FileIO
+from itertools import chain, islice
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from time import monotonic
+
+from cerebrum_cli.core.errors import DAMAGE, BatchError
+from cerebrum_cli.core.files import commit_file, fsync_directory, lock_file, remove, unfinished_file, write_all
+from cerebrum_cli.core.json_types import from_json, known_values, to_json
+from cerebrum_cli.rows.keys import Digest, Key, key_of_line, settings_check
+from cerebrum_cli.rows.record import VERSION, Record, output_errors
+
+SYNC_S = 1.0
+_HEADER = b'{"version": '  # how a header begins; the last one counts
+_WRITTEN_TOGETHER = 64  # lines
+_DAMAGED = "move it elsewhere, choose another -o, or use --restart to start over"
+
+
+class KnownRows:
+    """The keys of finished rows by line; each line belongs to one row of the input, once that is found.
+
+    A later line replaces one of the same place that asks the same.
+    """
+
+    def __init__(self) -> None:
+        self.numbers, self.places, self.flags = array("I"), array("I"), bytearray()
+        self._asked, self._sources = array("Q"), array("Q")
+        self._is_free = bytearray()  # 1 for a line that belongs to no row of the input so far
+        self._is_taken = bytearray()  # by place, 1 for that of a row of the input
+        self._line_of = array("q")  # by place, the last one; -1 without one
+        self._by_source: dict[Digest, int] = {}
+        self._by_asked: dict[Digest, list[int]] | None = None  # once it is needed
+        self._replaced = 0
+
+    def __len__(self) -> int:
+        return len(self.flags) - self._replaced
+
+    @property
+    def free(self) -> Iterator[int]:
+        """The lines that belong to no row of the input."""
+        return (line for line, is_free in enumerate(self._is_free) if is_free)
+
+    @property
+    def free_count(self) -> int:
+        return self._is_free.count(1)
+
+    def has_place(self, place: int) -> bool:
+        """Whether a line has this place."""
+        return place < len(self._line_of) and self._line_of[place] >= 0
+
+    def is_taken(self, place: int) -> bool:
+        """Whether a line of this place belongs to a row of the input."""
+        return place < len(self._is_taken) and self._is_taken[place] == 1
+
+    def add(self, key: Key, is_free: bool = True) -> None:
+        """Add the key of the next line."""
+        line, place = len(self.flags), key.place
+        if (more := place + 1 - len(self._line_of)) > 0:
+            self._line_of.extend([-1] * more)
+            self._is_taken.extend(bytes(more))
+        earlier = self._line_of[place]
+        if earlier >= 0 and self._asked[earlier] == key.asked:
+            self._is_free[earlier] = 0
+            self._by_source.pop(self._sources[earlier], None)
+            self._replaced += 1
+        self._line_of[place] = line
+        if is_free:
+            self._by_source[key.source] = line
+        else:
+            self._is_taken[place] = 1
+        self.numbers.append(key.number)
+        self.places.append(place)
+        self.flags.append(key.flags)
+        self._asked.append(key.asked)
+        self._sources.append(key.source)
+        self._is_free.append(is_free)
+
+    def __contains__(self, source: Digest) -> bool:
+        """Whether a row was read from the same text."""
+        return source in self._by_source
+
+    def is_free(self, source: Digest) -> bool:
+        """Whether a row was read from the same text, and belongs to no row of the input so far."""
+        line = self._by_source.get(source)
+        return line is not None and self._is_free[line] == 1
+
+    def take(self, source: Digest) -> int | None:
+        """The line of the row that was read from the same text."""
+        line = self._by_source.get(source)
+        return None if line is None else self._take(line)
+
+    def take_asked(self, asked: Digest) -> int | None:
+        """The first line of a row that asks the same."""
+        if self._by_asked is None:
+            self._by_asked = {}
+            for line in self.free:
+                self._by_asked.setdefault(self._asked[line], []).append(line)
+        found = (self._take(line) for line in self._by_asked.get(asked, ()))
+        return next((line for line in found if line is not None), None)
+
+    def _take(self, line: int) -> int | None:
+        if not self._is_free[line]:
+            return None
+        self._is_free[line] = 0
+        self._is_taken[self.places[line]] = 1
+        return line
+
+
+def busy_error(path: Path) -> BatchError:
+    name = path.name.removesuffix(".partial")
+    return BatchError(f"another process is writing {name}", "wait for it, or choose another -o")
+
+
+class RowFile:
+    """The open and locked file. Raises BatchError if another process has it open.
+
+    `record` is that of its rows, once it is loaded or begun; None without any. `damaged` lines are left out.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record: Record | None = None
+        self.damaged = 0
+        self._starts = array("Q")  # of the lines of rows
+        self._end = 0
+        self._is_synced = True
+        self._due = 0.0
+        with output_errors(path):
+            self._file = lock_file(path, busy_error(path))
+
+    def load(self, known: KnownRows) -> None:
+        """Add the keys of all rows, but for damaged lines, and a last one that was not finished. Raises BatchError."""
+        check, end, starts, add = 0, 0, self._starts, known.add
+        with output_errors(self.path), self.path.open("rb") as lines:
+            for line in lines:
+                if not line.endswith(b"\n") and (end or _HEADER.startswith(line[: len(_HEADER)])):
+                    break  # the process was killed while it wrote
+                if not end or line.startswith(_HEADER):
+                    self.record = read_header(line, self.path)
+                    check = settings_check(self.record.fingerprint)
+                else:
+                    try:
+                        add(key_of_line(line, check))
+                        starts.append(end)
+                    except ValueError:
+                        self.damaged += 1
+                end += len(line)
+        self._end = end
+
+    def begin(self, record: Record, lines: Iterable[bytes]) -> None:
+        """Replace the file by a new one, with a header and its first rows, in one step. Raises BatchError."""
+        starts, end = array("Q"), 0
+
+        def counted() -> Iterator[bytes]:
+            nonlocal end
+            for line in chain([header_line(record)], lines):
+                starts.append(end)
+                end += len(line)
+                yield line
+
+        with ExitStack() as stack, output_errors(self.path):
+            with unfinished_file(self.path, 0o666) as part:
+                file = stack.enter_context(lock_file(part.path, busy_error(self.path)))
+                write_lines(part.file, counted())
+                commit_file(part, self.path)
+            stack.pop_all()
+        self._file.close()
+        self._file, self.record = file, record
+        self._starts, self._end = starts[1:], end
+        self._is_synced, self._due = True, monotonic() + SYNC_S
+
+    def append(self, line: bytes) -> None:
+        """Write the line of a row. Raises BatchError, and then nothing of it is written."""
+        self._starts.append(self._end)
+        try:
+            self._write(line)
+        except BaseException:
+            self._starts.pop()
+            raise
+        self.sync_if_due()
+
+    def note(self, record: Record) -> None:
+        """Write another header, with other notes."""
+        self._write(header_line(record))
+        self.record = record
+
+    def sync_if_due(self) -> None:
+        """Sync what was written, a second after the last time. Raises BatchError."""
+        if not self._is_synced and monotonic() >= self._due:
+            self.sync()
+
+    def sync(self) -> None:
+        with output_errors(self.path):
+            os.fsync(self._file.fileno())
+        self._is_synced = True
+        self._due = monotonic() + SYNC_S
+
+    def lines(self, numbers: Iterable[int]) -> Iterator[bytes]:
+        """Yield lines by number."""
+        if not self._starts:
+            return
+        with self.path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+            for number in numbers:
+                start = self._starts[number]
+                yield data[start : data.find(b"\n", start) + 1]
+
+    def close(self) -> None:
+        """Release the lock; a file without content is removed."""
+        with closing(self._file):
+            status = os.fstat(self._file.fileno())
+            if status.st_size == 0 and status.st_nlink:
+                self.remove()
+
+    def remove(self) -> None:
+        remove(self.path)
+        fsync_directory(self.path.parent)
+
+    def _write(self, data: bytes) -> None:
+        descriptor = self._file.fileno()
+        with output_errors(self.path):
+            try:
+                os.lseek(descriptor, self._end, os.SEEK_SET)
+                write_all(descriptor, data)
+            except BaseException:
+                os.ftruncate(descriptor, self._end)
+                raise
+        self._end += len(data)
+        self._is_synced = False
+
+
+def write_lines(file: FileIO, lines: Iterable[bytes]) -> None:
+    lines = iter(lines)
+    for chunk in iter(lambda: b"".join(islice(lines, _WRITTEN_TOGETHER)), b""):
+        write_all(file.fileno(), chunk)
+
+
+def header_line(record: Record) -> bytes:
+    header = {"version": VERSION, "fingerprint": record.fingerprint, "notes": record.notes}
+    return f"{to_json(header)}\n".encode()
+
+
+def read_header(line: bytes, path: Path) -> Record:
+    """The record in a header. Raises BatchError for another line."""
+    try:
+        values = json.loads(line)
+        if values.pop("version") != VERSION:
+            raise BatchError(f"{path} was written by another version of cerebrum", _DAMAGED)
+        return from_json(Record, known_values(Record, values))
+    except DAMAGE as error:
+        raise BatchError(f"{path} is damaged: {error!r}", _DAMAGED) from error
+
+
+def read_row_file(path: Path) -> tuple[Record, list[bytes]] | None:
+    """The record and the lines of a file that another process may be writing; None without any row.
+
+    Of the lines of one row, the last one counts. Raises BatchError.
+    """
+    record, check = None, 0
+    found: dict[tuple[int, Digest], bytes] = {}
+    if not path.is_file():
+        return None
+    with path.open("rb") as lines:
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break
+            if record is None or line.startswith(_HEADER):
+                record = read_header(line, path)
+                check = settings_check(record.fingerprint)
+                continue
+            with suppress(ValueError):
+                key = key_of_line(line, check)
+            found[key.place, key.asked] = line
+    return (record, [*found.values()]) if record and found else None
