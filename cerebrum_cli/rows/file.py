@@ -14,14 +14,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, suppress
 from io import FileIO
 from itertools import chain, islice
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from time import monotonic
 
 from cerebrum_cli.core.errors import DAMAGE, BatchError
 from cerebrum_cli.core.files import commit_file, fsync_directory, lock_file, remove, unfinished_file, write_all
 from cerebrum_cli.core.json_types import from_json, known_values, to_json
-from cerebrum_cli.rows.keys import Digest, Key, key_of_line, settings_check
+from cerebrum_cli.rows.keys import Digest, Key, KeyValues, key_of_line, key_values, settings_check
 from cerebrum_cli.rows.record import VERSION, Record, output_errors
 
 SYNC_S = 1.0
@@ -36,18 +35,41 @@ class KnownRows:
     A later line replaces one of the same place that asks the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keys: Iterable[KeyValues] = ()) -> None:
         self.numbers, self.places, self.flags = array("I"), array("I"), bytearray()
         self._asked, self._sources = array("Q"), array("Q")
-        self._is_free = bytearray()  # 1 for a line that belongs to no row of the input so far
-        self._is_taken = bytearray()  # by place, 1 for that of a row of the input
-        self._line_of = array("q")  # by place, the last one; -1 without one
-        self._by_source: dict[Digest, int] = {}
+        columns = self.numbers, self.places, self.flags, self._asked, self._sources
+        add_number, add_place, add_flags, add_asked, add_source = (column.append for column in columns)
+        for number, place, flags, asked, source, _ in keys:
+            add_number(number)
+            add_place(place)
+            add_flags(flags)
+            add_asked(asked)
+            add_source(source)
+        self._is_free = bytearray(b"\1") * len(self.flags)  # 1 for a line that belongs to no row of the input so far
+        self._by_source = dict(zip(self._sources, range(len(self.flags)), strict=True))
         self._by_asked: dict[Digest, list[int]] | None = None  # once it is needed
-        self._replaced = 0
+        places = 1 + max(self.places, default=-1)
+        self._is_taken = bytearray(places)  # 1 for the place of a row of the input
+        self._line_of = array("q", [-1]) * places  # the last one of a place; -1 without one
+        for line, place in enumerate(self.places):
+            if self._line_of[place] >= 0:
+                self._replace(line)
+            self._line_of[place] = line
+
+    def _replace(self, line: int) -> None:
+        """Remove an earlier line of a place that asks the same as a new one."""
+        earlier = self._line_of[self.places[line]]
+        if self._asked[earlier] == self._asked[line]:
+            self._is_free[earlier] = 0
 
     def __len__(self) -> int:
-        return len(self.flags) - self._replaced
+        return len(self.flags)
+
+    @property
+    def has_taken(self) -> bool:
+        """Whether any line belongs to a row of the input."""
+        return 1 in self._is_taken
 
     @property
     def free(self) -> Iterator[int]:
@@ -66,51 +88,37 @@ class KnownRows:
         """Whether a line of this place belongs to a row of the input."""
         return place < len(self._is_taken) and self._is_taken[place] == 1
 
-    def add(self, key: Key, is_free: bool = True) -> None:
-        """Add the key of the next line."""
-        line, place = len(self.flags), key.place
-        if (more := place + 1 - len(self._line_of)) > 0:
-            self._line_of.extend([-1] * more)
-            self._is_taken.extend(bytes(more))
-        earlier = self._line_of[place]
-        if earlier >= 0 and self._asked[earlier] == key.asked:
-            self._is_free[earlier] = 0
-            self._by_source.pop(self._sources[earlier], None)
-            self._replaced += 1
-        self._line_of[place] = line
-        if is_free:
-            self._by_source[key.source] = line
-        else:
-            self._is_taken[place] = 1
+    def append(self, key: Key) -> None:
+        """Add the key of the next line, which belongs to a row of the input."""
         self.numbers.append(key.number)
-        self.places.append(place)
+        self.places.append(key.place)
         self.flags.append(key.flags)
         self._asked.append(key.asked)
         self._sources.append(key.source)
-        self._is_free.append(is_free)
+        self._is_free.append(0)
+        if (more := key.place + 1 - len(self._line_of)) > 0:
+            self._line_of.extend([-1] * more)
+            self._is_taken.extend(bytes(more))
+        self._line_of[key.place] = len(self.flags) - 1
+        self._is_taken[key.place] = 1
 
     def __contains__(self, source: Digest) -> bool:
         """Whether a row was read from the same text."""
         return source in self._by_source
 
-    def is_free(self, source: Digest) -> bool:
-        """Whether a row was read from the same text, and belongs to no row of the input so far."""
-        line = self._by_source.get(source)
-        return line is not None and self._is_free[line] == 1
-
     def take(self, source: Digest) -> int | None:
-        """The line of the row that was read from the same text."""
+        """The line of the row that was read from the same text, unless it belongs to a row."""
         line = self._by_source.get(source)
         return None if line is None else self._take(line)
 
     def take_asked(self, asked: Digest) -> int | None:
-        """The first line of a row that asks the same."""
+        """The first line of a row that asks the same, and belongs to none."""
         if self._by_asked is None:
             self._by_asked = {}
             for line in self.free:
                 self._by_asked.setdefault(self._asked[line], []).append(line)
-        found = (self._take(line) for line in self._by_asked.get(asked, ()))
-        return next((line for line in found if line is not None), None)
+        lines = map(self._take, self._by_asked.get(asked, ()))
+        return next((line for line in lines if line is not None), None)
 
     def _take(self, line: int) -> int | None:
         if not self._is_free[line]:
@@ -142,23 +150,26 @@ class RowFile:
         with output_errors(path):
             self._file = lock_file(path, busy_error(path))
 
-    def load(self, known: KnownRows) -> None:
-        """Add the keys of all rows, but for damaged lines, and a last one that was not finished. Raises BatchError."""
-        check, end, starts, add = 0, 0, self._starts, known.add
+    def load(self) -> KnownRows:
+        """The keys of all rows, but for damaged lines, and a last one that was not finished. Raises BatchError."""
         with output_errors(self.path), self.path.open("rb") as lines:
-            for line in lines:
+            return KnownRows(self._keys(lines))
+
+    def _keys(self, lines: Iterable[bytes]) -> Iterator[KeyValues]:
+        check, end, starts = 0, 0, self._starts
+        for line in lines:
+            try:
+                yield key_values(line, check)
+                starts.append(end)
+            except ValueError:
                 if not line.endswith(b"\n") and (end or _HEADER.startswith(line[: len(_HEADER)])):
                     break  # the process was killed while it wrote
                 if not end or line.startswith(_HEADER):
                     self.record = read_header(line, self.path)
                     check = settings_check(self.record.fingerprint)
                 else:
-                    try:
-                        add(key_of_line(line, check))
-                        starts.append(end)
-                    except ValueError:
-                        self.damaged += 1
-                end += len(line)
+                    self.damaged += 1
+            end += len(line)
         self._end = end
 
     def begin(self, record: Record, lines: Iterable[bytes]) -> None:
@@ -211,12 +222,15 @@ class RowFile:
 
     def lines(self, numbers: Iterable[int]) -> Iterator[bytes]:
         """Yield lines by number."""
-        if not self._starts:
-            return
-        with self.path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        with self.path.open("rb") as file:
+            end = 0  # of the last line
             for number in numbers:
                 start = self._starts[number]
-                yield data[start : data.find(b"\n", start) + 1]
+                if start != end:
+                    file.seek(start)
+                line = file.readline()
+                end = start + len(line)
+                yield line
 
     def close(self) -> None:
         """Release the lock; a file without content is removed."""

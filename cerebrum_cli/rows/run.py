@@ -32,6 +32,7 @@ from cerebrum_cli.rows.keys import (
     RowFlag,
     digest_of,
     key_of_line,
+    key_values,
     keyed_line,
     settings_check,
     to_json_line,
@@ -66,10 +67,10 @@ class FinishedRows(Collection[int]):
     def total(self) -> int:
         return len(self.flags)
 
-    def append(self, flags: int) -> None:
-        """Add the row at the next position."""
-        self.flags.append(flags)
-        self._tally[flags] += 1
+    def add(self, flags: bytes) -> None:
+        """Add the rows at the next positions."""
+        self.flags += flags
+        self._tally.update(flags)
 
     def __contains__(self, position: object) -> bool:
         return isinstance(position, int) and 0 <= position < self.total and self.flags[position] > 0
@@ -159,8 +160,7 @@ class Run:
 
     def add(self, records: Iterable[InputRecord], again: Iterable[InputRecord] = ()) -> None:  # noqa: ARG002
         """Add the next rows of the input; their records may be read `again`."""
-        for _ in records:
-            self.finished.append(0)
+        self.finished.add(bytes(len([*records])))
 
     def place_of(self, position: int, row: InputRow) -> int:  # noqa: ARG002
         """The place of an unfinished row, which is asked next."""
@@ -352,7 +352,7 @@ class StoredRun(Run):
     def find_finished(self) -> None:
         """Read the keys of finished rows. Raises BatchError for files that this run does not continue."""
         paths, file = self._paths, self._file
-        file.load(self._known)
+        self._known = file.load()
         earlier = read_record(paths.meta)
         if not paths.output.exists():
             earlier = None
@@ -375,13 +375,11 @@ class StoredRun(Run):
         """Read the keys of an earlier result. Raises BatchError."""
         check = settings_check(record.fingerprint)
         with self._paths.output.open("rb") as file:
-            if self._table:
-                keys = (key for _, key in self._table.read(file, check))
-            else:
-                keys = (key_of_line(line, check) for line in file)
             try:
-                for key in keys:
-                    self._known.add(key)
+                if self._table:
+                    self._known = KnownRows((*key, 0) for _, key in self._table.read(file, check))
+                else:
+                    self._known = KnownRows(key_values(line, check) for line in file)
             except DAMAGE as error:
                 raise BatchError(
                     f"{self._paths.output} was changed by another program",
@@ -395,7 +393,7 @@ class StoredRun(Run):
         self._retries = retries
         self.add(self.rows.known_records(), self.rows.known_records())
         self.rows.require_unchanged()
-        if len(known) and known.free_count == len(known):
+        if len(known) and not known.has_taken:
             raise BatchError(f"no answer in {source} belongs to this input", REPLACE)
         left = len(known) - self.size
         if left > 0 and self.rows.is_whole and not self._has_begun:
@@ -414,16 +412,20 @@ class StoredRun(Run):
             self.save_notes()
 
     def add(self, records: Iterable[InputRecord], again: Iterable[InputRecord] = ()) -> None:
-        known, first, is_new = self._known, self.size, False
+        known, first, flags, is_new = self._known, self.size, bytearray(), False
+        source_of, take, flags_of = self.rows.source_of, known.take, self._flags_of
+        add_number, add_source, add_line = self._numbers.append, self._sources.append, self._lines.append
         for number, data in records:
-            source = self._distinct(self.rows.source_of(data))
-            line = known.take(source)
-            self._numbers.append(number)
-            self._sources.append(source)
-            self._asked.append(0)
-            self._lines.append(-1 if line is None else line)
-            self.finished.append(0 if line is None else self._flags_of(line, number))
-            is_new = is_new or line is None
+            source = source_of(data)
+            if (line := take(source)) is None:
+                source, line = self._find(source)
+            add_number(number)
+            add_source(source)
+            add_line(line)
+            flags.append(0 if line < 0 else flags_of(line, number))
+            is_new = is_new or line < 0
+        self._asked.frombytes(bytes(8 * len(flags)))
+        self.finished.add(bytes(flags))
         if not (is_new and known.free_count):
             return
         for position, (number, data) in enumerate(again, first):
@@ -433,15 +435,18 @@ class StoredRun(Run):
                     self._lines[position] = line
                     self.finished[position] = self._flags_of(line, number, _STALE)
 
-    def _distinct(self, source: Digest) -> Digest:
-        """The digest of a row's text; of rows with the same text, each has another one, by their order."""
-        if self._known.is_free(source):
-            return source
+    def _find(self, source: Digest) -> tuple[Digest, int]:
+        """The digest and the line of a row whose text is new, or the same as that of another row; -1 without one.
+
+        Of rows with the same text, each has another digest, by their order.
+        """
         if source not in self._known and source not in self._seen:
             self._seen.add(source)
-            return source
+            return source, -1
         self._repeats[source] += 1
-        return self._distinct(digest_of(b"%d %d" % (source, self._repeats[source])))
+        source = digest_of(b"%d %d" % (source, self._repeats[source]))
+        line = self._known.take(source)
+        return self._find(source) if line is None else (source, line)
 
     def _flags_of(self, line: int, number: int, more: int = 0) -> int:
         """The flags of a row of the input that has a line, and perhaps another number there; 0 if it is asked again."""
@@ -505,7 +510,7 @@ class StoredRun(Run):
             self._file.append(line)
         else:
             self._begin([line])
-        self._known.add(key, is_free=False)
+        self._known.append(key)
         self._lines[position] = len(self._known.flags) - 1
 
     @property
