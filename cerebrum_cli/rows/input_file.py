@@ -64,7 +64,7 @@ class InputFile:
         try:
             self._open(source)
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     def _open(self, source: Path) -> None:
@@ -89,8 +89,11 @@ class InputFile:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._file.close()
-        self._raw.close()
+        self._raw.close()  # which a reader of gzip leaves open
 
     @property
     def is_file(self) -> bool:

@@ -40,6 +40,7 @@ _UNSUPPORTED = (
     "guided_regex",
     "structured_outputs",
 )
+NO_OBJECT = 'a row must be an object like {"prompt": "..."}'
 _KNOWN = {
     *ID_KEYS,
     *_SETTINGS,
@@ -94,7 +95,7 @@ def _object(item: Any, line: str) -> JsonDict:
     if "\\u" in line:  # which may be half of a surrogate pair
         item = json.loads(well_formed(json.dumps(item, ensure_ascii=False)))
     if not isinstance(item, dict):
-        raise InvalidRow('a row must be an object like {"prompt": "..."}')
+        raise InvalidRow(NO_OBJECT)
     return item
 
 

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.row_fields import UNKNOWN_FIELD, InvalidRow, RowError, Template
+from cerebrum_cli.core.row_fields import InvalidRow, RowError, Template
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.rows.input_file import BOM, STANDARD, InputFile
-from cerebrum_cli.rows.json_rows import read_json_row
+from cerebrum_cli.rows.json_rows import NO_OBJECT, read_json_row
 from cerebrum_cli.rows.keys import Digest, digest_of
 from cerebrum_cli.rows.output_tables import ANSWER_KEYS, DELIMITERS, PARQUET, ResultTable, table_for, table_type
 from cerebrum_cli.rows.row import InputRow, RowOf, invalid_row, prompt_row
@@ -209,6 +209,11 @@ class InputOptions:
         return LineRows(shape, template, self.has_settings, self.row_of)
 
 
+def _reason(error: RowError) -> str:
+    is_value = error.type == "invalid_json" or error.message == NO_OBJECT
+    return "no object" if is_value else error.type
+
+
 class Input:
     """The rows of an input, in order.
 
@@ -247,25 +252,24 @@ class Input:
         return None if {"messages", "body"} & columns.keys() else tuple(columns)
 
     def require_usable(self) -> None:
-        """Raise UsageError if all known rows, several of them, have errors of one kind."""
+        """Raise UsageError if no known row of JSON can be asked, for one reason."""
         errors: list[RowError] = []
         for _, row in self.known_rows():
-            error = row.error
-            if error is None or (errors and error.type != errors[0].type):
+            if row.error is None or (errors and _reason(row.error) != _reason(errors[0])):
                 return
-            errors.append(error)
-        first = errors[0]
-        problem, _, fields = first.message.partition("; ")
-        if first.type == UNKNOWN_FIELD:
-            raise UsageError(f"{problem} in any row", fields)
-        if len(errors) == 1:
-            return
-        if first.type == "no_prompt" and fields:
-            raise UsageError(
-                f"no row has a `prompt` or `messages`; {fields}", f"{self._options.template_use}, or {CHAT}"
-            )
-        if first.type == "invalid_json":
-            raise UsageError(f"no line of {self._file.name} is a JSON object; line 1: {problem}", ONE_LINE)
+            errors.append(row.error)
+        first, use = errors[0], self._options.template_use
+        problem, _, more = first.message.partition("; ")
+        match _reason(first):
+            case "unknown_field":
+                raise UsageError(f"{problem} in any row", more)
+            case "no_prompt" if more and len(errors) > 1:
+                name = more.partition(": ")[2].partition(",")[0]
+                problem = f"no row has a `prompt` or `messages`; {more}"
+                raise UsageError(problem, f"{use.replace('NAME', name)}, or {CHAT}")
+            case "no object" if len(errors) > 1:
+                problem = f"no line of {self._file.name} is a JSON object; line 1: {problem}"
+                raise UsageError(problem, ONE_LINE)
 
     def keep(self, digests: Container[Digest]) -> None:
         """Leave out the rows of other texts."""

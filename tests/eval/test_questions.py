@@ -91,6 +91,16 @@ def test_rows_that_cannot_be_scored_have_a_reason(row: Any, expected: str) -> No
     assert reason(row).startswith(expected)
 
 
+def test_table_has_questions_with_choices_and_several_right_answers() -> None:
+    table = 'question,gold,choices\n1 + 1?,2,\n2 + 2?,"[""4"", ""four""]",\nWhich?,B,"[""red"", 7]"\n'
+    rows = read_text(table.encode(), "csv", answer="gold")
+    assert [row.known for row in rows] == [
+        {"reference": "2"},
+        {"reference": ["4", "four"]},
+        {"reference": "B", "choices": ["red", "7"]},
+    ]
+
+
 def test_questions_of_a_template_need_no_question_field() -> None:
     template = parse_template("Solve: {problem}")
     [row] = read({"problem": "P", "answer": "a"}, template=template)

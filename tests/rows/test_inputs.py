@@ -1,5 +1,6 @@
 """Rows of txt, jsonl, csv, tsv and Parquet; an invalid one is an error row; refused rows, and rows after a cancel."""
 
+import gzip
 import io
 import json
 import math
@@ -79,6 +80,56 @@ def test_columns_that_do_not_fit_are_an_error(
     with pytest.raises(UsageError) as caught:
         rows_in(text, shape, delimiter=delimiter)
     assert caught.value.message == message and caught.value.hint and hint in caught.value.hint
+
+
+TABLE = b"id,prompt\na,Why?\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message", "hint"),
+    [
+        ("in.xlsx", b"PK\x03\x04..", "is a spreadsheet", "save the sheet as CSV"),
+        ("in.csv", b"PK\x03\x04..", "is a spreadsheet", "save the sheet as CSV"),
+        ("in.xls", b"\xd0\xcf\x11\xe0..", "is an old Office document", "save it as CSV"),
+        ("in.jsonl.zst", b"\x28\xb5\x2f\xfd..", "is compressed with zstd", "zstd -d FILE"),
+        ("in.txt", b"%PDF-1.7\n", "is a PDF", "save its text"),
+        ("in.csv", "id,prompt\na,é\n".encode("utf-16"), "is UTF-16", "iconv"),
+        ("in.csv", b"id,prompt\ra,Why?\r", "end with carriage returns only", "tr '\\r' '\\n'"),
+        ("in.csv.gz", gzip.compress(TABLE)[:-9], "cannot decompress", "compress or download it again"),
+        ("in.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "is a pointer", "git lfs pull"),
+        ("in.json", b'[\n  {"prompt": "Why?"}\n]', "is a JSON array", "jq -c '.[]'"),
+        ("in.jsonl", b'{\n  "prompt": "Why?",\n  "tags": [\n    "a"\n  ]\n}\n', "no line of", "jq -c ."),
+        ("in.jsonl", b'{"instruction": "Add.", "output": "3"}\n' * 2, "no row has", '--template "{instruction}"'),
+        ("in.jsonl", b'{"conversations": [{"from": "human"}]}\n' * 2, "no row has", '{"messages": '),
+    ],
+)
+def test_unreadable_input_is_refused_by_what_it_is(
+    tmp_path: Path, name: str, data: bytes, message: str, hint: str
+) -> None:
+    source = tmp_path / name
+    source.write_bytes(data)
+    with pytest.raises(UsageError) as caught, InputOptions().open(source, None):
+        pass
+    assert message in caught.value.message and caught.value.hint and hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("in.csv.gz", gzip.compress(TABLE)),
+        ("in.csv", gzip.compress(TABLE)),
+        ("in", gzip.compress(b'{"id": "a", "prompt": "Why?"}')),
+        ("in.csv", b"sep=;\r\nid;prompt\r\na;Why?\r\n"),
+        ("in.csv", b"sep=|\nid|prompt\na|Why?\n"),
+        ("in.json", b'{"id": "a", "prompt": "Why?"}'),
+    ],
+)
+def test_input_is_read_by_its_first_bytes(tmp_path: Path, name: str, data: bytes) -> None:
+    source = tmp_path / name
+    source.write_bytes(data)
+    with InputOptions().open(source, None) as rows:
+        for _ in range(2):
+            assert [(row.number, row.id, row.prompt) for row in rows] == [(1, "a", "Why?")]
 
 
 def test_line_that_is_not_utf_8_is_an_error_row() -> None:
