@@ -95,7 +95,7 @@ TABLE = b"id,prompt\na,Why?\n"
         ("in.txt", b"%PDF-1.7\n", "is a PDF", "save its text"),
         ("in.csv", "id,prompt\na,é\n".encode("utf-16"), "is UTF-16", "iconv"),
         ("in.csv", b"id,prompt\ra,Why?\r", "end with carriage returns only", "tr '\\r' '\\n'"),
-        ("in.csv.gz", gzip.compress(TABLE)[:-9], "cannot decompress", "compress or download it again"),
+        ("in.csv.gz", gzip.compress(TABLE, mtime=0)[:-9], "cannot decompress", "compress or download it again"),
         ("in.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "is a pointer", "git lfs pull"),
         ("in.json", b'[\n  {"prompt": "Why?"}\n]', "is a JSON array", "jq -c '.[]'"),
         ("in.jsonl", b'{\n  "prompt": "Why?",\n  "tags": [\n    "a"\n  ]\n}\n', "no line of", "jq -c ."),
@@ -116,9 +116,9 @@ def test_unreadable_input_is_refused_by_what_it_is(
 @pytest.mark.parametrize(
     ("name", "data"),
     [
-        ("in.csv.gz", gzip.compress(TABLE)),
-        ("in.csv", gzip.compress(TABLE)),
-        ("in", gzip.compress(b'{"id": "a", "prompt": "Why?"}')),
+        ("in.csv.gz", gzip.compress(TABLE, mtime=0)),
+        ("in.csv", gzip.compress(TABLE, mtime=0)),
+        ("in", gzip.compress(b'{"id": "a", "prompt": "Why?"}', mtime=0)),
         ("in.csv", b"sep=;\r\nid;prompt\r\na;Why?\r\n"),
         ("in.csv", b"sep=|\nid|prompt\na|Why?\n"),
         ("in.json", b'{"id": "a", "prompt": "Why?"}'),
