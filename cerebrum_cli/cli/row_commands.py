@@ -38,7 +38,7 @@ Answering = tuple[Events, Callable[[], None]]  # the events, and what cancels th
 class ResumeOptions(BaseCommand):
     """Options of a command that resumes what earlier runs have begun."""
 
-    restart: bool = switch("Start over; replace earlier answers when done", "Output")
+    restart: bool = switch("Start over and discard earlier answers", "Output")
     retry_failed: bool = switch("Ask again for rows that failed, and undecided votes", "Output")
 
     def open_run(

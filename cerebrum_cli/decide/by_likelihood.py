@@ -25,7 +25,7 @@ from cerebrum_cli.core.events import Event, FinishEvent, OpeningEvent, PromptEve
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings
 from cerebrum_cli.core.text import Texts
-from cerebrum_cli.decide.choice_questions import AskedQuestion, ChoiceQuestion, Decided
+from cerebrum_cli.decide.choice_questions import Asked, ChoiceQuestion, DecisionEvent
 from cerebrum_cli.decide.given_choices import VOTES, GivenChoices
 from cerebrum_cli.decide.readings import (
     Beginnings,
@@ -80,7 +80,7 @@ class Read(NamedTuple):
 FindBeginnings = Callable[[Texts, int | None], Beginnings]
 
 
-def read_decisions(model: Model, asked: Iterable[AskedQuestion]) -> Generator[Event | Decided, None, None]:
+def read_decisions(model: Model, asked: Iterable[Asked]) -> Generator[Event | DecisionEvent, None, None]:
     """Decide questions; yield each as soon as it is decided, and events in between. Raises UsageError, EngineError."""
     require_direct_answers(model)
     asked = iter(asked)
@@ -95,7 +95,7 @@ def read_decisions(model: Model, asked: Iterable[AskedQuestion]) -> Generator[Ev
             except (EngineError, Interrupted):  # these concern all questions
                 raise
             except CerebrumError as problem:
-                yield Decided(key, problem)
+                yield DecisionEvent(key, problem)
         yield from model.take_notices()
         read = read_on_servers if model.is_remote else read_here
         yield from combined([key for key, _ in together], prompts, read(model, prompts))
@@ -200,7 +200,7 @@ def read_opening(prompt: ListingPrompt, event: OpeningEvent) -> Reading | Cerebr
 
 def combined(
     keys: Sequence[Any], prompts: Sequence[ListingPrompt], events: Iterator[Event | Read]
-) -> Iterator[Event | Decided]:
+) -> Iterator[Event | DecisionEvent]:
     """Decide each question whose prompts are all read; `keys` are those of the questions by number."""
     left = Counter(prompt.number for prompt in prompts)
     readings: dict[int, dict[int, Reading]] = defaultdict(dict)
@@ -211,12 +211,12 @@ def combined(
         number, question = prompts[event.prompt].number, prompts[event.prompt].question
         if isinstance(event.reading, CerebrumError):
             if left.pop(number, 0):  # its other prompts do not matter any more
-                yield Decided(keys[number], event.reading)
+                yield DecisionEvent(keys[number], event.reading)
             continue
         readings[number][event.prompt] = event.reading
         if len(readings[number]) == left[number]:
             in_order = [reading for _, reading in sorted(readings.pop(number).items())]
-            yield Decided(keys[number], decision_of(question, in_order))
+            yield DecisionEvent(keys[number], decision_of(question, in_order))
 
 
 def decision_of(question: ChoiceQuestion, readings: Sequence[Reading]) -> Decision:

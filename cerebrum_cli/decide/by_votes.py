@@ -13,7 +13,7 @@ from cerebrum_cli.core.decision import Decision
 from cerebrum_cli.core.errors import CerebrumError, NoAnswer, UsageError
 from cerebrum_cli.core.events import Event, RefusedEvent
 from cerebrum_cli.core.grammar import schema_grammar
-from cerebrum_cli.decide.choice_questions import AskedQuestion, ChoiceQuestion, Decided
+from cerebrum_cli.decide.choice_questions import Asked, ChoiceQuestion, DecisionEvent
 from cerebrum_cli.replies.majority_vote import MajorityVote, Outcome, Row
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def vote(
-    model: Model, asked: Iterable[AskedQuestion], samples: int, in_order: bool
-) -> Generator[Event | Decided, None, None]:
+    model: Model, asked: Iterable[Asked], samples: int, in_order: bool
+) -> Generator[Event | DecisionEvent, None, None]:
     """Decide questions by as many samples each; yield each as soon as it is decided, and events in between."""
     rows = (row_of(model, each, samples) for each in asked)
     with closing(model.run_rows(rows, in_order=in_order)) as events:
@@ -30,24 +30,26 @@ def vote(
             if not isinstance(event, Outcome):
                 yield event
             elif isinstance(event.result, RefusedEvent):
-                yield Decided(event.row.key.key, event.result.error)
+                key, _ = event.row.key
+                yield DecisionEvent(key, event.result.error)
             elif isinstance(event.result, MajorityVote) and event.result.is_over:
                 key, question = event.row.key
-                yield Decided(key, shares_of_samples(question, event.result))
+                yield DecisionEvent(key, shares_of_samples(question, event.result))
 
 
-def row_of(model: Model, asked: AskedQuestion, samples: int) -> Row:
+def row_of(model: Model, asked: Asked, samples: int) -> Row:
     """The row of a question, whose replies are names of choices."""
-    if isinstance(asked.question, CerebrumError):
-        return Row(asked, asked.question)
-    choices = asked.question.choices
+    _, question = asked
+    if isinstance(question, CerebrumError):
+        return Row(asked, question)
+    choices = question.choices
     settings = model.source.settings.for_samples("--votes")
     grammar = schema_grammar({"enum": list(choices.names)})
     try:
         model.source.check(grammar)
     except UsageError as problem:
         return Row(asked, problem)
-    conversation = asked.question.listed(asked.question.layouts[0], settings.system)
+    conversation = question.listed(question.layouts[0], settings.system)
     return Row(asked, Ask(conversation, settings, grammar), MajorityVote(Votes(samples, samples)))
 
 

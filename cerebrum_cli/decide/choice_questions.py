@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from string import ascii_uppercase
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.decision import Decision
@@ -107,15 +107,11 @@ class ChoiceQuestion:
         return tuple(ascii_uppercase[order.index(position)] for position in range(len(order)))
 
 
-class AskedQuestion(NamedTuple):
-    """A question, or why there is none; `key` is for the caller."""
-
-    key: Any
-    question: ChoiceQuestion | CerebrumError
+Asked: TypeAlias = tuple[Any, ChoiceQuestion | CerebrumError]  # a key for the caller; a question, or why there is none
 
 
-class Decided(NamedTuple):
-    """The key of a question, and its decision, or why there is none."""
+class DecisionEvent(NamedTuple):
+    """The key of a question that was asked, and its decision, or why there is none."""
 
     key: Any
     result: Decision | CerebrumError

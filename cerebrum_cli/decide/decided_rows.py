@@ -15,12 +15,11 @@ from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.row_fields import RowError, field_text
 from cerebrum_cli.core.text import Texts, format_names, truncate
 from cerebrum_cli.decide.by_likelihood import require_distinct
-from cerebrum_cli.decide.choice_questions import AskedQuestion, ChoiceQuestion, Decided, PlacedQuestion
+from cerebrum_cli.decide.choice_questions import ChoiceQuestion, DecisionEvent, PlacedQuestion
 from cerebrum_cli.decide.deciding import decide
 from cerebrum_cli.decide.given_choices import SHOWN, YES_OR_NO, Choice, GivenChoices, choices_of
 from cerebrum_cli.rows.answering import RowAnswer
-from cerebrum_cli.rows.output_tables import INPUT
-from cerebrum_cli.rows.row import LINE, REFERENCE, InputRow
+from cerebrum_cli.rows.row import REFERENCE, InputRow, output_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -78,9 +77,9 @@ class DecisionAsker:
     def answer(self, model: Model, rows: Iterable[tuple[int, InputRow]], in_order: bool) -> Iterator[Event | RowAnswer]:
         if self.choices and not self.votes:
             require_distinct(model, self.choices, self.by_letter)
-        asked = (AskedQuestion((place, row), self.question_of(row)) for place, row in rows)
+        asked = (((place, row), self.question_of(row)) for place, row in rows)
         for event in decide(model, asked, self.votes, in_order):
-            if isinstance(event, Decided):
+            if isinstance(event, DecisionEvent):
                 place, row = event.key
                 yield RowAnswer(place, self.object(row, event.result))
             elif not isinstance(event, StageEvent):  # the progress counts rows
@@ -140,17 +139,15 @@ class DecisionAsker:
 
     def object(self, row: InputRow, result: Decision | CerebrumError) -> JsonDict:
         """The output object of a row."""
-        object = {"id": row.id, "prompt": row.prompt, **dict.fromkeys(self.keys), "error": None, **row.known}
-        if row.input is not None:
-            object[INPUT] = row.input
-        if isinstance(result, Decision) and self.label is not None:
-            object[FIRST_WORD] = result.first_word or None
         if isinstance(result, CerebrumError):
-            return object | {LINE: row.number, "error": asdict(row.error or RowError.of(result))}
-        if self.trust is None:
-            return object | decision_values(result, self.writes_all)
-        result = self.trust.calibrated(result)
-        return object | decision_values(result, self.writes_all) | self.trust.values(result)
+            return output_object(row, self.keys, {"error": asdict(row.error or RowError.of(result))})
+        calibrated = self.trust.calibrated(result) if self.trust else result
+        values = decision_values(calibrated, self.writes_all)
+        if self.label is not None:
+            values[FIRST_WORD] = result.first_word or None
+        if self.trust:
+            values |= self.trust.values(calibrated)
+        return output_object(row, self.keys, values)
 
 
 def is_empty(value: Any) -> bool:

@@ -13,7 +13,7 @@ from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.decide.by_likelihood import read_decisions
 from cerebrum_cli.decide.by_votes import vote
-from cerebrum_cli.decide.choice_questions import AskedQuestion, ChoiceQuestion, Decided, require_listing
+from cerebrum_cli.decide.choice_questions import Asked, ChoiceQuestion, DecisionEvent, require_listing
 from cerebrum_cli.decide.given_choices import Choice, choices_of, score_choices
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ REPHRASE = "rephrase the question, or name the choices as the model would"
 
 
 def decide(
-    model: Model, asked: Iterable[AskedQuestion], votes: int | None = None, in_order: bool = False
-) -> Iterator[Event | Decided]:
+    model: Model, asked: Iterable[Asked], votes: int | None = None, in_order: bool = False
+) -> Iterator[Event | DecisionEvent]:
     """Decide questions; yield each as soon as it is decided, or votes in their order, and events in between.
 
     With `votes`, as many replies to each are sampled. After a cancel the stream ends early. Raises EngineError, and
@@ -36,7 +36,7 @@ def decide(
     questions = unnamed = 0
     with closing(decided):
         for event in decided:
-            if isinstance(event, Decided) and isinstance(event.result, Decision):
+            if isinstance(event, DecisionEvent) and isinstance(event.result, Decision):
                 questions += 1
                 unnamed += event.result.named < LEAST_NAMED
             yield event
@@ -64,9 +64,9 @@ def decide_one(
         if isinstance(choices, str) or not all(isinstance(name, str) for name in names):
             raise UsageError.invalid("choices", choices, "a list of texts")
         given = choices_of(map(Choice, names))
-    asked = [AskedQuestion(None, ChoiceQuestion(conversation, given, by_letter))]
+    asked = [(None, ChoiceQuestion(conversation, given, by_letter))]
     for event in decide(model, asked, votes):
-        if isinstance(event, Decided):
+        if isinstance(event, DecisionEvent):
             if isinstance(event.result, CerebrumError):
                 raise event.result
             return event.result

@@ -9,7 +9,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import Events
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.decide.choice_questions import AskedQuestion, ChoiceQuestion, Decided, PlacedQuestion
+from cerebrum_cli.decide.choice_questions import ChoiceQuestion, DecisionEvent, PlacedQuestion
 from cerebrum_cli.decide.deciding import decide as decide_questions
 from cerebrum_cli.decide.given_choices import YES_OR_NO
 
@@ -29,7 +29,7 @@ def decide_text(app: App, question: str, options: DecideOptions) -> None:
     source = options.decision_source(app)
     conversation = read_conversation(app, question, options)
     asked = ChoiceQuestion(conversation, choices, options.letters, PlacedQuestion(question))
-    found: list[Decided] = []
+    found: list[DecisionEvent] = []
     if options.votes:
         source = source.for_rows(options.votes)
     with open_source(source) as model:
@@ -54,10 +54,10 @@ def read_conversation(app: App, question: str, options: DecideOptions) -> Conver
     return Conversation().user(f"{text}\n\n{question}", pictures)
 
 
-def deciding(model: Model, question: ChoiceQuestion, votes: int | None, found: list[Decided]) -> Events:
+def deciding(model: Model, question: ChoiceQuestion, votes: int | None, found: list[DecisionEvent]) -> Events:
     """Decide a question: yield the events, and add what is found."""
-    for event in decide_questions(model, [AskedQuestion(None, question)], votes):
-        if isinstance(event, Decided):
+    for event in decide_questions(model, [(None, question)], votes):
+        if isinstance(event, DecisionEvent):
             found.append(event)
         else:
             yield event

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @option_group
 class EvalCommand(EvalOptions):
-    """A question file has one JSON object on each line, with `question`, `answer` and, for multiple choice, `choices`.
+    """A question file (.jsonl, .csv, .tsv, .parquet) has `question`, `answer` and, for multiple choice, `choices`.
 
     Answers are saved within a second; run the same command again to resume. A larger --limit asks only the others.
 

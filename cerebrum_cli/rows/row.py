@@ -31,9 +31,7 @@ from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.rows.keys import Digest, RowFlag, digest_of
 from cerebrum_cli.rows.output_tables import INPUT
 
-OUTPUT_KEYS = (
-    "id",
-    "prompt",
+REPLY_KEYS = (
     "text",
     "final_answer",
     "finish_reason",
@@ -42,7 +40,6 @@ OUTPUT_KEYS = (
     "seed",
     "reasoning",
     "votes",
-    "error",
 )
 REASONING_CLOSED_AT = "reasoning_closed_at"  # a key of replies whose reasoning is limited
 LINE = "line"  # the key of a row that failed
@@ -136,15 +133,14 @@ def flags_of(object: JsonObject) -> int:
     return flags
 
 
-def output_object(row: InputRow, origin: Origin | None = None, **values: Any) -> JsonDict:
-    """The output object of a row: OUTPUT_KEYS, and further ones that have a value."""
+def output_object(row: InputRow, keys: Texts, values: JsonObject, origin: Origin | None = None) -> JsonDict:
+    """The output object of a row, with the keys of an answer, and further ones that have a value."""
     more = {
-        **row.known,
         LINE: row.number if values.get("error") else None,
         **(origin.keys if origin else {}),
         INPUT: row.input,
     }
-    object = {**dict.fromkeys(OUTPUT_KEYS), "id": row.id, "prompt": row.prompt, **values}
+    object = {"id": row.id, "prompt": row.prompt, **dict.fromkeys(keys), "error": None, **values, **row.known}
     return object | {key: value for key, value in more.items() if value is not None}
 
 
@@ -167,12 +163,12 @@ def row_object(event: Outcome) -> JsonDict:
         values["votes"] = outcome.object
     if request.grammar:
         values["error"] = incomplete_error(reply, request.grammar)
-    return output_object(row, reply.finish.origin, **values)
+    return output_object(row, REPLY_KEYS, values, reply.finish.origin)
 
 
 def refused_object(row: InputRow, refused: RefusedEvent) -> JsonDict:
     error = row.error or RowError.of(refused.error)
-    return output_object(row, refused.origin, text=refused.text, error=asdict(error))
+    return output_object(row, REPLY_KEYS, {"text": refused.text, "error": asdict(error)}, refused.origin)
 
 
 def reply_values(reply: Reply, request: Ask, final_answer: str | None) -> JsonDict:

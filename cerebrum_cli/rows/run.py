@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar
 from cerebrum_cli.core.errors import DAMAGE, BatchError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import commit_file, require_place, unfinished_file
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.json_types import JsonDict, JsonObject, to_json
 from cerebrum_cli.core.row_events import SHOWN_ERRORS, RowCounts, RowEvent
 from cerebrum_cli.core.text import Texts, format_count
 from cerebrum_cli.rows.file import KnownRows, RowFile, write_lines
@@ -334,6 +334,7 @@ class StoredRun(Run):
         self._paths = paths
         self._file = file
         self._record = record
+        self._check = settings_check(record.fingerprint)
         self._table = table
         self.notes = record.notes
         self._known = KnownRows()
@@ -346,7 +347,9 @@ class StoredRun(Run):
         self._repeats: Counter[Digest] = Counter()  # after the first row of the same text
         self._places: dict[int, int] = {}  # by position, of rows that are asked by another place
         self._positions: dict[int, int] = {}  # of these places
+        self._free_place = 0  # all from the number of rows up to it are taken
         self._output_stamp = _stamp(paths.output)
+        self._has_new_notes = False
         self._is_closed = False
 
     def find_finished(self) -> None:
@@ -369,7 +372,9 @@ class StoredRun(Run):
             self._read_output(earlier)
         if continued := file.record or earlier:
             self._record = Record(continued.fingerprint, {**continued.notes, **self._record.notes})
+            self._check = settings_check(continued.fingerprint)
             self.notes = self._record.notes
+            self._has_new_notes = to_json(self.notes) != to_json(continued.notes)
 
     def _read_output(self, record: Record) -> None:
         """Read the keys of an earlier result. Raises BatchError."""
@@ -408,7 +413,7 @@ class StoredRun(Run):
         is_in_order = self._lines == array("q", range(self.size))
         has_all = not (self.missing_count or self.finished.count(_STALE) or known.free_count or self.has_more)
         self.is_complete = paths.output.exists() and not self._has_begun and has_all and is_in_order and self.size > 0
-        if self.is_complete:
+        if self.is_complete and self._has_new_notes:
             self.save_notes()
 
     def add(self, records: Iterable[InputRecord], again: Iterable[InputRecord] = ()) -> None:
@@ -470,9 +475,10 @@ class StoredRun(Run):
         elif not self._is_taken(position):
             return position
         else:
-            place = self.size
+            place = max(self._free_place, self.size)
             while self._is_taken(place):
                 place += 1
+            self._free_place = place
         if place != position:
             self._places[position] = place
             self._positions[place] = position
@@ -512,10 +518,6 @@ class StoredRun(Run):
             self._begin([line])
         self._known.append(key)
         self._lines[position] = len(self._known.flags) - 1
-
-    @property
-    def _check(self) -> int:
-        return settings_check(self._record.fingerprint)
 
     def _begin(self, lines: Iterable[bytes] = ()) -> None:
         """Begin a file with the rows of an earlier result, if this run continues one, and with new ones."""

@@ -14,7 +14,7 @@ from dataset_files import table
 from cerebrum_cli import open_model
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import Interrupted, PromptTooLong, UsageError
-from cerebrum_cli.decide.choice_questions import AskedQuestion, ChoiceQuestion
+from cerebrum_cli.decide.choice_questions import ChoiceQuestion
 from cerebrum_cli.decide.deciding import decide as decide_questions
 from cerebrum_cli.decide.given_choices import YES_OR_NO
 
@@ -253,7 +253,7 @@ def test_a_signal_ends_all_questions_and_decides_none(monkeypatch: pytest.Monkey
     def interrupted(_: object) -> None:
         raise Interrupted(signal.SIGINT)
 
-    question = AskedQuestion(None, ChoiceQuestion(Conversation().user("Is it?"), YES_OR_NO))
+    question = (None, ChoiceQuestion(Conversation().user("Is it?"), YES_OR_NO))
     with open_model("nano") as model:
         monkeypatch.setattr(model, "prepare_reply", interrupted)
         with pytest.raises(Interrupted):

@@ -17,7 +17,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.decision import Decision
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.decide.choice_questions import AskedQuestion, ChoiceQuestion, Decided
+from cerebrum_cli.decide.choice_questions import ChoiceQuestion, DecisionEvent
 from cerebrum_cli.decide.deciding import decide
 from cerebrum_cli.decide.given_choices import YES_OR_NO, GivenChoices, parse_choices, parse_score
 from cerebrum_cli.formats.choice import SERVER, ChosenFormat
@@ -41,7 +41,7 @@ def asking(kind: type[ModelServer], openings: dict[str, float]) -> Iterator[tupl
 
 def found(model: Model, choices: GivenChoices = YES_OR_NO, by_letter: bool = False) -> Decision | CerebrumError:
     question = ChoiceQuestion(Conversation().user("Is it?"), choices, by_letter)
-    [decided] = [event for event in decide(model, [AskedQuestion(None, question)]) if isinstance(event, Decided)]
+    [decided] = [event for event in decide(model, [(None, question)]) if isinstance(event, DecisionEvent)]
     assert decided.key is None
     return decided.result
 
@@ -84,7 +84,7 @@ def test_a_choice_that_is_not_listed_counts_as_likely_as_it_can_be(kind: type[Mo
 
 def test_a_model_that_would_answer_something_else_is_noticed() -> None:
     with asking(LlamaServer, {"y": log(0.002), "n": log(0.001), "x": log(0.9)}) as (model, server):
-        questions = [AskedQuestion(None, ChoiceQuestion(Conversation().user("Is it?"), YES_OR_NO))] * 2
+        questions = [(None, ChoiceQuestion(Conversation().user("Is it?"), YES_OR_NO))] * 2
         notice = [*decide(model, questions)][-1]
         assert isinstance(notice, NoticeEvent) and notice.message.endswith("than a choice (2 of 2 questions)")
         server.openings = YES
@@ -130,10 +130,10 @@ def test_a_server_that_ends_is_replaced_by_another() -> None:
         source = source_of(NANO, servers=Servers(tuple(Endpoint(server.url, server.url) for server in servers)))
         with Model(source, remote_engine(*servers), chosen) as model:
             texts = (Conversation().user(f"Is it {number}?") for number in range(30))
-            questions = [AskedQuestion(number, ChoiceQuestion(text, YES_OR_NO)) for number, text in enumerate(texts)]
+            questions = [(number, ChoiceQuestion(text, YES_OR_NO)) for number, text in enumerate(texts)]
             results: dict[int, object] = {}
             for event in decide(model, questions):
-                if isinstance(event, Decided):
+                if isinstance(event, DecisionEvent):
                     assert event.key not in results
                     results[event.key] = event.result
                     if len(results) == 5:
