@@ -12,7 +12,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import SourcedLayer
 from cerebrum_cli.eval.answered import CHOICES
-from cerebrum_cli.eval.presets import CONDITION_KEYS, PRESET, find_preset
+from cerebrum_cli.eval.presets import CONDITION_KEYS, PRESET, Preset, find_preset
 from cerebrum_cli.eval.reading import select
 from cerebrum_cli.eval.runs import CHECK, MATCH, SAMPLES, provenance
 from cerebrum_cli.eval.sources import LoadedTask, find_task, load_task
@@ -50,19 +50,10 @@ def prepare(app: App, name: str, options: EvalOptions) -> PreparedEvaluation:
     tools = options.find_tools(app)
     task = find_task(name, options)
     preset = find_preset(options.preset, name) if options.preset else None
-    conditions = SourcedLayer()
-    samples = options.samples or 1
-    if preset:
-        app.ignore_settings(CONDITION_KEYS)
-        conditions.put("temperature", preset.temperature, PRESET)
-        samples = options.samples or preset.samples
+    samples = options.samples or (preset.samples if preset else 1)
     if tools and samples > 1:
         raise UsageError.conflict(options.tool_flag, "--samples")
-    source = options.find_source(app, SourcedLayer(conditions, options.overrides))
-    if samples > 1:
-        source = source.for_samples("--samples")
-    settings = replace(source.settings, seed=source.settings.seed or 0)  # compared models draw the same seeds
-    source = replace(source, settings=settings)
+    source = find_source(app, options, preset, samples)
     if options.check:
         require_check(task, source)
     with FileProgress(app.streams) as progress:
@@ -72,7 +63,7 @@ def prepare(app: App, name: str, options: EvalOptions) -> PreparedEvaluation:
     votes = None
     if samples > 1 or options.check:
         votes = Votes(samples, samples, checks=options.check is not None, takes_all=True)
-    asker = BatchOptions(settings, options.read_grammar(source), votes, tools=tools)
+    asker = BatchOptions(source.settings, options.read_grammar(source), votes, tools=tools)
     fingerprint: JsonDict = {
         **loaded.fingerprint,
         **provenance(source),
@@ -82,10 +73,21 @@ def prepare(app: App, name: str, options: EvalOptions) -> PreparedEvaluation:
         CHECK: options.check,
     }
     questions = select(loaded.questions, options.limit)
-    notes = notes_of(task, loaded, questions, source)
-    if preset:
-        notes["remarks"].append(f"preset {preset.name}: {preset.published}")
+    notes = notes_of(task, loaded, questions, source, preset)
     return PreparedEvaluation(task, questions, asker, source, fingerprint, notes)
+
+
+def find_source(app: App, options: EvalOptions, preset: Preset | None, samples: int) -> ModelSource:
+    """The model, with the settings of a preset if there is one. Raises UsageError, ModelNotFound."""
+    conditions = SourcedLayer()
+    if preset:
+        app.ignore_settings(CONDITION_KEYS)
+        conditions.put("temperature", preset.temperature, PRESET)
+    source = options.find_source(app, SourcedLayer(conditions, options.overrides))
+    if samples > 1:
+        source = source.for_samples("--samples")
+    settings = replace(source.settings, seed=source.settings.seed or 0)  # compared models draw the same seeds
+    return replace(source, settings=settings)
 
 
 def require_check(task: Task, source: ModelSource) -> None:
@@ -95,10 +97,15 @@ def require_check(task: Task, source: ModelSource) -> None:
     source.require_check()
 
 
-def notes_of(task: Task, loaded: LoadedTask, questions: RowList, source: ModelSource) -> JsonDict:
+def notes_of(
+    task: Task, loaded: LoadedTask, questions: RowList, source: ModelSource, preset: Preset | None
+) -> JsonDict:
     """What the record of a run remembers for its report."""
-    model = source.model
-    is_limited = len(questions.rows) < len(loaded.questions.rows)
+    model, remarks = source.model, [*loaded.remarks]
+    if len(questions.rows) < len(loaded.questions.rows):
+        remarks.append(LIMITED)
+    if preset:
+        remarks.append(f"preset {preset.name}: {preset.published}")
     return {
         MATCH: task.match,
         "reference": without_home(model.reference),
@@ -106,5 +113,5 @@ def notes_of(task: Task, loaded: LoadedTask, questions: RowList, source: ModelSo
         "quantization": model.quantization,
         "question file": loaded.digest,
         "all questions": len(loaded.questions.rows),
-        "remarks": [*loaded.remarks, LIMITED] if is_limited else [*loaded.remarks],
+        "remarks": remarks,
     }
