@@ -90,19 +90,19 @@ class DecisionAsker:
         if row.conversation is None:
             return row
         fields = row.input if isinstance(row.input, dict) else dict.fromkeys(self.fields, row.input)  # a line of text
-        known, conversation = row.known, row.conversation
+        expected, conversation = row.expected, row.conversation
         try:
             choices = self.choices_for(row.input)
             if self.label is not None:
-                known = {REFERENCE: self.reference_of(row.input)}
+                expected = {REFERENCE: self.reference_of(row.input)}
             if self.fields and all(name in fields and is_empty(fields[name]) for name in self.fields):
                 raise UsageError("the text is empty")
         except UsageError as problem:
-            return replace(row, conversation=None, error=RowError.of(problem), known=known)
+            return replace(row, conversation=None, error=RowError.of(problem), expected=expected)
         if self.question:
             conversation = conversation.with_question(f"{conversation.question}\n\n{self.question}")
         own = None if choices == self.given else choices.names
-        return replace(row, conversation=conversation, choices=own, known=known)
+        return replace(row, conversation=conversation, choices=own, expected=expected)
 
     def question_of(self, row: InputRow) -> ChoiceQuestion | CerebrumError:
         """The question of a row, or why it has none."""

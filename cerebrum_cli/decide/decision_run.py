@@ -22,12 +22,12 @@ NOT_CALIBRATED = ("template", COLUMNS, "input format", "seed")  # what a calibra
 
 @frozen
 class DecisionRun:
-    """Rows, and what asks them by which model; `known` is what else the record of the output says."""
+    """Rows, and what asks them by which model; `labelling` is what else the record of labelled rows says."""
 
     rows: Input
     asker: DecisionAsker
     model: ModelSource
-    known: JsonObject = field(default_factory=dict)
+    labelling: JsonObject = field(default_factory=dict)
 
     @property
     def conditions(self) -> JsonDict:
@@ -45,7 +45,7 @@ class DecisionRun:
             "votes": asker.votes,
             "method of decisions": METHOD,
             **(asker.trust.fingerprint if asker.trust else {}),
-            **self.known,
+            **self.labelling,
         }
 
     @property
@@ -58,7 +58,7 @@ class DecisionRun:
         model, conditions = self.model, self.conditions
         conditions["question"] = self.asker.question or conditions["template"]
         conditions["choices"] = "; ".join(map(described, self.asker.given.items))
-        left_out = {*NOT_CALIBRATED, *self.known}
+        left_out = {*NOT_CALIBRATED, *self.labelling}
         if not (model.settings.format or model.model.is_served) and model.model.header.chat_template:
             left_out.add("format")
         return {key: value for key, value in conditions.items() if key not in left_out and value not in (None, False)}

@@ -43,7 +43,7 @@ def measure(app: App, run: DecisionRun, source: Path, options: DecideOptions) ->
     if options.plot:
         require_picture(options.plot)
     keep_labelled(app, run, options.label or "")
-    run = replace(run, known={TASK: source.stem, "label": options.label, **provenance(run.model)})
+    run = replace(run, labelling={TASK: source.stem, "label": options.label, **provenance(run.model)})
     asked = text_digest(to_json(run.conditions))  # another question is another file
     path = options.output or run_path(source.stem, run.model.model.label, asked)
     record = Record(run.conditions, {MATCH: "choice", **run.model.model.adapter_params})
@@ -74,13 +74,13 @@ def keep_labelled(app: App, run: DecisionRun, label: str) -> None:
     if not run.rows.is_whole:  # rows of a long pipe are read once, and get errors
         return
     labelled, count = set(), 0
-    for digest, row in run.rows.known_rows():
+    for digest, row in run.rows.rereadable_rows():
         count += 1
         if isinstance(row.input, dict) and not is_empty(row.input.get(label)):
             require_label(run, row)
             labelled.add(digest)
     if not labelled:
-        _, first = next(run.rows.known_rows())
+        _, first = next(run.rows.rereadable_rows())
         require_label(run, first)
     if len(labelled) < count:
         run.rows.keep(labelled)

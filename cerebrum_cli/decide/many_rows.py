@@ -83,7 +83,9 @@ def decide_file(app: App, question: str, source: Path, options: DecideOptions) -
 
 
 def has_own_choices(rows: Input) -> bool:
-    return any(isinstance(row.input, dict) and not is_empty(row.input.get(CHOICES)) for _, row in rows.known_rows())
+    return any(
+        isinstance(row.input, dict) and not is_empty(row.input.get(CHOICES)) for _, row in rows.rereadable_rows()
+    )
 
 
 def require_related_options(options: DecideOptions) -> None:

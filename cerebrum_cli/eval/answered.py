@@ -123,14 +123,14 @@ class Answered:
 
 def read_answered(object: JsonObject, source: Digest) -> Answered:
     """The finished row of an object. Raises one of DAMAGE for an object of something else."""
-    known = {key: value for key, value in known_values(Answered, object).items() if value is not None}
+    values = {key: value for key, value in known_values(Answered, object).items() if value is not None}
     reference = object.get(REFERENCE) or ()
-    known["references"] = [reference] if isinstance(reference, str) else reference
+    values["references"] = [reference] if isinstance(reference, str) else reference
     if "answer" in object:
-        known["probabilities"] = None if object["error"] else probabilities_of(object)
+        values["probabilities"] = None if object["error"] else probabilities_of(object)
     elif object["finish_reason"] is not None:
-        known["samples"] = [known_values(Sample, sample) for sample in samples_of(object)]
-    row = replace(from_json(Answered, {**known, "source": 0}), source=source)
+        values["samples"] = [known_values(Sample, sample) for sample in samples_of(object)]
+    row = replace(from_json(Answered, {**values, "source": 0}), source=source)
     if row.has_reply and not row.references:
         raise ValueError("an answered row without its right answer")
     if row.probabilities and row.reference not in row.probabilities:

@@ -58,7 +58,7 @@ def prepare(app: App, name: str, options: EvalOptions) -> PreparedEvaluation:
         require_check(task, source)
     with FileProgress(app.streams) as progress:
         loaded = load_task(task, progress, options)
-    if options.check and any(CHOICES in row.known for _, row in loaded.questions.rows):
+    if options.check and any(CHOICES in row.expected for _, row in loaded.questions.rows):
         raise UsageError("--check applies to answers that a program can compute", "omit --check, or the choices")
     votes = None
     if samples > 1 or options.check:

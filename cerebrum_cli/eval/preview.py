@@ -31,7 +31,7 @@ def show_preview(app: App, prepared: PreparedEvaluation) -> None:
     streams.answer(prompt if prompt.endswith("\n") or not streams.out_is_terminal else f"{prompt}\n")
     if streams.is_quiet:
         return
-    streams.draw(f"{len(token_ids)} tokens; expected answer: {enumeration(references_of(first.known), 'or')}\n")
+    streams.draw(f"{len(token_ids)} tokens; expected answer: {enumeration(references_of(first.expected), 'or')}\n")
     asked_of = format_count(prepared.notes["all questions"], "question")
     streams.draw(f"{len(questions)} of {asked_of}, {format_count(prepared.asker.samples, 'sample')} each\n")
     streams.draw(f"{sampling_text(asked.settings.samplers, asked.settings.origins)}\n")

@@ -49,7 +49,7 @@ def question_options(
         row = _converted(fields, convert)
         choices = _choices(row.get("choices"))
         prompt = _prompt(row, choices, template)
-        return replace(prompt_row(number, own_id(row, number), prompt), known=_known(row, choices, answer))
+        return replace(prompt_row(number, own_id(row, number), prompt), expected=_expected(row, choices, answer))
 
     return InputOptions(delimiter=delimiter, row_of=row_of)
 
@@ -95,21 +95,21 @@ def _converted(row: Fields, convert: Convert | None) -> Fields:
         raise _missing(str(error.args[0]), row) from error
 
 
-def _known(row: Fields, choices: Texts, answer: str) -> JsonDict:
+def _expected(row: Fields, choices: Texts, answer: str) -> JsonDict:
     """What is known of the right answer, or of several, as keys of the row's object."""
     given = _list_of(row.get(answer))
     if not given:
         raise _missing(answer, row)
     if choices:
-        found = [_correct_choice(value, choices, answer) for value in given]
+        right = [_correct_choice(value, choices, answer) for value in given]
     else:
-        found = [_final_answer(_text(value, answer), answer) for value in given]
-    known: JsonDict = {REFERENCE: found if len(found) > 1 else found[0]}
+        right = [_final_answer(_text(value, answer), answer) for value in given]
+    expected: JsonDict = {REFERENCE: right if len(right) > 1 else right[0]}
     if choices:
-        known[CHOICES] = list(choices)
+        expected[CHOICES] = list(choices)
     if STUB in row:
-        known |= {STUB: str(row[STUB]), ENTRY_POINT: str(row[ENTRY_POINT])}
-    return known
+        expected |= {STUB: str(row[STUB]), ENTRY_POINT: str(row[ENTRY_POINT])}
+    return expected
 
 
 def _list_of(value: Any) -> list[Any]:

@@ -80,16 +80,16 @@ def load_task(task: Task, progress: Progress, options: EvalOptions) -> LoadedTas
         path = Path(task.file)
         with reading.open(path, None) as rows:
             questions, digest, origin = read_questions([rows]), file_sha256(path) or "", ""
-    known = [row.known for _, row in questions.rows if not row.error]
-    has_choices = any(CHOICES in row for row in known)
+    expected = [row.expected for _, row in questions.rows if not row.error]
+    has_choices = any(CHOICES in row for row in expected)
     remarks = [origin]
     if task.follows:
         remarks.append(f"protocol {task.name}, version {task.version}: {task.follows}")
     if task.published:
         remarks.append(f"settings on the Cerebrum model cards: {task.published}")
     remarks.append(task.note)
-    in_words = [row for row in known if CHOICES not in row and is_in_words(references_of(row)[0])]
-    if task.match == "answer" and 2 * len(in_words) > len(known):
+    in_words = [row for row in expected if CHOICES not in row and is_in_words(references_of(row)[0])]
+    if task.match == "answer" and 2 * len(in_words) > len(expected):
         remarks.append(IN_WORDS)
     fingerprint = {
         TASK: task.name,
@@ -99,9 +99,9 @@ def load_task(task: Task, progress: Progress, options: EvalOptions) -> LoadedTas
     return LoadedTask(questions, fingerprint, digest, tuple(filter(None, remarks)))
 
 
-def references_of(known: JsonObject) -> Sequence[str]:
+def references_of(expected: JsonObject) -> Sequence[str]:
     """The right answers that are known of a row."""
-    reference = known[REFERENCE]
+    reference = expected[REFERENCE]
     return [reference] if isinstance(reference, str) else reference
 
 

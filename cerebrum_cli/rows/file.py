@@ -29,7 +29,7 @@ _WRITTEN_TOGETHER = 64  # lines
 _DAMAGED = "move it elsewhere, choose another -o, or use --restart to start over"
 
 
-class KnownRows:
+class FinishedKeys:
     """The keys of finished rows by line; each line belongs to one row of the input, once that is found.
 
     A later line replaces one of the same place that asks the same.
@@ -150,10 +150,10 @@ class RowFile:
         with output_errors(path):
             self._file = lock_file(path, busy_error(path))
 
-    def load(self) -> KnownRows:
+    def load(self) -> FinishedKeys:
         """The keys of all rows, but for damaged lines, and a last one that was not finished. Raises BatchError."""
         with output_errors(self.path), self.path.open("rb") as lines:
-            return KnownRows(self._keys(lines))
+            return FinishedKeys(self._keys(lines))
 
     def _keys(self, lines: Iterable[bytes]) -> Iterator[KeyValues]:
         check, end, starts = 0, 0, self._starts

@@ -74,8 +74,8 @@ class ResultTable:
 
     def _cells(self, object: JsonObject) -> Iterator[Any]:
         input = object.get(INPUT) if self.columns else object
-        known = input if isinstance(input, dict) else {}  # of a line that is no object, nothing
-        yield from (cell(known.get(name)) for name in self.columns or ID_AND_PROMPT)
+        cells_by_name = input if isinstance(input, dict) else {}  # of a line that is no object, nothing
+        yield from (cell(cells_by_name.get(name)) for name in self.columns or ID_AND_PROMPT)
         answer = json_object(object["text"]) if self.fields else {}
         yield from (cell(answer.get(name)) for name in self.fields)
         yield from map(object.get, self.keys)

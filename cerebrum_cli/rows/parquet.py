@@ -26,8 +26,8 @@ def json_lines(file: BinaryIO, name: str, hint: str) -> Iterator[bytes]:
             raise ValueError("several columns have the same name")
         for batch in source.iter_batches(READ_ROWS, use_threads=False):
             for row in batch.to_pylist():
-                known = {key: value for key, value in row.items() if value is not None and value == value}
-                yield f"{json.dumps(known, ensure_ascii=False, default=_text)}\n".encode()
+                present = {key: value for key, value in row.items() if value is not None and value == value}
+                yield f"{json.dumps(present, ensure_ascii=False, default=_text)}\n".encode()
     except (pyarrow.ArrowException, OSError, *DAMAGE) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(f"cannot read {name}: {reason}", hint) from error

@@ -49,13 +49,13 @@ class Rows(Protocol):
 
     @property
     def is_whole(self) -> bool:
-        """Whether `known_records` are all."""
+        """Whether `rereadable_records` are all."""
 
     @property
     def unit(self) -> str:
         """What a row's number counts."""
 
-    def known_records(self) -> Iterable[Record]:
+    def rereadable_records(self) -> Iterable[Record]:
         """The records that can be read more than once."""
 
     def records(self) -> Iterable[Record]:
@@ -83,7 +83,7 @@ class RowList:
     def records(self) -> Iterator[Record]:
         return ((row.number, (source, row)) for source, row in self.rows)
 
-    known_records = records
+    rereadable_records = records
 
     def source_of(self, data: tuple[Digest, InputRow]) -> Digest:
         return data[0]
@@ -167,7 +167,7 @@ class InputOptions:
             raise UsageError(problem, "convert it: jq -c '.[]' ARRAY > ROWS.jsonl")
         copies_input = table_type(output) in DELIMITERS and shape != "txt"
         rows = Input(file, self._form(file, shape), self, copies_input)
-        if next(iter(rows.known_records()), None) is None:
+        if next(iter(rows.rereadable_records()), None) is None:
             if self.only is not None:
                 raise UsageError(f"no undecided row is in {file.name}", "name the input of the earlier output")
             if rows.form.header:
@@ -246,7 +246,7 @@ class Input:
         if self.form.header or self.form.shape == "txt":
             return self.form.header
         columns: dict[str, None] = {}
-        for _, row in self.known_rows():
+        for _, row in self.rereadable_rows():
             if isinstance(row.input, dict):
                 columns |= dict.fromkeys(row.input)
         return None if {"messages", "body"} & columns.keys() else tuple(columns)
@@ -254,7 +254,7 @@ class Input:
     def require_usable(self) -> None:
         """Raise UsageError if no known row of JSON can be asked, for one reason."""
         errors: list[RowError] = []
-        for _, row in self.known_rows():
+        for _, row in self.rereadable_rows():
             if row.error is None or (errors and _reason(row.error) != _reason(errors[0])):
                 return
             errors.append(row.error)
@@ -280,12 +280,12 @@ class Input:
     def is_whole(self) -> bool:
         return self._file.is_file or len(self._head) < HEAD_ROWS
 
-    def known_records(self) -> Iterable[Record]:
+    def rereadable_records(self) -> Iterable[Record]:
         return self._read_records() if self._file.is_file else self._head
 
-    def known_rows(self) -> Iterator[tuple[Digest, InputRow]]:
+    def rereadable_rows(self) -> Iterator[tuple[Digest, InputRow]]:
         """Yield the rows that can be read more than once as they were read, each with the digest of its text."""
-        return ((self.source_of(data), self.form.read(number, data)) for number, data in self.known_records())
+        return ((self.source_of(data), self.form.read(number, data)) for number, data in self.rereadable_records())
 
     def __iter__(self) -> Iterator[InputRow]:
         """Yield all rows."""

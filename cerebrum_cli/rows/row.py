@@ -54,8 +54,8 @@ class InputRow:
     `prompt` is the last question of the conversation; None if unknown. `conversation` is None for a row with an error;
     its `system_prompt` is None if the row has none. `settings` holds the row's validated sampling settings. `input` is
     the row as it was read, and `unused` are its keys without effect. `grammar` is that of its answer, and `choices` are
-    those of a decision, instead of those of all rows. `known` are further keys of its output object: what is known of
-    the right answer.
+    those of a decision, instead of those of all rows. `expected` has further keys of its output object: what is known
+    of the right answer.
     """
 
     number: int
@@ -68,7 +68,7 @@ class InputRow:
     unused: Texts = ()
     grammar: Grammar | None = None
     choices: Any = None
-    known: JsonObject = field(default_factory=dict)
+    expected: JsonObject = field(default_factory=dict)
 
     @property
     def asked(self) -> Digest:
@@ -88,7 +88,7 @@ class InputRow:
     @property
     def keys(self) -> JsonDict:
         """The keys of its output object that are those of the row itself."""
-        return {"id": self.id, "prompt": self.prompt, **self.known}
+        return {"id": self.id, "prompt": self.prompt, **self.expected}
 
 
 RowOf: TypeAlias = Callable[[int, RowId, JsonObject], InputRow]  # a row by its number, id and fields; or InvalidRow
@@ -140,7 +140,7 @@ def output_object(row: InputRow, keys: Texts, values: JsonObject, origin: Origin
         **(origin.keys if origin else {}),
         INPUT: row.input,
     }
-    object = {"id": row.id, "prompt": row.prompt, **dict.fromkeys(keys), "error": None, **values, **row.known}
+    object = {"id": row.id, "prompt": row.prompt, **dict.fromkeys(keys), "error": None, **values, **row.expected}
     return object | {key: value for key, value in more.items() if value is not None}
 
 

@@ -25,7 +25,7 @@ from cerebrum_cli.core.files import commit_file, require_place, unfinished_file
 from cerebrum_cli.core.json_types import JsonDict, JsonObject, to_json
 from cerebrum_cli.core.row_events import SHOWN_ERRORS, RowCounts, RowEvent
 from cerebrum_cli.core.text import Texts, format_count
-from cerebrum_cli.rows.file import KnownRows, RowFile, write_lines
+from cerebrum_cli.rows.file import FinishedKeys, RowFile, write_lines
 from cerebrum_cli.rows.keys import (
     Digest,
     Key,
@@ -242,7 +242,7 @@ class StreamedRun(Run):
         self._write_line = write
         self._waiting: dict[int, str] = {}
         self._next = 0
-        self.add(rows.known_records())
+        self.add(rows.rereadable_records())
 
     def close(self) -> None:
         """Write the lines that wait for unfinished rows, in order but with gaps."""
@@ -337,7 +337,7 @@ class StoredRun(Run):
         self._check = settings_check(record.fingerprint)
         self._table = table
         self.notes = record.notes
-        self._known = KnownRows()
+        self._keys = FinishedKeys()
         self._restarts = restarts
         self._retries = 0  # flags
         self._has_begun = False  # the file has what is known
@@ -355,7 +355,7 @@ class StoredRun(Run):
     def find_finished(self) -> None:
         """Read the keys of finished rows. Raises BatchError for files that this run does not continue."""
         paths, file = self._paths, self._file
-        self._known = file.load()
+        self._keys = file.load()
         earlier = read_record(paths.meta)
         if not paths.output.exists():
             earlier = None
@@ -382,9 +382,9 @@ class StoredRun(Run):
         with self._paths.output.open("rb") as file:
             try:
                 if self._table:
-                    self._known = KnownRows((*key, 0) for _, key in self._table.read(file, check))
+                    self._keys = FinishedKeys((*key, 0) for _, key in self._table.read(file, check))
                 else:
-                    self._known = KnownRows(key_values(line, check) for line in file)
+                    self._keys = FinishedKeys(key_values(line, check) for line in file)
             except DAMAGE as error:
                 raise BatchError(
                     f"{self._paths.output} was changed by another program",
@@ -393,14 +393,14 @@ class StoredRun(Run):
 
     def plan(self, retries: int, unit: str) -> None:
         """Find the rows that have no answer yet. Raises BatchError if finished rows would get lost."""
-        known, paths = self._known, self._paths
+        keys, paths = self._keys, self._paths
         source = paths.partial if self._has_begun else paths.output
         self._retries = retries
-        self.add(self.rows.known_records(), self.rows.known_records())
+        self.add(self.rows.rereadable_records(), self.rows.rereadable_records())
         self.rows.require_unchanged()
-        if len(known) and not known.has_taken:
+        if len(keys) and not keys.has_taken:
             raise BatchError(f"no answer in {source} belongs to this input", REPLACE)
-        left = len(known) - self.size
+        left = len(keys) - self.size
         if left > 0 and self.rows.is_whole and not self._has_begun:
             problem = f"{paths.output} has answers to {format_count(left, f'more {unit}')}"
             hint = f"use the same {unit}s or more, choose another -o, or use --restart to start over"
@@ -408,17 +408,17 @@ class StoredRun(Run):
         if self._file.damaged:
             problem = f"{format_count(self._file.damaged, 'damaged row')} in {paths.partial}"
             self._notices += (NoticeEvent(problem, "damaged rows are asked again"),)
-        if known.free_count and self.rows.is_whole:
+        if keys.free_count and self.rows.is_whole:
             self._note_removed()
         is_in_order = self._lines == array("q", range(self.size))
-        has_all = not (self.missing_count or self.finished.count(_STALE) or known.free_count or self.has_more)
+        has_all = not (self.missing_count or self.finished.count(_STALE) or keys.free_count or self.has_more)
         self.is_complete = paths.output.exists() and not self._has_begun and has_all and is_in_order and self.size > 0
         if self.is_complete and self._has_new_notes:
             self.save_notes()
 
     def add(self, records: Iterable[InputRecord], again: Iterable[InputRecord] = ()) -> None:
-        known, first, flags, is_new = self._known, self.size, bytearray(), False
-        source_of, take, flags_of = self.rows.source_of, known.take, self._flags_of
+        keys, first, flags, is_new = self._keys, self.size, bytearray(), False
+        source_of, take, flags_of = self.rows.source_of, keys.take, self._flags_of
         add_number, add_source, add_line = self._numbers.append, self._sources.append, self._lines.append
         for number, data in records:
             source = source_of(data)
@@ -431,11 +431,11 @@ class StoredRun(Run):
             is_new = is_new or line < 0
         self._asked.frombytes(bytes(8 * len(flags)))
         self.finished.add(bytes(flags))
-        if not (is_new and known.free_count):
+        if not (is_new and keys.free_count):
             return
         for position, (number, data) in enumerate(again, first):
             if self._lines[position] < 0:
-                line = known.take_asked(self.rows.read(number, data).asked)
+                line = keys.take_asked(self.rows.read(number, data).asked)
                 if line is not None:
                     self._lines[position] = line
                     self.finished[position] = self._flags_of(line, number, _STALE)
@@ -445,20 +445,20 @@ class StoredRun(Run):
 
         Of rows with the same text, each has another digest, by their order.
         """
-        if source not in self._known and source not in self._seen:
+        if source not in self._keys and source not in self._seen:
             self._seen.add(source)
             return source, -1
         self._repeats[source] += 1
         source = digest_of(b"%d %d" % (source, self._repeats[source]))
-        line = self._known.take(source)
+        line = self._keys.take(source)
         return self._find(source) if line is None else (source, line)
 
     def _flags_of(self, line: int, number: int, more: int = 0) -> int:
         """The flags of a row of the input that has a line, and perhaps another number there; 0 if it is asked again."""
-        flags = self._known.flags[line]
+        flags = self._keys.flags[line]
         if flags & self._retries:
             return 0
-        return flags | more if self._known.numbers[line] in (0, number) else flags | _STALE
+        return flags | more if self._keys.numbers[line] in (0, number) else flags | _STALE
 
     @property
     def how_to_resume(self) -> str:
@@ -469,7 +469,7 @@ class StoredRun(Run):
     def place_of(self, position: int, row: InputRow) -> int:
         self._asked[position] = row.asked
         if (line := self._lines[position]) >= 0:
-            place = self._known.places[line]  # of a row that is asked again
+            place = self._keys.places[line]  # of a row that is asked again
         elif position in self._places:
             place = self._places[position]
         elif not self._is_taken(position):
@@ -486,7 +486,7 @@ class StoredRun(Run):
 
     def _is_taken(self, place: int) -> bool:
         """Whether another row has a place, or may have it once a pipe is read."""
-        is_known = self._known.is_taken(place) if self.rows.is_whole else self._known.has_place(place)
+        is_known = self._keys.is_taken(place) if self.rows.is_whole else self._keys.has_place(place)
         return is_known or place in self._positions
 
     def position_of(self, place: int) -> int:
@@ -516,12 +516,12 @@ class StoredRun(Run):
             self._file.append(line)
         else:
             self._begin([line])
-        self._known.append(key)
-        self._lines[position] = len(self._known.flags) - 1
+        self._keys.append(key)
+        self._lines[position] = len(self._keys.flags) - 1
 
     def _begin(self, lines: Iterable[bytes] = ()) -> None:
         """Begin a file with the rows of an earlier result, if this run continues one, and with new ones."""
-        earlier = self._lines_of_output() if len(self._known) else iter(())
+        earlier = self._lines_of_output() if len(self._keys) else iter(())
         with output_errors(self._paths.output):
             self._file.begin(replace(self._record, notes=self.notes), chain(earlier, lines))
         self._has_begun = True
@@ -578,13 +578,13 @@ class StoredRun(Run):
         return self._table.lines(rows, self._check)
 
     def _note_removed(self) -> None:
-        answers = format_count(self._known.free_count, "answer")
+        answers = format_count(self._keys.free_count, "answer")
         problem = f"{answers} to rows that the input no longer has"
         self._notices += (NoticeEvent(problem, f"kept in {self._paths.removed} when all rows are done"),)
 
     def _keep_removed(self) -> None:
         """Add the answers to rows that the input no longer has to a file. Raises BatchError."""
-        lines = [*self._file.lines(self._known.free)]
+        lines = [*self._file.lines(self._keys.free)]
         if not lines:
             return
         if not self.rows.is_whole:

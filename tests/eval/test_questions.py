@@ -61,7 +61,7 @@ def test_questions_have_the_fields_of_their_rows() -> None:
         {"question": "Why?", "answer": "so", "id": "q-3"},
         {"question": "Why not?", "answer": 0.5, "id": 12, "other": None},
     )
-    assert [(row.number, row.id, row.prompt, row.known["reference"]) for row in rows] == [
+    assert [(row.number, row.id, row.prompt, row.expected["reference"]) for row in rows] == [
         (1, 1, "2 + 2?", "4"),
         (3, "q-3", "Why?", "so"),
         (4, 12, "Why not?", "0.5"),
@@ -73,7 +73,7 @@ def test_reference_is_a_final_answer_of_gsm8k_or_the_letter_of_a_choice(
     answer: Any, choices: list[str] | None, reference: str
 ) -> None:
     [row] = read({"question": "?", "answer": answer, "choices": choices})
-    assert row.known["reference"] == reference
+    assert row.expected["reference"] == reference
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_rows_that_cannot_be_scored_have_a_reason(row: Any, expected: str) -> No
 def test_table_has_questions_with_choices_and_several_right_answers() -> None:
     table = 'question,gold,choices\n1 + 1?,2,\n2 + 2?,"[""4"", ""four""]",\nWhich?,B,"[""red"", 7]"\n'
     rows = read_text(table.encode(), "csv", answer="gold")
-    assert [row.known for row in rows] == [
+    assert [row.expected for row in rows] == [
         {"reference": "2"},
         {"reference": ["4", "four"]},
         {"reference": "B", "choices": ["red", "7"]},
@@ -142,7 +142,7 @@ def test_task_reports_a_row_without_a_field_it_converts() -> None:
     with pytest.raises(UsageError, match=f"line 1: no `entry_point`; {fields}"):
         read(row, b"{", convert=TASKS["humaneval"].convert)
     [question] = read(row | {"entry_point": "f"}, convert=TASKS["humaneval"].convert)
-    assert question.known == {"reference": "check(f)", "stub": "def f():", "entry_point": "f"}
+    assert question.expected == {"reference": "check(f)", "stub": "def f():", "entry_point": "f"}
     assert question.prompt
     assert question.prompt.endswith("```python\ndef f():\n```")  # also for a template with {question}
 
@@ -190,7 +190,7 @@ def load(
 
 
 def summary(loaded: LoadedTask) -> list[tuple[str | int, str | None, str]]:
-    return [(row.id, row.prompt, row.known["reference"]) for _, row in loaded.questions.rows if not row.error]
+    return [(row.id, row.prompt, row.expected["reference"]) for _, row in loaded.questions.rows if not row.error]
 
 
 def refusal(hub_user: HubUser, task: str, **options: Any) -> list[str]:

@@ -63,7 +63,7 @@ def described(row: InputRow) -> dict[str, Any]:
         *history, question = row.conversation.messages
         assert question == Message("user", row.prompt)
         found |= {"system": row.conversation.system_prompt, "history": [[each.role, each.content] for each in history]}
-    assert row.grammar is None and not row.known
+    assert row.grammar is None and not row.expected
     kept = {key: value for key, value in found.items() if key == "prompt" or value not in (None, [], {})}
     return dict(json.loads(json.dumps(kept)))
 
@@ -221,11 +221,11 @@ def test_input_type_is_from_the_name_or_the_bytes(name: str, data: bytes, shape:
 def test_rows_are_read_again_and_have_keys(shape: Shape, text: str) -> None:
     """They do not depend on line ends, or on blank lines and comments."""
     with open_rows(text, shape) as rows:
-        known = list(rows.known_rows())
+        known = list(rows.rereadable_rows())
         assert [row.number for row in rows] == [row.number for row in rows] == [row.number for _, row in known]
     assert len({digest for digest, _ in known}) == len(known) > 1
     with open_rows(text.replace("\n", "\n\n", 1).replace("\r\n", "\n"), shape) as rows:
-        assert [digest for digest, _ in rows.known_rows()][1:] == [digest for digest, _ in known[1:]]
+        assert [digest for digest, _ in rows.rereadable_rows()][1:] == [digest for digest, _ in known[1:]]
 
 
 @pytest.mark.slow
