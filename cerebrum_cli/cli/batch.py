@@ -13,7 +13,7 @@ from cerebrum_cli.cli.options import GenerationOptions
 from cerebrum_cli.cli.row_commands import RowFileOptions, RowOptions, answer_run
 from cerebrum_cli.core.declaration import PATH, option, option_group
 from cerebrum_cli.core.errors import SOME_FAILED, UsageError
-from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, SourcedLayer
+from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, WITH_THINKING, SourcedLayer
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -90,8 +90,10 @@ class BatchCommand(RowFileOptions, RowOptions, GenerationOptions):
         if votes:
             source = source.for_samples("--votes")
         modes = {}
-        for is_on, mode in MODES.items():  # a model may recommend other sampling for each
-            settings = app.settings(SourcedLayer(self.overrides, {"think": is_on}), source.model.recommended)
+        for mode in MODES:  # a model may recommend other sampling for each
+            settings = app.settings(
+                SourcedLayer(self.overrides, {"think": mode == WITH_THINKING}), source.model.recommended
+            )
             if votes:
                 settings = settings.for_samples("--votes")
             modes[mode] = replace(source.settings, **{key: getattr(settings, key) for key in SAMPLING_KEYS})

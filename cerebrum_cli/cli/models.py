@@ -24,7 +24,7 @@ from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import folder_size
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, Layer, Settings, SourcedLayer
+from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, WITH_THINKING, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.progress import FileProgress, interruptible
 
@@ -206,8 +206,8 @@ def settings_by_mode(app: App, recommended: Layer) -> dict[str, Settings]:
     """The settings of a question with thinking on, and off."""
     layer = environment_layer(*SAMPLING_KEYS)
     modes = {}
-    for is_on, mode in MODES.items():
-        modes[mode] = app.readable_settings(SourcedLayer(layer, {"think": is_on}), recommended)
+    for mode in MODES:
+        modes[mode] = app.readable_settings(SourcedLayer(layer, {"think": mode == WITH_THINKING}), recommended)
     return modes
 
 

@@ -243,8 +243,16 @@ DIALOGUE_KEYS = (
 )  # of no effect on many rows
 LOAD_KEYS = tuple(key for key in KEYS if key not in (*GENERATION_KEYS, *DIALOGUE_KEYS))
 REPLY_KEYS = (*LOAD_KEYS, *GENERATION_KEYS)  # of commands that generate replies
-MODES = {True: "thinking", False: "no_thinking"}  # tables of a layer that apply while `think` is on or off
+WITH_THINKING, WITHOUT_THINKING = MODES = (
+    "thinking",
+    "no_thinking",
+)  # tables of a layer that apply while `think` is on or off
 LOCAL_KEYS = tuple(key for key, declared in OPTIONS.items() if declared.local)
+
+
+def mode_of(think: str) -> str:
+    """The table of a layer that applies with a value of the setting `think`."""
+    return WITHOUT_THINKING if think == "off" else WITH_THINKING
 
 
 def require_known(names: Iterable[str]) -> None:
@@ -262,8 +270,7 @@ def fold(*layers: Layer) -> Settings:
     mode = ""
     for layer in layers:
         if layer.get("think") is not None:
-            thinks = OPTIONS["think"].validate(layer["think"]) != "off"
-            mode = MODES[thinks]
+            mode = mode_of(OPTIONS["think"].validate(layer["think"]))
     parts = []
     for layer in layers:
         parts += [layer, layer.get(mode, {})]

@@ -98,7 +98,7 @@ class ModelSpec:
 
     @property
     def recommended(self) -> Layer:
-        modes = {mode: SourcedLayer(getattr(self, mode), origin=CATALOGUE) for mode in MODES.values()}
+        modes = {mode: SourcedLayer(getattr(self, mode), origin=CATALOGUE) for mode in MODES}
         return SourcedLayer(self.settings, modes, origin=CATALOGUE)
 
     @property

@@ -44,7 +44,7 @@ def _rows(path: Path) -> dict[str, JsonDict]:
 
 def _spec(path: Path, name: str, row: JsonDict) -> ModelSpec:
     values = {"title": name, **row}
-    for key in {"settings", *MODES.values()}.intersection(row):
+    for key in {"settings", *MODES}.intersection(row):
         values[key] = read_settings(dict(row[key]), "", path, ())
     if "recipe" in row:
         values["recipe"] = str(_recipe(path.parent, row["recipe"]))

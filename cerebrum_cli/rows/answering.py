@@ -14,7 +14,7 @@ from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.row_fields import RowId
 from cerebrum_cli.core.sampling import SEEDS
-from cerebrum_cli.core.settings import MODES, Layer, Settings, SourcedLayer
+from cerebrum_cli.core.settings import Layer, Settings, SourcedLayer, mode_of
 from cerebrum_cli.core.text import truncate
 from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.replies.interface import Model
@@ -88,7 +88,7 @@ class BatchOptions:
     def for_row(self, place: int, row: Layer) -> Settings:
         settings = self.settings
         if think := row.get("think"):
-            settings = self.modes.get(MODES[think != "off"], settings)
+            settings = self.modes.get(mode_of(think), settings)
         if not row and settings.seed is None:
             return settings
         origins = {**settings.origins, **SourcedLayer(row).origins}

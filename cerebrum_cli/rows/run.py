@@ -418,16 +418,16 @@ class StoredRun(Run):
 
     def add(self, records: Iterable[InputRecord], again: Iterable[InputRecord] = ()) -> None:
         keys, first, flags, is_new = self._keys, self.size, bytearray(), False
-        source_of, take, flags_of = self.rows.source_of, keys.take, self._flags_of
+        source_of, take, state_of = self.rows.source_of, keys.take, self._state_of
         add_number, add_source, add_line = self._numbers.append, self._sources.append, self._lines.append
         for number, data in records:
             source = source_of(data)
             if (line := take(source)) is None:
-                source, line = self._find(source)
+                source, line = self._distinct(source)
             add_number(number)
             add_source(source)
             add_line(line)
-            flags.append(0 if line < 0 else flags_of(line, number))
+            flags.append(0 if line < 0 else state_of(line, number))
             is_new = is_new or line < 0
         self._asked.frombytes(bytes(8 * len(flags)))
         self.finished.add(bytes(flags))
@@ -438,9 +438,10 @@ class StoredRun(Run):
                 line = keys.take_asked(self.rows.read(number, data).asked)
                 if line is not None:
                     self._lines[position] = line
-                    self.finished[position] = self._flags_of(line, number, _STALE)
+                    state = self._state_of(line, number)
+                    self.finished[position] = state and state | _STALE
 
-    def _find(self, source: Digest) -> tuple[Digest, int]:
+    def _distinct(self, source: Digest) -> tuple[Digest, int]:
         """The digest and the line of a row whose text is new, or the same as that of another row; -1 without one.
 
         Of rows with the same text, each has another digest, by their order.
@@ -451,14 +452,14 @@ class StoredRun(Run):
         self._repeats[source] += 1
         source = digest_of(b"%d %d" % (source, self._repeats[source]))
         line = self._keys.take(source)
-        return self._find(source) if line is None else (source, line)
+        return self._distinct(source) if line is None else (source, line)
 
-    def _flags_of(self, line: int, number: int, more: int = 0) -> int:
-        """The flags of a row of the input that has a line, and perhaps another number there; 0 if it is asked again."""
+    def _state_of(self, line: int, number: int) -> int:
+        """The flags of a row that has a line, and this number in the input; 0 if it is asked again."""
         flags = self._keys.flags[line]
         if flags & self._retries:
             return 0
-        return flags | more if self._keys.numbers[line] in (0, number) else flags | _STALE
+        return flags if self._keys.numbers[line] in (0, number) else flags | _STALE
 
     @property
     def how_to_resume(self) -> str:
