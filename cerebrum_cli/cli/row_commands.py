@@ -182,13 +182,13 @@ def answer_run(app: App, source: ModelSource, options: ConcurrencyOptions, run: 
         streams.note(notice)
     with resumable(run, unit):
         if not (run.missing_count or run.has_more):
-            with closing(BatchProgress(streams, draws=False, found=len(run.finished))) as summary:
+            with closing(BatchProgress(streams, draws=False)) as summary:
                 summary.emit(run.progress)
         else:
             shares_terminal = run.in_order and streams.out_is_terminal
             draws = streams.can_redraw and not (options.verbose or shares_terminal)
             model = None if options.verbose else source.model.name
-            sinks = [BatchProgress(streams, draws, model, len(run.finished))]
+            sinks = [BatchProgress(streams, draws, model)]
             with options.answering(source, run, asker) as (events, cancel):
                 render(events, cancel, sinks)
     for notice in run.take_notices():

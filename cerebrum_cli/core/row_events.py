@@ -26,11 +26,12 @@ class RowCounts:
 
 @frozen
 class RowEvent:
-    """Progress of many rows: `done` of `total` are finished; `counts` are the exceptions among these."""
+    """Progress of many rows: `done` of `total` are finished, some by `earlier` runs; `counts` are the exceptions."""
 
     done: int
     total: int
     counts: RowCounts
+    earlier: int = 0
 
     @property
     def answered(self) -> int:

@@ -19,7 +19,7 @@ from cerebrum_cli.decide.choice_questions import ChoiceQuestion, DecisionEvent, 
 from cerebrum_cli.decide.deciding import decide
 from cerebrum_cli.decide.given_choices import SHOWN, YES_OR_NO, Choice, GivenChoices, choices_of
 from cerebrum_cli.rows.answering import RowAnswer
-from cerebrum_cli.rows.row import REFERENCE, InputRow, output_object
+from cerebrum_cli.rows.row import REFERENCE, Cells, InputRow, output_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -155,13 +155,18 @@ def is_empty(value: Any) -> bool:
 
 
 def own_choices(fields: Any) -> GivenChoices | None:
-    """The choices of a row: a list of names, or the JSON of one in a table. Raises UsageError for other values."""
+    """The choices of a row: a list of names, or the JSON of one. Raises UsageError for other values.
+
+    A column of a table may have another meaning.
+    """
     value = fields.get(CHOICES) if isinstance(fields, dict) else None
     if value in (None, ""):
         return None
     if isinstance(value, str):
         with suppress(ValueError, RecursionError):
             value = json.loads(value)
+    if isinstance(fields, Cells) and not isinstance(value, list):
+        return None
     if not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
         raise UsageError(f"`{CHOICES}` is not a list of texts", 'write ["A", "B"], or use --choices')
     return choices_of(map(Choice, value))

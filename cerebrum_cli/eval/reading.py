@@ -49,7 +49,10 @@ def question_options(
         row = _converted(fields, convert)
         choices = _choices(row.get("choices"))
         prompt = _prompt(row, choices, template)
-        return replace(prompt_row(number, own_id(row, number), prompt), expected=_expected(row, choices, answer))
+        return replace(
+            prompt_row(number, own_id(row, number), prompt),
+            expected=_expected(row, choices, answer, convert is not None),
+        )
 
     return InputOptions(delimiter=delimiter, row_of=row_of)
 
@@ -95,21 +98,27 @@ def _converted(row: Fields, convert: Convert | None) -> Fields:
         raise _missing(str(error.args[0]), row) from error
 
 
-def _expected(row: Fields, choices: Texts, answer: str) -> JsonDict:
+def _expected(row: Fields, choices: Texts, answer: str, has_code: bool) -> JsonDict:
     """What is known of the right answer, or of several, as keys of the row's object."""
     given = _list_of(row.get(answer))
     if not given:
         raise _missing(answer, row)
     if choices:
-        right = [_correct_choice(value, choices, answer) for value in given]
+        right = [_correct_choice(_number_of(value, row), choices, answer) for value in given]
     else:
         right = [_final_answer(_text(value, answer), answer) for value in given]
     expected: JsonDict = {REFERENCE: right if len(right) > 1 else right[0]}
     if choices:
         expected[CHOICES] = list(choices)
-    if STUB in row:
+    if has_code and STUB in row:
         expected |= {STUB: str(row[STUB]), ENTRY_POINT: str(row[ENTRY_POINT])}
     return expected
+
+
+def _number_of(value: Any, row: Fields) -> Any:
+    """The value of an answer, which is text in a table, as are its choices there."""
+    is_cell = isinstance(value, str) and isinstance(row["choices"], str)
+    return int(value) if is_cell and value.strip().isdecimal() else value
 
 
 def _list_of(value: Any) -> list[Any]:
@@ -178,8 +187,8 @@ def _correct_choice(value: Any, choices: Texts, name: str) -> str:
     """The letter of the choice that an answer names by its letter, its text, or its index from 0, as MMLU does."""
     text = _text(value, name)
     named = {letter for letter, choice in zip(LETTERS, choices, strict=False) if text in (letter, choice)}
-    if type(value) is int and 0 <= value < len(choices):
-        named.add(LETTERS[value])
+    if type(value) in (int, float) and value in range(len(choices)):
+        named.add(LETTERS[int(value)])
     if len(named) > 1:
         raise InvalidRow(f"ambiguous `{name}`: {_shown(value)} may mean choice {enumeration(sorted(named), 'or')}")
     if not named:

@@ -95,6 +95,7 @@ def load_task(task: Task, progress: Progress, options: EvalOptions) -> LoadedTas
         TASK: task.name,
         "template": task.template or (CHOICE_TEMPLATE if has_choices else QUESTION_TEMPLATE),
         "protocol": task.protocol,
+        **({"answer column": options.answer} if options.answer else {}),
     }
     return LoadedTask(questions, fingerprint, digest, tuple(filter(None, remarks)))
 

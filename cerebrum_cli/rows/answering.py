@@ -65,6 +65,7 @@ def answer_rows(model: Model, run: Run, asker: Asker) -> Events:
         else:
             run.sync()
             yield event
+    yield run.progress
 
 
 @frozen

@@ -32,7 +32,7 @@ _DAMAGED = "move it elsewhere, choose another -o, or use --restart to start over
 class FinishedKeys:
     """The keys of finished rows by line; each line belongs to one row of the input, once that is found.
 
-    A later line replaces one of the same place that asks the same.
+    A later line replaces an earlier one of the same place.
     """
 
     def __init__(self, keys: Iterable[KeyValues] = ()) -> None:
@@ -49,27 +49,17 @@ class FinishedKeys:
         self._is_free = bytearray(b"\1") * len(self.flags)  # 1 for a line that belongs to no row of the input so far
         self._by_source = dict(zip(self._sources, range(len(self.flags)), strict=True))
         self._by_asked: dict[Digest, list[int]] | None = None  # once it is needed
-        places = 1 + max(self.places, default=-1)
-        self._is_taken = bytearray(places)  # 1 for the place of a row of the input
-        self._line_of = array("q", [-1]) * places  # the last one of a place; -1 without one
+        self.has_taken = False  # whether any line belongs to a row of the input
+        self._line_of = array("q", [-1]) * (1 + max(self.places, default=-1))  # by place; -1 without one
         for line, place in enumerate(self.places):
-            if self._line_of[place] >= 0:
-                self._replace(line)
+            if (replaced := self._line_of[place]) >= 0:
+                self._is_free[replaced] = 0
+                if self._by_source.get(self._sources[replaced]) == replaced:
+                    del self._by_source[self._sources[replaced]]
             self._line_of[place] = line
-
-    def _replace(self, line: int) -> None:
-        """Remove an earlier line of a place that asks the same as a new one."""
-        earlier = self._line_of[self.places[line]]
-        if self._asked[earlier] == self._asked[line]:
-            self._is_free[earlier] = 0
 
     def __len__(self) -> int:
         return len(self.flags)
-
-    @property
-    def has_taken(self) -> bool:
-        """Whether any line belongs to a row of the input."""
-        return 1 in self._is_taken
 
     @property
     def free(self) -> Iterator[int]:
@@ -84,10 +74,6 @@ class FinishedKeys:
         """Whether a line has this place."""
         return place < len(self._line_of) and self._line_of[place] >= 0
 
-    def is_taken(self, place: int) -> bool:
-        """Whether a line of this place belongs to a row of the input."""
-        return place < len(self._is_taken) and self._is_taken[place] == 1
-
     def append(self, key: Key) -> None:
         """Add the key of the next line, which belongs to a row of the input."""
         self.numbers.append(key.number)
@@ -98,9 +84,7 @@ class FinishedKeys:
         self._is_free.append(0)
         if (more := key.place + 1 - len(self._line_of)) > 0:
             self._line_of.extend([-1] * more)
-            self._is_taken.extend(bytes(more))
         self._line_of[key.place] = len(self.flags) - 1
-        self._is_taken[key.place] = 1
 
     def __contains__(self, source: Digest) -> bool:
         """Whether a row was read from the same text."""
@@ -124,7 +108,7 @@ class FinishedKeys:
         if not self._is_free[line]:
             return None
         self._is_free[line] = 0
-        self._is_taken[self.places[line]] = 1
+        self.has_taken = True
         return line
 
 
@@ -284,7 +268,7 @@ def read_row_file(path: Path) -> tuple[Record, list[bytes]] | None:
     Of the lines of one row, the last one counts. Raises BatchError.
     """
     record, check = None, 0
-    found: dict[tuple[int, Digest], bytes] = {}
+    found: dict[int, bytes] = {}
     if not path.is_file():
         return None
     with path.open("rb") as lines:
@@ -296,6 +280,5 @@ def read_row_file(path: Path) -> tuple[Record, list[bytes]] | None:
                 check = settings_check(record.fingerprint)
                 continue
             with suppress(ValueError):
-                key = key_of_line(line, check)
-            found[key.place, key.asked] = line
+                found[key_of_line(line, check).place] = line
     return (record, [*found.values()]) if record and found else None

@@ -36,6 +36,7 @@ UNREADABLE = (
     (b"BZh", "compressed with bzip2", "decompress it: bzip2 -d FILE"),
     (b"%PDF-", "a PDF document", "save its text as .txt, with a prompt on each line"),
     (b"version https://git-lfs.github.com/", "a pointer of Git LFS, not the file", "fetch the file: git lfs pull"),
+    (b"\xff\xfe\0\0", "UTF-32, not UTF-8", "convert it: iconv -f UTF-32 -t UTF-8 FILE > NEW"),
     (b"\xff\xfe", "UTF-16, not UTF-8", UTF_16),
     (b"\xfe\xff", "UTF-16, not UTF-8", UTF_16),
 )
@@ -73,12 +74,12 @@ class InputFile:
             self._file = BufferedReader(cast(FileIO, gzip.GzipFile(fileobj=self._file)), _BUFFER)
             with self._decompressing():
                 self.head = self._file.peek(_BUFFER)
-        self._is_parquet = self.head.startswith(PARQUET_MAGIC) or source.suffix.lower() == f".{PARQUET}"
-        if self._is_parquet:
-            self.head = b""
         for beginning, what, hint in UNREADABLE:
             if self.head.startswith(beginning):
                 raise UsageError(f"{self.name} is {what}", hint)
+        self._is_parquet = self.head.startswith(PARQUET_MAGIC) or source.suffix.lower() == f".{PARQUET}"
+        if self._is_parquet:
+            self.head = b""
         if b"\0" in self.head:
             raise UsageError("the input is not UTF-8: it has NUL bytes", UTF_16)
         if b"\r" in self.head.rstrip() and b"\n" not in self.head:

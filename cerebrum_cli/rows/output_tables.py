@@ -21,7 +21,6 @@ PARQUET = "parquet"
 ID_AND_PROMPT = ("id", "prompt")  # columns of a table if the input has none
 INPUT = "input"  # the key of a row's input in its output object, from which a table has columns
 NO_NUMBER = 2**32 - 1  # of a key: the row has to be written anew
-INCLUDE_INPUT = "include input"  # of a fingerprint: whether objects have the input, for a table
 COLUMNS = "columns"  # of a fingerprint: the keys of an answer, if they are others
 ANSWER_KEYS = ("text", "final_answer", "finish_reason")
 MAX_FIELD_BYTES = 64_000_000  # of an unclosed quote, the rest of a table would be a field
@@ -94,7 +93,7 @@ class ResultTable:
             first = len(header) - len(self.fields) - len(self.keys) - 2
             if header != self._header(header[: max(0, first)]):
                 raise ValueError("other columns")
-            for *cells, last in records:
+            for *cells, last in filter(None, records):  # some programs end a table with a blank line
                 key = key_of_cells(cells, last, check)
                 if header != self.header:
                     key = key._replace(number=NO_NUMBER)

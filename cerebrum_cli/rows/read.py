@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.row_fields import InvalidRow, RowError, Template
-from cerebrum_cli.core.text import Texts
+from cerebrum_cli.core.row_fields import UNKNOWN_FIELD, InvalidRow, RowError, Template
+from cerebrum_cli.core.text import Texts, enumeration
 from cerebrum_cli.rows.input_file import BOM, STANDARD, InputFile
 from cerebrum_cli.rows.json_rows import NO_OBJECT, read_json_row
 from cerebrum_cli.rows.keys import Digest, digest_of
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Shape = Literal["txt", "jsonl", "csv", "tsv"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 HEAD_ROWS = 4096  # of an input that is read only once: a small one is known before anything is asked
-_ARRAY = re.compile(rb"\s*\[\s*[{\]]")  # how a JSON array of objects begins
+_ARRAY = re.compile(rb"\s*\[\s*(\{)?")  # how a JSON array begins, perhaps of objects
 _TYPES: dict[str, Shape] = {shape: shape for shape in SHAPES} | dict.fromkeys(("ndjson", "json", PARQUET), "jsonl")
 _TEXT_FIELDS = ("text", "prompt")  # names of a line of text in a template
 CHAT = 'convert it to {"messages": [{"role": "user", "content": "..."}]}'
@@ -162,7 +162,8 @@ class InputOptions:
 
     def rows_of(self, file: InputFile, source: Path, output: Path = STANDARD) -> Input:
         shape = self.detect_shape(source, file.head)
-        if shape == "jsonl" and _ARRAY.match(file.head.removeprefix(BOM)):
+        is_array = _ARRAY.match(file.head.removeprefix(BOM))
+        if shape == "jsonl" and is_array and (is_array[1] or source.suffix.lower() == ".json"):
             problem = f"{file.name} is a JSON array, not an object on each line"
             raise UsageError(problem, "convert it: jq -c '.[]' ARRAY > ROWS.jsonl")
         copies_input = table_type(output) in DELIMITERS and shape != "txt"
@@ -175,7 +176,7 @@ class InputOptions:
             if self.row_of:
                 raise UsageError("there are no questions", 'put one {"question": "...", "answer": "..."} on each line')
             raise UsageError("the input has no prompts", "put one on each line")
-        if shape == "jsonl" and self.row_of is None:
+        if shape == "jsonl":
             rows.require_usable()
         return rows
 
@@ -252,24 +253,27 @@ class Input:
         return None if {"messages", "body"} & columns.keys() else tuple(columns)
 
     def require_usable(self) -> None:
-        """Raise UsageError if no known row of JSON can be asked, for one reason."""
+        """Raise UsageError if no row of JSON can be asked, for one reason."""
         errors: list[RowError] = []
+        first: InputRow | None = None
         for _, row in self.rereadable_rows():
             if row.error is None or (errors and _reason(row.error) != _reason(errors[0])):
                 return
+            first = first or row
             errors.append(row.error)
-        first, use = errors[0], self._options.template_use
-        problem, _, more = first.message.partition("; ")
-        match _reason(first):
-            case "unknown_field":
-                raise UsageError(f"{problem} in any row", more)
-            case "no_prompt" if more and len(errors) > 1:
-                name = more.partition(": ")[2].partition(",")[0]
-                problem = f"no row has a `prompt` or `messages`; {more}"
-                raise UsageError(problem, f"{use.replace('NAME', name)}, or {CHAT}")
-            case "no object" if len(errors) > 1:
-                problem = f"no line of {self._file.name} is a JSON object; line 1: {problem}"
-                raise UsageError(problem, ONE_LINE)
+        assert first
+        problem, _, more = errors[0].message.partition("; ")
+        reason, is_asked = _reason(errors[0]), self._options.row_of is None
+        if reason == "no object" and len(errors) > 1:
+            problem = f"no line of {self._file.name} is a JSON object; line {first.number}: {problem}"
+            raise UsageError(problem, ONE_LINE)
+        if reason == UNKNOWN_FIELD and is_asked:
+            raise UsageError(f"{problem} in any row", more)
+        if reason == "no_prompt" and more and is_asked and isinstance(first.input, dict) and len(errors) > 1:
+            texts = [name for name, value in first.input.items() if isinstance(value, str)]
+            ways = [self._options.template_use.replace("NAME", name) for name in texts[:1]]
+            problem = f"no row has a `prompt` or `messages`; {more}"
+            raise UsageError(problem, enumeration([*ways, CHAT], "or"))
 
     def keep(self, digests: Container[Digest]) -> None:
         """Leave out the rows of other texts."""

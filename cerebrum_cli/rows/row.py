@@ -46,6 +46,10 @@ LINE = "line"  # the key of a row that failed
 REFERENCE = "reference"  # the key of the right answer, in the object of a row for which it is known
 
 
+class Cells(dict[str, str]):
+    """The fields of a record of a table, by name."""
+
+
 @frozen
 class InputRow:
     """What a row asks, and what is known of the right answer.

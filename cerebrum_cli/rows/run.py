@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from io import FileIO
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -114,6 +115,7 @@ class Run:
         self.rows = rows
         self.finished = FinishedRows()
         self.has_more = not rows.is_whole
+        self.earlier = 0  # rows that earlier runs finished
         self.notes: JsonObject = {}
         self._notices: tuple[NoticeEvent, ...] = ()
 
@@ -128,7 +130,7 @@ class Run:
 
     @property
     def progress(self) -> RowEvent:
-        return RowEvent(len(self.finished), self.size, self.counts)
+        return RowEvent(len(self.finished), self.size, self.counts, self.earlier)
 
     @property
     def missing_count(self) -> int:
@@ -431,6 +433,7 @@ class StoredRun(Run):
             is_new = is_new or line < 0
         self._asked.frombytes(bytes(8 * len(flags)))
         self.finished.add(bytes(flags))
+        self.earlier += len(flags) - flags.count(0)
         if not (is_new and keys.free_count):
             return
         for position, (number, data) in enumerate(again, first):
@@ -440,6 +443,7 @@ class StoredRun(Run):
                     self._lines[position] = line
                     state = self._state_of(line, number)
                     self.finished[position] = state and state | _STALE
+                    self.earlier += state > 0
 
     def _distinct(self, source: Digest) -> tuple[Digest, int]:
         """The digest and the line of a row whose text is new, or the same as that of another row; -1 without one.
@@ -486,9 +490,8 @@ class StoredRun(Run):
         return place
 
     def _is_taken(self, place: int) -> bool:
-        """Whether another row has a place, or may have it once a pipe is read."""
-        is_known = self._keys.is_taken(place) if self.rows.is_whole else self._keys.has_place(place)
-        return is_known or place in self._positions
+        """Whether another row has a place, even one that the input does not have now."""
+        return self._keys.has_place(place) or place in self._positions
 
     def position_of(self, place: int) -> int:
         return self._positions.get(place, place)
@@ -560,7 +563,6 @@ class StoredRun(Run):
         if not self._has_begun:
             self._begin()
         self._file.sync()
-        self._keep_removed()
         paths = self._paths
         with output_errors(paths.output), unfinished_file(paths.output, 0o666) as part:
             write_lines(part.file, self._output_lines())
@@ -568,6 +570,8 @@ class StoredRun(Run):
                 raise BatchError(f"{paths.output} was changed while the batch ran", "move it elsewhere")
             write_record(paths, replace(self._record, notes=self.notes), (self.size, self.counts))
             commit_file(part, paths.output)
+            self._output_stamp = _stamp(paths.output)
+        self._keep_removed()
         self.is_complete = True
         self.close()
 
@@ -590,10 +594,14 @@ class StoredRun(Run):
             return
         if not self.rows.is_whole:
             self._note_removed()
-        with output_errors(self._paths.removed), self._paths.removed.open("ab") as file:
-            file.write(b"".join(lines))
-            file.flush()
-            os.fsync(file.fileno())
+        with output_errors(self._paths.removed), FileIO(self._paths.removed, "a") as file:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                write_lines(file, lines)
+                os.fsync(file.fileno())
+            except BaseException:
+                os.ftruncate(file.fileno(), size)
+                raise
 
     def close(self) -> None:
         """Release the lock. Finished rows stay; without any, no file is left. Raises BatchError."""

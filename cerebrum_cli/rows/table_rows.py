@@ -16,7 +16,7 @@ from cerebrum_cli.core.row_fields import InvalidRow, Template, own_id
 from cerebrum_cli.core.text import Texts, format_count
 from cerebrum_cli.rows.keys import Digest, digest_of
 from cerebrum_cli.rows.output_tables import MAX_FIELD_BYTES
-from cerebrum_cli.rows.row import InputRow, RowOf, invalid_row, prompt_row
+from cerebrum_cli.rows.row import Cells, InputRow, RowOf, invalid_row, prompt_row
 
 _PROMPT_COLUMN = Template("{prompt}", ("prompt",))
 _DELIMITER_LINE = re.compile(rb"sep=(.)\r?\n")  # with which Excel begins a table
@@ -52,9 +52,8 @@ class TableRows:
         return digest_of(to_json([self.header, record]).encode())
 
     def read(self, number: int, record: Sequence[str]) -> InputRow:
-        fields = {
-            name: record[column] for name, column in zip(self.header, self.columns, strict=True) if column < len(record)
-        }
+        cells = zip(self.header, self.columns, strict=True)
+        fields = Cells({name: record[column] for name, column in cells if column < len(record)})
         id = own_id(fields, number)
         try:
             if not self.columns[-1] < len(record) <= self.width:

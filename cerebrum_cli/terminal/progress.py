@@ -38,12 +38,11 @@ MIN_BAR = 8  # columns
 class BatchProgress:
     """Progress of a batch or an evaluation: a bar if `draws`, and a summary line at the end.
 
-    A status line shows the loading of `model`, if given. `found` rows were done by earlier runs.
+    A status line shows the loading of `model`, if given.
     """
 
-    def __init__(self, streams: Streams, draws: bool, model: str | None = None, found: int = 0) -> None:
+    def __init__(self, streams: Streams, draws: bool, model: str | None = None) -> None:
         self._streams = streams
-        self._found = found
         self._draws = draws
         self._line = LiveLine(streams, self.render)
         self._status = StatusLine(streams, model or "", is_hidden=model is None)
@@ -113,8 +112,8 @@ class BatchProgress:
     def _summary(self) -> str:
         assert self._rows
         parts = [f"{self._rows.done} of {self._rows.total} done", *self._rows.counts.clauses]
-        if self._found:
-            parts[0] += f" ({self._found} by an earlier run)"
+        if self._rows.earlier:
+            parts[0] += f" ({self._rows.earlier} by an earlier run)"
         if self._started and self._all_tokens and self._latest > self._started:
             tokens, seconds = self._all_tokens, self._latest - self._started
             parts.append(f"{tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} t/s)")

@@ -206,6 +206,13 @@ def test_labelled_rows_of_a_table_have_the_same_report(user: CommandLine) -> Non
     assert [row.pop("reference") for row in rows] == [row["refund"] for row in rows] and rows == plain_rows
 
 
+def test_column_of_choices_in_a_table_may_have_another_meaning(user: CommandLine) -> None:
+    (user.home / "plain.csv").write_text('text,choices\nMoney back!,red\nHello,"[""yes"", ""no""]"\n')
+    done = decide(user, REFUND, "plain.csv", "-o", "out.csv")
+    assert done.code == 0, done.err
+    assert [row["choices"] for row in table_of(user, "out.csv")] == ["red", '["yes", "no"]']
+
+
 def test_votes_are_shares_of_samples(user: CommandLine) -> None:
     words = "Which?", "--choices", "lamp,chair", "--votes", "8", "--seed", "1", "--json"
     found = decide(user, *words, stdin="It glows.").object

@@ -91,6 +91,20 @@ def test_rows_that_cannot_be_scored_have_a_reason(row: Any, expected: str) -> No
     assert reason(row).startswith(expected)
 
 
+def test_column_of_answers_is_a_setting(tmp_path: Path) -> None:
+    path = tmp_path / "exam.jsonl"
+    path.write_text('{"question": "1 + 1?", "good": "2", "bad": "3", "stub": "x"}\n')
+    good, bad = (load_source(path, answer=name) for name in ("good", "bad"))
+    assert good.fingerprint != bad.fingerprint
+    assert [row.expected for _, row in good.questions.rows] == [{"reference": "2"}]  # only tasks have stubs
+
+
+def test_index_of_a_choice_is_text_in_a_table() -> None:
+    table = 'question,answer,choices\nWhich?,1,"[""red"", ""blue""]"\nHow many?,7,"[""6"", ""7""]"\n'
+    rows = read_text(table.encode(), "csv")
+    assert [row.expected["reference"] for row in rows] == ["B", "B"]
+
+
 def test_table_has_questions_with_choices_and_several_right_answers() -> None:
     table = 'question,gold,choices\n1 + 1?,2,\n2 + 2?,"[""4"", ""four""]",\nWhich?,B,"[""red"", 7]"\n'
     rows = read_text(table.encode(), "csv", answer="gold")

@@ -17,6 +17,7 @@ from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.rows.read import InputOptions
 from cerebrum_cli.rows.record import Record
 from cerebrum_cli.rows.run import Run, open_run, output_paths
+from cerebrum_cli.rows.saved import read_saved
 
 TEXT = "Why?\nHow?\nWhen?\n"
 
@@ -72,6 +73,17 @@ def test_damaged_byte_costs_at_most_its_rows_and_is_noted(tmp_path: Path, name: 
         assert [row["prompt"] for row in rows] == TEXT.split()
         for path in (output, output_paths(output).meta):
             path.unlink()
+
+
+def test_result_in_progress_is_read_without_its_damaged_rows(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    run_some(output, 0, 1, text="First.")
+    partial = output_paths(output).partial
+    first = partial.read_bytes().index(b"\n") + 1
+    whole = partial.read_bytes()
+    partial.write_bytes(whole[:first] + b"\0" + whole[first + 1 :])
+    saved = read_saved(output)
+    assert saved and [row["prompt"] for row, _ in saved.rows()] == ["How?"]
 
 
 def test_lone_carriage_return_in_a_table_is_one_record(tmp_path: Path) -> None:
@@ -179,6 +191,41 @@ def test_no_two_rows_share_a_place(tmp_path: Path) -> None:
         write_answers(run, [0])
     with contextlib.closing(open_batch(output, text="y\nx\na\nb\nc\n")) as run:
         assert {row.prompt: place for place, row in run.missing()} == {"y": 6, "b": 3}
+
+
+def test_row_that_comes_back_has_a_place_of_its_own(tmp_path: Path) -> None:
+    output, more = tmp_path / "out.jsonl", "".join(f"{number}\n" for number in range(9))
+    complete(output, "a\nb\n")
+    with contextlib.closing(open_batch(output, text=f"a\nc\n{more}")) as run:
+        assert {row.prompt: place for place, row in run.missing()}["c"] == 11
+        write_answers(run, [1])
+    with contextlib.closing(open_batch(output, text=f"a\nb\nc\n{more}")) as run:
+        assert [run.finished.flags[position] > 0 for position in range(4)] == [True, True, True, False]
+
+
+def test_result_with_equal_rows_stays_when_nothing_is_new(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    for text in ("a\nb\na\n", "b\na\na\nc\n", "c\na\na\na\n"):
+        complete(output, text)
+        written = output.read_bytes()
+        complete(output, text)
+        assert output.read_bytes() == written
+
+
+def test_full_disk_leaves_the_file_of_removed_answers_as_it_was(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    complete(output)
+    complete(output, "Why?\nWhere?\nWhen?\n")
+    removed = output_paths(output).removed
+    before = removed.read_bytes()
+    with contextlib.closing(open_batch(output, text="Why?\nWho are you?\nWhen?\n")) as run:
+        write_answers(run, [1])
+        with full_disk(len(before) + 100), pytest.raises(BatchError):
+            run.complete()
+    assert removed.read_bytes() == before
+    complete(output, "Why?\nWho are you?\nWhen?\n")
+    assert [row["prompt"] for row in rows_of(removed)] == ["How?", "Where?"]
+    assert [row["prompt"] for row in rows_of(output)] == ["Why?", "Who are you?", "When?"]
 
 
 # Histories: after each run that ends well, the output has one right answer of its settings for each row.

@@ -87,9 +87,9 @@ def test_batch_rate_leaves_out_the_time_after_the_last_row(now: list[float]) -> 
 
 def test_rows_without_tokens_have_a_speed(now: list[float]) -> None:
     err = StringIO()
-    progress = BatchProgress(Streams(StringIO(), err, None, False, False, False), draws=False, found=20)
+    progress = BatchProgress(Streams(StringIO(), err, None, False, False, False), draws=False)
     for done in (20, 25, 30):  # an earlier run has done 20 of them
-        progress.emit(RowEvent(done, 100, RowCounts()))
+        progress.emit(RowEvent(done, 100, RowCounts(), earlier=20))
         now[0] += 2
     now[0] -= 2
     assert "".join(text for text, _ in progress.render(80)).startswith(" 30/100 0:28 left 2.5 rows/s ━")
