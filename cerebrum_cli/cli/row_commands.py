@@ -205,11 +205,7 @@ def resumable(run: Run, unit: str) -> Iterator[None]:
         yield
         run.complete()
     except (Interrupted, EndpointError, EngineError, BatchError) as error:
-        hints = [error.hint]
-        if run.saved_in:
-            done = run.what_is_saved(unit) or f"0 of {run.size} {unit} done"
-            hints.append(f"{done}; run it again {run.how_to_resume}")
-        error.hint = "; ".join(filter(None, hints))
+        error.hint = "; ".join(filter(None, [error.hint, run.how_to_resume(unit)]))
         raise
     finally:
         run.close()

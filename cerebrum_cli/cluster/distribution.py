@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import platform
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,17 +20,16 @@ from cerebrum_cli.core import events
 from cerebrum_cli.core.errors import EndpointError, ModelFileError, ModelNotFound, NoServerError, UsageError
 from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonObject
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import in_directory
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
 from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.source import Installation, ModelSource
-from cerebrum_cli.rows.answering import Asker, answer_rows
-from cerebrum_cli.rows.row import InputRow
-from cerebrum_cli.rows.run import FinishedRows, Run
+from cerebrum_cli.rows.answering import Asker, RowAnswer
+from cerebrum_cli.rows.output_tables import INPUT
+from cerebrum_cli.rows.run import SERVERS, Run
 
-INPUT = "input"  # the last key of an object that has it
 ADDRESS = re.compile(r"auto|[^\s/:]+:\d{1,5}")
 LOCAL = re.compile(r"local(?::([1-9]\d?))?")
 BLOCK, SHORT_BLOCK, BLOCK_TOKENS = 64, 256, 65_536  # rows at most, and if each is short: what is lost with a worker
@@ -146,7 +145,7 @@ class Distribution:
             yield NoticeEvent(f"{report.host} is not used: {report.problem}", report.hint)
             return
         self._require_one_model()
-        self.run.note_servers(report.records)
+        self.run.note(SERVERS, report.records)
         yield events.PromptEvent(events.SequenceId(0), 0, 1)
 
     def _require_one_model(self) -> None:
@@ -167,25 +166,6 @@ class Distribution:
 
 
 # On a node.
-
-
-class Block(Run):
-    """Rows by place that a node answers, and their objects."""
-
-    def __init__(self, rows: Iterable[tuple[int, InputRow]]) -> None:
-        self.finished = FinishedRows()
-        self.notes = {}
-        self.written: dict[int, JsonObject] = {}
-        self._block = rows
-
-    def missing(self) -> Iterator[tuple[int, InputRow]]:
-        return iter(self._block)
-
-    def write(self, place: int, object: JsonObject) -> None:
-        written = {**object, "server": platform.node()}
-        if INPUT in written:
-            written[INPUT] = written.pop(INPUT)
-        self.written[place] = written
 
 
 @frozen
@@ -220,13 +200,19 @@ class NodeJob:
         return answer, [{"kind": "ray", "build": llama, "processor": library.hardware}]
 
     def answer(self, model: Model, block: bytes) -> bytes:
-        run, tokens, notices = Block(pickle.loads(block)), 0, list[NoticeEvent]()
-        for event in answer_rows(model, run, self.asker):
-            if isinstance(event, events.FinishEvent):
+        """The objects of a block of rows by their places, the number of tokens, and notices."""
+        objects, tokens, notices = dict[int, JsonDict](), 0, list[NoticeEvent]()
+        for event in self.asker.answer(model, pickle.loads(block), in_order=False):
+            if isinstance(event, RowAnswer):
+                objects[event.place] = {**event.object, "server": platform.node()}
+            elif isinstance(event, events.FinishEvent):
                 tokens += event.completion_tokens
             elif isinstance(event, NoticeEvent):
                 notices.append(event)
-        return pickle.dumps((run.written, tokens, notices))
+        for object in objects.values():
+            if INPUT in object:  # it is the last key
+                object[INPUT] = object.pop(INPUT)
+        return pickle.dumps((objects, tokens, notices))
 
 
 def find_file(library: Library, file: NodeJob) -> InstalledModel:

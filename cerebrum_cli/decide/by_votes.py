@@ -55,6 +55,8 @@ def row_of(model: Model, asked: Asked, samples: int) -> Row:
 
 def shares_of_samples(question: ChoiceQuestion, vote: MajorityVote) -> Decision | CerebrumError:
     """The shares of the choices among the samples that name one."""
+    if not vote.replies:
+        return vote.refusals[0].error
     counts = Counter(json.loads(reply.text) for reply in vote.replies.values() if reply.vote is not None)
     if not counts:
         return NoAnswer("no sample names a choice", "raise --max-tokens")

@@ -56,10 +56,9 @@ def answer_rows(model: Model, run: Run, asker: Asker) -> Events:
     """
     yield from model.load()
     yield run.progress
-    has_origin = False  # what generates is known once something is generated
     for event in asker.answer(model, run.missing(), run.in_order):
         if isinstance(event, RowAnswer):
-            has_origin = has_origin or run.note_origin(model)
+            run.note_origin(model)  # which is known after the first reply; other servers may come
             run.write(*event)
             yield run.progress
         else:

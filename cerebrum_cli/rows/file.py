@@ -7,26 +7,24 @@ row.
 
 from __future__ import annotations
 
-import json
 import os
 from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from io import FileIO
 from itertools import chain, islice
 from pathlib import Path
 from time import monotonic
 
-from cerebrum_cli.core.errors import DAMAGE, BatchError
+from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.files import commit_file, fsync_directory, lock_file, remove, unfinished_file, write_all
-from cerebrum_cli.core.json_types import from_json, known_values, to_json
-from cerebrum_cli.rows.keys import Digest, Key, KeyValues, key_of_line, key_values, settings_check
-from cerebrum_cli.rows.record import VERSION, Record, output_errors
+from cerebrum_cli.core.json_types import to_json
+from cerebrum_cli.rows.keys import Digest, Key, KeyValues, key_values, settings_check
+from cerebrum_cli.rows.record import Record, output_errors, parse_record
 
 SYNC_S = 1.0
 _HEADER = b'{"version": '  # how a header begins; the last one counts
 _WRITTEN_TOGETHER = 64  # lines
-_DAMAGED = "move it elsewhere, choose another -o, or use --restart to start over"
 
 
 class FinishedKeys:
@@ -112,15 +110,11 @@ class FinishedKeys:
         return line
 
 
-def busy_error(path: Path) -> BatchError:
-    name = path.name.removesuffix(".partial")
-    return BatchError(f"another process is writing {name}", "wait for it, or choose another -o")
+class RowLines:
+    """The lines of a file, which another process may be writing.
 
-
-class RowFile:
-    """The open and locked file. Raises BatchError if another process has it open.
-
-    `record` is that of its rows, once it is loaded or begun; None without any. `damaged` lines are left out.
+    `record` says how its rows were made; None without any rows. `damaged` lines are left out, and so is a last one that
+    was not finished.
     """
 
     def __init__(self, path: Path) -> None:
@@ -129,14 +123,10 @@ class RowFile:
         self.damaged = 0
         self._starts = array("Q")  # of the lines of rows
         self._end = 0
-        self._is_synced = True
-        self._due = 0.0
-        with output_errors(path):
-            self._file = lock_file(path, busy_error(path))
 
-    def load(self) -> FinishedKeys:
-        """The keys of all rows, but for damaged lines, and a last one that was not finished. Raises BatchError."""
-        with output_errors(self.path), self.path.open("rb") as lines:
+    def keys(self) -> FinishedKeys:
+        """Read the keys of all rows. Raises BatchError for a damaged header, OSError."""
+        with self.path.open("rb") as lines:
             return FinishedKeys(self._keys(lines))
 
     def _keys(self, lines: Iterable[bytes]) -> Iterator[KeyValues]:
@@ -149,12 +139,35 @@ class RowFile:
                 if not line.endswith(b"\n") and (end or _HEADER.startswith(line[: len(_HEADER)])):
                     break  # the process was killed while it wrote
                 if not end or line.startswith(_HEADER):
-                    self.record = read_header(line, self.path)
+                    self.record = parse_record(line, self.path)
                     check = settings_check(self.record.fingerprint)
                 else:
                     self.damaged += 1
             end += len(line)
         self._end = end
+
+    def lines(self, numbers: Iterable[int]) -> Iterator[bytes]:
+        """Yield lines of rows by number."""
+        with self.path.open("rb") as file:
+            end = 0  # of the last line
+            for number in numbers:
+                start = self._starts[number]
+                if start != end:
+                    file.seek(start)
+                line = file.readline()
+                end = start + len(line)
+                yield line
+
+
+class RowFile(RowLines):
+    """The open and locked file. Raises BatchError if another process has it open."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._is_synced = True
+        self._due = 0.0
+        with output_errors(path):
+            self._file = lock_file(path, busy_error(path))
 
     def begin(self, record: Record, lines: Iterable[bytes]) -> None:
         """Replace the file by a new one, with a header and its first rows, in one step. Raises BatchError."""
@@ -204,18 +217,6 @@ class RowFile:
         self._is_synced = True
         self._due = monotonic() + SYNC_S
 
-    def lines(self, numbers: Iterable[int]) -> Iterator[bytes]:
-        """Yield lines by number."""
-        with self.path.open("rb") as file:
-            end = 0  # of the last line
-            for number in numbers:
-                start = self._starts[number]
-                if start != end:
-                    file.seek(start)
-                line = file.readline()
-                end = start + len(line)
-                yield line
-
     def close(self) -> None:
         """Release the lock; a file without content is removed."""
         with closing(self._file):
@@ -247,38 +248,18 @@ def write_lines(file: FileIO, lines: Iterable[bytes]) -> None:
 
 
 def header_line(record: Record) -> bytes:
-    header = {"version": VERSION, "fingerprint": record.fingerprint, "notes": record.notes}
-    return f"{to_json(header)}\n".encode()
+    return f"{to_json(record.object)}\n".encode()
 
 
-def read_header(line: bytes, path: Path) -> Record:
-    """The record in a header. Raises BatchError for another line."""
-    try:
-        values = json.loads(line)
-        if values.pop("version") != VERSION:
-            raise BatchError(f"{path} was written by another version of cerebrum", _DAMAGED)
-        return from_json(Record, known_values(Record, values))
-    except DAMAGE as error:
-        raise BatchError(f"{path} is damaged: {error!r}", _DAMAGED) from error
+def busy_error(path: Path) -> BatchError:
+    name = path.name.removesuffix(".partial")
+    return BatchError(f"another process is writing {name}", "wait for it, or choose another -o")
 
 
 def read_row_file(path: Path) -> tuple[Record, list[bytes]] | None:
-    """The record and the lines of a file that another process may be writing; None without any row.
-
-    Of the lines of one row, the last one counts. Raises BatchError.
-    """
-    record, check = None, 0
-    found: dict[int, bytes] = {}
+    """The record and the lines of the rows in a file; None without any. Raises BatchError, OSError."""
     if not path.is_file():
         return None
-    with path.open("rb") as lines:
-        for line in lines:
-            if not line.endswith(b"\n"):
-                break
-            if record is None or line.startswith(_HEADER):
-                record = read_header(line, path)
-                check = settings_check(record.fingerprint)
-                continue
-            with suppress(ValueError):
-                found[key_of_line(line, check).place] = line
-    return (record, [*found.values()]) if record and found else None
+    file = RowLines(path)
+    lines = [*file.lines(file.keys().free)]
+    return (file.record, lines) if file.record and lines else None

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import AbstractContextManager
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from cerebrum_cli.core.declaration import LORA, parse_adapter
 from cerebrum_cli.core.differences import Differences, describe_differences, differing_conditions
-from cerebrum_cli.core.errors import BatchError
-from cerebrum_cli.core.files import atomic_write, read_small_json, translate_os_errors
+from cerebrum_cli.core.errors import DAMAGE, BatchError
+from cerebrum_cli.core.files import atomic_write, read_small, translate_os_errors
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonObject, from_json, to_json
+from cerebrum_cli.core.json_types import JsonDict, JsonObject, from_json, known_values, to_json
 from cerebrum_cli.core.row_events import RowCounts
 from cerebrum_cli.core.text import enumeration
 
@@ -61,17 +62,15 @@ def output_errors(path: Path) -> AbstractContextManager[None]:
 class Record:
     """What a result is made with: `fingerprint` holds everything the answers depend on, by readable names.
 
-    `notes` are worth remembering, such as the machine, and how large a run is. Once it is complete, `rows` and the
-    other numbers count its rows.
+    `notes` are worth remembering, such as the machine.
     """
 
     fingerprint: JsonObject
     notes: JsonObject = field(default_factory=dict)
-    rows: int | None = None
-    failed: int | None = None
-    truncated: int | None = None
-    undecided: int | None = None
-    empty: int | None = None
+
+    @property
+    def object(self) -> JsonDict:
+        return {"version": VERSION, "fingerprint": self.fingerprint, "notes": self.notes}
 
     def differences(self, other: Record) -> Differences:
         """Differences between two fingerprints; of adapters, with the names of their files."""
@@ -96,28 +95,28 @@ class Record:
         return ", ".join(Path(path).name + (f":{scale:g}" if scale != 1 else "") for path, scale in adapters) or "none"
 
 
+def parse_record(text: bytes, path: Path) -> Record:
+    """The record in a file. Raises BatchError for another text."""
+    try:
+        values = json.loads(text)
+        if values.pop("version") != VERSION:
+            raise BatchError(f"{path} was written by another version of cerebrum", REPLACE)
+        return from_json(Record, known_values(Record, values))
+    except DAMAGE as error:
+        raise BatchError(f"{path} is damaged: {error!r}", REPLACE) from error
+
+
 def read_record(path: Path) -> Record | None:
     """Read a record; None if the file does not exist. Raises BatchError if it is not a record."""
     try:
-        value = read_small_json(path)
-        if value.pop("version") != VERSION:
-            raise BatchError(f"{path} was written by another version of cerebrum", REPLACE)
-        return from_json(Record, value)
+        return parse_record(read_small(path), path)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BatchError(f"{path} is not the record of a result", REPLACE) from error
 
 
-def write_record(paths: OutputPaths, record: Record, counts: tuple[int, RowCounts] | None = None) -> None:
-    """Replace the record atomically, with the number and the counts of the rows of a result that is complete.
-
-    Raises BatchError.
-    """
-    fields: dict[str, Any] = {"version": VERSION, "fingerprint": record.fingerprint, "notes": record.notes}
-    if counts:
-        rows, found = counts
-        numbers = {"failed": found.failed, "truncated": found.truncated, "undecided": found.undecided}
-        fields |= {"rows": rows, **numbers, "empty": found.empty}
+def write_record(paths: OutputPaths, record: Record, rows: int, counts: RowCounts) -> None:
+    """Replace the record of a complete result atomically, with how many rows it has. Raises BatchError."""
+    numbers = {name: getattr(counts, name) for name in ("failed", "truncated", "undecided", "empty")}
+    text = to_json({**record.object, "rows": rows, **numbers}, indent=2)
     with output_errors(paths.meta):
-        atomic_write(paths.meta, (to_json(fields, indent=2) + "\n").encode(), mode=0o666)
+        atomic_write(paths.meta, f"{text}\n".encode(), mode=0o666)

@@ -108,8 +108,6 @@ class Run:
     """Whether a reader waits for the rows in the order of the input."""
     is_complete = False
     """Whether the result file has all rows."""
-    saved_in: Path | None = None
-    """The file from which the next run resumes, if it can."""
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
@@ -162,7 +160,7 @@ class Run:
 
     def add(self, records: Iterable[InputRecord], again: Iterable[InputRecord] = ()) -> None:  # noqa: ARG002
         """Add the next rows of the input; their records may be read `again`."""
-        self.finished.add(bytes(len([*records])))
+        self.finished.add(bytes(sum(1 for _ in records)))
 
     def place_of(self, position: int, row: InputRow) -> int:  # noqa: ARG002
         """The place of an unfinished row, which is asked next."""
@@ -195,15 +193,11 @@ class Run:
             self.notes = {**self.notes, key: [*known, *new]}
             self.save_notes()
 
-    def note_servers(self, records: Notes) -> None:
-        self.note(SERVERS, records)
-
-    def note_origin(self, model: Model) -> bool:
-        """Note what generates rows: servers, or the hardware and options of this machine. False if it is unknown."""
+    def note_origin(self, model: Model) -> None:
+        """Note what generates rows, as far as it is known: servers, or the hardware and options of this machine."""
         engine = model.engine
         records = engine.builds if model.is_remote else [engine.conditions] if engine.conditions else []
         self.note(SERVERS if model.is_remote else CONDITIONS, records)
-        return bool(records)
 
     def sync(self) -> None:
         """Make what was saved durable, unless that has just been done."""
@@ -213,16 +207,9 @@ class Run:
         if self.missing_count or self.has_more:
             raise ValueError(f"{self.missing_count} rows are not finished")
 
-    def what_is_saved(self, unit: str) -> str:
-        """The number of finished rows and the file that has them; empty if nothing is saved."""
-        if self.saved_in is None or not self.finished:
-            return ""
-        return f"{len(self.finished)} of {self.size} {unit} done, saved in {self.saved_in}"
-
-    @property
-    def how_to_resume(self) -> str:
-        """With which options the next run goes on."""
-        return "to resume"
+    def how_to_resume(self, unit: str) -> str:  # noqa: ARG002
+        """What is saved, and how the next run goes on; empty if nothing is saved."""
+        return ""
 
     def close(self) -> None:
         """Free what the run holds."""
@@ -303,7 +290,7 @@ def open_run(
 
     `record` holds everything the answers depend on, and notes, which are saved beside. `restart` ignores finished rows,
     `retry_failed` those with an error or an undecided vote. Raises UsageError for an unusable output path, BatchError
-    if another process writes it, if it was made with other settings, or if answers would get lost.
+    if another process writes it, if it was made with other settings, or if answers would be lost.
     """
     paths = output_paths(output)
     file = RowFile(paths.partial)
@@ -332,7 +319,6 @@ class StoredRun(Run):
         restarts: bool,
     ) -> None:
         super().__init__(rows)
-        self.saved_in = paths.partial
         self._paths = paths
         self._file = file
         self._record = record
@@ -357,7 +343,7 @@ class StoredRun(Run):
     def find_finished(self) -> None:
         """Read the keys of finished rows. Raises BatchError for files that this run does not continue."""
         paths, file = self._paths, self._file
-        self._keys = file.load()
+        self._keys = file.keys()
         earlier = read_record(paths.meta)
         if not paths.output.exists():
             earlier = None
@@ -465,11 +451,14 @@ class StoredRun(Run):
             return 0
         return flags if self._keys.numbers[line] in (0, number) else flags | _STALE
 
-    @property
-    def how_to_resume(self) -> str:
-        if not self._restarts:
-            return "to resume"
-        return "without --restart to resume" if self._has_begun else "with --restart"
+    def how_to_resume(self, unit: str) -> str:
+        done = f"{len(self.finished)} of {self.size} {unit} done"
+        if self.finished:
+            done += f", saved in {self._paths.partial if self._has_begun else self._paths.output}"
+        way = "to resume"
+        if self._restarts:
+            way = "without --restart to resume" if self._has_begun else "with --restart"
+        return f"{done}; run it again {way}"
 
     def place_of(self, position: int, row: InputRow) -> int:
         self._asked[position] = row.asked
@@ -541,7 +530,7 @@ class StoredRun(Run):
     def save_notes(self) -> None:
         record = replace(self._record, notes=self.notes)
         if self.is_complete:
-            write_record(self._paths, record, (self.size, self.counts))
+            write_record(self._paths, record, self.size, self.counts)
         elif self._has_begun:
             self._file.note(record)
 
@@ -568,7 +557,7 @@ class StoredRun(Run):
             write_lines(part.file, self._output_lines())
             if _stamp(paths.output) != self._output_stamp:
                 raise BatchError(f"{paths.output} was changed while the batch ran", "move it elsewhere")
-            write_record(paths, replace(self._record, notes=self.notes), (self.size, self.counts))
+            write_record(paths, replace(self._record, notes=self.notes), self.size, self.counts)
             commit_file(part, paths.output)
             self._output_stamp = _stamp(paths.output)
         self._keep_removed()

@@ -296,7 +296,7 @@ def test_output_created_while_running_is_not_replaced(output: Path, tmp_path: Pa
     assert objects(output) == expected()
 
 
-WRONG_FIELDS: list[dict[str, Any]] = [{"rows": "1"}, {"failed": [5]}, {"notes": []}, {"other": 1}]
+WRONG_FIELDS: list[dict[str, Any]] = [{"notes": []}, {"fingerprint": 5}]
 WRONG_TYPES = [json.dumps({"version": 3, "fingerprint": {}, **wrong}).encode() for wrong in WRONG_FIELDS]
 
 
@@ -308,7 +308,7 @@ WRONG_TYPES = [json.dumps({"version": 3, "fingerprint": {}, **wrong}).encode() f
         ("out.jsonl.partial", b'{"version": 1}\n', "out.jsonl.partial was written by another version of cerebrum"),
         ("out.jsonl.meta.json", b'{"version": 9}', "out.jsonl.meta.json was written by another version of cerebrum"),
         *(
-            ("out.jsonl.meta.json", record, "out.jsonl.meta.json is not the record of a result")
+            ("out.jsonl.meta.json", record, "out.jsonl.meta.json is damaged")
             for record in (b"", b"mine", b"[]", b"{}", b'{"version": 3}', b"\xff", *WRONG_TYPES)
         ),
     ],
