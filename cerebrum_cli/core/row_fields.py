@@ -90,10 +90,6 @@ def _integer(digits: str) -> int | str:
         return digits
 
 
-def has_own_id(item: JsonObject) -> bool:
-    return any(item.get(key) not in (None, "") for key in ID_KEYS)
-
-
 def own_id(item: JsonObject, number: int, keys: Sequence[str] = ID_KEYS) -> RowId:
     """A row's own id, or else its number: text, or an integer, which pandas may write as 5.0. Raises InvalidRow."""
     for key in keys:

@@ -33,7 +33,7 @@ FIRST_WORD = "first_word"  # key of a labelled row: the answer to the question a
 
 @frozen
 class DecisionAsker:
-    """Asks which choice answers the question of a row: it follows the row's prompt, or has `fields` of the row.
+    """Asks which choice answers a question. It follows the row's prompt, or is a template with `fields` of the row.
 
     A `placed` question is that with which the prompts of all rows begin or end. Without `choices`, a row has its own,
     or is answered by yes or no. `label` names the column with the right answer.

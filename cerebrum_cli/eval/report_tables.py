@@ -63,7 +63,7 @@ def print_report(streams: Streams, report: Report, run: SavedRun, failed: int) -
 
 def print_decisions(streams: Streams, figures: DecisionFigures, run: SavedRun, failed: int) -> None:
     title = f"{run.task}: {run.model}"
-    if votes := run.fingerprint.get("votes"):
+    if votes := run.record.fingerprint.get("votes"):
         title += f", {format_count(votes, 'vote')} each"
     if failed:
         title += f", {format_count(failed, 'row')} failed"
@@ -89,14 +89,14 @@ def print_headline(streams: Streams, run: SavedRun, line: str, title: str) -> No
     streams.answer(f"{line}\n")
     if run.sampling:
         title += f", {sampling_text(run.sampling)}"
-    if not run.result.is_complete:
+    if not run.is_complete:
         title += "; the run is not complete"
     print_title(streams, title)
 
 
 def facts_of(run: SavedRun) -> JsonDict:
     """What the record of a run has of FACTS, on a line each."""
-    record = {**run.fingerprint, **run.notes}
+    record = {**run.record.fingerprint, **run.record.notes}
     record[LORA] = ", ".join(record.get(LORA, ())) or None
     return {key: one_line(str(record[key])) for key in FACTS if record.get(key) not in (None, "")}
 

@@ -17,7 +17,8 @@ from cerebrum_cli.core.version import __version__
 from cerebrum_cli.eval.answered import Answered, read_answered
 from cerebrum_cli.eval.scores import Match
 from cerebrum_cli.rows.output_tables import COLUMNS
-from cerebrum_cli.rows.saved import SavedResult, read_saved
+from cerebrum_cli.rows.record import Record
+from cerebrum_cli.rows.saved import read_saved
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.source import ModelSource
@@ -37,7 +38,8 @@ class SavedRun:
     """The finished rows of an evaluation, and what they were made with."""
 
     path: Path
-    result: SavedResult
+    record: Record
+    is_complete: bool
     rows: tuple[Answered, ...]
     task: str
     model: str
@@ -53,21 +55,14 @@ class SavedRun:
         return self.path.name.removesuffix(SUFFIX)
 
     @property
-    def fingerprint(self) -> JsonObject:
-        return self.result.record.fingerprint
-
-    @property
-    def notes(self) -> JsonObject:
-        return self.result.record.notes
-
-    @property
     def sampling(self) -> JsonDict:
-        known = {key: self.fingerprint[key] for key in SAMPLERS if self.fingerprint.get(key) is not None}
+        made_with = self.record.fingerprint
+        known = {key: made_with[key] for key in SAMPLERS if made_with.get(key) is not None}
         return samplers_in_effect(known) | ({"think": self.think} if self.think else {})
 
     def differences(self, other: SavedRun) -> Differences:
         """What two runs were made with, besides their models: names and both values."""
-        found = self.result.record.differences(other.result.record)
+        found = self.record.differences(other.record)
         if self.match != other.match:
             found[MATCH] = self.match, other.match
         return {key: values for key, values in found.items() if key not in (TASK, COLUMNS, MODEL)}
@@ -81,7 +76,8 @@ def read_run(path: Path) -> SavedRun:
             made_with = {**result.record.notes, **result.record.fingerprint}
             rows = tuple(read_answered(object, key.source) for object, key in result.rows())
             made = known_values(SavedRun, made_with)
-            return from_json(SavedRun, {**made, "path": path, "result": result, "rows": rows})
+            files = {"path": path, "record": result.record, "is_complete": result.is_complete}
+            return from_json(SavedRun, {**made, **files, "rows": rows})
     except (BatchError, OSError, *DAMAGE) as error:
         raise not_a_run(path) from error
     if path.exists():

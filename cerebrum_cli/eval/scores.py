@@ -101,7 +101,7 @@ SCORES: dict[Match, ScoreKind] = {
 def score(
     rows: Iterable[Answered], match: Match, on_scored: Callable[[int, int], None] | None = None
 ) -> list[Answered]:
-    """Verdict the rows that have a reply; call `on_scored` with the number of rows so far, and that of all.
+    """Score the rows that have a reply; call `on_scored` with the number of rows so far, and that of all.
 
     Raises UsageError if programs cannot run here.
     """

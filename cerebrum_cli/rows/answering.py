@@ -1,4 +1,4 @@
-"""The loop over rows: an asker answers them, and the object of each is written as soon as it is finished."""
+"""Answer the missing rows of a run, and write each as soon as it is finished."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """OUTPUT.partial: a header, then a line for each finished row, in the order in which they finish.
 
 A line is the row's object as JSON, with its key as the last value. Lines are written as the rows finish, so that
-nothing is lost if the process is killed, and synced within a second. A new file replaces an earlier one with its first
-row.
+nothing is lost if the process is killed, and synced within a second. An earlier file is replaced when the first row of
+a new one is written.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _WRITTEN_TOGETHER = 64  # lines
 
 
 class FinishedKeys:
-    """The keys of finished rows by line; each line belongs to one row of the input, once that is found.
+    """The keys of finished rows by line, and which of these belong to rows of the input.
 
     A later line replaces an earlier one of the same place.
     """

@@ -46,7 +46,8 @@ _BUFFER = 1 << 16
 class InputFile:
     """An open input. The lines of a regular file can be read repeatedly, those of a pipe only once.
 
-    `head` is its first part, decompressed, without consuming it; empty for Parquet, for which `if_damaged` is a hint.
+    `head` is the beginning of its text, which is not consumed; empty for Parquet. `if_damaged` is the hint for damaged
+    Parquet.
     Raises UsageError for a file that holds no lines of text.
     """
 

@@ -1,7 +1,7 @@
 """The keys of finished rows, by which a later run recognizes them, and the lines and cells that carry a key.
 
-The checksum in a key covers the rest of the line, and starts from that of the settings: a line that was damaged, or was
-made with other settings than its record says, has no key.
+The checksum in a key covers the rest of the line, and starts from that of the settings: a line that was damaged, or
+made with settings other than those in its record, has no key.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Shape = Literal["txt", "jsonl", "csv", "tsv"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
-HEAD_ROWS = 4096  # of an input that is read only once: a small one is known before anything is asked
+HEAD_ROWS = 4096  # of a pipe that are read ahead, so that a small input is known before the first question
 _ARRAY = re.compile(rb"\s*\[\s*(\{)?")  # how a JSON array begins, perhaps of objects
 _TYPES: dict[str, Shape] = {shape: shape for shape in SHAPES} | dict.fromkeys(("ndjson", "json", PARQUET), "jsonl")
 _TEXT_FIELDS = ("text", "prompt")  # names of a line of text in a template
@@ -92,7 +92,7 @@ class RowList:
         return data[1]
 
     def require_unchanged(self) -> None:
-        """They are in memory."""
+        """Rows in memory cannot change."""
 
 
 @frozen

@@ -26,8 +26,8 @@ REPLACE = "use --restart to replace it, or choose another -o"
 class OutputPaths:
     """The path of a result, and those of the files beside it.
 
-    `partial` has the finished rows until all are, with the settings that they are made with; `meta` has the settings of
-    the result, and changes together with it. `removed` has answers to rows that the input no longer had.
+    `partial` holds the finished rows and their settings until all rows are finished. `meta` has the settings of the
+    result, and is replaced together with it. `removed` has answers to rows that the input no longer had.
     """
 
     output: Path
