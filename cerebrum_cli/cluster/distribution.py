@@ -26,7 +26,7 @@ from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
 from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.source import Installation, ModelSource
-from cerebrum_cli.rows.answering import Asker, RowAnswer
+from cerebrum_cli.rows.answering import Asker, RowAnswer, askable_rows
 from cerebrum_cli.rows.output_tables import INPUT
 from cerebrum_cli.rows.run import SERVERS, Run
 
@@ -121,7 +121,7 @@ class Distribution:
         most = max(BLOCK, min(SHORT_BLOCK, BLOCK_TOKENS // (self.job.source.settings.max_tokens or BLOCK_TOKENS)))
         size = min(most, -(-rows_each // BLOCKS_EACH))
         concurrency = min(self.slots // size + 2, max(2, -(-rows_each // size)))
-        missing = self.run.missing()
+        missing = askable_rows(self.run, self.job.asker)
         if self._fruitless:  # one row may have ended each worker: find others
             missing, size, concurrency = islice(missing, BLOCKS_EACH * workers), 1, 2
         blocks = iter(lambda: list(islice(missing, size)), [])

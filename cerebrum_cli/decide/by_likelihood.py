@@ -89,8 +89,6 @@ def read_decisions(model: Model, asked: Iterable[Asked]) -> Generator[Event | De
         prompts: list[ListingPrompt] = []
         for number, (key, question) in enumerate(together):
             try:
-                if isinstance(question, CerebrumError):
-                    raise question
                 prompts += prompts_of(model, number, question, find)  # all or none
             except (EngineError, Interrupted):  # these concern all questions
                 raise

@@ -40,8 +40,6 @@ def vote(
 def row_of(model: Model, asked: Asked, samples: int) -> Row:
     """The row of a question, whose replies are names of choices."""
     _, question = asked
-    if isinstance(question, CerebrumError):
-        return Row(asked, question)
     choices = question.choices
     settings = model.source.settings.for_samples("--votes")
     grammar = schema_grammar({"enum": list(choices.names)})

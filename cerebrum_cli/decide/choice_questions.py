@@ -107,7 +107,7 @@ class ChoiceQuestion:
         return tuple(ascii_uppercase[order.index(position)] for position in range(len(order)))
 
 
-Asked: TypeAlias = tuple[Any, ChoiceQuestion | CerebrumError]  # a key for the caller; a question, or why there is none
+Asked: TypeAlias = tuple[Any, ChoiceQuestion]  # a question, and a key for the caller
 
 
 class DecisionEvent(NamedTuple):

@@ -49,6 +49,7 @@ class DecisionAsker:
     label: str | None = None
     writes_all: bool = False
     is_table: bool = False
+    is_calibrated: bool = False
     trust: Trust | None = None
 
     @property
@@ -91,30 +92,28 @@ class DecisionAsker:
             return row
         fields = row.input if isinstance(row.input, dict) else dict.fromkeys(self.fields, row.input)  # a line of text
         expected, conversation = row.expected, row.conversation
+        if self.question:
+            conversation = conversation.with_question(f"{conversation.question}\n\n{self.question}")
         try:
             choices = self.choices_for(row.input)
             if self.label is not None:
                 expected = {REFERENCE: self.reference_of(row.input)}
             if self.fields and all(name in fields and is_empty(fields[name]) for name in self.fields):
                 raise UsageError("the text is empty")
+            own = None if choices == self.given else choices.names
+            asked = replace(row, conversation=conversation, choices=own, expected=expected)
+            self.question_of(asked)
         except UsageError as problem:
             return replace(row, conversation=None, error=RowError.of(problem), expected=expected)
-        if self.question:
-            conversation = conversation.with_question(f"{conversation.question}\n\n{self.question}")
-        own = None if choices == self.given else choices.names
-        return replace(row, conversation=conversation, choices=own, expected=expected)
+        return asked
 
-    def question_of(self, row: InputRow) -> ChoiceQuestion | CerebrumError:
-        """The question of a row, or why it has none."""
-        if row.conversation is None:
-            return UsageError(row.error.message if row.error else "the row is invalid")
+    def question_of(self, row: InputRow) -> ChoiceQuestion:
+        """The question of a row. Raises UsageError if it cannot be asked."""
+        assert row.conversation
+        if row.choices is not None and self.is_calibrated:
+            raise UsageError("the row has choices of its own, for which there is no calibration")
         choices = self.given if row.choices is None else choices_of(map(Choice, row.choices))
-        try:
-            if self.trust:
-                self.trust.require(choices.names)
-            return ChoiceQuestion(row.conversation, choices, self.by_letter, self.placed)
-        except UsageError as problem:
-            return problem
+        return ChoiceQuestion(row.conversation, choices, self.by_letter, self.placed)
 
     def choices_for(self, input: Any) -> GivenChoices:
         """The choices of a row, by its fields. Raises UsageError, also for those whose table has no columns."""
@@ -140,7 +139,7 @@ class DecisionAsker:
     def object(self, row: InputRow, result: Decision | CerebrumError) -> JsonDict:
         """The output object of a row."""
         if isinstance(result, CerebrumError):
-            return output_object(row, self.keys, {"error": asdict(row.error or RowError.of(result))})
+            return output_object(row, self.keys, {"error": asdict(RowError.of(result))})
         calibrated = self.trust.calibrated(result) if self.trust else result
         values = decision_values(calibrated, self.writes_all)
         if self.label is not None:

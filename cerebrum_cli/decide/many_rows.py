@@ -56,6 +56,7 @@ def decide_file(app: App, question: str, source: Path, options: DecideOptions) -
         label=options.label,
         writes_all=options.probabilities or options.label is not None,
         is_table=table_type(output) is not None,
+        is_calibrated=options.calibration is not None,
     )
     reading = InputOptions(
         template,

@@ -28,11 +28,6 @@ class Trust:
         rounded = [round(probability, PLACES) for probability in decision.probabilities]  # as those of labelled rows
         return replace(decision, probabilities=self.calibration.probabilities(rounded))
 
-    def require(self, choices: Texts) -> None:
-        """Raise UsageError for a row with choices that a calibration lacks."""
-        if choices != self.calibration.choices:
-            raise UsageError("the row has choices of its own, for which there is no calibration")
-
     @property
     def keys(self) -> Texts:
         """The keys of `values` besides the answer."""

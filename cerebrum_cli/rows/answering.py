@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from cerebrum_cli.core.ask import Ask, Votes
@@ -15,13 +15,13 @@ from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.row_fields import RowId
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import Layer, Settings, SourcedLayer, mode_of
-from cerebrum_cli.core.text import truncate
+from cerebrum_cli.core.text import Texts, truncate
 from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.majority_vote import MajorityVote, Outcome, Row
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.source import ModelSource
-from cerebrum_cli.rows.row import InputRow, row_object
+from cerebrum_cli.rows.row import REPLY_KEYS, InputRow, output_object, row_object
 from cerebrum_cli.rows.run import Run
 
 MAX_IDS = 100_000  # to compare with those of later rows
@@ -42,10 +42,14 @@ class Asker(Protocol):
     def samples(self) -> int:
         """The most samples of a row."""
 
+    @property
+    def keys(self) -> Texts:
+        """The keys of an answer in an output object."""
+
     def answer(self, model: Model, rows: Iterable[tuple[int, InputRow]], in_order: bool) -> Iterator[Event | RowAnswer]:
         """Ask a loaded model for rows by place; yield all events, and each row as it finishes, or in their order.
 
-        Rows that cannot be asked finish with an error. After a cancel, rows are missing.
+        Rows that are refused finish with an error. After a cancel, rows are missing.
         """
 
 
@@ -56,7 +60,7 @@ def answer_rows(model: Model, run: Run, asker: Asker) -> Events:
     """
     yield from model.load()
     yield run.progress
-    for event in asker.answer(model, run.missing(), run.in_order):
+    for event in asker.answer(model, askable_rows(run, asker), run.in_order):
         if isinstance(event, RowAnswer):
             run.note_origin(model)  # which is known after the first reply; other servers may come
             run.write(*event)
@@ -65,6 +69,15 @@ def answer_rows(model: Model, run: Run, asker: Asker) -> Events:
             run.sync()
             yield event
     yield run.progress
+
+
+def askable_rows(run: Run, asker: Asker) -> Iterator[tuple[int, InputRow]]:
+    """Yield the missing rows that can be asked, by place; write the others with their errors."""
+    for place, row in run.missing():
+        if row.error:
+            run.write(place, output_object(row, asker.keys, {"error": asdict(row.error)}))
+        else:
+            yield place, row
 
 
 @frozen
@@ -84,6 +97,10 @@ class BatchOptions:
     def samples(self) -> int:
         """The most samples of a row."""
         return self.votes.maximum if self.votes else 1
+
+    @property
+    def keys(self) -> Texts:
+        return REPLY_KEYS
 
     def for_row(self, place: int, row: Layer) -> Settings:
         settings = self.settings
@@ -157,8 +174,7 @@ class RowNotices:
 def row_to_ask(place: int, row: InputRow, options: BatchOptions, source: ModelSource) -> Row:
     """What is asked for a row."""
     key = (place, row)
-    if row.conversation is None:
-        return Row(key, UsageError("the row is invalid"))
+    assert row.conversation
     settings = options.for_row(place, row.settings)
     grammar = options.grammar
     vote = MajorityVote(options.votes) if options.votes else None

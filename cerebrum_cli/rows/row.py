@@ -157,7 +157,8 @@ def row_object(event: Outcome) -> JsonDict:
     else:
         reply = outcome
     if isinstance(reply, RefusedEvent):
-        return refused_object(row, reply)
+        refusal = {"text": reply.text, "error": asdict(RowError.of(reply.error))}
+        return output_object(row, REPLY_KEYS, refusal, reply.origin)
     assert isinstance(request, Ask)
     has_schema = request.grammar is not None and request.grammar.is_schema
     values = reply_values(reply, request, None if has_schema else reply.final_answer)
@@ -168,11 +169,6 @@ def row_object(event: Outcome) -> JsonDict:
     if request.grammar:
         values["error"] = incomplete_error(reply, request.grammar)
     return output_object(row, REPLY_KEYS, values, reply.finish.origin)
-
-
-def refused_object(row: InputRow, refused: RefusedEvent) -> JsonDict:
-    error = row.error or RowError.of(refused.error)
-    return output_object(row, REPLY_KEYS, {"text": refused.text, "error": asdict(error)}, refused.origin)
 
 
 def reply_values(reply: Reply, request: Ask, final_answer: str | None) -> JsonDict:
