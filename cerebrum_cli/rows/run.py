@@ -116,6 +116,7 @@ class Run:
         self.earlier = 0  # rows that earlier runs finished
         self.notes: JsonObject = {}
         self._notices: tuple[NoticeEvent, ...] = ()
+        self._has_conditions = False
 
     @property
     def size(self) -> int:
@@ -196,8 +197,11 @@ class Run:
     def note_origin(self, model: Model) -> None:
         """Note what generates rows, as far as it is known: servers, or the hardware and options of this machine."""
         engine = model.engine
-        records = engine.builds if model.is_remote else [engine.conditions] if engine.conditions else []
-        self.note(SERVERS if model.is_remote else CONDITIONS, records)
+        if model.is_remote:
+            self.note(SERVERS, engine.builds)
+        elif not self._has_conditions and (conditions := engine.conditions):  # which stay the same
+            self.note(CONDITIONS, [conditions])
+            self._has_conditions = True
 
     def sync(self) -> None:
         """Make what was saved durable, unless that has just been done."""
