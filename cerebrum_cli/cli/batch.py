@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.rows.answering import BatchOptions
     from cerebrum_cli.rows.read import Input
 
-STANDARD = Path("-")  # standard input or output
-
 
 @option_group
 class BatchCommand(RowFileOptions, RowOptions, GenerationOptions):
@@ -51,6 +49,7 @@ class BatchCommand(RowFileOptions, RowOptions, GenerationOptions):
 
     def run(self, app: App) -> None:
         from cerebrum_cli.core.row_fields import parse_template
+        from cerebrum_cli.rows.input_file import STANDARD
         from cerebrum_cli.rows.read import InputOptions
         from cerebrum_cli.rows.run import output_paths
 
@@ -68,6 +67,7 @@ class BatchCommand(RowFileOptions, RowOptions, GenerationOptions):
 
     def answer(self, app: App, rows: Input, output: Path) -> RowCounts:
         """Answer the rows that have no answer yet. Raises Interrupted with how to resume."""
+        from cerebrum_cli.rows.input_file import STANDARD
         from cerebrum_cli.rows.record import Record
 
         source, asker = self.find_asker(app)

@@ -54,9 +54,10 @@ class ResumeOptions(BaseCommand):
 
         Raises UsageError, BatchError.
         """
+        from cerebrum_cli.rows.input_file import STANDARD
         from cerebrum_cli.rows.run import StreamedRun, open_run
 
-        if output != Path("-"):
+        if output != STANDARD:
             return open_run(output, record, rows, table, self.restart, self.retry_failed, unit)
         if self.retry_failed:
             raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")

@@ -19,7 +19,7 @@ from typing import Any
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.row_fields import InvalidRow, RowId, Template, own_id
+from cerebrum_cli.core.row_fields import UNKNOWN_FIELD, InvalidRow, RowId, Template, own_id
 from cerebrum_cli.core.text import Texts, enumeration, truncate, well_formed
 from cerebrum_cli.eval.answered import CHOICES, ENTRY_POINT, STUB
 from cerebrum_cli.rows.keys import Digest
@@ -161,7 +161,7 @@ def _required(row: Fields, name: str) -> str:
 
 
 def _missing(name: str, row: Fields) -> InvalidRow:
-    return InvalidRow(f"no `{name}`; the fields are: {', '.join(row) or 'none'}", "unknown_field")
+    return InvalidRow(f"no `{name}`; the fields are: {', '.join(row) or 'none'}", UNKNOWN_FIELD)
 
 
 def _text(value: Any, name: str) -> str:

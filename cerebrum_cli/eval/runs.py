@@ -16,6 +16,7 @@ from cerebrum_cli.core.text import Texts, text_digest
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.eval.answered import Answered, read_answered
 from cerebrum_cli.eval.scores import Match
+from cerebrum_cli.rows.input_file import STANDARD
 from cerebrum_cli.rows.output_tables import COLUMNS
 from cerebrum_cli.rows.record import Record
 from cerebrum_cli.rows.saved import read_saved
@@ -100,7 +101,7 @@ def run_path(task: str, model: str, digest: str = "") -> Path:
 
 def require_run_file(output: Path) -> None:
     """Raise UsageError for an output that cannot hold a run."""
-    if output == Path("-"):
+    if output == STANDARD:
         raise UsageError("a run cannot be written to standard output", "omit -o; use --json to print the report")
     if output.suffix.lower() not in ("", SUFFIX):
         raise UsageError(f"{output}: a run is JSON Lines", "name it .jsonl")

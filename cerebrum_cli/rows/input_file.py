@@ -83,6 +83,7 @@ class InputFile:
             self.head = b""
         if b"\0" in self.head:
             raise UsageError("the input is not UTF-8: it has NUL bytes", UTF_16)
+        self.head = self.head.removeprefix(BOM)
         if b"\r" in self.head.rstrip() and b"\n" not in self.head:
             problem = f"the lines of {self.name} end with carriage returns only"
             raise UsageError(problem, r"convert it: tr '\r' '\n' < FILE > NEW")

@@ -20,7 +20,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.row_fields import UNKNOWN_FIELD, InvalidRow, RowError, Template
 from cerebrum_cli.core.text import Texts, enumeration
-from cerebrum_cli.rows.input_file import BOM, STANDARD, InputFile
+from cerebrum_cli.rows.input_file import STANDARD, InputFile
 from cerebrum_cli.rows.json_rows import NO_OBJECT, read_json_row
 from cerebrum_cli.rows.keys import Digest, digest_of
 from cerebrum_cli.rows.output_tables import ANSWER_KEYS, DELIMITERS, PARQUET, ResultTable, table_for, table_type
@@ -162,7 +162,7 @@ class InputOptions:
 
     def rows_of(self, file: InputFile, source: Path, output: Path = STANDARD) -> Input:
         shape = self.detect_shape(source, file.head)
-        is_array = _ARRAY.match(file.head.removeprefix(BOM))
+        is_array = _ARRAY.match(file.head)
         if shape == "jsonl" and is_array and (is_array[1] or source.suffix.lower() == ".json"):
             problem = f"{file.name} is a JSON array, not an object on each line"
             raise UsageError(problem, "convert it: jq -c '.[]' ARRAY > ROWS.jsonl")
@@ -191,7 +191,7 @@ class InputOptions:
             return _TYPES[name]
         if name:
             raise UsageError(f"unknown input format {name!r}", f"name it .{', .'.join(SHAPES)} or .{PARQUET}")
-        return "jsonl" if head.removeprefix(BOM).lstrip().startswith(b"{") else "txt"
+        return "jsonl" if head.lstrip().startswith(b"{") else "txt"
 
     def _form(self, file: InputFile, shape: Shape) -> LineRows | TableRows:
         delimiter, template = _TAB_NAMES.get(self.delimiter or "", self.delimiter), self.template
@@ -203,8 +203,7 @@ class InputOptions:
             raise UsageError(f"{file.name} is text, without fields", "use .jsonl, .csv, .tsv or .parquet")
         if shape in DELIMITERS:
             hint = "" if template else f"{self.template_use}; "
-            head = file.head.removeprefix(BOM)
-            return open_table(head, shape, delimiter or DELIMITERS[shape], template, hint, self.row_of)
+            return open_table(file.head, shape, delimiter or DELIMITERS[shape], template, hint, self.row_of)
         if delimiter:
             raise UsageError(f"--delimiter does not apply to {shape}", "omit it")
         return LineRows(shape, template, self.has_settings, self.row_of)

@@ -256,8 +256,8 @@ class StreamedRun(Run):
             raise
 
 
-def paths_of(output: Path) -> OutputPaths:
-    """The paths for an output. Raises UsageError if it cannot be a file."""
+def output_paths(output: Path, source: Path | None = None) -> OutputPaths:
+    """The paths for an output. Raises UsageError if it cannot be a file, or would overwrite `source`, the input."""
     try:
         mode = output.stat().st_mode
     except FileNotFoundError:
@@ -268,12 +268,7 @@ def paths_of(output: Path) -> OutputPaths:
         raise UsageError(f"{output} is a directory", "name a file in it")
     if not stat.S_ISREG(mode):
         raise UsageError(f"{output} is not a regular file", "use `-o -` to stream to standard output")
-    return OutputPaths.of(output)
-
-
-def output_paths(output: Path, source: Path | None = None) -> OutputPaths:
-    """Like `paths_of`. Raises UsageError if it cannot be written, or would overwrite `source`, the input."""
-    paths = paths_of(output)
+    paths = OutputPaths.of(output)
     require_place(paths.output, "-o")
     for path in paths.all:
         if source is not None and path.exists() and source.exists() and path.samefile(source):

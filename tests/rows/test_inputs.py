@@ -204,7 +204,7 @@ def test_error_row_has_a_short_message() -> None:
         ("a.NDJSON", b"", "jsonl"),
         ("a.csv", b"{", "csv"),
         ("-", b"Why?", "txt"),
-        ("-", b"\xef\xbb\xbf\r\n \t{}", "jsonl"),
+        ("-", b"\r\n \t{}", "jsonl"),
         ("/dev/fd/63", b'{"prompt": 1}', "jsonl"),
     ],
 )
