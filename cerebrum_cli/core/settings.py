@@ -243,10 +243,8 @@ DIALOGUE_KEYS = (
 )  # of no effect on many rows
 LOAD_KEYS = tuple(key for key in KEYS if key not in (*GENERATION_KEYS, *DIALOGUE_KEYS))
 REPLY_KEYS = (*LOAD_KEYS, *GENERATION_KEYS)  # of commands that generate replies
-WITH_THINKING, WITHOUT_THINKING = MODES = (
-    "thinking",
-    "no_thinking",
-)  # tables of a layer that apply while `think` is on or off
+# Tables of a layer that apply while `think` is on or off.
+WITH_THINKING, WITHOUT_THINKING = MODES = ("thinking", "no_thinking")
 LOCAL_KEYS = tuple(key for key, declared in OPTIONS.items() if declared.local)
 
 
