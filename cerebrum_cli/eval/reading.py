@@ -24,7 +24,7 @@ from cerebrum_cli.core.text import Texts, enumeration, truncate, well_formed
 from cerebrum_cli.eval.answered import CHOICES, ENTRY_POINT, STUB
 from cerebrum_cli.rows.keys import Digest
 from cerebrum_cli.rows.read import Input, InputOptions, RowList
-from cerebrum_cli.rows.row import REFERENCE, InputRow, prompt_row
+from cerebrum_cli.rows.row import REFERENCE, Cells, InputRow, prompt_row
 
 QUESTION_TEMPLATE = "{question}"  # of a question without a template of its own
 CHOICE_TEMPLATE = "{question}\n\n{choices}\n\nAnswer with the letter of the correct choice."  # of one with choices
@@ -46,7 +46,7 @@ def question_options(
     """
 
     def row_of(number: int, _: RowId, fields: Fields) -> InputRow:
-        row = _converted(fields, convert)
+        row = fields if convert is None else _converted(fields, convert)
         choices = _choices(row.get("choices"))
         prompt = _prompt(row, choices, template)
         return replace(
@@ -89,9 +89,7 @@ def select(questions: RowList, limit: int | None = None) -> RowList:
     return RowList(tuple(sorted(questions.rows, key=rank)[:limit]), questions.unit)
 
 
-def _converted(row: Fields, convert: Convert | None) -> Fields:
-    if convert is None:
-        return row
+def _converted(row: Fields, convert: Convert) -> Fields:
     try:
         return {**row, **convert({key: value for key, value in row.items() if value is not None})}
     except KeyError as error:
@@ -100,7 +98,7 @@ def _converted(row: Fields, convert: Convert | None) -> Fields:
 
 def _expected(row: Fields, choices: Texts, answer: str, has_code: bool) -> JsonDict:
     """What is known of the right answer, or of several, as keys of the row's object."""
-    given = _list_of(row.get(answer))
+    given = _right_answers(row.get(answer), isinstance(row, Cells))
     if not given:
         raise _missing(answer, row)
     if choices:
@@ -121,21 +119,27 @@ def _number_of(value: Any, row: Fields) -> Any:
     return int(value) if is_cell and value.strip().isdecimal() else value
 
 
-def _list_of(value: Any) -> list[Any]:
-    """The items of a list, or of the JSON of one in a table; another value is the only item."""
-    if isinstance(value, str) and value.startswith("["):
-        with suppress(ValueError, RecursionError):
-            value = json.loads(value)
-    if isinstance(value, list):
-        return value
+def _right_answers(value: Any, is_cell: bool) -> list[Any]:
+    """The items of a list; another value is the only one. In a cell, a list of numbers is one answer: an interval."""
+    listed = _from_cell(value) if is_cell else value
+    if isinstance(listed, list) and not (is_cell and all(type(item) in (int, float) for item in listed)):
+        return listed
     return [] if value is None else [value]
 
 
+def _from_cell(value: Any) -> Any:
+    """The list that a cell of a table has as JSON; any other value as it is."""
+    if isinstance(value, str) and value.startswith("["):
+        with suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
+
+
 def _choices(value: Any) -> Texts:
-    choices = _list_of(value)
-    if not choices:
+    choices = _from_cell(value)
+    if choices in (None, []):
         return ()
-    if choices == [value]:
+    if not isinstance(choices, list):
         raise InvalidRow("`choices` must be a list of texts")
     if not 2 <= len(choices) <= len(LETTERS):
         raise InvalidRow(f"`choices` must have 2 to {len(LETTERS)} items, not {len(choices)}")

@@ -65,7 +65,7 @@ class TableRows:
                 if value.strip() and column not in self.columns:
                     raise InvalidRow(f"column {column + 1} has a value, but no name", "invalid_record")
             if self.row_of:
-                filled = {name: value for name, value in fields.items() if value}
+                filled = Cells({name: value for name, value in fields.items() if value})
                 return replace(self.row_of(number, id, filled), input=fields)
             return prompt_row(number, id, self.template.render(fields), fields)
         except InvalidRow as invalid:

@@ -99,6 +99,13 @@ def test_column_of_answers_is_a_setting(tmp_path: Path) -> None:
     assert [row.expected for _, row in good.questions.rows] == [{"reference": "2"}]  # only tasks have stubs
 
 
+def test_answer_that_looks_like_a_list_is_one_answer() -> None:
+    """As intervals in MATH do."""
+    [row] = read({"question": "?", "answer": "[2, 5]"})
+    [cell] = read_text(b'question,answer\n?,"[2, 5]"\n', "csv")
+    assert row.expected == cell.expected == {"reference": "[2, 5]"}
+
+
 def test_index_of_a_choice_is_text_in_a_table() -> None:
     table = 'question,answer,choices\nWhich?,1,"[""red"", ""blue""]"\nHow many?,7,"[""6"", ""7""]"\n'
     rows = read_text(table.encode(), "csv")
